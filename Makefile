@@ -1,0 +1,50 @@
+# Everything runs in .venv, which the first target sets up; needed beforehand: Python >= 3.11, a C++ compiler, make.
+#   make demo        train on real images, measure every charge, draw the pictures: runs/demo (more options: ARGS="--epochs 5")
+#   make test        the tests, without the slow ones       make test-all    every test
+#   make lint        ruff, mypy, clang-format               make bench       the benchmarks
+#   make gpu-report  measure on a GPU                       make clean       remove what was built and set up
+PYTHON ?= python3
+ARGS ?=
+JOBS ?= 2
+
+BIN := .venv/bin
+READY := .venv/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all lint bench gpu-report clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+setup: $(READY)
+
+# Again whenever a requirement or a C++ source changes; pip and ninja then do only what is left to do.
+$(READY): pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+	  "noetherperf needs Python >= 3.11 and $(PYTHON) is " + sys.version.split()[0] + "; name another one: make PYTHON=python3.12")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt cmake ninja pybind11 scikit-build-core
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[dev]'
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/noetherperf run --out runs/demo --overwrite $(ARGS)
+
+test: $(READY)
+	$(BIN)/python -m pytest -n $(JOBS) -m "not slow" $(ARGS)
+
+test-all: $(READY)
+	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+
+lint: $(READY)
+	$(BIN)/pre-commit run --all-files
+
+bench: $(READY)
+	$(BIN)/python -m pytest bench $(ARGS)
+
+gpu-report: $(READY)
+	@test -f bench/gpu_report.py || { echo "gpu-report: there is no bench/gpu_report.py yet, so nothing was measured" >&2; exit 1; }
+	$(BIN)/python bench/gpu_report.py $(ARGS)
+
+clean:
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
