@@ -1,0 +1,193 @@
+"""The house rules that can be read off the source: who may import whom, and what stays out of where."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = "noetherperf"
+
+# A unit is a file or folder directly inside the package; it imports only units of lower rank.
+RANKS = {
+    "moments": 0,
+    "hyper": 0,
+    "reference": 1,
+    "symmetry": 1,
+    "laws": 1,
+    "detect": 2,
+    "plan": 2,
+    "triton_kernels": 2,
+    "backends": 3,
+    "sgd": 4,
+    "distributed": 4,
+    "readout": 5,
+    "constraints": 5,
+    "recorder": 6,
+    "theory": 7,
+    "plots": 7,
+    "cli": 8,
+    "recipes": 8,
+    "__init__": 9,
+    "__main__": 9,
+}
+
+# Neighbours of one rank that may look at each other in this direction, and why.
+NEIGHBOURS = {
+    ("reference", "laws"): "the reference step advances the law states, as csrc/step.h and csrc/laws.h do",
+    ("plots", "theory"): "the figures draw the continuous models beside the measurement",
+    ("cli", "recipes"): "the command line starts the main job",
+}
+
+# Imported in one file only, so that the rest works without it.
+ONLY_IN = {"matplotlib": "plots", "torch.distributed": "distributed"}
+
+TORCH_HEADER = re.compile(r'^\s*#\s*include\s*[<"](torch|ATen|c10|caffe2)/', re.MULTILINE)
+
+
+def unit_of(path: Path, package: Path) -> str:
+    return path.relative_to(package).parts[0].removesuffix(".py")
+
+
+def imported_names(tree: ast.AST, module: str, is_package: bool) -> Iterator[str]:
+    """Dotted names of all that a file imports, relative ones resolved.
+
+    `from a import b` gives a.b, which may be a module; so may an attribute, torch.distributed in torch.distributed.send.
+    """
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import(names=names):
+                yield from (alias.name for alias in names)
+            case ast.ImportFrom(module=source, names=names, level=level):
+                parents = module.split(".")[: None if is_package else -1]
+                parents = parents[: len(parents) - level + 1] if level else []
+                yield from (".".join([*parents, *filter(None, [source]), alias.name]) for alias in names)
+            case ast.Attribute(value=ast.Name(id=root), attr=name):
+                yield f"{root}.{name}"
+
+
+def units_reached(names: Iterator[str], units: set[str]) -> set[str]:
+    """The package's units among dotted names; the package itself stands for its __init__."""
+    inside = (name.split(".") for name in names if name.split(".")[0] == PACKAGE)
+    return {parts[1] if len(parts) > 1 and parts[1] in units else "__init__" for parts in inside}
+
+
+def violations(package: Path) -> list[str]:
+    """Every broken rule in the Python files of a package, one line each."""
+    found = []
+    # rglob follows no link, and triton_kernels is one
+    files = sorted({*package.rglob("*.py"), *(package / "triton_kernels").rglob("*.py")})
+    units = {unit_of(path, package) for path in files}
+    for path in files:
+        unit, place = unit_of(path, package), path.relative_to(package.parent).as_posix()
+        if unit not in RANKS:
+            found.append(f"{place} has no rank: give it one in RANKS")
+            continue
+        module = ".".join([PACKAGE, *path.relative_to(package).with_suffix("").parts]).removesuffix(".__init__")
+        names = set(imported_names(ast.parse(path.read_text()), module, path.name == "__init__.py"))
+        for other in sorted(units_reached(iter(names), units) - {unit}):
+            if RANKS.get(other, -1) >= RANKS[unit] and (unit, other) not in NEIGHBOURS:
+                found.append(f"{place} ({RANKS[unit]}) imports {other} ({RANKS.get(other, 'no rank')})")
+        for library, home in ONLY_IN.items():
+            if unit != home and any(f"{name}.".startswith(f"{library}.") for name in names):
+                found.append(f"{place} imports {library}, which only {home}.py may")
+    return found
+
+
+def torch_headers(csrc: Path) -> list[str]:
+    return [path.name for path in sorted(csrc.iterdir()) if TORCH_HEADER.search(path.read_text())]
+
+
+def test_imports_go_downward() -> None:
+    assert violations(ROOT / PACKAGE) == []
+
+
+def test_csrc_includes_no_torch_header() -> None:
+    assert any((ROOT / "csrc").glob("*.cpp"))
+    assert torch_headers(ROOT / "csrc") == []
+
+
+def test_import_stays_light() -> None:
+    """Whatever torch itself brings, ours adds neither matplotlib nor triton."""
+    code = (
+        "import sys, torch; before = set(sys.modules); import noetherperf;"
+        "print(*{name.partition('.')[0] for name in set(sys.modules) - before})"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert PACKAGE in loaded
+    assert not {"matplotlib", "triton"} & set(loaded)
+
+
+@pytest.mark.parametrize(
+    ("file", "source", "complaint"),
+    [
+        ("plan.py", "from noetherperf.sgd import SGD", "noetherperf/plan.py (2) imports sgd (4)"),
+        ("plan.py", "from noetherperf import sgd", "noetherperf/plan.py (2) imports sgd (4)"),
+        ("plan.py", "from .sgd import SGD", "noetherperf/plan.py (2) imports sgd (4)"),
+        ("plan.py", "from . import sgd", "noetherperf/plan.py (2) imports sgd (4)"),
+        ("plan.py", "import noetherperf.sgd", "noetherperf/plan.py (2) imports sgd (4)"),
+        ("plan.py", "def f():\n    import noetherperf.sgd", "noetherperf/plan.py (2) imports sgd (4)"),
+        ("plan.py", "import noetherperf", "noetherperf/plan.py (2) imports __init__ (9)"),
+        ("plan.py", "from noetherperf import SGD", "noetherperf/plan.py (2) imports __init__ (9)"),
+        ("plan.py", "from noetherperf.detect import f", "noetherperf/plan.py (2) imports detect (2)"),
+        ("laws.py", "import noetherperf.reference", "noetherperf/laws.py (1) imports reference (1)"),
+        (
+            "triton_kernels/launch.py",
+            "import noetherperf.sgd",
+            "noetherperf/triton_kernels/launch.py (2) imports sgd (4)",
+        ),
+        ("recipes/digits.py", "from ..cli import main", "noetherperf/recipes/digits.py (8) imports cli (8)"),
+        ("new.py", "", "noetherperf/new.py has no rank: give it one in RANKS"),
+        ("cli.py", "from matplotlib import pyplot", "noetherperf/cli.py imports matplotlib, which only plots.py may"),
+        (
+            "sgd.py",
+            "import torch.distributed as d",
+            "noetherperf/sgd.py imports torch.distributed, which only distributed.py may",
+        ),
+        (
+            "sgd.py",
+            "from torch import distributed",
+            "noetherperf/sgd.py imports torch.distributed, which only distributed.py may",
+        ),
+        (
+            "sgd.py",
+            "import torch\ntorch.distributed.f()",
+            "noetherperf/sgd.py imports torch.distributed, which only distributed.py may",
+        ),
+    ],
+)
+def test_a_broken_rule_is_found(tmp_path: Path, file: str, source: str, complaint: str) -> None:
+    package = tmp_path / PACKAGE
+    for name in ("sgd.py", "detect.py", "reference.py", "cli.py", file):
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text("")
+    (package / file).write_text(source)
+    assert violations(package) == [complaint]
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("sgd.py", "from noetherperf.plan import Plan\nimport torch"),
+        ("reference.py", "from noetherperf import laws"),
+        ("recipes/digits.py", "from noetherperf.recipes.models import net\nfrom .models import net"),
+        ("__init__.py", "from noetherperf.sgd import SGD"),
+    ],
+)
+def test_a_kept_rule_is_not_blamed(tmp_path: Path, file: str, source: str) -> None:
+    package = tmp_path / PACKAGE
+    for name in ("plan.py", "laws.py", "sgd.py", "recipes/models.py", file):
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text("")
+    (package / file).write_text(source)
+    assert violations(package) == []
+
+
+def test_a_torch_header_is_found(tmp_path: Path) -> None:
+    (tmp_path / "a.cpp").write_text('#include <vector>\n  # include "torch/extension.h"\n')
+    (tmp_path / "b.cpp").write_text("// torch/extension.h stays out\n#include <vector>\n")
+    assert torch_headers(tmp_path) == ["a.cpp"]
