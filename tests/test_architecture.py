@@ -56,7 +56,7 @@ def unit_of(path: Path, package: Path) -> str:
 def imported_names(tree: ast.AST, module: str, is_package: bool) -> Iterator[str]:
     """Dotted names of all that a file imports, relative ones resolved.
 
-    `from a import b` gives a.b, which may be a module; so may an attribute, torch.distributed in torch.distributed.send.
+    `from a import b` gives a.b, which may be a module; so may an attribute, as in torch.distributed.send.
     """
     for node in ast.walk(tree):
         match node:
