@@ -314,9 +314,9 @@ class Rescale(Symmetry):
 
     The loss is the same for every α > 0. With weight decay λ the flow gives
     Q(t) = e^{−2λt} Q(0) + η ∫₀ᵗ e^{−2λ(t−s)} (|g_A1|² − |g_A2|²) ds. It holds through ReLU and its kin, pooling,
-    dropout and flattening; between a normalisation's affine parameters and all readers of them; inside attention and gated
-    units. Where the unit is homogeneous of degree k (ReLU²: k = 2), its outward parts have weight k, the generator is
-    (θ_A1, −k θ_A2), and Q = |θ_A1|² − k |θ_A2|².
+    dropout and flattening; between a normalisation's affine parameters and all readers of them; inside attention and
+    gated units. Where the unit is homogeneous of degree k (ReLU²: k = 2), its outward parts have weight k, the
+    generator is (θ_A1, −k θ_A2), and Q = |θ_A1|² − k |θ_A2|².
 
     Args:
         name: Under which the readout lists it.

@@ -1,0 +1,477 @@
+"""Symmetries as data: what they accept, what they refuse in which words, and that nothing is lost on any way out."""
+
+import copy
+import dataclasses
+import json
+import pickle
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from noetherperf import symmetry as module
+from noetherperf.symmetry import (
+    Norm,
+    Part,
+    Rescale,
+    Scale,
+    Symmetry,
+    Translation,
+    from_json,
+    layers,
+    neurons,
+    to_json,
+    validate,
+)
+
+SHAPES = {
+    "conv.weight": (8, 3, 3, 3),
+    "conv.bias": (8,),
+    "fc.weight": (10, 32),
+    "fc.bias": (10,),
+    "rnn.weight_hh": (8, 8),
+    "gain": (),
+}
+
+TRANSLATION = Translation("softmax", [Part("fc.weight", axis=1)])
+SCALE = Scale("conv", [Part("conv.weight", axis=0), Part("conv.bias", axis=0)])
+RESCALE = Rescale(
+    "conv->fc",
+    inward=[Part("conv.weight", axis=0), Part("conv.bias", axis=0)],
+    outward=[Part("fc.weight", axis=1, fold=4, weight=2)],
+)
+NORM = Norm("half of fc", [Part("fc.weight", axis=1, start=16, stop=32)])
+WHOLE = Norm("all", [Part("gain", axis=None)])
+EXAMPLES = [TRANSLATION, SCALE, RESCALE, NORM, WHOLE]
+by_name = pytest.mark.parametrize("symmetry", EXAMPLES, ids=lambda symmetry: symmetry.name)
+
+
+def shapes_of(model: nn.Module) -> dict[str, torch.Size]:
+    return {name: parameter.shape for name, parameter in model.named_parameters()}
+
+
+class TestPart:
+    def test_defaults(self) -> None:
+        part = Part("w", 0)
+        assert (part.start, part.stop, part.fold, part.weight) == (None, None, 1, 1.0)
+
+    @pytest.mark.parametrize(
+        ("fields", "error", "words"),
+        [
+            ({"parameter": 3}, TypeError, "parameter must be a name"),
+            ({"parameter": ""}, ValueError, "empty name"),
+            ({"axis": -1}, ValueError, "axis must be at least 0"),
+            ({"axis": 1.0}, TypeError, "axis must be an integer"),
+            ({"axis": True}, TypeError, "axis must be an integer"),
+            ({"axis": "0"}, TypeError, "axis must be an integer"),
+            ({"start": -1}, ValueError, "start must be at least 0"),
+            ({"start": 0.5}, TypeError, "start must be an integer"),
+            ({"stop": 0}, ValueError, "stop must be at least 1"),
+            ({"start": 4, "stop": 4}, ValueError, "start must be below stop"),
+            ({"start": 5, "stop": 4}, ValueError, "start must be below stop"),
+            ({"fold": 0}, ValueError, "fold must be at least 1"),
+            ({"fold": None}, TypeError, "fold must be an integer"),
+            ({"fold": 2.0}, TypeError, "fold must be an integer"),
+            ({"weight": 0}, ValueError, "finite and not zero"),
+            ({"weight": float("nan")}, ValueError, "finite and not zero"),
+            ({"weight": float("-inf")}, ValueError, "finite and not zero"),
+            ({"weight": 10**400}, ValueError, "finite and not zero"),
+            ({"weight": "1"}, TypeError, "weight must be a number"),
+            ({"weight": True}, TypeError, "weight must be a number"),
+            ({"weight": None}, TypeError, "weight must be a number"),
+            ({"axis": None, "start": 1}, ValueError, "none to slice"),
+            ({"axis": None, "stop": 1}, ValueError, "none to slice"),
+            ({"axis": None, "fold": 2}, ValueError, "none to slice"),
+        ],
+    )
+    def test_refuses(self, fields: dict[str, Any], error: type[Exception], words: str) -> None:
+        with pytest.raises(error, match=words) as caught:
+            Part(**{"parameter": "w", "axis": 0, **fields})
+        assert "parameter" in fields or "'w'" in str(caught.value)
+
+    def test_is_immutable(self) -> None:
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            Part("w", 0).axis = 1  # type: ignore[misc]
+
+    def test_integers_of_other_kinds_become_plain(self) -> None:
+        part = Part("w", torch.tensor(1), fold=torch.tensor(2))  # type: ignore[arg-type]
+        assert (type(part.axis), type(part.fold), type(part.weight)) == (int, int, float)
+        assert part == Part("w", 1, fold=2, weight=1.0)
+
+    @pytest.mark.parametrize(
+        ("part", "shape", "n_groups"),
+        [
+            (Part("w", None), (4, 3), 1),
+            (Part("w", None), (), 1),
+            (Part("w", 0), (4, 3), 4),
+            (Part("w", 1), (4, 3, 5, 5), 3),
+            (Part("w", 3), (4, 3, 5, 7), 7),
+            (Part("w", 1, fold=16), (10, 160), 10),
+            (Part("w", 0, start=4, stop=10, fold=3), (12, 2), 2),
+            (Part("w", 0, start=4), (12, 2), 8),
+            (Part("w", 0, stop=12), (12, 2), 12),
+        ],
+    )
+    def test_n_groups(self, part: Part, shape: tuple[int, ...], n_groups: int) -> None:
+        assert part.n_groups(shape) == n_groups
+        assert part.n_groups(torch.Size(shape)) == n_groups
+
+    @pytest.mark.parametrize(
+        ("part", "shape", "words"),
+        [
+            (Part("w", 2), (4, 3), "axis 2 is out of range"),
+            (Part("w", 0), (), "axis 0 is out of range"),
+            (Part("w", 1, stop=4), (4, 3), "0:4 of axis 1 is out of range"),
+            (Part("w", 1, start=3), (4, 3), "3:3 of axis 1 is empty"),
+            (Part("w", 0), (0, 3), "0:0 of axis 0 is empty"),
+            (Part("w", 0, fold=3), (4, 3), "fold 3 does not divide"),
+            (Part("w", 0, start=1, fold=2), (4, 3), "fold 2 does not divide"),
+            (Part("w", 0, fold=8), (4, 3), "fold 8 does not divide"),
+        ],
+    )
+    def test_misfits_name_parameter_and_shape(self, part: Part, shape: tuple[int, ...], words: str) -> None:
+        with pytest.raises(ValueError, match=words) as caught:
+            part.n_groups(shape)
+        assert "'w'" in str(caught.value)
+        assert str(shape) in str(caught.value)
+
+    @given(start=st.integers(0, 9), n_groups=st.integers(1, 5), fold=st.integers(1, 4), beyond=st.integers(0, 3))
+    def test_groups_tile_the_slice(self, start: int, n_groups: int, fold: int, beyond: int) -> None:
+        stop = start + n_groups * fold
+        part = Part("w", 0, start=start, stop=stop, fold=fold)
+        assert part.bounds((stop + beyond, 2)) == (start, stop)
+        assert part.n_groups((stop + beyond, 2)) == n_groups
+
+
+class TestSymmetry:
+    @pytest.mark.parametrize(
+        ("symmetry", "kind", "law", "claimed"),
+        [
+            (TRANSLATION, "translation", "translation", True),
+            (SCALE, "scale", "norm", True),
+            (RESCALE, "rescale", "norm", True),
+            (NORM, "norm", "norm", False),
+        ],
+    )
+    def test_kinds(self, symmetry: Symmetry, kind: str, law: str, claimed: bool) -> None:
+        assert (symmetry.kind, symmetry.law, symmetry.claimed) == (kind, law, claimed)
+
+    def test_rescale_signs(self) -> None:
+        assert [part.weight for part in RESCALE.parts] == [1, 1, -2]
+        assert RESCALE.inward == (Part("conv.weight", axis=0), Part("conv.bias", axis=0))
+        assert RESCALE.outward == (Part("fc.weight", axis=1, fold=4, weight=2),)
+        assert [part.parameter for part in RESCALE.parts] == ["conv.weight", "conv.bias", "fc.weight"]
+
+    def test_translation_takes_weights_of_any_sign(self) -> None:
+        assert Translation("t", [Part("a", 0, weight=-2)]).parts[0].weight == -2
+
+    @pytest.mark.parametrize(
+        ("build", "error", "words"),
+        [
+            (lambda: Symmetry("s", [Part("w", 0)]), TypeError, "use Translation, Scale, Rescale or Norm"),
+            (lambda: Scale("s", []), ValueError, "parts is empty"),
+            (lambda: Rescale("s", [], [Part("w", 0)]), ValueError, "inward is empty"),
+            (lambda: Rescale("s", [Part("w", 0)], []), ValueError, "outward is empty"),
+            (lambda: Scale("", [Part("w", 0)]), ValueError, "name is empty"),
+            (lambda: Scale(3, [Part("w", 0)]), TypeError, "name must be a str"),  # type: ignore[arg-type]
+            (lambda: Scale("s", Part("w", 0)), TypeError, "sequence of Part"),  # type: ignore[arg-type]
+            (lambda: Scale("s", "w"), TypeError, "sequence of Part"),  # type: ignore[arg-type]
+            (lambda: Norm("s", ["w"]), TypeError, "hold Part only, got 'w'"),  # type: ignore[list-item]
+            (lambda: Scale("s", [Part("w", 0, weight=-1)]), ValueError, "negative weight.*Rescale"),
+            (lambda: Rescale("s", [Part("w", 0)], [Part("v", 1, weight=-1)]), ValueError, "negative weight"),
+            (lambda: Rescale("s", [Part("w", 0, weight=-1)], [Part("v", 1)]), ValueError, "negative weight"),
+        ],
+    )
+    def test_refuses(self, build: Callable[[], Symmetry], error: type[Exception], words: str) -> None:
+        with pytest.raises(error, match=words):
+            build()
+
+    @by_name
+    def test_is_immutable(self, symmetry: Symmetry) -> None:
+        for field in ("name", "parts"):
+            with pytest.raises(dataclasses.FrozenInstanceError):
+                setattr(symmetry, field, getattr(symmetry, field))
+
+    @by_name
+    def test_comes_back_equal(self, symmetry: Symmetry) -> None:
+        ways = [
+            pickle.loads(pickle.dumps(symmetry)),
+            copy.deepcopy(symmetry),
+            eval(repr(symmetry), vars(module)),
+            Symmetry.from_dict(symmetry.to_dict()),
+            *from_json(to_json([symmetry])),
+        ]
+        for other in ways:
+            assert type(other) is type(symmetry)
+            assert other == symmetry
+            assert hash(other) == hash(symmetry)
+            assert other.parts == symmetry.parts
+
+    def test_equality_sees_every_field(self) -> None:
+        part = Part("w", 0, start=0, stop=4, fold=2, weight=2)
+        changes: list[dict[str, object]] = [
+            {"parameter": "v"}, {"axis": 1}, {"start": 2}, {"stop": 8}, {"fold": 4}, {"weight": 1},
+        ]  # fmt: skip
+        symmetries = [Norm("n", [part]), Norm("m", [part]), Norm("n", [part, part]), Scale("n", [part])]
+        symmetries += [Norm("n", [dataclasses.replace(part, **change)]) for change in changes]  # type: ignore[arg-type]
+        assert len(set(symmetries)) == len(symmetries)
+        assert set(symmetries) == set(copy.deepcopy(symmetries))
+
+
+class TestJson:
+    def test_round_trip_of_many(self) -> None:
+        assert from_json(to_json(EXAMPLES)) == tuple(EXAMPLES)
+        assert from_json(to_json([])) == ()
+
+    def test_names_of_all_alphabets(self) -> None:
+        symmetry = Norm('θ "quoted" → \n', [Part("слой.weight", axis=0)])
+        assert from_json(to_json([symmetry])) == (symmetry,)
+
+    def test_text_is_plain(self) -> None:
+        data = json.loads(to_json([RESCALE]))
+        assert data["version"] == 1
+        assert data["symmetries"][0]["outward"] == [{"parameter": "fc.weight", "axis": 1, "fold": 4, "weight": 2.0}]
+
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            ("{", "Expecting"),
+            ("[]", "must be an object"),
+            ('{"symmetries": []}', "'version' is missing"),
+            ('{"version": 1}', "'symmetries' is missing"),
+            ('{"version": 2, "symmetries": []}', "version 2"),
+            ('{"version": 1, "symmetries": [], "x": 1}', "unknown field 'x'"),
+            ('{"version": 1, "symmetries": {}}', "must be a list"),
+            ('{"version": 1, "symmetries": [3]}', "must be an object"),
+        ],
+    )
+    def test_refuses_other_files(self, text: str, words: str) -> None:
+        with pytest.raises(ValueError, match=words):
+            from_json(text)
+
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [
+            ({"kind": "rotation"}, "unknown kind of symmetry 'rotation'"),
+            ({"kind": None}, "unknown kind of symmetry None"),
+            ({"kind": ["scale"]}, "unknown kind"),
+            ({"kind": "rescale"}, "unknown field 'parts'"),
+            ({"kind": "__import__('os')"}, "unknown kind"),
+            ({"extra": 1}, "unknown field 'extra'"),
+            ({"name": 3}, "name must be a str"),
+            ({"name": ""}, "name is empty"),
+            ({"parts": []}, "parts is empty"),
+            ({"parts": "conv"}, "must be a list of parts"),
+            ({"parts": ["conv"]}, "must be an object"),
+            ({"parts": [{"parameter": "w"}]}, "'axis' is missing"),
+            ({"parts": [{"axis": 0}]}, "'parameter' is missing"),
+            ({"parts": [{"parameter": "w", "axis": 0, "stride": 2}]}, "unknown field 'stride'"),
+            ({"parts": [{"parameter": "w", "axis": "0"}]}, "axis must be an integer"),
+            ({"parts": [{"parameter": "w", "axis": 0, "_": 1}]}, "unknown field '_'"),
+            ({"parts": [{"parameter": "w", "axis": 0, "weight": float("nan")}]}, "finite"),
+        ],
+    )
+    def test_refuses_other_symmetries(self, change: dict[str, Any], words: str) -> None:
+        with pytest.raises(ValueError, match=re.escape(words)):
+            from_json(json.dumps({"version": 1, "symmetries": [SCALE.to_dict() | change]}))
+
+    def test_refuses_a_symmetry_without_parts(self) -> None:
+        data = SCALE.to_dict()
+        del data["parts"]
+        with pytest.raises(ValueError, match="'parts' is missing"):
+            Symmetry.from_dict(data)
+
+
+class TestValidate:
+    def test_returns_what_it_got(self) -> None:
+        assert validate(EXAMPLES, SHAPES) == tuple(EXAMPLES)
+        assert validate(iter(EXAMPLES), SHAPES) == tuple(EXAMPLES)
+        assert validate([], {}) == ()
+
+    @pytest.mark.parametrize(
+        ("symmetry", "words"),
+        [
+            (Norm("n", [Part("conv.wieght", 0)]), ["'n'", "'conv.wieght'", "did you mean 'conv.weight'"]),
+            (Norm("n", [Part("xyzzy", 0)]), ["'xyzzy'", "'conv.weight'", "'gain'"]),
+            (Norm("n", [Part("conv.bias", 1)]), ["'n'", "'conv.bias'", "axis 1", "(8,)"]),
+            (Norm("n", [Part("gain", 0)]), ["'gain'", "axis 0", "()"]),
+            (Norm("n", [Part("fc.weight", 1, stop=33)]), ["'fc.weight'", "0:33", "(10, 32)"]),
+            (Norm("n", [Part("fc.weight", 1, fold=5)]), ["'fc.weight'", "fold 5", "(10, 32)"]),
+            (Scale("n", [Part("conv.weight", 0), Part("fc.bias", 0)]), ["'conv.weight'", "8", "'fc.bias'", "10"]),
+            (Scale("n", [Part("conv.weight", None), Part("fc.bias", 0)]), ["'conv.weight'", " 1 ", "'fc.bias'", "10"]),
+        ],
+    )
+    def test_misfits(self, symmetry: Symmetry, words: list[str]) -> None:
+        with pytest.raises(ValueError, match="symmetry 'n'") as caught:
+            validate([SCALE, symmetry], SHAPES)
+        assert [word for word in words if word not in str(caught.value)] == []
+
+    @pytest.mark.parametrize(
+        "parts",
+        [
+            [Part("conv.weight", 0), Part("conv.weight", 0)],
+            [Part("conv.weight", 0), Part("conv.weight", 0, start=0, stop=8)],
+            [Part("fc.weight", 1, start=0, stop=16), Part("fc.weight", 1, start=15, stop=31)],
+            [Part("fc.weight", 1, start=8), Part("fc.weight", 1, stop=24)],
+            [Part("fc.weight", 1, start=0, stop=8, fold=2), Part("fc.weight", 1, start=4, stop=8)],
+            [Part("fc.weight", None), Part("fc.weight", None)],
+            [Part("fc.weight", None), Part("fc.weight", 0, fold=10)],
+            [Part("gain", None), Part("gain", None)],
+        ],
+    )
+    def test_overlaps(self, parts: list[Part]) -> None:
+        with pytest.raises(ValueError, match=r"symmetry 'n'.*twice") as caught:
+            validate([Norm("n", parts)], SHAPES)
+        assert repr(parts[0]) in str(caught.value)
+        assert repr(parts[1]) in str(caught.value)
+
+    @pytest.mark.parametrize(
+        "symmetry",
+        [
+            Norm("adjacent slices", [Part("fc.weight", 1, stop=16), Part("fc.weight", 1, start=16)]),
+            Norm("the other order", [Part("fc.weight", 1, start=16), Part("fc.weight", 1, stop=16)]),
+            Rescale("recurrent", [Part("rnn.weight_hh", 0)], [Part("rnn.weight_hh", 1)]),
+            Norm("two tensors", [Part("fc.weight", None), Part("gain", None)]),
+        ],
+        ids=lambda symmetry: symmetry.name,
+    )
+    def test_no_overlap(self, symmetry: Symmetry) -> None:
+        assert validate([symmetry], SHAPES) == (symmetry,)
+
+    @given(
+        first=st.tuples(st.integers(0, 20), st.integers(1, 11)),
+        start=st.integers(0, 20),
+    )
+    def test_overlap_is_a_shared_index(self, first: tuple[int, int], start: int) -> None:
+        length = first[1]
+        parts = [Part("fc.weight", 1, start=s, stop=s + length) for s in (first[0], start)]
+        if set(range(first[0], first[0] + length)) & set(range(start, start + length)):
+            with pytest.raises(ValueError, match="twice"):
+                validate([Norm("n", parts)], SHAPES)
+        else:
+            validate([Norm("n", parts)], SHAPES)
+
+    def test_the_same_elements_in_two_symmetries_are_fine(self) -> None:
+        validate([SCALE, Norm("again", SCALE.parts)], SHAPES)
+
+    def test_names_are_unique(self) -> None:
+        with pytest.raises(ValueError, match="two symmetries are named 'conv'"):
+            validate([SCALE, TRANSLATION, Norm("conv", [Part("gain", None)])], SHAPES)
+
+    def test_only_symmetries(self) -> None:
+        with pytest.raises(TypeError, match="got 'conv'"):
+            validate([SCALE, "conv"], SHAPES)  # type: ignore[list-item]
+        with pytest.raises(TypeError, match="got Part"):
+            validate([Part("conv.weight", 0)], SHAPES)  # type: ignore[list-item]
+        with pytest.raises(TypeError, match="put it into a list"):
+            validate(SCALE, SHAPES)  # type: ignore[arg-type]
+
+
+class TestNeurons:
+    def test_units_with_their_biases(self) -> None:
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(5, 4), nn.Linear(4, 4, bias=False))
+        assert neurons(model) == (
+            Norm("0", [Part("0.weight", 0), Part("0.bias", 0)]),
+            Norm("2", [Part("2.weight", 0), Part("2.bias", 0)]),
+            Norm("3", [Part("3.weight", 0)]),
+        )
+
+    def test_embedding_rows(self) -> None:
+        assert neurons(nn.ModuleDict({"embed": nn.Embedding(7, 3)})) == (Norm("embed", [Part("embed.weight", 0)]),)
+
+    def test_a_bare_module(self) -> None:
+        assert neurons(nn.Linear(3, 2)) == (Norm("weight[0]", [Part("weight", 0), Part("bias", 0)]),)
+
+    @pytest.mark.parametrize(
+        ("conv", "part", "n_units"),
+        [
+            (nn.ConvTranspose2d(4, 6, 3), Part("0.weight", 1), 6),
+            (nn.ConvTranspose1d(4, 4, 3, groups=4), Part("0.weight", 0), 4),
+            (nn.ConvTranspose2d(6, 3, 3, groups=3), Part("0.weight", 0, fold=2), 3),
+            (nn.Conv2d(6, 9, 3, groups=3), Part("0.weight", 0), 9),
+        ],
+    )
+    def test_units_of_convolutions(self, conv: nn.Conv2d | nn.ConvTranspose2d, part: Part, n_units: int) -> None:
+        model = nn.Sequential(conv)
+        assert neurons(model) == (Norm("0", [part, Part("0.bias", 0)]),)
+        assert part.n_groups(conv.weight.shape) == n_units
+
+    def test_units_of_a_transposed_convolution_are_what_one_output_reads(self) -> None:
+        """Only the weights of unit i may move output channel i: found by the gradient, not by the layout."""
+        conv = nn.ConvTranspose2d(6, 3, 3, groups=3)
+        fold = neurons(nn.Sequential(conv))[0].parts[0].fold
+        conv(torch.randn(1, 6, 4, 4))[:, 1].sum().backward()
+        assert conv.weight.grad is not None
+        touched = conv.weight.grad.abs().sum(dim=(1, 2, 3)).nonzero().flatten()
+        assert touched.tolist() == list(range(fold, 2 * fold))
+
+    def test_refuses_units_that_no_part_describes(self) -> None:
+        with pytest.raises(ValueError, match=r"'0.weight'.*groups=2.*layers"):
+            neurons(nn.Sequential(nn.ConvTranspose2d(4, 6, 3, groups=2)))
+
+    def test_several_weights_in_one_module(self) -> None:
+        model = nn.ModuleDict({"rnn": nn.LSTM(3, 4), "heads": nn.MultiheadAttention(4, 2)})
+        assert neurons(model) == (
+            Norm("rnn.weight_ih_l0[0]", [Part("rnn.weight_ih_l0", 0), Part("rnn.bias_ih_l0", 0)]),
+            Norm("rnn.weight_hh_l0[0]", [Part("rnn.weight_hh_l0", 0), Part("rnn.bias_hh_l0", 0)]),
+            Norm("heads.in_proj_weight[0]", [Part("heads.in_proj_weight", 0), Part("heads.in_proj_bias", 0)]),
+            Norm("heads.out_proj", [Part("heads.out_proj.weight", 0), Part("heads.out_proj.bias", 0)]),
+        )
+
+    def test_shared_weights_once(self) -> None:
+        model = nn.Sequential(nn.Embedding(7, 3), nn.Linear(3, 7, bias=False))
+        model[1].weight = model[0].weight
+        assert neurons(model) == (Norm("0", [Part("0.weight", 0)]),)
+        assert layers(model) == (Norm("0.weight", [Part("0.weight", None)]),)
+
+    def test_frozen_parameters_are_left_out(self) -> None:
+        model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
+        model[0].requires_grad_(False)
+        model[1].bias.requires_grad_(False)
+        assert neurons(model) == (Norm("1", [Part("1.weight", 0)]),)
+        assert layers(model) == (Norm("1.weight", [Part("1.weight", None)]),)
+
+    def test_empty_parameters_are_left_out(self) -> None:
+        with pytest.warns(UserWarning, match="zero-element"):
+            model = nn.Sequential(nn.Linear(0, 2), nn.Linear(2, 2, bias=False))
+        assert neurons(model) == (Norm("1", [Part("1.weight", 0)]),)
+
+    @pytest.mark.parametrize("function", [neurons, layers])
+    def test_lazy_parameters(self, function: Callable[[nn.Module], tuple[Symmetry, ...]]) -> None:
+        with pytest.raises(ValueError, match=r"'0.weight' is lazy.*run the model once"):
+            function(nn.Sequential(nn.LazyLinear(3)))
+
+
+class TestLayers:
+    def test_one_group_for_each_tensor(self) -> None:
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+        assert layers(model) == tuple(
+            Norm(name, [Part(name, None)]) for name in ("0.weight", "0.bias", "1.weight", "1.bias")
+        )
+
+    def test_a_model_without_parameters(self) -> None:
+        assert layers(nn.ReLU()) == neurons(nn.ReLU()) == ()
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8, 4)),
+        nn.Sequential(nn.LSTM(3, 4, bidirectional=True), nn.Bilinear(3, 4, 5)),
+        nn.Sequential(nn.ConvTranspose3d(4, 2, 3), nn.LayerNorm([2, 3])),
+        nn.TransformerEncoderLayer(8, 2, 16),
+        nn.utils.parametrizations.weight_norm(nn.Linear(3, 4)),
+        nn.Linear(2, 2),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+def test_norms_of_all_models_fit_them_and_each_other(model: nn.Module) -> None:
+    symmetries = (*neurons(model), *layers(model))
+    assert validate(symmetries, shapes_of(model)) == symmetries
+    matrices = {name for name, parameter in model.named_parameters() if parameter.ndim >= 2}
+    assert {symmetry.parts[0].parameter for symmetry in neurons(model)} == matrices
