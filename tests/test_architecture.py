@@ -21,6 +21,7 @@ RANKS = {
     "laws": 1,
     "detect": 2,
     "plan": 2,
+    "tiling": 2,
     "triton_kernels": 2,
     "backends": 3,
     "sgd": 4,
@@ -39,6 +40,7 @@ RANKS = {
 # Neighbours of one rank that may look at each other in this direction, and why.
 NEIGHBOURS = {
     ("reference", "laws"): "the reference step advances the law states, as csrc/step.h and csrc/laws.h do",
+    ("tiling", "plan"): "tiles are laid over the plan's views",
     ("plots", "theory"): "the figures draw the continuous models beside the measurement",
     ("cli", "recipes"): "the command line starts the main job",
 }
@@ -81,7 +83,7 @@ def violations(package: Path) -> list[str]:
     found = []
     # rglob follows no link, and triton_kernels is one
     files = sorted({*package.rglob("*.py"), *(package / "triton_kernels").rglob("*.py")})
-    units = {unit_of(path, package) for path in files}
+    units = {unit_of(path, package) for path in files} | set(RANKS)
     for path in files:
         unit, place = unit_of(path, package), path.relative_to(package.parent).as_posix()
         if unit not in RANKS:
