@@ -517,7 +517,7 @@ def neurons(model: nn.Module) -> tuple[Symmetry, ...]:
         part = _units(name, parameter, model.get_submodule(prefix))
         bias = ".".join(filter(None, (prefix, own_name.replace("weight", "bias"))))
         n_units = part.n_groups(parameter.shape)
-        has_bias = bias != name and bias in parameters and tuple(parameters[bias].shape) == (n_units,)
+        has_bias = bias in parameters and tuple(parameters[bias].shape) == (n_units,)
         parts = [part, Part(bias, axis=0)] if has_bias else [part]
         found.append(Norm(prefix if prefix and own_name == "weight" else f"{name}[{part.axis}]", parts))
     return tuple(found)

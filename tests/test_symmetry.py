@@ -321,6 +321,7 @@ class TestValidate:
             [Part("fc.weight", 1, start=0, stop=8, fold=2), Part("fc.weight", 1, start=4, stop=8)],
             [Part("fc.weight", None), Part("fc.weight", None)],
             [Part("fc.weight", None), Part("fc.weight", 0, fold=10)],
+            [Part("fc.weight", 0, fold=10), Part("fc.weight", None)],
             [Part("gain", None), Part("gain", None)],
         ],
     )
@@ -422,6 +423,11 @@ class TestNeurons:
             Norm("heads.in_proj_weight[0]", [Part("heads.in_proj_weight", 0), Part("heads.in_proj_bias", 0)]),
             Norm("heads.out_proj", [Part("heads.out_proj.weight", 0), Part("heads.out_proj.bias", 0)]),
         )
+
+    def test_a_bias_of_another_length_is_no_bias_of_the_units(self) -> None:
+        model = nn.Sequential(nn.Linear(3, 2))
+        model[0].bias = nn.Parameter(torch.zeros(3))
+        assert neurons(model) == (Norm("0", [Part("0.weight", 0)]),)
 
     def test_shared_weights_once(self) -> None:
         model = nn.Sequential(nn.Embedding(7, 3), nn.Linear(3, 7, bias=False))
