@@ -1,0 +1,201 @@
+"""The command line: `noetherperf run | plot | info`, the same as `python -m noetherperf`.
+
+It arranges what other files do and prints it; it computes nothing. What only some commands need (matplotlib,
+scikit-learn) is imported in them, so that `info` also works where the extra `[run]` is not installed.
+"""
+
+import importlib.metadata
+import platform
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import numpy as np
+import torch
+import typer
+import xarray as xr
+from rich.console import Console
+from rich.table import Table
+
+from noetherperf.backends import backends
+from noetherperf.recipes.settings import Settings
+from noetherperf.recorder import Record, open_record, relative_error
+
+__all__ = ["app", "main"]
+
+DEFAULTS = Settings()
+EXPECTED_ACCURACY = 0.95
+USAGE_ERROR = 2
+
+app = typer.Typer(
+    name="noetherperf",
+    help="Measure the Noether charges of a network during training, with the theory beside them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+class Precision(StrEnum):
+    float32 = "float32"
+    float64 = "float64"
+
+
+@app.command()
+def run(
+    lr: Annotated[float, typer.Option(help="Learning rate η.")] = DEFAULTS.lr,
+    momentum: Annotated[float, typer.Option(help="Momentum β.")] = DEFAULTS.momentum,
+    weight_decay: Annotated[float, typer.Option(help="Weight decay λ.")] = DEFAULTS.weight_decay,
+    nesterov: Annotated[bool, typer.Option("--nesterov", help="Nesterov's momentum.")] = DEFAULTS.nesterov,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = DEFAULTS.epochs,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images in a step.")] = DEFAULTS.batch_size,
+    seed: Annotated[int, typer.Option(min=0, help="Draws data split, initial parameters and batches.")] = DEFAULTS.seed,
+    backend: Annotated[
+        str, typer.Option(help="What makes the step; `noetherperf info` lists them.")
+    ] = DEFAULTS.backend,
+    every: Annotated[int, typer.Option(min=1, help="Steps between two records.")] = DEFAULTS.every,
+    out: Annotated[Path, typer.Option(help="Folder for the record and the pictures.")] = Path("runs/digits"),
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = DEFAULTS.device,
+    dtype: Annotated[Precision, typer.Option(help="Of parameters and images.")] = Precision.float32,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the record that --out has already.")] = False,
+) -> None:
+    """Train on scikit-learn's digits, record every charge, print how well the laws held, and draw it.
+
+    Ends with status 1 if the network classifies 95 % of the test images or fewer.
+    """
+    record_path = out / "record.zarr"
+    if record_path.exists() and not overwrite:
+        fail(f"--out: {str(record_path)!r} exists; add --overwrite to replace it, or name another folder")
+    check_device(device)
+    with clean_errors():
+        from noetherperf import plots
+        from noetherperf.recipes.train import train
+
+        settings = Settings(
+            lr=lr,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            nesterov=nesterov,
+            epochs=epochs,
+            batch_size=batch_size,
+            seed=seed,
+            backend=backend,
+            every=every,
+            device=device,
+            dtype=getattr(torch, dtype.value),
+        )
+        result = train(record_path, settings, exists="overwrite" if overwrite else "error")
+        console = Console()
+        console.print(
+            f"accuracy: train {result.train_accuracy:.2%}, test {result.test_accuracy:.2%}; "
+            f"{result.steps} steps in {result.seconds:.1f} s, backend {result.backend}",
+            highlight=False,
+        )
+        record = open_record(record_path)
+        console.print(law_table(record))
+        report_files([record_path, *plots.save_all(record, out)])
+    if not result.test_accuracy > EXPECTED_ACCURACY:
+        fail(
+            f"test accuracy is {result.test_accuracy:.2%}, and a training that goes well reaches more than "
+            f"{EXPECTED_ACCURACY:.0%}: the pictures show one that did not. Try the default options, or more --epochs",
+            status=1,
+        )
+
+
+@app.command()
+def plot(
+    record: Annotated[Path, typer.Argument(help="Folder of a record, such as runs/digits/record.zarr.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the pictures; by default the one the record is in.")
+    ] = None,
+) -> None:
+    """Draw the pictures of a record again."""
+    with clean_errors():
+        from noetherperf import plots
+
+        report_files(plots.save_all(open_record(record), out or record.resolve().parent))
+
+
+@app.command()
+def info() -> None:
+    """Print versions and backends; of a backend that cannot run here, why."""
+    table = Table.grid(padding=(0, 2))
+    table.add_row("python", platform.python_version())
+    for package in ("noetherperf", "torch", "numpy"):
+        table.add_row(package, importlib.metadata.version(package))
+    table.add_row("threads", str(torch.get_num_threads()))
+    for name, state in backends().items():
+        table.add_row(f"backend {name}", state)
+    Console().print(table, highlight=False)
+
+
+def law_table(record: Record) -> Table:
+    """How each symmetry's laws did: the range of its charges at the end, and the worst errors over groups and rows.
+
+    The errors are `recorder.relative_error`; the defect is the gradient constraint as a cosine.
+    """
+    table = Table(title="worst over all groups and recorded steps", title_justify="left")
+    for heading in ("symmetry", "kind"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("groups", "charge at the end", "flow error", "discrete error", "defect"):
+        table.add_column(heading, justify="right")
+    table.add_column("law")
+    for name, data in record.items():
+        last = data["charge"].isel(step=-1)
+        table.add_row(
+            name,
+            data.attrs["kind"],
+            str(data.sizes["group"]),
+            f"{float(last.min()):+.3g} … {float(last.max()):+.3g}",
+            f"{worst(relative_error(data, 'flow')):.1e}",
+            f"{worst(relative_error(data, 'discrete')):.1e}",
+            f"{worst(data['relative_defect']):.1e}",
+            "closed" if data.attrs["closed"] else f"open: {data.attrs['reason']}",
+        )
+    return table
+
+
+def worst(values: xr.DataArray) -> float:
+    """The largest absolute value; NaN if there is one, for that is worse."""
+    return float(np.abs(values).max(skipna=False))
+
+
+def report_files(paths: Sequence[Path]) -> None:
+    for path in paths:
+        print(path)
+
+
+def check_device(name: str) -> None:
+    """Exit with one line where torch cannot put a tensor there."""
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        fail(f"--device: {name!r} cannot be used here ({first_line(error)}); try --device cpu")
+
+
+@contextmanager
+def clean_errors() -> Iterator[None]:
+    """Turn what a user can put right (a value, a file, a missing extra) into one line instead of a traceback."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        fail(f"{error.name} is not installed; it comes with the extra: pip install 'noetherperf[run]'")
+    except (ValueError, OSError) as error:
+        fail(str(error))
+
+
+def first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0].rstrip(".")
+
+
+def fail(message: str, *, status: int = USAGE_ERROR) -> NoReturn:
+    print(f"noetherperf: error: {message}", file=sys.stderr)
+    raise typer.Exit(status)
+
+
+def main() -> None:
+    """The console entry point."""
+    app()

@@ -1,0 +1,192 @@
+"""The command line as a user meets it: what it prints, writes and refuses."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from noetherperf import cli
+from noetherperf.backends import backends
+from noetherperf.recipes.models import digits_network
+from noetherperf.recorder import open_record, relative_error
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def call(*arguments: str | Path) -> Result:
+    """Run the command in this process, in a terminal wide enough for the table."""
+    return CliRunner(env={"COLUMNS": "200"}).invoke(cli.app, [str(argument) for argument in arguments])
+
+
+def assert_refused(result: Result, *words: str, status: int = 2) -> None:
+    """One line that says what is wrong, the exit status, and no traceback."""
+    assert result.exit_code == status
+    assert isinstance(result.exception, SystemExit)
+    lines = result.stderr.strip().splitlines()
+    assert lines[-1].startswith("noetherperf: error: ")
+    for word in words:
+        assert word in lines[-1]
+    assert "Traceback" not in result.output
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    """A short run: its folder, and what it printed."""
+    out = tmp_path_factory.mktemp("run") / "short"
+    return out, call("run", "--epochs", "5", "--every", "10", "--out", out)
+
+
+def test_run_prints_accuracy_and_a_row_for_each_symmetry(done: tuple[Path, Result]) -> None:
+    _, result = done
+    assert result.exit_code == 0, result.output
+    assert "accuracy: train " in result.stdout
+    _, symmetries = digits_network()
+    rows = {line.split("│")[1].strip(): line for line in result.stdout.splitlines() if line.startswith("│")}
+    assert list(rows) == [symmetry.name for symmetry in symmetries]
+    for symmetry in symmetries:
+        assert symmetry.kind in rows[symmetry.name]
+        assert "closed" in rows[symmetry.name]
+
+
+def test_runs_table_is_the_records(done: tuple[Path, Result]) -> None:
+    out, result = done
+    (row,) = (line for line in result.stdout.splitlines() if line.startswith("│ fc1->fc2 "))
+    _, _, kind, groups, charges, flow, discrete, defect, law, _ = (cell.strip() for cell in row.split("│"))
+    data = open_record(out / "record.zarr")["fc1->fc2"]
+    low, high = (float(end) for end in charges.split(" … "))
+    last = data["charge"].to_numpy()[-1]
+    assert (kind, groups, law) == ("rescale", "64", "closed")
+    np.testing.assert_allclose([low, high], [last.min(), last.max()], rtol=5e-3)
+    np.testing.assert_allclose(float(flow), relative_error(data, "flow").max(), rtol=0.05)
+    np.testing.assert_allclose(float(discrete), relative_error(data, "discrete").max(), rtol=0.05)
+    np.testing.assert_allclose(float(defect), abs(data["relative_defect"]).max(), rtol=0.05)
+
+
+def test_run_lists_the_files_it_wrote(done: tuple[Path, Result]) -> None:
+    out, result = done
+    pictures = sorted(out.glob("*.png"))
+    assert pictures
+    assert str(out / "record.zarr") in result.stdout
+    for picture in pictures:
+        assert str(picture) in result.stdout
+        assert picture.read_bytes().startswith(PNG)
+
+
+def test_run_keeps_a_record_that_exists(done: tuple[Path, Result]) -> None:
+    out, _ = done
+    before = open_record(out / "record.zarr").steps
+    assert_refused(call("run", "--epochs", "1", "--out", out), "--out", str(out / "record.zarr"), "--overwrite")
+    np.testing.assert_array_equal(open_record(out / "record.zarr").steps, before)
+
+
+def test_overwrite_replaces_the_record(tmp_path: Path) -> None:
+    short = ("run", "--epochs", "1", "--out", tmp_path)
+    call(*short, "--every", "45")
+    call(*short, "--every", "9", "--overwrite")
+    assert open_record(tmp_path / "record.zarr").steps.tolist() == [0, 9, 18, 27, 36, 45]
+
+
+def test_overwrite_deletes_records_only(tmp_path: Path) -> None:
+    precious = tmp_path / "record.zarr" / "thesis.tex"
+    precious.parent.mkdir()
+    precious.write_text("years")
+    assert_refused(call("run", "--epochs", "1", "--out", tmp_path, "--overwrite"), "record.zarr")
+    assert precious.read_text() == "years"
+
+
+def test_options_reach_the_training(tmp_path: Path) -> None:
+    call(
+        *("run", "--lr", "0.02", "--momentum", "0.8", "--weight-decay", "0.003", "--nesterov", "--dtype", "float64"),
+        *("--epochs", "1", "--batch-size", "500", "--backend", "reference", "--every", "3", "--out", tmp_path),
+    )
+    record = open_record(tmp_path / "record.zarr")
+    last = record.hyperparameters.isel(step=-1, parameter_group=0)
+    assert (float(last["lr"]), float(last["momentum"]), float(last["weight_decay"])) == (0.02, 0.8, 0.003)
+    assert record.steps.tolist() == [0, 3]
+    assert record.attrs["backend"] == "reference"
+    assert record.attrs["dtypes"] == ["float64"]
+
+
+def test_a_training_that_went_wrong_is_told(tmp_path: Path) -> None:
+    result = call("run", "--lr", "1e-7", "--epochs", "1", "--every", "45", "--out", tmp_path)
+    assert_refused(result, "test accuracy is", "95%", status=1)
+    assert list(tmp_path.glob("*.png"))  # and still drawn, for they may show why
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (("--lr", "-1"), "-1"),
+        (("--nesterov", "--momentum", "0"), "momentum"),
+        (("--backend", "abacus"), "abacus"),
+        (("--device", "toaster"), "--device: 'toaster'"),
+        pytest.param(
+            ("--device", "cuda"),
+            "--device: 'cuda'",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here"),
+        ),
+    ],
+)
+def test_values_of_no_use_are_refused(tmp_path: Path, options: tuple[str, ...], word: str) -> None:
+    assert_refused(call("run", *options, "--out", tmp_path), word)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "options", [("--epochs", "0"), ("--batch-size", "0"), ("--every", "0"), ("--seed", "-1"), ("--dtype", "int8")]
+)
+def test_values_out_of_range_are_usage_errors(options: tuple[str, str]) -> None:
+    result = call("run", *options)
+    assert result.exit_code == 2
+    assert options[0] in result.stderr
+
+
+def test_plot_draws_again_where_asked(done: tuple[Path, Result], tmp_path: Path) -> None:
+    out, _ = done
+    result = call("plot", out / "record.zarr", "--out", tmp_path / "new")
+    assert result.exit_code == 0, result.output
+    names = sorted(path.name for path in out.glob("*.png"))
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == names
+    assert sorted(Path(line).name for line in result.stdout.splitlines()) == names
+
+
+def test_plot_draws_beside_the_record(done: tuple[Path, Result]) -> None:
+    out, _ = done
+    pictures = sorted(out.glob("*.png"))
+    for picture in pictures:
+        picture.unlink()
+    assert call("plot", out / "record.zarr").exit_code == 0
+    assert sorted(out.glob("*.png")) == pictures
+
+
+def test_plot_of_no_record_is_refused(tmp_path: Path) -> None:
+    assert_refused(call("plot", tmp_path / "nothing"), "nothing")
+    (tmp_path / "file").write_text("")
+    assert_refused(call("plot", tmp_path / "file"), "file")
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    for module in ("digits", "train"):
+        monkeypatch.delitem(sys.modules, f"noetherperf.recipes.{module}", raising=False)
+        monkeypatch.delattr(sys.modules["noetherperf.recipes"], module, raising=False)
+    assert_refused(call("run", "--out", tmp_path), "sklearn", "noetherperf[run]")
+
+
+def test_info_tells_versions_and_backends() -> None:
+    result = call("info")
+    assert result.exit_code == 0
+    assert torch.__version__ in result.stdout
+    for name, state in backends().items():
+        (line,) = (line for line in result.stdout.splitlines() if line.startswith(f"backend {name} "))
+        assert state in line
+
+
+def test_the_module_is_the_command() -> None:
+    shown = subprocess.run([sys.executable, "-m", "noetherperf", "--help"], capture_output=True, text=True, check=True)
+    for command in ("run", "plot", "info"):
+        assert f" {command} " in shown.stdout

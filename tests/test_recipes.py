@@ -1,0 +1,137 @@
+"""The main job without its command line: data, network, symmetries, training loop."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from noetherperf.recipes import digits
+from noetherperf.recipes.models import digits_network
+from noetherperf.recipes.settings import Settings
+from noetherperf.recipes.train import accuracy, train
+from noetherperf.recorder import open_record
+from noetherperf.sgd import SGD
+
+SHORT = Settings(epochs=5, every=20)
+
+
+def test_digits_are_split_evenly_and_normalised() -> None:
+    data = digits.load(seed=3)
+    assert (len(data.train_labels), len(data.test_labels)) == (1437, 360)
+    assert data.train_images.shape == (1437, 1, 8, 8)
+    assert data.test_images.shape == (360, 1, 8, 8)
+    shares = [labels.bincount(minlength=10) / len(labels) for labels in (data.train_labels, data.test_labels)]
+    torch.testing.assert_close(*shares, atol=2e-3, rtol=0)
+    assert abs(data.train_images.mean().item()) < 1e-5
+    assert abs(data.train_images.std(correction=0).item() - 1) < 1e-5
+
+
+def test_no_digit_is_lost_or_in_both_parts() -> None:
+    data = digits.load(dtype=torch.float64)
+    together = torch.cat([data.train_images, data.test_images]).flatten(1)
+    low, high = together.min(), together.max()
+    pixels = ((together - low) / (high - low) * 16).round()  # back to the 17 grey levels
+    original = torch.as_tensor(digits.load_digits().data)
+    assert sorted(pixels.tolist()) == sorted(original.tolist())
+
+
+def test_the_seed_draws_the_split() -> None:
+    first, again, other = digits.load(1), digits.load(1), digits.load(2)
+    assert torch.equal(first.test_images, again.test_images)
+    assert not torch.equal(first.test_images, other.test_images)
+
+
+def one_step(model: nn.Sequential, symmetries: list) -> SGD:
+    """One measured step from perturbed parameters, so that no bias is zero and no gain is one."""
+    optimizer = SGD(model.named_parameters(), lr=0.01, symmetries=symmetries, backend="reference")
+    data = digits.load(dtype=torch.float64)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    nn.functional.cross_entropy(model(data.train_images[:50]), data.train_labels[:50]).backward()
+    optimizer.reset_measurement()
+    optimizer.step()
+    return optimizer
+
+
+@pytest.mark.parametrize(("channels", "hidden"), [(16, 64), (3, 5)])
+def test_the_networks_symmetries_hold(channels: int, hidden: int) -> None:
+    torch.manual_seed(0)
+    model, symmetries = digits_network(channels, hidden)
+    for module in model.double():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = 1e-14  # scale is exact for eps = 0 only
+    readout = one_step(model, symmetries).readout()
+    assert {charge.symmetry.kind for charge in readout.values()} == {"translation", "scale", "rescale"}
+    for name, charge in readout.items():
+        assert charge.moments["sq_g"].sum() != 0, name  # there is a gradient for the constraint to hold on
+        assert charge.relative_defect.abs().max() < 1e-10, name
+
+
+def test_batchnorms_eps_shows_in_the_scale_symmetries_alone() -> None:
+    torch.manual_seed(0)
+    model, symmetries = digits_network()
+    readout = one_step(model.double(), symmetries).readout()
+    for name, charge in readout.items():
+        broken = charge.relative_defect.abs().max() > 1e-8
+        assert broken == (charge.symmetry.kind == "scale"), name
+
+
+def test_every_parameter_has_a_symmetry() -> None:
+    model, symmetries = digits_network()
+    named = {part.parameter for symmetry in symmetries for part in symmetry.parts}
+    assert named == {name for name, _ in model.named_parameters()}
+
+
+def test_accuracy_counts_in_evaluation_mode() -> None:
+    model = nn.Sequential(nn.Dropout(1.0), nn.Identity())
+    logits = torch.eye(4)
+    assert accuracy(model, logits, torch.tensor([0, 1, 2, 0])) == 0.75
+    assert model.training
+
+
+def test_a_short_training_classifies_and_is_recorded(tmp_path: Path) -> None:
+    result = train(tmp_path / "record.zarr", SHORT, progress=False)
+    assert result.test_accuracy > 0.95
+    assert result.train_accuracy > 0.95
+    assert result.steps == 5 * 45
+    record = open_record(tmp_path / "record.zarr")
+    assert record.steps.tolist() == [*range(0, result.steps, 20)]
+    probes = record.probes
+    assert probes["loss"][-1] < probes["loss"][1]
+    assert probes["parameters"].shape == (len(record.steps), 10)
+    np.testing.assert_allclose(probes["parameters"].sum(axis=1), record["fc2"]["charge"][:, 0], atol=1e-6)
+
+
+def test_the_seed_decides_everything(tmp_path: Path) -> None:
+    settings = replace(SHORT, epochs=1, every=5)
+    torch.manual_seed(5)
+    expected_next = torch.rand(1)
+    torch.manual_seed(5)
+    results = [
+        train(tmp_path / name, replace(settings, seed=seed), progress=False)
+        for name, seed in (("one", 0), ("two", 0), ("other", 1))
+    ]
+    assert torch.equal(torch.rand(1), expected_next)  # the caller's generator was left alone
+    one, two, other = (open_record(tmp_path / name).dataset["charge"].to_numpy() for name in ("one", "two", "other"))
+    assert results[0].test_accuracy == results[1].test_accuracy
+    np.testing.assert_array_equal(one, two)
+    assert not np.array_equal(one, other)
+
+
+def test_an_existing_record_is_kept_unless_asked(tmp_path: Path) -> None:
+    settings = replace(SHORT, epochs=1)
+    train(tmp_path / "record", settings, progress=False)
+    with pytest.raises(FileExistsError, match="record"):
+        train(tmp_path / "record", settings, progress=False)
+    train(tmp_path / "record", replace(settings, every=1), exists="overwrite", progress=False)
+    assert len(open_record(tmp_path / "record").steps) == 46
+
+
+@pytest.mark.parametrize("name", ["epochs", "batch_size", "every"])
+def test_settings_out_of_range_are_named(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, not 0"):
+        Settings(**{name: 0})  # type: ignore[arg-type]
