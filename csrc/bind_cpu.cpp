@@ -1,0 +1,151 @@
+// Python's way into the CPU engine: conversion and checks, nothing else.
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstddef>
+#include <string>
+
+#include "step_cpu.h"
+
+namespace py = pybind11;
+
+namespace noetherperf {
+namespace {
+
+// A table as an array of structs; the array's dtype has been checked by the size of its items.
+template <class T>
+const T* table(const py::array& array, const char* name) {
+  if (array.itemsize() != sizeof(T) || array.ndim() != 1 || !(array.flags() & py::array::c_style))
+    throw py::value_error(std::string("table ") + name + ": expected a contiguous 1-d array of items of " +
+                          std::to_string(sizeof(T)) + " bytes");
+  return static_cast<const T*>(array.data());
+}
+
+template <class T>
+const T* values(const py::array& array, int64_t at_least, const char* name) {
+  if (array.itemsize() != sizeof(T) || array.size() < at_least || !(array.flags() & py::array::c_style))
+    throw py::value_error(std::string(name) + ": expected a contiguous array of at least " + std::to_string(at_least) +
+                          " items of " + std::to_string(sizeof(T)) + " bytes");
+  return static_cast<const T*>(array.data());
+}
+
+double* pointer(uint64_t address) { return reinterpret_cast<double*>(address); }
+
+// Keeps the tables alive beside the engine that reads them.
+class PyEngine {
+ public:
+  PyEngine(py::array tensors, py::array dims, py::array views, py::array tiles, py::array spans, uint64_t workspace,
+           uint64_t moments, int64_t n_segments, std::array<uint64_t, n_laws> states,
+           std::array<int64_t, n_laws> n_law_segments, uint64_t propagators, const std::string& isa)
+      : tables_{tensors, dims, views, tiles, spans},
+        n_tensors_(tensors.size()),
+        engine_(Problem{table<Tensor>(tensors, "tensors"),
+                        table<Dim>(dims, "dims"),
+                        table<View>(views, "views"),
+                        table<Tile>(tiles, "tiles"),
+                        table<Span>(spans, "spans"),
+                        tensors.size(),
+                        tiles.size(),
+                        spans.size(),
+                        n_segments,
+                        {n_law_segments[translation], n_law_segments[norm]},
+                        pointer(workspace),
+                        pointer(moments),
+                        {pointer(states[translation]), pointer(states[norm])},
+                        pointer(propagators)},
+                find(isa)) {
+    for (int64_t i = 0; i < n_tensors_; ++i)
+      n_hypers_ = std::max<int64_t>(n_hypers_, table<Tensor>(tensors, "tensors")[i].hyper + 1);
+  }
+
+  void step(const py::array& addresses, const py::array& first, const py::array& hypers, int n_threads) {
+    const Inputs in = inputs(addresses, first, hypers);
+    py::gil_scoped_release release;
+    engine_.step(in, n_threads);
+  }
+
+  void measure(const py::array& addresses, const py::array& first, const py::array& hypers, int n_threads) {
+    const Inputs in = inputs(addresses, first, hypers);
+    py::gil_scoped_release release;
+    engine_.measure(in, n_threads);
+  }
+
+  std::string isa() const { return engine_.isa(); }
+
+ private:
+  static Kernels find(const std::string& isa) {
+    std::string names;
+    for (const Kernels& kernels : available_kernels()) {
+      if (isa.empty() || isa == kernels.isa) return kernels;
+      names += std::string(names.empty() ? "" : ", ") + kernels.isa;
+    }
+    throw py::value_error("isa \"" + isa + "\" is not available here; choose one of: " + names);
+  }
+
+  Inputs inputs(const py::array& addresses, const py::array& first, const py::array& hypers) const {
+    return {values<uint64_t>(addresses, 3 * n_tensors_, "addresses"), values<uint8_t>(first, n_tensors_, "first"),
+            values<Hyper>(hypers, n_hypers_, "hypers"), hypers.size()};
+  }
+
+  std::array<py::array, 5> tables_;
+  int64_t n_tensors_, n_hypers_ = 0;
+  Engine engine_;
+};
+
+// Field offsets, so that a test can hold the Python dtypes against these structs.
+#define FIELD(Struct, name) layout[#name] = py::make_tuple(offsetof(Struct, name), sizeof(Struct::name))
+
+py::dict layouts() {
+  py::dict all, layout;
+  const auto finish = [&](const char* name, size_t size) {
+    layout["__size__"] = size;
+    all[name] = layout;
+    layout = py::dict();
+  };
+  FIELD(Tensor, n_rows), FIELD(Tensor, n_cols), FIELD(Tensor, dims), FIELD(Tensor, n_dims), FIELD(Tensor, dense);
+  FIELD(Tensor, dtype), FIELD(Tensor, hyper), FIELD(Tensor, view), FIELD(Tensor, n_views);
+  finish("TENSOR", sizeof(Tensor));
+  FIELD(Dim, size), FIELD(Dim, stride_p), FIELD(Dim, stride_g), FIELD(Dim, stride_v);
+  finish("DIM", sizeof(Dim));
+  FIELD(View, tensor), FIELD(View, by_row), FIELD(View, inner), FIELD(View, n_segments), FIELD(View, segment);
+  FIELD(View, translation), FIELD(View, norm), FIELD(View, n_slices), FIELD(View, workspace);
+  finish("VIEW", sizeof(View));
+  FIELD(Tile, row_begin), FIELD(Tile, row_end), FIELD(Tile, col_begin), FIELD(Tile, col_end), FIELD(Tile, tensor);
+  FIELD(Tile, row_slice), FIELD(Tile, col_slice), FIELD(Tile, padding);
+  finish("TILE", sizeof(Tile));
+  FIELD(Span, begin), FIELD(Span, end), FIELD(Span, view), FIELD(Span, padding);
+  finish("SPAN", sizeof(Span));
+  FIELD(Hyper, lr), FIELD(Hyper, momentum), FIELD(Hyper, dampening), FIELD(Hyper, weight_decay);
+  FIELD(Hyper, nesterov), FIELD(Hyper, maximize);
+  finish("HYPER", sizeof(Hyper));
+  return all;
+}
+
+PYBIND11_MODULE(_cpu, m) {
+  m.doc() = "noetherperf's CPU engine; use it through noetherperf.SGD.";
+  py::class_<PyEngine>(m, "Engine")
+      .def(py::init<py::array, py::array, py::array, py::array, py::array, uint64_t, uint64_t, int64_t,
+                    std::array<uint64_t, n_laws>, std::array<int64_t, n_laws>, uint64_t, const std::string&>(),
+           py::arg("tensors"), py::arg("dims"), py::arg("views"), py::arg("tiles"), py::arg("spans"),
+           py::arg("workspace"), py::arg("moments"), py::arg("n_segments"), py::arg("states"),
+           py::arg("n_law_segments"), py::arg("propagators"), py::arg("isa") = "")
+      .def("step", &PyEngine::step, py::arg("addresses"), py::arg("first"), py::arg("hypers"), py::arg("n_threads"))
+      .def("measure", &PyEngine::measure, py::arg("addresses"), py::arg("first"), py::arg("hypers"),
+           py::arg("n_threads"))
+      .def_property_readonly("isa", &PyEngine::isa);
+  m.def("isas", [] {
+    std::vector<std::string> names;
+    for (const Kernels& kernels : available_kernels()) names.emplace_back(kernels.isa);
+    return names;
+  });
+  m.def("layouts", &layouts);
+  py::list moments;
+  for (const char* name : {"SUM_P", "SQ_P", "SUM_G", "SQ_G", "DOT_PG", "SQ_U", "DOT_UV", "DOT_GU"})
+    moments.append(name);
+  m.attr("moments") = moments;
+}
+
+}  // namespace
+}  // namespace noetherperf

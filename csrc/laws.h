@@ -1,0 +1,160 @@
+// One segment's law state: the transitions from (η, β, λ, τ), and advance(state, moments, transition).
+//
+// Mirrors noetherperf/laws.py line for line, where the formulas are derived; float64 throughout.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "step.h"
+
+namespace noetherperf {
+
+struct Hyper {
+  double lr, momentum, dampening, weight_decay;
+  int32_t nesterov, maximize;
+};
+
+enum Law : int { translation, norm, n_laws };
+enum State : int { x0, y0, defect_x, defect_y, forced_x, forced_y, flow_x, flow_v, n_state };
+
+struct Transition {
+  double xx, xy, yx, yy, x_delta, y_delta, x_sq_u, y_dot_uv;
+};
+
+struct FlowTransition {
+  double xx, xv, vx, vv, x_sq_g, v_sq_u, v_dot_gu;
+};
+
+NPERF_HD Coefficients<double> coefficients(const Hyper& h, bool first) {
+  const double sign = h.maximize ? -1.0 : 1.0;
+  if (h.momentum == 0.0) return {h.lr, h.weight_decay, sign, 1.0, 0.0, 1.0, 0.0};
+  const double gain = first ? 1.0 : 1.0 - h.dampening;
+  if (h.nesterov) return {h.lr, h.weight_decay, sign, h.momentum, gain, 1.0, h.momentum};
+  return {h.lr, h.weight_decay, sign, h.momentum, gain, 0.0, 1.0};
+}
+
+NPERF_HD Transition discrete_transition(Law law, const Coefficients<double>& c) {
+  const double kappa = law + 1.0;
+  const double pull = kappa * c.lr * (c.mix_d + c.mix_v * c.buffer_gain);
+  const double is_norm = law == norm ? 1.0 : 0.0;
+  return {1.0 - pull * c.decay,    -kappa * c.lr * c.mix_v * c.buffer_decay,
+          c.buffer_gain * c.decay, c.buffer_decay,
+          -pull * c.sign,          c.buffer_gain * c.sign,
+          is_norm * c.lr * c.lr,   -is_norm * c.lr};
+}
+
+// e^{−μ}(C + μS) and e^{−μ}S, with C = cosh √Δ, S = sinh √Δ / √Δ, Δ = μ² − w.
+NPERF_HD void oscillator(double mu, double w, double& xx, double& s) {
+  const double delta = mu * mu - w;
+  if (delta > 0.01) {
+    const double root = std::sqrt(delta);
+    const double fast = -(mu + root);
+    const double slow = w / fast;
+    s = (std::exp(slow) - std::exp(fast)) / (slow - fast);
+    xx = std::exp(slow) - slow * s;
+    return;
+  }
+  const double decay = std::exp(-mu);
+  if (delta < -0.01) {
+    const double root = std::sqrt(-delta);
+    s = decay * std::sin(root) / root;
+    xx = decay * std::cos(root) + mu * s;
+    return;
+  }
+  double cosh = 0.0, sinh = 0.0, even = 1.0, odd = 1.0;
+  for (int k = 0; k < 8; ++k) {
+    cosh += even;
+    sinh += odd;
+    even *= delta / ((2 * k + 1) * (2 * k + 2));
+    odd *= delta / ((2 * k + 2) * (2 * k + 3));
+  }
+  s = decay * sinh;
+  xx = decay * (cosh + mu * sinh);
+}
+
+NPERF_HD FlowTransition flow_transition(Law law, const Hyper& h) {
+  const double kappa = law + 1.0;
+  const double is_norm = law == norm ? 1.0 : 0.0;
+  if (h.momentum == 0.0)
+    return {std::exp(-kappa * h.weight_decay * h.lr), 0.0, 0.0, 1.0, is_norm * h.lr * h.lr, 0.0, 0.0};
+  const double inertia = 1.0 + h.momentum;
+  const double extra = h.nesterov ? h.momentum * h.weight_decay * h.lr : 0.0;
+  const double mu = (1.0 - h.momentum + extra) / inertia;
+  const double stiffness = 2.0 * kappa * h.weight_decay / inertia;  // ω²T
+  const double undamped = 1.0 - h.dampening;
+  const double duration = h.lr * undamped;
+  double xx, s;
+  oscillator(mu, stiffness * duration, xx, s);
+  const double v_sq_u = undamped != 0.0 ? is_norm * 2.0 * h.lr / undamped : NAN * is_norm;
+  const double sign = h.maximize ? -1.0 : 1.0;
+  const double v_dot_gu = h.nesterov ? -is_norm * sign * h.lr * 4.0 * h.momentum / inertia : 0.0;
+  return {xx, duration * s, -stiffness * s, xx - 2.0 * mu * s, 0.0, v_sq_u, v_dot_gu};
+}
+
+// Everything that moves the laws of one tensor in one step.
+struct Transitions {
+  Transition discrete[n_laws];
+  FlowTransition flow[n_laws];
+};
+
+NPERF_HD Transitions transitions(const Hyper& h, bool first) {
+  const Coefficients<double> c = coefficients(h, first);
+  Transitions t;
+  for (int law = 0; law < n_laws; ++law) {
+    t.discrete[law] = discrete_transition(static_cast<Law>(law), c);
+    t.flow[law] = flow_transition(static_cast<Law>(law), h);
+  }
+  return t;
+}
+
+// Advances segment i of a translation's state [4, stride] by moments [n_moments, moment_stride] of segment i.
+NPERF_HD void advance_translation(double* state, int64_t stride, const double* moments, int64_t moment_stride,
+                                  const Transitions& t, int64_t i) {
+  const Transition& step = t.discrete[translation];
+  const double delta = moments[sum_g * moment_stride + i];
+  const double x = state[defect_x * stride + i], y = state[defect_y * stride + i];
+  state[defect_x * stride + i] = step.xx * x + step.xy * y + step.x_delta * delta;
+  state[defect_y * stride + i] = step.yx * x + step.yy * y + step.y_delta * delta;
+}
+
+// The same for a norm's state [n_state, stride].
+NPERF_HD void advance_norm(double* state, int64_t stride, const double* moments, int64_t moment_stride,
+                           const Transitions& t, int64_t i) {
+  const Transition& step = t.discrete[norm];
+  const double delta = moments[dot_pg * moment_stride + i], sq_update = moments[sq_u * moment_stride + i];
+  double x = state[defect_x * stride + i], y = state[defect_y * stride + i];
+  state[defect_x * stride + i] = step.xx * x + step.xy * y + step.x_delta * delta;
+  state[defect_y * stride + i] = step.yx * x + step.yy * y + step.y_delta * delta;
+  x = state[forced_x * stride + i];
+  y = state[forced_y * stride + i];
+  state[forced_x * stride + i] = step.xx * x + step.xy * y + step.x_sq_u * sq_update;
+  state[forced_y * stride + i] = step.yx * x + step.yy * y + step.y_dot_uv * moments[dot_uv * moment_stride + i];
+  const FlowTransition& flow = t.flow[norm];
+  x = state[flow_x * stride + i] + flow.x_sq_g * moments[sq_g * moment_stride + i];
+  const double v =
+      state[flow_v * stride + i] + flow.v_sq_u * sq_update + flow.v_dot_gu * moments[dot_gu * moment_stride + i];
+  state[flow_x * stride + i] = flow.xx * x + flow.xv * v;
+  state[flow_v * stride + i] = flow.vx * x + flow.vv * v;
+}
+
+// Multiplies a propagator [2, 2] from the left by one step's matrix (the first four numbers of a transition).
+NPERF_HD void propagate(double* m, double xx, double xy, double yx, double yy) {
+  const double a = m[0], b = m[1];
+  m[0] = xx * a + xy * m[2];
+  m[1] = xx * b + xy * m[3];
+  m[2] = yx * a + yy * m[2];
+  m[3] = yx * b + yy * m[3];
+}
+
+// One tensor's propagators [n_laws, discrete or flow, 2, 2].
+NPERF_HD void propagate(double* propagators, const Transitions& t) {
+  for (int law = 0; law < n_laws; ++law) {
+    const Transition& d = t.discrete[law];
+    const FlowTransition& f = t.flow[law];
+    propagate(propagators + law * 8, d.xx, d.xy, d.yx, d.yy);
+    propagate(propagators + law * 8 + 4, f.xx, f.xv, f.vx, f.vv);
+  }
+}
+
+}  // namespace noetherperf

@@ -1,0 +1,343 @@
+// The CPU engine: threads over tiles, then over segments.
+//
+// First stage: every tile steps its block (kernel_cpu.cpp) and writes its sums to a place of its own. Each thread
+// starts on a contiguous range of tiles and, done with it, helps on the others'. Second stage: spans of segments add
+// the slices that several tiles left, in order, and advance the laws. Which thread does what never changes a result.
+
+#include "step_cpu.h"
+
+#include <omp.h>
+
+#include <algorithm>
+#include <type_traits>
+
+namespace noetherperf {
+
+namespace {
+
+constexpr int64_t chunk_cols = 512;  // columns summed by position at a time: 24 KB of float64 accumulators
+constexpr int64_t staging_rows = 8;  // rows copied together from a tensor that is no matrix in memory
+constexpr int64_t element_size[n_dtypes] = {4, 8, 2, 2};
+
+// One tile's work.
+struct Job {
+  const Problem& problem;
+  const Kernels& kernels;
+  const Tile& tile;
+  const Tensor& tensor;
+  const uint64_t* addresses;  // the tensor's parameter, gradient, buffer
+  Scratch& scratch;
+  Mode mode;
+  Coefficients<double> c;
+
+  void* address(int which) const { return reinterpret_cast<void*>(addresses[which]); }
+};
+
+Mode mode_of(const Hyper& hyper, bool has_buffer, bool has_views) {
+  if (hyper.momentum == 0.0) return has_buffer && has_views ? Mode::stale : Mode::plain;
+  return hyper.nesterov ? Mode::nesterov : Mode::momentum;
+}
+
+// Where a tile's sums of moment m go: a slice of the workspace, or the moments where there is one slice only.
+double* sums_of(const Problem& problem, const View& view, int64_t slice, int m) {
+  if (view.n_slices <= 1) return problem.moments + m * problem.n_segments + view.segment;
+  return problem.workspace + view.workspace + (slice * n_moments + m) * view.n_segments;
+}
+
+// Copies rows × width elements between a tensor of any strides and a dense buffer of row length chunk_cols.
+template <class T, bool gather>
+void copy_strided(const Job& job, int64_t Dim::* stride, void* base, void* buffer, int64_t row, int64_t rows,
+                  int64_t col, int64_t width) {
+  const Dim* dims = job.problem.dims + job.tensor.dims;
+  const int n = job.tensor.n_dims;
+  for (int64_t r = 0; r < rows; ++r) {
+    T* dense = static_cast<T*>(buffer) + r * chunk_cols;
+    int64_t linear = (row + r) * job.tensor.n_cols + col;
+    for (int64_t done = 0; done < width;) {  // a run along the innermost axis at a time
+      int64_t rest = (linear + done) / dims[n - 1].size;
+      const int64_t inner = (linear + done) % dims[n - 1].size;
+      int64_t offset = inner * (dims[n - 1].*stride);
+      for (int d = n - 2; d >= 0; --d) {
+        offset += rest % dims[d].size * (dims[d].*stride);
+        rest /= dims[d].size;
+      }
+      const int64_t run = std::min(width - done, dims[n - 1].size - inner);
+      T* strided = static_cast<T*>(base) + offset;
+      for (int64_t i = 0; i < run; ++i) {
+        if constexpr (gather) {
+          dense[done + i] = strided[i * (dims[n - 1].*stride)];
+        } else {
+          strided[i * (dims[n - 1].*stride)] = dense[done + i];
+        }
+      }
+      done += run;
+    }
+  }
+}
+
+template <bool gather>
+void copy_strided(const Job& job, int64_t Dim::* stride, void* base, void* buffer, int64_t row, int64_t rows,
+                  int64_t col, int64_t width) {
+  switch (element_size[job.tensor.dtype]) {
+    case 8:
+      return copy_strided<uint64_t, gather>(job, stride, base, buffer, row, rows, col, width);
+    case 4:
+      return copy_strided<uint32_t, gather>(job, stride, base, buffer, row, rows, col, width);
+    default:
+      return copy_strided<uint16_t, gather>(job, stride, base, buffer, row, rows, col, width);
+  }
+}
+
+// Steps rows × width elements at (row, col) of the tensor's matrix. block holds coefficients and where the sums go.
+void step_part(const Job& job, BlockKernel kernel, Block block, int64_t row, int64_t rows, int64_t col, int64_t width) {
+  const int64_t size = element_size[job.tensor.dtype];
+  block.width = width;
+  if (job.tensor.dense) {
+    const int64_t at = (row * job.tensor.n_cols + col) * size;
+    block.p = static_cast<char*>(job.address(0)) + at;
+    block.g = static_cast<const char*>(job.address(1)) + at;
+    block.v = static_cast<char*>(job.address(2)) + at;
+    block.row_stride = job.tensor.n_cols;
+    block.rows = rows;
+    return kernel(block);
+  }
+  uint64_t* const staging = job.scratch.staging.data();
+  void* const buffers[3] = {staging, staging + staging_rows * chunk_cols, staging + 2 * staging_rows * chunk_cols};
+  const bool measuring = job.mode == Mode::measure;
+  const bool uses_buffer = measuring || reads_buffer(job.mode);
+  block.p = buffers[0];
+  block.g = buffers[1];
+  block.v = buffers[2];
+  block.row_stride = chunk_cols;
+  for (int64_t r = 0; r < rows; r += staging_rows) {
+    block.rows = std::min(staging_rows, rows - r);
+    const auto copy = [&](auto direction, int64_t Dim::* stride, int which) {
+      copy_strided<decltype(direction)::value>(job, stride, job.address(which), buffers[which], row + r, block.rows,
+                                               col, width);
+    };
+    const std::true_type gather;
+    const std::false_type scatter;
+    copy(gather, &Dim::stride_p, 0);
+    if (!measuring) copy(gather, &Dim::stride_g, 1);
+    if (uses_buffer) copy(gather, &Dim::stride_v, 2);
+    kernel(block);
+    if (!measuring) copy(scatter, &Dim::stride_p, 0);
+    if (writes_buffer(job.mode)) copy(scatter, &Dim::stride_v, 2);
+    if (block.row_sums != nullptr) block.row_sums += block.rows;
+  }
+}
+
+// Adds the sums of positions [col, col + width) to the sums of their segments.
+void fold_positions(const View& view, int64_t col, int64_t width, const double* positions, double* sums) {
+  int64_t segment = col / view.inner % view.n_segments, left = view.inner - col % view.inner;
+  if (view.inner == 1 && segment + width <= view.n_segments) {
+    for (int64_t i = 0; i < width; ++i) sums[segment + i] += positions[i];
+    return;
+  }
+  for (int64_t i = 0; i < width;) {  // a segment's run of positions at a time
+    const int64_t run = std::min(left, width - i);
+    double sum = 0.0;
+    for (int64_t j = 0; j < run; ++j) sum += positions[i + j];
+    sums[segment] += sum;
+    i += run;
+    left = view.inner;
+    if (++segment == view.n_segments) segment = 0;
+  }
+}
+
+// Steps one tile and writes its sums: straight to the moments, or to its slices of the workspace.
+void run_tile(const Job& job) {
+  const Tile& tile = job.tile;
+  const Tensor& tensor = job.tensor;
+  const View* const views = job.problem.views + tensor.view;
+  const bool by_row = tensor.n_views > 0 && views[0].by_row;
+  const View* const col_views = views + by_row;
+  const int n_col_views = tensor.n_views - by_row;
+  const int64_t rows = tile.row_end - tile.row_begin;
+  const int n_acc = n_accumulated(job.mode);
+  const BlockKernel kernel = job.kernels.step[tensor.dtype][int(job.mode)][by_row][n_col_views > 0];
+
+  Block block{};
+  block.c = job.c;
+  if (by_row) {
+    block.row_sums = job.scratch.row_sums.data();
+    block.row_sums_stride = rows;
+    std::fill_n(block.row_sums, n_acc * rows, 0.0);
+  }
+  if (n_col_views > 0) {
+    block.col_sums = job.scratch.col_sums.data();
+    block.col_sums_stride = chunk_cols + col_sums_padding;
+  }
+
+  // Where this tile's position sums go, and which segments it owns there; those are cleared first.
+  for (int k = 0; k < n_col_views; ++k) {
+    const View& view = col_views[k];
+    const bool repeats = view.inner * view.n_segments != tensor.n_cols;
+    const int64_t begin = repeats ? 0 : tile.col_begin / view.inner;
+    const int64_t end = repeats ? view.n_segments : (tile.col_end + view.inner - 1) / view.inner;
+    for (int m = 0; m < n_acc; ++m) {
+      double* const sums = sums_of(job.problem, view, tile.col_slice, m);
+      std::fill(sums + begin, sums + end, 0.0);
+    }
+  }
+
+  const bool chunked = n_col_views > 0 || !tensor.dense;
+  for (int64_t col = tile.col_begin; col < tile.col_end;) {
+    const int64_t width = chunked ? std::min(chunk_cols, tile.col_end - col) : tile.col_end - col;
+    if (n_col_views > 0) std::fill_n(block.col_sums, n_acc * block.col_sums_stride, 0.0);
+    step_part(job, kernel, block, tile.row_begin, rows, col, width);
+    for (int k = 0; k < n_col_views; ++k) {
+      const View& view = col_views[k];
+      for (int m = 0; m < n_acc; ++m)
+        fold_positions(view, col, width, block.col_sums + m * block.col_sums_stride,
+                       sums_of(job.problem, view, tile.col_slice, m));
+    }
+    col += width;
+  }
+
+  if (by_row) {
+    const View& view = views[0];
+    const int64_t begin = tile.row_begin / view.inner, n = (rows + view.inner - 1) / view.inner;
+    for (int m = 0; m < n_acc; ++m) {
+      double* const sums = sums_of(job.problem, view, tile.row_slice, m) + begin;
+      const double* const from = block.row_sums + m * rows;
+      for (int64_t i = 0; i < n; ++i) {
+        double sum = 0.0;
+        for (int64_t j = i * view.inner; j < std::min((i + 1) * view.inner, rows); ++j) sum += from[j];
+        sums[i] = sum;
+      }
+    }
+  }
+}
+
+// Adds the slices that several tiles left, in order, and sets the moments that the mode does not accumulate.
+void gather_slices(const Problem& problem, const View& view, const Span& span, Mode mode) {
+  double* to[n_moments];
+  for (int m = 0; m < n_moments; ++m) to[m] = problem.moments + m * problem.n_segments + view.segment;
+  if (view.n_slices > 1) {
+    for (int m = 0; m < n_accumulated(mode); ++m) {
+      std::copy(sums_of(problem, view, 0, m) + span.begin, sums_of(problem, view, 0, m) + span.end, to[m] + span.begin);
+      for (int64_t slice = 1; slice < view.n_slices; ++slice) {
+        const double* const from = sums_of(problem, view, slice, m);
+        for (int64_t i = span.begin; i < span.end; ++i) to[m][i] += from[i];
+      }
+    }
+  }
+  if (mixes(mode)) return;
+  for (int64_t i = span.begin; i < span.end; ++i) {
+    to[dot_uv][i] = mode == Mode::momentum ? to[sq_u][i] : 0.0;
+    to[dot_gu][i] = 0.0;
+  }
+}
+
+// A tensor without a gradient: its charges stay, the moments of gradient and update are zero, its laws wait.
+void clear_moments(const Problem& problem, const View& view, const Span& span) {
+  for (int m = sum_g; m < n_moments; ++m) {
+    double* const to = problem.moments + m * problem.n_segments + view.segment;
+    std::fill(to + span.begin, to + span.end, 0.0);
+  }
+}
+
+void advance_laws(const Problem& problem, const View& view, const Span& span, const Transitions& t) {
+  const double* const moments = problem.moments + view.segment;
+  if (view.translation >= 0)
+    for (int64_t i = span.begin; i < span.end; ++i)
+      advance_translation(problem.states[translation] + view.translation, problem.n_law_segments[translation], moments,
+                          problem.n_segments, t, i);
+  if (view.norm >= 0)
+    for (int64_t i = span.begin; i < span.end; ++i)
+      advance_norm(problem.states[norm] + view.norm, problem.n_law_segments[norm], moments, problem.n_segments, t, i);
+}
+
+}  // namespace
+
+std::vector<Kernels> available_kernels() {
+  std::vector<Kernels> kernels;
+#if defined(NPERF_X86_DISPATCH)
+  __builtin_cpu_init();
+  const auto has = [](bool supported) { return supported; };
+  const bool avx2 = has(__builtin_cpu_supports("avx2")) && has(__builtin_cpu_supports("fma")) &&
+                    has(__builtin_cpu_supports("bmi2")) && has(__builtin_cpu_supports("f16c"));
+  const bool avx512 = avx2 && has(__builtin_cpu_supports("avx512f")) && has(__builtin_cpu_supports("avx512bw")) &&
+                      has(__builtin_cpu_supports("avx512dq")) && has(__builtin_cpu_supports("avx512vl"));
+  if (avx512) kernels.push_back(kernels_avx512());
+  if (avx2) kernels.push_back(kernels_avx2());
+#endif
+  kernels.push_back(kernels_baseline());
+  return kernels;
+}
+
+Engine::Engine(const Problem& problem, const Kernels& kernels) : problem_(problem), kernels_(kernels) {
+  for (int64_t i = 0; i < problem.n_tiles; ++i)
+    max_tile_rows_ = std::max(max_tile_rows_, problem.tiles[i].row_end - problem.tiles[i].row_begin);
+}
+
+void Engine::step(const Inputs& inputs, int n_threads) { run<false>(inputs, n_threads); }
+void Engine::measure(const Inputs& inputs, int n_threads) { run<true>(inputs, n_threads); }
+
+template <bool measuring>
+void Engine::run(const Inputs& inputs, int n_threads) {
+  const Problem& problem = problem_;
+  n_threads = std::max(1, n_threads);
+  if (int(ranges_.size()) < n_threads) {
+    ranges_ = std::vector<Range>(n_threads);
+    scratch_.resize(n_threads);
+    for (Scratch& scratch : scratch_) {
+      scratch.row_sums.resize(n_moments * max_tile_rows_);
+      scratch.col_sums.resize(n_moments * (chunk_cols + col_sums_padding));
+      scratch.staging.resize(3 * staging_rows * chunk_cols);
+    }
+  }
+  if (!measuring && problem.n_spans > 0) {
+    transitions_.resize(2 * inputs.n_hypers);
+    for (int64_t i = 0; i < 2 * inputs.n_hypers; ++i)
+      transitions_[i] = transitions(inputs.hypers[i / 2], /*first=*/i % 2 == 1);
+  }
+  for (int i = 0; i < n_threads; ++i) {
+    ranges_[i].next = problem.n_tiles * i / n_threads;
+    ranges_[i].end = problem.n_tiles * (i + 1) / n_threads;
+  }
+
+  const auto mode_of_tensor = [&](int64_t i) {
+    if (measuring) return Mode::measure;
+    const Tensor& tensor = problem.tensors[i];
+    return mode_of(inputs.hypers[tensor.hyper], inputs.addresses[3 * i + 2] != 0, tensor.n_views > 0);
+  };
+  const auto takes_part = [&](int64_t i) { return measuring || inputs.addresses[3 * i + 1] != 0; };
+
+#pragma omp parallel num_threads(n_threads)
+  {
+    const int me = omp_get_thread_num();
+    for (int k = 0; k < n_threads; ++k) {  // the own range first, then what others have left
+      Range& range = ranges_[(me + k) % n_threads];
+      for (int64_t t; (t = range.next.fetch_add(1, std::memory_order_relaxed)) < range.end;) {
+        const Tile& tile = problem.tiles[t];
+        if (!takes_part(tile.tensor)) continue;
+        const Tensor& tensor = problem.tensors[tile.tensor];
+        const Mode mode = mode_of_tensor(tile.tensor);
+        const Coefficients<double> c =
+            measuring ? Coefficients<double>{} : coefficients(inputs.hypers[tensor.hyper], inputs.first[tile.tensor]);
+        run_tile({problem, kernels_, tile, tensor, inputs.addresses + 3 * tile.tensor, scratch_[me], mode, c});
+      }
+    }
+#pragma omp barrier
+#pragma omp for schedule(static)
+    for (int64_t s = 0; s < problem.n_spans; ++s) {
+      const Span& span = problem.spans[s];
+      const View& view = problem.views[span.view];
+      if (!takes_part(view.tensor)) {
+        clear_moments(problem, view, span);
+        continue;
+      }
+      gather_slices(problem, view, span, mode_of_tensor(view.tensor));
+      if (measuring) continue;
+      const int32_t hyper = problem.tensors[view.tensor].hyper;
+      const Transitions& t = transitions_[2 * hyper + (inputs.first[view.tensor] ? 1 : 0)];
+      advance_laws(problem, view, span, t);
+      if (span.begin == 0 && span.view == problem.tensors[view.tensor].view)
+        propagate(problem.propagators + view.tensor * 8 * n_laws, t);
+    }
+  }
+}
+
+}  // namespace noetherperf

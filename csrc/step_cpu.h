@@ -1,0 +1,78 @@
+// The CPU engine: one call steps all tensors of a plan, takes their moments and advances the laws.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <vector>
+
+#include "kernel_cpu.h"
+#include "laws.h"
+#include "plan.h"
+
+namespace noetherperf {
+
+// Tables of the plan (noetherperf/tiling.py) and what the laws live in (Measurement, noetherperf/plan.py).
+// All memory belongs to the caller and outlives the engine.
+struct Problem {
+  const Tensor* tensors;
+  const Dim* dims;
+  const View* views;
+  const Tile* tiles;
+  const Span* spans;
+  int64_t n_tensors, n_tiles, n_spans, n_segments;
+  int64_t n_law_segments[n_laws];
+  double* workspace;
+  double* moments;         // [n_moments, n_segments]
+  double* states[n_laws];  // [4 for a translation, n_state for a norm; n_law_segments]
+  double* propagators;     // [n_tensors, n_laws, discrete or flow, 2, 2]
+};
+
+// What is new each step. A tensor whose gradient is null takes no part in it.
+struct Inputs {
+  const uint64_t* addresses;  // [n_tensors, 3]: parameter, gradient, momentum buffer (null: none)
+  const uint8_t* first;       // [n_tensors]: this step writes the momentum buffer for the first time
+  const Hyper* hypers;        // one per parameter group
+  int64_t n_hypers;
+};
+
+// One thread's own memory, allocated before it is needed.
+struct Scratch {
+  std::vector<double> row_sums, col_sums;
+  std::vector<uint64_t> staging;
+};
+
+// The tiles that are left of one thread's own range, on a cache line of its own.
+struct alignas(64) Range {
+  std::atomic<int64_t> next{0};
+  int64_t end = 0;
+};
+
+class Engine {
+ public:
+  Engine(const Problem& problem, const Kernels& kernels);
+
+  // The step: parameters and buffers, moments, laws.
+  void step(const Inputs& inputs, int n_threads);
+
+  // Moments of the parameters as they are, with the momentum buffer in the gradient's place; nothing else changes.
+  // Every tensor needs a buffer here.
+  void measure(const Inputs& inputs, int n_threads);
+
+  const char* isa() const { return kernels_.isa; }
+
+ private:
+  template <bool measuring>
+  void run(const Inputs& inputs, int n_threads);
+
+  Problem problem_;
+  Kernels kernels_;
+  int64_t max_tile_rows_ = 0;
+  std::vector<Scratch> scratch_;
+  std::vector<Range> ranges_;
+  std::vector<Transitions> transitions_;  // for each parameter group: later steps, first step
+};
+
+// The kernels that this build has and this machine can run, best first.
+std::vector<Kernels> available_kernels();
+
+}  // namespace noetherperf

@@ -1,0 +1,35 @@
+"""noetherperf: the measurement engine for the mechanics of learning.
+
+import noetherperf as nperf
+
+optimizer = nperf.SGD(model.named_parameters(), lr=0.1, momentum=0.9, symmetries=symmetries)
+...                                        # the training loop as it was
+law = optimizer.readout()["features.3"]    # charge, discrete and flow law, residual, defect
+"""
+
+from noetherperf.backends import backends
+from noetherperf.readout import ChargeReadout, Prediction, Readout
+from noetherperf.recorder import Record, Recorder, open_record
+from noetherperf.sgd import SGD
+from noetherperf.symmetry import Norm, Part, Rescale, Scale, Symmetry, Translation, layers, neurons
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "SGD",
+    "ChargeReadout",
+    "Norm",
+    "Part",
+    "Prediction",
+    "Readout",
+    "Record",
+    "Recorder",
+    "Rescale",
+    "Scale",
+    "Symmetry",
+    "Translation",
+    "backends",
+    "layers",
+    "neurons",
+    "open_record",
+]

@@ -1,0 +1,105 @@
+"""Backends by name: which there are, which run here, and why not. "auto" is resolved once and recorded."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from noetherperf.engines import Engine
+
+FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to make the step.
+
+    Fields:
+        name: What the user types.
+        device: Type of the devices whose tensors it steps; None: any.
+        missing: The reason why it cannot run here, None if it can.
+        engine: Makes its Engine.
+    """
+
+    name: str
+    device: str | None
+    missing: Callable[[], str | None]
+    engine: Callable[..., Engine]
+
+
+def _reference_engine(*args: object, **kwargs: object) -> Engine:
+    from noetherperf.engines.reference import ReferenceEngine
+
+    return ReferenceEngine(*args, **kwargs)  # type: ignore[arg-type]
+
+
+def _cpu_engine(*args: object, **kwargs: object) -> Engine:
+    from noetherperf.engines.cpu import CpuEngine
+
+    return CpuEngine(*args, **kwargs)  # type: ignore[arg-type]
+
+
+def _cpu_missing() -> str | None:
+    if find_spec("noetherperf._cpu") is None:
+        return "the compiled module noetherperf._cpu is not there; install with a C++17 compiler (pip install -e .)"
+    return None
+
+
+#: Every backend, those that "auto" prefers first.
+BACKENDS = {
+    "cpu": Backend("cpu", "cpu", _cpu_missing, _cpu_engine),
+    "reference": Backend("reference", None, lambda: None, _reference_engine),
+}
+
+
+def backends() -> dict[str, str]:
+    """Every backend by name: "available", or the reason why it cannot run here."""
+    return {name: backend.missing() or "available" for name, backend in BACKENDS.items()}
+
+
+def resolve(name: str, device: torch.device) -> Backend:
+    """The backend that a name means for parameters on a device.
+
+    Args:
+        name: A backend's name, or "auto": the first available one that serves the device.
+        device: Where the parameters are.
+
+    Raises:
+        ValueError: Unknown name, or the named backend does not serve the device.
+        RuntimeError: The named backend cannot run here.
+    """
+    if name == "auto":
+        return next(b for b in BACKENDS.values() if b.device in (None, device.type) and b.missing() is None)
+    if name not in BACKENDS:
+        raise ValueError(f"backend={name!r} is unknown; choose one of {', '.join(['auto', *BACKENDS])}")
+    backend = BACKENDS[name]
+    reason = backend.missing()
+    if reason is not None:
+        raise RuntimeError(f'backend="{name}" cannot run here: {reason}; or use backend="auto"')
+    if backend.device not in (None, device.type):
+        raise ValueError(
+            f'backend="{name}" steps parameters on {backend.device}, but there are parameters on {device}; '
+            f'move the model to {backend.device} or use backend="auto"'
+        )
+    return backend
+
+
+def check_parameter(name: str, p: Tensor, backend: Backend) -> None:
+    """Raise where a backend cannot step a parameter of this dtype or layout.
+
+    Raises:
+        TypeError: Complex or an unsupported dtype.
+        ValueError: Elements that share memory, which no in-place step can write.
+    """
+    if p.is_complex():
+        raise TypeError(
+            f"{name} is complex ({p.dtype}), which noetherperf.SGD does not step; store it as a real parameter "
+            "(torch.view_as_real)"
+        )
+    if p.dtype not in FLOATING:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATING)
+        raise TypeError(f'{name} is {p.dtype}, which backend="{backend.name}" cannot step; it takes {names}')
+    if any(size > 1 and stride == 0 for size, stride in zip(p.shape, p.stride(), strict=True)):
+        raise ValueError(f"{name} is expanded: its elements share memory; give it memory of its own (.contiguous())")

@@ -1,0 +1,59 @@
+"""Engines: what makes a plan's step on one device. One file each; noetherperf.backends says which there are."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from noetherperf.hyper import Hyper
+
+
+class Engine(Protocol):
+    """Steps the tensors of one plan and measures them.
+
+    Engines are made for fixed parameters (Python objects; their storage may change), one Measurement, and one
+    parameter group per tensor. They change parameters, buffers and the measurement, and nothing else.
+    """
+
+    def admit(self, grads: Sequence[Tensor | None]) -> None:
+        """Raise if these gradients cannot be stepped with, before anything is changed."""
+
+    def measure(self, buffers: Sequence[Tensor | None]) -> None:
+        """Fill the moments from the parameters as they are, with the buffer v in the gradient's place: sum_g is
+        ⟨v, 1⟩ and dot_pg ⟨p, v⟩. Where there is no buffer those mean nothing."""
+
+    def step(
+        self,
+        grads: Sequence[Tensor | None],
+        buffers: Sequence[Tensor | None],
+        hypers: Sequence[Hyper],
+        first: Sequence[bool],
+    ) -> None:
+        """Make one step.
+
+        Args:
+            grads: One per tensor; None: the tensor takes no part.
+            buffers: One per tensor; None where it has none.
+            hypers: One per parameter group.
+            first: Per tensor, whether this step writes its momentum buffer for the first time.
+        """
+
+
+def check_gradient(name: str, p: Tensor, grad: Tensor) -> None:
+    """Raise where a gradient is of a kind that no engine steps with."""
+    if grad.layout != torch.strided:
+        raise RuntimeError(
+            f"{name}: noetherperf.SGD does not support sparse gradients, got layout {grad.layout}; "
+            "make them dense (sparse=False in the embedding, or p.grad = p.grad.to_dense())"
+        )
+    if grad.is_complex():
+        raise TypeError(
+            f"{name}: noetherperf.SGD does not support complex gradients, got {grad.dtype}; "
+            "store real and imaginary parts as a real parameter (torch.view_as_real)"
+        )
+    if grad.dtype != p.dtype or grad.device != p.device or grad.shape != p.shape:
+        raise TypeError(
+            f"{name}: the gradient ({grad.dtype}, {grad.device}, {tuple(grad.shape)}) must match its parameter "
+            f"({p.dtype}, {p.device}, {tuple(p.shape)}); convert the gradient before step()"
+        )

@@ -1,0 +1,154 @@
+"""The compiled CPU engine: keeps the tables of csrc/step_cpu.cpp in step with the tensors' addresses and layouts."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from noetherperf import _cpu
+from noetherperf.engines import check_gradient
+from noetherperf.hyper import Hyper
+from noetherperf.laws import Law
+from noetherperf.plan import Measurement, Plan
+from noetherperf.tiling import HYPER, is_dense, make_tables, memory_order
+
+
+class CpuEngine:
+    """Engine of noetherperf._cpu: one call a step, on torch.get_num_threads() threads.
+
+    Computes in float32, in float64 for float64 parameters; moments and laws in float64. Results do not depend on the
+    number of threads.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        params: Sequence[Tensor],
+        names: Sequence[str],
+        hyper_index: Sequence[int],
+        measurement: Measurement,
+        isa: str = "",
+    ) -> None:
+        self.plan, self.params, self.names, self.hyper_index = plan, params, names, hyper_index
+        self.measurement = measurement
+        self.isa = isa
+        self._build()
+
+    def _build(self) -> None:
+        """Make the tables for the parameters as they lie in memory now."""
+        n = len(self.params)
+        self._tables = make_tables(self.plan, self.params, self.hyper_index)
+        self._workspace = torch.full((self._tables.workspace,), torch.nan, dtype=torch.float64)
+        self._addresses = np.zeros((n, 3), np.uint64)
+        self._first = np.zeros(n, np.uint8)
+        self._hypers: Sequence[Hyper] = ()
+        self._hyper_table = np.zeros(0, HYPER)
+        self._orders = [memory_order(p) for p in self.params]
+        self._layouts = [(p.dtype, p.device, p.shape, p.stride()) for p in self.params]
+        self._pointers: list[int] = [p.data_ptr() for p in self.params]
+        self._grad_strides: list[tuple[int, ...] | None] = [None] * n
+        self._buffer_strides: list[tuple[int, ...] | None] = [None] * n
+        m = self.measurement
+        self._engine = _cpu.Engine(
+            self._tables.tensors,
+            self._tables.dims,
+            self._tables.views,
+            self._tables.tiles,
+            self._tables.spans,
+            self._workspace.data_ptr(),
+            m.moments.data_ptr(),
+            self.plan.n_segments,
+            [state.data_ptr() for state in m.states],
+            [self.plan.n_law_segments(law) for law in Law],
+            m.propagators.data_ptr(),
+            self.isa,
+        )
+
+    def _relocate(self) -> list[int]:
+        """The parameters' addresses now; tables are made anew if one has another layout than it had."""
+        pointers = [p.data_ptr() for p in self.params]
+        if pointers != self._pointers:
+            for name, p, (dtype, device, shape, _) in zip(self.names, self.params, self._layouts, strict=True):
+                if (p.dtype, p.device, p.shape) != (dtype, device, shape):
+                    raise RuntimeError(
+                        f"{name} was {dtype} {tuple(shape)} on {device} and is now {p.dtype} {tuple(p.shape)} on "
+                        f"{p.device}; make the optimizer after moving or converting the model"
+                    )
+            if any(p.stride() != layout[3] for p, layout in zip(self.params, self._layouts, strict=True)):
+                self._build()
+            self._pointers = pointers
+        return pointers
+
+    def _lay_out(self, i: int, field: str, strides: tuple[int, ...], known: list[tuple[int, ...] | None]) -> None:
+        """Write a gradient's or buffer's strides into the tables: dense if p, g and v agree with a matrix."""
+        known[i] = strides
+        p, order, tensor = self.params[i], self._orders[i], self._tables.tensors[i]
+        rows = slice(tensor["dims"], tensor["dims"] + len(order))
+        self._tables.dims[field][rows] = [strides[axis] for axis in order]
+        shape = [p.shape[axis] for axis in order]
+        in_order = [p.stride(), *(s[i] for s in (self._grad_strides, self._buffer_strides) if s[i] is not None)]
+        tensor["dense"] = all(is_dense(shape, [s[axis] for axis in order]) for s in in_order)
+
+    def admit(self, grads: Sequence[Tensor | None]) -> None:
+        pointers = self._relocate()
+        known = self._grad_strides
+        addresses = []
+        for i, g in enumerate(grads):
+            if g is None:
+                addresses.append(0)
+                continue
+            if g.is_sparse or g.stride() != known[i]:
+                check_gradient(self.names[i], self.params[i], g)
+                self._lay_out(i, "stride_g", g.stride(), known)
+            addresses.append(g.data_ptr() or 1)  # an empty tensor's address is null, but it takes part
+        self._addresses[:, 0] = pointers
+        self._addresses[:, 1] = addresses
+
+    def _admit_buffers(self, buffers: Sequence[Tensor | None]) -> None:
+        known = self._buffer_strides
+        addresses = []
+        for i, v in enumerate(buffers):
+            if v is None:
+                addresses.append(0)
+                continue
+            if v.stride() != known[i]:
+                self._check_buffer(i, v)
+                self._lay_out(i, "stride_v", v.stride(), known)
+            addresses.append(v.data_ptr() or 1)
+        self._addresses[:, 2] = addresses
+
+    def _check_buffer(self, i: int, v: Tensor) -> None:
+        p = self.params[i]
+        if (v.dtype, v.device, v.shape) != (p.dtype, p.device, p.shape):
+            raise RuntimeError(
+                f"{self.names[i]}: its momentum_buffer ({v.dtype}, {v.device}, {tuple(v.shape)}) must match the parameter "
+                f"({p.dtype}, {p.device}, {tuple(p.shape)}); load it with load_state_dict, which converts it"
+            )
+
+    def measure(self, buffers: Sequence[Tensor | None]) -> None:
+        pointers = self._relocate()
+        # Where there is no buffer the parameter stands in, so that the kernel has something to read.
+        self._admit_buffers([p if v is None else v for p, v in zip(self.params, buffers, strict=True)])
+        self._addresses[:, 0] = pointers
+        self._engine.measure(self._addresses, self._first, self._hyper_table_for([Hyper(0.0)]), torch.get_num_threads())
+
+    def step(
+        self,
+        grads: Sequence[Tensor | None],
+        buffers: Sequence[Tensor | None],
+        hypers: Sequence[Hyper],
+        first: Sequence[bool],
+    ) -> None:
+        self._admit_buffers(buffers)
+        self._first[:] = first
+        self._engine.step(self._addresses, self._first, self._hyper_table_for(hypers), torch.get_num_threads())
+
+    def _hyper_table_for(self, hypers: Sequence[Hyper]) -> np.ndarray:
+        if hypers != self._hypers:
+            n = max(len(hypers), max(self.hyper_index, default=0) + 1)
+            self._hyper_table = np.zeros(n, HYPER)
+            for i, h in enumerate(hypers):
+                self._hyper_table[i] = (h.lr, h.momentum, h.dampening, h.weight_decay, h.nesterov, h.maximize)
+            self._hypers = list(hypers)
+        return self._hyper_table

@@ -1,0 +1,94 @@
+"""Which laws are open: symmetries whose parts did not make the same steps, so that free + forced predicts nothing.
+
+A law adds up its parts' charges, and what cancels by symmetry cancels only if all parts were stepped alike: same
+coefficients, and a gradient for all or for none. Tensors start in one class; a step in which two tensors of a class
+are treated differently splits it, and every symmetry with parts in different classes is open from then on.
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+from noetherperf.hyper import Hyper
+from noetherperf.symmetry import Symmetry
+
+
+class Openness:
+    """Follows the steps of a model's tensors and knows which symmetries' laws are open, and why.
+
+    Args:
+        symmetries: All symmetries; those that claim nothing (Norm) are open from the start.
+        names: A name for each tensor.
+        hyper_index: For each tensor the number of its parameter group.
+    """
+
+    def __init__(self, symmetries: Sequence[Symmetry], names: Sequence[str], hyper_index: Sequence[int]) -> None:
+        index = {name: i for i, name in enumerate(names)}
+        self._names, self._hyper_index = names, hyper_index
+        self._members = {s.name: sorted({index[part.parameter] for part in s.parts}) for s in symmetries if s.claimed}
+        self._unclaimed = [s.name for s in symmetries if not s.claimed]
+        self.reset()
+
+    def reset(self) -> None:
+        """Start anew: all tensors in one class."""
+        self.reasons: dict[str, str] = {
+            name: "no symmetry is claimed: free + forced leaves out what the gradient does along the parameters (defect)"
+            for name in self._unclaimed
+        }
+        self._classes = [0] * len(self._names)
+        self._last: Hashable = None
+
+    def update(self, step: int, hypers: Sequence[Hyper], first: bytes, missing: bytes) -> None:
+        """Take note of one step.
+
+        Args:
+            step: Its number, for the reason.
+            hypers: One per parameter group.
+            first: A byte per tensor: does this step write its momentum buffer for the first time?
+            missing: A byte per tensor: has it no gradient?
+        """
+        alike = [next(j for j, other in enumerate(hypers) if _acts_like(h, other)) for h in hypers]
+        pattern = (tuple(alike), first, missing)
+        if pattern == self._last:
+            return
+        self._last = pattern
+        keys: list[Hashable] = []
+        for i, group in enumerate(self._hyper_index):
+            undampened = bool(first[i]) and hypers[group].momentum != 0.0 and hypers[group].dampening != 0.0
+            keys.append("missing" if missing[i] else (alike[group], undampened))
+        number: dict[Hashable, int] = {}
+        self._classes = [number.setdefault(pair, len(number)) for pair in zip(self._classes, keys, strict=True)]
+        for name, members in self._members.items():
+            if name not in self.reasons:
+                other = next((i for i in members if self._classes[i] != self._classes[members[0]]), None)
+                if other is not None:
+                    self.reasons[name] = self._reason(step, members[0], other, hypers, missing)
+
+    def _reason(self, step: int, i: int, j: int, hypers: Sequence[Hyper], missing: bytes) -> str:
+        a, b = self._names[i], self._names[j]
+        if missing[i] != missing[j]:
+            without, with_ = (a, b) if missing[i] else (b, a)
+            return f"in step {step} {without} had no gradient and {with_} had one"
+        one, two = hypers[self._hyper_index[i]], hypers[self._hyper_index[j]]
+        fields = [
+            f"{field} ({getattr(one, field)} and {getattr(two, field)})"
+            for field in Hyper.__dataclass_fields__
+            if getattr(one, field) != getattr(two, field)
+        ]
+        if fields:
+            return f"in step {step} {a} and {b} had different {', '.join(fields)}"
+        return f"in step {step} only one of {a} and {b} wrote its momentum buffer for the first time, without dampening"
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs."""
+        return {"classes": list(self._classes), "reasons": dict(self.reasons)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint of the same tensors and symmetries."""
+        self._classes = [int(c) for c in state["classes"]]
+        self.reasons = {str(name): str(reason) for name, reason in state["reasons"].items()}
+        self._last = None
+
+
+def _acts_like(a: Hyper, b: Hyper) -> bool:
+    """Whether two hyperparameter sets make the same step."""
+    return a == b or (a.duration == b.duration and a.coefficients(first=False) == b.coefficients(first=False))

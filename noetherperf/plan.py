@@ -1,0 +1,186 @@
+"""Symmetries and shapes -> views and segments: what is summed together, and where each part finds its sums.
+
+A *view* splits one tensor along one axis into groups of `fold` consecutive indices; each group is a *segment*, the
+elements reduced together. All parts on the same axis of a tensor share one view, at the finest fold they need, because
+moments and laws are linear: a coarser part is a sum of segments, taken at readout. For the same reason a part over a
+whole tensor (axis None) borrows the segments of any view the tensor has.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import gcd, prod
+
+import torch
+from torch import Tensor
+
+from noetherperf.laws import N_STATE, Law, State
+from noetherperf.moments import N_MOMENTS, Moment
+from noetherperf.symmetry import Part, Symmetry
+
+
+@dataclass(frozen=True)
+class View:
+    """One tensor split along one axis: element i of that axis belongs to segment `segment + i // fold`.
+
+    `law_segment[law]` is where the law's state of the first segment stands, −1 where nobody asks for that law.
+    """
+
+    tensor: int
+    axis: int
+    fold: int
+    n_segments: int
+    segment: int
+    law_segment: tuple[int, int]
+
+    def grouped(self, x: Tensor) -> Tensor:
+        """x as [outer, n_segments, inner], so that a sum over the outer and inner dims is a sum per segment."""
+        shape = x.shape or (1,)
+        return x.reshape(prod(shape[: self.axis]), self.n_segments, self.fold * prod(shape[self.axis + 1 :]))
+
+
+@dataclass(frozen=True)
+class PlannedPart:
+    """A part's segments: group i is the sum of segments [start + i·fold, start + (i+1)·fold) of its view."""
+
+    part: Part
+    view: int
+    start: int
+    n_groups: int
+    fold: int
+    n_elements: int  # of one group
+
+    def reduce(self, values: Tensor) -> Tensor:
+        """Sum a view's values [..., view.n_segments] to the part's groups [..., n_groups]; no coefficient applied."""
+        values = values[..., self.start : self.start + self.n_groups * self.fold]
+        return values.reshape(*values.shape[:-1], self.n_groups, self.fold).sum(-1)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All views of a model's tensors, and every symmetry's parts in terms of them."""
+
+    views: tuple[View, ...]
+    parts: Mapping[str, tuple[PlannedPart, ...]]
+    n_tensors: int
+
+    @property
+    def n_segments(self) -> int:
+        return sum(view.n_segments for view in self.views)
+
+    def n_law_segments(self, law: Law) -> int:
+        return sum(view.n_segments for view in self.views if view.law_segment[law] >= 0)
+
+
+@dataclass
+class Measurement:
+    """What a step measures and the laws' state: float64, a few numbers per segment, none per parameter.
+
+    moments: [N_MOMENTS, n_segments], of the last step. states[law]: [N_STATE[law], n segments with that law].
+    propagators: [n_tensors, law, discrete or flow, 2, 2], the product of all steps' matrices since measuring began.
+    """
+
+    moments: Tensor
+    states: tuple[Tensor, Tensor]
+    propagators: Tensor
+
+    @classmethod
+    def empty(cls, plan: Plan, device: torch.device | str = "cpu") -> "Measurement":
+        """Zeros for every segment and identity propagators: before anything is measured."""
+        zeros = {"dtype": torch.float64, "device": device}
+        return cls(
+            torch.zeros(N_MOMENTS, plan.n_segments, **zeros),
+            tuple(torch.zeros(N_STATE[law], plan.n_law_segments(law), **zeros) for law in Law),
+            torch.eye(2, **zeros).repeat(plan.n_tensors, len(Law), 2, 1, 1),
+        )
+
+    def tensors(self) -> list[Tensor]:
+        """Everything it holds, in a fixed order."""
+        return [self.moments, *self.states, self.propagators]
+
+    def cpu(self) -> "Measurement":
+        """A copy on the CPU."""
+        moments, *states, propagators = (x.to("cpu", copy=True) for x in self.tensors())
+        return Measurement(moments, tuple(states), propagators)
+
+    def start(self, plan: Plan, warm: Sequence[bool]) -> None:
+        """Start the laws from what Engine.measure left in the moments.
+
+        x₀ is the charge, y₀ = ⟨v, 1⟩ or ⟨p, v⟩ where the tensor's momentum buffer is warm, else zero. Sources start at
+        zero, propagators at the identity; no gradient has been seen yet, so its moments are zero.
+
+        Args:
+            plan: The plan of this measurement.
+            warm: Per tensor, whether it has a momentum buffer.
+        """
+        for view in plan.views:
+            segments = slice(view.segment, view.segment + view.n_segments)
+            for law, x, y in ((Law.TRANSLATION, Moment.SUM_P, Moment.SUM_G), (Law.NORM, Moment.SQ_P, Moment.DOT_PG)):
+                at = view.law_segment[law]
+                if at >= 0:
+                    state = self.states[law][:, at : at + view.n_segments]
+                    state.zero_()
+                    state[State.X0] = self.moments[x, segments]
+                    if warm[view.tensor]:
+                        state[State.Y0] = self.moments[y, segments]
+        self.moments[Moment.SUM_G :] = 0.0
+        self.propagators.copy_(torch.eye(2, dtype=torch.float64).expand_as(self.propagators))
+
+
+def _fold(parts: Iterable[Part], length: int) -> int:
+    """The coarsest fold in which every part's slices and folds are whole segments, and the axis too."""
+    fold = length
+    for part in parts:
+        fold = gcd(fold, part.fold, part.start or 0)
+    return fold
+
+
+def make_plan(symmetries: Sequence[Symmetry], names: Sequence[str | None], shapes: Sequence[tuple[int, ...]]) -> Plan:
+    """Plan the views that the symmetries' parts need.
+
+    Args:
+        symmetries: Validated against these names and shapes (noetherperf.symmetry.validate).
+        names: One name per tensor, None where a parameter has none; a name of no tensor here is left to other plans.
+        shapes: One shape per tensor.
+    """
+    index = {name: i for i, name in enumerate(names) if name is not None}
+    wanted: dict[tuple[int, int | None], list[tuple[Part, Law]]] = {}
+    for symmetry in symmetries:
+        law = Law[symmetry.law.upper()]
+        for part in symmetry.parts:
+            if part.parameter in index:
+                wanted.setdefault((index[part.parameter], part.axis), []).append((part, law))
+
+    # A whole tensor joins the first axis that somebody asks for, or becomes one segment along axis 0.
+    home: dict[tuple[int, int | None], tuple[int, int]] = {}
+    for tensor, axis in sorted(wanted, key=lambda key: (key[0], key[1] is None, key[1] or 0)):
+        axes = [key for key in home if key[0] == tensor]
+        home[tensor, axis] = (tensor, axis) if axis is not None else home[axes[0]] if axes else (tensor, 0)
+
+    views: list[View] = []
+    view_of: dict[tuple[int, int], int] = {}
+    offset, law_offset = 0, {law: 0 for law in Law}
+    for tensor, axis in sorted(set(home.values())):
+        guests = [guest for key, guest_list in wanted.items() if home[key] == (tensor, axis) for guest in guest_list]
+        length = (shapes[tensor] or (1,))[axis]
+        fold = max(1, _fold((part for part, _ in guests if part.axis is not None), length))
+        n_segments = length // fold
+        laws = {law for _, law in guests}
+        view_of[tensor, axis] = len(views)
+        law_segment = tuple(law_offset[law] if law in laws else -1 for law in Law)
+        views.append(View(tensor, axis, fold, n_segments, offset, law_segment))
+        offset += n_segments
+        for law in laws:
+            law_offset[law] += n_segments
+
+    def place(part: Part) -> PlannedPart:
+        tensor = index[part.parameter]
+        number = view_of[home[tensor, part.axis]]
+        view = views[number]
+        if part.axis is None:
+            return PlannedPart(part, number, 0, 1, view.n_segments, prod(shapes[tensor]))
+        n_groups = part.n_groups(shapes[tensor])
+        n_elements = part.fold * prod(shapes[tensor]) // shapes[tensor][part.axis]
+        return PlannedPart(part, number, (part.start or 0) // view.fold, n_groups, part.fold // view.fold, n_elements)
+
+    parts = {s.name: tuple(place(part) for part in s.parts if part.parameter in index) for s in symmetries}
+    return Plan(tuple(views), parts, len(names))

@@ -1,0 +1,203 @@
+"""Readout: charges, predictions and residuals of every symmetry, from one copy of what the steps measured."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from noetherperf.laws import Law, State
+from noetherperf.moments import N_MOMENTS, READOUT_MOMENTS, Moment
+from noetherperf.plan import Measurement, Plan, PlannedPart
+from noetherperf.symmetry import Symmetry
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A law's prediction of a charge, by source; float64 [n groups] each.
+
+    Fields:
+        free: From the initial charge (and a warm momentum buffer) alone: decay, oscillation.
+        forced: From the finite steps: |u|² (discrete law), |g|² or |θ̇|² (flow law); zero for a translation.
+        defect: From the gradient constraint's violation; zero where the symmetry holds, and always in the flow law.
+    """
+
+    free: Tensor
+    forced: Tensor
+    defect: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """free + forced: what the law predicts where the symmetry holds."""
+        return self.free + self.forced
+
+    @property
+    def budget(self) -> Tensor:
+        """free + forced + defect: an identity of the update, up to rounding, for any set of parameters."""
+        return self.free + self.forced + self.defect
+
+
+@dataclass(frozen=True)
+class ChargeReadout:
+    """One symmetry after a step; arrays are float64 CPU tensors [n groups].
+
+    Fields:
+        symmetry: What was measured.
+        charge: Q now: Σ c⟨θ, 1⟩ for a translation, Σ c|θ|² else, of the values as stored.
+        initial: Q when measuring began.
+        discrete: The discrete law's prediction, exact to rounding where the symmetry holds.
+        flow: The flow law's, the continuous-time dynamics of the paper.
+        defect: The last step's gradient constraint, Σ c⟨g, 1⟩ or Σ c⟨g, θ⟩; zero where the symmetry holds.
+        relative_defect: |defect| / (|g_A| |ψ_A|), ψ the generator (c or cθ, θ taken after the step); 0 where g is 0.
+        moments: sum_p, sq_p, sum_g, sq_g, dot_pg, sq_u of the last step, summed over parts with their coefficients.
+        closed: Whether free + forced is a prediction.
+        reason: Why not, empty if it is.
+    """
+
+    symmetry: Symmetry
+    charge: Tensor
+    initial: Tensor
+    discrete: Prediction
+    flow: Prediction
+    defect: Tensor
+    relative_defect: Tensor
+    moments: dict[str, Tensor]
+    closed: bool
+    reason: str
+
+    @property
+    def name(self) -> str:
+        """The symmetry's name."""
+        return self.symmetry.name
+
+    @property
+    def residual(self) -> Tensor:
+        """charge − discrete.total: the defect's part and rounding."""
+        return self.charge - self.discrete.total
+
+    @property
+    def rounding(self) -> Tensor:
+        """charge − discrete.budget: what rounding to the stored dtype lost."""
+        return self.charge - self.discrete.budget
+
+
+class Readout(Mapping[str, ChargeReadout]):
+    """All symmetries after a step, by name.
+
+    Attributes:
+        step: Steps since measuring began.
+        time: Σ lr·(1 − dampening) over those steps (without momentum Σ lr), of the first parameter group.
+    """
+
+    def __init__(self, charges: Mapping[str, ChargeReadout], step: int, time: float) -> None:
+        self._charges = dict(charges)
+        self.step = step
+        self.time = time
+
+    def __getitem__(self, name: str) -> ChargeReadout:
+        try:
+            return self._charges[name]
+        except KeyError:
+            known = ", ".join(self._charges) or "none; give SGD symmetries to measure"
+            raise KeyError(f"no symmetry {name!r} is measured; there are: {known}") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._charges)
+
+    def __len__(self) -> int:
+        return len(self._charges)
+
+    def __repr__(self) -> str:
+        return f"Readout(step={self.step}, time={self.time:g}, symmetries=[{', '.join(self._charges)}])"
+
+    def scalars(self) -> dict[str, float]:
+        """A few numbers per symmetry for a logger, as a flat dict.
+
+        "<name>/charge" is the mean over groups; "<name>/residual", "<name>/rounding" and "<name>/relative_defect" are
+        the largest absolute values over groups.
+        """
+        flat: dict[str, float] = {"step": float(self.step), "time": self.time}
+        for name, law in self._charges.items():
+            flat[f"{name}/charge"] = law.charge.mean().item()
+            flat[f"{name}/residual"] = law.residual.abs().max().item()
+            flat[f"{name}/rounding"] = law.rounding.abs().max().item()
+            flat[f"{name}/relative_defect"] = law.relative_defect.max().item()
+        return flat
+
+
+class Source(NamedTuple):
+    """One device's plan and a CPU copy of what was measured there."""
+
+    plan: Plan
+    measurement: Measurement
+
+
+class _Sums(NamedTuple):
+    """Sums over parts [n groups]: the moments and the laws' components with coefficients, and two norms without."""
+
+    moments: Tensor  # [N_MOMENTS, n]
+    components: Tensor  # [6, n]: initial; discrete free, forced, defect; flow free, forced
+    sq_gradient: Tensor
+    sq_generator: Tensor
+
+
+def _part_sums(law: Law, planned: PlannedPart, source: Source) -> _Sums:
+    """One part's contribution, reduced from segments to groups."""
+    plan, measured = source
+    view = plan.views[planned.view]
+    moments = measured.moments[:, view.segment : view.segment + view.n_segments]
+    at = view.law_segment[law]
+    state = measured.states[law][:, at : at + view.n_segments]
+    (xx, xy), _ = measured.propagators[view.tensor, law, 0]
+    flow_xx = measured.propagators[view.tensor, law, 1, 0, 0]
+    x0 = state[State.X0]
+    none = torch.zeros_like(x0)
+    components = torch.stack(
+        [
+            x0,
+            xx * x0 + xy * state[State.Y0],
+            none if law == Law.TRANSLATION else state[State.FORCED_X],
+            state[State.DEFECT_X],
+            flow_xx * x0,
+            none if law == Law.TRANSLATION else state[State.FLOW_X],
+        ]
+    )
+    sums = planned.reduce(torch.cat([moments, components]))
+    weight = planned.part.weight
+    sq_ones = torch.full_like(sums[0], float(planned.n_elements))
+    return _Sums(
+        weight * sums[:N_MOMENTS],
+        weight * sums[N_MOMENTS:],
+        sums[Moment.SQ_G],
+        weight * weight * (sq_ones if law == Law.TRANSLATION else sums[Moment.SQ_P]),
+    )
+
+
+def _read_one(symmetry: Symmetry, sources: Sequence[Source], reason: str) -> ChargeReadout:
+    law = Law[symmetry.law.upper()]
+    parts = [_part_sums(law, planned, source) for source in sources for planned in source.plan.parts[symmetry.name]]
+    total = _Sums(*(torch.stack(column).sum(0) for column in zip(*parts, strict=True)))
+    translation = law == Law.TRANSLATION
+    initial, free, forced, defect, flow_free, flow_forced = total.components
+    constraint = total.moments[Moment.SUM_G if translation else Moment.DOT_PG]
+    scale = (total.sq_gradient * total.sq_generator).sqrt()
+    return ChargeReadout(
+        symmetry,
+        total.moments[Moment.SUM_P if translation else Moment.SQ_P],
+        initial,
+        Prediction(free, forced, defect),
+        Prediction(flow_free, flow_forced, torch.zeros_like(flow_free)),
+        constraint,
+        torch.where(scale == 0.0, 0.0, constraint.abs() / scale),
+        {name: total.moments[moment] for name, moment in READOUT_MOMENTS.items()},
+        not reason,
+        reason,
+    )
+
+
+def read(
+    symmetries: Sequence[Symmetry], sources: Sequence[Source], reasons: Mapping[str, str], step: int, time: float
+) -> Readout:
+    """Combine measurements of parts into a Readout; reasons names the open laws and why they are."""
+    return Readout({s.name: _read_one(s, sources, reasons.get(s.name, "")) for s in symmetries}, step, time)

@@ -1,0 +1,396 @@
+"""SGD: torch.optim.SGD that measures its symmetries' charges, and every law's integrals, while it steps."""
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from noetherperf.backends import Backend, check_parameter, resolve
+from noetherperf.engines import Engine
+from noetherperf.hyper import Hyper
+from noetherperf.openness import Openness
+from noetherperf.plan import Measurement, Plan, make_plan
+from noetherperf.readout import Readout, Source, read
+from noetherperf.symmetry import Symmetry, from_json, to_json, validate
+
+MEASUREMENT_VERSION = 1
+
+
+@dataclass
+class _Device:
+    """The parameters on one device, and what steps and measures them."""
+
+    members: list[int]  # their numbers among all parameters
+    backend: Backend
+    plan: Plan
+    measurement: Measurement
+    engine: Engine
+
+
+class SGD(Optimizer):
+    """torch.optim.SGD, with the charges of the model's symmetries measured in the pass that makes the step.
+
+    The step, with s = −1 for maximize and +1 otherwise, and a = 1 the first time the buffer is written, 1 − τ after:
+
+        d = s g + λ θ,   v ← β v + a d,   θ ← θ − η u,   u = v, or d + β v with nesterov, or d without momentum
+
+    A drop-in: signature, defaults, errors, parameter groups, state_dict (checkpoints go both ways), hooks, closures and
+    schedulers are those of torch.optim.SGD. Arithmetic is in float32 for 16-bit parameters, in their own dtype for
+    others; measurements are float64.
+
+    Args:
+        params: Parameters or parameter groups; named (model.named_parameters()) where symmetries are given.
+        lr: Learning rate η, a float or a tensor of one element.
+        momentum: β.
+        dampening: τ.
+        weight_decay: λ.
+        nesterov: Nesterov momentum; needs momentum > 0 and dampening 0.
+        maximize: Ascend instead.
+        foreach, fused: Accepted for compatibility; every backend makes one fused step.
+        differentiable: Not supported.
+        symmetries: What to measure: Translation, Scale, Rescale or Norm (neurons(model), layers(model)).
+        backend: "auto", or one of noetherperf.backends().
+
+    Raises:
+        ValueError: A hyperparameter out of range; symmetries that do not fit the parameters; an unknown backend.
+        TypeError: A parameter of a dtype that the backend cannot step.
+        RuntimeError: The named backend cannot run here; differentiable=True; foreach and fused both True.
+
+    Source: Kunin et al. (2021), "Neural Mechanics", arXiv:2012.04728; Sutskever et al. (2013) for the momentum.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0,
+        dampening: float = 0,
+        weight_decay: float = 0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        symmetries: Sequence[Symmetry] = (),
+        backend: str = "auto",
+    ) -> None:
+        if isinstance(lr, Tensor) and lr.numel() != 1:
+            raise ValueError("Tensor lr must be 1-element")
+        if not float(lr) >= 0.0:
+            raise ValueError(f"Invalid learning rate: {lr}")
+        if not momentum >= 0.0:
+            raise ValueError(f"Invalid momentum value: {momentum}")
+        if not weight_decay >= 0.0:
+            raise ValueError(f"Invalid weight_decay value: {weight_decay}")
+        if nesterov and (momentum <= 0 or dampening != 0):
+            raise ValueError("Nesterov momentum requires a momentum and zero dampening")
+        if foreach and fused:
+            raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
+        if differentiable:
+            raise RuntimeError("noetherperf.SGD steps in place and is not differentiable; use torch.optim.SGD for that")
+        self._requested = backend
+        self._devices: list[_Device] | None = None
+        self._symmetries: tuple[Symmetry, ...] = ()
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "dampening": dampening,
+            "weight_decay": weight_decay,
+            "nesterov": nesterov,
+            "maximize": maximize,
+            "foreach": foreach,
+            "differentiable": differentiable,
+            "fused": fused,
+        }
+        super().__init__(params, defaults)
+        self._symmetries = self._check_symmetries(symmetries)
+        self._restart()
+        self._prepare()
+
+    # ---- what there is to step and to measure -----------------------------------------------------------------------
+
+    @property
+    def symmetries(self) -> tuple[Symmetry, ...]:
+        """The symmetries that are measured."""
+        return self._symmetries
+
+    @property
+    def backend(self) -> str:
+        """Name of the backend that makes the step; joined by "+" where devices have different ones."""
+        return "+".join(dict.fromkeys(device.backend.name for device in self._prepare()))
+
+    @property
+    def step_count(self) -> int:
+        """Steps since measuring began."""
+        return self._step_count
+
+    def _names(self) -> list[str | None]:
+        """One name per parameter, over all groups; None where parameters came without names."""
+        return [name for group in self.param_groups for name in group.get("param_names", [None] * len(group["params"]))]
+
+    def _check_symmetries(self, symmetries: Sequence[Symmetry]) -> tuple[Symmetry, ...]:
+        names = self._names()
+        if not names or None in names:
+            if len(symmetries) == 0:
+                return ()
+            raise ValueError(
+                "symmetries name parameters, and these parameters came without names; "
+                "pass model.named_parameters() instead of model.parameters()"
+            )
+        params = [p for group in self.param_groups for p in group["params"]]
+        return validate(symmetries, {name: tuple(p.shape) for name, p in zip(names, params, strict=True)})
+
+    def _restart(self) -> None:
+        """Forget what was measured; measuring begins at the next step or readout."""
+        self._began = False
+        self._step_count = 0
+        self._times = [0.0] * len(self.param_groups)
+        self._carried: list[list[Tensor]] | None = None  # measurements to go on from when engines are made
+        self._open_reasons: dict[str, Any] | None = None
+
+    def _prepare(self) -> list[_Device]:
+        """The devices with their plans and engines, made when first needed and after every change of parameters."""
+        if self._devices is not None:
+            return self._devices
+        self._params = [p for group in self.param_groups for p in group["params"]]
+        names = self._names()
+        self._labels = [
+            name or f"parameter {i} of group {g}"
+            for (g, i), name in zip(
+                ((g, i) for g, group in enumerate(self.param_groups) for i in range(len(group["params"]))),
+                names,
+                strict=True,
+            )
+        ]
+        hyper_index = [g for g, group in enumerate(self.param_groups) for _ in group["params"]]
+        by_device: dict[torch.device, list[int]] = {}
+        for i, p in enumerate(self._params):
+            by_device.setdefault(p.device, []).append(i)
+        devices = []
+        for number, (device, members) in enumerate(by_device.items()):
+            backend = resolve(self._requested, device)
+            params = [self._params[i] for i in members]
+            for i, p in zip(members, params, strict=True):
+                check_parameter(self._labels[i], p, backend)
+            plan = make_plan(self._symmetries, [names[i] for i in members], [tuple(p.shape) for p in params])
+            measurement = Measurement.empty(plan, device)
+            if self._carried is not None:
+                for mine, carried in zip(measurement.tensors(), self._carried[number], strict=True):
+                    _take_over(mine, carried)
+            engine = backend.engine(
+                plan, params, [self._labels[i] for i in members], [hyper_index[i] for i in members], measurement
+            )
+            devices.append(_Device(members, backend, plan, measurement, engine))
+        self._openness = Openness(self._symmetries, self._labels, hyper_index)
+        if self._open_reasons is not None:
+            self._openness.load_state_dict(self._open_reasons)
+        self._devices = devices
+        return devices
+
+    def _set_down(self) -> None:
+        """Drop the engines and keep what was measured, so that both can be made anew for changed parameters."""
+        if self._devices is not None:
+            self._carried = [[x.clone() for x in device.measurement.tensors()] for device in self._devices]
+            self._open_reasons = self._openness.state_dict()
+            self._devices = None
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a parameter group, as torch.optim.Optimizer does; what was measured goes on."""
+        super().add_param_group(param_group)
+        if hasattr(self, "_times"):
+            self._set_down()
+            self._times.append(0.0)
+
+    # ---- the step ---------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Make one step and measure it.
+
+        Args:
+            closure: Reevaluates the model and returns the loss.
+
+        Returns:
+            What the closure returned, None without one.
+
+        Raises:
+            RuntimeError, TypeError: A gradient that cannot be stepped with (sparse, complex, of another dtype); raised
+                before anything is changed.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+
+        devices = self._prepare()
+        all_grads = [p.grad for p in self._params]
+        work = []
+        for device in devices:
+            grads = [all_grads[i] for i in device.members]
+            device.engine.admit(grads)
+            work.append((device, grads))
+        if not self._began:
+            self._begin()
+
+        hypers = [Hyper.of(group) for group in self.param_groups]
+        first_of_all = bytearray(len(self._params))
+        for device, grads in work:
+            buffers, first = self._buffers(device.members, grads)
+            device.engine.step(grads, buffers, hypers, first)
+            for i, is_first in zip(device.members, first, strict=True):
+                first_of_all[i] = is_first
+        self._step_count += 1
+        for i, hyper in enumerate(hypers):
+            self._times[i] += hyper.duration
+        if self._symmetries:
+            missing = bytes(g is None for g in all_grads)
+            self._openness.update(self._step_count, hypers, bytes(first_of_all), missing)
+        return loss
+
+    def _buffers(self, members: list[int], grads: list[Tensor | None]) -> tuple[list[Tensor | None], list[bool]]:
+        """Momentum buffers of some parameters, made where this step writes one for the first time."""
+        momentum = [group["momentum"] != 0 for group in self.param_groups for _ in group["params"]]
+        buffers: list[Tensor | None] = []
+        first = []
+        for i, g in zip(members, grads, strict=True):
+            p = self._params[i]
+            slot = self.state.get(p)
+            v = None if slot is None else slot.get("momentum_buffer")
+            is_first = v is None and g is not None and momentum[i]
+            if is_first:
+                v = torch.zeros_like(p, memory_format=torch.preserve_format)
+                self.state[p]["momentum_buffer"] = v
+            buffers.append(v)
+            first.append(is_first)
+        return buffers, first
+
+    # ---- measuring --------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _begin(self) -> None:
+        """Measure the parameters and buffers as they are: where the laws start."""
+        for device in self._prepare():
+            slots = [self.state.get(self._params[i]) for i in device.members]
+            buffers = [None if slot is None else slot.get("momentum_buffer") for slot in slots]
+            device.engine.measure(buffers)
+            device.measurement.start(device.plan, [v is not None for v in buffers])
+        self._openness.reset()
+        self._began = True
+
+    @torch.no_grad()
+    def reset_measurement(self) -> None:
+        """Start the laws anew from the present parameters and momentum buffers; parameters and buffers stay."""
+        self._set_down()
+        self._restart()
+        self._begin()
+
+    @torch.no_grad()
+    def readout(self) -> Readout:
+        """Charges, predictions and residuals of every symmetry, after the last step; a copy on the CPU."""
+        devices = self._prepare()
+        if not self._began:
+            self._begin()
+        sources = [Source(device.plan, device.measurement.cpu()) for device in devices]
+        return read(self._symmetries, sources, self._openness.reasons, self._step_count, self._times[0])
+
+    # ---- checkpoints ------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:  # type: ignore[override]
+        """torch.optim.SGD's state_dict, with everything that was measured under "measurement"."""
+        state = super().state_dict()
+        if self._symmetries:
+            devices = self._prepare()
+            state["measurement"] = {
+                "version": MEASUREMENT_VERSION,
+                "symmetries": to_json(self._symmetries),
+                "began": self._began,
+                "step": self._step_count,
+                "times": list(self._times),
+                "openness": self._openness.state_dict(),
+                "tensors": [[x.clone() for x in device.measurement.tensors()] for device in devices],
+            }
+        return state
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state_dict of this class or of torch.optim.SGD; without measurement in it, measuring starts anew.
+
+        Raises:
+            ValueError: It was measured with other symmetries; raised before anything is changed.
+        """
+        measured = state_dict.get("measurement")
+        self._check_measurement(measured)
+        super().load_state_dict({key: value for key, value in state_dict.items() if key != "measurement"})
+        self._devices = None
+        self._restart()
+        if measured is not None and self._symmetries:
+            self._began = measured["began"]
+            self._step_count = measured["step"]
+            self._times = list(measured["times"])
+            self._carried = [[x.clone() for x in tensors] for tensors in measured["tensors"]]
+            self._open_reasons = copy.deepcopy(measured["openness"])
+
+    def _check_measurement(self, measured: dict[str, Any] | None) -> None:
+        if measured is None:
+            return
+        if measured["version"] != MEASUREMENT_VERSION:
+            raise ValueError(
+                f"state_dict: its measurement has version {measured['version']}, this is version {MEASUREMENT_VERSION}; "
+                'drop it (del state_dict["measurement"]) to load the rest and measure anew'
+            )
+        saved = from_json(measured["symmetries"])
+        if tuple(saved) != self._symmetries:
+            saved_names, own_names = {s.name for s in saved}, {s.name for s in self._symmetries}
+            changed = sorted(saved_names ^ own_names) or sorted(s.name for s in set(saved) ^ set(self._symmetries))
+            raise ValueError(
+                f"state_dict: it was measured with other symmetries (they differ in: {', '.join(changed) or 'order'}); make "
+                'the optimizer with the same ones, or drop the measurement (del state_dict["measurement"]) to measure anew'
+            )
+        devices = self._prepare()
+        shapes = [[tuple(x.shape) for x in tensors] for tensors in measured["tensors"]]
+        if shapes != [[tuple(x.shape) for x in device.measurement.tensors()] for device in devices]:
+            raise ValueError(
+                "state_dict: it was measured on parameters of other shapes or devices; "
+                'drop the measurement (del state_dict["measurement"]) to measure anew'
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(super().__getstate__())
+        carried = self._carried
+        openness = self._open_reasons
+        if self._devices is not None:
+            carried = [device.measurement.tensors() for device in self._devices]
+            openness = self._openness.state_dict()
+        state["_measured"] = {
+            "_requested": self._requested,
+            "_symmetries": self._symmetries,
+            "_began": self._began,
+            "_step_count": self._step_count,
+            "_times": self._times,
+            "_carried": carried,
+            "_open_reasons": openness,
+        }
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        measured = state.pop("_measured", None)
+        super().__setstate__(state)
+        if measured is not None:  # unpickling or copying; load_state_dict comes here too, without it
+            self.__dict__.update(measured)
+            self._devices = None
+        for group in self.param_groups:
+            for option, default in (("nesterov", False), ("maximize", False), ("differentiable", False)):
+                group.setdefault(option, default)
+            group.setdefault("foreach", None)
+            group.setdefault("fused", None)
+
+
+def _take_over(mine: Tensor, carried: Tensor) -> None:
+    """Copy a carried measurement; where parameters were added since, the new ones come last and start afresh."""
+    mine[: len(carried)].copy_(carried)
