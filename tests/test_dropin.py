@@ -1,0 +1,737 @@
+"""SGD is torch.optim.SGD: the same trajectory, states, errors and manners, whatever runs and whatever is measured."""
+
+import copy
+import inspect
+import io
+import pickle
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.optim import lr_scheduler
+
+import noetherperf as nperf
+from noetherperf import Norm, Part, Rescale, Translation, layers, neurons
+
+BACKENDS = [name for name, status in nperf.backends().items() if status == "available" and name != "auto"]
+
+N_IN, N_HIDDEN, N_OUT, N_BATCH = 5, 7, 3, 16
+
+SYMMETRIES = [
+    Rescale("fc1->fc2", inward=[Part("fc1.weight", 0), Part("fc1.bias", 0)], outward=[Part("fc2.weight", 1)]),
+    Translation("fc2", [Part("fc2.weight", 1)]),
+    Translation("fc2.bias", [Part("fc2.bias", None)]),
+    Norm("half of fc1", [Part("fc1.weight", 1, start=1, stop=5, fold=2)]),
+]
+
+# The hyperparameters of one group, by what is special about them.
+CASES: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "lr": {"lr": 0.1},
+    "lr 0": {"lr": 0.0, "momentum": 0.9},
+    "weight decay": {"lr": 0.1, "weight_decay": 0.05},
+    "maximize": {"lr": 0.01, "maximize": True},
+    "maximize, weight decay": {"lr": 0.01, "maximize": True, "weight_decay": 0.05},
+    "momentum": {"lr": 0.1, "momentum": 0.9},
+    "momentum above 1": {"lr": 0.001, "momentum": 1.1},
+    "momentum, weight decay": {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.05},
+    "momentum, maximize": {"lr": 0.01, "momentum": 0.9, "weight_decay": 0.05, "maximize": True},
+    "dampening": {"lr": 0.1, "momentum": 0.9, "dampening": 0.5},
+    "dampening 1": {"lr": 0.1, "momentum": 0.9, "dampening": 1.0, "weight_decay": 0.05},
+    "dampening without momentum": {"lr": 0.1, "dampening": 0.5},
+    "negative dampening": {"lr": 0.05, "momentum": 0.5, "dampening": -0.5},
+    "nesterov": {"lr": 0.1, "momentum": 0.9, "nesterov": True},
+    "nesterov, weight decay": {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.05},
+    "nesterov, maximize": {"lr": 0.01, "momentum": 0.9, "nesterov": True, "weight_decay": 0.05, "maximize": True},
+}
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(params=list(CASES.values()), ids=list(CASES))
+def case(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return dict(request.param)
+
+
+def device_of(backend: str) -> str:
+    return "cuda" if backend in ("cuda", "triton") and torch.cuda.is_available() else "cpu"
+
+
+def make_net(backend: str, dtype: torch.dtype = torch.float64) -> nn.Sequential:
+    torch.manual_seed(1)
+    layers = OrderedDict(fc1=nn.Linear(N_IN, N_HIDDEN), relu=nn.ReLU(), fc2=nn.Linear(N_HIDDEN, N_OUT))
+    return nn.Sequential(layers).to(device_of(backend), dtype)
+
+
+def ours(net: nn.Module, backend: str, **options: Any) -> nperf.SGD:
+    return nperf.SGD(net.named_parameters(), backend=backend, **{"symmetries": SYMMETRIES, **options})
+
+
+def theirs(net: nn.Module, **options: Any) -> torch.optim.SGD:
+    return torch.optim.SGD(net.named_parameters(), foreach=False, **options)
+
+
+def loss_of(net: nn.Module, step: int) -> Tensor:
+    """The loss on a batch that the step's number alone decides."""
+    p = next(net.parameters())
+    generator = torch.Generator().manual_seed(step)
+    x = torch.randn(N_BATCH, N_IN, generator=generator, dtype=torch.float64)
+    y = torch.randint(N_OUT, (N_BATCH,), generator=generator)
+    return cross_entropy(net(x.to(p.device, p.dtype)), y.to(p.device))
+
+
+def train(
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    steps: range,
+    *,
+    before_step: Callable[[int, nn.Module], None] = lambda step, net: None,
+    after_step: Callable[[], None] = lambda: None,
+    set_to_none: bool = True,
+) -> None:
+    for step in steps:
+        optimizer.zero_grad(set_to_none=set_to_none)
+        loss_of(net, step).backward()
+        before_step(step, net)
+        optimizer.step()
+        after_step()
+
+
+def buffers(optimizer: torch.optim.Optimizer) -> Iterator[Tensor | None]:
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            yield optimizer.state.get(parameter, {}).get("momentum_buffer")
+
+
+def assert_same(
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    other: nn.Module,
+    peer: torch.optim.Optimizer,
+    tolerance: float = 1e-12,
+) -> None:
+    """Parameters and momentum buffers agree, relative to each tensor's largest element."""
+    pairs = [
+        *zip(net.parameters(), other.parameters(), strict=True),
+        *zip(buffers(optimizer), buffers(peer), strict=True),
+    ]
+    for a, b in pairs:
+        assert (a is None) == (b is None)
+        if a is not None and b is not None:
+            assert a.isfinite().all()
+            assert (a - b).abs().max() <= tolerance * b.abs().max()
+
+
+def assert_same_readout(a: nperf.Readout, b: nperf.Readout) -> None:
+    """Two readouts agree bit for bit."""
+    assert (list(a), a.step, a.time) == (list(b), b.step, b.time)
+    for name in a:
+        for field in ("charge", "initial", "defect", "relative_defect"):
+            assert torch.equal(getattr(a[name], field), getattr(b[name], field)), (name, field)
+        for term in ("free", "forced", "defect"):
+            assert torch.equal(getattr(a[name].discrete, term), getattr(b[name].discrete, term)), (name, term)
+            assert torch.equal(getattr(a[name].flow, term), getattr(b[name].flow, term)), (name, term)
+        assert a[name].moments.keys() == b[name].moments.keys()
+        assert all(torch.equal(a[name].moments[key], b[name].moments[key]) for key in a[name].moments)
+        assert (a[name].closed, a[name].reason) == (b[name].closed, b[name].reason)
+
+
+class TestTrajectory:
+    def test_one_group(self, backend: str, case: dict[str, Any]) -> None:
+        net, other = make_net(backend), make_net(backend)
+        optimizer, peer = ours(net, backend, **case), theirs(other, **case)
+        start = [p.detach().clone() for p in net.parameters()]
+        train(net, optimizer, range(30))
+        train(other, peer, range(30))
+        assert_same(net, optimizer, other, peer)
+        if case.get("lr") != 0 and case.get("dampening") != 1:
+            assert all((p != p0).any() for p, p0 in zip(net.parameters(), start, strict=True))
+
+    def test_torchs_own_cases(self, backend: str) -> None:
+        pytest.importorskip("expecttest")
+        from torch.testing._internal.common_optimizers import optim_inputs_func_sgd
+
+        inputs = optim_inputs_func_sgd(device_of(backend))
+        assert inputs
+        for sample in inputs:
+            net, other = make_net(backend), make_net(backend)
+            optimizer, peer = ours(net, backend, **sample.kwargs), theirs(other, **sample.kwargs)
+            train(net, optimizer, range(5))
+            train(other, peer, range(5))
+            assert_same(net, optimizer, other, peer)
+
+    def test_measuring_changes_nothing(self, backend: str, case: dict[str, Any]) -> None:
+        """Bit for bit the same parameters with symmetries, with norms of all units and layers, and with none."""
+        net = make_net(backend)
+        train(net, ours(net, backend, symmetries=(), **case), range(10))
+        for symmetries in (SYMMETRIES, [*neurons(net), *layers(net)]):
+            other = make_net(backend)
+            train(other, ours(other, backend, symmetries=symmetries, **case), range(10))
+            assert all(torch.equal(p, q) for p, q in zip(net.parameters(), other.parameters(), strict=True))
+
+    def test_several_groups(self, backend: str) -> None:
+        def groups(net: nn.Module) -> list[dict[str, Any]]:
+            p = dict(net.named_parameters())
+            return [
+                {"params": [("fc1.weight", p["fc1.weight"])], "weight_decay": 0.05, "momentum": 0.9, "nesterov": True},
+                {"params": [("fc1.bias", p["fc1.bias"])], "lr": 0.01, "maximize": True},
+                {
+                    "params": [("fc2.weight", p["fc2.weight"]), ("fc2.bias", p["fc2.bias"])],
+                    "momentum": 0.5,
+                    "dampening": 0.1,
+                },
+            ]
+
+        net, other = make_net(backend), make_net(backend)
+        optimizer = nperf.SGD(groups(net), lr=0.1, symmetries=SYMMETRIES, backend=backend)
+        peer = torch.optim.SGD(groups(other), lr=0.1, foreach=False)
+        train(net, optimizer, range(30))
+        train(other, peer, range(30))
+        assert_same(net, optimizer, other, peer)
+
+    @pytest.mark.parametrize(
+        "schedule",
+        [
+            lambda optimizer: lr_scheduler.StepLR(optimizer, 5, 0.5),
+            lambda optimizer: lr_scheduler.CosineAnnealingLR(optimizer, 20),
+            lambda optimizer: lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=31),  # cycles the momentum too
+            lambda optimizer: lr_scheduler.SequentialLR(
+                optimizer,
+                [lr_scheduler.LinearLR(optimizer, total_iters=5), lr_scheduler.ExponentialLR(optimizer, 0.9)],
+                [5],
+            ),
+        ],
+        ids=["step", "cosine", "one cycle", "sequential"],
+    )
+    @pytest.mark.parametrize("lr", [0.1, torch.tensor(0.1, dtype=torch.float64)], ids=["float", "tensor"])
+    def test_schedulers(
+        self, backend: str, lr: float | Tensor, schedule: Callable[[torch.optim.Optimizer], lr_scheduler.LRScheduler]
+    ) -> None:
+        net, other = make_net(backend), make_net(backend)
+        options = {"momentum": 0.9, "weight_decay": 0.05}
+        optimizer, peer = (
+            ours(net, backend, lr=copy.deepcopy(lr), **options),
+            theirs(other, lr=copy.deepcopy(lr), **options),
+        )
+        train(net, optimizer, range(30), after_step=schedule(optimizer).step)
+        train(other, peer, range(30), after_step=schedule(peer).step)
+        assert float(peer.param_groups[0]["lr"]) != 0.1
+        assert float(optimizer.param_groups[0]["lr"]) == float(peer.param_groups[0]["lr"])
+        assert_same(net, optimizer, other, peer)
+
+    def test_hyperparameters_that_change_at_any_step(self, backend: str) -> None:
+        changes: dict[int, dict[str, Any]] = {
+            3: {"momentum": 0.9},
+            6: {"weight_decay": 0.1, "dampening": 0.3},
+            9: {"momentum": 0.0},
+            12: {"momentum": 0.5, "dampening": 0.0, "nesterov": True},
+            15: {"maximize": True, "lr": 0.01},
+        }
+        net, other = make_net(backend), make_net(backend)
+        optimizer, peer = ours(net, backend, lr=0.1), theirs(other, lr=0.1)
+        for model, sgd in ((net, optimizer), (other, peer)):
+            for step in range(20):
+                sgd.param_groups[0].update(changes.get(step, {}))
+                train(model, sgd, range(step, step + 1))
+        assert_same(net, optimizer, other, peer)
+
+    def test_weight_decay_as_tensor(self, backend: str) -> None:
+        net, other = make_net(backend), make_net(backend)
+        optimizer = ours(net, backend, lr=0.1, weight_decay=torch.tensor(0.25))
+        peer = theirs(other, lr=0.1, weight_decay=0.25)
+        train(net, optimizer, range(5))
+        train(other, peer, range(5))
+        assert_same(net, optimizer, other, peer)
+
+    @pytest.mark.parametrize("lr", [0.0, 0.1])
+    def test_late_and_missing_gradients(self, backend: str, lr: float) -> None:
+        """A parameter without a gradient stays as it is; its first gradient, whenever it comes, is not dampened."""
+
+        def drop(step: int, net: nn.Module) -> None:
+            for i, parameter in enumerate(net.parameters()):
+                if step < 4 * i or step % (5 + i) == 0:
+                    parameter.grad = None
+
+        options = {"lr": lr, "momentum": 0.9, "dampening": 0.5, "weight_decay": 0.05}
+        net, other = make_net(backend), make_net(backend)
+        optimizer, peer = ours(net, backend, **options), theirs(other, **options)
+        for steps in (range(4), range(4, 30)):  # compare once while some have no buffer yet
+            train(net, optimizer, steps, before_step=drop)
+            train(other, peer, steps, before_step=drop)
+            assert_same(net, optimizer, other, peer)
+
+    def test_frozen_parameters(self, backend: str) -> None:
+        net, other = make_net(backend), make_net(backend)
+        for model in (net, other):
+            model[0].requires_grad_(False)
+        optimizer, peer = ours(net, backend, lr=0.1, momentum=0.9), theirs(other, lr=0.1, momentum=0.9)
+        train(net, optimizer, range(5))
+        for model in (net, other):
+            model[0].requires_grad_(True)
+        train(net, optimizer, range(5, 10))
+        other[0].requires_grad_(False)
+        train(other, peer, range(5))
+        other[0].requires_grad_(True)
+        train(other, peer, range(5, 10))
+        assert_same(net, optimizer, other, peer)
+
+    @pytest.mark.parametrize("set_to_none", [True, False])
+    def test_zero_grad(self, backend: str, set_to_none: bool) -> None:
+        net, other = make_net(backend), make_net(backend)
+        optimizer, peer = ours(net, backend, lr=0.1, momentum=0.9), theirs(other, lr=0.1, momentum=0.9)
+        train(net, optimizer, range(10), set_to_none=set_to_none)
+        train(other, peer, range(10), set_to_none=set_to_none)
+        assert_same(net, optimizer, other, peer)
+        optimizer.zero_grad(set_to_none=set_to_none)
+        assert all((p.grad is None) == set_to_none for p in net.parameters())
+
+    def test_gradients_come_out_as_they_went_in(self, backend: str, case: dict[str, Any]) -> None:
+        net = make_net(backend)
+        optimizer = ours(net, backend, **case)
+        for step in range(3):
+            optimizer.zero_grad()
+            loss_of(net, step).backward()
+            before = [p.grad.clone() for p in net.parameters() if p.grad is not None]
+            optimizer.step()
+            assert all(
+                torch.equal(p.grad, g) for p, g in zip(net.parameters(), before, strict=True) if p.grad is not None
+            )
+
+    def test_parameters_that_are_views(self, backend: str) -> None:
+        """Memory between a parameter's elements is left alone, and a gradient may lie otherwise than its parameter."""
+        options: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.05}
+
+        def run(make: Callable[[list[tuple[str, Tensor]]], torch.optim.Optimizer]) -> Tensor:
+            generator = torch.Generator().manual_seed(0)
+
+            def random(*shape: int) -> Tensor:
+                return torch.randn(*shape, generator=generator, dtype=torch.float64).to(device_of(backend))
+
+            storage = random(2, 9, 11)
+            transposed, strided = storage[0].T[1:8, 2:7].requires_grad_(), storage[1, ::2, ::3].requires_grad_()
+            optimizer = make([("transposed", transposed), ("strided", strided)])
+            for _ in range(5):
+                transposed.grad, strided.grad = random(7, 5), random(4, 5).T
+                optimizer.step()
+            return storage
+
+        symmetries = [Norm("rows", [Part("transposed", 0)]), Norm("columns", [Part("strided", 1)])]
+        storage = run(lambda named: nperf.SGD(named, symmetries=symmetries, backend=backend, **options))
+        other = run(lambda named: torch.optim.SGD(named, foreach=False, **options))
+        assert (storage - other).abs().max() <= 1e-12
+
+    def test_channels_last(self, backend: str) -> None:
+        options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.05}
+
+        def run(make: Callable[[nn.Module], torch.optim.Optimizer]) -> nn.Module:
+            torch.manual_seed(0)
+            conv = nn.Conv2d(3, 4, 3).to(device_of(backend), torch.float64)
+            conv.weight.data = conv.weight.data.to(memory_format=torch.channels_last)
+            assert not conv.weight.is_contiguous()
+            optimizer = make(conv)
+            x = torch.randn(2, 3, 6, 6, dtype=torch.float64).to(device_of(backend))
+            for _ in range(5):
+                optimizer.zero_grad()
+                (0.01 * conv(x).square().sum()).backward()
+                optimizer.step()
+            return conv
+
+        net, other = (
+            run(lambda conv: ours(conv, backend, symmetries=neurons(conv), **options)),
+            run(lambda conv: theirs(conv, **options)),
+        )
+        assert all((p - q).abs().max() <= 1e-12 for p, q in zip(net.parameters(), other.parameters(), strict=True))
+
+    def test_no_gradient_at_all(self, backend: str) -> None:
+        net = make_net(backend)
+        start = copy.deepcopy(net)
+        optimizer = ours(net, backend, lr=0.1, momentum=0.9, weight_decay=0.1)
+        before = optimizer.readout()
+        optimizer.step()
+        assert all(torch.equal(p, q) for p, q in zip(net.parameters(), start.parameters(), strict=True))
+        for name, law in optimizer.readout().items():
+            assert torch.equal(law.charge, before[name].charge)
+            assert law.residual.abs().max() <= 1e-14
+
+
+class TestManners:
+    """What torch.optim.Optimizer promises beside the update."""
+
+    def test_is_an_optimizer_with_the_same_signature(self) -> None:
+        assert issubclass(nperf.SGD, torch.optim.Optimizer)
+        parameters = inspect.signature(nperf.SGD).parameters
+        for name, parameter in inspect.signature(torch.optim.SGD).parameters.items():
+            assert parameters[name].default == parameter.default, name
+            assert parameters[name].kind == parameter.kind, name
+        assert [*parameters][: len(inspect.signature(torch.optim.SGD).parameters)] == [
+            *inspect.signature(torch.optim.SGD).parameters
+        ]
+
+    def test_param_groups_have_the_same_keys_and_values(self, backend: str) -> None:
+        options = {"lr": 0.1, "momentum": 0.9, "nesterov": True}
+        group = ours(make_net(backend), backend, **options).param_groups[0]
+        peer = theirs(make_net(backend), **options).param_groups[0]
+        assert group.keys() == peer.keys()
+        assert {k: v for k, v in group.items() if k not in ("params", "foreach")} == {
+            k: v for k, v in peer.items() if k not in ("params", "foreach")
+        }
+
+    @pytest.mark.parametrize("options", [{"foreach": True}, {"foreach": False}, {"fused": True}, {"fused": False}])
+    def test_ways_to_run_are_accepted(self, backend: str, options: dict[str, bool]) -> None:
+        net, other = make_net(backend), make_net(backend)
+        optimizer, peer = ours(net, backend, lr=0.1, **options), theirs(other, lr=0.1)
+        train(net, optimizer, range(3))
+        train(other, peer, range(3))
+        assert_same(net, optimizer, other, peer)
+
+    @pytest.mark.parametrize(
+        ("params", "options"),
+        [
+            ([], {}),
+            ("one tensor", {}),
+            ([3], {}),
+            ([("a", 3)], {}),
+            ("not a leaf", {}),
+            ("duplicate", {}),
+            ("in two groups", {}),
+            ("named and not", {}),
+            ("model", {"lr": -0.1}),
+            ("model", {"momentum": -0.1}),
+            ("model", {"weight_decay": -0.1}),
+            ("model", {"nesterov": True}),
+            ("model", {"nesterov": True, "momentum": 0.9, "dampening": 0.1}),
+            ("model", {"lr": torch.tensor([0.1, 0.2])}),
+            ("model", {"foreach": True, "fused": True}),
+            ("model", {"differentiable": True, "fused": True}),
+            ("model", {"momentum_decay": 0.1}),
+        ],
+        ids=str,
+    )
+    def test_constructor_errors_are_torchs(self, params: Any, options: dict[str, Any]) -> None:
+        net = make_net("cpu")
+        weight, bias = net.get_parameter("fc1.weight"), net.get_parameter("fc1.bias")
+        chosen = {
+            "one tensor": weight,
+            "not a leaf": [weight * 2],
+            "duplicate": [{"params": [weight, weight]}],
+            "in two groups": [{"params": [weight]}, {"params": [weight]}],
+            "named and not": [("weight", weight), bias],
+            "model": list(net.parameters()),
+        }
+        params = chosen.get(params, params) if isinstance(params, str) else params
+        with pytest.raises(Exception) as expected:  # noqa: PT011 (whatever torch raises is right)
+            torch.optim.SGD(params, **options)
+        with pytest.raises(type(expected.value)):
+            nperf.SGD(params, **options)
+
+    def test_closure(self, backend: str) -> None:
+        net, other = make_net(backend), make_net(backend)
+        losses = []
+        for model, sgd in (
+            (net, ours(net, backend, lr=0.1, momentum=0.9)),
+            (other, theirs(other, lr=0.1, momentum=0.9)),
+        ):
+
+            def closure(model: nn.Module = model, sgd: torch.optim.Optimizer = sgd) -> Tensor:
+                assert torch.is_grad_enabled()
+                sgd.zero_grad()
+                loss = loss_of(model, 0)
+                loss.backward()
+                return loss
+
+            with torch.no_grad():
+                losses.append([float(sgd.step(closure)) for _ in range(5)])
+        assert losses[0] == pytest.approx(losses[1], rel=1e-12)
+        assert losses[0][-1] < losses[0][0]
+
+    def test_step_without_closure_returns_nothing(self, backend: str) -> None:
+        net = make_net(backend)
+        loss_of(net, 0).backward()
+        assert ours(net, backend, lr=0.1).step() is None
+
+    def test_hooks(self, backend: str) -> None:
+        net = make_net(backend)
+        optimizer = ours(net, backend, lr=0.1)
+        calls: list[tuple[str, int]] = []
+
+        def note(what: str) -> Callable[..., None]:
+            return lambda *args: calls.append((what, optimizer.step_count))
+
+        optimizer.register_step_pre_hook(note("before"))
+        handle = optimizer.register_step_post_hook(note("after"))
+        optimizer.register_state_dict_pre_hook(note("save"))
+        optimizer.register_load_state_dict_post_hook(note("load"))
+        train(net, optimizer, range(2))
+        optimizer.load_state_dict(optimizer.state_dict())
+        handle.remove()
+        train(net, optimizer, range(2, 3))
+        assert calls == [
+            *[("before", 0), ("after", 1), ("before", 1), ("after", 2)],
+            *[("save", 2), ("load", 2)],
+            ("before", 2),
+        ]
+
+    def test_the_parameters_are_seen_to_change(self, backend: str) -> None:
+        """Autograd refuses a backward pass through values that a step has overwritten."""
+        net = make_net(backend)
+        optimizer = ours(net, backend, lr=0.1)
+        loss = loss_of(net, 0)
+        loss.backward(retain_graph=True)
+        optimizer.step()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+
+    @pytest.mark.parametrize("overflows", [set(), {0}, {3, 4}])
+    def test_grad_scaler(self, backend: str, overflows: set[int]) -> None:
+        """A step that overflows is no step: not for the parameters, not for the first step, not for the laws."""
+        options = {"lr": 0.1, "momentum": 0.9, "dampening": 0.5, "weight_decay": 0.05}
+        net, other = make_net(backend, torch.float32), make_net(backend, torch.float32)
+        optimizer, peer = ours(net, backend, **options), theirs(other, **options)
+        for model, sgd in ((net, optimizer), (other, peer)):
+            scaler = torch.amp.GradScaler(device_of(backend), init_scale=2.0**10)
+            for step in range(8):
+                sgd.zero_grad()
+                scaler.scale(loss_of(model, step) * (torch.inf if step in overflows else 1.0)).backward()
+                scaler.step(sgd)
+                scaler.update()
+        assert_same(net, optimizer, other, peer, tolerance=1e-5)
+        assert optimizer.step_count == 8 - len(overflows)
+        for law in optimizer.readout().values():
+            assert law.rounding.abs().max() <= 1e-5 * law.initial.abs().max() + 1e-6
+
+    def test_added_group(self, backend: str) -> None:
+        net, other = make_net(backend), make_net(backend)
+        results = []
+        for model, make in (
+            (net, lambda named: nperf.SGD(named, lr=0.1, backend=backend)),
+            (other, lambda named: torch.optim.SGD(named, lr=0.1, foreach=False)),
+        ):
+            named = list(model.named_parameters())
+            sgd = make(named[:2])
+            train(model, sgd, range(3))
+            sgd.add_param_group({"params": named[2:], "momentum": 0.9, "weight_decay": 0.05})
+            with pytest.raises(ValueError, match="more than one parameter group"):
+                sgd.add_param_group({"params": named[:1]})
+            train(model, sgd, range(3, 10))
+            results.append(sgd)
+        assert_same(net, results[0], other, results[1])
+        assert results[0].param_groups[1]["param_names"] == ["fc2.weight", "fc2.bias"]
+
+    def test_added_group_keeps_what_was_measured(self, backend: str) -> None:
+        net = make_net(backend)
+        named = list(net.named_parameters())
+        symmetries = [SYMMETRIES[3]]
+        optimizer = nperf.SGD(named[:2], lr=0.1, momentum=0.9, symmetries=symmetries, backend=backend)
+        train(net, optimizer, range(5))
+        before = optimizer.readout()
+        optimizer.add_param_group({"params": named[2:]})
+        assert_same_readout(optimizer.readout(), before)
+        train(net, optimizer, range(5, 10))
+        after = optimizer.readout()
+        assert after.step == 10
+        assert torch.equal(after["half of fc1"].initial, before["half of fc1"].initial)
+        assert after["half of fc1"].rounding.abs().max() <= 1e-13
+
+    def test_repr_shows_the_groups(self, backend: str) -> None:
+        text = repr(ours(make_net(backend), backend, lr=0.125, momentum=0.75))
+        assert "lr: 0.125" in text
+        assert "momentum: 0.75" in text
+
+
+class TestState:
+    OPTIONS = MappingProxyType({"lr": 0.1, "momentum": 0.9, "dampening": 0.2, "weight_decay": 0.05})
+
+    @pytest.mark.parametrize("direction", ["from torch", "to torch"])
+    @pytest.mark.parametrize("n_steps", [0, 7])
+    def test_torchs_checkpoint(self, backend: str, direction: str, n_steps: int) -> None:
+        """A run that changes the optimizer halfway goes on as if it had not."""
+        plain = make_net(backend)
+        train(plain, peer := theirs(plain, **self.OPTIONS), range(n_steps + 7))
+
+        net = make_net(backend)
+        start: torch.optim.Optimizer
+        end: torch.optim.Optimizer
+        if direction == "from torch":
+            start, end = theirs(net, **self.OPTIONS), ours(net, backend, lr=1.0)
+        else:
+            start, end = ours(net, backend, **self.OPTIONS), theirs(net, lr=1.0)
+        train(net, start, range(n_steps))
+        end.load_state_dict(start.state_dict())
+        train(net, end, range(n_steps, n_steps + 7))
+        assert_same(net, end, plain, peer)
+
+    def test_state_has_torchs_buffers(self, backend: str) -> None:
+        net, other = make_net(backend), make_net(backend)
+        optimizer, peer = ours(net, backend, **self.OPTIONS), theirs(other, **self.OPTIONS)
+        train(net, optimizer, range(3))
+        train(other, peer, range(3))
+        state, expected = optimizer.state_dict(), peer.state_dict()
+        for i, entry in expected["state"].items():
+            torch.testing.assert_close(state["state"][i]["momentum_buffer"], entry["momentum_buffer"])
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+    def test_resume_is_exact(self, backend: str, dtype: torch.dtype) -> None:
+        """Saved to a file and loaded into a new process' objects, a run goes on bit for bit, laws included."""
+        net = make_net(backend, dtype)
+        optimizer = ours(net, backend, **self.OPTIONS)
+        train(net, optimizer, range(7))
+        file = io.BytesIO()
+        torch.save({"net": net.state_dict(), "sgd": optimizer.state_dict()}, file)
+        train(net, optimizer, range(7, 14))
+
+        file.seek(0)
+        saved = torch.load(file, weights_only=True)
+        again = make_net(backend, dtype)
+        resumed = ours(again, backend, lr=1.0)
+        again.load_state_dict(saved["net"])
+        resumed.load_state_dict(saved["sgd"])
+        assert resumed.step_count == 7
+        train(again, resumed, range(7, 14))
+        assert_same(again, resumed, net, optimizer, tolerance=0.0)
+        assert_same_readout(resumed.readout(), optimizer.readout())
+
+    def test_readout_right_after_loading(self, backend: str) -> None:
+        net = make_net(backend)
+        optimizer = ours(net, backend, **self.OPTIONS)
+        train(net, optimizer, range(7))
+        again = copy.deepcopy(net)
+        resumed = ours(again, backend, lr=1.0)
+        resumed.load_state_dict(optimizer.state_dict())
+        assert_same_readout(resumed.readout(), optimizer.readout())
+
+    def test_a_state_dict_is_a_snapshot_when_copied(self, backend: str) -> None:
+        """What was loaded belongs to the loader: two optimizers loaded from one state_dict do not share memory."""
+        net = make_net(backend)
+        optimizer = ours(net, backend, **self.OPTIONS)
+        train(net, optimizer, range(3))
+        saved = copy.deepcopy(optimizer.state_dict())
+        before = optimizer.readout()
+        train(net, optimizer, range(3, 6))
+        again = make_net(backend)
+        train(again, ours(again, backend, **self.OPTIONS), range(3))
+        resumed = ours(again, backend, lr=1.0)
+        resumed.load_state_dict(saved)
+        assert_same_readout(resumed.readout(), before)
+        train(again, resumed, range(3, 6))
+        assert_same(again, resumed, net, optimizer, tolerance=0.0)
+        assert_same_readout(resumed.readout(), optimizer.readout())
+
+    @pytest.mark.parametrize(
+        "others",
+        [
+            SYMMETRIES[:2],
+            [*SYMMETRIES, Norm("more", [Part("fc1.bias", None)])],
+            [*SYMMETRIES[:3], Norm("half of fc1", [Part("fc1.weight", 1, start=1, stop=5, fold=4)])],
+        ],
+        ids=["fewer", "more", "other parts"],
+    )
+    def test_other_symmetries_are_refused(self, backend: str, others: list[nperf.Symmetry]) -> None:
+        net = make_net(backend)
+        optimizer = ours(net, backend, **self.OPTIONS)
+        train(net, optimizer, range(3))
+        other = make_net(backend)
+        resumed = ours(other, backend, lr=0.25, symmetries=others)
+        train(other, resumed, range(1))
+        before = resumed.readout()
+        with pytest.raises(ValueError, match="symmetr"):
+            resumed.load_state_dict(optimizer.state_dict())
+        assert resumed.param_groups[0]["lr"] == 0.25
+        assert_same_readout(resumed.readout(), before)
+
+    @pytest.mark.parametrize(
+        "way", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["deepcopy", "pickle"]
+    )
+    @pytest.mark.parametrize("n_steps", [0, 5])
+    def test_copies_go_their_own_way(self, backend: str, way: Callable[[Any], Any], n_steps: int) -> None:
+        net = make_net(backend)
+        optimizer = ours(net, backend, **self.OPTIONS)
+        train(net, optimizer, range(n_steps))
+        other, twin = way((net, optimizer))
+        assert twin.backend == optimizer.backend
+        assert list(twin.symmetries) == list(optimizer.symmetries)
+        before = optimizer.readout()
+        assert_same_readout(twin.readout(), before)
+        train(other, twin, range(n_steps, n_steps + 5))
+        assert_same_readout(optimizer.readout(), before)
+        train(net, optimizer, range(n_steps, n_steps + 5))
+        assert_same(other, twin, net, optimizer, tolerance=0.0)
+        assert_same_readout(twin.readout(), optimizer.readout())
+
+
+class TestRefusals:
+    """Bad input gets an error that says what and why, before anything is changed."""
+
+    def test_symmetries_need_names(self, backend: str) -> None:
+        net = make_net(backend)
+        with pytest.raises(ValueError, match="named_parameters"):
+            nperf.SGD(net.parameters(), lr=0.1, symmetries=SYMMETRIES, backend=backend)
+        nperf.SGD(net.parameters(), lr=0.1, backend=backend)
+
+    @pytest.mark.parametrize(
+        ("symmetry", "words"),
+        [
+            (Norm("n", [Part("fc1.wieght", 0)]), "did you mean 'fc1.weight'"),
+            (Norm("n", [Part("fc1.weight", 2)]), "axis 2"),
+            (Norm("n", [Part("fc1.weight", 0, fold=2)]), "fold 2"),
+            (Norm("n", [Part("fc1.weight", 0), Part("fc2.weight", 0)]), "number of groups"),
+            (Norm("n", [Part("fc1.weight", 0), Part("fc1.weight", 0)]), "twice"),
+        ],
+    )
+    def test_misfits(self, backend: str, symmetry: nperf.Symmetry, words: str) -> None:
+        with pytest.raises(ValueError, match=words):
+            ours(make_net(backend), backend, symmetries=[symmetry])
+
+    def test_unknown_backend(self) -> None:
+        with pytest.raises(ValueError, match=r"'abacus'.*reference"):
+            ours(make_net("cpu"), "abacus")
+
+    def test_unavailable_backends_say_why(self) -> None:
+        for name, reason in nperf.backends().items():
+            if reason != "available":
+                assert reason
+                with pytest.raises((ValueError, RuntimeError, ImportError)) as caught:
+                    ours(make_net("cpu"), name)
+                assert name in str(caught.value)
+
+    def test_auto_says_what_it_chose(self) -> None:
+        net = make_net("cpu")
+        optimizer = ours(net, "auto", lr=0.1)
+        train(net, optimizer, range(1))
+        assert optimizer.backend in BACKENDS
+
+    def test_sparse_gradients(self, backend: str) -> None:
+        torch.manual_seed(0)
+        net = nn.ModuleDict({"fc": nn.Linear(2, 2), "embed": nn.Embedding(4, 2, sparse=True)}).to(device_of(backend))
+        start = copy.deepcopy(net)
+        optimizer = ours(net, backend, lr=0.1, symmetries=layers(net))
+        before = optimizer.readout()
+        net["fc"](net["embed"](torch.tensor([1, 2], device=device_of(backend)))).sum().backward()
+        with pytest.raises((TypeError, ValueError, RuntimeError), match=r"embed\.weight.*sparse|sparse.*embed\.weight"):
+            optimizer.step()
+        assert all(torch.equal(p, q) for p, q in zip(net.parameters(), start.parameters(), strict=True))
+        assert_same_readout(optimizer.readout(), before)
+
+    def test_complex_parameters(self, backend: str) -> None:
+        p = torch.ones(3, dtype=torch.complex64, device=device_of(backend), requires_grad=True)
+
+        def run() -> None:
+            optimizer = nperf.SGD([("p", p)], lr=0.1, backend=backend)
+            p.grad = torch.ones_like(p)
+            optimizer.step()
+
+        with pytest.raises((TypeError, ValueError, RuntimeError), match=r"\bp\b.*complex"):
+            run()
+        assert (p == 1).all()
+
+    def test_integer_parameters(self, backend: str) -> None:
+        p = torch.ones(3, dtype=torch.int32, device=device_of(backend))
+        with pytest.raises((TypeError, ValueError, RuntimeError), match=r"\bp\b.*int32"):
+            nperf.SGD([("p", p)], lr=0.1, symmetries=[Norm("n", [Part("p", 0)])], backend=backend).step()
