@@ -1,0 +1,806 @@
+"""Records: what is written comes back labelled, whatever kills, resumes, fills the disk or names a symmetry."""
+
+import copy
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+import zarr
+
+import noetherperf.recorder
+from noetherperf.moments import READOUT_MOMENTS
+from noetherperf.recorder import Recorder, open_record, relative_error
+from noetherperf.sgd import SGD
+from noetherperf.symmetry import Norm, Part, Rescale, Scale, Symmetry, Translation
+
+SYMMETRIES = (
+    Translation("head", [Part("fc.weight", axis=1)]),
+    Scale("features.3 / γ", [Part("conv.weight", axis=0)]),
+    Rescale("fc1->fc2", inward=[Part("fc1.weight", axis=0)], outward=[Part("fc2.weight", axis=1)]),
+)
+N_GROUPS = (4, 1, 3)
+
+
+class FakeSGD(torch.optim.Optimizer):
+    """Charges that are known functions of the step, behind torch's own hooks."""
+
+    backend = "fake"
+
+    def __init__(self, symmetries: tuple[Symmetry, ...] = SYMMETRIES, n_groups: tuple[int, ...] = N_GROUPS) -> None:
+        super().__init__([torch.nn.Parameter(torch.ones(2))], {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-3})
+        self.symmetries = symmetries
+        self.n_groups = n_groups
+        self.step_count = 0
+        self.n_readouts = 0
+        self.offset = 0.0
+
+    def step(self, closure: Any = None) -> Any:
+        self.step_count += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "step_count": self.step_count}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.step_count = state_dict["step_count"]
+
+    def value(self, variable: int, symmetry: int) -> torch.Tensor:
+        groups = torch.arange(self.n_groups[symmetry], dtype=torch.float64)
+        return self.offset + self.step_count + 1000 * variable + 100 * symmetry + groups / 8
+
+    def readout(self) -> Any:
+        self.n_readouts += 1
+        return Readings(
+            {symmetry.name: self.reading(index, symmetry) for index, symmetry in enumerate(self.symmetries)},
+            step=self.step_count,
+            time=self.step_count * 0.1,
+        )
+
+    def reading(self, index: int, symmetry: Symmetry) -> Any:
+        of = [self.value(variable, index) for variable in range(16)]
+        return SimpleNamespace(
+            symmetry=symmetry,
+            charge=of[0],
+            initial=self.offset + torch.arange(self.n_groups[index], dtype=torch.float64),
+            discrete=SimpleNamespace(free=of[1], forced=of[2], defect=of[3]),
+            flow=SimpleNamespace(free=of[4], forced=of[5]),
+            defect=of[6],
+            relative_defect=of[7],
+            moments=dict(zip(READOUT_MOMENTS, of[8:], strict=False)),
+            closed=index != 1,
+            reason="" if index != 1 else f"open at step {self.step_count}",
+        )
+
+
+class Readings(dict[str, Any]):
+    def __init__(self, charges: dict[str, Any], step: int, time: float) -> None:
+        super().__init__(charges)
+        self.step, self.time = step, time
+
+
+def fake(*args: Any) -> Any:
+    return FakeSGD(*args)
+
+
+def train(optimizer: Any, n_steps: int) -> None:
+    for _ in range(n_steps):
+        optimizer.step()
+
+
+def recorded(path: Path, n_steps: int, **options: Any) -> Path:
+    with Recorder(fake(), path, **options) as recorder:
+        train(recorder._optimizer, n_steps)
+    return path
+
+
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every row goes to disk at once."""
+    monkeypatch.setattr(noetherperf.recorder, "FLUSH_SECONDS", 0.0)
+
+
+def contents(path: Path) -> dict[str, Any]:
+    values: dict[str, Any] = xr.open_zarr(path, chunks=None).load().to_dict()
+    return values
+
+
+def test_rows_come_back_labelled(tmp_path: Path) -> None:
+    path = recorded(tmp_path / "a.zarr", 25, every=10)
+    record = open_record(path)
+    assert record.steps.tolist() == [0, 10, 20]
+    assert np.allclose(record.times, [0.0, 1.0, 2.0])
+    assert record.symmetries == SYMMETRIES
+    assert list(record) == [symmetry.name for symmetry in SYMMETRIES]
+    for index, symmetry in enumerate(SYMMETRIES):
+        data = record[symmetry.name]
+        assert dict(data.sizes) == {"step": 3, "group": N_GROUPS[index]}
+        groups = np.arange(N_GROUPS[index]) / 8
+        for variable, name in enumerate(noetherperf.recorder.SERIES):
+            expected = np.array([[0.0], [10.0], [20.0]]) + 1000 * variable + 100 * index + groups
+            np.testing.assert_array_equal(data[name], expected, err_msg=name)
+        np.testing.assert_array_equal(data.initial, np.arange(N_GROUPS[index]))
+        assert data.attrs["kind"] == symmetry.kind
+    assert record["head"].attrs["closed"]
+    # as last seen
+    assert (record["features.3 / γ"].attrs["closed"], record["features.3 / γ"].attrs["reason"]) == (
+        False,
+        "open at step 20",
+    )
+    np.testing.assert_array_equal(record.hyperparameters.lr, np.full((3, 1), 0.1))
+    assert record.attrs["backend"] == "fake"
+    assert torch.__version__.startswith(record.attrs["versions"]["torch"].partition("+")[0])
+
+
+def test_derived_variables(tmp_path: Path) -> None:
+    data = open_record(recorded(tmp_path / "a", 3))["fc1->fc2"]
+    np.testing.assert_array_equal(data.discrete_total, data.discrete_free + data.discrete_forced)
+    np.testing.assert_array_equal(data.flow_total, data.flow_free + data.flow_forced)
+    np.testing.assert_array_equal(data.residual, data.charge - data.discrete_total)
+    np.testing.assert_array_equal(data.rounding, data.residual - data.discrete_defect)
+    for law in ("flow", "discrete"):
+        total = data[f"{law}_free"] + data[f"{law}_forced"]
+        np.testing.assert_allclose(relative_error(data, law), abs(data.charge - total) / abs(total))  # terms outweigh
+
+
+def test_relative_error_where_charges_vanish() -> None:
+    dims = ("step", "group")
+    data = xr.Dataset(
+        {
+            "charge": (dims, [[0.0, 1e-9, 2.0, np.nan]]),
+            "flow_free": (dims, [[0.0, 1.0, 1.0, 1.0]]),
+            "flow_forced": (dims, [[0.0, -1.0, 0.0, 1.0]]),
+        }
+    )
+    np.testing.assert_allclose(relative_error(data, "flow"), [[0.0, 5e-10, 0.5, np.nan]])
+
+
+def test_a_readout_only_where_a_row_is_due(tmp_path: Path) -> None:
+    optimizer = fake()
+    with Recorder(optimizer, tmp_path / "a", every=7):
+        train(optimizer, 70)
+    assert optimizer.n_readouts == 1 + 10
+
+
+def test_closed_recorder_leaves_the_optimizer_alone(tmp_path: Path) -> None:
+    optimizer = fake()
+    recorder = Recorder(optimizer, tmp_path / "a")
+    train(optimizer, 2)
+    recorder.close()
+    recorder.close()
+    train(optimizer, 2)
+    assert open_record(tmp_path / "a").steps.tolist() == [0, 1, 2]
+    assert optimizer.n_readouts == 3
+
+
+def test_rows_are_written_when_training_raises(tmp_path: Path) -> None:
+    optimizer = fake()
+    with pytest.raises(KeyboardInterrupt), Recorder(optimizer, tmp_path / "a"):
+        train(optimizer, 5)
+        raise KeyboardInterrupt
+    assert open_record(tmp_path / "a").steps.tolist() == list(range(6))
+
+
+def test_plain_tools_read_it(tmp_path: Path) -> None:
+    path = recorded(tmp_path / "a", 5)
+    plain = xr.open_zarr(path, chunks=None)
+    assert dict(plain.charge.sizes) == {"step": 6, "group": sum(N_GROUPS)}
+    assert {"step", "time", "symmetry", "position"} <= set(plain.coords)
+    head = plain.charge.where(plain.symmetry == 2, drop=True)
+    np.testing.assert_array_equal(head, open_record(path)["fc1->fc2"].charge)
+    for consolidated in (True, False):
+        group = zarr.open_group(path, mode="r", use_consolidated=consolidated)
+        charge = group["charge"]
+        assert isinstance(charge, zarr.Array)
+        np.testing.assert_array_equal(np.asarray(charge[:]), plain.charge)
+
+
+def test_nothing_but_numbers_and_json(tmp_path: Path) -> None:
+    path = recorded(tmp_path / "a", 5, probes={"loss": lambda: 1.0})
+    for _, array in zarr.open_group(path, mode="r").arrays():
+        assert array.dtype.kind in "fi"
+    assert {file.name for file in path.rglob("*") if file.is_file() and "c" not in file.relative_to(path).parts} == {
+        "zarr.json"
+    }
+
+
+def test_probes(tmp_path: Path) -> None:
+    optimizer = fake()
+    weight = torch.nn.Parameter(torch.zeros(3, dtype=torch.bfloat16))
+    probes: dict[str, Callable[[], Any]] = {
+        "loss": lambda: torch.tensor(optimizer.step_count / 2, requires_grad=True),
+        "train/accuracy → %": lambda: optimizer.step_count,
+        "parameters": lambda: weight[:2],
+    }
+    with Recorder(optimizer, tmp_path / "a", probes=probes):
+        for step in range(1, 4):
+            weight.data.fill_(step)  # rows hold copies, not views of what training overwrites
+            optimizer.step()
+    found = open_record(tmp_path / "a").probes
+    assert list(found) == list(probes)
+    assert found["loss"].values.tolist() == [0.0, 0.5, 1.0, 1.5]
+    assert found["train/accuracy → %"].values.tolist() == [0.0, 1.0, 2.0, 3.0]
+    assert found["parameters"].values.tolist() == [[0.0, 0.0], [1.0, 1.0], [2.0, 2.0], [3.0, 3.0]]
+
+
+def test_probes_that_cannot_be_recorded(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"'w' returned shape \(2, 2\).*flatten"):
+        Recorder(fake(), tmp_path / "a", probes={"w": lambda: torch.ones(2, 2)})
+    assert not (tmp_path / "a").exists()
+    optimizer = fake()
+    with (
+        Recorder(optimizer, tmp_path / "b", probes={"w": lambda: torch.ones(1 + optimizer.step_count)}),
+        pytest.raises(ValueError, match=r"'w' returned shape \(2,\) after \(1,\)"),
+    ):
+        optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"every": 0}, "every: .* at least 1, got 0"),
+        ({"every": 1.5}, "every"),
+        ({"exists": "append"}, "exists: .*'append'"),
+    ],
+)
+def test_options_of_no_use(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Recorder(fake(), tmp_path / "a", **options)
+
+
+def test_an_optimizer_without_readout(tmp_path: Path) -> None:
+    plain: Any = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))])
+    with pytest.raises(TypeError, match="SGD measures no charges"):
+        Recorder(plain, tmp_path / "a")
+
+
+def test_nan_and_inf_come_back(tmp_path: Path) -> None:
+    optimizer = fake()
+    with Recorder(optimizer, tmp_path / "a"):
+        for offset in (np.nan, np.inf, -np.inf):
+            optimizer.offset = offset
+            optimizer.step()
+    charge = open_record(tmp_path / "a")["head"].charge
+    np.testing.assert_array_equal(charge[1:], np.array([[np.nan], [np.inf], [-np.inf]]) * np.ones(4))
+
+
+def test_no_symmetries(tmp_path: Path, eager: None) -> None:
+    optimizer = fake((), ())
+    with Recorder(optimizer, tmp_path / "a", probes={"loss": lambda: 0.5}):
+        train(optimizer, 3)
+    with Recorder(optimizer, tmp_path / "a", exists="resume", probes={"loss": lambda: 0.5}):
+        train(optimizer, 2)
+    record = open_record(tmp_path / "a")
+    assert record.steps.tolist() == [0, 1, 2, 3, 4, 5]
+    assert len(record) == 0
+    assert record.probes["loss"].values.tolist() == [0.5] * 6
+    assert xr.open_zarr(tmp_path / "a", chunks=None).charge.shape == (6, 0)
+
+
+@pytest.mark.parametrize(
+    "name", ["..", "a/b", "/", " ", "fc1->fc2 → γ", ".hidden", "zarr.json", "c", "x" * 300, "a\nb", "\\"]
+)
+def test_any_name(tmp_path: Path, name: str) -> None:
+    symmetries = (Norm("plain", [Part("w", axis=None)]), Norm(name, [Part("w", axis=0)]))
+    optimizer = fake(symmetries, (1, 2))
+    with Recorder(optimizer, tmp_path / "a", probes={name: lambda: 2.0}):
+        train(optimizer, 2)
+    record = open_record(tmp_path / "a")
+    assert record[name].attrs["name"] == name
+    assert record[name].charge[2].values.tolist() == [102.0, 102.125]
+    assert record.probes[name].values.tolist() == [2.0] * 3
+    with pytest.raises(KeyError, match="no symmetry 'other'"):
+        record["other"]
+
+
+def test_more_rows_than_a_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(noetherperf.recorder, "CHUNK_VALUES", 8)  # chunks of 16 rows, the least
+    monkeypatch.setattr(noetherperf.recorder, "CHUNK_GROUPS", 3)
+    optimizer = fake()
+    with Recorder(optimizer, tmp_path / "a") as recorder:
+        for _ in range(50):
+            optimizer.step()
+            assert len(recorder._rows) < 16
+    record = open_record(tmp_path / "a")
+    assert record.steps.tolist() == list(range(51))
+    np.testing.assert_array_equal(record["head"].charge[:, 1], np.arange(51) + 0.125)
+    np.testing.assert_array_equal(record["fc1->fc2"].charge[:, 2], np.arange(51) + 200.25)
+
+
+def test_changed_and_added_parameter_groups(tmp_path: Path, eager: None) -> None:
+    optimizer = fake()
+    with Recorder(optimizer, tmp_path / "a"):
+        optimizer.param_groups[0]["lr"] = torch.tensor(0.5)
+        optimizer.step()
+        optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(1))], "lr": 0.25})
+        optimizer.step()
+    lr = open_record(tmp_path / "a").hyperparameters.lr
+    np.testing.assert_array_equal(lr, [[0.1, np.nan], [0.5, np.nan], [0.5, 0.25]])
+
+
+# --- paths that exist
+
+
+def test_an_existing_path_is_left_alone(tmp_path: Path) -> None:
+    path = recorded(tmp_path / "a", 3)
+    before = contents(path)
+    with pytest.raises(FileExistsError, match=r"exists='resume'.*exists='overwrite'"):
+        Recorder(fake(), path)
+    np.testing.assert_equal(contents(path), before)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
+
+
+def test_overwrite_begins_anew(tmp_path: Path) -> None:
+    path = recorded(tmp_path / "a", 9)
+    recorded(path, 2, exists="overwrite")
+    assert open_record(path).steps.tolist() == [0, 1, 2]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
+
+
+def _file(path: Path) -> None:
+    path.write_text("mine")
+
+
+def _directory(path: Path) -> None:
+    path.mkdir()
+    (path / "thesis.tex").write_text("mine")
+
+
+def _other_zarr(path: Path) -> None:
+    zarr.create_group(path)
+
+
+def _damaged(path: Path) -> None:
+    path.mkdir()
+    (path / "zarr.json").write_text('{"attributes": {"noetherperf')
+
+
+def _record_with_company(path: Path) -> None:
+    recorded(path, 1)
+    (path / "thesis.tex").write_text("mine")
+
+
+@pytest.mark.parametrize("make", [_file, _directory, _other_zarr, _damaged, _record_with_company])
+def test_overwrite_deletes_records_only(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    path = tmp_path / "a"
+    make(path)
+    before = sorted((file, file.read_bytes()) for file in [path, *path.rglob("*")] if file.is_file())
+    with pytest.raises(FileExistsError, match="overwrite"):
+        Recorder(fake(), path, exists="overwrite")
+    assert before == sorted((file, file.read_bytes()) for file in [path, *path.rglob("*")] if file.is_file())
+
+
+def test_an_empty_directory_holds_nothing_to_lose(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    assert open_record(recorded(tmp_path / "a", 1)).steps.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("exists", ["overwrite", "resume"])
+def test_a_free_path_needs_no_permission(tmp_path: Path, exists: str) -> None:
+    assert open_record(recorded(tmp_path / "new" / "a", 1, exists=exists)).steps.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda path: None, FileNotFoundError, "no record at"),
+        (_file, ValueError, "no noetherperf record"),
+        (_directory, ValueError, "no noetherperf record"),
+        (_other_zarr, ValueError, "no noetherperf record"),
+        (_damaged, ValueError, "damaged"),
+    ],
+)
+def test_what_is_no_record(tmp_path: Path, make: Any, error: type[Exception], message: str) -> None:
+    make(tmp_path / "a")
+    with pytest.raises(error, match=message):
+        open_record(tmp_path / "a")
+
+
+def test_a_later_format_is_refused(tmp_path: Path) -> None:
+    path = recorded(tmp_path / "a", 1)
+    root = json.loads((path / "zarr.json").read_text())
+    root["attributes"]["noetherperf_record"] = 99
+    (path / "zarr.json").write_text(json.dumps(root))
+    with pytest.raises(ValueError, match="format 99"):
+        open_record(path)
+
+
+def test_a_missing_chunk_of_steps_is_damage(tmp_path: Path) -> None:
+    path = recorded(tmp_path / "a", 3)
+    for chunk in (path / "step" / "c").iterdir():
+        chunk.unlink()
+    with pytest.raises(ValueError, match="damaged"):
+        open_record(path)
+
+
+# --- resume
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_resume_equals_an_uninterrupted_run(tmp_path: Path, every: int, eager: None) -> None:
+    whole = contents(recorded(tmp_path / "whole", 40, every=every))
+    path, optimizer = tmp_path / "a", fake()
+    with Recorder(optimizer, path, every=every):
+        train(optimizer, 17)
+        checkpoint = optimizer.state_dict()
+        train(optimizer, 8)
+    for n_steps in (9, 23):  # both from the older checkpoint: steps 18 to 25 were recorded already
+        optimizer = fake()
+        optimizer.load_state_dict(checkpoint)
+        with Recorder(optimizer, path, every=every, exists="resume"):
+            train(optimizer, n_steps)
+    resumed = contents(path)
+    np.testing.assert_equal(resumed, whole)
+
+
+def test_resume_at_the_end_and_with_nothing_to_add(tmp_path: Path) -> None:
+    path, optimizer = tmp_path / "a", fake()
+    for _ in range(3):
+        with Recorder(optimizer, path, exists="resume"):
+            train(optimizer, 2)
+    with Recorder(optimizer, path, exists="resume"):
+        pass
+    assert open_record(path).steps.tolist() == list(range(7))
+
+
+def test_taking_a_checkpoint_flushes(tmp_path: Path) -> None:
+    optimizer = fake()
+    recorder = Recorder(optimizer, tmp_path / "a")
+    train(optimizer, 5)
+    assert open_record(tmp_path / "a").steps.tolist() == [0]
+    optimizer.state_dict()
+    assert open_record(tmp_path / "a").steps.tolist() == list(range(6))
+    recorder.close()
+
+
+def test_a_checkpoint_loaded_while_recording(tmp_path: Path, eager: None) -> None:
+    optimizer = fake()
+    with Recorder(optimizer, tmp_path / "a"):
+        train(optimizer, 4)
+        checkpoint = optimizer.state_dict()
+        train(optimizer, 5)
+        optimizer.load_state_dict(checkpoint)
+        train(optimizer, 2)
+    assert open_record(tmp_path / "a").steps.tolist() == list(range(7))
+    optimizer = fake()
+    with Recorder(optimizer, tmp_path / "a", exists="resume"):  # the checkpoint comes after the recorder
+        optimizer.load_state_dict(checkpoint)
+        train(optimizer, 1)
+    assert open_record(tmp_path / "a").steps.tolist() == list(range(6))
+
+
+def test_a_skipped_step_is_no_row(tmp_path: Path) -> None:
+    optimizer = fake()
+    with Recorder(optimizer, tmp_path / "a"):
+        train(optimizer, 2)
+        optimizer.step_count -= 1  # as if the step that follows were skipped
+        optimizer.step()
+    assert open_record(tmp_path / "a").steps.tolist() == [0, 1, 2]
+
+
+def test_another_measurement_is_not_mixed_in(tmp_path: Path) -> None:
+    path = recorded(tmp_path / "a", 3)
+    before = contents(path)
+    other = fake()
+    other.offset = 1.0
+    with pytest.raises(ValueError, match=r"another measurement.*checkpoint"):
+        Recorder(other, path, exists="resume")
+    with pytest.raises(ValueError, match="other symmetries"):
+        Recorder(fake(SYMMETRIES[:2], N_GROUPS[:2]), path, exists="resume")
+    with pytest.raises(ValueError, match="other numbers of groups"):
+        Recorder(fake(SYMMETRIES, (4, 1, 2)), path, exists="resume")
+    with pytest.raises(ValueError, match="other probes"):
+        Recorder(fake(), path, exists="resume", probes={"loss": lambda: 0.0})
+    np.testing.assert_equal(contents(path), before)
+
+
+def test_a_probe_of_another_length_is_not_mixed_in(tmp_path: Path) -> None:
+    path = recorded(tmp_path / "a", 3, probes={"w": lambda: torch.ones(2)})
+    with pytest.raises(ValueError, match=r"'w' returned shape \(3,\).*shape \(2,\)"):
+        Recorder(fake(), path, exists="resume", probes={"w": lambda: torch.ones(3)})
+
+
+def test_a_measurement_begun_anew_is_told(tmp_path: Path) -> None:
+    optimizer = fake()
+    with Recorder(optimizer, tmp_path / "a"):
+        train(optimizer, 3)
+        optimizer.step_count, optimizer.offset = 0, 1.0
+        with pytest.raises(ValueError, match="another measurement"):
+            optimizer.step()
+    assert open_record(tmp_path / "a").steps.tolist() == [0, 1, 2, 3]
+
+
+# --- the optimizer itself
+
+
+class Training:
+    """A multilayer perceptron on random data, with a checkpoint that holds all there is."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.head = torch.nn.Linear(8, 3)
+        self.model = torch.nn.Sequential(OrderedDict(fc1=torch.nn.Linear(6, 8), relu=torch.nn.ReLU(), fc2=self.head))
+        self.loss = torch.tensor(torch.nan)
+        self.optimizer = SGD(
+            self.model.named_parameters(),
+            lr=0.1,
+            momentum=0.9,
+            weight_decay=1e-3,
+            symmetries=[
+                Translation("head", [Part("fc2.weight", axis=1)]),
+                Rescale(
+                    "fc1->fc2",
+                    inward=[Part("fc1.weight", axis=0), Part("fc1.bias", axis=0)],
+                    outward=[Part("fc2.weight", axis=1)],
+                ),
+            ],
+            backend="reference",
+        )
+
+    def recorder(self, path: Path, **options: Any) -> Recorder:
+        probes: dict[str, Callable[[], Any]] = {
+            "loss": lambda: self.loss,
+            "parameters": lambda: self.head.weight[0],
+        }
+        return Recorder(self.optimizer, path, probes=probes, **options)
+
+    def train(self, n_steps: int) -> None:
+        for _ in range(n_steps):
+            draw = torch.Generator().manual_seed(self.optimizer.step_count)
+            images, labels = torch.randn(16, 6, generator=draw), torch.randint(3, (16,), generator=draw)
+            self.optimizer.zero_grad()
+            self.loss = torch.nn.functional.cross_entropy(self.model(images), labels)
+            self.loss.backward()
+            self.optimizer.step()
+
+    def checkpoint(self) -> dict[str, Any]:
+        return copy.deepcopy({"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()})
+
+    def load(self, checkpoint: dict[str, Any]) -> None:
+        self.model.load_state_dict(checkpoint["model"])
+        self.optimizer.load_state_dict(copy.deepcopy(checkpoint["optimizer"]))
+
+
+def test_the_record_is_the_readout(tmp_path: Path) -> None:
+    training, readouts, losses = Training(), [], []
+    with training.recorder(tmp_path / "a"):
+        readouts.append(training.optimizer.readout())
+        for _ in range(12):
+            training.train(1)
+            readouts.append(training.optimizer.readout())
+            losses.append(training.loss.item())
+    record = open_record(tmp_path / "a")
+    assert record.steps.tolist() == [readout.step for readout in readouts]
+    assert record.times.tolist() == [readout.time for readout in readouts]
+    np.testing.assert_array_equal(record.probes["loss"], np.array([np.nan, *losses], dtype=np.float32))
+    for name, data in record.items():
+        for row, readout in enumerate(readouts):
+            law = readout[name]
+            expected = {
+                "charge": law.charge,
+                "discrete_total": law.discrete.total,
+                "discrete_defect": law.discrete.defect,
+                "flow_total": law.flow.total,
+                "residual": law.residual,
+                "defect": law.defect,
+                "relative_defect": law.relative_defect,
+                **law.moments,
+            }
+            for variable, values in expected.items():
+                np.testing.assert_array_equal(data[variable][row], values, err_msg=variable)
+        assert relative_error(data, "discrete").max() < 1e-4
+        assert (data.charge[0] != data.charge[-1]).any()
+
+
+def test_a_resumed_training_records_the_same(tmp_path: Path) -> None:
+    whole = Training()
+    with whole.recorder(tmp_path / "whole"):
+        whole.train(20)
+    first = Training()
+    with first.recorder(tmp_path / "a"):
+        first.train(8)
+        checkpoint = first.checkpoint()
+        first.train(5)
+    second = Training()
+    second.load(checkpoint)
+    with second.recorder(tmp_path / "a", exists="resume"):
+        second.train(12)
+    np.testing.assert_equal(contents(tmp_path / "a"), contents(tmp_path / "whole"))
+
+
+def test_reset_measurement_needs_a_new_record(tmp_path: Path) -> None:
+    training = Training()
+    with training.recorder(tmp_path / "a"):
+        training.train(3)
+        training.optimizer.reset_measurement()
+        with pytest.raises(ValueError, match="another measurement"):
+            training.train(1)
+    with pytest.raises(ValueError, match="another measurement"):
+        training.recorder(tmp_path / "a", exists="resume")
+    assert open_record(tmp_path / "a").steps.tolist() == [0, 1, 2, 3]
+
+
+# --- interruptions
+
+
+class Interrupted(BaseException):
+    """A process that ends here, as far as the disk can tell."""
+
+
+@pytest.fixture
+def fail_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, BaseException], None]:
+    """Lets all writes after the next n fail: every file of a record reaches its place by Path.replace."""
+    calls = {"left": 10**9}
+    error: list[BaseException] = []
+
+    def guard(original: Callable[..., Any]) -> Callable[..., Any]:
+        def guarded(*args: Any, **kwargs: Any) -> Any:
+            calls["left"] -= 1
+            if calls["left"] < 0:
+                raise error[0]
+            return original(*args, **kwargs)
+
+        return guarded
+
+    def arm(n: int, what: BaseException) -> None:
+        calls["left"] = n
+        error[:] = [what]
+
+    monkeypatch.setattr(Path, "replace", guard(Path.replace))
+    return arm
+
+
+def n_writes_of_a_flush() -> int:
+    """Metadata and a chunk of each array, then the commit."""
+    return 2 * (len(noetherperf.recorder.SERIES) + 5) + 1
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 7, n_writes_of_a_flush() - 2, n_writes_of_a_flush() - 1, n_writes_of_a_flush()])
+def test_an_end_between_any_two_writes(tmp_path: Path, n: int, fail_at: Callable[[int, BaseException], None]) -> None:
+    """Rows are there all or not at all, and the run goes on from there."""
+    path, optimizer = tmp_path / "a", fake()
+    recorder = Recorder(optimizer, path)
+    train(optimizer, 5)
+    recorder.flush()
+    train(optimizer, 5)
+    fail_at(n, Interrupted())
+    if n < n_writes_of_a_flush():
+        with pytest.raises(Interrupted):
+            recorder.flush()
+    else:
+        recorder.flush()
+    fail_at(10**9, Interrupted())
+    committed = 10 if n == n_writes_of_a_flush() else 5
+    record = open_record(path)
+    assert record.steps.tolist() == list(range(committed + 1))
+    assert record["head"].charge.shape == (committed + 1, 4)
+    assert not np.isnan(record["head"].charge).any()
+
+    optimizer = fake()
+    train(optimizer, 4)
+    with Recorder(optimizer, path, exists="resume"):
+        train(optimizer, 6)
+    np.testing.assert_equal(contents(path), contents(recorded(tmp_path / "whole", 10)))
+
+
+@pytest.mark.parametrize("n", range(0, n_writes_of_a_flush(), 6))
+def test_an_end_while_rows_are_dropped(tmp_path: Path, n: int, fail_at: Callable[[int, BaseException], None]) -> None:
+    path = recorded(tmp_path / "a", 40)
+    optimizer = fake()
+    train(optimizer, 20)
+    recorder = Recorder(optimizer, path, exists="resume")
+    train(optimizer, 3)
+    fail_at(n, Interrupted())
+    with pytest.raises(Interrupted):
+        recorder.flush()
+    fail_at(10**9, Interrupted())
+    steps = open_record(path).steps.tolist()
+    assert steps == list(range(41 if n == 0 else 21))
+    np.testing.assert_array_equal(open_record(path)["head"].charge[:, 0], steps)
+
+
+def test_a_disk_that_fails_and_comes_back(tmp_path: Path, fail_at: Callable[[int, BaseException], None]) -> None:
+    path, optimizer = tmp_path / "a", fake()
+    recorder = Recorder(optimizer, path)
+    train(optimizer, 3)
+    for n in (0, 3, 10, n_writes_of_a_flush() - 1):
+        fail_at(n, OSError(28, "No space left on device"))
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            train(optimizer, 1)
+            recorder.flush()
+        assert [warning.category for warning in told] == ([RuntimeWarning] if n == 0 else [])
+        if told:
+            assert str(path) in str(told[0].message)
+            assert "No space left on device" in str(told[0].message)
+        assert open_record(path).steps.tolist() == [0]
+    fail_at(10**9, OSError())
+    train(optimizer, 1)
+    recorder.close()
+    np.testing.assert_equal(contents(path), contents(recorded(tmp_path / "whole", 8)))
+
+
+def test_a_disk_that_never_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fail_at: Any) -> None:
+    monkeypatch.setattr(noetherperf.recorder, "CHUNK_VALUES", 8)
+    path, optimizer = tmp_path / "a", fake()
+    fail_at(10**9, OSError())
+    recorder = Recorder(optimizer, path)
+    fail_at(0, OSError(5, "Input/output error"))
+    with pytest.warns(RuntimeWarning, match="Input/output error") as told:
+        train(optimizer, 200)
+        recorder.close()
+    assert len(told) == 1
+    assert len(recorder._rows) == 64  # bounded memory
+    assert open_record(path).steps.tolist() == [0]
+
+
+def test_a_disk_that_fails_at_the_start_is_an_error(tmp_path: Path, fail_at: Any) -> None:
+    fail_at(0, OSError(28, "No space left on device"))
+    with pytest.raises(OSError, match="No space left"):
+        Recorder(fake(), tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []
+
+
+def train_until_killed(path: Path, checkpoint: Path) -> None:
+    """What the killed processes do: resume from the last checkpoint, and go on for ever."""
+    noetherperf.recorder.FLUSH_SECONDS = 0.0
+    noetherperf.recorder.CHUNK_VALUES = 8
+    optimizer = fake()
+    if checkpoint.exists():
+        optimizer.step_count = int(checkpoint.read_text())
+    with Recorder(optimizer, path, exists="resume"):
+        while True:
+            train(optimizer, 3)
+            new = checkpoint.with_suffix(".new")
+            new.write_text(str(optimizer.state_dict()["step_count"]))
+            new.replace(checkpoint)
+
+
+def kill_many(path: Path, n_kills: int) -> None:
+    """Fork one training process after another; kill two as they start, the others after a new checkpoint, at random.
+
+    Forking from a process that imported everything, but started no thread, saves importing it for each.
+    """
+    dice = random.Random(0)
+    checkpoint = path.with_name("checkpoint")
+    for kill in range(n_kills):
+        checkpoint_before = checkpoint.read_text() if checkpoint.exists() else ""
+        child = os.fork()
+        if child == 0:
+            torch.set_num_threads(1)
+            try:
+                train_until_killed(path, checkpoint)
+            except BaseException:
+                sys.excepthook(*sys.exc_info())
+            finally:
+                os._exit(1)
+        while kill >= 2 and (checkpoint.read_text() if checkpoint.exists() else "") == checkpoint_before:
+            time.sleep(0.01)
+        time.sleep(dice.uniform(0.0, 0.4))
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        if not os.WIFSIGNALED(status):
+            sys.exit("a training process ended by itself")
+
+
+def test_killed_at_random_moments(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    code = f"import test_recorder, pathlib; test_recorder.kill_many(pathlib.Path({str(path)!r}), 6)"
+    search = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": search}, timeout=120)
+    record = open_record(path)
+    n_steps = len(record.steps) - 1
+    assert n_steps >= int((tmp_path / "checkpoint").read_text()) > 10
+    np.testing.assert_equal(contents(path), contents(recorded(tmp_path / "whole", n_steps)))
