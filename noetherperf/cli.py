@@ -20,7 +20,7 @@ import xarray as xr
 from rich.console import Console
 from rich.table import Table
 
-from noetherperf.backends import backends
+from noetherperf.backends import backends, resolve
 from noetherperf.recipes.settings import Settings
 from noetherperf.recorder import Record, open_record, relative_error
 
@@ -29,6 +29,7 @@ __all__ = ["app", "main"]
 DEFAULTS = Settings()
 EXPECTED_ACCURACY = 0.95
 USAGE_ERROR = 2
+EXTRA = ("matplotlib", "sklearn", "tqdm")  # what the extra [run] installs
 
 app = typer.Typer(
     name="noetherperf",
@@ -60,6 +61,7 @@ def run(
     out: Annotated[Path, typer.Option(help="Folder for the record and the pictures.")] = Path("runs/digits"),
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = DEFAULTS.device,
     dtype: Annotated[Precision, typer.Option(help="Of parameters and images.")] = Precision.float32,
+    threads: Annotated[int, typer.Option(min=1, help="Of torch; this network is too small to gain from more.")] = 1,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the record that --out has already.")] = False,
 ) -> None:
     """Train on scikit-learn's digits, record every charge, print how well the laws held, and draw it.
@@ -69,7 +71,8 @@ def run(
     record_path = out / "record.zarr"
     if record_path.exists() and not overwrite:
         fail(f"--out: {str(record_path)!r} exists; add --overwrite to replace it, or name another folder")
-    check_device(device)
+    check_machine(device, backend)
+    torch.set_num_threads(threads)
     with clean_errors():
         from noetherperf import plots
         from noetherperf.recipes.train import train
@@ -160,7 +163,7 @@ def law_table(record: Record) -> Table:
 
 def worst(values: xr.DataArray) -> float:
     """The largest absolute value; NaN if there is one, for that is worse."""
-    return float(np.abs(values).max(skipna=False))
+    return float(np.abs(values.to_numpy()).max())
 
 
 def report_files(paths: Sequence[Path]) -> None:
@@ -168,12 +171,16 @@ def report_files(paths: Sequence[Path]) -> None:
         print(path)
 
 
-def check_device(name: str) -> None:
-    """Exit with one line where torch cannot put a tensor there."""
+def check_machine(device: str, backend: str) -> None:
+    """Exit with one line where torch cannot put a tensor on the device, or the backend cannot step it there."""
     try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        fail(f"--device: {name!r} cannot be used here ({first_line(error)}); try --device cpu")
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch's own ways to say so, several lines long
+        fail(f"--device: {device!r} cannot be used here ({first_line(error)}); try --device cpu")
+    try:
+        resolve(backend, torch.device(device))
+    except (RuntimeError, ValueError) as error:
+        fail(str(error))
 
 
 @contextmanager
@@ -182,6 +189,8 @@ def clean_errors() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
+        if str(error.name).partition(".")[0] not in EXTRA:
+            raise
         fail(f"{error.name} is not installed; it comes with the extra: pip install 'noetherperf[run]'")
     except (ValueError, OSError) as error:
         fail(str(error))

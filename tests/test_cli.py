@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,14 @@ def assert_refused(result: Result, *words: str, status: int = 2) -> None:
     for word in words:
         assert word in lines[-1]
     assert "Traceback" not in result.output
+
+
+@pytest.fixture(autouse=True, scope="module")
+def same_threads_afterwards() -> Iterator[None]:
+    """`run` sets torch's threads, for it is the process; here it is not."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

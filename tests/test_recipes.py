@@ -1,11 +1,13 @@
 """The main job without its command line: data, network, symmetries, training loop."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from torch import nn
 
 from noetherperf.recipes import digits
@@ -14,8 +16,18 @@ from noetherperf.recipes.settings import Settings
 from noetherperf.recipes.train import accuracy, train
 from noetherperf.recorder import open_record
 from noetherperf.sgd import SGD
+from noetherperf.symmetry import Symmetry
 
 SHORT = Settings(epochs=5, every=20)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """The network is too small for more, and tests run side by side."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def test_digits_are_split_evenly_and_normalised() -> None:
@@ -34,7 +46,7 @@ def test_no_digit_is_lost_or_in_both_parts() -> None:
     together = torch.cat([data.train_images, data.test_images]).flatten(1)
     low, high = together.min(), together.max()
     pixels = ((together - low) / (high - low) * 16).round()  # back to the 17 grey levels
-    original = torch.as_tensor(digits.load_digits().data)
+    original = torch.as_tensor(load_digits().data)
     assert sorted(pixels.tolist()) == sorted(original.tolist())
 
 
@@ -44,13 +56,13 @@ def test_the_seed_draws_the_split() -> None:
     assert not torch.equal(first.test_images, other.test_images)
 
 
-def one_step(model: nn.Sequential, symmetries: list) -> SGD:
+def one_step(model: nn.Sequential, symmetries: list[Symmetry]) -> SGD:
     """One measured step from perturbed parameters, so that no bias is zero and no gain is one."""
     optimizer = SGD(model.named_parameters(), lr=0.01, symmetries=symmetries, backend="reference")
     data = digits.load(dtype=torch.float64)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 0.05 * torch.randn_like(parameter)
+            parameter.add_(torch.randn_like(parameter), alpha=0.05)
     nn.functional.cross_entropy(model(data.train_images[:50]), data.train_labels[:50]).backward()
     optimizer.reset_measurement()
     optimizer.step()

@@ -77,10 +77,11 @@ def train(
         symmetries=symmetries,
         backend=settings.backend,
     )
+    head = model.get_parameter("fc2.weight")
     loss = torch.zeros((), device=settings.device)
     probes = {
         "loss": lambda: loss,
-        "parameters": lambda: model.fc2.weight[:, 0],  # the ten parameters whose sum is the first charge of "fc2"
+        "parameters": lambda: head[:, 0],  # the ten parameters whose sum is the first charge of "fc2"
     }
 
     n_images = len(data.train_labels)
@@ -121,6 +122,6 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     """The share of images [n, 1, 8, 8] that the model, in evaluation mode, gives their label [n]; the mode is kept."""
     was_training = model.training
     model.eval()
-    correct = (model(images).argmax(1) == labels).double().mean().item()
+    correct = float((model(images).argmax(1) == labels).double().mean())
     model.train(was_training)
     return correct
