@@ -100,14 +100,30 @@ struct BFloat16 {
   using Scalar = float;
   using Raw = U16;
   using Vec = F32;
-  static Vec widen(const Raw& x) { return (Vec)(__builtin_convertvector(x, U32) << 16); }
+  static U32 spread(const Raw& x) {
+#if defined(__AVX512F__)
+    return (U32)_mm512_cvtepu16_epi32((__m256i)x);
+#elif defined(__AVX2__)
+    return (U32)_mm256_cvtepu16_epi32((__m128i)x);
+#else
+    return __builtin_convertvector(x, U32);
+#endif
+  }
+  static Raw squeeze(const U32& x) {
+#if defined(__AVX512F__)
+    return (Raw)_mm512_cvtepi32_epi16((__m512i)x);
+#else
+    return __builtin_convertvector(x, U16);
+#endif
+  }
+  static Vec widen(const Raw& x) { return (Vec)(spread(x) << 16); }
   // To the nearest, ties to even; a NaN stays one.
   static Raw narrow(const Vec& x) {
     const U32 bits = (U32)x;
     const U32 rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
     const U32 quiet = (bits >> 16) | 0x40u;
     const U32 is_nan = (U32)(x != x);
-    return __builtin_convertvector((is_nan & quiet) | (~is_nan & rounded), U16);
+    return squeeze((is_nan & quiet) | (~is_nan & rounded));
   }
 };
 
@@ -150,13 +166,23 @@ struct Float16 {
 template <class V>
 constexpr int n_parts = sizeof(V) / sizeof(F64) * (sizeof(std::declval<V>()[0]) == 4 ? 2 : 1);
 
+#if defined(__AVX512F__)  // GCC takes four instructions a half where the machine has one
+inline F64 part(const F32& x, int which) {
+  return (F64)_mm512_cvtps_pd(which == 0 ? _mm512_castps512_ps256((__m512)x) : _mm512_extractf32x8_ps((__m512)x, 1));
+}
+#else
 template <size_t... I>
 inline F64 half(const F32& x, int which, std::index_sequence<I...>) {
   const F32Half part = which == 0 ? __builtin_shufflevector(x, x, static_cast<int>(I)...)
                                   : __builtin_shufflevector(x, x, static_cast<int>(W + I)...);
+#if defined(__AVX2__)
+  return (F64)_mm256_cvtps_pd((__m128)part);
+#else
   return __builtin_convertvector(part, F64);
+#endif
 }
 inline F64 part(const F32& x, int which) { return half(x, which, std::make_index_sequence<W>()); }
+#endif
 inline F64 part(const F64& x, int) { return x; }
 
 // The sums of W vectors, element i that of vector i: a transposition and its additions at once.
@@ -276,7 +302,8 @@ inline void step_rows(const Block& b, const Coefficients<typename Type::Scalar>&
 }
 
 template <class Type, Mode mode, bool by_row, bool by_col>
-void step_block(const Block& b) {
+void step_block(const Block& block) {
+  const Block b = block;  // a copy that no store can touch
   using S = typename Type::Scalar;
   const Coefficients<S> c{S(b.c.lr),          S(b.c.decay), S(b.c.sign), S(b.c.buffer_decay),
                           S(b.c.buffer_gain), S(b.c.mix_d), S(b.c.mix_v)};

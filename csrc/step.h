@@ -35,7 +35,6 @@ enum class Mode : int {
 
 constexpr bool writes_buffer(Mode mode) { return mode == Mode::momentum || mode == Mode::nesterov; }
 constexpr bool reads_buffer(Mode mode) { return writes_buffer(mode) || mode == Mode::stale; }
-constexpr bool mixes(Mode mode) { return mode == Mode::nesterov || mode == Mode::stale; }
 
 // p becomes p', v becomes v'; u is the update.
 template <Mode mode, class V, class S>
@@ -55,7 +54,9 @@ NPERF_HD void update(V& p, const V& g, V& v, V& u, const Coefficients<S>& c) {
 enum Moment : int { sum_p, sq_p, sum_g, sq_g, dot_pg, sq_u, dot_uv, dot_gu, n_moments };
 
 // How many moments a mode accumulates; the rest follow: ⟨u, v'⟩ is |u|² where u = v', else zero, and ⟨g, u⟩ zero.
-constexpr int n_accumulated(Mode mode) { return mixes(mode) ? n_moments : dot_uv; }
+constexpr int n_accumulated(Mode mode) {
+  return mode == Mode::nesterov ? n_moments : mode == Mode::stale ? dot_gu : dot_uv;
+}
 
 // Adds one element (or vector of elements) to the moments. stored is p' as stored, after rounding to the dtype.
 template <Mode mode, class D>
@@ -66,10 +67,8 @@ NPERF_HD void accumulate(D* m, const D& stored, const D& p, const D& g, const D&
   m[sq_g] += g * g;
   m[dot_pg] += p * g;
   m[sq_u] += u * u;
-  if constexpr (mixes(mode)) {
-    m[dot_uv] += u * v;
-    m[dot_gu] += g * u;
-  }
+  if constexpr (n_accumulated(mode) > dot_uv) m[dot_uv] += u * v;
+  if constexpr (n_accumulated(mode) > dot_gu) m[dot_gu] += g * u;
 }
 
 }  // namespace noetherperf

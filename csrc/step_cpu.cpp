@@ -212,21 +212,19 @@ void run_tile(const Job& job) {
 
 // Adds the slices that several tiles left, in order, and sets the moments that the mode does not accumulate.
 void gather_slices(const Problem& problem, const View& view, const Span& span, Mode mode) {
+  const int n_acc = n_accumulated(mode);
   double* to[n_moments];
   for (int m = 0; m < n_moments; ++m) to[m] = problem.moments + m * problem.n_segments + view.segment;
-  if (view.n_slices > 1) {
-    for (int m = 0; m < n_accumulated(mode); ++m) {
-      std::copy(sums_of(problem, view, 0, m) + span.begin, sums_of(problem, view, 0, m) + span.end, to[m] + span.begin);
-      for (int64_t slice = 1; slice < view.n_slices; ++slice) {
-        const double* const from = sums_of(problem, view, slice, m);
-        for (int64_t i = span.begin; i < span.end; ++i) to[m][i] += from[i];
-      }
+  for (int m = 0; m < n_acc && view.n_slices != 1; ++m) {
+    std::fill(to[m] + span.begin, to[m] + span.end, 0.0);
+    for (int64_t slice = 0; slice < view.n_slices; ++slice) {
+      const double* const from = sums_of(problem, view, slice, m);
+      for (int64_t i = span.begin; i < span.end; ++i) to[m][i] += from[i];
     }
   }
-  if (mixes(mode)) return;
   for (int64_t i = span.begin; i < span.end; ++i) {
-    to[dot_uv][i] = mode == Mode::momentum ? to[sq_u][i] : 0.0;
-    to[dot_gu][i] = 0.0;
+    if (n_acc <= dot_uv) to[dot_uv][i] = mode == Mode::momentum ? to[sq_u][i] : 0.0;
+    if (n_acc <= dot_gu) to[dot_gu][i] = 0.0;
   }
 }
 

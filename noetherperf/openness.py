@@ -30,10 +30,9 @@ class Openness:
 
     def reset(self) -> None:
         """Start anew: all tensors in one class."""
-        self.reasons: dict[str, str] = {
-            name: "no symmetry is claimed: free + forced leaves out what the gradient does along the parameters (defect)"
-            for name in self._unclaimed
-        }
+        self.reasons: dict[str, str] = dict.fromkeys(
+            self._unclaimed, "no symmetry is claimed: free + forced leaves out the gradient's part, which defect holds"
+        )
         self._classes = [0] * len(self._names)
         self._last: Hashable = None
 
@@ -83,8 +82,9 @@ class Openness:
         return {"classes": list(self._classes), "reasons": dict(self.reasons)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint of the same tensors and symmetries."""
-        self._classes = [int(c) for c in state["classes"]]
+        """Go on from a checkpoint of the same symmetries; tensors that came since are in no symmetry yet."""
+        classes = [int(c) for c in state["classes"]]
+        self._classes = classes + [0] * (len(self._names) - len(classes))
         self.reasons = {str(name): str(reason) for name, reason in state["reasons"].items()}
         self._last = None
 

@@ -158,7 +158,7 @@ def make_plan(symmetries: Sequence[Symmetry], names: Sequence[str | None], shape
 
     views: list[View] = []
     view_of: dict[tuple[int, int], int] = {}
-    offset, law_offset = 0, {law: 0 for law in Law}
+    offset, law_offset = 0, dict.fromkeys(Law, 0)
     for tensor, axis in sorted(set(home.values())):
         guests = [guest for key, guest_list in wanted.items() if home[key] == (tensor, axis) for guest in guest_list]
         length = (shapes[tensor] or (1,))[axis]

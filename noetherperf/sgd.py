@@ -242,6 +242,8 @@ class SGD(Optimizer):
         for device, grads in work:
             buffers, first = self._buffers(device.members, grads)
             device.engine.step(grads, buffers, hypers, first)
+            written = [self._params[i] for i, g in zip(device.members, grads, strict=True) if g is not None]
+            torch.autograd.graph.increment_version(written)  # engines write past autograd's eyes
             for i, is_first in zip(device.members, first, strict=True):
                 first_of_all[i] = is_first
         self._step_count += 1
@@ -340,16 +342,17 @@ class SGD(Optimizer):
             return
         if measured["version"] != MEASUREMENT_VERSION:
             raise ValueError(
-                f"state_dict: its measurement has version {measured['version']}, this is version {MEASUREMENT_VERSION}; "
-                'drop it (del state_dict["measurement"]) to load the rest and measure anew'
+                f"state_dict: its measurement has version {measured['version']}, this is version "
+                f'{MEASUREMENT_VERSION}; drop it (del state_dict["measurement"]) to load the rest and measure anew'
             )
         saved = from_json(measured["symmetries"])
         if tuple(saved) != self._symmetries:
             saved_names, own_names = {s.name for s in saved}, {s.name for s in self._symmetries}
             changed = sorted(saved_names ^ own_names) or sorted(s.name for s in set(saved) ^ set(self._symmetries))
             raise ValueError(
-                f"state_dict: it was measured with other symmetries (they differ in: {', '.join(changed) or 'order'}); make "
-                'the optimizer with the same ones, or drop the measurement (del state_dict["measurement"]) to measure anew'
+                f"state_dict: it was measured with other symmetries (they differ in: {', '.join(changed) or 'order'}); "
+                "make the optimizer with the same ones, or drop the measurement "
+                '(del state_dict["measurement"]) to measure anew'
             )
         devices = self._prepare()
         shapes = [[tuple(x.shape) for x in tensors] for tensors in measured["tensors"]]

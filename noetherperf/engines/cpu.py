@@ -122,8 +122,8 @@ class CpuEngine:
         p = self.params[i]
         if (v.dtype, v.device, v.shape) != (p.dtype, p.device, p.shape):
             raise RuntimeError(
-                f"{self.names[i]}: its momentum_buffer ({v.dtype}, {v.device}, {tuple(v.shape)}) must match the parameter "
-                f"({p.dtype}, {p.device}, {tuple(p.shape)}); load it with load_state_dict, which converts it"
+                f"{self.names[i]}: its momentum_buffer ({v.dtype}, {v.device}, {tuple(v.shape)}) must match the "
+                f"parameter ({p.dtype}, {p.device}, {tuple(p.shape)}); load it with load_state_dict, which converts it"
             )
 
     def measure(self, buffers: Sequence[Tensor | None]) -> None:

@@ -1,0 +1,375 @@
+"""Every engine against reference.py in float64 on the same rounded inputs: the step, its moments, the laws.
+
+One table of cases: engine × dtype × tensor (shape and layout) × views × hyperparameters. Error bounds come from a run
+of the same formulas on magnitudes, so that they are relative to Σ|terms| and hold where signed sums cancel.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from noetherperf import Norm, Part, Symmetry, Translation, laws, reference
+from noetherperf.backends import backends
+from noetherperf.engines import Engine
+from noetherperf.engines.reference import ReferenceEngine
+from noetherperf.hyper import Coefficients, Hyper
+from noetherperf.laws import Law, State
+from noetherperf.moments import Moment
+from noetherperf.plan import Measurement, Plan, make_plan
+
+MakeEngine = Callable[..., Engine]
+
+
+def engines() -> Iterator[tuple[str, MakeEngine]]:
+    yield "reference", ReferenceEngine
+    if backends()["cpu"] == "available":
+        from noetherperf import _cpu
+        from noetherperf.engines.cpu import CpuEngine
+
+        for isa in _cpu.isas():
+            yield f"cpu-{isa}", lambda *args, isa=isa: CpuEngine(*args, isa=isa)
+
+
+ENGINES = dict(engines())
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+# ---- tensors: shape and layout, each inside a larger storage whose other elements must stay as they are ----------
+
+
+@dataclass
+class Arena:
+    """A tensor of some layout inside a storage with room around it."""
+
+    storage: Tensor
+    tensor: Tensor
+
+    def outside(self) -> Tensor:
+        """The storage's elements that are not the tensor's."""
+        mine = torch.zeros(self.storage.shape, dtype=torch.bool)
+        mine.as_strided(self.tensor.shape, self.tensor.stride(), self.tensor.storage_offset()).fill_(True)
+        return self.storage[~mine]
+
+
+def arena(shape: tuple[int, ...], dtype: torch.dtype, layout: str, generator: torch.Generator) -> Arena:
+    numel = torch.Size(shape).numel()
+    storage = torch.randn(4 * numel + 64, generator=generator, dtype=torch.float64).to(dtype)
+    strides = torch.empty(shape).stride()
+    offset = 8
+    if layout == "misaligned":
+        offset = 3
+    elif layout == "transposed":
+        strides = torch.empty(shape[::-1]).stride()[::-1]
+    elif layout == "channels_last":
+        strides = torch.empty(shape).contiguous(memory_format=torch.channels_last).stride()
+    elif layout == "every_second":
+        strides = tuple(2 * s for s in strides)
+    elif layout == "padded_rows":
+        strides = (strides[0] + 5, *strides[1:])
+    return Arena(storage, storage.as_strided(shape, strides, offset))
+
+
+# name: shape, layout of parameter and buffer, layout of the gradient
+TENSORS = {
+    "empty": ((0,), "plain", "plain"),
+    "no rows": ((0, 5), "plain", "plain"),
+    "scalar": ((), "plain", "plain"),
+    "one": ((1,), "plain", "plain"),
+    "bias": ((37,), "plain", "plain"),
+    "bias misaligned": ((513,), "misaligned", "plain"),
+    "column": ((67, 1), "plain", "plain"),
+    "row": ((1, 67), "plain", "misaligned"),
+    "prime": ((13, 17), "plain", "plain"),
+    "vector minus": ((8, 15), "plain", "plain"),
+    "vector": ((9, 16), "plain", "plain"),
+    "vector plus": ((7, 33), "misaligned", "misaligned"),
+    "chunk minus": ((5, 511), "plain", "plain"),
+    "chunk": ((4, 512), "plain", "plain"),
+    "chunk plus": ((3, 513), "plain", "plain"),
+    "tall": ((1031, 19), "plain", "plain"),
+    "many tiles": ((523, 771), "plain", "plain"),
+    "convolution": ((12, 10, 3, 3), "plain", "plain"),
+    "depthwise": ((21, 1, 3, 3), "plain", "plain"),
+    "channels last": ((12, 10, 3, 3), "channels_last", "channels_last"),
+    "channels last, plain gradient": ((6, 10, 3, 3), "channels_last", "plain"),
+    "transposed": ((30, 22), "transposed", "transposed"),
+    "transposed gradient": ((30, 22), "plain", "transposed"),
+    "strided": ((11, 29), "every_second", "plain"),
+    "padded": ((11, 600), "padded_rows", "padded_rows"),
+    "volume": ((6, 4, 5, 3, 2), "plain", "plain"),
+}
+
+PART_SETS: dict[str, list[dict]] = {
+    "none": [],
+    "rows": [{"axis": 0}],
+    "columns": [{"axis": 1}],
+    "rows and columns": [{"axis": 0}, {"axis": 1}],
+    "whole": [{"axis": None}],
+    "all axes": [{"axis": 0}, {"axis": 1}, {"axis": 2}, {"axis": None}],
+    "folds": [{"axis": 0, "fold": 2, "stop": 4}, {"axis": 1, "fold": 2, "start": 2, "stop": 6}],
+    "slices": [{"axis": 0, "start": 1, "stop": 5}, {"axis": 0, "start": 2, "stop": 3}, {"axis": 1, "start": 3}],
+}
+
+HYPERS = {
+    "plain": Hyper(lr=0.1),
+    "decay, maximize": Hyper(lr=0.07, weight_decay=0.3, maximize=True),
+    "momentum": Hyper(lr=0.1, momentum=0.9, weight_decay=0.02),
+    "dampening": Hyper(lr=0.1, momentum=0.9, dampening=0.4, maximize=True),
+    "nesterov": Hyper(lr=0.1, momentum=0.8, weight_decay=0.05, nesterov=True),
+}
+
+
+def symmetries_for(shape: tuple[int, ...], which: str) -> list[Symmetry]:
+    """Symmetries over the parts of a set that fit the shape, so that every view carries one law, the other or both."""
+    found: list[Symmetry] = []
+    for number, fields in enumerate(PART_SETS[which]):
+        part = Part("w", **fields)
+        try:
+            part.n_groups(shape)
+        except ValueError:
+            continue
+        if number % 2 == 0:
+            found.append(Norm(f"norm {number}", [part]))
+        if number < 2:
+            found.append(Translation(f"translation {number}", [part]))
+    return found
+
+
+def poisoned(plan: Plan) -> Measurement:
+    measurement = Measurement.empty(plan)
+    for tensor in measurement.tensors():
+        tensor.fill_(torch.nan)
+    return measurement
+
+
+def assert_close(actual: Tensor, expected: Tensor, bound: Tensor, what: str) -> None:
+    excess = ((actual.double() - expected).abs() - bound).max().item() if actual.numel() else 0.0
+    assert excess <= 0.0, f"{what}: {excess:.3g} beyond its bound"
+
+
+def magnitudes(p: Tensor, g: Tensor, v: Tensor | None, c: Coefficients) -> tuple[Tensor, Tensor | None, Tensor]:
+    """|p'|, |v'|, |u| as sums of the magnitudes of their terms."""
+    positive = Coefficients(-c.lr, c.decay, 1.0, c.buffer_decay, c.buffer_gain, c.mix_d, c.mix_v)
+    return reference.step(p.abs(), g.abs(), None if v is None else v.abs(), positive)
+
+
+def cases(turn: int, large: bool) -> list[tuple[str, Hyper]]:
+    """All hyperparameters, or for a large tensor one, another each turn."""
+    every = list(HYPERS.items())
+    return [every[turn % len(every)]] if large else every
+
+
+@pytest.mark.parametrize("tensor", TENSORS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+@pytest.mark.parametrize("engine", ENGINES)
+def test_step_moments_and_laws(engine: str, dtype: torch.dtype, tensor: str) -> None:
+    shape, layout, grad_layout = TENSORS[tensor]
+    generator = torch.Generator().manual_seed(len(tensor))
+    eps = torch.finfo(dtype).eps
+    spacing = eps * torch.finfo(dtype).smallest_normal  # of the numbers around zero
+    compute_eps = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
+    large = torch.Size(shape).numel() > 10_000
+    checked = 0
+    for turn, which in enumerate(PART_SETS):
+        symmetries = symmetries_for(shape, which)
+        if which != "none" and not symmetries:
+            continue
+        for label, hyper in cases(turn, large):
+            for first in [turn % 2 == 0] if large else [True, False]:
+                checked += 1
+                where = f"{which}, {label}, first={first}"
+                p, g = arena(shape, dtype, layout, generator), arena(shape, dtype, grad_layout, generator)
+                v = arena(shape, dtype, layout, generator)
+                if first:
+                    v.tensor.zero_()
+                buffer = v.tensor if hyper.momentum or not first else None  # not first, without momentum: a stale one
+                c = hyper.coefficients(first=first)
+                p64, g64 = p.tensor.to(torch.float64, copy=True), g.tensor.double()
+                v64 = None if buffer is None else buffer.to(torch.float64, copy=True)
+                p_new, v_new, u = reference.step(p64, g64, v64, c)
+                p_mag, v_mag, u_mag = magnitudes(p64, g64, v64, c)
+                surroundings = [a.outside().clone() for a in (p, g, v)]
+                g_before, v_before = g.tensor.clone(), v.tensor.clone()
+
+                plan = make_plan(symmetries, ["w"], [shape])
+                measurement = poisoned(plan)
+                made = ENGINES[engine](plan, [p.tensor], ["w"], [0], measurement)
+                made.measure([buffer])
+                assert torch.equal(p64, p.tensor.double()), where
+                start = [(view, view.grouped(p64)) for view in plan.views]
+                for view, x in start:
+                    sums = measurement.moments[:, view.segment : view.segment + view.n_segments]
+                    assert_close(sums[Moment.SUM_P], x.sum((0, 2)), 1e-13 * x.abs().sum((0, 2)), where)
+                    if v64 is not None:
+                        y = view.grouped(v64)
+                        assert_close(sums[Moment.SUM_G], y.sum((0, 2)), 1e-13 * y.abs().sum((0, 2)), where)
+                        assert_close(sums[Moment.DOT_PG], (x * y).sum((0, 2)), 1e-13 * (x * y).abs().sum((0, 2)), where)
+                measurement.start(plan, [buffer is not None])
+                states = [state.clone() for state in measurement.states]
+
+                made.admit([g.tensor])
+                made.step([g.tensor], [buffer], [hyper], [first])
+
+                assert_close(
+                    p.tensor, p_new, spacing + eps * p_new.abs() + 8 * compute_eps * p_mag, f"parameters, {where}"
+                )
+                if c.mix_v != 0.0:
+                    assert_close(
+                        v.tensor, v_new, spacing + eps * v_new.abs() + 8 * compute_eps * v_mag, f"buffer, {where}"
+                    )
+                else:
+                    assert torch.equal(v.tensor, v_before), where
+                assert torch.equal(g.tensor, g_before), where
+                for a, outside in zip((p, g, v), surroundings, strict=True):
+                    assert torch.equal(a.outside(), outside), f"wrote out of bounds, {where}"
+
+                for view in plan.views:
+                    sums = measurement.moments[:, view.segment : view.segment + view.n_segments]
+                    expected = reference.moments(view.grouped, p.tensor, p64, g64, u, v_new, c)
+                    bound = reference.moments(view.grouped, p.tensor.abs(), p64.abs(), g64.abs(), u_mag, v_mag, c)
+                    # charges and the gradient's moments are sums of exact products, the update's carry its rounding
+                    bound *= 1e-13
+                    bound[Moment.SQ_U :] *= 1 + 24 * compute_eps / 1e-13
+                    assert_close(sums, expected, bound, f"moments, {where}")
+                    for law in Law:
+                        at = view.law_segment[law]
+                        if at < 0:
+                            continue
+                        state = states[law][:, at : at + view.n_segments].clone()
+                        step, flow = laws.discrete_transition(law, c), laws.flow_transition(law, hyper)
+                        laws.advance(law, state, sums, step, flow)
+                        actual = measurement.states[law][:, at : at + view.n_segments]
+                        torch.testing.assert_close(actual, state, rtol=1e-13, atol=1e-13)
+                if plan.n_segments:
+                    expected_propagator = torch.eye(2, dtype=torch.float64)
+                    laws.propagate(expected_propagator, laws.flow_transition(Law.NORM, hyper))
+                    torch.testing.assert_close(
+                        measurement.propagators[0, Law.NORM, 1], expected_propagator, rtol=1e-14, atol=1e-15
+                    )
+    assert checked >= (4 if large else 2 * len(HYPERS))
+
+
+SHAPES = [(523, 771), (64, 64), (1031, 19), (300, 7, 3, 3), (77,), (1, 70_001), (2000, 3), (0, 4), (131_101,)]
+
+
+def model(dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor], list[Tensor], Plan, list[str]]:
+    generator = torch.Generator().manual_seed(0)
+    names = [f"w{i}" for i in range(len(SHAPES))]
+    symmetries: list[Symmetry] = []
+    for name, shape in zip(names, SHAPES, strict=True):
+        for axis in [*range(len(shape)), None]:
+            if axis is None or shape[axis]:
+                symmetries.append(Norm(f"{name}[{axis}]", [Part(name, axis)]))
+    tensors = [[torch.randn(s, generator=generator).to(dtype) for s in SHAPES] for _ in range(3)]
+    return *tensors, make_plan(symmetries, names, SHAPES), names
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("engine", [name for name in ENGINES if name.startswith("cpu")])
+def test_bitwise_the_same_for_any_number_of_threads(engine: str, dtype: torch.dtype) -> None:
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for n_threads in (1, 1, 2, 3, 7):
+            torch.set_num_threads(n_threads)
+            p, g, v, plan, names = model(dtype)
+            measurement = poisoned(plan)
+            made = ENGINES[engine](plan, p, names, [0] * len(p), measurement)
+            made.measure(v)
+            measurement.start(plan, [True] * len(p))
+            for _ in range(3):
+                made.admit(g)
+                made.step(g, v, [HYPERS["nesterov"]], [False] * len(p))
+            results.append([*p, *v, *measurement.tensors()])
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        for one, two in zip(results[0], other, strict=True):
+            assert not torch.isnan(one).any()
+            assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_tensor_without_gradient_waits(engine: str) -> None:
+    p, g, v, plan, names = model(torch.float64)
+    measurement = poisoned(plan)
+    made = ENGINES[engine](plan, p, names, [0] * len(p), measurement)
+    made.measure(v)
+    measurement.start(plan, [True] * len(p))
+    made.admit(g)
+    made.step(g, v, [HYPERS["momentum"]], [False] * len(p))
+    p_before, v_before, m_before = p[0].clone(), v[0].clone(), [x.clone() for x in measurement.tensors()]
+    grads = [None, *g[1:]]
+    made.admit(grads)
+    made.step(grads, v, [HYPERS["momentum"]], [False] * len(p))
+    assert torch.equal(p[0], p_before)
+    assert torch.equal(v[0], v_before)
+    assert not torch.equal(p[1], p_before)
+    for view in plan.views:
+        segments = slice(view.segment, view.segment + view.n_segments)
+        at = slice(view.law_segment[Law.NORM], view.law_segment[Law.NORM] + view.n_segments)
+        waits = view.tensor == 0
+        assert torch.equal(measurement.states[Law.NORM][:, at], m_before[2][:, at]) == (
+            waits or p[view.tensor].numel() == 0
+        )
+        if waits:
+            assert torch.equal(measurement.moments[: Moment.SUM_G, segments], m_before[0][: Moment.SUM_G, segments])
+            assert (measurement.moments[Moment.SUM_G :, segments] == 0).all()
+    assert torch.equal(measurement.propagators[0], m_before[3][0])
+    assert not torch.equal(measurement.propagators[1], m_before[3][1])
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_buffer_that_momentum_zero_leaves_keeps_its_law(engine: str) -> None:
+    p, g, v, plan, names = model(torch.float64)
+    measurement = poisoned(plan)
+    made = ENGINES[engine](plan, p, names, [0] * len(p), measurement)
+    made.measure(v)
+    measurement.start(plan, [True] * len(p))
+    for hyper in (HYPERS["momentum"], HYPERS["plain"], HYPERS["decay, maximize"], HYPERS["nesterov"]):
+        made.admit(g)
+        made.step(g, v, [hyper], [False] * len(p))
+    for view in plan.views:
+        at = view.law_segment[Law.NORM]
+        state = measurement.states[Law.NORM][:, at : at + view.n_segments]
+        (xx, xy), (yx, yy) = measurement.propagators[view.tensor, Law.NORM, 0]
+        free = torch.stack([xx * state[0] + xy * state[1], yx * state[0] + yy * state[1]])
+        terms = [free, state[State.DEFECT_X : State.DEFECT_Y + 1], state[State.FORCED_X : State.FORCED_Y + 1]]
+        x, y = view.grouped(p[view.tensor]), view.grouped(v[view.tensor])
+        truth = torch.stack([(x * x).sum((0, 2)), (x * y).sum((0, 2))])
+        assert_close(sum(terms), truth, 1e-13 * sum(t.abs().amax() for t in terms), f"view {view}")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_is_not_finite_stays_in_its_own_segments(engine: str, bad: float) -> None:
+    p, g, v, plan, names = model(torch.float32)
+    g[0][5, 700] = bad
+    measurement = poisoned(plan)
+    made = ENGINES[engine](plan, p, names, [0] * len(p), measurement)
+    made.measure(v)
+    measurement.start(plan, [True] * len(p))
+    made.admit(g)
+    made.step(g, v, [HYPERS["momentum"]], [False] * len(p))
+    for view in plan.views:
+        sq_g = measurement.moments[Moment.SQ_G, view.segment : view.segment + view.n_segments]
+        hit = {0: 5, 1: 700}.get(view.axis) if view.tensor == 0 else None
+        assert [i for i, x in enumerate(sq_g.isfinite().tolist()) if not x] == ([] if hit is None else [hit])
+
+
+@pytest.mark.parametrize("engine", [name for name in ENGINES if name.startswith("cpu")])
+def test_gradients_may_change_their_layout_between_steps(engine: str) -> None:
+    p, g, v, plan, names = model(torch.float64)
+    expected = ReferenceEngine(plan, [x.clone() for x in p], names, [0] * len(p), Measurement.empty(plan))
+    made = ENGINES[engine](plan, p, names, [0] * len(p), Measurement.empty(plan))
+    buffers = [x.clone() for x in v]
+    for turn in range(4):
+        grads = [x.t().contiguous().t() if x.dim() == 2 and turn % 2 else x for x in g]
+        for one, b in ((made, v), (expected, buffers)):
+            one.admit(grads)
+            one.step(grads, b, [HYPERS["momentum"]], [False] * len(p))
+    for one, two in zip(p, expected.params, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(made.measurement.moments, expected.measurement.moments, rtol=1e-11, atol=1e-11)
