@@ -86,11 +86,13 @@ class Measurement:
     @classmethod
     def empty(cls, plan: Plan, device: torch.device | str = "cpu") -> "Measurement":
         """Zeros for every segment and identity propagators: before anything is measured."""
-        zeros = {"dtype": torch.float64, "device": device}
+        translation, norm = (
+            torch.zeros(N_STATE[law], plan.n_law_segments(law), dtype=torch.float64, device=device) for law in Law
+        )
         return cls(
-            torch.zeros(N_MOMENTS, plan.n_segments, **zeros),
-            tuple(torch.zeros(N_STATE[law], plan.n_law_segments(law), **zeros) for law in Law),
-            torch.eye(2, **zeros).repeat(plan.n_tensors, len(Law), 2, 1, 1),
+            torch.zeros(N_MOMENTS, plan.n_segments, dtype=torch.float64, device=device),
+            (translation, norm),
+            torch.eye(2, dtype=torch.float64, device=device).repeat(plan.n_tensors, len(Law), 2, 1, 1),
         )
 
     def tensors(self) -> list[Tensor]:
@@ -99,8 +101,8 @@ class Measurement:
 
     def cpu(self) -> "Measurement":
         """A copy on the CPU."""
-        moments, *states, propagators = (x.to("cpu", copy=True) for x in self.tensors())
-        return Measurement(moments, tuple(states), propagators)
+        moments, translation, norm, propagators = (x.to("cpu", copy=True) for x in self.tensors())
+        return Measurement(moments, (translation, norm), propagators)
 
     def start(self, plan: Plan, warm: Sequence[bool]) -> None:
         """Start the laws from what Engine.measure left in the moments.
@@ -166,8 +168,8 @@ def make_plan(symmetries: Sequence[Symmetry], names: Sequence[str | None], shape
         n_segments = length // fold
         laws = {law for _, law in guests}
         view_of[tensor, axis] = len(views)
-        law_segment = tuple(law_offset[law] if law in laws else -1 for law in Law)
-        views.append(View(tensor, axis, fold, n_segments, offset, law_segment))
+        translation, norm = (law_offset[law] if law in laws else -1 for law in Law)
+        views.append(View(tensor, axis, fold, n_segments, offset, (translation, norm)))
         offset += n_segments
         for law in laws:
             law_offset[law] += n_segments

@@ -26,6 +26,7 @@ def step(p: Tensor, g: Tensor, v: Tensor | None, c: Coefficients) -> tuple[Tenso
     """
     d = c.sign * g + c.decay * p
     if c.mix_v != 0.0:
+        assert v is not None, "a step with momentum needs a buffer"
         v = c.buffer_decay * v + c.buffer_gain * d
         u = v if c.mix_d == 0.0 else d + c.mix_v * v
     else:

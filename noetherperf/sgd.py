@@ -134,16 +134,22 @@ class SGD(Optimizer):
         return [name for group in self.param_groups for name in group.get("param_names", [None] * len(group["params"]))]
 
     def _check_symmetries(self, symmetries: Sequence[Symmetry]) -> tuple[Symmetry, ...]:
-        names = self._names()
-        if not names or None in names:
-            if len(symmetries) == 0:
-                return ()
+        names = [name for name in self._names() if name is not None]
+        params = [p for group in self.param_groups for p in group["params"]]
+        if len(names) < len(params) and not (isinstance(symmetries, Sequence) and len(symmetries) == 0):
             raise ValueError(
                 "symmetries name parameters, and these parameters came without names; "
                 "pass model.named_parameters() instead of model.parameters()"
             )
-        params = [p for group in self.param_groups for p in group["params"]]
-        return validate(symmetries, {name: tuple(p.shape) for name, p in zip(names, params, strict=True)})
+        checked = validate(symmetries, dict(zip(names, (tuple(p.shape) for p in params), strict=False)))
+        for symmetry in checked:
+            for part in symmetry.parts:
+                if names.count(part.parameter) > 1:
+                    raise ValueError(
+                        f"symmetry {symmetry.name!r}: two parameters have the name {part.parameter!r}; "
+                        "give each its own, such as [(f'student.{n}', p) for n, p in student.named_parameters()]"
+                    )
+        return checked
 
     def _restart(self) -> None:
         """Forget what was measured; measuring begins at the next step or readout."""
@@ -209,7 +215,7 @@ class SGD(Optimizer):
     # ---- the step ---------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Make one step and measure it.
 
         Args:
@@ -302,7 +308,7 @@ class SGD(Optimizer):
 
     # ---- checkpoints ------------------------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, Any]:  # type: ignore[override]
+    def state_dict(self) -> dict[str, Any]:
         """torch.optim.SGD's state_dict, with everything that was measured under "measurement"."""
         state = super().state_dict()
         if self._symmetries:

@@ -75,6 +75,8 @@ TILE = np.dtype(
 )
 SPAN = np.dtype([("begin", "i8"), ("end", "i8"), ("view", "i4"), ("padding", "i4")])
 
+Range = tuple[int, int]
+
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
 TILE_ELEMENTS = 1 << 16  # enough to hide what a tile costs, few enough to balance threads
@@ -106,12 +108,15 @@ class _Column:
 
 
 def memory_order(p: Tensor) -> list[int]:
-    """Axes of p from the outermost in memory to the innermost; axes of size 1 stay where they are among equals."""
-    return sorted(range(p.dim()), key=lambda axis: (-p.stride(axis), axis))
+    """Axes of p from the outermost in memory to the innermost."""
+    strides = p.stride()
+    return sorted(range(p.dim()), key=lambda axis: (-strides[axis], axis))
 
 
 def is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
     """Whether strides are those of a contiguous tensor of this shape; size-1 axes may have any stride."""
+    if 0 in shape:
+        return True
     expected = 1
     for size, stride in zip(reversed(shape), reversed(strides), strict=True):
         if size != 1 and stride != expected:
@@ -142,7 +147,7 @@ def _matrix(shape: list[int], views: list[tuple[int, View]]) -> tuple[int, int, 
     return outermost // merge, rest * merge, columns
 
 
-def _pieces(length: int, at_least: int, unit: int, at_most: int) -> list[tuple[int, int]]:
+def _pieces(length: int, at_least: int, unit: int, at_most: int) -> list[Range]:
     """Cut [0, length) into near-equal pieces of at least `at_least`, whole units, and at most `at_most` of them."""
     n = max(1, min(at_most, length // max(1, at_least)))
     step = -(-length // n)
@@ -150,7 +155,7 @@ def _pieces(length: int, at_least: int, unit: int, at_most: int) -> list[tuple[i
     return [(begin, min(begin + step, length)) for begin in range(0, length, step)]
 
 
-def _tiles(n_rows: int, n_cols: int, sums: dict[int, int | _Column]) -> tuple[list, list]:
+def _tiles(n_rows: int, n_cols: int, sums: dict[int, int | _Column]) -> tuple[list[Range], list[Range]]:
     """The row ranges and the column ranges whose product are a tensor's tiles."""
     if n_rows * n_cols == 0:
         return [], []
@@ -206,8 +211,8 @@ def make_tables(plan: Plan, params: Sequence[Tensor], hyper_index: Sequence[int]
         )
         dims += [(size, stride, stride, stride) for size, stride in zip(shape, strides, strict=True)]
         for axis, view in placed:
-            by_row = isinstance(sums[axis], int)
-            inner = sums[axis] if by_row else sums[axis].inner
+            way = sums[axis]
+            by_row, inner = (True, way) if isinstance(way, int) else (False, way.inner)
             n_slices = len(cols) if by_row else len(rows)
             views.append(
                 (

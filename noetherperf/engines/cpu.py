@@ -87,8 +87,8 @@ class CpuEngine:
         rows = slice(tensor["dims"], tensor["dims"] + len(order))
         self._tables.dims[field][rows] = [strides[axis] for axis in order]
         shape = [p.shape[axis] for axis in order]
-        in_order = [p.stride(), *(s[i] for s in (self._grad_strides, self._buffer_strides) if s[i] is not None)]
-        tensor["dense"] = all(is_dense(shape, [s[axis] for axis in order]) for s in in_order)
+        all_strides = (p.stride(), self._grad_strides[i], self._buffer_strides[i])
+        tensor["dense"] = all(is_dense(shape, [s[axis] for axis in order]) for s in all_strides if s is not None)
 
     def admit(self, grads: Sequence[Tensor | None]) -> None:
         pointers = self._relocate()

@@ -61,7 +61,7 @@ class ReferenceEngine:
             before = p.to(dtype, copy=True)
             p_new, v_new, u = reference.step(before, g.to(dtype), None if v is None else v.to(dtype), c)
             p.copy_(p_new)
-            if c.mix_v != 0.0:
+            if v is not None and v_new is not None and c.mix_v != 0.0:
                 v.copy_(v_new)
             for view in self.views[i]:
                 segments = slice(view.segment, view.segment + view.n_segments)

@@ -1,0 +1,31 @@
+"""Types of the compiled CPU module (csrc/bind_cpu.cpp)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+moments: list[str]
+
+class Engine:
+    def __init__(
+        self,
+        tensors: np.ndarray,
+        dims: np.ndarray,
+        views: np.ndarray,
+        tiles: np.ndarray,
+        spans: np.ndarray,
+        workspace: int,
+        moments: int,
+        n_segments: int,
+        states: Sequence[int],
+        n_law_segments: Sequence[int],
+        propagators: int,
+        isa: str = "",
+    ) -> None: ...
+    def step(self, addresses: np.ndarray, first: np.ndarray, hypers: np.ndarray, n_threads: int) -> None: ...
+    def measure(self, addresses: np.ndarray, first: np.ndarray, hypers: np.ndarray, n_threads: int) -> None: ...
+    @property
+    def isa(self) -> str: ...
+
+def isas() -> list[str]: ...
+def layouts() -> dict[str, dict[str, tuple[int, int] | int]]: ...

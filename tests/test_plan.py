@@ -1,0 +1,114 @@
+"""The plan's views and parts, the tiles over them, and the tables' agreement with csrc."""
+
+import random
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from noetherperf import Norm, Part, Rescale, Translation, tiling
+from noetherperf.laws import Law
+from noetherperf.moments import N_MOMENTS, Moment
+from noetherperf.plan import make_plan
+from noetherperf.tiling import MAX_SLICES, make_tables
+
+_cpu = pytest.importorskip("noetherperf._cpu")
+
+
+@pytest.mark.parametrize("name", ["TENSOR", "DIM", "VIEW", "TILE", "SPAN", "HYPER"])
+def test_tables_mirror_the_structs(name: str) -> None:
+    dtype, layout = getattr(tiling, name), dict(_cpu.layouts()[name])
+    assert dtype.itemsize == layout.pop("__size__")
+    assert dtype.fields is not None
+    assert {field: (offset, kind.itemsize) for field, (kind, offset, *_) in dtype.fields.items()} == layout
+
+
+def test_moments_are_in_one_order() -> None:
+    assert [moment.name for moment in Moment] == list(_cpu.moments)
+
+
+def test_parts_on_one_axis_share_a_view_at_the_finest_fold() -> None:
+    plan = make_plan(
+        [
+            Norm("folded", [Part("w", 1, fold=4)]),
+            Norm("sliced", [Part("w", 1, start=6, stop=10, fold=2)]),
+            Translation("whole", [Part("w", None)]),
+        ],
+        ["w"],
+        [(5, 12)],
+    )
+    (view,) = plan.views
+    assert (view.axis, view.fold, view.n_segments) == (1, 2, 6)
+    assert view.law_segment == (0, 0)
+    values = torch.arange(6.0)
+    (folded,), (sliced,), (whole,) = plan.parts["folded"], plan.parts["sliced"], plan.parts["whole"]
+    assert folded.reduce(values).tolist() == [1.0, 5.0, 9.0]
+    assert sliced.reduce(values).tolist() == [3.0, 4.0]
+    assert whole.reduce(values).tolist() == [15.0]
+    assert (folded.n_elements, sliced.n_elements, whole.n_elements) == (20, 10, 60)
+
+
+def test_a_whole_tensor_alone_is_one_segment() -> None:
+    plan = make_plan([Norm("whole", [Part("w", None)])], ["w"], [(7, 3)])
+    assert [(view.axis, view.fold, view.n_segments) for view in plan.views] == [(0, 7, 1)]
+    assert plan.n_law_segments(Law.NORM) == 1
+    assert plan.n_law_segments(Law.TRANSLATION) == 0
+
+
+def test_parts_of_tensors_elsewhere_are_left_to_other_plans() -> None:
+    symmetry = Rescale("a->b", inward=[Part("a", 0)], outward=[Part("b", 1)])
+    plan = make_plan([symmetry], ["b"], [(4, 3)])
+    assert [planned.part for planned in plan.parts["a->b"]] == [symmetry.parts[1]]
+
+
+SHAPE = st.lists(st.integers(0, 40), min_size=0, max_size=4).map(tuple)
+
+
+@given(shape=SHAPE, axes=st.sets(st.integers(0, 3)), permute=st.randoms(), stretch=st.sampled_from([1, 97, 1500]))
+def test_tiles_cover_every_element_once(
+    shape: tuple[int, ...], axes: set[int], permute: random.Random, stretch: int
+) -> None:
+    if shape:
+        shape = (shape[0] * stretch, *shape[1:])
+    order = list(range(len(shape)))
+    permute.shuffle(order)
+    p = torch.empty([shape[axis] for axis in order], device="meta").permute(
+        [order.index(axis) for axis in range(len(shape))]
+    )
+    parts = [Part("w", axis) for axis in sorted(axes) if axis < len(shape) and shape[axis]]
+    plan = make_plan([Norm(str(part.axis), [part]) for part in parts], ["w"], [tuple(p.shape)])
+    tables = make_tables(plan, [p], [0])
+    (tensor,) = tables.tensors
+    assert tensor["dense"]
+    assert tensor["n_rows"] * tensor["n_cols"] == p.numel()
+    rows, cols = (
+        sorted({(t["row_begin"], t["row_end"]) for t in tables.tiles}),
+        sorted({(t["col_begin"], t["col_end"]) for t in tables.tiles}),
+    )
+    assert len(tables.tiles) == len(rows) * len(cols)
+    for ranges, length in ((rows, tensor["n_rows"]), (cols, tensor["n_cols"])):
+        if p.numel():
+            assert [0, *(end for _, end in ranges)] == [*(begin for begin, _ in ranges), length]
+    for view in tables.views:
+        by_row = bool(view["by_row"])
+        assert view["n_slices"] == len(cols if by_row else rows)
+        if not by_row and p.numel():
+            assert view["n_slices"] <= MAX_SLICES
+            if view["inner"] * view["n_segments"] == tensor["n_cols"]:  # cuts fall between segments
+                assert all(begin % view["inner"] == 0 for begin, _ in cols)
+            else:
+                assert len(cols) == 1
+        if by_row:
+            assert all(begin % view["inner"] == 0 for begin, _ in rows)
+    covered = [(span["view"], i) for span in tables.spans for i in range(span["begin"], span["end"])]
+    assert covered == [(v, i) for v, view in enumerate(tables.views) for i in range(view["n_segments"])]
+
+
+@pytest.mark.parametrize("axes", [[0], [1], [0, 1]])
+def test_the_workspace_grows_with_segments_not_parameters(axes: list[int]) -> None:
+    def per_segment(shape: tuple[int, int]) -> float:
+        plan = make_plan([Norm(str(axis), [Part("w", axis)]) for axis in axes], ["w"], [shape])
+        return make_tables(plan, [torch.empty(shape, device="meta")], [0]).workspace / plan.n_segments
+
+    assert per_segment((1 << 20, 1 << 20)) <= MAX_SLICES * N_MOMENTS * 2
