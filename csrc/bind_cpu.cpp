@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <string>
 
+#include "floor_cpu.h"
 #include "step_cpu.h"
 
 namespace py = pybind11;
@@ -141,6 +142,15 @@ PYBIND11_MODULE(_cpu, m) {
     return names;
   });
   m.def("layouts", &layouts);
+  m.def(
+      "memory_floor",
+      [](uint64_t p, uint64_t g, uint64_t v, int64_t n, int n_threads) {
+        memory_floor(reinterpret_cast<float*>(p), reinterpret_cast<const float*>(g), reinterpret_cast<float*>(v), n,
+                     n_threads);
+      },
+      "Three reads, two writes in place over n float32 at the addresses p, g, v: what a momentum step cannot beat.",
+      py::arg("p"), py::arg("g"), py::arg("v"), py::arg("n"), py::arg("n_threads"),
+      py::call_guard<py::gil_scoped_release>());
   py::list moments;
   for (const char* name : {"SUM_P", "SQ_P", "SUM_G", "SQ_G", "DOT_PG", "SQ_U", "DOT_UV", "DOT_GU"})
     moments.append(name);
