@@ -49,8 +49,10 @@ FLUSH_SECONDS = 10.0
 CHUNK_VALUES = 2**18  # a chunk is 2 MiB of float64, and the rows of one chunk are what memory holds at most
 CHUNK_GROUPS = 2**14
 
+_NOTHING = torch.empty(0, dtype=torch.float64)
+
 Probe = Callable[[], Any]
-Law = Literal["flow", "discrete"]
+Law = Literal["flow", "discrete", "budget"]
 Row = dict[str, NDArray[np.float64]]
 
 
@@ -76,27 +78,33 @@ SERIES: dict[str, Series] = {
     "relative_defect": Series(lambda charge: charge.relative_defect, "gradient constraint, as a cosine"),
     **{name: _moment(name) for name in READOUT_MOMENTS},
 }
+TERMS: dict[Law, tuple[str, ...]] = {
+    "flow": ("flow_free", "flow_forced"),
+    "discrete": ("discrete_free", "discrete_forced"),
+    "budget": ("discrete_free", "discrete_forced", "discrete_defect"),
+}
 HYPERPARAMETERS = ("lr", "momentum", "weight_decay")
 
 
 def relative_error(data: xr.Dataset, law: Law) -> xr.DataArray:
-    """How far a law's prediction is from the measured charge, relative to what it is made of.
+    """How far a prediction is from the measured charge, relative to what both are made of.
 
-        |charge − (free + forced)| / max(|charge|, |free| + |forced|)
+        |charge − Σ terms| / max(|charge|, Σ |terms|)
 
-    The denominator keeps its size where a charge passes through zero or is a small difference of large terms. The error
-    is zero where charge and terms all are.
+    The terms are free and forced; of the budget, the defect as well. The denominator keeps its size where a charge
+    passes through zero or is a small difference of large terms. The error is zero where charge and terms all are.
 
     Args:
-        data: `record[name]`, or any dataset with `charge`, `<law>_free` and `<law>_forced`.
-        law: "flow" or "discrete".
+        data: `record[name]`, or any dataset with `charge` and the terms.
+        law: "flow", "discrete" or "budget".
 
     Returns:
         (step, group), float64, no unit.
     """
-    free, forced = data[f"{law}_free"], data[f"{law}_forced"]
-    error = abs(data["charge"] - (free + forced))
-    size = xr.ufuncs.maximum(abs(data["charge"]), abs(free) + abs(forced))
+    terms = [data[name] for name in TERMS[law]]
+    error = abs(data["charge"] - sum(terms[1:], terms[0]))
+    size, of_terms = abs(data["charge"]), sum(map(abs, terms[1:]), abs(terms[0]))
+    size = size.where(size > of_terms, of_terms)
     relative: xr.DataArray = (error / size.where(size != 0, 1.0)).rename(f"{law}_relative_error")
     return relative
 
@@ -144,12 +152,12 @@ class Recorder:
     ) -> None:
         if not hasattr(optimizer, "readout"):
             raise TypeError(f"optimizer: {type(optimizer).__name__} measures no charges; record a noetherperf.SGD")
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        if isinstance(every, bool) or not isinstance(every, int | np.integer) or every < 1:
             raise ValueError(f"every: must be a whole number of steps, at least 1, got {every!r}")
         if exists not in ("error", "resume", "overwrite"):
             raise ValueError(f"exists: must be 'error', 'resume' or 'overwrite', got {exists!r}")
         self.path = Path(path).resolve()
-        self.every = every
+        self.every = int(every)
         self._optimizer = optimizer
         self._probes = dict(probes or {})
         self._probe_shapes: dict[str, tuple[int, ...]] = {}
@@ -161,7 +169,7 @@ class Recorder:
 
         readout = optimizer.readout()
         row = self._take(readout)
-        self._attributes = _attributes(optimizer, readout, every, list(self._probes))
+        self._attributes = _attributes(optimizer, readout, self.every, list(self._probes))
         self._initial = _concatenate(readout, lambda charge: charge.initial)
         occupied = self.path.exists() and not (self.path.is_dir() and not any(self.path.iterdir()))
         if occupied and exists == "resume":
@@ -361,7 +369,8 @@ class Record(Mapping[str, xr.Dataset]):
         data["residual"] = data.charge - data.discrete_total
         data["rounding"] = data.charge - (data.discrete_total + data.discrete_defect)
         laws = {key: self.attrs[key][index] for key in ("closed", "reason")}
-        return data.assign_attrs({"name": name, "kind": self.symmetries[index].kind, **laws})
+        data.attrs = {"name": name, "kind": self.symmetries[index].kind, **laws}
+        return data
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._slices)
@@ -424,8 +433,8 @@ def open_record(path: str | os.PathLike[str]) -> Record:
 
 def _concatenate(readout: Readout, read: Callable[[ChargeReadout], Tensor]) -> NDArray[np.float64]:
     """One variable of all symmetries side by side, [all groups], float64."""
-    values = [read(charge).detach().numpy() for charge in readout.values()]
-    return np.concatenate([np.empty(0), *values])
+    values: NDArray[np.float64] = torch.cat([_NOTHING, *map(read, readout.values())]).numpy()
+    return values
 
 
 def _probe_key(index: int) -> str:

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -132,8 +132,7 @@ def test_rows_come_back_labelled(tmp_path: Path) -> None:
             expected = np.array([[0.0], [10.0], [20.0]]) + 1000 * variable + 100 * index + groups
             np.testing.assert_array_equal(data[name], expected, err_msg=name)
         np.testing.assert_array_equal(data.initial, np.arange(N_GROUPS[index]))
-        assert data.attrs["kind"] == symmetry.kind
-    assert record["head"].attrs["closed"]
+    assert record["head"].attrs == {"name": "head", "kind": "translation", "closed": True, "reason": ""}
     # as last seen
     assert (record["features.3 / γ"].attrs["closed"], record["features.3 / γ"].attrs["reason"]) == (
         False,
@@ -150,9 +149,12 @@ def test_derived_variables(tmp_path: Path) -> None:
     np.testing.assert_array_equal(data.flow_total, data.flow_free + data.flow_forced)
     np.testing.assert_array_equal(data.residual, data.charge - data.discrete_total)
     np.testing.assert_array_equal(data.rounding, data.residual - data.discrete_defect)
-    for law in ("flow", "discrete"):
+    laws: tuple[Literal["flow", "discrete"], ...] = ("flow", "discrete")
+    for law in laws:
         total = data[f"{law}_free"] + data[f"{law}_forced"]
         np.testing.assert_allclose(relative_error(data, law), abs(data.charge - total) / abs(total))  # terms outweigh
+    budget = data.discrete_total + data.discrete_defect
+    np.testing.assert_allclose(relative_error(data, "budget"), abs(data.rounding) / budget)
 
 
 def test_relative_error_where_charges_vanish() -> None:
@@ -612,6 +614,7 @@ def test_a_resumed_training_records_the_same(tmp_path: Path) -> None:
     with first.recorder(tmp_path / "a"):
         first.train(8)
         checkpoint = first.checkpoint()
+        assert open_record(tmp_path / "a").steps.tolist() == list(range(9))  # no row is behind the checkpoint
         first.train(5)
     second = Training()
     second.load(checkpoint)

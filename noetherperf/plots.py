@@ -1,0 +1,336 @@
+"""Figures of a record, made for a page of print: measured charges in colour, the flow law dotted over them.
+
+Every function takes a `Record` and returns a matplotlib Figure of its own; nothing global is touched and no display is
+needed. Colours are ordered by lightness and lines differ in their dashes, so that the figures read in grey as well.
+What a record does not hold is named in its panel's place.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import partial, wraps
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from noetherperf.recorder import Law, Record, relative_error
+
+__all__ = ["charges", "loss", "parameters", "residuals", "save_all"]
+
+MAX_CURVES = 10
+WIDTH, HEIGHT = 7.2, 2.9  # inches; a figure across two columns
+
+STYLE: dict[Any, Any] = {
+    "font.size": 8,
+    "axes.titlesize": 8.5,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 8,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 3,
+    "ytick.major.size": 3,
+    "ytick.minor.size": 0,
+    "lines.linewidth": 1.2,
+    "lines.solid_capstyle": "round",
+    "legend.frameon": False,
+    "legend.fontsize": 7.5,
+    "legend.handlelength": 2.4,
+    "mathtext.fontset": "dejavusans",
+    "savefig.dpi": 150,
+    "pdf.fonttype": 42,  # text stays text
+}
+MEASURED: dict[str, Any] = {"linewidth": 2.2}
+FLOW: dict[str, Any] = {"color": "black", "linewidth": 1.0, "linestyle": (0, (1, 2.6)), "dash_capstyle": "round"}
+MUTED = "0.45"
+
+CHARGE = {
+    "translation": r"$\langle\theta_A, 1\rangle$",
+    "scale": r"$|\theta_A|^2$",
+    "rescale": r"$|\theta_{A_1}|^2 - |\theta_{A_2}|^2$",
+}
+KIND_LINES: dict[str, dict[str, Any]] = {
+    "translation": {"color": "#1b3a6b", "linestyle": "-"},
+    "scale": {"color": "#c8553d", "linestyle": (0, (5, 1.5))},
+    "rescale": {"color": "#5aa17f", "linestyle": (0, (5, 1.5, 1, 1.5))},
+}
+LAWS: dict[Law, str] = {
+    "flow": "flow law\nfree + forced",
+    "discrete": "discrete law\nfree + forced",
+    "budget": "budget of the update\nfree + forced + defect",
+}
+
+
+def _style() -> AbstractContextManager[None]:
+    return matplotlib.rc_context(STYLE)
+
+
+def _styled(draw: Callable[[Record], Figure]) -> Callable[[Record], Figure]:
+    """Draw in the one style, leaving the user's settings as they were."""
+
+    @wraps(draw)
+    def styled(record: Record) -> Figure:
+        with _style():
+            return draw(record)
+
+    return styled
+
+
+@_styled
+def charges(record: Record) -> Figure:
+    """Measured charges with the flow law over them, a panel for translation, scale and rescale each.
+
+    A panel shows one symmetry of its kind, the one with the most groups among those whose law is closed, and of its
+    groups at most 10, evenly chosen by their initial charge, which also orders the colours.
+
+    Args:
+        record: From `open_record`.
+
+    Returns:
+        A figure of three panels.
+    """
+    figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+    for axes, kind in zip(figure.subplots(1, 3), CHARGE, strict=True):
+        _draw_charges(axes, record, kind)
+    _explain_charges(figure)
+    return figure
+
+
+@_styled
+def residuals(record: Record) -> Figure:
+    """Relative errors of flow law, discrete law and the update's budget over training, worst group of each kind.
+
+    The error is `recorder.relative_error`, the worst over all groups of all symmetries of a kind whose law is closed.
+    The grey line is the machine epsilon of the parameters' dtype, the size of what storing one value loses.
+
+    Args:
+        record: From `open_record`.
+
+    Returns:
+        A figure of three panels with one logarithmic axis.
+    """
+    figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+    panels = figure.subplots(1, 3, sharey=True)
+    worst = {kind: _worst_errors(record, kind) for kind in CHARGE}
+    floors = {name: torch.finfo(getattr(torch, name)).eps for name in record.attrs["dtypes"]}
+    for axes, (law, title) in zip(panels, LAWS.items(), strict=True):
+        axes.set_title(title)
+        for kind, errors in worst.items():
+            if errors is not None:
+                axes.plot(record.steps, errors[law], **KIND_LINES[kind])
+        for name, floor in floors.items():
+            axes.axhline(floor, color="0.7", linewidth=0.8, zorder=0)
+            axes.annotate(f"{name} ε", (1, floor), xycoords=("axes fraction", "data"), color=MUTED, fontsize=6.5,
+                          xytext=(0, 2), textcoords="offset points", ha="right")  # fmt: skip
+        _label_steps(axes)
+    panels[0].set_ylabel("relative error of the worst group")
+    drawn = [errors[law] for errors in worst.values() if errors is not None for law in LAWS]
+    _log_axis(panels[0], [*drawn, np.array(list(floors.values()))])
+    handles = [
+        Line2D([], [], **line, label=kind if worst[kind] is not None else f"{kind}: no closed law recorded")
+        for kind, line in KIND_LINES.items()
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    return figure
+
+
+@_styled
+def parameters(record: Record) -> Figure:
+    """Single parameters, from the probe named "parameters", beside charges: noise beside law.
+
+    Args:
+        record: From `open_record`, of a Recorder with a probe "parameters" that returns a 1-D tensor.
+
+    Returns:
+        A figure of two panels; the charges are of the first kind that was recorded.
+    """
+    figure = Figure(figsize=(WIDTH * 2 / 3, HEIGHT), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    if "parameters" in record.probes:
+        left.set_title("parameters\nsingle entries")
+        values = record.probes["parameters"].to_numpy().reshape(len(record.steps), -1)
+        for index, color in _spread(values[:1].ravel()):
+            left.plot(record.steps, values[:, index], color=color, linewidth=0.8)
+        left.set_ylabel(r"$\theta_i$")
+        _label_steps(left)
+        _label_time(left, record)
+    else:
+        _say(left, "no probe named “parameters”\nwas recorded")
+    kinds = [kind for kind in CHARGE if _representative(record, kind)]
+    _draw_charges(right, record, kinds[0] if kinds else "translation")
+    _explain_charges(figure)
+    return figure
+
+
+@_styled
+def loss(record: Record) -> Figure:
+    """The training loss, from the probe named "loss": every recorded value, and its running mean.
+
+    Args:
+        record: From `open_record`, of a Recorder with a probe "loss" that returns a number.
+
+    Returns:
+        A figure of one panel, logarithmic where the loss is positive and spans more than a decade.
+    """
+    figure = Figure(figsize=(WIDTH / 2, HEIGHT), layout="constrained")
+    axes = figure.subplots()
+    if "loss" not in record.probes:
+        _say(axes, "no probe named “loss”\nwas recorded")
+        return figure
+    values = record.probes["loss"]
+    window = max(1, len(values) // 50)
+    smooth = values.rolling(step=window, center=True, min_periods=1).mean()
+    axes.plot(record.steps, values, color="0.75", linewidth=0.7, label="measured")
+    axes.plot(record.steps, smooth, color="#1b3a6b", linewidth=1.4, label=f"mean of {window} rows")
+    finite = values.to_numpy()[np.isfinite(values)]
+    positive = finite[finite > 0]
+    if positive.size and finite.min() >= 0 and positive.max() > 10 * positive.min():
+        axes.set_yscale("log", nonpositive="mask")
+    axes.set_ylabel("training loss of the batch")
+    axes.legend(loc="upper right")
+    _label_steps(axes)
+    return figure
+
+
+FIGURES = (charges, residuals, parameters, loss)
+
+
+def save_all(record: Record, directory: str | os.PathLike[str]) -> list[Path]:
+    """Save every figure of a record, as png (150 dpi) and pdf.
+
+    Args:
+        record: From `open_record`.
+        directory: Made where it is missing; files of the same names are replaced.
+
+    Returns:
+        The files: charges, residuals, parameters, loss, each .png and .pdf.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    files = []
+    for draw in FIGURES:
+        figure = draw(record)
+        for suffix, metadata in ((".png", {}), (".pdf", {"CreationDate": None})):  # same record, same bytes
+            files.append(directory / f"{draw.__name__}{suffix}")
+            with _style():
+                figure.savefig(files[-1], metadata=metadata)
+    return files
+
+
+def _draw_charges(axes: Axes, record: Record, kind: str) -> None:
+    name = _representative(record, kind)
+    if name is None:
+        _say(axes, f"no {kind} symmetry\nwas recorded")
+        return
+    data = record[name]
+    chosen = list(_spread(data["initial"].to_numpy()))
+    for group, color in chosen:
+        axes.plot(record.steps, data["charge"][:, group], color=color, **MEASURED)
+    for group, _ in chosen:
+        axes.plot(record.steps, data["flow_total"][:, group], **FLOW)
+    n_groups = data.sizes["group"]
+    shown = (
+        f"{len(chosen)} of {n_groups} groups" if len(chosen) < n_groups else f"{n_groups} group{'s' * (n_groups > 1)}"
+    )
+    note = "" if data.attrs["closed"] else ", open law"
+    axes.set_title(f"{kind}\n{name}, {shown}{note}")
+    axes.set_ylabel(CHARGE[kind])
+    _label_steps(axes)
+    _label_time(axes, record)
+
+
+def _explain_charges(figure: Figure) -> None:
+    lines = [
+        Line2D([], [], color=_colors(3)[1], **MEASURED, label="measured"),
+        Line2D([], [], **FLOW, label="flow law"),
+    ]
+    figure.legend(handles=lines, loc="outside lower center", ncols=2)
+
+
+def _of_kind(record: Record, kind: str) -> Iterator[tuple[str, int, bool]]:
+    """Name, number of groups and whether the law is closed of every symmetry of a kind that has a group at all."""
+    every = zip(record.symmetries, record.attrs["n_groups"], record.attrs["closed"], strict=True)
+    return ((symmetry.name, n, closed) for symmetry, n, closed in every if symmetry.kind == kind and n)
+
+
+def _representative(record: Record, kind: str) -> str | None:
+    candidates = list(_of_kind(record, kind))
+    return max(candidates, key=lambda candidate: (candidate[2], candidate[1]))[0] if candidates else None
+
+
+def _worst_errors(record: Record, kind: str) -> dict[Law, NDArray[np.float64]] | None:
+    """The largest relative error over all groups of a kind's closed laws, [n rows] for each law; NaN where one is."""
+    data = [record[name] for name, _, closed in _of_kind(record, kind) if closed]
+    if not data:
+        return None
+
+    return {law: np.max([relative_error(one, law).max("group", skipna=False) for one in data], axis=0) for law in LAWS}
+
+
+def _spread(initial: NDArray[np.float64]) -> Iterator[tuple[int, Any]]:
+    """At most MAX_CURVES indices, evenly chosen by initial value from the lowest to the highest, each with a colour."""
+    order = np.argsort(initial)
+    ranks = np.unique(np.linspace(0, len(order) - 1, min(MAX_CURVES, len(order))).round().astype(int))
+    return zip(order[ranks].tolist(), _colors(len(ranks)), strict=True)
+
+
+def _colors(n: int) -> NDArray[np.float64]:
+    """Colours from dark to light; the lightest of the map would be lost on paper."""
+    colors: NDArray[np.float64] = matplotlib.colormaps["viridis"](np.linspace(0.25, 0.95, n))
+    return colors
+
+
+def _label_steps(axes: Axes) -> None:
+    axes.set_xlabel("step")
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.margins(x=0.02)
+
+
+def _label_time(axes: Axes, record: Record) -> None:
+    """A second axis for the time of the flow, where it passes at every step (not so while lr is zero)."""
+    steps, times = record.steps.astype(float), record.times
+    if len(times) < 2 or not np.all(np.diff(times) > 0):
+        return
+
+    convert: Any = (partial(_interpolate, steps, times), partial(_interpolate, times, steps))
+    top = axes.secondary_xaxis("top", functions=convert)
+    top.set_xlabel("time η·steps", color=MUTED, fontsize=7)
+    top.xaxis.set_major_locator(MaxNLocator(4))
+    top.tick_params(colors=MUTED, labelsize=6.5)
+    top.spines["top"].set(visible=True, color=MUTED)
+
+
+def _interpolate(known_x: NDArray[np.float64], known_y: NDArray[np.float64], x: NDArray[np.float64]) -> Any:
+    """Piecewise linear, and straight on beyond both ends, as an axis with margins asks for."""
+    before = (x - known_x[0]) * (known_y[1] - known_y[0]) / (known_x[1] - known_x[0])
+    after = (x - known_x[-1]) * (known_y[-1] - known_y[-2]) / (known_x[-1] - known_x[-2])
+    return np.interp(x, known_x, known_y) + np.minimum(before, 0.0) + np.maximum(after, 0.0)
+
+
+def _log_axis(axes: Axes, values: list[NDArray[np.float64]]) -> None:
+    """A logarithmic axis over whole decades around the positive values; an error of exactly zero has no place on it."""
+    pooled = np.concatenate([np.ravel(value) for value in values])
+    positive = pooled[np.isfinite(pooled) & (pooled > 0)]
+    axes.set_yscale("log", nonpositive="mask")
+    if positive.size:
+        axes.set_ylim(10 ** np.floor(np.log10(positive.min())), 10 ** np.ceil(np.log10(positive.max()) + 1e-9))
+
+
+def _say(axes: Axes, message: str) -> None:
+    """Put a sentence where a panel would be."""
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+    axes.text(0.5, 0.5, message, transform=axes.transAxes, ha="center", va="center", color=MUTED)

@@ -1,0 +1,262 @@
+"""Figures: they show what was recorded, say what was not, and never fail on a record."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from noetherperf import plots
+from noetherperf.recorder import Record, Recorder, open_record, relative_error
+from noetherperf.sgd import SGD
+from noetherperf.symmetry import Norm, Part, Rescale, Scale, Symmetry, Translation
+
+SYMMETRIES: dict[str, Symmetry] = {
+    "translation": Translation("fc2", [Part("fc2.weight", axis=1)]),
+    "scale": Scale("fc1 → norm", [Part("fc1.weight", axis=0)]),
+    "rescale": Rescale(
+        "norm->fc2",
+        inward=[Part("norm.weight", axis=0), Part("norm.bias", axis=0)],
+        outward=[Part("fc2.weight", axis=1)],
+    ),
+    "norm": Norm("fc2.bias", [Part("fc2.bias", axis=None)]),
+}
+N_UNITS = 15
+N_STEPS = 40
+
+
+class Network(torch.nn.Module):
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.fc1 = torch.nn.Linear(6, N_UNITS, bias=False, dtype=dtype)
+        self.norm = torch.nn.BatchNorm1d(N_UNITS, eps=1e-12, dtype=dtype)
+        self.fc2 = torch.nn.Linear(N_UNITS, 3, dtype=dtype)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.fc2(self.norm(self.fc1(images)).relu())
+        return logits
+
+
+def make_record(
+    path: Path,
+    kinds: tuple[str, ...] = tuple(SYMMETRIES),
+    *,
+    n_steps: int = N_STEPS,
+    probes: bool = True,
+    spoil: float | None = None,
+    lr: float = 0.1,
+    dtype: torch.dtype = torch.float64,
+) -> Record:
+    torch.manual_seed(0)
+    network = Network(dtype)
+    optimizer = SGD(
+        network.named_parameters(),
+        lr=lr,
+        momentum=0.9,
+        weight_decay=1e-2,
+        symmetries=[SYMMETRIES[kind] for kind in kinds],
+        backend="reference",
+    )
+    loss = torch.tensor(torch.nan)
+    watch = {"loss": lambda: loss, "parameters": lambda: network.fc1.weight[0]} if probes else {}
+    with Recorder(optimizer, path, probes=watch):
+        for step in range(n_steps):
+            images = torch.randn(16, 6, dtype=dtype)
+            labels = images[:, :3].argmax(1)
+            optimizer.zero_grad()
+            loss = torch.nn.functional.cross_entropy(network(images), labels)
+            if spoil is not None and step == n_steps // 2:
+                loss = loss * spoil
+            loss.backward()
+            optimizer.step()
+    return open_record(path)
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory: pytest.TempPathFactory) -> Record:
+    return make_record(tmp_path_factory.mktemp("plots") / "a")
+
+
+def panels(figure: Figure) -> list[Axes]:
+    return figure.get_axes()
+
+
+def texts(axes: Axes) -> str:
+    return " ".join([axes.get_title("left"), *(text.get_text() for text in axes.texts)])
+
+
+def curves(axes: Axes) -> tuple[list[Line2D], list[Line2D]]:
+    """The solid (measured) and the dotted (flow law) lines of a panel."""
+    lines = list(axes.get_lines())
+    return [line for line in lines if line.get_linestyle() == "-"], [
+        line for line in lines if line.get_linestyle() != "-"
+    ]
+
+
+def y_data(lines: list[Line2D]) -> list[list[float]]:
+    return sorted(np.asarray(line.get_ydata(), dtype=float).tolist() for line in lines)
+
+
+def test_charges_shows_measurement_and_flow_law(record: Record) -> None:
+    drawn = panels(plots.charges(record))
+    assert len(drawn) == 3
+    for axes, kind in zip(drawn, ("translation", "scale", "rescale"), strict=True):
+        name = SYMMETRIES[kind].name
+        assert texts(axes) == f"{kind}\n{name}, 10 of 15 groups"
+        measured, law = curves(axes)
+        data = record[name]
+        initial = data.initial.to_numpy()
+        chosen = np.argsort(initial)[np.linspace(0, 14, 10).round().astype(int)]
+        assert y_data(measured) == sorted(data.charge[:, chosen].T.to_numpy().tolist())
+        assert y_data(law) == sorted(data.flow_total[:, chosen].T.to_numpy().tolist())
+        assert axes.get_xlabel() == "step"
+        lightness = [np.mean(line.get_color()[:3]) for line in measured]  # type: ignore[arg-type]
+        assert lightness == sorted(lightness)
+
+
+def test_the_legend_tells_measured_from_law(record: Record) -> None:
+    for draw in (plots.charges, plots.parameters):
+        (legend,) = draw(record).legends
+        assert [text.get_text() for text in legend.get_texts()] == ["measured", "flow law"]
+
+
+def test_time_axis_follows_the_schedule(record: Record) -> None:
+    figure = plots.charges(record)
+    figure.draw_without_rendering()
+    (time,) = panels(figure)[0].child_axes
+    assert time.get_xlabel() == "time η·steps"
+    left, right = panels(figure)[0].get_xlim()
+    assert time.get_xlim() == pytest.approx((0.1 * left, 0.1 * right))  # η = 0.1 throughout
+
+
+def test_no_time_axis_where_time_stands_still(tmp_path: Path) -> None:
+    figure = plots.charges(make_record(tmp_path / "a", n_steps=3, lr=0.0))
+    figure.draw_without_rendering()
+    assert [axes.child_axes for axes in panels(figure)] == [[], [], []]
+
+
+def test_residuals_shows_the_worst_group(record: Record) -> None:
+    figure = plots.residuals(record)
+    drawn = panels(figure)
+    laws: tuple[Any, ...] = ("flow", "discrete", "budget")
+    for axes, law in zip(drawn, laws, strict=True):
+        lines = axes.get_lines()
+        for line, kind in zip(lines, ("translation", "scale", "rescale"), strict=False):
+            worst = relative_error(record[SYMMETRIES[kind].name], law).max("group")
+            np.testing.assert_array_equal(line.get_ydata(), worst)
+        assert np.asarray(lines[-1].get_ydata()).tolist() == [torch.finfo(torch.float64).eps] * 2
+        assert texts(axes).endswith("float64 ε")
+        assert axes.get_yscale() == "log"
+    low, high = drawn[0].get_ylim()
+    assert low < torch.finfo(torch.float64).eps < 1e-3 < high
+
+
+def test_residuals_takes_the_worst_of_several_symmetries(tmp_path: Path) -> None:
+    record = make_record(tmp_path / "a", ("rescale", "translation"))
+    worst = plots._worst_errors(record, "rescale")
+    assert worst is not None
+    single = relative_error(record["norm->fc2"], "flow")
+    np.testing.assert_array_equal(worst["flow"], single.max("group"))
+    two = Record(record.path, record.dataset)
+    two.symmetries = (*record.symmetries[:1], Rescale("fc2", inward=[Part("a", 0)], outward=[Part("b", 0)]))
+    worst = plots._worst_errors(two, "rescale")  # the translation's data, as if it were another rescale's
+    assert worst is not None
+    other = relative_error(record["fc2"], "flow")
+    np.testing.assert_array_equal(worst["flow"], np.maximum(single.max("group"), other.max("group")))
+
+
+def test_parameters_stand_beside_charges(record: Record) -> None:
+    left, right = panels(plots.parameters(record))
+    assert y_data(list(left.get_lines())) == sorted(record.probes["parameters"].T.to_numpy().tolist())
+    assert texts(right).startswith("translation\nfc2")
+
+
+def test_loss(record: Record) -> None:
+    (axes,) = panels(plots.loss(record))
+    measured, smooth = axes.get_lines()
+    np.testing.assert_array_equal(measured.get_ydata(), record.probes["loss"])
+    assert np.isfinite(np.asarray(smooth.get_ydata(), dtype=float)).sum() == N_STEPS  # none before the first step
+    assert axes.get_ylabel() == "training loss of the batch"
+
+
+@pytest.mark.parametrize("missing", ["translation", "scale", "rescale"])
+def test_a_missing_kind_is_said(tmp_path: Path, missing: str) -> None:
+    kinds = [kind for kind in ("translation", "scale", "rescale") if kind != missing]
+    record = make_record(tmp_path / "a", tuple(kinds))
+    said = {axes: texts(axes) for axes in panels(plots.charges(record))}
+    assert [f"no {missing} symmetry" in text for text in said.values()].count(True) == 1
+    (legend,) = plots.residuals(record).legends
+    assert f"{missing}: no closed law recorded" in [text.get_text() for text in legend.get_texts()]
+    assert texts(panels(plots.parameters(record))[1]).startswith(kinds[0])
+
+
+def test_missing_probes_are_said(tmp_path: Path) -> None:
+    record = make_record(tmp_path / "a", probes=False)
+    assert "no probe named “loss”" in texts(panels(plots.loss(record))[0])
+    left, right = panels(plots.parameters(record))
+    assert "no probe named “parameters”" in texts(left)
+    assert curves(right)[0]
+
+
+def test_an_open_law_is_said(record: Record) -> None:
+    opened = Record(record.path, record.dataset)
+    opened.attrs = {**record.attrs, "closed": [False] * 4}
+    assert all(text.endswith("open law") for text in map(texts, panels(plots.charges(opened))))
+    (legend,) = plots.residuals(opened).legends
+    assert all("no closed law" in text.get_text() for text in legend.get_texts())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kinds": ()},
+        {"kinds": ("norm",)},
+        {"n_steps": 0},
+        {"n_steps": 1},
+        {"spoil": np.nan},
+        {"spoil": np.inf},
+        {"spoil": 1e200},
+        {"lr": 0.0},
+        {"dtype": torch.float32},
+        {"kinds": (), "probes": False, "n_steps": 0},
+    ],
+    ids=str,
+)
+def test_any_record_is_drawn(tmp_path: Path, options: dict[str, Any]) -> None:
+    """Warnings are errors here, so this also says that matplotlib has nothing to object to."""
+    record = make_record(tmp_path / "a", **options)
+    for draw in plots.FIGURES:
+        figure = draw(record)
+        figure.draw_without_rendering()
+        for axes in panels(figure):
+            assert axes.get_lines() or texts(axes)
+
+
+def test_save_all(record: Record, tmp_path: Path) -> None:
+    files = plots.save_all(record, tmp_path / "new" / "figures")
+    assert [file.name for file in files] == [
+        f"{name}{suffix}" for name in ("charges", "residuals", "parameters", "loss") for suffix in (".png", ".pdf")
+    ]
+    assert sorted(files) == sorted((tmp_path / "new" / "figures").iterdir())
+    assert files[0].read_bytes().startswith(b"\x89PNG")
+    assert files[1].read_bytes().startswith(b"%PDF")
+    again = plots.save_all(record, tmp_path / "again")
+    assert [file.read_bytes() for file in again] == [file.read_bytes() for file in files]
+
+
+def test_the_users_settings_stay(record: Record) -> None:
+    before = dict(matplotlib.rcParams)
+    plots.charges(record)
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_no_pyplot() -> None:
+    code = "import noetherperf.plots, sys; sys.exit('matplotlib.pyplot' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
