@@ -17,17 +17,19 @@ import numpy as np
 import torch
 import typer
 import xarray as xr
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
 from noetherperf.backends import backends, resolve
 from noetherperf.recipes.settings import Settings
-from noetherperf.recorder import Record, open_record, relative_error
+from noetherperf.recorder import Law, Record, open_record, relative_error
 
 __all__ = ["app", "main"]
 
 DEFAULTS = Settings()
 EXPECTED_ACCURACY = 0.95
+LAWS: tuple[Law, ...] = ("flow", "discrete", "budget")
 USAGE_ERROR = 2
 EXTRA = ("matplotlib", "sklearn", "tqdm")  # what the extra [run] installs
 
@@ -53,7 +55,9 @@ def run(
     nesterov: Annotated[bool, typer.Option("--nesterov", help="Nesterov's momentum.")] = DEFAULTS.nesterov,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = DEFAULTS.epochs,
     batch_size: Annotated[int, typer.Option(min=1, help="Images in a step.")] = DEFAULTS.batch_size,
-    seed: Annotated[int, typer.Option(min=0, help="Draws data split, initial parameters and batches.")] = DEFAULTS.seed,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Draws the data split, initial parameters, batches and dropout.")
+    ] = DEFAULTS.seed,
     backend: Annotated[
         str, typer.Option(help="What makes the step; `noetherperf info` lists them.")
     ] = DEFAULTS.backend,
@@ -99,6 +103,7 @@ def run(
         )
         record = open_record(record_path)
         console.print(law_table(record))
+        console.print(law_states(record), highlight=False, markup=False)
         report_files([record_path, *plots.save_all(record, out)])
     if not result.test_accuracy > EXPECTED_ACCURACY:
         fail(
@@ -136,29 +141,41 @@ def info() -> None:
 
 
 def law_table(record: Record) -> Table:
-    """How each symmetry's laws did: the range of its charges at the end, and the worst errors over groups and rows.
+    """How the laws of each symmetry did: the range of its charges at the end, and the worst of all groups and rows.
 
     The errors are `recorder.relative_error`; the defect is the gradient constraint as a cosine.
     """
-    table = Table(title="worst over all groups and recorded steps", title_justify="left")
+    table = Table(
+        title="Charges at the end, and each law's largest relative error on the way",
+        title_justify="left",
+        box=SIMPLE,
+        padding=0,
+        show_edge=False,  # eight columns in a terminal of 80
+    )
     for heading in ("symmetry", "kind"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("groups", "charge at the end", "flow error", "discrete error", "defect"):
+        table.add_column(heading)
+    for heading in ("groups", "charge", "flow", "discrete", "budget", "defect"):
         table.add_column(heading, justify="right")
-    table.add_column("law")
     for name, data in record.items():
         last = data["charge"].isel(step=-1)
+        ends = sorted({f"{float(last.min()):.2g}", f"{float(last.max()):.2g}"}, key=float)
         table.add_row(
             name,
             data.attrs["kind"],
             str(data.sizes["group"]),
-            f"{float(last.min()):+.3g} … {float(last.max()):+.3g}",
-            f"{worst(relative_error(data, 'flow')):.1e}",
-            f"{worst(relative_error(data, 'discrete')):.1e}",
+            " … ".join(ends),
+            *(f"{worst(relative_error(data, law)):.1e}" for law in LAWS),
             f"{worst(data['relative_defect']):.1e}",
-            "closed" if data.attrs["closed"] else f"open: {data.attrs['reason']}",
         )
     return table
+
+
+def law_states(record: Record) -> str:
+    """Which laws are closed, that is, predict anything; of the others, why not."""
+    still_open = [f"{name}: {data.attrs['reason']}" for name, data in record.items() if not data.attrs["closed"]]
+    return "\n".join(
+        ["these laws are open and predict nothing:", *still_open] if still_open else ["all laws are closed"]
+    )
 
 
 def worst(values: xr.DataArray) -> float:

@@ -12,7 +12,8 @@ __all__ = ["digits_network"]
 def digits_network(channels: int = 16, hidden: int = 64) -> tuple[nn.Sequential, list[Symmetry]]:
     """A small convolutional network for 8×8 images that has all three kinds of symmetry.
 
-        image ─ conv1 ─ norm1 ─ ReLU ─ conv2 ─ norm2 ─ ReLU ─ pool ─ conv3 ─ ReLU ─ flatten ─ fc1 ─ ReLU ─ fc2 ─ softmax
+        image ─ conv1 ─ norm1 ─ ReLU ─ conv2 ─ norm2 ─ ReLU ─ pool ─ conv3 ─ ReLU ─ flatten ─
+                                                                     fc1 ─ ReLU ─ dropout ─ fc2 ─ softmax
 
     Scale: BatchNorm divides out the length of the weights into each of its channels. It is exact only for eps = 0; with
     torch's usual eps = 1e-5, kept here, the defect shows how far from exact.
@@ -20,6 +21,7 @@ def digits_network(channels: int = 16, hidden: int = 64) -> tuple[nn.Sequential,
     the unit's row of weights and its bias, or BatchNorm's gain and shift; "its output" is its column in the next layer.
     Flatten spreads a channel over all its pixels, so one channel of conv3 faces a block of 4·4 columns of fc1.
     Translation: softmax does not see a number added to all classes at once.
+    Dropout breaks none of this, for the symmetries hold under every mask; it keeps the gradients noisy to the end.
 
     Args:
         channels: Output channels of conv1; conv2 and conv3 have twice as many.
@@ -44,6 +46,7 @@ def digits_network(channels: int = 16, hidden: int = 64) -> tuple[nn.Sequential,
             flatten=nn.Flatten(),
             fc1=nn.Linear(wide * pixels, hidden),
             relu4=nn.ReLU(),
+            dropout=nn.Dropout(0.5),
             fc2=nn.Linear(hidden, 10),
         )
     )

@@ -15,7 +15,7 @@ class Settings:
         lr, momentum, weight_decay, nesterov: As in torch.optim.SGD.
         epochs: Passes over the training images.
         batch_size: Images in a step; the last step of an epoch takes what is left.
-        seed: Draws the split of the data, the initial parameters and the batches.
+        seed: Draws the split of the data, the initial parameters, the batches and what dropout drops.
         backend: Which of `noetherperf.backends()` makes the step.
         every: Steps between two records of the charges.
         device: Where to train.
@@ -26,7 +26,7 @@ class Settings:
     momentum: float = 0.9
     weight_decay: float = 1e-3
     nesterov: bool = False
-    epochs: int = 60
+    epochs: int = 40
     batch_size: int = 32
     seed: int = 0
     backend: str = "auto"
