@@ -137,6 +137,13 @@ def info() -> None:
     table.add_row("threads", str(torch.get_num_threads()))
     for name, state in backends().items():
         table.add_row(f"backend {name}", state)
+    if backends()["cpu"] == "available":
+        from noetherperf import _cpu
+
+        used, *others = _cpu.isas()
+        table.add_row(
+            "instructions", f"{used} is used by backend cpu" + (f"; it also has {', '.join(others)}" if others else "")
+        )
     Console().print(table, highlight=False)
 
 

@@ -238,6 +238,14 @@ def test_info_tells_versions_and_backends() -> None:
         assert state in line
 
 
+@pytest.mark.skipif(backends()["cpu"] != "available", reason="the compiled engine is not here")
+def test_info_tells_the_instructions_that_are_used() -> None:
+    from noetherperf import _cpu
+
+    (line,) = (line for line in call("info").stdout.splitlines() if line.startswith("instructions "))
+    assert f" {_cpu.isas()[0]} is used" in line
+
+
 def test_the_module_is_the_command() -> None:
     shown = subprocess.run([sys.executable, "-m", "noetherperf", "--help"], capture_output=True, text=True, check=True)
     for command in ("run", "plot", "info"):
