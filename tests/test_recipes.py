@@ -1,5 +1,6 @@
 """The main job without its command line: data, network, symmetries, training loop."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
+from noetherperf.readout import ChargeReadout
 from noetherperf.recipes import digits
 from noetherperf.recipes.models import digits_network
 from noetherperf.recipes.settings import Settings
@@ -144,3 +146,20 @@ def test_an_existing_record_is_kept_unless_asked(tmp_path: Path) -> None:
 def test_settings_out_of_range_are_named(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} must be at least 1, not 0"):
         Settings(**{name: 0})  # type: ignore[arg-type]
+
+
+def test_the_readmes_swap_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The five lines are executed as they stand, around a loop of one step."""
+    monkeypatch.chdir(tmp_path)
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    (swap,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+
+    def one_epoch(model: nn.Module, optimizer: SGD) -> None:
+        model(torch.rand(4, 1, 8, 8)).square().mean().backward()
+        optimizer.step()
+
+    names: dict[str, object] = {"model": digits_network()[0], "train": one_epoch}
+    exec(swap, names)
+    law = names["law"]
+    assert isinstance(law, ChargeReadout)
+    torch.testing.assert_close(law.charge, law.discrete.budget, rtol=1e-6, atol=0)
