@@ -257,27 +257,28 @@ struct Elements {
 // Steps n_rows rows over the block's width; their row sums are added to row_acc, position sums to the block's col_sums.
 template <class Type, Mode mode, bool by_row, bool by_col, int n_rows, bool whole>
 inline __attribute__((always_inline)) void vector_column(const Block& b, const Coefficients<typename Type::Scalar>& c,
-                                                         int64_t row, int64_t col, int64_t n,
-                                                         F64 (*row_acc)[n_moments]) {
+                                                         int64_t row, int64_t col, int64_t n, bool fresh,
+                                                         F64 (*row_acc)[n_accumulated(mode)]) {
   using Element = typename Type::Element;
   constexpr int parts = n_parts<typename Type::Vec>;
   constexpr int n_acc = n_accumulated(mode);
-  F64 col_acc[parts][n_moments];
+  F64 col_acc[parts][n_acc];
   if constexpr (by_col)
     for (int h = 0; h < parts; ++h)
       for (int m = 0; m < n_acc; ++m)
-        col_acc[h][m] = load_vector<F64>(b.col_sums + m * b.col_sums_stride + col + h * W);
-#pragma GCC unroll 4
+        col_acc[h][m] = fresh ? F64{} : load_vector<F64>(b.col_sums + m * b.col_sums_stride + col + h * W);
+#pragma GCC unroll 1
   for (int r = 0; r < n_rows; ++r) {
     const int64_t at = (row + r) * b.row_stride + col;
     Element* const p = static_cast<Element*>(b.p) + at;
     const Element* const g = static_cast<const Element*>(b.g) + at;
     Element* const v = static_cast<Element*>(b.v) + at;
-    if constexpr (by_col && n_rows > 1) {  // a block this narrow defeats the hardware's prefetching
+    if constexpr (by_col && n_rows > 1) {  // runs this short defeat the hardware's prefetching; into L2, not L1, where
+      constexpr int to_l2 = 2;             // rows a power of two apart would push each other out
       const int64_t next = n_rows * b.row_stride;
-      __builtin_prefetch(p + next);
-      if constexpr (mode != Mode::measure) __builtin_prefetch(g + next);
-      if constexpr (mode == Mode::measure || reads_buffer(mode)) __builtin_prefetch(v + next);
+      __builtin_prefetch(p + next, 0, to_l2);
+      if constexpr (mode != Mode::measure) __builtin_prefetch(g + next, 0, to_l2);
+      if constexpr (mode == Mode::measure || reads_buffer(mode)) __builtin_prefetch(v + next, 0, to_l2);
     }
     const Elements<Type, mode, whole> x(p, g, v, n, c);
 #pragma GCC unroll 2
@@ -293,12 +294,14 @@ inline __attribute__((always_inline)) void vector_column(const Block& b, const C
 
 template <class Type, Mode mode, bool by_row, bool by_col, int n_rows>
 inline void step_rows(const Block& b, const Coefficients<typename Type::Scalar>& c, int64_t row,
-                      F64 (*row_acc)[n_moments]) {
+                      F64 (*row_acc)[n_accumulated(mode)]) {
   constexpr int N = sizeof(typename Type::Raw) / sizeof(typename Type::Element);
+  const bool fresh = b.fresh && row == 0;
   int64_t col = 0;
   for (; col + N <= b.width; col += N)
-    vector_column<Type, mode, by_row, by_col, n_rows, true>(b, c, row, col, N, row_acc);
-  if (col < b.width) vector_column<Type, mode, by_row, by_col, n_rows, false>(b, c, row, col, b.width - col, row_acc);
+    vector_column<Type, mode, by_row, by_col, n_rows, true>(b, c, row, col, N, fresh, row_acc);
+  if (col < b.width)
+    vector_column<Type, mode, by_row, by_col, n_rows, false>(b, c, row, col, b.width - col, fresh, row_acc);
 }
 
 template <class Type, Mode mode, bool by_row, bool by_col>
@@ -311,11 +314,14 @@ void step_block(const Block& block) {
   constexpr int rows_at_once = by_col ? (W < 4 ? W : 4) : 1;
   for (int64_t bank = 0; bank < b.rows; bank += W) {  // W rows: one vector of row sums
     const int64_t rows = b.rows - bank < W ? b.rows - bank : W;
-    F64 acc[W][n_moments] = {};
+    F64 acc[W][n_acc];
+    if constexpr (by_row)
+      for (int r = rows_at_once == 1 ? int(rows) : 0; r < W; ++r)
+        for (int m = 0; m < n_acc; ++m) acc[r][m] = F64{};
     int64_t row = 0;
     for (; row + rows_at_once <= rows; row += rows_at_once) {
       if constexpr (rows_at_once == 1) {
-        F64 local[1][n_moments] = {};  // in registers
+        F64 local[1][n_acc] = {};  // in registers
         step_rows<Type, mode, by_row, by_col, 1>(b, c, bank + row, local);
         if constexpr (by_row)
           for (int m = 0; m < n_acc; ++m) acc[row][m] = local[0][m];

@@ -10,8 +10,9 @@ namespace noetherperf {
 
 constexpr int n_dtypes = 4, n_modes = 5;
 
-// A block of rows × width elements whose rows are row_stride elements apart. Sums are added to what is there:
-// row_sums[m * row_sums_stride + row] and col_sums[m * col_sums_stride + column], m < n_accumulated(mode).
+// A block of rows × width elements whose rows are row_stride elements apart. Row sums are added to what is there,
+// position sums too unless they are fresh: row_sums[m * row_sums_stride + row] and col_sums[m * col_sums_stride +
+// column], m < n_accumulated(mode).
 struct Block {
   void* p;
   const void* g;
@@ -21,6 +22,7 @@ struct Block {
   double* row_sums;
   double* col_sums;  // padded: whole vectors past the width are read and written
   int64_t row_sums_stride, col_sums_stride;
+  bool fresh;  // col_sums hold nothing yet
 };
 
 // How far past the width col_sums may be touched, in values.

@@ -124,16 +124,16 @@ void step_part(const Job& job, BlockKernel kernel, Block block, int64_t row, int
     if (!measuring) copy(scatter, &Dim::stride_p, 0);
     if (writes_buffer(job.mode)) copy(scatter, &Dim::stride_v, 2);
     if (block.row_sums != nullptr) block.row_sums += block.rows;
+    block.fresh = false;
   }
 }
+
+// Whether each position of the matrix is a segment of its own.
+bool is_positions(const View& view, const Tensor& tensor) { return view.n_segments == tensor.n_cols; }
 
 // Adds the sums of positions [col, col + width) to the sums of their segments.
 void fold_positions(const View& view, int64_t col, int64_t width, const double* positions, double* sums) {
   int64_t segment = col / view.inner % view.n_segments, left = view.inner - col % view.inner;
-  if (view.inner == 1 && segment + width <= view.n_segments) {
-    for (int64_t i = 0; i < width; ++i) sums[segment + i] += positions[i];
-    return;
-  }
   for (int64_t i = 0; i < width;) {  // a segment's run of positions at a time
     const int64_t run = std::min(left, width - i);
     double sum = 0.0;
@@ -169,9 +169,11 @@ void run_tile(const Job& job) {
     block.col_sums_stride = chunk_cols + col_sums_padding;
   }
 
-  // Where this tile's position sums go, and which segments it owns there; those are cleared first.
+  // Where this tile's position sums go, and which segments it owns there; those that positions are added to are cleared
+  // first.
   for (int k = 0; k < n_col_views; ++k) {
     const View& view = col_views[k];
+    if (is_positions(view, tensor)) continue;
     const bool repeats = view.inner * view.n_segments != tensor.n_cols;
     const int64_t begin = repeats ? 0 : tile.col_begin / view.inner;
     const int64_t end = repeats ? view.n_segments : (tile.col_end + view.inner - 1) / view.inner;
@@ -184,13 +186,19 @@ void run_tile(const Job& job) {
   const bool chunked = n_col_views > 0 || !tensor.dense;
   for (int64_t col = tile.col_begin; col < tile.col_end;) {
     const int64_t width = chunked ? std::min(chunk_cols, tile.col_end - col) : tile.col_end - col;
-    if (n_col_views > 0) std::fill_n(block.col_sums, n_acc * block.col_sums_stride, 0.0);
+    block.fresh = true;
     step_part(job, kernel, block, tile.row_begin, rows, col, width);
     for (int k = 0; k < n_col_views; ++k) {
       const View& view = col_views[k];
-      for (int m = 0; m < n_acc; ++m)
-        fold_positions(view, col, width, block.col_sums + m * block.col_sums_stride,
-                       sums_of(job.problem, view, tile.col_slice, m));
+      for (int m = 0; m < n_acc; ++m) {
+        const double* const positions = block.col_sums + m * block.col_sums_stride;
+        double* const sums = sums_of(job.problem, view, tile.col_slice, m);
+        if (is_positions(view, tensor)) {
+          std::copy_n(positions, width, sums + col);
+        } else {
+          fold_positions(view, col, width, positions, sums);
+        }
+      }
     }
     col += width;
   }
@@ -201,7 +209,8 @@ void run_tile(const Job& job) {
     for (int m = 0; m < n_acc; ++m) {
       double* const sums = sums_of(job.problem, view, tile.row_slice, m) + begin;
       const double* const from = block.row_sums + m * rows;
-      for (int64_t i = 0; i < n; ++i) {
+      if (view.inner == 1) std::copy_n(from, n, sums);
+      for (int64_t i = 0; i < n && view.inner != 1; ++i) {
         double sum = 0.0;
         for (int64_t j = i * view.inner; j < std::min((i + 1) * view.inner, rows); ++j) sum += from[j];
         sums[i] = sum;
