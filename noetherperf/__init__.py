@@ -8,6 +8,7 @@ law = optimizer.readout()["features.3"]    # charge, discrete and flow law, resi
 """
 
 from noetherperf.backends import backends
+from noetherperf.cost import Cost, cost
 from noetherperf.readout import ChargeReadout, Prediction, Readout
 from noetherperf.recorder import Record, Recorder, open_record
 from noetherperf.sgd import SGD
@@ -18,6 +19,7 @@ __version__ = "0.1.0"
 __all__ = [
     "SGD",
     "ChargeReadout",
+    "Cost",
     "Norm",
     "Part",
     "Prediction",
@@ -29,6 +31,7 @@ __all__ = [
     "Symmetry",
     "Translation",
     "backends",
+    "cost",
     "layers",
     "neurons",
     "open_record",

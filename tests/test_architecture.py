@@ -28,6 +28,7 @@ RANKS = {
     "readout": 3,
     "triton_kernels": 3,
     "engines": 4,
+    "cost": 4,
     "backends": 5,
     "sgd": 6,
     "distributed": 6,

@@ -1,0 +1,109 @@
+"""What a measured step costs on paper: the bytes it moves, and the bytes and the memory that measuring adds."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from noetherperf.laws import Law
+from noetherperf.moments import Moment
+from noetherperf.plan import Measurement, make_plan
+from noetherperf.symmetry import Symmetry, validate
+from noetherperf.tiling import make_tables
+
+#: Moments that a step with plain momentum accumulates; Nesterov adds two.
+N_ACCUMULATED = int(Moment.DOT_UV)
+#: Rows of a law's state that a step reads and writes: all but the initial x₀ and y₀.
+N_ADVANCED = {Law.TRANSLATION: 2, Law.NORM: 6}
+FLOAT64 = 8
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Bytes of one step of the CPU engine, and of what it keeps; all integers but the overhead.
+
+    Fields:
+        n_parameters: Σ numel.
+        n_segments: How many sums of each moment are taken.
+        step: Moved by the step itself: 3 reads and 2 writes of every parameter's size with momentum (parameter,
+            gradient, buffer), 2 reads and 1 write without.
+        measuring: Moved on top of it: partial sums written and read, moments written and read, law states read and
+            written.
+        state: Kept by the measurement: moments, law states, propagators.
+        workspace: Kept for partial sums of segments that several tiles share.
+    """
+
+    n_parameters: int
+    n_segments: int
+    step: int
+    measuring: int
+    state: int
+    workspace: int
+
+    @property
+    def overhead(self) -> float:
+        """measuring / step: the predicted overhead of measuring where memory is the limit; a fraction."""
+        return self.measuring / self.step if self.step else 0.0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.n_parameters:,} parameters, {self.n_segments:,} segments: a step moves {_bytes(self.step)}, "
+            f"measuring adds {_bytes(self.measuring)} ({100 * self.overhead:.2f} %) and keeps {_bytes(self.state)} of state and "
+            f"{_bytes(self.workspace)} of workspace"
+        )
+
+
+def _bytes(n: int) -> str:
+    """A number of bytes, readably: powers of 1000."""
+    value, unit = float(n), "B"
+    for larger in ("kB", "MB", "GB", "TB", "PB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.3g} {unit}"
+
+
+def cost(
+    model_or_shapes: nn.Module | Mapping[str, Sequence[int]],
+    symmetries: Sequence[Symmetry] = (),
+    dtype: torch.dtype = torch.float32,
+    *,
+    momentum: bool = True,
+) -> Cost:
+    """Predict what a measured step costs, without making one; a model may be on the meta device.
+
+    Args:
+        model_or_shapes: A model (its parameters' own dtypes count), or shapes by parameter name. For a sharded model
+            give the shapes that one rank holds.
+        symmetries: What is measured.
+        dtype: Of the parameters, where only shapes are given: float32, float64, bfloat16 or float16.
+        momentum: Whether the step has momentum.
+
+    Raises:
+        ValueError: Symmetries that do not fit the parameters.
+
+    Example:
+        >>> print(nperf.cost({"w": (4096, 11008)}, [nperf.Norm("rows", [nperf.Part("w", 0)])]))  # doctest: +SKIP
+    """
+    if isinstance(model_or_shapes, nn.Module):
+        params = {name: p.detach() for name, p in model_or_shapes.named_parameters()}
+    else:
+        params = {name: torch.empty(tuple(s), dtype=dtype, device="meta") for name, s in model_or_shapes.items()}
+    shapes = {name: tuple(p.shape) for name, p in params.items()}
+    tensors: list[Tensor] = list(params.values())
+    plan = make_plan(validate(symmetries, shapes), list(params), list(shapes.values()))
+    tables = make_tables(plan, tensors, [0] * len(tensors))
+    values = 0  # float64 numbers that measuring moves
+    for view in tables.views:
+        shared = 2 * int(view["n_slices"]) if view["n_slices"] > 1 else 0  # each slice is written, then read
+        laws = sum(N_ADVANCED[law] for law, at in zip(Law, (view["translation"], view["norm"]), strict=True) if at >= 0)
+        values += int(view["n_segments"]) * (N_ACCUMULATED * (shared + 2) + 2 * laws)
+    return Cost(
+        sum(p.numel() for p in tensors),
+        plan.n_segments,
+        sum((5 if momentum else 3) * p.numel() * p.element_size() for p in tensors),
+        FLOAT64 * values,
+        sum(t.numel() * t.element_size() for t in Measurement.empty(plan, "meta").tensors()),
+        FLOAT64 * tables.workspace,
+    )
