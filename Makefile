@@ -1,5 +1,5 @@
 # Everything runs in .venv, which the first target sets up; needed beforehand: Python >= 3.11, a C++ compiler, make.
-#   make demo        train on real images, measure every charge, draw the pictures: runs/demo (more options: ARGS="--epochs 5")
+#   make demo        train on real images, measure every charge, draw the pictures: runs/demo (more options: ARGS="--nesterov")
 #   make test        the tests, without the slow ones       make test-all    every test
 #   make lint        ruff, mypy, clang-format               make bench       the benchmarks
 #   make gpu-report  measure on a GPU                       make clean       remove what was built and set up
