@@ -40,7 +40,7 @@ lint: $(READY)
 	$(BIN)/pre-commit run --all-files
 
 bench: $(READY)
-	$(BIN)/python -m pytest bench $(ARGS)
+	$(BIN)/python -m pytest bench -v $(ARGS)
 
 gpu-report: $(READY)
 	@test -f bench/gpu_report.py || { echo "gpu-report: there is no bench/gpu_report.py yet, so nothing was measured" >&2; exit 1; }

@@ -1,0 +1,28 @@
+"""Memory that measuring takes, for models of known size: it grows with the groups, not with the parameters."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from bench.environment import ROOT
+from bench.settings import SETTINGS
+
+N = 100_000_000
+POINTS = [(1_000_000, 1000), (10_000_000, 1000), *((N, n_groups) for n_groups in (1, 1000, 100_000, 1_000_000))]
+
+
+@pytest.mark.skipif(bool(SETTINGS.patterns), reason="BENCH_CASES chooses other cases")
+@pytest.mark.parametrize(("n_parameters", "n_groups"), POINTS, ids=[f"memory{n}-groups{k}" for n, k in POINTS])
+def test_memory(n_parameters: int, n_groups: int, benchmark: BenchmarkFixture) -> None:
+    command = [sys.executable, "-m", "bench.memory", str(n_parameters), str(n_groups)]
+
+    def run() -> dict[str, int]:
+        found = json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+        assert isinstance(found, dict)
+        return found
+
+    benchmark.group = "memory"
+    benchmark.extra_info.update({"suite": "memory", **benchmark.pedantic(run)})

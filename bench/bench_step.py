@@ -1,0 +1,97 @@
+"""Every case: the gate, then interleaved rounds of all its variants. pytest-benchmark's own figure is noetherperf's."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from bench.cases import Case
+from bench.correctness import check
+from bench.inputs import Inputs, TooLarge, input_sets
+from bench.settings import SETTINGS
+from bench.timing import Rounds, Step, figures
+from bench.variants import FLOORS, VARIANTS, Unavailable, floor, names_for, ours
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch.compile warns about itself
+
+_running: list[Rounds] = []
+
+
+def ours_seconds() -> float:
+    """pytest-benchmark's clock: it goes on only while noetherperf steps."""
+    return _running[-1].total("ours")
+
+
+@pytest.fixture(autouse=True)
+def threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.getfixturevalue("case").threads or before)
+    yield
+    torch.set_num_threads(before)
+
+
+def admit(case: Case, sets: list[Inputs]) -> tuple[dict[str, list[Step]], dict[str, str]]:
+    """The variants that can run the case, each stepped once on every input set, and why the others cannot."""
+    admitted, reasons = {}, {}
+    for name in names_for(case):
+        variant = VARIANTS[name]
+        if variant.compiles and not SETTINGS.compiles(case):
+            reasons[name] = "compiles for long: BENCH=full or BENCH_CASES runs it"
+            continue
+        try:
+            steps = variant.make(case, sets, **variant.how)
+            for step in steps:
+                step()
+        except Unavailable as error:
+            reasons[name] = str(error)
+        except Exception as error:
+            if name in ("ours", "unmeasured"):
+                raise
+            reasons[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+        else:
+            admitted[name] = steps
+    return admitted, reasons
+
+
+@pytest.mark.benchmark(timer=ours_seconds)
+@pytest.mark.parametrize("case", SETTINGS.cases, ids=lambda case: case.name)
+def test_step(case: Case, benchmark: BenchmarkFixture) -> None:
+    benchmark.group = case.suite
+    try:
+        sets = input_sets(case)
+    except TooLarge as error:
+        pytest.skip(str(error))
+    for measuring in (True, False):
+        check(case, sets[0], ours(case, sets[0], measuring=measuring))
+    steps, reasons = admit(case, sets)
+    floors = floor(case, sets)
+    reasons |= {name: "needs two input sets, and memory holds one" for name in FLOORS if name not in floors}
+    rounds = Rounds({**floors, **steps})
+    _running[:] = [rounds]
+    n_rounds = rounds.calibrate(SETTINGS.seconds, SETTINGS.least_rounds)
+    benchmark.pedantic(rounds.run, rounds=SETTINGS.rounds or n_rounds)
+
+    info: dict[str, Any] = {
+        "case": case.name,
+        "suite": case.suite,
+        "model": case.model,
+        "dtype": case.dtype,
+        "view": case.view,
+        "momentum": case.momentum,
+        "threads": torch.get_num_threads(),
+        "point": case.point,
+        "parameters": case.n_parameters,
+        "tensors": len(case.shapes),
+        "bytes moved": case.bytes_moved,
+        "input sets": len(sets),
+        "rounds": len(rounds.times["ours"]),
+        "steps timed together": rounds.repeats,
+        "figures": {
+            name: {key: [float(f"{x:.4g}") for x in spread] for key, spread in found.items()}
+            for name, found in figures(rounds.times).items()
+        },
+        "not run": reasons,
+    }
+    benchmark.extra_info.update(info)

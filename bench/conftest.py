@@ -1,0 +1,64 @@
+"""Makes of pytest-benchmark's run one JSON file with its environment, and a report of it."""
+
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import report
+from bench.environment import environment
+from bench.settings import SETTINGS
+
+RESULTS = Path(__file__).parent / "results"
+PART = "part"  # the results of a run that chose some cases
+NOT_TIMED = pytest.StashKey[list[dict[str, str]]]()
+WRITTEN = pytest.StashKey[Path]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[NOT_TIMED] = []
+    config.addinivalue_line(
+        "filterwarnings", "ignore:Not saving anything:pytest_benchmark.logger.PytestBenchmarkWarning"
+    )
+    option = config.option
+    option.benchmark_quiet = True  # the report has its own tables
+    if option.benchmark_json is None:
+        chosen = SETTINGS.patterns or SETTINGS.rounds or option.keyword or option.markexpr or option.deselect
+        whole = not chosen and [Path(argument).resolve() for argument in config.args] == [RESULTS.parent]
+        option.benchmark_json = RESULTS / f"{SETTINGS.which if whole else PART}.json"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Keep why a case has no time."""
+    outcome = yield
+    if call.when == "call" and call.excinfo is not None:
+        reason = (str(call.excinfo.value).strip() or call.excinfo.typename).splitlines()[0]
+        item.config.stash[NOT_TIMED].append({"case": item.name.partition("[")[2].removesuffix("]"), "reason": reason})
+    return outcome
+
+
+def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
+    """Replace what pytest-benchmark says of the machine, its name among it, by what the figures depend on."""
+    cpu = output_json["machine_info"]["cpu"].get("brand_raw") or output_json["machine_info"]["machine"]
+    for key in ("machine_info", "commit_info", "datetime"):
+        del output_json[key]
+    for benchmark in output_json["benchmarks"]:
+        for key in ("params", "options"):
+            del benchmark[key]
+        benchmark["stats"].pop("data", None)
+    output_json["environment"] = environment(cpu)
+    output_json["set"] = SETTINGS.which
+    output_json["not timed"] = config.stash[NOT_TIMED]
+    config.stash[WRITTEN] = config.option.benchmark_json
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if WRITTEN in config.stash:
+        path = config.stash[WRITTEN]
+        path.write_text(report.compact(path.read_text()))
+        terminalreporter.write_line(report.write(path, into_docs=path.stem != PART))

@@ -1,0 +1,112 @@
+"""The gate before every timing: one step against noetherperf.reference in float64 on the same rounded inputs.
+
+The bounds are those of tests/test_engines.py: relative to Σ|terms|, from a run of the same formulas on magnitudes.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from math import prod
+
+import torch
+from test_engines import assert_close, magnitudes
+from torch import Tensor
+
+import noetherperf as nperf
+from bench.cases import Case
+from bench.inputs import Inputs
+from noetherperf import reference
+from noetherperf.hyper import Coefficients
+from noetherperf.moments import N_MOMENTS, READOUT_MOMENTS, Moment
+from noetherperf.plan import View, make_plan
+
+CHUNK = 1 << 22  # elements compared at a time: float64 copies of a large model would not fit
+
+
+class Mismatch(AssertionError):
+    """A step differs from the reference, so its time means nothing."""
+
+
+def _rows(x: Tensor) -> Iterator[slice]:
+    """Ranges of the first axis, CHUNK elements each."""
+    n = x.shape[0]
+    step = max(1, CHUNK // max(1, prod(x.shape[1:])))
+    return (slice(at, min(at + step, n)) for at in range(0, n, step))
+
+
+def _chunk(view: View, rows: slice) -> tuple[View, slice]:
+    """The view of some rows alone, and which of its segments they belong to."""
+    n = rows.stop - rows.start
+    if view.axis > 0:
+        return view, slice(0, view.n_segments)
+    if view.n_segments == 1:
+        return replace(view, fold=n), slice(0, 1)
+    return replace(view, n_segments=n), rows
+
+
+def check(case: Case, inputs: Inputs, optimizer: nperf.SGD) -> None:
+    """Make one step and compare parameters, buffers and every symmetry's moments.
+
+    Raises:
+        Mismatch: Something is beyond its bound.
+    """
+    before = [p.detach().clone() for p in inputs.params]
+    buffers = [v.clone() for v in inputs.buffers]
+    optimizer.step()
+    readout = optimizer.readout()
+    c = case.hyper.coefficients(first=False)
+    plan = make_plan(optimizer.symmetries, case.names, case.shapes)
+    for i, name in enumerate(case.names):
+        views = [view for view in plan.views if view.tensor == i]
+        v = buffers[i] if buffers else None
+        v_new = inputs.buffers[i] if buffers else None
+        moments = _check_tensor(name, (before[i], inputs.grads[i], v), (inputs.params[i].detach(), v_new), c, views)
+        for symmetry in optimizer.symmetries:
+            (part,) = plan.parts[symmetry.name]
+            if plan.views[part.view].tensor != i:
+                continue
+            expected, bound = moments[plan.views[part.view]]
+            actual = torch.stack([readout[symmetry.name].moments[moment] for moment in READOUT_MOMENTS])
+            rows = list(READOUT_MOMENTS.values())
+            _close(actual, part.reduce(expected)[rows], part.reduce(bound)[rows], f"moments of {symmetry.name}")
+
+
+def _check_tensor(
+    name: str,
+    before: tuple[Tensor, Tensor, Tensor | None],
+    after: tuple[Tensor, Tensor | None],
+    c: Coefficients,
+    views: list[View],
+) -> dict[View, tuple[Tensor, Tensor]]:
+    """Compare one tensor's p and v; returns its views' expected moments and their bounds [N_MOMENTS, n_segments]."""
+    dtype = before[0].dtype
+    eps = torch.finfo(dtype).eps
+    spacing = eps * torch.finfo(dtype).smallest_normal
+    compute_eps = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
+    empty = {view: torch.zeros(N_MOMENTS, view.n_segments, dtype=torch.float64) for view in views}
+    found = {view: (x, x.clone()) for view, x in empty.items()}
+    for rows in _rows(before[0]):
+        p, g = (x[rows].double() for x in before[:2])
+        v = None if before[2] is None else before[2][rows].double()
+        stored = after[0][rows]
+        p_new, v_new, u = reference.step(p, g, v, c)
+        p_mag, v_mag, u_mag = magnitudes(p, g, v, c)
+        _close(stored, p_new, spacing + eps * p_new.abs() + 8 * compute_eps * p_mag, f"parameter {name}")
+        if v_new is not None and v_mag is not None and after[1] is not None:
+            bound = spacing + eps * v_new.abs() + 8 * compute_eps * v_mag
+            _close(after[1][rows], v_new, bound, f"buffer of {name}")
+        for view in views:
+            part, segments = _chunk(view, rows)
+            expected, bound = found[view]
+            expected[:, segments] += reference.moments(part.grouped, stored, p, g, u, v_new, c)
+            bound[:, segments] += reference.moments(part.grouped, stored.abs(), p.abs(), g.abs(), u_mag, v_mag, c)
+    for _, bound in found.values():
+        bound *= 1e-13
+        bound[Moment.SQ_U :] *= 1 + 24 * compute_eps / 1e-13
+    return found
+
+
+def _close(actual: Tensor, expected: Tensor, bound: Tensor, what: str) -> None:
+    try:
+        assert_close(actual, expected, bound, what)
+    except AssertionError as error:
+        raise Mismatch(str(error)) from error

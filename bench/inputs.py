@@ -1,0 +1,120 @@
+"""The tensors of a case: input sets that rounds rotate over, so that no step finds its data in a cache."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from bench.cases import Case
+
+MEMORY = 12 << 30  # that a case may take, in bytes
+MAX_SETS = 12
+ALIGNMENT = 64  # of every tensor's first byte, as torch's allocator gives it
+PERIOD = 1_000_003  # random numbers repeat after so many; prime, so that no two rows of a tensor are alike
+
+
+class TooLarge(Exception):
+    """A case needs more memory than there is; the message says how much."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """One set. All variants step the same memory, so that none is luckier than another with its addresses."""
+
+    params: list[nn.Parameter]
+    grads: list[Tensor]
+    buffers: list[Tensor]  # empty without momentum
+
+
+@lru_cache(maxsize=1)
+def _numbers() -> Tensor:
+    return torch.randn(PERIOD, generator=torch.Generator().manual_seed(0))
+
+
+def _tensors(case: Case, phase: int) -> list[Tensor]:
+    """Tensors of a case's shapes, one after the other in one piece of memory."""
+    dtype = case.torch_dtype
+    unit = ALIGNMENT // dtype.itemsize
+    starts, end = [], 0
+    for shape in case.shapes:
+        starts.append(end)
+        end += -(-prod(shape) // unit) * unit
+    numbers = _numbers().roll(phase).to(dtype)
+    memory = torch.empty(end, dtype=dtype)
+    for at in range(0, end, PERIOD):
+        memory[at : at + PERIOD] = numbers[: min(PERIOD, end - at)]
+    return [memory[at : at + prod(s)].view(s) for at, s in zip(starts, case.shapes, strict=True)]
+
+
+def make_inputs(case: Case, number: int) -> Inputs:
+    """One input set; sets of different numbers hold different values."""
+    params = [nn.Parameter(x) for x in _tensors(case, 3 * number)]
+    grads = _tensors(case, 3 * number + 1)
+    buffers = _tensors(case, 3 * number + 2) if case.momentum else []
+    for p, g in zip(params, grads, strict=True):
+        p.grad = g
+    return Inputs(params, grads, buffers)
+
+
+def caches() -> dict[str, str]:
+    """Sizes of the first core's caches, as the kernel tells them: {"L1 data": "48K", ...}; empty where it does not."""
+    found = {}
+    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        level, kind, size = ((index / name).read_text().strip() for name in ("level", "type", "size"))
+        found[f"L{level}" + ("" if kind == "Unified" else f" {kind.lower()}")] = size
+    return found
+
+
+def last_level_cache() -> int:
+    """Bytes of the largest cache; 32 MiB where the system does not tell."""
+    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+    return max((int(size[:-1]) * units[size[-1]] for size in caches().values()), default=32 << 20)
+
+
+def available_memory() -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable"):
+            return int(line.split()[1]) << 10
+    raise RuntimeError("/proc/meminfo tells no MemAvailable")
+
+
+def n_sets(case: Case, cache: int, memory: int) -> int:
+    """How many input sets: twice the last cache, within the memory that a case may take.
+
+    Beside each set stand the floor's streams, as large as the bytes that it moves ask for; before that, during the
+    gate, copies of one set's parameters and buffers.
+
+    Raises:
+        TooLarge: One set is too many.
+    """
+    streams = case.bytes_moved * 3 // 5
+
+    def needed(n: int) -> int:
+        return n * case.bytes_held + max(n * streams, case.bytes_held)
+
+    n = min(MAX_SETS, max(2, -(-2 * cache // case.bytes_held)))
+    while n and needed(n) > memory:
+        n -= 1
+    if n == 0:
+        raise TooLarge(f"needs {needed(1) / 2**30:.1f} GiB of memory, and may take {memory / 2**30:.1f}")
+    return n
+
+
+_kept: dict[tuple[object, ...], list[Inputs]] = {}
+
+
+def input_sets(case: Case) -> list[Inputs]:
+    """The case's input sets; kept for the next case if it has the same tensors.
+
+    Raises:
+        TooLarge: They do not fit into memory.
+    """
+    key = (case.shapes, case.dtype, case.momentum != 0.0)
+    if key not in _kept:
+        _kept.clear()
+        memory = min(MEMORY, available_memory() * 9 // 10)
+        _kept[key] = [make_inputs(case, i) for i in range(n_sets(case, last_level_cache(), memory))]
+    return _kept[key]

@@ -1,0 +1,233 @@
+"""From a run's JSON to tables and a picture, and into docs/performance.md between its markers.
+
+python -m bench.report bench/results/quick.json
+"""
+
+import json
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.environment import ROOT, describe
+from bench.picture import case_label, draw
+from bench.timing import Spread
+from bench.variants import MEASURING, STEPPING, VARIANTS
+
+DOCUMENT = ROOT / "docs" / "performance.md"
+PICTURE = ROOT / "docs" / "images" / "performance.svg"
+BEGIN, END = "<!-- results: begin; written by bench/report.py -->", "<!-- results: end -->"
+
+Info = Mapping[str, Any]
+
+
+# ---- pieces ---------------------------------------------------------------------------------------------------------
+
+
+def ratio(spread: Spread) -> str:
+    """Median and quartiles: 1.04 (1.02–1.07), as many digits as mean something."""
+    digits = 2 if spread.high < 9.995 else 1 if spread.high < 99.95 else 0
+    return f"{spread.median:.{digits}f} ({spread.low:.{digits}f}–{spread.high:.{digits}f})"
+
+
+def seconds(value: float) -> str:
+    for unit, name in ((1.0, "s"), (1e-3, "ms")):
+        if value >= unit:
+            return f"{value / unit:.3g} {name}"
+    return f"{value / 1e-6:.3g} µs"
+
+
+def size(n_bytes: float) -> str:
+    for unit, name in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+        if abs(n_bytes) >= unit:
+            return f"{n_bytes / unit:.3g} {name}"
+    return f"{n_bytes:.0f} B"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A markdown table, its first column a name and the others numbers."""
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+class Notes:
+    """Footnotes: one mark for each text."""
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+
+    def mark(self, text: str) -> str:
+        if text not in self._texts:
+            self._texts.append(text)
+        return f"<sup>{self._texts.index(text) + 1}</sup>"
+
+    def __str__(self) -> str:
+        return "\n".join(f"{i}. {text}." for i, text in enumerate(self._texts, 1))
+
+
+def figure(info: Info, variant: str, key: str) -> Spread | None:
+    found = info["figures"].get(variant, {}).get(key)
+    return None if found is None else Spread(*found)
+
+
+def cell(info: Info, variant: str, key: str, notes: Notes) -> str:
+    """A variant's figure, or a dash with the reason why there is none."""
+    spread = figure(info, variant, key)
+    if spread is not None:
+        return ratio(spread)
+    return "—" + notes.mark(info["not run"].get(variant, "not part of this comparison"))
+
+
+def bandwidth(info: Info) -> str:
+    floor = Spread(*info["figures"]["floor"]["seconds"])
+    return f"{seconds(floor.median)} ({info['bytes moved'] / floor.median / 1e9:.0f} GB/s)"
+
+
+# ---- tables ---------------------------------------------------------------------------------------------------------
+
+
+def comparison(infos: Sequence[Info], variants: Sequence[str], notes: Notes) -> str:
+    """Multiples of the floor, by case and variant; noetherperf also as a multiple of torch's fused step."""
+    head = ["case", "floor", *(label(name, notes) for name in variants), "copy", "noetherperf × torch fused"]
+    rows = [
+        [
+            case_label(info),
+            bandwidth(info),
+            *(cell(info, name, "per floor", notes) for name in (*variants, "copy")),
+            cell(info, "ours", "per fused", notes),
+        ]
+        for info in infos
+    ]
+    return table(head, rows)
+
+
+def label(variant: str, notes: Notes) -> str:
+    found = VARIANTS[variant]
+    return found.label + (notes.mark(found.note) if found.note else "")
+
+
+def against_ours(infos: Sequence[Info], notes: Notes) -> str:
+    """What the measurement costs otherwise, as multiples of noetherperf."""
+    variants = [name for name in MEASURING if name not in ("ours", "unmeasured", "fused")]
+    head = ["case", *(label(name, notes) for name in variants)]
+    return table(head, [[case_label(i), *(cell(i, name, "per ours", notes) for name in variants)] for i in infos])
+
+
+def against_point(infos: Sequence[Info], what: str, notes: Notes) -> str:
+    """Cost against one number: seconds of a step, and multiples of floor and torch."""
+    head = [what, "view", "floor", "noetherperf", "not measuring", "torch fused", "× floor", "× torch fused"]
+    rows = []
+    for info in infos:
+        times = [figure(info, name, "seconds") for name in ("floor", "ours", "unmeasured", "fused")]
+        rows.append(
+            [
+                f"{info['point']:,}",
+                info["view"],
+                *("—" if time is None else seconds(time.median) for time in times),
+                cell(info, "ours", "per floor", notes),
+                cell(info, "ours", "per fused", notes),
+            ]
+        )
+    return table(head, rows)
+
+
+def host(infos: Sequence[Info], notes: Notes) -> str:
+    """Seconds of a step that has next to nothing to compute."""
+    head = ["tensors", "view", "noetherperf", "torch fused", "torch foreach", "torch for-loop", "× torch fused"]
+    rows = [
+        [
+            f"{info['point']:,}",
+            info["view"],
+            *(seconds(info["figures"][name]["seconds"][0]) for name in ("ours", "fused", "foreach", "forloop")),
+            cell(info, "ours", "per fused", notes),
+        ]
+        for info in infos
+    ]
+    return table(head, rows)
+
+
+def memory(infos: Sequence[Info]) -> str:
+    parts = ("moments", "law state", "workspace", "tables", "counted", "grown", "grown at peak")
+    head = ["parameters", "groups", *parts, "buffer of squared gradients"]
+    keys = (*parts, "buffer of squared gradients")
+    rows = [[f"{i['parameters']:,}", f"{i['groups']:,}", *(size(i[key]) for key in keys)] for i in infos]
+    return table(head, rows)
+
+
+SCALING = {
+    "parameters": ("Against the number of parameters", "parameters"),
+    "groups": ("Against the number of groups, 16,000,000 parameters", "groups"),
+    "tensors": ("Against the number of tensors, 16,000,000 parameters, none measured", "tensors"),
+    "threads": ("Against the number of threads, 4096×11008", "threads"),
+}
+
+
+def report(result: Mapping[str, Any]) -> str:
+    """All tables of a run, as markdown."""
+    notes = Notes()
+    infos = [benchmark["extra_info"] for benchmark in result["benchmarks"]]
+    suites: dict[str, list[Info]] = {}
+    for info in infos:
+        suites.setdefault(info["suite"], []).append(info)
+    stepping = [info for info in suites.get("step", []) if info["view"] == "none"]
+    measuring = [info for info in suites.get("step", []) if info["view"] != "none"]
+    pieces = [f'Measured on {describe(result["environment"])}; set "{result["set"]}".']
+
+    def section(title: str, text: str) -> None:
+        pieces.append(f"### {title}\n\n{text}")
+
+    if stepping:
+        section("The step alone, × floor", comparison(stepping, STEPPING, notes))
+    if measuring:
+        section("The step with its measurement, × floor", comparison(measuring, MEASURING, notes))
+        section("The same measurement otherwise, × noetherperf", against_ours(measuring, notes))
+    if "host" in suites:
+        section("Host time of a step: tiny tensors in the cache, Python included", host(suites["host"], notes))
+    for suite, (title, what) in SCALING.items():
+        if suite in suites:
+            section(title, against_point(suites[suite], what, notes))
+    if "memory" in suites:
+        section("Memory that measuring takes", memory(suites["memory"]))
+    if str(notes):
+        pieces.append(str(notes))
+    if result["not timed"]:
+        failures = [[failure["case"], failure["reason"]] for failure in result["not timed"]]
+        section("Without a time", table(["case", "why"], failures))
+    return "\n\n".join(pieces) + "\n"
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+def insert(document: str, text: str) -> str:
+    """The document with the text between its markers.
+
+    Raises:
+        ValueError: It has no markers, or more than one pair.
+    """
+    if document.count(BEGIN) != 1 or document.count(END) != 1 or document.index(BEGIN) > document.index(END):
+        raise ValueError(f"the document must have one line {BEGIN} and after it one line {END}")
+    before, _, rest = document.partition(BEGIN)
+    return f"{before}{BEGIN}\n\n{text}\n{END}{rest.partition(END)[2]}"
+
+
+def compact(text: str) -> str:
+    """JSON with every list of numbers on one line."""
+    return re.sub(r"\[[-+\d.e,\s]+\]", lambda numbers: " ".join(numbers[0].split()), text)
+
+
+def write(path: Path, *, into_docs: bool) -> str:
+    """Write a result's tables and picture beside it, and into the documentation; returns the tables."""
+    result = json.loads(path.read_text())
+    text = report(result)
+    path.with_suffix(".md").write_text(text)
+    drawn = draw(result, PICTURE if into_docs else path.with_suffix(".svg"))
+    if into_docs:
+        picture = f"![Time of a step as a multiple of the memory's floor](images/{PICTURE.name})\n\n" if drawn else ""
+        DOCUMENT.write_text(insert(DOCUMENT.read_text(), picture + text))
+    return text
+
+
+if __name__ == "__main__":
+    print(write(Path(sys.argv[1]), into_docs=True))
