@@ -55,19 +55,20 @@ def check(case: Case, inputs: Inputs, optimizer: nperf.SGD) -> None:
     readout = optimizer.readout()
     c = case.hyper.coefficients(first=False)
     plan = make_plan(optimizer.symmetries, case.names, case.shapes)
+    moments: dict[View, tuple[Tensor, Tensor]] = {}
+    views: dict[int, list[View]] = {}
+    for view in plan.views:
+        views.setdefault(view.tensor, []).append(view)
     for i, name in enumerate(case.names):
-        views = [view for view in plan.views if view.tensor == i]
-        v = buffers[i] if buffers else None
-        v_new = inputs.buffers[i] if buffers else None
-        moments = _check_tensor(name, (before[i], inputs.grads[i], v), (inputs.params[i].detach(), v_new), c, views)
-        for symmetry in optimizer.symmetries:
-            (part,) = plan.parts[symmetry.name]
-            if plan.views[part.view].tensor != i:
-                continue
-            expected, bound = moments[plan.views[part.view]]
-            actual = torch.stack([readout[symmetry.name].moments[moment] for moment in READOUT_MOMENTS])
-            rows = list(READOUT_MOMENTS.values())
-            _close(actual, part.reduce(expected)[rows], part.reduce(bound)[rows], f"moments of {symmetry.name}")
+        v, v_new = (buffers[i], inputs.buffers[i]) if buffers else (None, None)
+        after = inputs.params[i].detach(), v_new
+        moments |= _check_tensor(name, (before[i], inputs.grads[i], v), after, c, views.get(i, []))
+    rows = list(READOUT_MOMENTS.values())
+    for symmetry in optimizer.symmetries:
+        (part,) = plan.parts[symmetry.name]
+        expected, bound = moments[plan.views[part.view]]
+        actual = torch.stack([readout[symmetry.name].moments[moment] for moment in READOUT_MOMENTS])
+        _close(actual, part.reduce(expected)[rows], part.reduce(bound)[rows], f"moments of {symmetry.name}")
 
 
 def _check_tensor(

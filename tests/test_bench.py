@@ -1,0 +1,334 @@
+"""The benchmarks' own arithmetic: ratios of one round, the gate, what is chosen, and what a report says."""
+
+import json
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("noetherperf._cpu", reason="the benchmarks measure the compiled CPU engine, which is not built")
+
+from bench import report
+from bench.cases import EVERYTHING, MODELS, QUICK_STEPS, Case, selected
+from bench.correctness import Mismatch, check
+from bench.inputs import ALIGNMENT, TooLarge, make_inputs, n_sets
+from bench.memory import extra_bytes
+from bench.timing import LEAST_SECONDS, Rounds, Spread, figures, ratios
+from bench.variants import VARIANTS, measured, names_for, ours, plain_sums, views_of
+from noetherperf import reference
+from noetherperf.moments import READOUT_MOMENTS
+
+GIB = 1 << 30
+
+# ---- cases ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "n_parameters", "n_tensors"),
+    [("resnet50", 25_557_032, 161), ("gpt2", 124_439_808, 148), ("vgg16", 40_708_104, 32)],
+)
+def test_models_have_their_known_size(model: str, n_parameters: int, n_tensors: int) -> None:
+    case = Case("step", model, MODELS[model])
+    assert (case.n_parameters, len(case.shapes)) == (n_parameters, n_tensors)
+    assert case.bytes_moved == 20 * n_parameters
+    assert case.bytes_held == 12 * n_parameters
+
+
+def test_names_tell_cases_apart() -> None:
+    assert len({case.name for case in EVERYTHING}) == len(EVERYTHING)
+
+
+def test_every_number_of_parameters_is_about_what_it_says() -> None:
+    for case in EVERYTHING:
+        if case.suite == "parameters":
+            assert case.n_parameters == pytest.approx(case.point, rel=0.02)
+
+
+def test_the_quick_set_is_part_of_the_full_one() -> None:
+    quick = selected("quick")
+    assert set(quick) <= set(selected("full"))
+    assert {case.name for case in quick if case.suite == "step"} <= set(QUICK_STEPS)
+
+
+def test_cases_are_chosen_by_name() -> None:
+    chosen = selected("quick", "gpt2-float16-whole-b0, mlp-*-rows-b0.9")
+    assert chosen[0].name == "gpt2-float16-whole-b0"
+    assert len(chosen) == 5
+    with pytest.raises(ValueError, match="no case is called 'gpt3'"):
+        selected("quick", "gpt3")
+    with pytest.raises(ValueError, match="BENCH='fast' is unknown; choose one of quick, full"):
+        selected("fast")
+
+
+# ---- inputs ---------------------------------------------------------------------------------------------------------
+
+SMALL = Case("step", "small", ((7, 5, 3), (4,), (33, 17)), view="both")
+
+
+def test_inputs_are_aligned_apart_and_different() -> None:
+    one, two = make_inputs(SMALL, 0), make_inputs(SMALL, 1)
+    tensors = [x for inputs in (one, two) for x in (*inputs.params, *inputs.grads, *inputs.buffers)]
+    assert all(x.data_ptr() % ALIGNMENT == 0 for x in tensors)
+    regions = sorted((x.data_ptr(), x.data_ptr() + x.nbytes) for x in tensors)
+    assert all(end <= begin for (_, end), (begin, _) in pairwise(regions))
+    assert not torch.equal(one.grads[0], two.grads[0])
+    assert [p.shape for p in one.params] == [torch.Size(s) for s in SMALL.shapes]
+
+
+def test_input_sets_exceed_the_cache_and_fit_into_memory() -> None:
+    case = Case("step", "matrix", ((1 << 14, 1 << 14),))  # 3 GiB of p, g, v
+    assert n_sets(case, cache=8 * GIB, memory=100 * GIB) == 6
+    assert n_sets(case, cache=0, memory=100 * GIB) == 2
+    assert n_sets(case, cache=8 * GIB, memory=18 * GIB) == 3
+    with pytest.raises(TooLarge, match=r"needs 6\.0 GiB of memory, and may take 5\.0"):
+        n_sets(case, cache=0, memory=5 * GIB)
+
+
+# ---- timing ---------------------------------------------------------------------------------------------------------
+
+
+class Machine:
+    """A clock that goes on only by what steps say they take, and a machine that may turn slower."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.slowness = 1.0
+        self.log: list[str] = []
+
+    def step(self, name: str, seconds: float) -> Callable[[], None]:
+        def run() -> None:
+            self.now += self.slowness * seconds
+            self.log.append(name)
+
+        return run
+
+    def clock(self) -> float:
+        return self.now
+
+
+def test_spread_is_median_and_quartiles() -> None:
+    assert Spread.of([3.0, 1.0, 2.0, 5.0, 4.0]) == (3.0, 2.0, 4.0)
+    assert Spread.of([7.0]) == (7.0, 7.0, 7.0)
+
+
+def test_ratios_are_of_the_same_round() -> None:
+    """A machine that turns three times slower changes no ratio; a ratio of medians would."""
+    machine = Machine()
+    rounds = Rounds({"floor": [machine.step("floor", 1.0)], "ours": [machine.step("ours", 1.25)]}, clock=machine.clock)
+    for slowness in (1.0, 3.0, 3.0, 1.0, 7.0):
+        machine.slowness = slowness
+        rounds.run()
+    assert rounds.times["floor"] == [1.0, 3.0, 3.0, 1.0, 7.0]
+    assert ratios(rounds.times, "floor")["ours"] == (1.25, 1.25, 1.25)
+    assert rounds.total("ours") == 1.25 * 15.0
+    found = figures(rounds.times)
+    assert found["ours"]["seconds"] == (3.75, 1.25, 3.75)
+    assert found["floor"]["per ours"] == (0.8, 0.8, 0.8)
+    assert "per fused" not in found["ours"]
+
+
+def test_the_order_changes_and_each_step_takes_the_next_set() -> None:
+    machine = Machine()
+    names = ("a", "b", "c")
+    steps = {name: [machine.step(f"{name}{i}", 1.0) for i in range(4)] for name in names}
+
+    def run(seed: int) -> list[str]:
+        machine.log.clear()
+        rounds = Rounds(steps, seed=seed, clock=machine.clock)
+        for _ in range(20):
+            rounds.run()
+        return machine.log.copy()
+
+    log = run(0)
+    assert [int(entry[1]) for entry in log] == [i % 4 for i in range(60)]
+    orders = {"".join(entry[0] for entry in log[i : i + 3]) for i in range(0, 60, 3)}
+    assert len(orders) == 6
+    assert run(0) == log
+    assert run(1) != log
+
+
+def test_short_steps_are_timed_together() -> None:
+    machine = Machine()
+    rounds = Rounds(
+        {"a": [machine.step("a", LEAST_SECONDS / 10)], "b": [machine.step("b", LEAST_SECONDS)]}, clock=machine.clock
+    )
+    assert rounds.calibrate(seconds=115 * LEAST_SECONDS, least=3) == 10
+    assert rounds.repeats == 10
+    assert rounds.times == {"a": [], "b": []}
+    rounds.run()
+    assert rounds.times["a"][0] == pytest.approx(LEAST_SECONDS / 10)
+    assert rounds.calibrate(seconds=0.0, least=3) == 3
+
+
+# ---- the gate -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
+@pytest.mark.parametrize("view", ["none", "rows", "columns", "both", "whole"])
+def test_the_gate_admits_a_right_step(view: str, dtype: str, momentum: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.correctness.CHUNK", 100)  # several chunks a tensor
+    case = Case("step", "small", SMALL.shapes, dtype, view, momentum)
+    inputs = make_inputs(case, 0)
+    check(case, inputs, ours(case, inputs))
+
+
+@pytest.mark.parametrize("what", ["parameter", "buffer", "moments"])
+def test_the_gate_refuses_a_wrong_step(what: str) -> None:
+    inputs = make_inputs(SMALL, 0)
+    optimizer = ours(SMALL, inputs)
+
+    @torch.no_grad()
+    def spoil(*_: Any) -> None:
+        match what:
+            case "parameter":
+                inputs.params[2][32, 16] *= 1 + 1e-5
+            case "buffer":
+                inputs.buffers[0][0, 0, 0] += 1e-4
+            case "moments":
+                optimizer._prepare()[0].measurement.moments[READOUT_MOMENTS["dot_pg"], 3] += 1e-9
+
+    optimizer.register_step_post_hook(spoil)
+    with pytest.raises(Mismatch, match=f"{what} .*beyond its bound"):
+        check(SMALL, inputs, optimizer)
+
+
+# ---- variants -------------------------------------------------------------------------------------------------------
+
+
+def test_variants_fit_their_cases() -> None:
+    for case in EVERYTHING:
+        assert set(names_for(case)) <= set(VARIANTS)
+        assert "ours" in names_for(case)
+        assert "fused" in names_for(case)
+
+
+COMPILED = [
+    pytest.param(name, marks=[pytest.mark.slow, pytest.mark.filterwarnings("ignore")])
+    for name in ("compiled", "compiled_measured")
+]
+
+
+@pytest.mark.parametrize("name", ["fused", "foreach", "forloop", "eager", "norms", "paper", *COMPILED])
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+def test_peers_make_the_same_step(name: str, momentum: float) -> None:
+    case = Case("step", "small", SMALL.shapes, view="rows", momentum=momentum)
+    mine, theirs = make_inputs(case, 0), make_inputs(case, 0)
+    ours(case, mine).step()
+    (step,) = VARIANTS[name].make(case, [theirs], **VARIANTS[name].how)
+    step()
+    for one, two in zip((*mine.params, *mine.buffers), (*theirs.params, *theirs.buffers), strict=True):
+        torch.testing.assert_close(one, two)
+
+
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+def test_users_sums_are_the_moments(momentum: float) -> None:
+    """The peers measure what noetherperf measures; else their times would mean nothing."""
+    case = Case("step", "small", SMALL.shapes, "float64", "both", momentum)
+    inputs = make_inputs(case, 0)
+    p, v = [p.detach().clone() for p in inputs.params], [v.clone() for v in inputs.buffers]
+    optimizer = ours(case, inputs, measuring=False)
+    c = case.hyper.coefficients(first=False)
+    params = [p.detach() for p in inputs.params]
+    found = measured(optimizer.step, params, inputs.grads, inputs.buffers, views_of(case), plain_sums)
+    assert len(found) == len(views_of(case)) == 5
+    for view, sums in zip(views_of(case), found, strict=True):
+        i = view.tensor
+        _, v_new, u = reference.step(p[i], inputs.grads[i], v[i] if v else None, c)
+        expected = reference.moments(view.grouped, inputs.params[i].detach(), p[i], inputs.grads[i], u, v_new, c)
+        torch.testing.assert_close(torch.stack(sums), expected[:6])
+
+
+def test_extra_bytes_grow_with_groups_and_not_with_parameters() -> None:
+    def total(shape: tuple[int, int]) -> int:
+        case = Case("memory", "matrix", (shape,), view="rows")
+        return sum(extra_bytes(ours(case, make_inputs(case, 0))).values())
+
+    assert total((10, 1000)) == total((10, 10))
+    per_group = (total((1010, 10)) - total((10, 10))) / 1000
+    assert 64 <= per_group <= 1024
+
+
+# ---- the report -----------------------------------------------------------------------------------------------------
+
+
+def test_numbers_are_readable() -> None:
+    assert report.ratio(Spread(1.0449, 1.02, 1.0701)) == "1.04 (1.02–1.07)"
+    assert report.ratio(Spread(12.34, 9.0, 15.0)) == "12.3 (9.0–15.0)"
+    assert [report.seconds(x) for x in (1.5, 0.0123, 4.2e-6)] == ["1.5 s", "12.3 ms", "4.2 µs"]
+    assert [report.size(x) for x in (12, 3 << 10, 5 << 20, -(6 << 30))] == ["12 B", "3 KiB", "5 MiB", "-6 GiB"]
+
+
+def result() -> dict[str, Any]:
+    """A run of one case, as a machine would time it on which noetherperf takes 1.25 floors and fused 2."""
+    times = {"floor": [1.0, 2.0, 4.0], "copy": [1.5, 3.0, 6.0], "ours": [1.25, 2.5, 5.0], "fused": [2.0, 4.0, 8.0]}
+    info = {
+        "case": "mlp-float32-rows-b0.9",
+        "suite": "step",
+        "model": "mlp",
+        "dtype": "float32",
+        "view": "rows",
+        "momentum": 0.9,
+        "bytes moved": 10e9,
+        "figures": {name: {k: list(s) for k, s in found.items()} for name, found in figures(times).items()},
+        "not run": {"norms": "the norms are away"},
+    }
+    environment = {
+        "date": "today",
+        "cpu": "a processor",
+        "threads": 2,
+        "caches": {"L1 data": "48K"},
+        "system": "Linux",
+        "python": "3",
+        "torch": "2",
+        "noetherperf": "0",
+        "instructions": "avx",
+        "commit": "abc",
+        "dirty": True,
+    }
+    failed = [{"case": "gpt2-float32-rows-b0.9", "reason": "parameter w0: 1 beyond its bound"}]
+    return {
+        "benchmarks": [{"extra_info": info}],
+        "environment": environment,
+        "set": "quick",
+        "not timed": failed,
+    }
+
+
+def test_a_report_shows_ratios_reasons_and_failures(tmp_path: Path) -> None:
+    path = tmp_path / "part.json"
+    path.write_text(json.dumps(result()))
+    text = report.write(path, into_docs=False)
+    (row,) = (line for line in text.splitlines() if line.startswith("| mlp, rows | 2 s (5 GB/s) |"))
+    cells = [cell.strip() for cell in row.split("|")]
+    assert "1.25 (1.25–1.25)" in cells
+    assert "0.62 (0.62–0.62)" in cells
+    assert "the norms are away." in text
+    assert "| gpt2-float32-rows-b0.9 | parameter w0: 1 beyond its bound |" in text
+    assert "at abc with uncommitted changes" in text
+    assert (tmp_path / "part.md").read_text() == text
+    picture = (tmp_path / "part.svg").read_text()
+    assert "mlp, rows" in picture
+    assert VARIANTS["fused"].label in picture
+    assert VARIANTS["foreach"].label not in picture
+
+
+def test_a_report_goes_between_its_markers_again_and_again() -> None:
+    document = f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n"
+    once = report.insert(document, "new\n")
+    assert once == f"before\n{report.BEGIN}\n\nnew\n\n{report.END}\nafter\n"
+    assert report.insert(once, "new\n") == once
+    with pytest.raises(ValueError, match="must have one line"):
+        report.insert("no markers", "new")
+    report.insert(report.DOCUMENT.read_text(), "")  # the real one has them
+
+
+def test_compact_json_is_the_same_json() -> None:
+    data = {"a": [1.5, -2e-7, 3], "b": {"c": [], "d": ["x, 1", [1, 2]]}, "e": math.pi}
+    text = report.compact(json.dumps(data, indent=4))
+    assert json.loads(text) == data
+    assert '"a": [ 1.5, -2e-07, 3 ]' in text
