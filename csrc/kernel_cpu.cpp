@@ -166,24 +166,30 @@ struct Float16 {
 template <class V>
 constexpr int n_parts = sizeof(V) / sizeof(F64) * (sizeof(std::declval<V>()[0]) == 4 ? 2 : 1);
 
-#if defined(__AVX512F__)  // GCC takes four instructions a half where the machine has one
-inline F64 part(const F32& x, int which) {
-  return (F64)_mm512_cvtps_pd(which == 0 ? _mm512_castps512_ps256((__m512)x) : _mm512_extractf32x8_ps((__m512)x, 1));
+template <int which, size_t... I>
+inline F64 half(const F32& x, std::index_sequence<I...>) {
+  return __builtin_convertvector(__builtin_shufflevector(x, x, static_cast<int>(which * W + I)...), F64);
 }
-#else
-template <size_t... I>
-inline F64 half(const F32& x, int which, std::index_sequence<I...>) {
-  const F32Half part = which == 0 ? __builtin_shufflevector(x, x, static_cast<int>(I)...)
-                                  : __builtin_shufflevector(x, x, static_cast<int>(W + I)...);
+
+// Splits x into float64 parts. memory holds x, or is null where it lies in a register only: on x86 a conversion that
+// reads memory (just written, so in the store buffer or the nearest cache) spares the arithmetic ports two shuffles.
+inline void split(const F64& x, const double*, F64* parts) { parts[0] = x; }
+inline void split(const F32& x, const float* memory, F64* parts) {
 #if defined(__AVX2__)
-  return (F64)_mm256_cvtps_pd((__m128)part);
+  float spilled[2 * W];
+  if (memory == nullptr) {
+    store_vector(spilled, x);
+    memory = spilled;
+  }
+  using Unaligned = float __attribute__((vector_size(4 * W), aligned(4), may_alias));
+  for (int h = 0; h < 2; ++h)
+    __asm__("vcvtps2pd %1, %0" : "=v"(parts[h]) : "m"(*reinterpret_cast<const Unaligned*>(memory + h * W)));
 #else
-  return __builtin_convertvector(part, F64);
+  static_cast<void>(memory);
+  parts[0] = half<0>(x, std::make_index_sequence<W>());
+  parts[1] = half<1>(x, std::make_index_sequence<W>());
 #endif
 }
-inline F64 part(const F32& x, int which) { return half(x, which, std::make_index_sequence<W>()); }
-#endif
-inline F64 part(const F64& x, int) { return x; }
 
 // The sums of W vectors, element i that of vector i: a transposition and its additions at once.
 inline F64 sum_each(const F64* x) {
@@ -209,13 +215,13 @@ inline F64 sum_each(const F64* x) {
 #endif
 }
 
-// One vector of elements: loaded, stepped, stored. n < N touches the first n only.
+// One vector of elements, loaded, stepped and stored, and its values in float64. n < N touches the first n only.
 template <class Type, Mode mode, bool whole>
 struct Elements {
   using Element = typename Type::Element;
   using Raw = typename Type::Raw;
   using Vec = typename Type::Vec;
-  Vec p, g, v, u, stored;
+  static constexpr int parts = n_parts<Vec>;
 
   static Vec load(const Element* from, int64_t n) {
     if constexpr (whole) return Type::widen(load_vector<Raw>(from));
@@ -230,27 +236,43 @@ struct Elements {
     }
   }
 
-  inline __attribute__((always_inline)) Elements(Element* p_ptr, const Element* g_ptr, Element* v_ptr, int64_t n,
-                                                 const Coefficients<typename Type::Scalar>& c) {
-    p = load(p_ptr, n);
-    if constexpr (mode == Mode::measure) {
-      g = load(v_ptr, n);
-      v = u = Vec{};
-      stored = p;
+  // The parts of a value that stands at an address of its tensor too, in the type it is computed in or in another.
+  static void split_at(const Vec& x, const Element* at, F64* to) {
+    if constexpr (whole && sizeof(Raw) == sizeof(Vec)) {
+      split(x, at, to);
     } else {
-      g = load(g_ptr, n);
-      v = reads_buffer(mode) ? load(v_ptr, n) : Vec{};
-      stored = p;
-      update<mode>(stored, g, v, u, c);
-      const Raw raw = Type::narrow(stored);
-      store(p_ptr, raw, n);
-      stored = Type::widen(raw);
-      if constexpr (writes_buffer(mode)) store(v_ptr, Type::narrow(v), n);
+      split(x, nullptr, to);
     }
   }
 
-  inline __attribute__((always_inline)) void add_part(int which, F64* moments) const {
-    accumulate<mode>(moments, part(stored, which), part(p, which), part(g, which), part(u, which), part(v, which));
+  template <bool measured>
+  static inline __attribute__((always_inline)) void step(Element* p_ptr, const Element* g_ptr, Element* v_ptr,
+                                                         int64_t n, const Coefficients<typename Type::Scalar>& c,
+                                                         F64 (&values)[5][parts]) {
+    auto& [stored_parts, p_parts, g_parts, u_parts, v_parts] = values;
+    Vec p = load(p_ptr, n), v{}, u{};
+    if constexpr (measured) split_at(p, p_ptr, p_parts);
+    if constexpr (mode == Mode::measure) {
+      split_at(p, p_ptr, stored_parts);
+      split_at(load(v_ptr, n), v_ptr, g_parts);
+      for (int h = 0; h < parts; ++h) u_parts[h] = v_parts[h] = F64{};
+      return;
+    }
+    const Vec g = load(g_ptr, n);
+    if constexpr (measured) split_at(g, g_ptr, g_parts);
+    if constexpr (reads_buffer(mode)) v = load(v_ptr, n);
+    update<mode>(p, g, v, u, c);
+    const Raw stored = Type::narrow(p);
+    store(p_ptr, stored, n);
+    if constexpr (writes_buffer(mode)) store(v_ptr, Type::narrow(v), n);
+    if constexpr (!measured) return;
+    split_at(Type::widen(stored), p_ptr, stored_parts);
+    if constexpr (mode == Mode::momentum) {
+      split_at(u, v_ptr, u_parts);
+    } else {
+      split(u, nullptr, u_parts);
+    }
+    if constexpr (n_accumulated(mode) > dot_uv) split_at(v, v_ptr, v_parts);
   }
 };
 
@@ -273,18 +295,23 @@ inline __attribute__((always_inline)) void vector_column(const Block& b, const C
     Element* const p = static_cast<Element*>(b.p) + at;
     const Element* const g = static_cast<const Element*>(b.g) + at;
     Element* const v = static_cast<Element*>(b.v) + at;
-    if constexpr (by_col && n_rows > 1) {  // runs this short defeat the hardware's prefetching; into L2, not L1, where
-      constexpr int to_l2 = 2;             // rows a power of two apart would push each other out
-      const int64_t next = n_rows * b.row_stride;
-      __builtin_prefetch(p + next, 0, to_l2);
-      if constexpr (mode != Mode::measure) __builtin_prefetch(g + next, 0, to_l2);
-      if constexpr (mode == Mode::measure || reads_buffer(mode)) __builtin_prefetch(v + next, 0, to_l2);
+    if constexpr (by_row || by_col) {
+      // With moments to take, too little of the work ahead is in flight for the hardware to keep memory busy. Several
+      // rows at once are as many streams, of which less must be asked for early.
+      constexpr int64_t ahead = (by_col ? 256 : 1024) / sizeof(Element);
+      __builtin_prefetch(p + ahead);
+      if constexpr (mode != Mode::measure) __builtin_prefetch(g + ahead);
+      if constexpr (mode == Mode::measure || reads_buffer(mode)) __builtin_prefetch(v + ahead);
     }
-    const Elements<Type, mode, whole> x(p, g, v, n, c);
+    F64 values[5][parts];
+    Elements<Type, mode, whole>::template step<by_row || by_col>(p, g, v, n, c, values);
+    if constexpr (by_row || by_col) {
 #pragma GCC unroll 2
-    for (int h = 0; h < parts; ++h) {
-      if constexpr (by_col) x.add_part(h, col_acc[h]);
-      if constexpr (by_row) x.add_part(h, row_acc[r]);
+      for (int h = 0; h < parts; ++h) {
+        const auto& [stored_x, p_x, g_x, u_x, v_x] = values;
+        if constexpr (by_col) accumulate<mode>(col_acc[h], stored_x[h], p_x[h], g_x[h], u_x[h], v_x[h]);
+        if constexpr (by_row) accumulate<mode>(row_acc[r], stored_x[h], p_x[h], g_x[h], u_x[h], v_x[h]);
+      }
     }
   }
   if constexpr (by_col)

@@ -15,8 +15,9 @@ namespace noetherperf {
 
 namespace {
 
-constexpr int64_t chunk_cols = 512;  // columns summed by position at a time: 24 KB of float64 accumulators
-constexpr int64_t staging_rows = 8;  // rows copied together from a tensor that is no matrix in memory
+constexpr int64_t chunk_cols = 8192;   // columns summed by position at a time: 384 KB of float64 sums, for the L2
+constexpr int64_t staging_cols = 512;  // what is copied together from a tensor that is no matrix in memory
+constexpr int64_t staging_rows = 8;
 constexpr int64_t element_size[n_dtypes] = {4, 8, 2, 2};
 
 // One tile's work.
@@ -44,14 +45,14 @@ double* sums_of(const Problem& problem, const View& view, int64_t slice, int m) 
   return problem.workspace + view.workspace + (slice * n_moments + m) * view.n_segments;
 }
 
-// Copies rows × width elements between a tensor of any strides and a dense buffer of row length chunk_cols.
+// Copies rows × width elements between a tensor of any strides and a dense buffer of row length staging_cols.
 template <class T, bool gather>
 void copy_strided(const Job& job, int64_t Dim::* stride, void* base, void* buffer, int64_t row, int64_t rows,
                   int64_t col, int64_t width) {
   const Dim* dims = job.problem.dims + job.tensor.dims;
   const int n = job.tensor.n_dims;
   for (int64_t r = 0; r < rows; ++r) {
-    T* dense = static_cast<T*>(buffer) + r * chunk_cols;
+    T* dense = static_cast<T*>(buffer) + r * staging_cols;
     int64_t linear = (row + r) * job.tensor.n_cols + col;
     for (int64_t done = 0; done < width;) {  // a run along the innermost axis at a time
       int64_t rest = (linear + done) / dims[n - 1].size;
@@ -102,13 +103,13 @@ void step_part(const Job& job, BlockKernel kernel, Block block, int64_t row, int
     return kernel(block);
   }
   uint64_t* const staging = job.scratch.staging.data();
-  void* const buffers[3] = {staging, staging + staging_rows * chunk_cols, staging + 2 * staging_rows * chunk_cols};
+  void* const buffers[3] = {staging, staging + staging_rows * staging_cols, staging + 2 * staging_rows * staging_cols};
   const bool measuring = job.mode == Mode::measure;
   const bool uses_buffer = measuring || reads_buffer(job.mode);
   block.p = buffers[0];
   block.g = buffers[1];
   block.v = buffers[2];
-  block.row_stride = chunk_cols;
+  block.row_stride = staging_cols;
   for (int64_t r = 0; r < rows; r += staging_rows) {
     block.rows = std::min(staging_rows, rows - r);
     const auto copy = [&](auto direction, int64_t Dim::* stride, int which) {
@@ -183,9 +184,13 @@ void run_tile(const Job& job) {
     }
   }
 
-  const bool chunked = n_col_views > 0 || !tensor.dense;
+  // Columns are walked in equal chunks, as wide as the sums by position allow: short runs of memory are slow runs.
+  const int64_t cols = tile.col_end - tile.col_begin;
+  const int64_t widest = !tensor.dense ? staging_cols : n_col_views > 0 ? chunk_cols : cols;
+  const int64_t n_chunks = (cols + widest - 1) / widest;
+  const int64_t chunk = std::min(((cols + n_chunks - 1) / n_chunks + 63) / 64 * 64, widest);
   for (int64_t col = tile.col_begin; col < tile.col_end;) {
-    const int64_t width = chunked ? std::min(chunk_cols, tile.col_end - col) : tile.col_end - col;
+    const int64_t width = std::min(chunk, tile.col_end - col);
     block.fresh = true;
     step_part(job, kernel, block, tile.row_begin, rows, col, width);
     for (int k = 0; k < n_col_views; ++k) {
@@ -292,7 +297,7 @@ void Engine::run(const Inputs& inputs, int n_threads) {
     for (Scratch& scratch : scratch_) {
       scratch.row_sums.resize(n_moments * max_tile_rows_);
       scratch.col_sums.resize(n_moments * (chunk_cols + col_sums_padding));
-      scratch.staging.resize(3 * staging_rows * chunk_cols);
+      scratch.staging.resize(3 * staging_rows * staging_cols);
     }
   }
   if (!measuring && problem.n_spans > 0) {

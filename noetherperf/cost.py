@@ -49,8 +49,8 @@ class Cost:
     def __str__(self) -> str:
         return (
             f"{self.n_parameters:,} parameters, {self.n_segments:,} segments: a step moves {_bytes(self.step)}, "
-            f"measuring adds {_bytes(self.measuring)} ({100 * self.overhead:.2f} %) and keeps {_bytes(self.state)} of state and "
-            f"{_bytes(self.workspace)} of workspace"
+            f"measuring adds {_bytes(self.measuring)} ({100 * self.overhead:.2f} %) and keeps "
+            f"{_bytes(self.state)} of state and {_bytes(self.workspace)} of workspace"
         )
 
 

@@ -82,6 +82,7 @@ DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 
 TILE_ELEMENTS = 1 << 16  # enough to hide what a tile costs, few enough to balance threads
 MIN_TILE_ROWS = 256  # of a tile that sums over rows: its slice is then 1/256 of what it reads, in float64 moments
 MAX_SLICES = 16
+MIN_TILE_COLS = 4096  # and its runs of memory are then long enough for the hardware's prefetching
 MIN_COLS = 512  # matrices narrower than this and summed by position only are widened by merging rows
 SHORT_RUN = 16  # contiguous groups shorter than this are summed by position: no horizontal sums
 SPAN_SEGMENTS = 2048
@@ -168,10 +169,7 @@ def _tiles(n_rows: int, n_cols: int, sums: dict[int, int | _Column]) -> tuple[li
     if any(s.inner * s.n_segments != n_cols for s in columns):
         return rows, [(0, n_cols)]  # segments that come again along the columns are not cut
     unit = lcm(64, *(s.inner for s in columns))
-    height = rows[0][1] - rows[0][0]
-    return rows, _pieces(
-        n_cols, max(MIN_COLS, TILE_ELEMENTS // height), unit, MAX_SLICES if rows_per_segment else n_cols
-    )
+    return rows, _pieces(n_cols, MIN_TILE_COLS, unit, MAX_SLICES if rows_per_segment else n_cols)
 
 
 def make_tables(plan: Plan, params: Sequence[Tensor], hyper_index: Sequence[int]) -> Tables:
