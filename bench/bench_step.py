@@ -12,7 +12,7 @@ from bench.correctness import check
 from bench.inputs import Inputs, TooLarge, input_sets
 from bench.settings import SETTINGS
 from bench.timing import Rounds, Step, figures
-from bench.variants import FLOORS, VARIANTS, Unavailable, floor, names_for, ours
+from bench.variants import FLOORS, OURS, VARIANTS, Unavailable, floor, names_for, ours
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch.compile warns about itself
 
@@ -33,7 +33,7 @@ def threads(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def admit(case: Case, sets: list[Inputs]) -> tuple[dict[str, list[Step]], dict[str, str]]:
-    """The variants that can run the case, each stepped once on every input set, and why the others cannot."""
+    """The variants that can run the case, and why the others cannot; what a first step sets up is set up."""
     admitted, reasons = {}, {}
     for name in names_for(case):
         variant = VARIANTS[name]
@@ -42,12 +42,12 @@ def admit(case: Case, sets: list[Inputs]) -> tuple[dict[str, list[Step]], dict[s
             continue
         try:
             steps = variant.make(case, sets, **variant.how)
-            for step in steps:
+            for step in steps if name in OURS else steps[:1]:
                 step()
         except Unavailable as error:
             reasons[name] = str(error)
         except Exception as error:
-            if name in ("ours", "unmeasured"):
+            if name in OURS:
                 raise
             reasons[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
         else:
@@ -70,7 +70,7 @@ def test_step(case: Case, benchmark: BenchmarkFixture) -> None:
     reasons |= {name: "needs two input sets, and memory holds one" for name in FLOORS if name not in floors}
     rounds = Rounds({**floors, **steps})
     _running[:] = [rounds]
-    n_rounds = rounds.calibrate(SETTINGS.seconds, SETTINGS.least_rounds)
+    n_rounds = rounds.calibrate(SETTINGS.seconds_for(case), SETTINGS.least_rounds)
     benchmark.pedantic(rounds.run, rounds=SETTINGS.rounds or n_rounds)
 
     info: dict[str, Any] = {

@@ -169,7 +169,7 @@ def _everything() -> Iterator[Case]:
         yield Case("tensors", f"tensors{n}", ((4000, 4000 // n) if n < 1000 else (128, 128_000 // n),) * n, point=n)
     n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for n in sorted({n_cores, *(1 << i for i in range(n_cores.bit_length()) if 1 << i <= n_cores)}):
-        yield Case("threads", f"threads{n}", MODELS["matrix"], view="both", threads=n, point=n)
+        yield Case("threads", f"threads{n}", ((4096, 4096),), view="both", threads=n, point=n)
 
 
 EVERYTHING = tuple(_everything())
@@ -189,7 +189,6 @@ QUICK_STEPS = (
     "matrix-bfloat16-both-b0.9",
     "resnet50-bfloat16-both-b0.9",
     "resnet50-float32-both-b0",
-    "gpt2-float32-both-b0.9",
     "embedding-float32-rows-b0.9",
     "mlp-float32-both-b0.9",
 )
@@ -200,7 +199,9 @@ def _in_quick(case: Case) -> bool:
         case "step":
             return case.name in QUICK_STEPS and not (case.view == "whole" and case.model != "resnet50")
         case "parameters":
-            return case.point <= 100_000_000
+            return case.point <= 10_000_000
+        case "groups":
+            return case.point in (1, 10_000, 1_000_000)
         case _:
             return True
 

@@ -61,4 +61,4 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if WRITTEN in config.stash:
         path = config.stash[WRITTEN]
         path.write_text(report.compact(path.read_text()))
-        terminalreporter.write_line(report.write(path, into_docs=path.stem != PART))
+        terminalreporter.write_line(report.write(path, into_docs=path.parent == RESULTS and path.stem != PART))

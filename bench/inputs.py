@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from bench.cases import Case
 
 MEMORY = 12 << 30  # that a case may take, in bytes
-MAX_SETS = 12
-ALIGNMENT = 64  # of every tensor's first byte, as torch's allocator gives it
+MAX_SETS = 6
 PERIOD = 1_000_003  # random numbers repeat after so many; prime, so that no two rows of a tensor are alike
 
 
@@ -35,18 +34,18 @@ def _numbers() -> Tensor:
 
 
 def _tensors(case: Case, phase: int) -> list[Tensor]:
-    """Tensors of a case's shapes, one after the other in one piece of memory."""
-    dtype = case.torch_dtype
-    unit = ALIGNMENT // dtype.itemsize
-    starts, end = [], 0
+    """Tensors of a case's shapes, each where torch's allocator puts it."""
+    numbers = _numbers().to(case.torch_dtype)
+    tensors, start = [], 31 * phase
     for shape in case.shapes:
-        starts.append(end)
-        end += -(-prod(shape) // unit) * unit
-    numbers = _numbers().roll(phase).to(dtype)
-    memory = torch.empty(end, dtype=dtype)
-    for at in range(0, end, PERIOD):
-        memory[at : at + PERIOD] = numbers[: min(PERIOD, end - at)]
-    return [memory[at : at + prod(s)].view(s) for at, s in zip(starts, case.shapes, strict=True)]
+        flat = torch.empty(prod(shape), dtype=case.torch_dtype)
+        at = 0
+        while at < len(flat):
+            piece = numbers[start % PERIOD :][: len(flat) - at]
+            flat[at : at + len(piece)] = piece
+            at, start = at + len(piece), start + len(piece)
+        tensors.append(flat.view(shape))
+    return tensors
 
 
 def make_inputs(case: Case, number: int) -> Inputs:
@@ -82,7 +81,7 @@ def available_memory() -> int:
 
 
 def n_sets(case: Case, cache: int, memory: int) -> int:
-    """How many input sets: twice the last cache, within the memory that a case may take.
+    """How many input sets: up to twice the last cache and what memory allows; two for host time alone.
 
     Beside each set stand the floor's streams, as large as the bytes that it moves ask for; before that, during the
     gate, copies of one set's parameters and buffers.
@@ -95,7 +94,7 @@ def n_sets(case: Case, cache: int, memory: int) -> int:
     def needed(n: int) -> int:
         return n * case.bytes_held + max(n * streams, case.bytes_held)
 
-    n = min(MAX_SETS, max(2, -(-2 * cache // case.bytes_held)))
+    n = min(2 if case.suite == "host" else MAX_SETS, max(2, -(-2 * cache // case.bytes_held)))
     while n and needed(n) > memory:
         n -= 1
     if n == 0:

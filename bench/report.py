@@ -159,7 +159,7 @@ SCALING = {
     "parameters": ("Against the number of parameters", "parameters"),
     "groups": ("Against the number of groups, 16,000,000 parameters", "groups"),
     "tensors": ("Against the number of tensors, 16,000,000 parameters, none measured", "tensors"),
-    "threads": ("Against the number of threads, 4096×11008", "threads"),
+    "threads": ("Against the number of threads, 4096×4096", "threads"),
 }
 
 

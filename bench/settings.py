@@ -14,7 +14,7 @@ class Settings:
         which: "quick" or "full" (BENCH).
         patterns: Names of cases (BENCH_CASES), "" for the whole set.
         rounds: Of every case (BENCH_ROUNDS); 0: as many as fit into its seconds.
-        seconds: For the rounds of a case (BENCH_SECONDS).
+        seconds: For the rounds of a comparison of steps (BENCH_SECONDS); a point of a curve has a third of them.
     """
 
     which: str
@@ -41,9 +41,12 @@ class Settings:
         """Whether a case's variants that torch.compile must first compile, some for minutes, take part."""
         return self.which == "full" or bool(self.patterns) or case.name == "mlp-float32-both-b0.9"
 
+    def seconds_for(self, case: Case) -> float:
+        return self.seconds if case.suite == "step" else self.seconds / 3
+
     @property
     def least_rounds(self) -> int:
-        return 15 if self.which == "full" else 7
+        return 15 if self.which == "full" else 5
 
 
 SETTINGS = Settings.read()

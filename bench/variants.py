@@ -267,6 +267,7 @@ VARIANTS: dict[str, Variant] = {
     ),
 }
 
+OURS = ("ours", "unmeasured")
 FLOORS = ("floor", "copy")
 STEPPING = ("ours", "fused", "foreach", "forloop", "compiled")
 MEASURING = ("ours", "unmeasured", "fused", "eager", "norms", "compiled_measured", "paper")
