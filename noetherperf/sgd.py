@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ from noetherperf.symmetry import Symmetry, from_json, to_json, validate
 
 MEASUREMENT_VERSION = 1
 
+T = TypeVar("T")
+
 
 @dataclass
 class _Device:
@@ -29,6 +31,11 @@ class _Device:
     plan: Plan
     measurement: Measurement
     engine: Engine
+    alone: bool  # there is no other device
+
+    def pick(self, values: list[T]) -> list[T]:
+        """This device's values among those of all parameters."""
+        return values if self.alone else [values[i] for i in self.members]
 
 
 class SGD(Optimizer):
@@ -164,6 +171,8 @@ class SGD(Optimizer):
         if self._devices is not None:
             return self._devices
         self._params = [p for group in self.param_groups for p in group["params"]]
+        self._state_keys: list[int] | None = None
+        self._state_order: list[int] = []
         names = self._names()
         self._labels = [
             name or f"parameter {i} of group {g}"
@@ -191,7 +200,7 @@ class SGD(Optimizer):
             engine = backend.engine(
                 plan, params, [self._labels[i] for i in members], [hyper_index[i] for i in members], measurement
             )
-            devices.append(_Device(members, backend, plan, measurement, engine))
+            devices.append(_Device(members, backend, plan, measurement, engine, len(by_device) == 1))
         self._openness = Openness(self._symmetries, self._labels, hyper_index)
         if self._open_reasons is not None:
             self._openness.load_state_dict(self._open_reasons)
@@ -234,47 +243,47 @@ class SGD(Optimizer):
                 loss = closure()
 
         devices = self._prepare()
-        all_grads = [p.grad for p in self._params]
-        work = []
+        grads = [p.grad for p in self._params]
         for device in devices:
-            grads = [all_grads[i] for i in device.members]
-            device.engine.admit(grads)
-            work.append((device, grads))
+            device.engine.admit(device.pick(grads))
         if not self._began:
             self._begin()
 
         hypers = [Hyper.of(group) for group in self.param_groups]
-        first_of_all = bytearray(len(self._params))
-        for device, grads in work:
-            buffers, first = self._buffers(device.members, grads)
-            device.engine.step(grads, buffers, hypers, first)
-            written = [self._params[i] for i, g in zip(device.members, grads, strict=True) if g is not None]
-            torch.autograd.graph.increment_version(written)  # engines write past autograd's eyes
-            for i, is_first in zip(device.members, first, strict=True):
-                first_of_all[i] = is_first
+        buffers, first = self._ready_buffers(grads)
+        for device in devices:
+            device.engine.step(device.pick(grads), device.pick(buffers), hypers, device.pick(first))
+        # Engines write past autograd's eyes; what it saved for a backward pass must be seen to have changed.
+        torch.autograd.graph.increment_version([p for p, g in zip(self._params, grads, strict=True) if g is not None])
         self._step_count += 1
         for i, hyper in enumerate(hypers):
             self._times[i] += hyper.duration
         if self._symmetries:
-            missing = bytes(g is None for g in all_grads)
-            self._openness.update(self._step_count, hypers, bytes(first_of_all), missing)
+            self._openness.update(self._step_count, hypers, bytes(first), bytes([g is None for g in grads]))
         return loss
 
-    def _buffers(self, members: list[int], grads: list[Tensor | None]) -> tuple[list[Tensor | None], list[bool]]:
-        """Momentum buffers of some parameters, made where this step writes one for the first time."""
-        momentum = [group["momentum"] != 0 for group in self.param_groups for _ in group["params"]]
-        buffers: list[Tensor | None] = []
-        first = []
-        for i, g in zip(members, grads, strict=True):
-            p = self._params[i]
-            slot = self.state.get(p)
-            v = None if slot is None else slot.get("momentum_buffer")
-            is_first = v is None and g is not None and momentum[i]
-            if is_first:
-                v = torch.zeros_like(p, memory_format=torch.preserve_format)
-                self.state[p]["momentum_buffer"] = v
-            buffers.append(v)
-            first.append(is_first)
+    def _buffers(self) -> list[Tensor | None]:
+        """Every parameter's momentum buffer as the state holds it now, None where there is none."""
+        keys = list(map(id, self.state))
+        if keys != self._state_keys:  # hashing every parameter would take longer than comparing what the state holds
+            place = {key: i for i, key in enumerate(keys)}
+            self._state_keys, self._state_order = keys, [place.get(id(p), -1) for p in self._params]
+        held = [slot.get("momentum_buffer") for slot in self.state.values()]
+        held.append(None)  # at place −1
+        return [held[i] for i in self._state_order]
+
+    def _ready_buffers(self, grads: list[Tensor | None]) -> tuple[list[Tensor | None], list[bool]]:
+        """The buffers, made where this step writes one for the first time; and where it does."""
+        buffers = self._buffers()
+        first = [v is None and g is not None for v, g in zip(buffers, grads, strict=True)]
+        if any(first):
+            momentum = [group["momentum"] != 0 for group in self.param_groups for _ in group["params"]]
+            first = [is_first and has for is_first, has in zip(first, momentum, strict=True)]
+            for i, is_first in enumerate(first):
+                if is_first:
+                    p = self._params[i]
+                    buffers[i] = torch.zeros_like(p, memory_format=torch.preserve_format)
+                    self.state[p]["momentum_buffer"] = buffers[i]
         return buffers, first
 
     # ---- measuring --------------------------------------------------------------------------------------------------
@@ -283,8 +292,7 @@ class SGD(Optimizer):
     def _begin(self) -> None:
         """Measure the parameters and buffers as they are: where the laws start."""
         for device in self._prepare():
-            slots = [self.state.get(self._params[i]) for i in device.members]
-            buffers = [None if slot is None else slot.get("momentum_buffer") for slot in slots]
+            buffers = device.pick(self._buffers())
             device.engine.measure(buffers)
             device.measurement.start(device.plan, [v is not None for v in buffers])
         self._openness.reset()

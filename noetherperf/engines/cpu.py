@@ -49,6 +49,7 @@ class CpuEngine:
         self._pointers: list[int] = [p.data_ptr() for p in self.params]
         self._grad_strides: list[tuple[int, ...] | None] = [None] * n
         self._buffer_strides: list[tuple[int, ...] | None] = [None] * n
+        self._buffers_seen: tuple[list[int], list[int]] = ([], [])
         m = self.measurement
         self._engine = _cpu.Engine(
             self._tables.tensors,
@@ -91,32 +92,31 @@ class CpuEngine:
         tensor["dense"] = all(is_dense(shape, [s[axis] for axis in order]) for s in all_strides if s is not None)
 
     def admit(self, grads: Sequence[Tensor | None]) -> None:
-        pointers = self._relocate()
-        known = self._grad_strides
-        addresses = []
-        for i, g in enumerate(grads):
-            if g is None:
-                addresses.append(0)
-                continue
-            if g.is_sparse or g.stride() != known[i]:
-                check_gradient(self.names[i], self.params[i], g)
-                self._lay_out(i, "stride_g", g.stride(), known)
-            addresses.append(g.data_ptr() or 1)  # an empty tensor's address is null, but it takes part
-        self._addresses[:, 0] = pointers
-        self._addresses[:, 1] = addresses
+        self._addresses[:, 0] = self._relocate()
+        try:
+            strides = [None if g is None else g.stride() for g in grads]
+        except RuntimeError:  # a sparse gradient has none; the check below says so
+            strides = [None] * len(grads)
+            self._grad_strides = [None] * len(grads)
+        if strides != self._grad_strides:
+            for i, g in enumerate(grads):
+                if g is not None and (strides[i] is None or strides[i] != self._grad_strides[i]):
+                    check_gradient(self.names[i], self.params[i], g)
+                    self._lay_out(i, "stride_g", g.stride(), self._grad_strides)
+        # An empty tensor's address is null, but it takes part.
+        self._addresses[:, 1] = [0 if g is None else g.data_ptr() or 1 for g in grads]
 
     def _admit_buffers(self, buffers: Sequence[Tensor | None]) -> None:
-        known = self._buffer_strides
-        addresses = []
-        for i, v in enumerate(buffers):
-            if v is None:
-                addresses.append(0)
-                continue
-            if v.stride() != known[i]:
-                self._check_buffer(i, v)
-                self._lay_out(i, "stride_v", v.stride(), known)
-            addresses.append(v.data_ptr() or 1)
-        self._addresses[:, 2] = addresses
+        identities = list(map(id, buffers))
+        addresses = [0 if v is None else v.data_ptr() or 1 for v in buffers]
+        if identities != self._buffers_seen[0] or addresses != self._buffers_seen[1]:
+            for i, v in enumerate(buffers):
+                if v is not None:
+                    self._check_buffer(i, v)
+                    if v.stride() != self._buffer_strides[i]:
+                        self._lay_out(i, "stride_v", v.stride(), self._buffer_strides)
+            self._addresses[:, 2] = addresses
+            self._buffers_seen = (identities, addresses)
 
     def _check_buffer(self, i: int, v: Tensor) -> None:
         p = self.params[i]
