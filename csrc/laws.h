@@ -19,7 +19,7 @@ enum Law : int { translation, norm, n_laws };
 enum State : int { x0, y0, defect_x, defect_y, forced_x, forced_y, flow_x, flow_v, n_state };
 
 struct Transition {
-  double xx, xy, yx, yy, x_delta, y_delta, x_sq_u, y_dot_uv;
+  double xx, xy, yx, yy, x_delta, y_delta, x_sq_u, y_sq_u, y_dot_uv;
 };
 
 struct FlowTransition {
@@ -38,10 +38,16 @@ NPERF_HD Transition discrete_transition(Law law, const Coefficients<double>& c) 
   const double kappa = law + 1.0;
   const double pull = kappa * c.lr * (c.mix_d + c.mix_v * c.buffer_gain);
   const double is_norm = law == norm ? 1.0 : 0.0;
-  return {1.0 - pull * c.decay,    -kappa * c.lr * c.mix_v * c.buffer_decay,
-          c.buffer_gain * c.decay, c.buffer_decay,
-          -pull * c.sign,          c.buffer_gain * c.sign,
-          is_norm * c.lr * c.lr,   -is_norm * c.lr};
+  const bool same = c.mix_d == 0.0;  // u = v', whose ⟨u, v'⟩ is |u|²
+  return {1.0 - pull * c.decay,
+          -kappa * c.lr * c.mix_v * c.buffer_decay,
+          c.buffer_gain * c.decay,
+          c.buffer_decay,
+          -pull * c.sign,
+          c.buffer_gain * c.sign,
+          is_norm * c.lr * c.lr,
+          same ? -is_norm * c.lr : 0.0,
+          same ? 0.0 : -is_norm * c.lr};
 }
 
 // e^{−μ}(C + μS) and e^{−μ}S, with C = cosh √Δ, S = sinh √Δ / √Δ, Δ = μ² − w.
@@ -129,7 +135,8 @@ NPERF_HD void advance_norm(double* state, int64_t stride, const double* moments,
   x = state[forced_x * stride + i];
   y = state[forced_y * stride + i];
   state[forced_x * stride + i] = step.xx * x + step.xy * y + step.x_sq_u * sq_update;
-  state[forced_y * stride + i] = step.yx * x + step.yy * y + step.y_dot_uv * moments[dot_uv * moment_stride + i];
+  state[forced_y * stride + i] =
+      step.yx * x + step.yy * y + step.y_sq_u * sq_update + step.y_dot_uv * moments[dot_uv * moment_stride + i];
   const FlowTransition& flow = t.flow[norm];
   x = state[flow_x * stride + i] + flow.x_sq_g * moments[sq_g * moment_stride + i];
   const double v =

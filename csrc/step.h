@@ -53,7 +53,7 @@ NPERF_HD void update(V& p, const V& g, V& v, V& u, const Coefficients<S>& c) {
 
 enum Moment : int { sum_p, sq_p, sum_g, sq_g, dot_pg, sq_u, dot_uv, dot_gu, n_moments };
 
-// How many moments a mode accumulates; the rest follow: ⟨u, v'⟩ is |u|² where u = v', else zero, and ⟨g, u⟩ zero.
+// How many moments a mode accumulates; the others are zero.
 constexpr int n_accumulated(Mode mode) {
   return mode == Mode::nesterov ? n_moments : mode == Mode::stale ? dot_gu : dot_uv;
 }

@@ -11,6 +11,13 @@
 #include <algorithm>
 #include <type_traits>
 
+// Compiled for the widest vectors of the machine that runs it.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define NPERF_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define NPERF_CLONES
+#endif
+
 namespace noetherperf {
 
 namespace {
@@ -224,41 +231,36 @@ void run_tile(const Job& job) {
   }
 }
 
-// Adds the slices that several tiles left, in order, and sets the moments that the mode does not accumulate.
-void gather_slices(const Problem& problem, const View& view, const Span& span, Mode mode) {
-  const int n_acc = n_accumulated(mode);
-  double* to[n_moments];
-  for (int m = 0; m < n_moments; ++m) to[m] = problem.moments + m * problem.n_segments + view.segment;
-  for (int m = 0; m < n_acc && view.n_slices != 1; ++m) {
-    std::fill(to[m] + span.begin, to[m] + span.end, 0.0);
-    for (int64_t slice = 0; slice < view.n_slices; ++slice) {
-      const double* const from = sums_of(problem, view, slice, m);
-      for (int64_t i = span.begin; i < span.end; ++i) to[m][i] += from[i];
-    }
-  }
-  for (int64_t i = span.begin; i < span.end; ++i) {
-    if (n_acc <= dot_uv) to[dot_uv][i] = mode == Mode::momentum ? to[sq_u][i] : 0.0;
-    if (n_acc <= dot_gu) to[dot_gu][i] = 0.0;
-  }
-}
-
-// A tensor without a gradient: its charges stay, the moments of gradient and update are zero, its laws wait.
-void clear_moments(const Problem& problem, const View& view, const Span& span) {
-  for (int m = sum_g; m < n_moments; ++m) {
+// Moments m >= first of a span set to zero.
+void clear_moments(const Problem& problem, const View& view, const Span& span, int first) {
+  for (int m = first; m < n_moments; ++m) {
     double* const to = problem.moments + m * problem.n_segments + view.segment;
     std::fill(to + span.begin, to + span.end, 0.0);
   }
 }
 
-void advance_laws(const Problem& problem, const View& view, const Span& span, const Transitions& t) {
-  const double* const moments = problem.moments + view.segment;
-  if (view.translation >= 0)
-    for (int64_t i = span.begin; i < span.end; ++i)
-      advance_translation(problem.states[translation] + view.translation, problem.n_law_segments[translation], moments,
-                          problem.n_segments, t, i);
-  if (view.norm >= 0)
-    for (int64_t i = span.begin; i < span.end; ++i)
-      advance_norm(problem.states[norm] + view.norm, problem.n_law_segments[norm], moments, problem.n_segments, t, i);
+// Adds the slices that several tiles left, in order.
+void gather_slices(const Problem& problem, const View& view, const Span& span, int n_acc) {
+  for (int m = 0; m < n_acc; ++m) {
+    double* const to = problem.moments + m * problem.n_segments + view.segment;
+    std::fill(to + span.begin, to + span.end, 0.0);
+    for (int64_t slice = 0; slice < view.n_slices; ++slice) {
+      const double* const from = sums_of(problem, view, slice, m);
+      for (int64_t i = span.begin; i < span.end; ++i) to[i] += from[i];
+    }
+  }
+}
+
+NPERF_CLONES void advance_translations(double* state, int64_t stride, const double* moments, int64_t moment_stride,
+                                       const Transitions& t, int64_t begin, int64_t end) {
+#pragma GCC ivdep
+  for (int64_t i = begin; i < end; ++i) advance_translation(state, stride, moments, moment_stride, t, i);
+}
+
+NPERF_CLONES void advance_norms(double* state, int64_t stride, const double* moments, int64_t moment_stride,
+                                const Transitions& t, int64_t begin, int64_t end) {
+#pragma GCC ivdep
+  for (int64_t i = begin; i < end; ++i) advance_norm(state, stride, moments, moment_stride, t, i);
 }
 
 }  // namespace
@@ -279,13 +281,38 @@ std::vector<Kernels> available_kernels() {
   return kernels;
 }
 
-Engine::Engine(const Problem& problem, const Kernels& kernels) : problem_(problem), kernels_(kernels) {
-  for (int64_t i = 0; i < problem.n_tiles; ++i)
+Engine::Engine(const Problem& problem, const Kernels& kernels)
+    : problem_(problem),
+      kernels_(kernels),
+      n_tiles_(problem.n_tensors, 0),
+      n_accumulated_(problem.n_tensors, n_moments) {
+  for (int64_t i = 0; i < problem.n_tiles; ++i) {
     max_tile_rows_ = std::max(max_tile_rows_, problem.tiles[i].row_end - problem.tiles[i].row_begin);
+    ++n_tiles_[problem.tiles[i].tensor];
+  }
 }
 
 void Engine::step(const Inputs& inputs, int n_threads) { run<false>(inputs, n_threads); }
 void Engine::measure(const Inputs& inputs, int n_threads) { run<true>(inputs, n_threads); }
+
+// Brings the moments of a span together and advances its laws; in measure mode there are none to advance.
+void Engine::finish(const Inputs& inputs, const Span& span, Mode mode) {
+  const View& view = problem_.views[span.view];
+  const int n_acc = n_accumulated(mode);
+  if (view.n_slices != 1) gather_slices(problem_, view, span, n_acc);
+  if (n_acc < n_accumulated_[view.tensor]) clear_moments(problem_, view, span, n_acc);
+  if (mode == Mode::measure) return;
+  const double* const moments = problem_.moments + view.segment;
+  const Transitions& t = transitions_[2 * problem_.tensors[view.tensor].hyper + (inputs.first[view.tensor] ? 1 : 0)];
+  if (view.translation >= 0)
+    advance_translations(problem_.states[translation] + view.translation, problem_.n_law_segments[translation], moments,
+                         problem_.n_segments, t, span.begin, span.end);
+  if (view.norm >= 0)
+    advance_norms(problem_.states[norm] + view.norm, problem_.n_law_segments[norm], moments, problem_.n_segments, t,
+                  span.begin, span.end);
+  if (span.begin == 0 && span.view == problem_.tensors[view.tensor].view)
+    propagate(problem_.propagators + view.tensor * 8 * n_laws, t);
+}
 
 template <bool measuring>
 void Engine::run(const Inputs& inputs, int n_threads) {
@@ -330,25 +357,25 @@ void Engine::run(const Inputs& inputs, int n_threads) {
         const Coefficients<double> c =
             measuring ? Coefficients<double>{} : coefficients(inputs.hypers[tensor.hyper], inputs.first[tile.tensor]);
         run_tile({problem, kernels_, tile, tensor, inputs.addresses + 3 * tile.tensor, scratch_[me], mode, c});
+        if (n_tiles_[tile.tensor] == 1)  // nobody else adds to its segments: finished while they are in the cache
+          for (int32_t v = tensor.view; v < tensor.view + tensor.n_views; ++v)
+            finish(inputs, {0, problem.views[v].n_segments, v, 0}, mode);
       }
     }
 #pragma omp barrier
 #pragma omp for schedule(static)
     for (int64_t s = 0; s < problem.n_spans; ++s) {
       const Span& span = problem.spans[s];
-      const View& view = problem.views[span.view];
-      if (!takes_part(view.tensor)) {
-        clear_moments(problem, view, span);
-        continue;
+      const int32_t tensor = problem.views[span.view].tensor;
+      if (!takes_part(tensor)) {  // its charges stay, the moments of gradient and update are zero, its laws wait
+        clear_moments(problem, problem.views[span.view], span, sum_g);
+      } else if (n_tiles_[tensor] != 1) {
+        finish(inputs, span, mode_of_tensor(tensor));
       }
-      gather_slices(problem, view, span, mode_of_tensor(view.tensor));
-      if (measuring) continue;
-      const int32_t hyper = problem.tensors[view.tensor].hyper;
-      const Transitions& t = transitions_[2 * hyper + (inputs.first[view.tensor] ? 1 : 0)];
-      advance_laws(problem, view, span, t);
-      if (span.begin == 0 && span.view == problem.tensors[view.tensor].view)
-        propagate(problem.propagators + view.tensor * 8 * n_laws, t);
     }
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < problem.n_tensors; ++i)
+      n_accumulated_[i] = uint8_t(takes_part(i) ? n_accumulated(mode_of_tensor(i)) : sum_g);
   }
 }
 

@@ -63,10 +63,13 @@ class Engine {
  private:
   template <bool measuring>
   void run(const Inputs& inputs, int n_threads);
+  void finish(const Inputs& inputs, const Span& span, Mode mode);
 
   Problem problem_;
   Kernels kernels_;
   int64_t max_tile_rows_ = 0;
+  std::vector<int32_t> n_tiles_;        // of each tensor
+  std::vector<uint8_t> n_accumulated_;  // moments of each tensor that may not be zero
   std::vector<Scratch> scratch_;
   std::vector<Range> ranges_;
   std::vector<Transitions> transitions_;  // for each parameter group: later steps, first step

@@ -71,7 +71,8 @@ class Transition(NamedTuple):
     x_delta: float  # of ⟨g, 1⟩ or ⟨g, p⟩, the sign s included
     y_delta: float
     x_sq_u: float  # η², norms only
-    y_dot_uv: float  # −η, norms only
+    y_sq_u: float  # −η where u = v', so that ⟨u, v'⟩ = |u|², norms only
+    y_dot_uv: float  # −η elsewhere, norms only
 
 
 class FlowTransition(NamedTuple):
@@ -91,6 +92,7 @@ def discrete_transition(law: Law, c: Coefficients) -> Transition:
     kappa = law + 1.0
     pull = kappa * c.lr * (c.mix_d + c.mix_v * c.buffer_gain)
     norm = float(law == Law.NORM)
+    same = c.mix_d == 0.0
     return Transition(
         1.0 - pull * c.decay,
         -kappa * c.lr * c.mix_v * c.buffer_decay,
@@ -99,7 +101,8 @@ def discrete_transition(law: Law, c: Coefficients) -> Transition:
         -pull * c.sign,
         c.buffer_gain * c.sign,
         norm * c.lr * c.lr,
-        -norm * c.lr,
+        -norm * c.lr if same else 0.0,
+        0.0 if same else -norm * c.lr,
     )
 
 
@@ -160,7 +163,8 @@ def advance(law: Law, state: Tensor, moments: Tensor, step: Transition, flow: Fl
         return
     x, y = state[State.FORCED_X].clone(), state[State.FORCED_Y].clone()
     state[State.FORCED_X] = step.xx * x + step.xy * y + step.x_sq_u * moments[Moment.SQ_U]
-    state[State.FORCED_Y] = step.yx * x + step.yy * y + step.y_dot_uv * moments[Moment.DOT_UV]
+    y_source = step.y_sq_u * moments[Moment.SQ_U] + step.y_dot_uv * moments[Moment.DOT_UV]
+    state[State.FORCED_Y] = step.yx * x + step.yy * y + y_source
     x = state[State.FLOW_X] + flow.x_sq_g * moments[Moment.SQ_G]
     v = state[State.FLOW_V] + flow.v_sq_u * moments[Moment.SQ_U] + flow.v_dot_gu * moments[Moment.DOT_GU]
     state[State.FLOW_X] = flow.xx * x + flow.xv * v

@@ -20,7 +20,7 @@ class Moment(IntEnum):
     SQ_G = 3
     DOT_PG = 4
     SQ_U = 5
-    DOT_UV = 6  # Nesterov, and a buffer that a step without momentum leaves as it is; |u|² where u = v'
+    DOT_UV = 6  # Nesterov, and a buffer that a step without momentum leaves as it is; zero elsewhere
     DOT_GU = 7  # Nesterov only, zero elsewhere
 
 

@@ -63,8 +63,9 @@ def moments(
         Moment.SQ_G: g * g,
         Moment.DOT_PG: p * g,
         Moment.SQ_U: u * u,
-        Moment.DOT_UV: u * v,
     }
+    if c.mix_d != 0.0:  # with plain momentum u = v', and |u|² tells all
+        products[Moment.DOT_UV] = u * v
     if c.mix_d != 0.0 and c.mix_v != 0.0:
         products[Moment.DOT_GU] = g * u
     sums = stored.new_zeros(N_MOMENTS, stored.shape[1])
