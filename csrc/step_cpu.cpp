@@ -142,7 +142,12 @@ bool is_positions(const View& view, const Tensor& tensor) { return view.n_segmen
 // Adds the sums of positions [col, col + width) to the sums of their segments.
 void fold_positions(const View& view, int64_t col, int64_t width, const double* positions, double* sums) {
   int64_t segment = col / view.inner % view.n_segments, left = view.inner - col % view.inner;
-  for (int64_t i = 0; i < width;) {  // a segment's run of positions at a time
+  for (int64_t i = 0; view.inner == 1 && i < width; segment = 0) {  // all segments once, again and again
+    const int64_t run = std::min(view.n_segments - segment, width - i);
+    for (int64_t j = 0; j < run; ++j) sums[segment + j] += positions[i + j];
+    i += run;
+  }
+  for (int64_t i = 0; view.inner != 1 && i < width;) {  // a segment's run of positions at a time
     const int64_t run = std::min(left, width - i);
     double sum = 0.0;
     for (int64_t j = 0; j < run; ++j) sum += positions[i + j];

@@ -1,6 +1,7 @@
 """SGD: torch.optim.SGD that measures its symmetries' charges, and every law's integrals, while it steps."""
 
 import copy
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -249,17 +250,21 @@ class SGD(Optimizer):
         if not self._began:
             self._begin()
 
+        missing = bytes([g is None for g in grads])
         hypers = [Hyper.of(group) for group in self.param_groups]
-        buffers, first = self._ready_buffers(grads)
+        buffers, first = self._ready_buffers(missing)
         for device in devices:
             device.engine.step(device.pick(grads), device.pick(buffers), hypers, device.pick(first))
         # Engines write past autograd's eyes; what it saved for a backward pass must be seen to have changed.
-        torch.autograd.graph.increment_version([p for p, g in zip(self._params, grads, strict=True) if g is not None])
+        written = (
+            self._params if 1 not in missing else list(itertools.compress(self._params, [g is not None for g in grads]))
+        )
+        torch.autograd.graph.increment_version(written)
         self._step_count += 1
         for i, hyper in enumerate(hypers):
             self._times[i] += hyper.duration
         if self._symmetries:
-            self._openness.update(self._step_count, hypers, bytes(first), bytes([g is None for g in grads]))
+            self._openness.update(self._step_count, hypers, bytes(first), missing)
         return loss
 
     def _buffers(self) -> list[Tensor | None]:
@@ -272,16 +277,15 @@ class SGD(Optimizer):
         held.append(None)  # at place −1
         return [held[i] for i in self._state_order]
 
-    def _ready_buffers(self, grads: list[Tensor | None]) -> tuple[list[Tensor | None], list[bool]]:
+    def _ready_buffers(self, missing: bytes) -> tuple[list[Tensor | None], list[bool]]:
         """The buffers, made where this step writes one for the first time; and where it does."""
         buffers = self._buffers()
-        first = [v is None and g is not None for v, g in zip(buffers, grads, strict=True)]
-        if any(first):
+        first = [False] * len(buffers)
+        if 1 in bytes([v is None for v in buffers]):
             momentum = [group["momentum"] != 0 for group in self.param_groups for _ in group["params"]]
-            first = [is_first and has for is_first, has in zip(first, momentum, strict=True)]
-            for i, is_first in enumerate(first):
-                if is_first:
-                    p = self._params[i]
+            for i, p in enumerate(self._params):
+                if buffers[i] is None and momentum[i] and not missing[i]:
+                    first[i] = True
                     buffers[i] = torch.zeros_like(p, memory_format=torch.preserve_format)
                     self.state[p]["momentum_buffer"] = buffers[i]
         return buffers, first

@@ -83,7 +83,7 @@ TILE_ELEMENTS = 1 << 16  # enough to hide what a tile costs, few enough to balan
 MIN_TILE_ROWS = 256  # of a tile that sums over rows: its slice is then 1/256 of what it reads, in float64 moments
 MAX_SLICES = 16
 MIN_TILE_COLS = 4096  # and its runs of memory are then long enough for the hardware's prefetching
-MIN_COLS = 512  # matrices narrower than this and summed by position only are widened by merging rows
+MIN_COLS = 64  # matrices narrower than this and summed by position only are widened by merging rows
 SHORT_RUN = 16  # contiguous groups shorter than this are summed by position: no horizontal sums
 SPAN_SEGMENTS = 2048
 
