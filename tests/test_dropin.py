@@ -233,7 +233,8 @@ class TestTrajectory:
             6: {"weight_decay": 0.1, "dampening": 0.3},
             9: {"momentum": 0.0},
             12: {"momentum": 0.5, "dampening": 0.0, "nesterov": True},
-            15: {"maximize": True, "lr": 0.01},
+            15: {"momentum": 0.0},  # with nesterov still on
+            17: {"momentum": 0.9, "maximize": True, "lr": 0.01},
         }
         net, other = make_net(backend), make_net(backend)
         optimizer, peer = ours(net, backend, lr=0.1), theirs(other, lr=0.1)
@@ -349,6 +350,88 @@ class TestTrajectory:
             run(lambda conv: theirs(conv, **options)),
         )
         assert all((p - q).abs().max() <= 1e-12 for p, q in zip(net.parameters(), other.parameters(), strict=True))
+
+    def test_gradients_that_are_expanded(self, backend: str) -> None:
+        """All elements of such a gradient share one number in memory."""
+        p, q = (
+            torch.arange(6.0, dtype=torch.float64, device=device_of(backend)).view(2, 3).requires_grad_() for _ in "pq"
+        )
+        norms = [Norm("p", [Part("p", 1)])]
+        optimizer = nperf.SGD([("p", p)], lr=0.1, momentum=0.9, symmetries=norms, backend=backend)
+        peer = torch.optim.SGD([q], lr=0.1, momentum=0.9, foreach=False)
+        for step in range(3):
+            p.grad = q.grad = torch.full((), 1.0 + step, dtype=torch.float64, device=p.device).expand(2, 3)
+            optimizer.step()
+            peer.step()
+        assert (p - q).abs().max() <= 1e-13
+        assert optimizer.readout()["p"].rounding.abs().max() <= 1e-12
+
+    def test_storage_that_is_replaced(self, backend: str) -> None:
+        """A parameter may be given other memory, laid out otherwise, between two steps; so may its buffer."""
+        options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.05}
+        net, other = make_net(backend), make_net(backend)
+        optimizer, peer = ours(net, backend, **options), theirs(other, **options)
+        for model, sgd in ((net, optimizer), (other, peer)):
+            train(model, sgd, range(3))
+            for p in model.parameters():
+                p.data = p.data.clone()
+            train(model, sgd, range(3, 6))
+            for p in model.parameters():
+                p.data = p.data.T.contiguous().T if p.ndim == 2 else p.data.clone()
+                sgd.state[p]["momentum_buffer"] = sgd.state[p]["momentum_buffer"].clone()
+            train(model, sgd, range(6, 9))
+        assert_same(net, optimizer, other, peer)
+        assert all(law.rounding.abs().max() <= 1e-12 for law in optimizer.readout().values())
+
+    def test_scalars_and_empty_tensors(self, backend: str) -> None:
+        options: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.05}
+
+        def run(
+            make: Callable[[list[tuple[str, Tensor]]], torch.optim.Optimizer],
+        ) -> tuple[Tensor, torch.optim.Optimizer]:
+            scalar = torch.tensor(2.0, dtype=torch.float64, device=device_of(backend), requires_grad=True)
+            empty = torch.zeros(0, 3, dtype=torch.float64, device=device_of(backend), requires_grad=True)
+            optimizer = make([("scalar", scalar), ("empty", empty)])
+            for step in range(3):
+                scalar.grad, empty.grad = torch.full_like(scalar, 1.0 + step), torch.zeros_like(empty)
+                optimizer.step()
+            return scalar, optimizer
+
+        norms = [Norm("scalar", [Part("scalar", None)]), Norm("empty", [Part("empty", None)])]
+        p, optimizer = run(lambda named: nperf.SGD(named, symmetries=norms, backend=backend, **options))
+        q, _ = run(lambda named: torch.optim.SGD(named, foreach=False, **options))
+        assert isinstance(optimizer, nperf.SGD)
+        assert p.item() == pytest.approx(q.item(), rel=1e-13)
+        readout = optimizer.readout()
+        assert readout["scalar"].charge.tolist() == pytest.approx([p.item() ** 2], rel=1e-13)
+        assert readout["scalar"].rounding.abs().max() <= 1e-13
+        assert readout["empty"].charge.tolist() == [0.0]
+
+    def test_dtypes_side_by_side(self, backend: str) -> None:
+        """16-bit parameters are stepped in float32 and rounded once; torch rounds after every operation."""
+        tolerances = {torch.float64: 1e-13, torch.float32: 1e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}
+        options: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.05}
+
+        def run(make: Callable[[list[tuple[str, Tensor]]], torch.optim.Optimizer]) -> dict[torch.dtype, Tensor]:
+            generator = torch.Generator().manual_seed(0)
+            parameters = {
+                dtype: torch.randn(5, 9, generator=generator).to(device_of(backend), dtype).requires_grad_()
+                for dtype in tolerances
+            }
+            optimizer = make([(str(dtype), p) for dtype, p in parameters.items()])
+            for _ in range(4):
+                for p in parameters.values():
+                    p.grad = torch.randn(5, 9, generator=generator).to(p.device, p.dtype)
+                optimizer.step()
+            assert all(optimizer.state[p]["momentum_buffer"].dtype == p.dtype for p in parameters.values())
+            return parameters
+
+        norms = [Norm(str(dtype), [Part(str(dtype), 0)]) for dtype in tolerances]
+        mine = run(lambda named: nperf.SGD(named, symmetries=norms, backend=backend, **options))
+        peers = run(lambda named: torch.optim.SGD(named, foreach=False, **options))
+        for dtype, tolerance in tolerances.items():
+            error = (mine[dtype].double() - peers[dtype].double()).abs().max()
+            assert error <= tolerance * peers[dtype].double().abs().max(), dtype
 
     def test_no_gradient_at_all(self, backend: str) -> None:
         net = make_net(backend)
@@ -568,6 +651,18 @@ class TestState:
         train(net, end, range(n_steps, n_steps + 7))
         assert_same(net, end, plain, peer)
 
+    def test_loading_starts_measuring_anew(self, backend: str) -> None:
+        net = make_net(backend)
+        peer = theirs(net, **self.OPTIONS)
+        train(net, peer, range(3))
+        optimizer = ours(net, backend, **self.OPTIONS)
+        train(net, optimizer, range(3))
+        optimizer.load_state_dict(peer.state_dict())
+        assert optimizer.step_count == 0
+        train(net, optimizer, range(3, 6))
+        assert optimizer.readout().step == 3
+        assert all(law.rounding.abs().max() <= 1e-13 for law in optimizer.readout().values())
+
     def test_state_has_torchs_buffers(self, backend: str) -> None:
         net, other = make_net(backend), make_net(backend)
         optimizer, peer = ours(net, backend, **self.OPTIONS), theirs(other, **self.OPTIONS)
@@ -688,6 +783,33 @@ class TestRefusals:
     def test_misfits(self, backend: str, symmetry: nperf.Symmetry, words: str) -> None:
         with pytest.raises(ValueError, match=words):
             ours(make_net(backend), backend, symmetries=[symmetry])
+
+    def test_names_that_mean_two_parameters(self, backend: str) -> None:
+        """Which of the two a symmetry means cannot be told."""
+        p, q = (torch.ones(2, device=device_of(backend), requires_grad=True) for _ in "pq")
+        with pytest.raises(ValueError, match=r"'?w'?"):
+            nperf.SGD([("w", p), ("w", q)], lr=0.1, symmetries=[Norm("n", [Part("w", 0)])], backend=backend)
+
+    def test_differentiable(self, backend: str) -> None:
+        with pytest.raises((RuntimeError, ValueError), match="differentiable"):
+            ours(make_net(backend), backend, differentiable=True)
+
+    @pytest.mark.parametrize("symmetries", [SYMMETRIES[0], "fc1", [3], [Part("fc1.weight", 0)]], ids=repr)
+    def test_what_is_no_symmetry(self, backend: str, symmetries: Any) -> None:
+        with pytest.raises(TypeError, match="symmetries must"):
+            ours(make_net(backend), backend, symmetries=symmetries)
+
+    def test_a_checkpoint_of_another_model_changes_nothing(self, backend: str) -> None:
+        net = make_net(backend)
+        optimizer = ours(net, backend, lr=0.25, momentum=0.9)
+        train(net, optimizer, range(3))
+        before = optimizer.readout()
+        other = nn.Linear(2, 2).to(device_of(backend))
+        state = torch.optim.SGD(other.parameters(), lr=0.5).state_dict()
+        with pytest.raises(ValueError, match="parameter group"):
+            optimizer.load_state_dict(state)
+        assert optimizer.param_groups[0]["lr"] == 0.25
+        assert_same_readout(optimizer.readout(), before)
 
     def test_unknown_backend(self) -> None:
         with pytest.raises(ValueError, match=r"'abacus'.*reference"):
