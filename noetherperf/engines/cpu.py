@@ -45,7 +45,8 @@ class CpuEngine:
         self._hypers: Sequence[Hyper] = ()
         self._hyper_table = np.zeros(0, HYPER)
         self._orders = [memory_order(p) for p in self.params]
-        self._layouts = [(p.dtype, p.device, p.shape, p.stride()) for p in self.params]
+        self._kinds = [(p.dtype, p.device, p.shape) for p in self.params]
+        self._strides = [p.stride() for p in self.params]
         self._pointers: list[int] = [p.data_ptr() for p in self.params]
         self._grad_strides: list[tuple[int, ...] | None] = [None] * n
         self._buffer_strides: list[tuple[int, ...] | None] = [None] * n
@@ -67,16 +68,17 @@ class CpuEngine:
         )
 
     def _relocate(self) -> list[int]:
-        """The parameters' addresses now; tables are made anew if one has another layout than it had."""
+        """The parameters' addresses now; tables are made anew where one has another layout."""
         pointers = [p.data_ptr() for p in self.params]
-        if pointers != self._pointers:
-            for name, p, (dtype, device, shape, _) in zip(self.names, self.params, self._layouts, strict=True):
+        strides = [p.stride() for p in self.params]
+        if pointers != self._pointers or strides != self._strides:
+            for name, p, (dtype, device, shape) in zip(self.names, self.params, self._kinds, strict=True):
                 if (p.dtype, p.device, p.shape) != (dtype, device, shape):
                     raise RuntimeError(
                         f"{name} was {dtype} {tuple(shape)} on {device} and is now {p.dtype} {tuple(p.shape)} on "
                         f"{p.device}; make the optimizer after moving or converting the model"
                     )
-            if any(p.stride() != layout[3] for p, layout in zip(self.params, self._layouts, strict=True)):
+            if strides != self._strides:
                 self._build()
             self._pointers = pointers
         return pointers
