@@ -1,6 +1,6 @@
 """The cost on paper of models too large to make here: prints it, and writes it into docs/performance.md.
 
-    python -m bench.paper
+python -m bench.paper
 """
 
 from pathlib import Path

@@ -38,8 +38,8 @@ double* pointer(uint64_t address) { return reinterpret_cast<double*>(address); }
 class PyEngine {
  public:
   PyEngine(py::array tensors, py::array dims, py::array views, py::array tiles, py::array spans, uint64_t workspace,
-           uint64_t moments, int64_t n_segments, std::array<uint64_t, n_laws> states,
-           std::array<int64_t, n_laws> n_law_segments, uint64_t propagators, const std::string& isa)
+           uint64_t moments, int64_t moments_stride, std::array<uint64_t, n_laws> states,
+           std::array<int64_t, n_laws> states_stride, uint64_t propagators, const std::string& isa)
       : tables_{tensors, dims, views, tiles, spans},
         n_tensors_(tensors.size()),
         engine_(Problem{table<Tensor>(tensors, "tensors"),
@@ -50,11 +50,11 @@ class PyEngine {
                         tensors.size(),
                         tiles.size(),
                         spans.size(),
-                        n_segments,
-                        {n_law_segments[translation], n_law_segments[norm]},
                         pointer(workspace),
                         pointer(moments),
+                        moments_stride,
                         {pointer(states[translation]), pointer(states[norm])},
+                        {states_stride[translation], states_stride[norm]},
                         pointer(propagators)},
                 find(isa)) {
     for (int64_t i = 0; i < n_tensors_; ++i)
@@ -130,8 +130,8 @@ PYBIND11_MODULE(_cpu, m) {
       .def(py::init<py::array, py::array, py::array, py::array, py::array, uint64_t, uint64_t, int64_t,
                     std::array<uint64_t, n_laws>, std::array<int64_t, n_laws>, uint64_t, const std::string&>(),
            py::arg("tensors"), py::arg("dims"), py::arg("views"), py::arg("tiles"), py::arg("spans"),
-           py::arg("workspace"), py::arg("moments"), py::arg("n_segments"), py::arg("states"),
-           py::arg("n_law_segments"), py::arg("propagators"), py::arg("isa") = "")
+           py::arg("workspace"), py::arg("moments"), py::arg("moments_stride"), py::arg("states"),
+           py::arg("states_stride"), py::arg("propagators"), py::arg("isa") = "")
       .def("step", &PyEngine::step, py::arg("addresses"), py::arg("first"), py::arg("hypers"), py::arg("n_threads"))
       .def("measure", &PyEngine::measure, py::arg("addresses"), py::arg("first"), py::arg("hypers"),
            py::arg("n_threads"))

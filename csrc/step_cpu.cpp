@@ -48,7 +48,7 @@ Mode mode_of(const Hyper& hyper, bool has_buffer, bool has_views) {
 
 // Where a tile's sums of moment m go: a slice of the workspace, or the moments where there is one slice only.
 double* sums_of(const Problem& problem, const View& view, int64_t slice, int m) {
-  if (view.n_slices <= 1) return problem.moments + m * problem.n_segments + view.segment;
+  if (view.n_slices <= 1) return problem.moments + m * problem.moments_stride + view.segment;
   return problem.workspace + view.workspace + (slice * n_moments + m) * view.n_segments;
 }
 
@@ -239,7 +239,7 @@ void run_tile(const Job& job) {
 // Moments m >= first of a span set to zero.
 void clear_moments(const Problem& problem, const View& view, const Span& span, int first) {
   for (int m = first; m < n_moments; ++m) {
-    double* const to = problem.moments + m * problem.n_segments + view.segment;
+    double* const to = problem.moments + m * problem.moments_stride + view.segment;
     std::fill(to + span.begin, to + span.end, 0.0);
   }
 }
@@ -247,7 +247,7 @@ void clear_moments(const Problem& problem, const View& view, const Span& span, i
 // Adds the slices that several tiles left, in order.
 void gather_slices(const Problem& problem, const View& view, const Span& span, int n_acc) {
   for (int m = 0; m < n_acc; ++m) {
-    double* const to = problem.moments + m * problem.n_segments + view.segment;
+    double* const to = problem.moments + m * problem.moments_stride + view.segment;
     std::fill(to + span.begin, to + span.end, 0.0);
     for (int64_t slice = 0; slice < view.n_slices; ++slice) {
       const double* const from = sums_of(problem, view, slice, m);
@@ -310,10 +310,10 @@ void Engine::finish(const Inputs& inputs, const Span& span, Mode mode) {
   const double* const moments = problem_.moments + view.segment;
   const Transitions& t = transitions_[2 * problem_.tensors[view.tensor].hyper + (inputs.first[view.tensor] ? 1 : 0)];
   if (view.translation >= 0)
-    advance_translations(problem_.states[translation] + view.translation, problem_.n_law_segments[translation], moments,
-                         problem_.n_segments, t, span.begin, span.end);
+    advance_translations(problem_.states[translation] + view.translation, problem_.states_stride[translation], moments,
+                         problem_.moments_stride, t, span.begin, span.end);
   if (view.norm >= 0)
-    advance_norms(problem_.states[norm] + view.norm, problem_.n_law_segments[norm], moments, problem_.n_segments, t,
+    advance_norms(problem_.states[norm] + view.norm, problem_.states_stride[norm], moments, problem_.moments_stride, t,
                   span.begin, span.end);
   if (span.begin == 0 && span.view == problem_.tensors[view.tensor].view)
     propagate(problem_.propagators + view.tensor * 8 * n_laws, t);

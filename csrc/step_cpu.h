@@ -19,12 +19,13 @@ struct Problem {
   const View* views;
   const Tile* tiles;
   const Span* spans;
-  int64_t n_tensors, n_tiles, n_spans, n_segments;
-  int64_t n_law_segments[n_laws];
+  int64_t n_tensors, n_tiles, n_spans;
   double* workspace;
-  double* moments;         // [n_moments, n_segments]
-  double* states[n_laws];  // [4 for a translation, n_state for a norm; n_law_segments]
-  double* propagators;     // [n_tensors, n_laws, discrete or flow, 2, 2]
+  double* moments;  // [n_moments, moments_stride]
+  int64_t moments_stride;
+  double* states[n_laws];  // [4 for a translation, n_state for a norm; states_stride]
+  int64_t states_stride[n_laws];
+  double* propagators;  // [n_tensors, n_laws, discrete or flow, 2, 2]
 };
 
 // What is new each step. A tensor whose gradient is null takes no part in it.

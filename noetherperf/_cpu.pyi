@@ -16,9 +16,9 @@ class Engine:
         spans: np.ndarray,
         workspace: int,
         moments: int,
-        n_segments: int,
+        moments_stride: int,
         states: Sequence[int],
-        n_law_segments: Sequence[int],
+        states_stride: Sequence[int],
         propagators: int,
         isa: str = "",
     ) -> None: ...

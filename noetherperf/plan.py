@@ -86,11 +86,9 @@ class Measurement:
     @classmethod
     def empty(cls, plan: Plan, device: torch.device | str = "cpu") -> "Measurement":
         """Zeros for every segment and identity propagators: before anything is measured."""
-        translation, norm = (
-            torch.zeros(N_STATE[law], plan.n_law_segments(law), dtype=torch.float64, device=device) for law in Law
-        )
+        translation, norm = (_rows(N_STATE[law], plan.n_law_segments(law), device) for law in Law)
         return cls(
-            torch.zeros(N_MOMENTS, plan.n_segments, dtype=torch.float64, device=device),
+            _rows(N_MOMENTS, plan.n_segments, device),
             (translation, norm),
             torch.eye(2, dtype=torch.float64, device=device).repeat(plan.n_tensors, len(Law), 2, 1, 1),
         )
@@ -128,6 +126,17 @@ class Measurement:
         self.propagators.copy_(torch.eye(2, dtype=torch.float64).expand_as(self.propagators))
 
 
+def _rows(n_rows: int, n: int, device: torch.device | str) -> Tensor:
+    """Zeros [n_rows, n], float64, whose rows begin at different places of a page.
+
+    A step walks all rows side by side. Were they a multiple of 4096 bytes apart, they would fight for the same lines of
+    a cache, and a CPU would take a load from one for a load from what it has just stored to another.
+    """
+    page, line = 512, 8  # in float64 values
+    stride = -(-n // page) * page + 5 * line
+    return torch.zeros(n_rows, stride, dtype=torch.float64, device=device)[:, :n]
+
+
 def _fold(parts: Iterable[Part], length: int) -> int:
     """The coarsest fold in which every part's slices and folds are whole segments, and the axis too."""
     fold = length
@@ -154,19 +163,22 @@ def make_plan(symmetries: Sequence[Symmetry], names: Sequence[str | None], shape
 
     # A whole tensor joins the first axis that somebody asks for, or becomes one segment along axis 0.
     home: dict[tuple[int, int | None], tuple[int, int]] = {}
+    guests: dict[tuple[int, int], list[tuple[Part, Law]]] = {}
+    first_axis: dict[int, int] = {}
     for tensor, axis in sorted(wanted, key=lambda key: (key[0], key[1] is None, key[1] or 0)):
-        axes = [key for key in home if key[0] == tensor]
-        home[tensor, axis] = (tensor, axis) if axis is not None else home[axes[0]] if axes else (tensor, 0)
+        place_axis = axis if axis is not None else first_axis.get(tensor, 0)
+        first_axis.setdefault(tensor, place_axis)
+        home[tensor, axis] = (tensor, place_axis)
+        guests.setdefault((tensor, place_axis), []).extend(wanted[tensor, axis])
 
     views: list[View] = []
     view_of: dict[tuple[int, int], int] = {}
     offset, law_offset = 0, dict.fromkeys(Law, 0)
-    for tensor, axis in sorted(set(home.values())):
-        guests = [guest for key, guest_list in wanted.items() if home[key] == (tensor, axis) for guest in guest_list]
+    for (tensor, axis), asked in sorted(guests.items(), key=lambda item: item[0]):
         length = (shapes[tensor] or (1,))[axis]
-        fold = max(1, _fold((part for part, _ in guests if part.axis is not None), length))
+        fold = max(1, _fold((part for part, _ in asked if part.axis is not None), length))
         n_segments = length // fold
-        laws = {law for _, law in guests}
+        laws = {law for _, law in asked}
         view_of[tensor, axis] = len(views)
         translation, norm = (law_offset[law] if law in laws else -1 for law in Law)
         views.append(View(tensor, axis, fold, n_segments, offset, (translation, norm)))

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -150,9 +151,10 @@ class SGD(Optimizer):
                 "pass model.named_parameters() instead of model.parameters()"
             )
         checked = validate(symmetries, dict(zip(names, (tuple(p.shape) for p in params), strict=False)))
+        twice = {name for name, count in Counter(names).items() if count > 1}
         for symmetry in checked:
             for part in symmetry.parts:
-                if names.count(part.parameter) > 1:
+                if part.parameter in twice:
                     raise ValueError(
                         f"symmetry {symmetry.name!r}: two parameters have the name {part.parameter!r}; "
                         "give each its own, such as [(f'student.{n}', p) for n, p in student.named_parameters()]"

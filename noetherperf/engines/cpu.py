@@ -9,7 +9,6 @@ from torch import Tensor
 from noetherperf import _cpu
 from noetherperf.engines import check_gradient
 from noetherperf.hyper import Hyper
-from noetherperf.laws import Law
 from noetherperf.plan import Measurement, Plan
 from noetherperf.tiling import HYPER, is_dense, make_tables, memory_order
 
@@ -60,9 +59,9 @@ class CpuEngine:
             self._tables.spans,
             self._workspace.data_ptr(),
             m.moments.data_ptr(),
-            self.plan.n_segments,
+            m.moments.stride(0),
             [state.data_ptr() for state in m.states],
-            [self.plan.n_law_segments(law) for law in Law],
+            [state.stride(0) for state in m.states],
             m.propagators.data_ptr(),
             self.isa,
         )
