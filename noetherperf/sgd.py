@@ -207,6 +207,7 @@ class SGD(Optimizer):
         self._openness = Openness(self._symmetries, self._labels, hyper_index)
         if self._open_reasons is not None:
             self._openness.load_state_dict(self._open_reasons)
+        self._carried = self._open_reasons = None  # they live on in the engines' measurements
         self._devices = devices
         return devices
 
