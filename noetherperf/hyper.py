@@ -13,14 +13,20 @@ torch.optim.SGD's update is one linear recursion, whatever its options:
     momentum 0                  1    0         1     0       (a buffer left from earlier stays as it is)
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 
 @dataclass(frozen=True)
 class Hyper:
-    """Hyperparameters of one parameter group in one step, named as in torch.optim.SGD."""
+    """Hyperparameters of one parameter group in one step, named as in torch.optim.SGD.
+
+    lr is NaN where the learning rate is a tensor on a device, which the host does not read.
+    """
 
     lr: float
     momentum: float = 0.0
@@ -33,7 +39,7 @@ class Hyper:
     def of(cls, group: Mapping[str, Any]) -> "Hyper":
         """The hyperparameters that an optimizer's parameter group holds now."""
         return cls(
-            float(group["lr"]),
+            math.nan if device_lr(group) is not None else float(group["lr"]),
             float(group["momentum"]),
             float(group["dampening"]),
             float(group["weight_decay"]),
@@ -59,6 +65,12 @@ class Hyper:
             gain = 1.0 if first else 1.0 - self.dampening
             buffer = (self.momentum, gain, *((1.0, self.momentum) if self.nesterov else (0.0, 1.0)))
         return Coefficients(self.lr, self.weight_decay, self.sign, *buffer)
+
+
+def device_lr(group: Mapping[str, Any]) -> Tensor | None:
+    """A parameter group's learning rate if it is a tensor on a device, where reading it would wait for the device."""
+    lr = group["lr"]
+    return lr if isinstance(lr, Tensor) and lr.device.type != "cpu" else None
 
 
 class Coefficients(NamedTuple):

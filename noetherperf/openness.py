@@ -3,10 +3,16 @@
 A law adds up its parts' charges, and what cancels by symmetry cancels only if all parts were stepped alike: same
 coefficients, and a gradient for all or for none. Tensors start in one class; a step in which two tensors of a class
 are treated differently splits it, and every symmetry with parts in different classes is open from then on.
+
+A learning rate that is a tensor on a device is known by being that tensor; the host does not ask what it holds. Nor
+does it know of a step that a device skipped, so that a law may be called open for one that was not made.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from dataclasses import asdict, replace
+from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from noetherperf.hyper import Hyper
 from noetherperf.symmetry import Symmetry
@@ -36,16 +42,20 @@ class Openness:
         self._classes = [0] * len(self._names)
         self._last: Hashable = None
 
-    def update(self, step: int, hypers: Sequence[Hyper], first: bytes, missing: bytes) -> None:
+    def update(
+        self, step: int, hypers: Sequence[Hyper], lrs: Sequence[Tensor | None], first: bytes, missing: bytes
+    ) -> None:
         """Take note of one step.
 
         Args:
             step: Its number, for the reason.
             hypers: One per parameter group.
+            lrs: One per parameter group: the device's learning rate that stands in for Hyper.lr, or None.
             first: A byte per tensor: does this step write its momentum buffer for the first time?
             missing: A byte per tensor: has it no gradient?
         """
-        alike = [next(j for j, other in enumerate(hypers) if _acts_like(h, other)) for h in hypers]
+        groups = list(map(_Group, hypers, lrs))
+        alike = [next(j for j, other in enumerate(groups) if group.acts_like(other)) for group in groups]
         pattern = (tuple(alike), first, missing)
         if pattern == self._last:
             return
@@ -60,19 +70,15 @@ class Openness:
             if name not in self.reasons:
                 other = next((i for i in members if self._classes[i] != self._classes[members[0]]), None)
                 if other is not None:
-                    self.reasons[name] = self._reason(step, members[0], other, hypers, missing)
+                    self.reasons[name] = self._reason(step, members[0], other, groups, missing)
 
-    def _reason(self, step: int, i: int, j: int, hypers: Sequence[Hyper], missing: bytes) -> str:
+    def _reason(self, step: int, i: int, j: int, groups: "Sequence[_Group]", missing: bytes) -> str:
         a, b = self._names[i], self._names[j]
         if missing[i] != missing[j]:
             without, with_ = (a, b) if missing[i] else (b, a)
             return f"in step {step} {without} had no gradient and {with_} had one"
-        one, two = hypers[self._hyper_index[i]], hypers[self._hyper_index[j]]
-        fields = [
-            f"{field} ({getattr(one, field)} and {getattr(two, field)})"
-            for field in Hyper.__dataclass_fields__
-            if getattr(one, field) != getattr(two, field)
-        ]
+        one, two = (groups[self._hyper_index[k]].shown() for k in (i, j))
+        fields = [f"{field} ({one[field]} and {two[field]})" for field in one if one[field] != two[field]]
         if fields:
             return f"in step {step} {a} and {b} had different {', '.join(fields)}"
         return f"in step {step} only one of {a} and {b} wrote its momentum buffer for the first time, without dampening"
@@ -89,6 +95,24 @@ class Openness:
         self._last = None
 
 
-def _acts_like(a: Hyper, b: Hyper) -> bool:
-    """Whether two hyperparameter sets make the same step."""
-    return a == b or (a.duration == b.duration and a.coefficients(first=False) == b.coefficients(first=False))
+class _Group(NamedTuple):
+    """A parameter group in one step; lr is the tensor that stands in for hyper.lr, if there is one."""
+
+    hyper: Hyper
+    lr: Tensor | None
+
+    def acts_like(self, other: "_Group") -> bool:
+        """Whether two groups make the same step."""
+        if self is other:
+            return True
+        if self.lr is not other.lr:
+            return False
+        a, b = (self.hyper, other.hyper)
+        if self.lr is not None:
+            a, b = replace(a, lr=1.0), replace(b, lr=1.0)
+        return a == b or (a.duration == b.duration and a.coefficients(first=False) == b.coefficients(first=False))
+
+    def shown(self) -> dict[str, Any]:
+        """The hyperparameters by name, for a reader."""
+        lr = self.hyper.lr if self.lr is None else f"the tensor {id(self.lr):#x} on {self.lr.device}"
+        return {**asdict(self.hyper), "lr": lr}

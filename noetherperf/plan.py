@@ -77,36 +77,45 @@ class Measurement:
 
     moments: [N_MOMENTS, n_segments], of the last step. states[law]: [N_STATE[law], n segments with that law].
     propagators: [n_tensors, law, discrete or flow, 2, 2], the product of all steps' matrices since measuring began.
+    clock: [1 + n parameter groups], since measuring began: steps made, and each group's time, Σ Hyper.duration.
     """
 
     moments: Tensor
     states: tuple[Tensor, Tensor]
     propagators: Tensor
+    clock: Tensor
 
     @classmethod
-    def empty(cls, plan: Plan, device: torch.device | str = "cpu") -> "Measurement":
-        """Zeros for every segment and identity propagators: before anything is measured."""
+    def empty(cls, plan: Plan, device: torch.device | str = "cpu", n_hypers: int = 1) -> "Measurement":
+        """Zeros for every segment and identity propagators: before anything is measured.
+
+        Args:
+            plan: What is measured.
+            device: Where.
+            n_hypers: How many parameter groups there are.
+        """
         translation, norm = (_rows(N_STATE[law], plan.n_law_segments(law), device) for law in Law)
         return cls(
             _rows(N_MOMENTS, plan.n_segments, device),
             (translation, norm),
             torch.eye(2, dtype=torch.float64, device=device).repeat(plan.n_tensors, len(Law), 2, 1, 1),
+            torch.zeros(1 + n_hypers, dtype=torch.float64, device=device),
         )
 
     def tensors(self) -> list[Tensor]:
         """Everything it holds, in a fixed order."""
-        return [self.moments, *self.states, self.propagators]
+        return [self.moments, *self.states, self.propagators, self.clock]
 
     def cpu(self) -> "Measurement":
         """A copy on the CPU."""
-        moments, translation, norm, propagators = (x.to("cpu", copy=True) for x in self.tensors())
-        return Measurement(moments, (translation, norm), propagators)
+        moments, translation, norm, propagators, clock = (x.to("cpu", copy=True) for x in self.tensors())
+        return Measurement(moments, (translation, norm), propagators, clock)
 
     def start(self, plan: Plan, warm: Sequence[bool]) -> None:
         """Start the laws from what Engine.measure left in the moments.
 
         x₀ is the charge, y₀ = ⟨v, 1⟩ or ⟨p, v⟩ where the tensor's momentum buffer is warm, else zero. Sources start at
-        zero, propagators at the identity; no gradient has been seen yet, so its moments are zero.
+        zero, propagators at the identity, the clock at zero; no gradient has been seen yet, so its moments are zero.
 
         Args:
             plan: The plan of this measurement.
@@ -124,6 +133,7 @@ class Measurement:
                         state[State.Y0] = self.moments[y, segments]
         self.moments[Moment.SUM_G :] = 0.0
         self.propagators.copy_(torch.eye(2, dtype=torch.float64).expand_as(self.propagators))
+        self.clock.zero_()
 
 
 def _rows(n_rows: int, n: int, device: torch.device | str) -> Tensor:

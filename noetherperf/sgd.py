@@ -4,7 +4,7 @@ import copy
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -12,14 +12,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from noetherperf.backends import Backend, check_parameter, resolve
-from noetherperf.engines import Engine
-from noetherperf.hyper import Hyper
+from noetherperf.engines import Engine, OnDevice
+from noetherperf.hyper import Hyper, device_lr
 from noetherperf.openness import Openness
 from noetherperf.plan import Measurement, Plan, make_plan
 from noetherperf.readout import Readout, Source, read
 from noetherperf.symmetry import Symmetry, from_json, to_json, validate
 
-MEASUREMENT_VERSION = 1
+MEASUREMENT_VERSION = 2
 
 T = TypeVar("T")
 
@@ -28,16 +28,33 @@ T = TypeVar("T")
 class _Device:
     """The parameters on one device, and what steps and measures them."""
 
+    device: torch.device
     members: list[int]  # their numbers among all parameters
+    groups: frozenset[int]  # the parameter groups that they are in
     backend: Backend
     plan: Plan
     measurement: Measurement
     engine: Engine
     alone: bool  # there is no other device
 
+    @property
+    def is_host(self) -> bool:
+        """Whether the host reads here without waiting."""
+        return self.device.type == "cpu"
+
     def pick(self, values: list[T]) -> list[T]:
         """This device's values among those of all parameters."""
         return values if self.alone else [values[i] for i in self.members]
+
+    def bring(self, hypers: list[Hyper], on_device: OnDevice) -> tuple[list[Hyper], OnDevice]:
+        """A step's inputs, wherever they are, as the engine here reads them."""
+        lrs, others = on_device.lrs, (on_device.grad_scale, on_device.found_inf)
+        if self.is_host:
+            read = {i: float(lr) for i, lr in enumerate(lrs) if lr is not None and i in self.groups}
+            hypers = [replace(hyper, lr=read[i]) if i in read else hyper for i, hyper in enumerate(hypers)]
+            lrs = [None] * len(hypers)
+        here = [None if x is None else x.to(self.device, non_blocking=True) for x in (*lrs, *others)]
+        return hypers, OnDevice(here[:-2], *here[-2:])
 
 
 class SGD(Optimizer):
@@ -71,6 +88,9 @@ class SGD(Optimizer):
 
     Source: Kunin et al. (2021), "Neural Mechanics", arXiv:2012.04728; Sutskever et al. (2013) for the momentum.
     """
+
+    #: torch.amp.GradScaler then leaves unscaling, and skipping steps that overflow, to step().
+    _step_supports_amp_scaling = True
 
     def __init__(
         self,
@@ -135,7 +155,10 @@ class SGD(Optimizer):
 
     @property
     def step_count(self) -> int:
-        """Steps since measuring began."""
+        """Steps since measuring began.
+
+        Only a GPU knows which steps a gradient scaler made it skip; they count here until the next readout().
+        """
         return self._step_count
 
     def _names(self) -> list[str | None]:
@@ -165,7 +188,6 @@ class SGD(Optimizer):
         """Forget what was measured; measuring begins at the next step or readout."""
         self._began = False
         self._step_count = 0
-        self._times = [0.0] * len(self.param_groups)
         self._carried: list[list[Tensor]] | None = None  # measurements to go on from when engines are made
         self._open_reasons: dict[str, Any] | None = None
 
@@ -196,14 +218,14 @@ class SGD(Optimizer):
             for i, p in zip(members, params, strict=True):
                 check_parameter(self._labels[i], p, backend)
             plan = make_plan(self._symmetries, [names[i] for i in members], [tuple(p.shape) for p in params])
-            measurement = Measurement.empty(plan, device)
-            if self._carried is not None:
+            measurement = Measurement.empty(plan, device, len(self.param_groups))
+            if self._carried is not None and number < len(self._carried):
                 for mine, carried in zip(measurement.tensors(), self._carried[number], strict=True):
                     _take_over(mine, carried)
-            engine = backend.engine(
-                plan, params, [self._labels[i] for i in members], [hyper_index[i] for i in members], measurement
-            )
-            devices.append(_Device(members, backend, plan, measurement, engine, len(by_device) == 1))
+            groups = [hyper_index[i] for i in members]
+            engine = backend.engine(plan, params, [self._labels[i] for i in members], groups, measurement)
+            alone = len(by_device) == 1
+            devices.append(_Device(device, members, frozenset(groups), backend, plan, measurement, engine, alone))
         self._openness = Openness(self._symmetries, self._labels, hyper_index)
         if self._open_reasons is not None:
             self._openness.load_state_dict(self._open_reasons)
@@ -221,9 +243,8 @@ class SGD(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group, as torch.optim.Optimizer does; what was measured goes on."""
         super().add_param_group(param_group)
-        if hasattr(self, "_times"):
+        if hasattr(self, "_began"):
             self._set_down()
-            self._times.append(0.0)
 
     # ---- the step ---------------------------------------------------------------------------------------------------
 
@@ -247,6 +268,9 @@ class SGD(Optimizer):
                 loss = closure()
 
         devices = self._prepare()
+        on_device = self._on_device(devices)
+        if on_device is None:
+            return loss
         grads = [p.grad for p in self._params]
         for device in devices:
             device.engine.admit(device.pick(grads))
@@ -257,18 +281,31 @@ class SGD(Optimizer):
         hypers = [Hyper.of(group) for group in self.param_groups]
         buffers, first = self._ready_buffers(missing)
         for device in devices:
-            device.engine.step(device.pick(grads), device.pick(buffers), hypers, device.pick(first))
+            engine_hypers, inputs = device.bring(hypers, on_device)
+            device.engine.step(device.pick(grads), device.pick(buffers), engine_hypers, device.pick(first), inputs)
         # Engines write past autograd's eyes; what it saved for a backward pass must be seen to have changed.
         written = (
             self._params if 1 not in missing else list(itertools.compress(self._params, [g is not None for g in grads]))
         )
         torch.autograd.graph.increment_version(written)
         self._step_count += 1
-        for i, hyper in enumerate(hypers):
-            self._times[i] += hyper.duration
         if self._symmetries:
-            self._openness.update(self._step_count, hypers, bytes(first), missing)
+            self._openness.update(self._step_count, hypers, on_device.lrs, bytes(first), missing)
         return loss
+
+    def _on_device(self, devices: list[_Device]) -> OnDevice | None:
+        """What this step takes from devices; None if the host sees that a gradient scaler wants it skipped.
+
+        torch.amp.GradScaler sets grad_scale (None if it has unscaled already) and found_inf for the time of a step.
+        """
+        found_inf = getattr(self, "found_inf", None)
+        if not isinstance(found_inf, Tensor):  # a sum over no gradients at all is no tensor
+            found_inf = None
+        elif found_inf.device.type == "cpu" or any(device.is_host for device in devices):
+            if found_inf.item() != 0.0:  # of several devices, their sum
+                return None
+            found_inf = None
+        return OnDevice([device_lr(group) for group in self.param_groups], getattr(self, "grad_scale", None), found_inf)
 
     def _buffers(self) -> list[Tensor | None]:
         """Every parameter's momentum buffer as the state holds it now, None where there is none."""
@@ -319,7 +356,10 @@ class SGD(Optimizer):
         if not self._began:
             self._begin()
         sources = [Source(device.plan, device.measurement.cpu()) for device in devices]
-        return read(self._symmetries, sources, self._openness.reasons, self._step_count, self._times[0])
+        self._step_count = int(sources[0].measurement.clock[0])
+        home = next((i for i, device in enumerate(devices) if 0 in device.groups), 0)
+        time = sources[home].measurement.clock[1].item()
+        return read(self._symmetries, sources, self._openness.reasons, self._step_count, time)
 
     # ---- checkpoints ------------------------------------------------------------------------------------------------
 
@@ -332,8 +372,6 @@ class SGD(Optimizer):
                 "version": MEASUREMENT_VERSION,
                 "symmetries": to_json(self._symmetries),
                 "began": self._began,
-                "step": self._step_count,
-                "times": list(self._times),
                 "openness": self._openness.state_dict(),
                 "tensors": [[x.clone() for x in device.measurement.tensors()] for device in devices],
             }
@@ -353,9 +391,8 @@ class SGD(Optimizer):
         self._restart()
         if measured is not None and self._symmetries:
             self._began = measured["began"]
-            self._step_count = measured["step"]
-            self._times = list(measured["times"])
             self._carried = [[x.clone() for x in tensors] for tensors in measured["tensors"]]
+            self._step_count = int(self._carried[0][-1][0])
             self._open_reasons = copy.deepcopy(measured["openness"])
 
     def _check_measurement(self, measured: dict[str, Any] | None) -> None:
@@ -395,7 +432,6 @@ class SGD(Optimizer):
             "_symmetries": self._symmetries,
             "_began": self._began,
             "_step_count": self._step_count,
-            "_times": self._times,
             "_carried": carried,
             "_open_reasons": openness,
         }

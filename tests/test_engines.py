@@ -15,7 +15,7 @@ from torch import Tensor
 
 from noetherperf import Norm, Part, Symmetry, Translation, laws, reference
 from noetherperf.backends import backends
-from noetherperf.engines import Engine
+from noetherperf.engines import Engine, OnDevice
 from noetherperf.engines.reference import ReferenceEngine
 from noetherperf.hyper import Coefficients, Hyper
 from noetherperf.laws import Law, State
@@ -36,6 +36,7 @@ def engines() -> Iterator[tuple[str, MakeEngine]]:
 
 
 ENGINES = dict(engines())
+HOST = OnDevice([None])  # nothing is left to read on a device
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 # ---- tensors: shape and layout, each inside a larger storage whose other elements must stay as they are ----------
@@ -212,7 +213,7 @@ def test_step_moments_and_laws(engine: str, dtype: torch.dtype, tensor: str) -> 
                 states = [state.clone() for state in measurement.states]
 
                 made.admit([g.tensor])
-                made.step([g.tensor], [buffer], [hyper], [first])
+                made.step([g.tensor], [buffer], [hyper], [first], HOST)
 
                 assert_close(
                     p.tensor, p_new, spacing + eps * p_new.abs() + 8 * compute_eps * p_mag, f"parameters, {where}"
@@ -286,7 +287,7 @@ def test_bitwise_the_same_for_any_number_of_threads(engine: str, dtype: torch.dt
             measurement.start(plan, [True] * len(p))
             for _ in range(3):
                 made.admit(g)
-                made.step(g, v, [HYPERS["nesterov"]], [False] * len(p))
+                made.step(g, v, [HYPERS["nesterov"]], [False] * len(p), HOST)
             results.append([*p, *v, *measurement.tensors()])
     finally:
         torch.set_num_threads(before)
@@ -304,11 +305,11 @@ def test_a_tensor_without_gradient_waits(engine: str) -> None:
     made.measure(v)
     measurement.start(plan, [True] * len(p))
     made.admit(g)
-    made.step(g, v, [HYPERS["momentum"]], [False] * len(p))
+    made.step(g, v, [HYPERS["momentum"]], [False] * len(p), HOST)
     p_before, v_before, m_before = p[0].clone(), v[0].clone(), [x.clone() for x in measurement.tensors()]
     grads = [None, *g[1:]]
     made.admit(grads)
-    made.step(grads, v, [HYPERS["momentum"]], [False] * len(p))
+    made.step(grads, v, [HYPERS["momentum"]], [False] * len(p), HOST)
     assert torch.equal(p[0], p_before)
     assert torch.equal(v[0], v_before)
     assert not torch.equal(p[1], p_before)
@@ -335,7 +336,7 @@ def test_a_buffer_that_momentum_zero_leaves_keeps_its_law(engine: str) -> None:
     measurement.start(plan, [True] * len(p))
     for hyper in (HYPERS["momentum"], HYPERS["plain"], HYPERS["decay, maximize"], HYPERS["nesterov"]):
         made.admit(g)
-        made.step(g, v, [hyper], [False] * len(p))
+        made.step(g, v, [hyper], [False] * len(p), HOST)
     for view in plan.views:
         at = view.law_segment[Law.NORM]
         state = measurement.states[Law.NORM][:, at : at + view.n_segments]
@@ -358,7 +359,7 @@ def test_what_is_not_finite_stays_in_its_own_segments(engine: str, bad: float) -
     made.measure(v)
     measurement.start(plan, [True] * len(p))
     made.admit(g)
-    made.step(g, v, [HYPERS["momentum"]], [False] * len(p))
+    made.step(g, v, [HYPERS["momentum"]], [False] * len(p), HOST)
     for view in plan.views:
         sq_g = measurement.moments[Moment.SQ_G, view.segment : view.segment + view.n_segments]
         hit = {0: 5, 1: 700}.get(view.axis) if view.tensor == 0 else None
@@ -376,7 +377,93 @@ def test_gradients_may_change_their_layout_between_steps(engine: str) -> None:
         grads = [x.t().contiguous().t() if x.dim() == 2 and turn % 2 else x for x in g]
         for one, buffers in ((made, v), (peer, w)):
             one.admit(grads)
-            one.step(grads, buffers, [HYPERS["momentum"]], [False] * len(p))
+            one.step(grads, buffers, [HYPERS["momentum"]], [False] * len(p), HOST)
     for one_p, two_p in zip(p, q, strict=True):
         torch.testing.assert_close(one_p, two_p, rtol=1e-13, atol=1e-13)
     torch.testing.assert_close(measured.moments, expected.moments, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_clock_counts_steps_and_each_groups_time(engine: str) -> None:
+    p, g, v, plan, names = model(torch.float32)
+    measurement = Measurement.empty(plan, n_hypers=2)
+    made = ENGINES[engine](plan, p, names, [i % 2 for i in range(len(p))], measurement)
+    for lr in (0.1, 0.1, 0.025):
+        made.admit(g)
+        hypers = [Hyper(lr), Hyper(2 * lr, momentum=0.9, dampening=0.5)]
+        made.step(g, v, hypers, [False] * len(p), OnDevice([None, None]))
+    assert measurement.clock.tolist() == pytest.approx([3.0, 0.225, 0.225], rel=1e-15)
+    measurement.start(plan, [True] * len(p))
+    assert measurement.clock.tolist() == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_scaled_gradients_are_divided_and_left_divided(engine: str, dtype: torch.dtype) -> None:
+    """By a power of two, so that every number is exactly what it is without a scale."""
+    results = []
+    for scale in (None, 1024.0):
+        p, g, v, plan, names = model(dtype)
+        for x in g:
+            x.mul_(scale or 1.0)
+        measurement = Measurement.empty(plan)
+        made = ENGINES[engine](plan, p, names, [0] * len(p), measurement)
+        made.admit(g)
+        on_device = OnDevice([None], None if scale is None else torch.tensor(scale))
+        made.step(g, v, [HYPERS["nesterov"]], [True] * len(p), on_device)
+        results.append([*p, *g, *v, *measurement.tensors()])
+    for plain, scaled in zip(*results, strict=True):
+        assert torch.equal(plain, scaled)
+
+
+def on_device_engines() -> list[str]:
+    """Those that read learning rates and flags themselves."""
+    return [name for name in ENGINES if not name.startswith("cpu")]
+
+
+@pytest.mark.parametrize("engine", on_device_engines())
+def test_a_learning_rate_on_the_device(engine: str) -> None:
+    results = []
+    for on_device in (False, True):
+        p, g, v, plan, names = model(torch.float64)
+        measurement = Measurement.empty(plan)
+        made = ENGINES[engine](plan, p, names, [0] * len(p), measurement)
+        made.admit(g)
+        lr = torch.tensor([0.1], dtype=torch.float64)
+        hyper = Hyper(torch.nan if on_device else 0.1, momentum=0.9, weight_decay=0.01)
+        made.step(g, v, [hyper], [True] * len(p), OnDevice([lr if on_device else None]))
+        results.append([*p, *v, *measurement.tensors()])
+    for plain, other in zip(*results, strict=True):
+        assert torch.equal(plain, other)
+
+
+@pytest.mark.parametrize("flag", [1.0, 2.0])  # a sum over devices is more than one
+@pytest.mark.parametrize("engine", on_device_engines())
+def test_a_step_that_overflows_writes_nothing(engine: str, flag: float) -> None:
+    """And does not use up the first step, which is not dampened."""
+    results = []
+    for skipped in (False, True):
+        p, g, v, plan, names = model(torch.float64)
+        for x in v:
+            x.zero_()
+        measurement = Measurement.empty(plan)
+        made = ENGINES[engine](plan, p, names, [0] * len(p), measurement)
+        made.measure(v)
+        measurement.start(plan, [False] * len(p))
+        first = [True] * len(p)
+        if skipped:
+            overflowed = [torch.full_like(x, torch.inf) for x in g]
+            before = [x.clone() for x in (*p, *v, *measurement.tensors())]
+            made.admit(overflowed)
+            found_inf, scale = torch.tensor(flag), torch.tensor(8.0)
+            made.step(overflowed, v, [HYPERS["dampening"]], first, OnDevice([None], scale, found_inf))
+            after = (*p, *v, *measurement.tensors())
+            assert all(torch.equal(x, y) for x, y in zip(after, before, strict=True))
+            first = [False] * len(p)
+        for _ in range(2):
+            made.admit(g)
+            made.step(g, v, [HYPERS["dampening"]], first, OnDevice([None], None, torch.tensor(0.0)))
+            first = [False] * len(p)
+        results.append([*p, *v, *measurement.tensors()])
+    for plain, other in zip(*results, strict=True):
+        assert torch.equal(plain, other)

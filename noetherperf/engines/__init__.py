@@ -1,12 +1,31 @@
 """Engines: what makes a plan's step on one device. One file each; noetherperf.backends says which there are."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from noetherperf.hyper import Hyper
+
+
+@dataclass(frozen=True)
+class OnDevice:
+    """What a step reads where its parameters are, so that the host need not wait for it; one element each.
+
+    The host reads what it can read at once: beside parameters on the CPU, lrs and found_inf are always None.
+
+    Fields:
+        lrs: One per parameter group: the learning rate that stands in for Hyper.lr (which is NaN then), or None.
+        grad_scale: Every gradient is divided by it first, and left divided; what the step and its moments call the
+            gradient is the quotient. None: 1.
+        found_inf: Where it is not zero, the step is skipped: nothing at all is written. None: 0.
+    """
+
+    lrs: Sequence[Tensor | None]
+    grad_scale: Tensor | None = None
+    found_inf: Tensor | None = None
 
 
 class Engine(Protocol):
@@ -29,14 +48,17 @@ class Engine(Protocol):
         buffers: Sequence[Tensor | None],
         hypers: Sequence[Hyper],
         first: Sequence[bool],
+        on_device: OnDevice,
     ) -> None:
-        """Make one step.
+        """Make one step, and advance the measurement's clock: by one step, and by Hyper.duration for each group.
 
         Args:
             grads: One per tensor; None: the tensor takes no part.
             buffers: One per tensor; None where it has none.
             hypers: One per parameter group.
-            first: Per tensor, whether this step writes its momentum buffer for the first time.
+            first: Per tensor, whether its momentum buffer has just been made (of zeros) and is written for the first
+                time. Told once: if that step is skipped, the tensor's next one that is not is its first.
+            on_device: What the host has not read.
         """
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from noetherperf import _cpu
-from noetherperf.engines import check_gradient
+from noetherperf.engines import OnDevice, check_gradient
 from noetherperf.hyper import Hyper
 from noetherperf.plan import Measurement, Plan
 from noetherperf.tiling import HYPER, is_dense, make_tables, memory_order
@@ -43,6 +43,8 @@ class CpuEngine:
         self._first = np.zeros(n, np.uint8)
         self._hypers: Sequence[Hyper] = ()
         self._hyper_table = np.zeros(0, HYPER)
+        self._clock = self.measurement.clock.numpy()
+        self._tick = np.zeros(0)
         self._orders = [memory_order(p) for p in self.params]
         self._kinds = [(p.dtype, p.device, p.shape) for p in self.params]
         self._strides = [p.stride() for p in self.params]
@@ -140,10 +142,15 @@ class CpuEngine:
         buffers: Sequence[Tensor | None],
         hypers: Sequence[Hyper],
         first: Sequence[bool],
+        on_device: OnDevice,
     ) -> None:
         self._admit_buffers(buffers)
         self._first[:] = first
+        if on_device.grad_scale is not None:
+            scaled = [g for g in grads if g is not None]
+            torch._foreach_mul_(scaled, 1.0 / float(on_device.grad_scale))
         self._engine.step(self._addresses, self._first, self._hyper_table_for(hypers), torch.get_num_threads())
+        self._clock += self._tick
 
     def _hyper_table_for(self, hypers: Sequence[Hyper]) -> np.ndarray:
         if hypers != self._hypers:
@@ -151,5 +158,6 @@ class CpuEngine:
             self._hyper_table = np.zeros(n, HYPER)
             for i, h in enumerate(hypers):
                 self._hyper_table[i] = (h.lr, h.momentum, h.dampening, h.weight_decay, h.nesterov, h.maximize)
+            self._tick = np.array([1.0, *(h.duration for h in hypers)])
             self._hypers = list(hypers)
         return self._hyper_table

@@ -1,12 +1,13 @@
 """The reference engine: noetherperf.reference, tensor by tensor, on any device and layout."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from noetherperf import laws, reference
-from noetherperf.engines import check_gradient
+from noetherperf.engines import OnDevice, check_gradient
 from noetherperf.hyper import Hyper
 from noetherperf.laws import Law
 from noetherperf.moments import Moment
@@ -14,7 +15,7 @@ from noetherperf.plan import Measurement, Plan
 
 
 class ReferenceEngine:
-    """Engine in plain torch. Computes in float32, in float64 for float64 parameters; allocates as it goes."""
+    """Engine in plain torch. Computes in float32, in float64 for float64 parameters; allocates and waits as it goes."""
 
     def __init__(
         self,
@@ -26,6 +27,7 @@ class ReferenceEngine:
     ) -> None:
         self.plan, self.params, self.names, self.hyper_index = plan, params, names, hyper_index
         self.measurement = measurement
+        self.fresh = [False] * len(params)  # buffers that no step has written yet
         self.views = [[view for view in plan.views if view.tensor == i] for i in range(len(params))]
 
     def admit(self, grads: Sequence[Tensor | None]) -> None:
@@ -48,7 +50,17 @@ class ReferenceEngine:
         buffers: Sequence[Tensor | None],
         hypers: Sequence[Hyper],
         first: Sequence[bool],
+        on_device: OnDevice,
     ) -> None:
+        self.fresh = [old or new for old, new in zip(self.fresh, first, strict=True)]
+        if on_device.found_inf is not None and on_device.found_inf.item() != 0.0:
+            return
+        hypers = [
+            hyper if lr is None else replace(hyper, lr=lr.item())
+            for hyper, lr in zip(hypers, on_device.lrs, strict=True)
+        ]
+        clock = self.measurement.clock
+        clock += torch.tensor([1.0, *(hyper.duration for hyper in hypers)], dtype=clock.dtype, device=clock.device)
         for i, (p, g, v) in enumerate(zip(self.params, grads, buffers, strict=True)):
             if g is None:
                 for view in self.views[i]:
@@ -56,16 +68,20 @@ class ReferenceEngine:
                     self.measurement.moments[Moment.SUM_G :, segments] = 0.0
                 continue
             hyper = hypers[self.hyper_index[i]]
-            c = hyper.coefficients(first=first[i])
+            c = hyper.coefficients(first=self.fresh[i])
+            self.fresh[i] &= hyper.momentum == 0.0
             dtype = torch.float64 if p.dtype == torch.float64 else torch.float32
-            before = p.to(dtype, copy=True)
-            p_new, v_new, u = reference.step(before, g.to(dtype), None if v is None else v.to(dtype), c)
+            before, grad = p.to(dtype, copy=True), g.to(dtype)
+            if on_device.grad_scale is not None:
+                grad = grad / on_device.grad_scale.to(dtype)
+                g.copy_(grad)
+            p_new, v_new, u = reference.step(before, grad, None if v is None else v.to(dtype), c)
             p.copy_(p_new)
             if v is not None and v_new is not None and c.mix_v != 0.0:
                 v.copy_(v_new)
             for view in self.views[i]:
                 segments = slice(view.segment, view.segment + view.n_segments)
-                sums = reference.moments(view.grouped, p, before, g, u, v_new, c)
+                sums = reference.moments(view.grouped, p, before, grad, u, v_new, c)
                 self.measurement.moments[:, segments] = sums
                 for law in Law:
                     at = view.law_segment[law]
