@@ -40,19 +40,16 @@ class View:
 
 @dataclass(frozen=True)
 class PlannedPart:
-    """A part's segments: group i is the sum of segments [start + i·fold, start + (i+1)·fold) of its view."""
+    """A part and the view whose segments its groups are sums of."""
 
     part: Part
     view: int
-    start: int
-    n_groups: int
-    fold: int
     n_elements: int  # of one group
+    fold: int  # of the view
 
     def reduce(self, values: Tensor) -> Tensor:
         """Sum a view's values [..., view.n_segments] to the part's groups [..., n_groups]; no coefficient applied."""
-        values = values[..., self.start : self.start + self.n_groups * self.fold]
-        return values.reshape(*values.shape[:-1], self.n_groups, self.fold).sum(-1)
+        return self.part.gather(values, self.fold).sum(-1)
 
 
 @dataclass(frozen=True)
@@ -148,10 +145,10 @@ def _rows(n_rows: int, n: int, device: torch.device | str) -> Tensor:
 
 
 def _fold(parts: Iterable[Part], length: int) -> int:
-    """The coarsest fold in which every part's slices and folds are whole segments, and the axis too."""
+    """The coarsest fold in which every part's slices, runs and periods are whole segments, and the axis too."""
     fold = length
     for part in parts:
-        fold = gcd(fold, part.fold, part.start or 0)
+        fold = gcd(fold, part.run, part.start or 0, part.stop or 0, part.period or 0)
     return fold
 
 
@@ -201,10 +198,8 @@ def make_plan(symmetries: Sequence[Symmetry], names: Sequence[str | None], shape
         number = view_of[home[tensor, part.axis]]
         view = views[number]
         if part.axis is None:
-            return PlannedPart(part, number, 0, 1, view.n_segments, prod(shapes[tensor]))
-        n_groups = part.n_groups(shapes[tensor])
-        n_elements = part.fold * prod(shapes[tensor]) // shapes[tensor][part.axis]
-        return PlannedPart(part, number, (part.start or 0) // view.fold, n_groups, part.fold // view.fold, n_elements)
+            return PlannedPart(part, number, prod(shapes[tensor]), view.fold)
+        return PlannedPart(part, number, part.fold * prod(shapes[tensor]) // shapes[tensor][part.axis], view.fold)
 
     parts = {s.name: tuple(place(part) for part in s.parts if part.parameter in index) for s in symmetries}
     return Plan(tuple(views), parts, len(names))

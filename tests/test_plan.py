@@ -49,6 +49,25 @@ def test_parts_on_one_axis_share_a_view_at_the_finest_fold() -> None:
     assert (folded.n_elements, sliced.n_elements, whole.n_elements) == (20, 10, 60)
 
 
+def test_groups_of_distant_indices_are_sums_of_segments() -> None:
+    plan = make_plan(
+        [
+            Norm("rotary", [Part("w", 0, fold=2, stride=2)]),
+            Norm("keys of each head", [Part("w", 0, start=2, stop=4, period=4)]),
+            Norm("heads", [Part("b", 0, start=4, stop=8, fold=4, period=8)]),
+        ],
+        ["w", "b"],
+        [(8, 3), (16,)],
+    )
+    assert [(view.axis, view.fold, view.n_segments) for view in plan.views] == [(0, 1, 8), (0, 4, 4)]
+    (rotary,), (keys,), (heads,) = plan.parts["rotary"], plan.parts["keys of each head"], plan.parts["heads"]
+    values = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0])
+    assert rotary.reduce(values).tolist() == [5.0, 10.0, 80.0, 160.0]
+    assert keys.reduce(values).tolist() == [4.0, 8.0, 64.0, 128.0]
+    assert heads.reduce(values[:4]).tolist() == [2.0, 8.0]
+    assert (rotary.n_elements, keys.n_elements, heads.n_elements) == (6, 3, 4)
+
+
 def test_a_whole_tensor_alone_is_one_segment() -> None:
     plan = make_plan([Norm("whole", [Part("w", None)])], ["w"], [(7, 3)])
     assert [(view.axis, view.fold, view.n_segments) for view in plan.views] == [(0, 7, 1)]

@@ -115,6 +115,9 @@ class TestPart:
             (Part("w", 0, start=4, stop=10, fold=3), (12, 2), 2),
             (Part("w", 0, start=4), (12, 2), 8),
             (Part("w", 0, stop=12), (12, 2), 12),
+            (Part("w", 0, fold=2, stride=3), (12, 2), 6),
+            (Part("w", 0, start=2, stop=4, period=6), (12, 2), 4),
+            (Part("w", 0, start=2, stop=6, fold=2, stride=2, period=6), (12, 2), 4),
         ],
     )
     def test_n_groups(self, part: Part, shape: tuple[int, ...], n_groups: int) -> None:
@@ -132,6 +135,9 @@ class TestPart:
             (Part("w", 0, fold=3), (4, 3), "fold 3 does not divide"),
             (Part("w", 0, start=1, fold=2), (4, 3), "fold 2 does not divide"),
             (Part("w", 0, fold=8), (4, 3), "fold 8 does not divide"),
+            (Part("w", 0, fold=2, stride=3), (4, 3), "fold 2, 3 apart, does not divide"),
+            (Part("w", 0, period=3), (4, 3), "period 3 does not divide"),
+            (Part("w", 0, stop=3, period=2), (4, 3), "0:3 of period of axis 0 is out of range"),
         ],
     )
     def test_misfits_name_parameter_and_shape(self, part: Part, shape: tuple[int, ...], words: str) -> None:
@@ -139,6 +145,36 @@ class TestPart:
             part.n_groups(shape)
         assert "'w'" in str(caught.value)
         assert str(shape) in str(caught.value)
+
+    @given(
+        start=st.integers(0, 3),
+        n_blocks=st.integers(1, 3),
+        fold=st.integers(2, 3),
+        stride=st.integers(1, 3),
+        n_periods=st.integers(1, 3),
+        beyond=st.integers(0, 2),
+        axis=st.integers(0, 2),
+    )
+    def test_groups_hold_indices_a_stride_apart_in_every_period(
+        self, start: int, n_blocks: int, fold: int, stride: int, n_periods: int, beyond: int, axis: int
+    ) -> None:
+        stop = start + n_blocks * fold * stride
+        period = stop + beyond
+        part = Part("w", axis, start=start, stop=stop, fold=fold, stride=stride, period=period)
+        expected = [
+            [p * period + start + b * fold * stride + f * stride + s for f in range(fold)]
+            for p in range(n_periods)
+            for b in range(n_blocks)
+            for s in range(stride)
+        ]
+        index = torch.arange(n_periods * period)
+        assert part.gather(index).tolist() == expected
+        shape = [2, 3, 2]
+        shape[axis] = len(index)
+        assert part.n_groups(shape) == len(expected)
+        x = torch.randn(shape)
+        groups = torch.stack([x.index_select(axis, torch.tensor(i)).sum() for i in expected])
+        torch.testing.assert_close(part.grouped(x).sum(1), groups)
 
     @given(start=st.integers(0, 9), n_groups=st.integers(1, 5), fold=st.integers(1, 4), beyond=st.integers(0, 3))
     def test_groups_tile_the_slice(self, start: int, n_groups: int, fold: int, beyond: int) -> None:
@@ -270,7 +306,7 @@ class TestJson:
             ({"parts": ["conv"]}, "must be an object"),
             ({"parts": [{"parameter": "w"}]}, "'axis' is missing"),
             ({"parts": [{"axis": 0}]}, "'parameter' is missing"),
-            ({"parts": [{"parameter": "w", "axis": 0, "stride": 2}]}, "unknown field 'stride'"),
+            ({"parts": [{"parameter": "w", "axis": 0, "step": 2}]}, "unknown field 'step'"),
             ({"parts": [{"parameter": "w", "axis": "0"}]}, "axis must be an integer"),
             ({"parts": [{"parameter": "w", "axis": 0, "_": 1}]}, "unknown field '_'"),
             ({"parts": [{"parameter": "w", "axis": 0, "weight": float("nan")}]}, "finite"),
