@@ -1,13 +1,20 @@
-"""Views and memory layouts -> the tables that the compiled CPU engine walks: matrices, tiles and what sums where.
+"""Views and memory layouts -> the tables that compiled engines walk: matrices, tiles and what sums where.
 
 Each tensor is seen in memory order as a matrix [n_rows, n_cols]. A view along the outermost memory axis sums over rows
 (`by_row`: segment = row // inner); any other sums over positions (segment = (column // inner) % n). So channels_last
 and transposed tensors need no special case, and neither do kernels or folds: they are inner positions.
 
-A tile is a block of that matrix. Sums of a view that one tile finishes go straight to the moments; where several tiles
-share a segment, each writes a slice of the workspace and a second stage adds the slices in order. The tiles depend on
-shapes alone, so results do not depend on threads. The number of slices is bounded, so the workspace grows with the
-number of segments, not with the number of parameters.
+A tile is a block of that matrix, walked by one thread of a CPU or one thread block of a GPU. Where several tiles share
+a segment, each writes a slice of the workspace and a second stage adds the slices in order. The tiles depend on shapes
+alone, so results do not depend on threads. A Tiling says how tiles are cut and what slices hold:
+
+- CPU: the sums of segments, [n_slices, N_MOMENTS, n_segments], float64. Sums that one tile finishes go straight to the
+  moments. The number of slices is bounded, so the workspace grows with the number of segments, not of parameters.
+- GPU (`by_line`): the sums of the matrix's lines, which the second stage folds to segments: [n_slices, N_MOMENTS,
+  n_rows] for the view by row, [n_slices, N_MOMENTS, n_cols] for the others, which share it. Always written, also where
+  there is one slice. float64 for a float64 tensor; float32 for others, as the sums inside a tile are: their rounding is
+  the smaller one, and the workspace is what measuring adds to the traffic. Tiles grow with the model, so that there are
+  enough for the whole GPU and no more: the workspace stays within a few per cent of the parameters.
 
 The dtypes mirror the structs of csrc/plan.h (a test compares their layouts).
 """
@@ -58,7 +65,7 @@ VIEW = np.dtype(
         ("translation", "i8"),
         ("norm", "i8"),
         ("n_slices", "i8"),
-        ("workspace", "i8"),  # in float64 values; slices [n_slices, N_MOMENTS, n_segments]; unused for one slice
+        ("workspace", "i8"),  # where its slices begin, in float64 values; a CPU needs none for one slice
     ]
 )
 TILE = np.dtype(
@@ -77,15 +84,64 @@ SPAN = np.dtype([("begin", "i8"), ("end", "i8"), ("view", "i4"), ("padding", "i4
 
 Range = tuple[int, int]
 
+#: Codes of the parameters' dtypes, as in csrc/plan.h.
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
-TILE_ELEMENTS = 1 << 16  # enough to hide what a tile costs, few enough to balance threads
-MIN_TILE_ROWS = 256  # of a tile that sums over rows: its slice is then 1/256 of what it reads, in float64 moments
-MAX_SLICES = 16
-MIN_TILE_COLS = 4096  # and its runs of memory are then long enough for the hardware's prefetching
-MIN_COLS = 64  # matrices narrower than this and summed by position only are widened by merging rows
-SHORT_RUN = 16  # contiguous groups shorter than this are summed by position: no horizontal sums
-SPAN_SEGMENTS = 2048
+
+@dataclass(frozen=True)
+class Tiling:
+    """How an engine's tiles, slices and spans are cut.
+
+    Fields:
+        tile_elements: Of a tile: the least and the most.
+        tiles: How many tiles a model is cut into, as far as their sizes allow.
+        block_rows: Rows that are walked together.
+        min_tile_rows: Of a tile that sums over rows, where the tensor has as many.
+        max_slices: Of the sums over rows.
+        tile_cols: The same for columns: at least so many, or (by_line) exactly so many bytes of them.
+        min_cols: Matrices narrower than this and summed by position only are widened by merging rows.
+        short_run: Contiguous groups shorter than this are summed by position.
+        span_segments: Segments that the second stage takes together.
+        by_line: Slices hold the sums of rows and columns, not of segments.
+    """
+
+    tile_elements: Range
+    tiles: int
+    block_rows: int
+    min_tile_rows: int
+    max_slices: int
+    tile_cols: int
+    min_cols: int
+    short_run: int
+    span_segments: int
+    by_line: bool
+
+
+CPU = Tiling(
+    tile_elements=(1 << 16, 1 << 16),  # enough to hide what a tile costs, few enough to balance threads
+    tiles=1,
+    block_rows=1,
+    min_tile_rows=256,  # its slice is then 1/256 of what it reads, in float64 moments
+    max_slices=16,
+    tile_cols=4096,  # its runs of memory are then long enough for the hardware's prefetching
+    min_cols=64,
+    short_run=16,  # no horizontal sums
+    span_segments=2048,
+    by_line=False,
+)
+
+GPU = Tiling(
+    tile_elements=(1 << 15, 1 << 18),
+    tiles=2048,  # about sixteen for each multiprocessor of a large GPU, so that the last ones to finish are few
+    block_rows=8,
+    min_tile_rows=64,
+    max_slices=4096,
+    tile_cols=2048,
+    min_cols=128,
+    short_run=2,
+    span_segments=128,
+    by_line=True,
+)
 
 
 @dataclass
@@ -126,7 +182,9 @@ def is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
     return True
 
 
-def _matrix(shape: list[int], views: list[tuple[int, View]]) -> tuple[int, int, dict[int, int | _Column]]:
+def _matrix(
+    shape: list[int], views: list[tuple[int, View]], tiling: Tiling
+) -> tuple[int, int, dict[int, int | _Column]]:
     """A tensor's matrix and how each view (at its memory axis) sums on it: rows per segment, or a _Column."""
     numel = prod(shape)
     if not views:
@@ -135,7 +193,7 @@ def _matrix(shape: list[int], views: list[tuple[int, View]]) -> tuple[int, int, 
     if all(axis == 0 for axis, _ in views):
         (_, view), *_ = views
         run = view.fold * rest
-        if run >= SHORT_RUN:
+        if run >= tiling.short_run:
             return view.n_segments, run, {0: 1}
         return 1, numel, {0: _Column(max(run, 1), view.n_segments)}
     columns: dict[int, int | _Column] = {
@@ -143,8 +201,8 @@ def _matrix(shape: list[int], views: list[tuple[int, View]]) -> tuple[int, int, 
         for axis, view in views
     }
     merge = 1
-    if 0 not in columns and 0 < rest < MIN_COLS:
-        merge = max((k for k in range(1, 2 * MIN_COLS // rest + 1) if outermost % k == 0), default=1)
+    if 0 not in columns and 0 < rest < tiling.min_cols:
+        merge = max((k for k in range(1, 2 * tiling.min_cols // rest + 1) if outermost % k == 0), default=1)
     return outermost // merge, rest * merge, columns
 
 
@@ -156,35 +214,46 @@ def _pieces(length: int, at_least: int, unit: int, at_most: int) -> list[Range]:
     return [(begin, min(begin + step, length)) for begin in range(0, length, step)]
 
 
-def _tiles(n_rows: int, n_cols: int, sums: dict[int, int | _Column]) -> tuple[list[Range], list[Range]]:
-    """The row ranges and the column ranges whose product are a tensor's tiles."""
+def _tiles(
+    n_rows: int, n_cols: int, sums: dict[int, int | _Column], elements: int, itemsize: int, tiling: Tiling
+) -> tuple[list[Range], list[Range]]:
+    """The row ranges and the column ranges whose product are a tensor's tiles, of about so many elements."""
     if n_rows * n_cols == 0:
         return [], []
     columns = [s for s in sums.values() if isinstance(s, _Column)]
     rows_per_segment = next((s for s in sums.values() if isinstance(s, int)), None)
     if not columns:
-        rows = _pieces(n_rows, max(1, TILE_ELEMENTS // n_cols), 8 if n_rows > 8 else 1, n_rows)
-        return rows, _pieces(n_cols, TILE_ELEMENTS, 64, n_cols) if n_cols > 2 * TILE_ELEMENTS else [(0, n_cols)]
-    rows = _pieces(n_rows, MIN_TILE_ROWS, lcm(8, rows_per_segment or 1), MAX_SLICES)
+        longest = max(1, elements // min(tiling.block_rows, n_rows))
+        most = tiling.max_slices if tiling.by_line and rows_per_segment else n_cols
+        rows = _pieces(n_rows, max(1, elements // n_cols), 8 if n_rows > 8 else 1, n_rows)
+        return rows, _pieces(n_cols, longest, 64, most) if n_cols > 2 * longest else [(0, n_cols)]
+    if tiling.by_line:
+        width = tiling.tile_cols // itemsize
+        cols = [(begin, min(begin + width, n_cols)) for begin in range(0, n_cols, width)]
+        return _pieces(n_rows, max(tiling.min_tile_rows, elements // width), 8, tiling.max_slices), cols
+    rows = _pieces(n_rows, tiling.min_tile_rows, lcm(8, rows_per_segment or 1), tiling.max_slices)
     if any(s.inner * s.n_segments != n_cols for s in columns):
         return rows, [(0, n_cols)]  # segments that come again along the columns are not cut
     unit = lcm(64, *(s.inner for s in columns))
-    return rows, _pieces(n_cols, MIN_TILE_COLS, unit, MAX_SLICES if rows_per_segment else n_cols)
+    return rows, _pieces(n_cols, tiling.tile_cols, unit, tiling.max_slices if rows_per_segment else n_cols)
 
 
-def make_tables(plan: Plan, params: Sequence[Tensor], hyper_index: Sequence[int]) -> Tables:
+def make_tables(plan: Plan, params: Sequence[Tensor], hyper_index: Sequence[int], tiling: Tiling = CPU) -> Tables:
     """Lay out a plan over parameters as they lie in memory now.
 
     Args:
         plan: The views of these parameters.
-        params: CPU tensors of a dtype in DTYPES, any strides. Only shapes and strides are read.
+        params: Tensors of a dtype in DTYPES, any strides. Only shapes and strides are read.
         hyper_index: For each tensor the number of its parameter group.
+        tiling: How to cut.
     """
     tensors = np.zeros(len(params), TENSOR)
     dims: list[tuple[int, int, int, int]] = []
     views: list[tuple[int, ...]] = []
     tiles: list[tuple[int, ...]] = []
     workspace = 0
+    least, most = tiling.tile_elements
+    elements = max(least, min(most, sum(p.numel() for p in params) // tiling.tiles))
     by_tensor: dict[int, list[View]] = {}
     for view in plan.views:
         by_tensor.setdefault(view.tensor, []).append(view)
@@ -194,8 +263,9 @@ def make_tables(plan: Plan, params: Sequence[Tensor], hyper_index: Sequence[int]
         shape = [(p.shape or (1,))[axis] for axis in order]
         strides = [(p.stride() or (1,))[axis] for axis in order]
         placed = sorted(((order.index(view.axis), view) for view in by_tensor.get(i, [])), key=lambda pair: pair[0])
-        n_rows, n_cols, sums = _matrix(shape, placed)
-        rows, cols = _tiles(n_rows, n_cols, sums)
+        n_rows, n_cols, sums = _matrix(shape, placed, tiling)
+        rows, cols = _tiles(n_rows, n_cols, sums, elements, p.element_size(), tiling)
+        by_position: int | None = None  # where the slices that the views by position share begin
         tensors[i] = (
             n_rows,
             n_cols,
@@ -212,6 +282,14 @@ def make_tables(plan: Plan, params: Sequence[Tensor], hyper_index: Sequence[int]
             way = sums[axis]
             by_row, inner = (True, way) if isinstance(way, int) else (False, way.inner)
             n_slices = len(cols) if by_row else len(rows)
+            at, size = workspace, n_slices * N_MOMENTS * view.n_segments if n_slices > 1 else 0
+            if tiling.by_line:
+                lines = n_rows if by_row else n_cols
+                size = -(-n_slices * N_MOMENTS * lines * max(p.element_size(), 4) // 8)
+                if not by_row and by_position is not None:
+                    at, size = by_position, 0
+                elif not by_row:
+                    by_position = at
             views.append(
                 (
                     i,
@@ -222,10 +300,10 @@ def make_tables(plan: Plan, params: Sequence[Tensor], hyper_index: Sequence[int]
                     view.law_segment[Law.TRANSLATION],
                     view.law_segment[Law.NORM],
                     n_slices,
-                    workspace,
+                    at,
                 )
             )
-            workspace += n_slices * N_MOMENTS * view.n_segments if n_slices > 1 else 0
+            workspace += size
         tiles += [
             (*row, *col, i, col_number, row_number, 0)
             for row_number, row in enumerate(rows)
@@ -233,15 +311,18 @@ def make_tables(plan: Plan, params: Sequence[Tensor], hyper_index: Sequence[int]
         ]
 
     spans = [
-        (begin, min(begin + SPAN_SEGMENTS, row[3]), number, 0)
+        (begin, min(begin + tiling.span_segments, row[3]), number, 0)
         for number, row in enumerate(views)
-        for begin in range(0, row[3], SPAN_SEGMENTS)
+        for begin in range(0, row[3], tiling.span_segments)
     ]
+    tile_table = np.array(tiles, TILE)
+    if tiling.by_line:  # tiles of one dtype side by side: a kernel for each
+        tile_table = tile_table[np.argsort(tensors["dtype"][tile_table["tensor"]], kind="stable")]
     return Tables(
         tensors,
         np.array(dims, DIM),
         np.array(views, VIEW),
-        np.array(tiles, TILE),
+        tile_table,
         np.array(spans, SPAN),
         workspace,
     )

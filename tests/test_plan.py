@@ -11,7 +11,7 @@ from noetherperf import Norm, Part, Rescale, Translation, tiling
 from noetherperf.laws import Law
 from noetherperf.moments import N_MOMENTS, Moment
 from noetherperf.plan import make_plan
-from noetherperf.tiling import MAX_SLICES, make_tables
+from noetherperf.tiling import CPU, make_tables
 
 _cpu = pytest.importorskip("noetherperf._cpu")
 
@@ -113,7 +113,7 @@ def test_tiles_cover_every_element_once(
         by_row = bool(view["by_row"])
         assert view["n_slices"] == len(cols if by_row else rows)
         if not by_row and p.numel():
-            assert view["n_slices"] <= MAX_SLICES
+            assert view["n_slices"] <= CPU.max_slices
             if view["inner"] * view["n_segments"] == tensor["n_cols"]:  # cuts fall between segments
                 assert all(begin % view["inner"] == 0 for begin, _ in cols)
             else:
@@ -130,4 +130,4 @@ def test_the_workspace_grows_with_segments_not_parameters(axes: list[int]) -> No
         plan = make_plan([Norm(str(axis), [Part("w", axis)]) for axis in axes], ["w"], [shape])
         return make_tables(plan, [torch.empty(shape, device="meta")], [0]).workspace / plan.n_segments
 
-    assert per_segment((1 << 20, 1 << 20)) <= MAX_SLICES * N_MOMENTS * 2
+    assert per_segment((1 << 20, 1 << 20)) <= CPU.max_slices * N_MOMENTS * 2

@@ -1,0 +1,134 @@
+"""What engines that walk the tables of noetherperf.tiling share: tables in step with addresses, layouts and options."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from noetherperf.engines import check_gradient
+from noetherperf.hyper import Hyper
+from noetherperf.plan import Measurement, Plan
+from noetherperf.tiling import HYPER, Tiling, is_dense, make_tables, memory_order
+
+
+class TableEngine:
+    """Keeps the tables and what is new each step; a subclass hands both to its kernels.
+
+    _tables, _workspace: made by _build for the parameters' present layout.
+    _addresses [n, 3]: each tensor's parameter, gradient, momentum buffer; null where it takes no part or has none.
+    _first [n]: whether a step writes the momentum buffer for the first time.
+    """
+
+    tiling: ClassVar[Tiling]
+
+    def __init__(
+        self,
+        plan: Plan,
+        params: Sequence[Tensor],
+        names: Sequence[str],
+        hyper_index: Sequence[int],
+        measurement: Measurement,
+    ) -> None:
+        self.plan, self.params, self.names, self.hyper_index = plan, params, names, hyper_index
+        self.measurement = measurement
+        self._build()
+
+    def _build(self) -> None:
+        """Make the tables for the parameters as they lie in memory now."""
+        n = len(self.params)
+        self._tables = make_tables(self.plan, self.params, self.hyper_index, self.tiling)
+        device = self.measurement.moments.device
+        self._workspace = torch.full((self._tables.workspace,), torch.nan, dtype=torch.float64, device=device)
+        self._addresses = np.zeros((n, 3), np.uint64)
+        self._first = np.zeros(n, np.uint8)
+        self._hypers: Sequence[Hyper] = ()
+        self._hyper_table = np.zeros(0, HYPER)
+        self._tick = np.zeros(0)
+        self._orders = [memory_order(p) for p in self.params]
+        self._kinds = [(p.dtype, p.device, p.shape) for p in self.params]
+        self._strides = [p.stride() for p in self.params]
+        self._pointers: list[int] = [p.data_ptr() for p in self.params]
+        self._grad_strides: list[tuple[int, ...] | None] = [None] * n
+        self._buffer_strides: list[tuple[int, ...] | None] = [None] * n
+        self._buffers_seen: tuple[list[int], list[int]] = ([], [])
+
+    def _relocate(self) -> list[int]:
+        """The parameters' addresses now; tables are made anew where one has another layout."""
+        pointers = [p.data_ptr() for p in self.params]
+        strides = [p.stride() for p in self.params]
+        if pointers != self._pointers or strides != self._strides:
+            for name, p, (dtype, device, shape) in zip(self.names, self.params, self._kinds, strict=True):
+                if (p.dtype, p.device, p.shape) != (dtype, device, shape):
+                    raise RuntimeError(
+                        f"{name} was {dtype} {tuple(shape)} on {device} and is now {p.dtype} {tuple(p.shape)} on "
+                        f"{p.device}; make the optimizer after moving or converting the model"
+                    )
+            if strides != self._strides:
+                self._build()
+            self._pointers = pointers
+        return pointers
+
+    def _lay_out(self, i: int, field: str, strides: tuple[int, ...], known: list[tuple[int, ...] | None]) -> None:
+        """Write a gradient's or buffer's strides into the tables: dense if p, g and v agree with a matrix."""
+        known[i] = strides
+        p, order, tensor = self.params[i], self._orders[i], self._tables.tensors[i]
+        rows = slice(tensor["dims"], tensor["dims"] + len(order))
+        self._tables.dims[field][rows] = [strides[axis] for axis in order]
+        shape = [p.shape[axis] for axis in order]
+        all_strides = (p.stride(), self._grad_strides[i], self._buffer_strides[i])
+        tensor["dense"] = all(is_dense(shape, [s[axis] for axis in order]) for s in all_strides if s is not None)
+
+    def admit(self, grads: Sequence[Tensor | None]) -> None:
+        self._addresses[:, 0] = self._relocate()
+        try:
+            strides = [None if g is None else g.stride() for g in grads]
+        except RuntimeError:  # a sparse gradient has none; the check below says so
+            strides = [None] * len(grads)
+            self._grad_strides = [None] * len(grads)
+        if strides != self._grad_strides:
+            for i, g in enumerate(grads):
+                if g is not None and (strides[i] is None or strides[i] != self._grad_strides[i]):
+                    check_gradient(self.names[i], self.params[i], g)
+                    self._lay_out(i, "stride_g", g.stride(), self._grad_strides)
+        # An empty tensor's address is null, but it takes part.
+        self._addresses[:, 1] = [0 if g is None else g.data_ptr() or 1 for g in grads]
+
+    def _admit_buffers(self, buffers: Sequence[Tensor | None]) -> None:
+        identities = list(map(id, buffers))
+        addresses = [0 if v is None else v.data_ptr() or 1 for v in buffers]
+        if identities != self._buffers_seen[0] or addresses != self._buffers_seen[1]:
+            for i, v in enumerate(buffers):
+                if v is not None:
+                    self._check_buffer(i, v)
+                    if v.stride() != self._buffer_strides[i]:
+                        self._lay_out(i, "stride_v", v.stride(), self._buffer_strides)
+            self._addresses[:, 2] = addresses
+            self._buffers_seen = (identities, addresses)
+
+    def _check_buffer(self, i: int, v: Tensor) -> None:
+        p = self.params[i]
+        if (v.dtype, v.device, v.shape) != (p.dtype, p.device, p.shape):
+            raise RuntimeError(
+                f"{self.names[i]}: its momentum_buffer ({v.dtype}, {v.device}, {tuple(v.shape)}) must match the "
+                f"parameter ({p.dtype}, {p.device}, {tuple(p.shape)}); load it with load_state_dict, which converts it"
+            )
+
+    def _admit_to_measure(self, buffers: Sequence[Tensor | None]) -> None:
+        """Take note of where parameters and buffers are; a buffer that is missing is stood in for by its parameter, so
+        that a kernel has something to read."""
+        pointers = self._relocate()
+        self._admit_buffers([p if v is None else v for p, v in zip(self.params, buffers, strict=True)])
+        self._addresses[:, 0] = pointers
+
+    def _hyper_table_for(self, hypers: Sequence[Hyper]) -> np.ndarray:
+        """The hyperparameters as a table; what a step adds to the clock goes to _tick."""
+        if hypers != self._hypers:
+            n = max(len(hypers), max(self.hyper_index, default=0) + 1)
+            self._hyper_table = np.zeros(n, HYPER)
+            for i, h in enumerate(hypers):
+                self._hyper_table[i] = (h.lr, h.momentum, h.dampening, h.weight_decay, h.nesterov, h.maximize)
+            self._tick = np.array([1.0, *(h.duration for h in hypers)])
+            self._hypers = list(hypers)
+        return self._hyper_table
