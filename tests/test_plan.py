@@ -11,7 +11,7 @@ from noetherperf import Norm, Part, Rescale, Translation, tiling
 from noetherperf.laws import Law
 from noetherperf.moments import N_MOMENTS, Moment
 from noetherperf.plan import make_plan
-from noetherperf.tiling import CPU, make_tables
+from noetherperf.tiling import CPU, GPU, Tables, Tiling, make_tables
 
 _cpu = pytest.importorskip("noetherperf._cpu")
 
@@ -84,20 +84,45 @@ def test_parts_of_tensors_elsewhere_are_left_to_other_plans() -> None:
 SHAPE = st.lists(st.integers(0, 40), min_size=0, max_size=4).map(tuple)
 
 
-@given(shape=SHAPE, axes=st.sets(st.integers(0, 3)), permute=st.randoms(), stretch=st.sampled_from([1, 97, 1500]))
+def assert_slices_are_apart(tables: Tables) -> None:
+    """Slices of lines fill the workspace; the views by position have one place between them."""
+    (tensor,) = tables.tensors
+    end = 0
+    for by_row, lines in ((1, int(tensor["n_rows"])), (0, int(tensor["n_cols"]))):
+        views = tables.views[tables.views["by_row"] == by_row]
+        if len(views):
+            assert {*views["workspace"].tolist()} == {end}
+            n_values = int(views["n_slices"][0]) * N_MOMENTS * lines
+            end += n_values if tensor["dtype"] == tiling.DTYPES[torch.float64] else -(-n_values // 2)
+    assert tables.workspace == end
+
+
+@given(
+    shape=SHAPE,
+    axes=st.sets(st.integers(0, 3)),
+    permute=st.randoms(),
+    stretch=st.sampled_from([1, 97, 1500]),
+    cut=st.sampled_from([CPU, GPU]),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+)
 def test_tiles_cover_every_element_once(
-    shape: tuple[int, ...], axes: set[int], permute: random.Random, stretch: int
+    shape: tuple[int, ...],
+    axes: set[int],
+    permute: random.Random,
+    stretch: int,
+    cut: Tiling,
+    dtype: torch.dtype,
 ) -> None:
     if shape:
         shape = (shape[0] * stretch, *shape[1:])
     order = list(range(len(shape)))
     permute.shuffle(order)
-    p = torch.empty([shape[axis] for axis in order], device="meta").permute(
+    p = torch.empty([shape[axis] for axis in order], device="meta", dtype=dtype).permute(
         [order.index(axis) for axis in range(len(shape))]
     )
     parts = [Part("w", axis) for axis in sorted(axes) if axis < len(shape) and shape[axis]]
     plan = make_plan([Norm(str(part.axis), [part]) for part in parts], ["w"], [tuple(p.shape)])
-    tables = make_tables(plan, [p], [0])
+    tables = make_tables(plan, [p], [0], cut)
     (tensor,) = tables.tensors
     assert tensor["dense"]
     assert tensor["n_rows"] * tensor["n_cols"] == p.numel()
@@ -113,13 +138,17 @@ def test_tiles_cover_every_element_once(
         by_row = bool(view["by_row"])
         assert view["n_slices"] == len(cols if by_row else rows)
         if not by_row and p.numel():
-            assert view["n_slices"] <= CPU.max_slices
-            if view["inner"] * view["n_segments"] == tensor["n_cols"]:  # cuts fall between segments
+            assert view["n_slices"] <= cut.max_slices
+            if cut.by_line:  # lines are folded later
+                assert all(end - begin <= cut.tile_cols // p.element_size() for begin, end in cols)
+            elif view["inner"] * view["n_segments"] == tensor["n_cols"]:  # cuts fall between segments
                 assert all(begin % view["inner"] == 0 for begin, _ in cols)
             else:
                 assert len(cols) == 1
-        if by_row:
+        if by_row and not cut.by_line:
             assert all(begin % view["inner"] == 0 for begin, _ in rows)
+    if cut.by_line:
+        assert_slices_are_apart(tables)
     covered = [(span["view"], i) for span in tables.spans for i in range(span["begin"], span["end"])]
     assert covered == [(v, i) for v, view in enumerate(tables.views) for i in range(view["n_segments"])]
 

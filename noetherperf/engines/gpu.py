@@ -1,0 +1,270 @@
+"""What GPU engines share: the tables on the device, and one small asynchronous copy a step of what is new in it.
+
+A step is two stages. Stage 1 walks the tiles: it steps them and writes their sums to the workspace. Stage 2 walks the
+spans: it adds the slices in order, folds lines to segments, advances the laws, then the clock and the fresh flags.
+Nothing waits for the device, and after the first steps nothing is allocated.
+
+A momentum buffer is *fresh* until a step has written it. The host knows when it makes one, but not whether the step
+that should write it is skipped (found_inf), so the flag lives on the device: stage 1 leaves `first or fresh` in
+`pending`, which stage 2 reads; stage 2 alone writes `fresh`. No kernel reads what it writes elsewhere.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from noetherperf.engines import OnDevice
+from noetherperf.engines.tables import TableEngine
+from noetherperf.hyper import Hyper
+from noetherperf.tiling import DTYPES, GPU, HYPER
+
+#: Modes in the order of csrc/step.h.
+PLAIN, MOMENTUM, NESTEROV, STALE, MEASURE = range(5)
+
+# A host that is so many steps ahead of the device waits for it; the device then still has all of them to do.
+RING = 8
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel's share of stage 1: the tiles [begin, end), all of one dtype, whose tensors are stepped in one mode.
+
+    There may be tiles of another mode among them, which it must leave alone.
+    """
+
+    dtype: int
+    mode: int
+    begin: int
+    end: int
+
+
+class Inputs:
+    """What is new each step, as views of one block of bytes.
+
+    Fields:
+        block: All of it, uint8.
+        scalars: [2] int64: addresses of the float32 grad_scale and found_inf; null: 1 and 0.
+        lrs: [n_hypers, 2] int64: address and dtype code (tiling.DTYPES: float32 or float64) of each learning rate that
+            lies on the device; null where HYPER.lr holds.
+        hypers: [n_hypers] of HYPER; as a Tensor: bytes.
+        addresses: [n_tensors, 3] int64: parameter, gradient, momentum buffer; null where it takes no part or has none.
+        first: [n_tensors] uint8: this step writes the momentum buffer for the first time, as far as the host knows.
+    """
+
+    def __init__(self, block: Tensor, n_tensors: int, n_hypers: int) -> None:
+        self.block = block
+        sizes = self._sizes(n_tensors, n_hypers)
+        ends = np.cumsum(sizes).tolist()
+        parts = [block[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+        self.scalars = parts[0].view(torch.int64)
+        self.lrs = parts[1].view(torch.int64).view(n_hypers, 2)
+        self.hypers = parts[2]
+        self.addresses = parts[3].view(torch.int64).view(n_tensors, 3)
+        self.first = parts[4]
+
+    @staticmethod
+    def _sizes(n_tensors: int, n_hypers: int) -> list[int]:
+        return [16, 16 * n_hypers, HYPER.itemsize * n_hypers, 24 * n_tensors, n_tensors]
+
+    @classmethod
+    def empty(cls, n_tensors: int, n_hypers: int, device: torch.device, pinned: bool = False) -> "Inputs":
+        """Zeros: no addresses."""
+        n_bytes = sum(cls._sizes(n_tensors, n_hypers))
+        return cls(torch.zeros(n_bytes, dtype=torch.uint8, device=device, pin_memory=pinned), n_tensors, n_hypers)
+
+
+class GpuEngine(TableEngine):
+    """Engine over tables on a GPU. A subclass implements _launch with its kernels.
+
+    For tests its tensors may lie on the CPU, where kernels are emulated; copies are then made at once.
+
+    What _launch finds on the device, besides the measurement and the workspace (self._workspace):
+        tables: self.tensors, dims, views, tiles, spans: the tables' bytes, as int64 [n_words]; at least one word.
+        flags: self.fresh, self.pending: [n_tensors] uint8.
+    """
+
+    tiling = GPU
+
+    def _build(self) -> None:
+        super()._build()
+        n = len(self.params)
+        self.device = self.measurement.moments.device
+        self._refuse_capture("make its tables")
+        self.n_hypers = self.measurement.clock.numel() - 1
+        t = self._tables
+        self.tensors, self.dims, self.views, self.tiles, self.spans = (
+            _words(table).to(self.device) for table in (t.tensors, t.dims, t.views, t.tiles, t.spans)
+        )
+        if not hasattr(self, "fresh"):  # else tables were made anew, and the flags live on
+            self.fresh, self.pending = (torch.zeros(n, dtype=torch.uint8, device=self.device) for _ in range(2))
+        self._layouts_changed = False
+        self._tile_counts = np.bincount(t.tiles["tensor"], minlength=n) if len(t.tiles) else np.zeros(n, np.int64)
+        self._dtype_ranges = self._ranges_by_dtype()
+        self._launches_for: tuple[bytes, list[Launch]] = (b"", [])
+        # The host's side of the inputs, whose parts TableEngine fills in place.
+        self._host = Inputs.empty(n, self.n_hypers, torch.device("cpu"))
+        self._addresses = self._host.addresses.numpy().view(np.uint64)
+        self._first = self._host.first.numpy()
+        self._host_hypers = self._host.hypers.numpy().view(HYPER)
+        self._host_scalars, self._host_lrs = self._host.scalars.numpy(), self._host.lrs.numpy()
+        self.inputs = Inputs.empty(n, self.n_hypers, self.device)
+        self._ring: list[tuple[Tensor, torch.cuda.Event]] = []
+        self._turn = 0
+        self._captured: list[tuple[Inputs, Tensor]] = []  # what CUDA graphs read, as long as this engine lives
+        self._fill_ring()
+
+    def _ranges_by_dtype(self) -> list[tuple[int, int, int]]:
+        """(dtype, first tile, last tile + 1) of each dtype."""
+        t = self._tables
+        codes = t.tensors["dtype"][t.tiles["tensor"]] if len(t.tiles) else np.zeros(0, np.int32)
+        return [
+            (int(code), int(np.searchsorted(codes, code)), int(np.searchsorted(codes, code, "right")))
+            for code in sorted({*codes.tolist()}, key=codes.tolist().index)
+        ]
+
+    # ---- what crosses to the device ---------------------------------------------------------------------------------
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self.device.type != "cpu"
+
+    def _capturing(self) -> bool:
+        return self._on_gpu and torch.cuda.is_current_stream_capturing()
+
+    def _refuse_capture(self, what: str) -> None:
+        if self._capturing():
+            raise RuntimeError(
+                f"noetherperf.SGD has to {what}, which cannot be captured in a CUDA graph; "
+                "make a step like the captured one before the capture"
+            )
+
+    def _fill_ring(self) -> None:
+        while self._on_gpu and len(self._ring) < RING:
+            pinned = torch.empty(self._host.block.shape, dtype=torch.uint8, pin_memory=True)
+            self._ring.append((pinned, torch.cuda.Event()))
+
+    def _send(self) -> Inputs:
+        """Send the host's inputs on their way to the device; where they will lie when kernels run."""
+        if not self._on_gpu:
+            self.inputs.block.copy_(self._host.block)
+            return self.inputs
+        if self._capturing():  # each replay copies what the pinned block holds, so both belong to the graph alone
+            if not self._ring:
+                self._refuse_capture("prepare memory for one more graph")
+            pinned, _ = self._ring.pop()
+            inputs = Inputs.empty(len(self.params), self.n_hypers, self.device)
+            self._captured.append((inputs, pinned))
+            pinned.copy_(self._host.block)
+            inputs.block.copy_(pinned, non_blocking=True)
+            return inputs
+        self._fill_ring()
+        pinned, event = self._ring[self._turn % RING]
+        self._turn += 1
+        event.synchronize()  # passes at once, unless the host is a whole ring ahead
+        pinned.copy_(self._host.block)
+        self.inputs.block.copy_(pinned, non_blocking=True)
+        event.record()
+        return self.inputs
+
+    def _lay_out(self, i: int, field: str, strides: tuple[int, ...], known: list[tuple[int, ...] | None]) -> None:
+        tensor = self._tables.tensors[i : i + 1]
+        dims = self._tables.dims[tensor["dims"][0] :][: len(strides)]
+        before = tensor.tobytes(), dims.tobytes()
+        super()._lay_out(i, field, strides, known)
+        self._layouts_changed |= before != (tensor.tobytes(), dims.tobytes())
+
+    def _send_layouts(self) -> None:
+        """Bring the tables up to date, where a gradient or buffer has come with other strides."""
+        if self._layouts_changed:
+            self._refuse_capture("take over a gradient's or momentum buffer's new layout")
+            self.tensors.copy_(_words(self._tables.tensors))
+            self.dims.copy_(_words(self._tables.dims))
+            self._layouts_changed = False
+
+    def _as_current(self) -> AbstractContextManager[object]:
+        """Make this engine's device the current one, on whose current stream kernels are queued."""
+        return torch.cuda.device(self.device) if self._on_gpu else nullcontext()
+
+    # ---- the step ---------------------------------------------------------------------------------------------------
+
+    def measure(self, buffers: Sequence[Tensor | None]) -> None:
+        self._admit_to_measure(buffers)
+        self._send_layouts()
+        self._host_scalars[:] = 0
+        self._host_lrs[:] = 0
+        launches = [Launch(dtype, MEASURE, begin, end) for dtype, begin, end in self._dtype_ranges]
+        with self._as_current():
+            self._launch(launches, self._send(), measuring=True, scaled=False)
+
+    def step(
+        self,
+        grads: Sequence[Tensor | None],
+        buffers: Sequence[Tensor | None],
+        hypers: Sequence[Hyper],
+        first: Sequence[bool],
+        on_device: OnDevice,
+    ) -> None:
+        if True in first:
+            self._refuse_capture("make momentum buffers")
+        self._admit_buffers(buffers)
+        self._send_layouts()
+        self._first[:] = first
+        self._host_hypers[:] = self._hyper_table_for(hypers)
+        self._host_lrs[:] = [self._lr(lr) for lr in on_device.lrs]
+        scaled = on_device.grad_scale is not None
+        self._host_scalars[0] = self._float32("grad_scale", on_device.grad_scale)
+        self._host_scalars[1] = self._float32("found_inf", on_device.found_inf)
+        with self._as_current():
+            self._launch(self._launches(hypers), self._send(), measuring=False, scaled=scaled)
+
+    def _launches(self, hypers: Sequence[Hyper]) -> list[Launch]:
+        """Stage 1's kernels: one for each dtype and mode that occur."""
+        momentum = bytes([0 if h.momentum == 0.0 else NESTEROV if h.nesterov else MOMENTUM for h in hypers])
+        part, buffer = self._addresses[:, 1] != 0, self._addresses[:, 2] != 0
+        key = momentum + part.tobytes() + buffer.tobytes()
+        if key != self._launches_for[0]:
+            t = self._tables.tensors
+            modes = np.frombuffer(momentum, np.uint8)[t["hyper"]]
+            modes = np.where((modes == PLAIN) & buffer & (t["n_views"] > 0), STALE, modes)
+            here = part & (self._tile_counts > 0)
+            occur = sorted({*zip(t["dtype"][here].tolist(), modes[here].tolist(), strict=True)})
+            ranges = {dtype: (begin, end) for dtype, begin, end in self._dtype_ranges}
+            self._launches_for = (key, [Launch(dtype, mode, *ranges[dtype]) for dtype, mode in occur])
+        return self._launches_for[1]
+
+    def _lr(self, lr: Tensor | None) -> tuple[int, int]:
+        if lr is None:
+            return 0, 0
+        if lr.device != self.device or lr.dtype not in (torch.float32, torch.float64):
+            raise TypeError(
+                f"lr is a tensor ({lr.dtype} on {lr.device}); beside parameters on {self.device} a learning rate that "
+                "the host does not read must be a float32 or float64 tensor there"
+            )
+        return lr.data_ptr(), DTYPES[lr.dtype]
+
+    def _float32(self, name: str, x: Tensor | None) -> int:
+        if x is None:
+            return 0
+        if x.device != self.device or x.dtype != torch.float32:
+            raise TypeError(f"{name} is {x.dtype} on {x.device}; it must be a float32 tensor on {self.device}")
+        return x.data_ptr()
+
+    def _launch(self, launches: Sequence[Launch], inputs: Inputs, *, measuring: bool, scaled: bool) -> None:
+        """Queue both stages on the device's current stream.
+
+        Args:
+            launches: Stage 1's kernels, in any order; may be none.
+            inputs: What is new, on the device.
+            measuring: Only take moments of all tensors (mode MEASURE): stage 2 advances neither laws, clock nor flags.
+            scaled: Gradients are divided by grad_scale first, and written back so.
+        """
+        raise NotImplementedError
+
+
+def _words(table: np.ndarray) -> Tensor:
+    """A table's bytes as int64; one word at least, so that there is an address."""
+    return torch.from_numpy(np.frombuffer(table.tobytes() or bytes(8), np.int64).copy())
