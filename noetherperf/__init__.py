@@ -7,6 +7,9 @@ optimizer = nperf.SGD(model.named_parameters(), lr=0.1, momentum=0.9, symmetries
 law = optimizer.readout()["features.3"]    # charge, discrete and flow law, residual, defect
 """
 
+import importlib
+from types import ModuleType
+
 from noetherperf.backends import backends
 from noetherperf.cost import Cost, cost
 from noetherperf.readout import ChargeReadout, Prediction, Readout
@@ -36,3 +39,10 @@ __all__ = [
     "neurons",
     "open_record",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    """`nperf.theory` and `nperf.plots`, loaded when asked for: they need scipy and matplotlib."""
+    if name in ("plots", "theory"):
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -176,14 +176,19 @@ def propagate(propagator: Tensor, step: Transition | FlowTransition) -> None:
     propagator.copy_(torch.tensor(step[:4], dtype=torch.float64).view(2, 2) @ propagator.cpu())
 
 
-def _roots(law: Law, h: Hyper) -> tuple[complex, complex]:
-    """Roots −γ ± √(γ² − ω²) of the oscillator, per unit of time."""
+def damping(law: Law, h: Hyper) -> tuple[float, float]:
+    """γ and ω² of the oscillator, per unit of time; see the module's formulas."""
     kappa, inertia = law + 1.0, h.duration * (1.0 + h.momentum)
     if inertia == 0.0:
         raise ValueError(f"hyper: steps that take no time have no oscillator (lr {h.lr}, dampening {h.dampening})")
     extra = h.momentum * h.weight_decay * h.lr if h.nesterov else 0.0
-    gamma = (1.0 - h.momentum + extra) / inertia
-    root = cmath.sqrt(gamma * gamma - 2.0 * kappa * h.weight_decay / inertia)
+    return (1.0 - h.momentum + extra) / inertia, 2.0 * kappa * h.weight_decay / inertia
+
+
+def _roots(law: Law, h: Hyper) -> tuple[complex, complex]:
+    """Roots −γ ± √(γ² − ω²) of the oscillator, per unit of time."""
+    gamma, omega_squared = damping(law, h)
+    root = cmath.sqrt(gamma * gamma - omega_squared)
     return -gamma + root, -gamma - root
 
 

@@ -1,0 +1,28 @@
+"""The continuous models of SGD as code, beside the steps that they model.
+
+    flows        gradient flow, modified loss, modified flow, and the discrete steps themselves
+    stochastic   the stochastic equation, its noise taken from the gradients of examples or minibatches
+    charges      what the models say of the conserved quantities: oscillators, closed forms, equilibrium
+
+Time is measured as everywhere here: one step lasts T = η(1−τ) with momentum and η without, so that a model and the
+steps it describes meet at t = kT. docs/theory.md derives every formula.
+"""
+
+from noetherperf.theory.charges import Oscillator, critical_decay, driven, equilibrium, free, oscillator
+from noetherperf.theory.flows import descent, gradient_flow, modified_flow, modified_loss
+from noetherperf.theory.stochastic import noise, stochastic_flow
+
+__all__ = [
+    "Oscillator",
+    "critical_decay",
+    "descent",
+    "driven",
+    "equilibrium",
+    "free",
+    "gradient_flow",
+    "modified_flow",
+    "modified_loss",
+    "noise",
+    "oscillator",
+    "stochastic_flow",
+]

@@ -1,0 +1,177 @@
+"""What the continuous models say of the charges: oscillators, closed forms and equilibrium.
+
+Projecting modified flow on a symmetry's generator removes the gradient and leaves an equation for the charge alone,
+
+    ẍ + 2γẋ + ω²x = f      γ = (1−β)/(T(1+β))     ω² = 2κλ/(T(1+β))     f = 0 (κ = 1),  2|θ̇|² (κ = 2)
+
+with κ = 1 for a sum ⟨θ, 1⟩ and 2 for a norm |θ|²; for β = 0 the first-order ẋ = −κλx + η|g|² in its place. Momentum is
+the mass, weight decay the spring, the finite step the drive. The formulas themselves are those of noetherperf.laws;
+this file gives them names, times and regimes.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from noetherperf import laws
+from noetherperf.hyper import Hyper
+from noetherperf.laws import Law
+from noetherperf.moments import N_MOMENTS, Moment
+
+__all__ = ["Oscillator", "critical_decay", "driven", "equilibrium", "free", "oscillator"]
+
+Quantity = Literal["translation", "norm"]
+Regime = Literal["underdamped", "critical", "overdamped"]
+
+
+@dataclass(frozen=True)
+class Oscillator:
+    """ẍ + 2γẋ + ω²x = f, the motion of a charge under momentum.
+
+    Attributes:
+        gamma: γ, per unit of time lr · (1 − dampening) · steps.
+        omega: ω, radians per unit of time.
+    """
+
+    gamma: float
+    omega: float
+
+    @property
+    def regime(self) -> Regime:
+        """Underdamped (γ < ω) swings through zero; overdamped creeps; critical returns fastest (γ = ω to 1e-9)."""
+        if math.isclose(self.gamma, self.omega, rel_tol=1e-9):
+            return "critical"
+        return "underdamped" if self.gamma < self.omega else "overdamped"
+
+    @property
+    def frequency(self) -> float:
+        """√(ω² − γ²), radians per unit of time, at which an underdamped charge swings; 0 in the other regimes."""
+        return math.sqrt(self.omega**2 - self.gamma**2) if self.regime == "underdamped" else 0.0
+
+
+def oscillator(quantity: Quantity, hyper: Hyper) -> Oscillator:
+    """γ = (1−β)/(T(1+β)), with Nesterov (1−β+βλη)/(T(1+β)), and ω² = 2κλ/(T(1+β)) of a charge's flow law.
+
+    Args:
+        quantity: "translation" (κ = 1) or "norm" (κ = 2; scale and rescale charges too).
+        hyper: With momentum above 0; without, the law is of first order.
+
+    Raises:
+        ValueError: There is no momentum, or steps take no time.
+
+    Source: Kunin et al. (2021), arXiv:2012.04728, harmonic oscillation with momentum; Nesterov: derived here.
+    """
+    if hyper.momentum == 0.0:
+        raise ValueError("hyper: without momentum a charge has no inertia and is no oscillator")
+    gamma, omega_squared = laws.damping(_law(quantity), hyper)
+    return Oscillator(gamma, math.sqrt(omega_squared))
+
+
+def critical_decay(quantity: Quantity, hyper: Hyper) -> float:
+    """The weight decay λ = (1−β)²/(2κT(1+β)) at which γ = ω; above it charges swing, below they creep.
+
+    Args:
+        quantity: "translation" or "norm".
+        hyper: lr, momentum and dampening; its weight_decay is not looked at. Without Nesterov.
+
+    Raises:
+        ValueError: As in oscillator; or hyper is Nesterov's, whose damping grows with λ.
+    """
+    if hyper.nesterov:
+        raise ValueError("hyper: with Nesterov γ depends on λ; compare oscillator(...).gamma and .omega instead")
+    beta, kappa = hyper.momentum, _law(quantity) + 1.0
+    if beta == 0.0 or hyper.duration <= 0.0:
+        raise ValueError("hyper: a critical decay needs momentum and steps that take time")
+    return (1.0 - beta) ** 2 / (2.0 * kappa * hyper.duration * (1.0 + beta))
+
+
+def free(quantity: Quantity, charge_0: Tensor, times: Tensor | Sequence[float], hyper: Hyper) -> Tensor:
+    """Charges with nothing driving them: e^{−κλt} x₀ for β = 0, else the oscillator released from rest.
+
+    All of a translation's flow law; of a norm's, what becomes of the initial charge.
+
+    Args:
+        quantity: "translation" or "norm".
+        charge_0: Charges at time 0, [n].
+        times: [n times], in units of lr · (1 − dampening) · steps.
+        hyper: Constant over these times.
+
+    Returns:
+        [n times, n], float64.
+
+    Source: `laws.free_translation`, `laws.free_norm`.
+    """
+    solve = laws.free_translation if _law(quantity) == Law.TRANSLATION else laws.free_norm
+    charge_0 = charge_0.to(torch.float64)
+    return torch.stack([solve(charge_0, float(t), hyper) for t in times])
+
+
+def driven(charge_0: Tensor, sq_update: Tensor, hyper: Hyper) -> Tensor:
+    """Squared norms under the flow law, driven by the updates of finite size: the poster's formula step by step.
+
+        β = 0   |θ(t)|² = e^{−2λt} |θ(0)|² + η ∫₀ᵗ e^{−2λ(t−s)} |g|² ds
+        β > 0   ẍ + 2γẋ + ω²x = 2|θ̇|²,  |θ̇|² = |u|²/(1−τ)²
+
+    The drive acts at the beginning of each step. Over- and underdamped are one formula (`laws.oscillator`).
+
+    Args:
+        charge_0: Squared norms, or their differences, at time 0, [n].
+        sq_update: |g_k|² of the loss's gradient alone for β = 0, |u_k|² else (differences for a rescale), [n steps, n].
+        hyper: Constant over the steps; without Nesterov, whose drive has a second term.
+
+    Returns:
+        Charges after 0, 1, … steps, [n steps + 1, n], float64.
+
+    Raises:
+        ValueError: hyper is Nesterov's.
+
+    Source: Kunin et al. (2021), arXiv:2012.04728, exact dynamics.
+    """
+    if hyper.nesterov:
+        raise ValueError("hyper: Nesterov's drive needs ⟨g, u⟩ too; the optimizer's readout has this law")
+    charge_0, sq_update = charge_0.to(torch.float64), sq_update.to(torch.float64)
+    flow = laws.flow_transition(Law.NORM, hyper)
+    nothing = laws.discrete_transition(Law.NORM, hyper.coefficients(first=False))
+    state = torch.zeros(laws.N_STATE[Law.NORM], len(charge_0), dtype=torch.float64)
+    forced = [state[laws.State.FLOW_X].clone()]
+    for sq in sq_update:
+        moments = torch.zeros(N_MOMENTS, len(charge_0), dtype=torch.float64)
+        moments[Moment.SQ_G if hyper.momentum == 0.0 else Moment.SQ_U] = sq
+        laws.advance(Law.NORM, state, moments, nothing, flow)
+        forced.append(state[laws.State.FLOW_X].clone())
+    times = [hyper.duration * k for k in range(len(sq_update) + 1)]
+    return free("norm", charge_0, times, hyper) + torch.stack(forced)
+
+
+def equilibrium(hyper: Hyper) -> float:
+    """The relative update η|u|/|θ| = √(2η(1−τ)λ/(1+β)) at which the norm of a scale-symmetric group stands still.
+
+    Decay shrinks such a norm and finite steps grow it; the discrete law's fixed point x' = x, y' = y has
+    2(1−τ)λ|θ|² = η(1+β)|u|², exactly and at any learning rate. As |θ'| = |θ| there, the update is the chord of an angle
+    2 arcsin(η|u|/2|θ|), the angular update. With |u| ∝ 1/|θ| the fixed point attracts.
+
+    Args:
+        hyper: lr, momentum, dampening, weight_decay; without Nesterov.
+
+    Returns:
+        η|u|/|θ|, no unit; close to the angular update in radians.
+
+    Raises:
+        ValueError: hyper is Nesterov's, whose equilibrium depends on ⟨u, v⟩ as well.
+
+    Source: The discrete law (docs/theory.md). To first order in ηλ also Wan et al. (2021), arXiv:2006.08419.
+    """
+    if hyper.nesterov:
+        raise ValueError("hyper: with Nesterov the equilibrium depends on ⟨u, v⟩ as well")
+    return math.sqrt(2.0 * hyper.duration * hyper.weight_decay / (1.0 + hyper.momentum))
+
+
+def _law(quantity: Quantity) -> Law:
+    try:
+        return Law[quantity.upper()]
+    except KeyError:
+        raise ValueError(f"quantity must be 'translation' or 'norm', not {quantity!r}") from None

@@ -1,0 +1,91 @@
+"""The stochastic equation: gradient flow with the noise that minibatches bring.
+
+    (1−β) dθ = −(g + λθ) dt + √(η/S) G(θ) dW,      G Gᵀ = covariance of one example's gradient
+
+A batch of S examples drawn with replacement has a gradient of mean g and covariance G Gᵀ/S. A step of time η multiplies
+it by η, so the noise of one step has covariance η² G Gᵀ/S, which √(η/S) G dW gathers in a time η.
+
+G need not be found by factoring: its columns are the examples' own deviations (gᵢ − g)/√N. As each of them obeys the
+gradient constraint ⟨gᵢ, ψ⟩ = 0, so does the noise, to rounding. A sum ⟨θ, 1⟩ therefore feels no noise at all; a norm
+|θ|² does, for Itô's formula gives it (η/S) tr G Gᵀ a unit of time, though the noise is tangent to the sphere.
+
+Source: Kunin et al. (2021), arXiv:2012.04728, modeling stochasticity.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.func import jacrev
+
+from noetherperf.hyper import Hyper
+
+__all__ = ["noise", "stochastic_flow"]
+
+Losses = Callable[[Tensor], Tensor]
+
+
+def noise(losses: Losses, theta: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean gradient and noise factor at θ: g = Σ gᵢ/N and G with G Gᵀ = Σ (gᵢ − g)(gᵢ − g)ᵀ/N.
+
+    Args:
+        losses: Differentiable function of θ [n] that gives the loss of each example, [N], in torch. It may give
+            the losses of B batches instead; their spread is then that of a batch, to be used with batch_size 1.
+        theta: θ, [n].
+
+    Returns:
+        g [n] and G [n, N].
+    """
+    gradients: Tensor = jacrev(losses)(theta)  # [N, n]
+    mean = gradients.mean(0)
+    return mean, (gradients - mean).T / math.sqrt(len(gradients))
+
+
+def stochastic_flow(
+    losses: Losses,
+    theta_0: Tensor,
+    n_steps: int,
+    hyper: Hyper,
+    batch_size: int,
+    *,
+    substeps: int = 1,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """One path of (1−β) dθ = −(g + λθ) dt + √(η/S) G dW, by Euler–Maruyama with dt = η/substeps.
+
+    As substeps grow the path becomes one of the continuous equation; with substeps = 1 and β = 0 it is SGD with
+    Gaussian gradients. Valid for small η; the strong error is O(√dt).
+
+    Args:
+        losses: As in `noise`.
+        theta_0: θ(0), [n]; computed in float64.
+        n_steps: Time of the path in units of lr.
+        hyper: lr, momentum, weight_decay, maximize of every step.
+        batch_size: S, examples in a batch, drawn with replacement.
+        substeps: Steps of the integrator in each step of the optimizer.
+        generator: Draws W; torch's own by default.
+
+    Returns:
+        θ at times 0, η, …, n_steps · η, [n_steps + 1, n], float64.
+
+    Raises:
+        ValueError: batch_size or substeps is below 1.
+
+    Source: Kunin et al. (2021), arXiv:2012.04728, modeling stochasticity.
+    """
+    for name, value in (("batch_size", batch_size), ("substeps", substeps)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, not {value}")
+    theta = theta_0.detach().to("cpu", torch.float64)
+    dt, inverse = hyper.lr / substeps, 1.0 / (1.0 - hyper.momentum)
+    size = math.sqrt(hyper.lr / batch_size * dt)
+    path = [theta]
+    for _ in range(n_steps):
+        for _ in range(substeps):
+            g, factor = noise(losses, theta)
+            kick = factor @ torch.randn(factor.shape[1], generator=generator, dtype=torch.float64)
+            drift = hyper.sign * g + hyper.weight_decay * theta
+            theta = theta - inverse * (dt * drift - size * kick)
+        path.append(theta)
+    return torch.stack(path)
