@@ -11,6 +11,7 @@ import importlib
 from types import ModuleType
 
 from noetherperf.backends import backends
+from noetherperf.constraints import Constraints, check_constraints
 from noetherperf.cost import Cost, cost
 from noetherperf.readout import ChargeReadout, Prediction, Readout
 from noetherperf.recorder import Record, Recorder, open_record
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 __all__ = [
     "SGD",
     "ChargeReadout",
+    "Constraints",
     "Cost",
     "Norm",
     "Part",
@@ -34,6 +36,7 @@ __all__ = [
     "Symmetry",
     "Translation",
     "backends",
+    "check_constraints",
     "cost",
     "layers",
     "neurons",

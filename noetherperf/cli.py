@@ -1,13 +1,16 @@
-"""The command line: `noetherperf run | plot | info`, the same as `python -m noetherperf`.
+"""The command line: `noetherperf run | plot | check | info`, the same as `python -m noetherperf`.
 
 It arranges what other files do and prints it; it computes nothing. What only some commands need (matplotlib,
 scikit-learn) is imported in them, so that `info` also works where the extra `[run]` is not installed.
 """
 
+import functools
+import importlib
 import importlib.metadata
+import json
 import platform
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -20,10 +23,13 @@ import xarray as xr
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor, nn
 
 from noetherperf.backends import backends, resolve
+from noetherperf.constraints import check_constraints
 from noetherperf.recipes.settings import Settings
 from noetherperf.recorder import Law, Record, open_record, relative_error
+from noetherperf.symmetry import Symmetry, from_json
 
 __all__ = ["app", "main"]
 
@@ -128,6 +134,70 @@ def plot(
 
 
 @app.command()
+def check(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODULE:CALLABLE",
+            help="What makes the model: called without arguments, it returns (model, closure) or (model, closure, "
+            "symmetries), where closure() is the loss on one fixed batch. Found from the present folder, too.",
+        ),
+    ],
+    symmetries: Annotated[
+        Path | None, typer.Option(help="JSON file (`to_json`) of symmetries, instead of the callable's.")
+    ] = None,
+    hessian: Annotated[bool, typer.Option(help="Check the Hessian constraints, too.")] = True,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="A Hessian-vector product for every group, not random projections alone.")
+    ] = False,
+    probes: Annotated[int, typer.Option(min=2, help="Random projections of the Hessian constraints.")] = 4,
+    float64: Annotated[
+        bool, typer.Option(help="Evaluate also in float64, and there with the eps of normalisations near zero.")
+    ] = True,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            help="Largest relative defect with which a symmetry holds, in the last column. By default 1e-9 in float64, "
+            "far above what rounding leaves there and far below a broken symmetry; else √ε of the dtype."
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for constraints.json and the picture.")] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Print every symmetry in words and formulas first.")
+    ] = False,
+) -> None:
+    """Check the gradient and Hessian constraints of a model's symmetries on one batch.
+
+    Ends with status 1 if a symmetry that is claimed fails.
+    """
+    if tolerance is not None and not tolerance > 0:
+        fail(f"--tolerance: must be positive, got {tolerance}")
+    model, closure, claimed = made_by(target)
+    with clean_errors():
+        if symmetries is not None:
+            claimed = from_json(symmetries.read_text())
+        elif claimed is None:
+            fail(f"{target} returned no symmetries: return (model, closure, symmetries), or give --symmetries FILE")
+        if explain:
+            print("\n\n".join(symmetry.explain() for symmetry in claimed), end="\n\n")
+        result = check_constraints(
+            model, closure, claimed, hessian=hessian, exact=exact, probes=probes, float64=float64, tolerance=tolerance
+        )
+        console = Console()
+        console.print(result)
+        console.print(result.summary(), highlight=False, markup=False)
+        if out is not None:
+            from noetherperf import plots
+
+            pictures = plots.save_constraints(result, out)
+            numbers = out / "constraints.json"
+            numbers.write_text(json.dumps(result.to_dict(), ensure_ascii=False))
+            report_files([numbers, *pictures])
+    if result.failed:
+        fail(f"the constraints of {', '.join(result.failed)} do not hold", status=1)
+
+
+@app.command()
 def info() -> None:
     """Print versions and backends; of a backend that cannot run here, why."""
     table = Table.grid(padding=(0, 2))
@@ -145,6 +215,27 @@ def info() -> None:
             "instructions", f"{used} is used by backend cpu" + (f"; it also has {', '.join(others)}" if others else "")
         )
     Console().print(table, highlight=False)
+
+
+def made_by(target: str) -> tuple[nn.Module, Callable[[], Tensor], Sequence[Symmetry] | None]:
+    """Model, closure and perhaps symmetries from what "module:callable" returns, or exit with one line."""
+    module_name, colon, name = target.partition(":")
+    if not (module_name and colon and name):
+        fail(f"{target!r} is no MODULE:CALLABLE; write it as in mypackage.training:make")
+    sys.path.insert(0, str(Path.cwd()))  # as for `python -m`
+    try:
+        make = functools.reduce(getattr, name.split("."), importlib.import_module(module_name))
+    except ModuleNotFoundError as error:
+        if not f"{module_name}.".startswith(f"{error.name}."):
+            raise
+        fail(f"there is no module {error.name!r} here; run this in the folder that it is in, or install it")
+    except AttributeError:
+        fail(f"module {module_name!r} has no {name!r}")
+    made = make() if callable(make) and not isinstance(make, nn.Module) else make
+    model, closure, claimed = (*made, None)[:3] if isinstance(made, tuple) and len(made) in (2, 3) else (None,) * 3
+    if not (isinstance(model, nn.Module) and callable(closure)):
+        fail(f"{target} must return (model, closure) or (model, closure, symmetries), got {type(made).__name__}")
+    return model, closure, claimed
 
 
 def law_table(record: Record) -> Table:

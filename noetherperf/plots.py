@@ -1,8 +1,8 @@
 """Figures of a record, made for a page of print: measured charges in colour, the flow law dotted over them.
 
-Every function takes a `Record` and returns a matplotlib Figure of its own; nothing global is touched and no display is
-needed. Colours are ordered by lightness and lines differ in their dashes, so that the figures read in grey as well.
-What a record does not hold is named in its panel's place.
+Every function takes a `Record` (`constraints` takes what `check_constraints` returned) and gives a matplotlib Figure of
+its own; nothing global is touched and no display is needed. Colours are ordered by lightness and lines differ in their
+dashes, so that the figures read in grey as well. What a record does not hold is named in its panel's place.
 """
 
 import os
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import matplotlib
 import numpy as np
@@ -21,9 +21,13 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from noetherperf.constraints import Constraints
+from noetherperf.evaluation import Stage
 from noetherperf.recorder import Law, Record, relative_error
 
-__all__ = ["charges", "loss", "parameters", "residuals", "save_all"]
+__all__ = ["charges", "constraints", "loss", "parameters", "residuals", "save_all", "save_constraints"]
+
+Source = TypeVar("Source")
 
 MAX_CURVES = 10
 WIDTH, HEIGHT = 7.2, 2.9  # inches; a figure across two columns
@@ -71,19 +75,28 @@ LAWS: dict[Law, str] = {
     "discrete": "discrete law\nfree + forced",
     "budget": "budget of the update\nfree + forced + defect",
 }
+STAGES: dict[Stage, dict[str, Any]] = {
+    "as_is": {"color": "#c8553d", "marker": "o", "label": "as the model is"},
+    "float64": {"color": "#5aa17f", "marker": "s", "label": "in float64"},
+    "no_eps": {"color": "#1b3a6b", "marker": "D", "label": "in float64, eps → 0"},
+}
+CONSTRAINT_FORMULAS = {
+    "gradient": r"gradient: $\langle g, \psi_A\rangle = 0$",
+    "hessian": r"Hessian: $H\psi_A + C_A g = 0$",
+}
 
 
 def _style() -> AbstractContextManager[None]:
     return matplotlib.rc_context(STYLE)
 
 
-def _styled(draw: Callable[[Record], Figure]) -> Callable[[Record], Figure]:
+def _styled(draw: Callable[[Source], Figure]) -> Callable[[Source], Figure]:
     """Draw in the one style, leaving the user's settings as they were."""
 
     @wraps(draw)
-    def styled(record: Record) -> Figure:
+    def styled(source: Source) -> Figure:
         with _style():
-            return draw(record)
+            return draw(source)
 
     return styled
 
@@ -204,6 +217,57 @@ def loss(record: Record) -> Figure:
     return figure
 
 
+@_styled
+def constraints(checked: Constraints) -> Figure:
+    """Relative defects of every symmetry's constraints, a row each: all groups as dots, a row of dots for each stage.
+
+    Where the dots of a stage lie left of those above, what they lost was rounding (float64) or eps (eps → 0); what
+    stays right of the tolerance breaks the symmetry, and its name is red. Defects of exactly zero stand at the left
+    edge.
+
+    Args:
+        checked: From `check_constraints`.
+
+    Returns:
+        A figure of one panel for each constraint that was checked, as high as the number of symmetries asks for.
+    """
+    symmetries, kinds = checked.symmetries, checked.constraints
+    height = HEIGHT / 2 + 0.22 * max(len(symmetries), 3)
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    panels = figure.subplots(1, len(kinds), sharex=True, sharey=True, squeeze=False)[0]
+    if not symmetries:
+        for axes in panels:
+            _say(axes, "no symmetry was checked")
+        return figure
+    defects = {
+        (kind, stage): [checked[s.name][f"{kind}_relative"].sel(stage=stage).to_numpy() for s in symmetries]
+        for kind in kinds
+        for stage in checked.stages
+    }
+    pooled = np.concatenate([np.concatenate(rows) for rows in defects.values()])
+    positive = pooled[np.isfinite(pooled) & (pooled > 0)]
+    left = 10 ** np.floor(np.log10(min(positive.min(initial=1.0), checked.tolerance)) - 0.5)
+    for axes, kind in zip(panels, kinds, strict=True):
+        axes.set_title(CONSTRAINT_FORMULAS[kind])
+        axes.set_xscale("log")
+        axes.set_xlim(left, 2.0)
+        axes.axvline(checked.tolerance, color="0.7", linewidth=0.8, zorder=0)
+        for position, stage in enumerate(checked.stages):
+            offset = (position - (len(checked.stages) - 1) / 2) * 0.26
+            for row, values in enumerate(defects[kind, stage]):
+                axes.plot(np.maximum(values, left), np.full(len(values), row + offset), linestyle="", markersize=2.4,
+                          markeredgewidth=0, alpha=0.7, clip_on=False, **STAGES[stage] | {"label": None})  # fmt: skip
+        axes.set_xlabel("relative defect")
+    panels[0].set_yticks(range(len(symmetries)), [s.name for s in symmetries])
+    panels[0].set_ylim(len(symmetries) - 0.5, -0.5)
+    for label, symmetry in zip(panels[0].get_yticklabels(), symmetries, strict=True):
+        label.set_color(STAGES["as_is"]["color"] if symmetry.name in checked.failed else "black")
+    handles = [Line2D([], [], linestyle="", markersize=4, **STAGES[stage]) for stage in checked.stages]
+    handles.append(Line2D([], [], color="0.7", linewidth=0.8, label=f"tolerance {checked.tolerance:.0e}"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    return figure
+
+
 FIGURES = (charges, residuals, parameters, loss)
 
 
@@ -217,15 +281,30 @@ def save_all(record: Record, directory: str | os.PathLike[str]) -> list[Path]:
     Returns:
         The files: charges, residuals, parameters, loss, each .png and .pdf.
     """
+    return [file for draw in FIGURES for file in _save(draw(record), draw.__name__, directory)]
+
+
+def save_constraints(checked: Constraints, directory: str | os.PathLike[str]) -> list[Path]:
+    """Save the figure `constraints`, as png (150 dpi) and pdf.
+
+    Args:
+        checked: From `check_constraints`.
+        directory: Made where it is missing; files of the same names are replaced.
+
+    Returns:
+        The files: constraints.png and constraints.pdf.
+    """
+    return _save(constraints(checked), "constraints", directory)
+
+
+def _save(figure: Figure, name: str, directory: str | os.PathLike[str]) -> list[Path]:
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     files = []
-    for draw in FIGURES:
-        figure = draw(record)
-        for suffix, metadata in ((".png", {}), (".pdf", {"CreationDate": None})):  # same record, same bytes
-            files.append(directory / f"{draw.__name__}{suffix}")
-            with _style():
-                figure.savefig(files[-1], metadata=metadata)
+    for suffix, metadata in ((".png", {}), (".pdf", {"CreationDate": None})):  # same data, same bytes
+        files.append(directory / f"{name}{suffix}")
+        with _style():
+            figure.savefig(files[-1], metadata=metadata)
     return files
 
 

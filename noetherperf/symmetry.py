@@ -20,6 +20,8 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
+from noetherperf import explanation
+
 __all__ = [
     "Norm",
     "Part",
@@ -275,6 +277,14 @@ class Symmetry:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, {list(self.parts)!r})"
+
+    def explain(self) -> explanation.Explanation:
+        """The symmetry, its generator, constraints, charge and laws in words and formulas, with its parameters' names.
+
+        Returns:
+            Text, which a prompt shows and `print` prints.
+        """
+        return explanation.explain(self.kind, self.name, self.parts)
 
     def to_dict(self) -> dict[str, Any]:
         """This symmetry as plain data for JSON: {"kind", "name", and the lists of parts it is built from}."""

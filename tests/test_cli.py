@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from noetherperf import cli, plots
 from noetherperf.backends import backends
 from noetherperf.recipes.models import digits_network
 from noetherperf.recorder import Law, Record, open_record, relative_error
+from noetherperf.symmetry import Part, Scale, to_json
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -229,6 +231,118 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert_refused(call("run", "--out", tmp_path), "sklearn", "noetherperf[run]")
 
 
+MADE = """
+import torch
+from noetherperf import Part, Rescale, Scale
+from torch import nn
+
+model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+x, y = torch.randn(5, 3), torch.randint(2, (5,))
+hidden = Rescale("hidden", [Part("0.weight", 0), Part("0.bias", 0)], [Part("2.weight", 1)])
+wrong = Scale("wrong", [Part("0.weight", 0)])
+
+def closure():
+    return nn.functional.cross_entropy(model(x), y)
+
+def make():
+    return model, closure, [hidden]
+
+def make_wrong():
+    return model, closure, [hidden, wrong]
+
+def make_two():
+    return model, closure
+
+def make_bad():
+    return model, lambda: model(x), [hidden]
+
+def make_nothing():
+    pass
+"""
+
+
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with a module `made` in it, which is where we are."""
+    (tmp_path / "made.py").write_text(MADE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield tmp_path
+    sys.modules.pop("made", None)
+
+
+def test_check_prints_the_table(made: Path) -> None:
+    result = call("check", "made:make")
+    assert result.exit_code == 0, result.output
+    rows = [line.split() for line in result.stdout.splitlines()]
+    assert next(row[:4] for row in rows if row[-1:] == ["holds"]) == ["hidden", "rescale", "4", "gradient"]
+    assert "1 of 1 symmetries hold" in result.stdout
+    assert not [path for path in made.iterdir() if path.suffix in {".json", ".png"}]
+
+
+def test_check_fails_where_a_constraint_does(made: Path) -> None:
+    result = call("check", "made:make_wrong", "--out", made / "out")
+    assert_refused(result, "the constraints of wrong do not hold", status=1)
+    assert "FAILS" in result.stdout
+    assert (made / "out" / "constraints.png").read_bytes().startswith(PNG)
+    data = json.loads((made / "out" / "constraints.json").read_text())
+    assert data["failed"] == ["wrong"]
+    for name in ("constraints.json", "constraints.png", "constraints.pdf"):
+        assert str(made / "out" / name) in result.stdout
+
+
+def test_checks_options_reach_the_check(made: Path) -> None:
+    plain = call("check", "made:make_wrong", "--tolerance", "1", "--no-hessian", "--no-float64")
+    assert plain.exit_code == 0, plain.output
+    assert "Hessian" not in plain.stdout.replace("gradient and Hessian", "")
+    assert "eps → 0" not in plain.stdout
+    call("check", "made:make", "--exact", "--probes", "2", "--out", made / "exact")
+    call("check", "made:make", "--probes", "2", "--out", made / "probes")
+    defects = [
+        json.loads((made / name / "constraints.json").read_text())["symmetries"][0]["defects"]
+        for name in ("exact", "probes")
+    ]
+    assert defects[0]["gradient"] == defects[1]["gradient"]
+    assert defects[0]["hessian"] != defects[1]["hessian"]
+
+
+def test_check_explains(made: Path) -> None:
+    result = call("check", "made:make", "--explain")
+    assert "Rescale “hidden”" in result.stdout
+    assert "Q = |0.weight[i]|² + |0.bias[i]|² − |2.weight[:, i]|²" in result.stdout
+
+
+def test_check_reads_symmetries_from_a_file(made: Path) -> None:
+    (made / "s.json").write_text(to_json([Scale("from the file", [Part("0.weight", 0)])]))
+    assert_refused(call("check", "made:make", "--symmetries", made / "s.json"), "from the file", status=1)
+    assert_refused(call("check", "made:make", "--symmetries", made / "absent.json"), "absent.json")
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("made", ("'made' is no MODULE:CALLABLE",)),
+        ("nowhere:make", ("no module 'nowhere'",)),
+        ("made:nothing", ("module 'made' has no 'nothing'",)),
+        ("made:model", ("made:model", "must return (model, closure)")),
+        ("made:make_nothing", ("must return (model, closure)", "got NoneType")),
+        ("made:make_bad", ("must return one number, got shape (5, 2)",)),
+    ],
+)
+def test_a_target_of_no_use_is_refused(made: Path, target: str, words: tuple[str, ...]) -> None:
+    assert_refused(call("check", target), *words)
+
+
+@pytest.mark.usefixtures("made")
+def test_check_refuses_a_tolerance_of_no_use() -> None:
+    assert_refused(call("check", "made:make", "--tolerance", "0"), "--tolerance")
+
+
+def test_a_module_that_a_target_misses_is_no_usage_error(made: Path) -> None:
+    (made / "made.py").write_text("import missing_elsewhere")
+    assert isinstance(call("check", "made:make").exception, ModuleNotFoundError)
+
+
 def test_info_tells_versions_and_backends() -> None:
     result = call("info")
     assert result.exit_code == 0
@@ -248,5 +362,5 @@ def test_info_tells_the_instructions_that_are_used() -> None:
 
 def test_the_module_is_the_command() -> None:
     shown = subprocess.run([sys.executable, "-m", "noetherperf", "--help"], capture_output=True, text=True, check=True)
-    for command in ("run", "plot", "info"):
+    for command in ("run", "plot", "check", "info"):
         assert f" {command} " in shown.stdout

@@ -517,3 +517,115 @@ def test_norms_of_all_models_fit_them_and_each_other(model: nn.Module) -> None:
     assert validate(symmetries, shapes_of(model)) == symmetries
     matrices = {name for name, parameter in model.named_parameters() if parameter.ndim >= 2}
     assert {symmetry.parts[0].parameter for symmetry in neurons(model)} == matrices
+
+
+class TestExplain:
+    """The text names the parameters, and its formulas are those that the engine and the constraints use."""
+
+    def test_a_rescale(self) -> None:
+        inward = [Part("fc1.weight", 0), Part("fc1.bias", 0)]
+        outward = [Part("fc2.weight", 1, start=8, fold=4, weight=2)]
+        text = Rescale("fc1->fc2", inward, outward).explain()
+        unfolded = " ".join(text.split())
+        out = "fc2.weight[:, 8+4i:12+4i]"
+        for formula in (
+            "Rescale “fc1->fc2”, a law for each group i",
+            f"fc1.weight[i] and fc1.bias[i] are multiplied by α, and {out} is divided by α²",
+            f"ψ = (fc1.weight[i], fc1.bias[i], −2·{out}), zero elsewhere",
+            f"⟨∇fc1.weight[i],fc1.weight[i]⟩ + ⟨∇fc1.bias[i],fc1.bias[i]⟩ − 2·⟨∇{out},{out}⟩ = 0",
+            f"H ψ + (∇fc1.weight[i], ∇fc1.bias[i], −2·∇{out}) = 0",
+            f"Q = |fc1.weight[i]|² + |fc1.bias[i]|² − 2·|{out}|²",
+            "Q ← (1 − ηλ)² Q + η²F",
+            "Q(t) = e^(−2λt) Q(0) + η ∫₀ᵗ e^(−2λ(t−s)) F(s) ds",
+            "ω² = 4λ/(T(1 + β))",
+        ):
+            assert formula in unfolded
+
+    def test_a_scale(self) -> None:
+        text = Scale("conv", [Part("conv.weight", None)]).explain()
+        assert "Scale “conv”, one law" in text
+        assert "when conv.weight is multiplied by α\n" in text
+        assert "H ψ + (∇conv.weight) = 0" in text
+
+    def test_a_translation(self) -> None:
+        symmetry = Translation("a, b", [Part("a", 0, weight=2), Part("b", 2, weight=-0.5)])
+        text = " ".join(symmetry.explain().split())
+        assert "2·s is added to every element of a[i], and −0.5·s is added to every element of b[:, :, i]" in text
+        assert "ψ = (2·1 on a[i], −0.5·1 on b[:, :, i])" in text
+        assert "2·⟨∇a[i],1⟩ − 0.5·⟨∇b[:, :, i],1⟩ = 0" in text
+        assert "H ψ = 0" in text
+        assert "ω² = 2λ/(T(1 + β))" in text
+        assert "|²" not in text
+
+    def test_scattered_indices_are_told(self) -> None:
+        inward = [Part("q.weight", 0, fold=2, stride=4, start=8, stop=24), Part("q.bias", 0, stop=4, period=12)]
+        text = Rescale("q->k", inward, [Part("k.weight", 0, fold=2, stop=4, period=12)]).explain()
+        for line in (
+            "in q.weight: the i-th 2 indices, 4 apart, among 8:24 along axis 0\n",
+            "in q.bias: the i-th index among 0:4 of every 12 along axis 0\n",
+            "in k.weight: the i-th 2 indices among 0:4 of every 12 along axis 0\n",
+            "Q = |q.weight[I]|² + |q.bias[I]|² − |k.weight[I]|²",
+        ):
+            assert line in text
+
+    def test_a_norm_claims_nothing(self) -> None:
+        text = Norm("n", [Part("a", 0)]).explain()
+        assert "Q = |a[i]|²" in text
+        assert "no symmetry is known" in text
+        for heading in ("symmetry ", "generator", "Hessian", "flow"):
+            assert f"\n{heading}" not in text
+
+    def test_a_prompt_shows_it_and_lines_are_short(self) -> None:
+        parts = [Part(f"blocks.{i}.attention.output.weight", 0) for i in range(20)]
+        text = Scale("stream", parts).explain()
+        assert repr(text) == str(text)
+        assert isinstance(text, str)
+        assert max(map(len, text.splitlines())) <= 110
+        assert "\N{NO-BREAK SPACE}" not in text
+        assert all(text.count(f"blocks.{i}.attention.output.weight[i]") == 6 for i in range(20))
+
+    @pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.9, False), (0.9, True)])
+    @pytest.mark.parametrize("kind", [Translation, Scale])
+    def test_its_discrete_laws_are_the_updates(self, kind: type[Symmetry], momentum: float, nesterov: bool) -> None:
+        """The printed recursions, transcribed, follow torch.optim.SGD where the gradient obeys the constraint."""
+        eta, decay, tau, translation = 0.1, 0.03, 0.0 if nesterov else 0.4, kind is Translation
+        text = kind("s", [Part("p", None)]).explain()
+        p = torch.nn.Parameter(torch.randn(5, dtype=torch.float64))
+        optimizer = torch.optim.SGD([p], eta, momentum, tau, decay, nesterov)
+        q, pp = self.charge(p, translation), 0.0
+        for step in range(6):
+            before, g = p.detach().clone(), torch.randn(5, dtype=torch.float64)
+            direction = torch.ones_like(before) if translation else before
+            p.grad = g - (g @ direction) / (direction @ direction) * direction
+            optimizer.step()
+            u = (before - p.detach()) / eta
+            gain = 1.0 if step == 0 else 1.0 - tau
+            F, U = float(p.grad.square().sum()), float(u.square().sum())
+            if translation and not momentum:
+                assert "Q ← (1 − ηλ) Q;" in text
+                q = (1 - eta * decay) * q
+            elif translation and not nesterov:
+                assert "P ← βP + (1 − τ)λQ, then Q ← Q − ηP" in text
+                pp = momentum * pp + gain * decay * q
+                q = q - eta * pp
+            elif translation:
+                assert "P ← βP + λQ, and Q ← Q − η(λQ + βP) with the new P and the old Q" in text
+                pp = momentum * pp + decay * q
+                q = q - eta * (decay * q + momentum * pp)
+            elif not momentum:
+                assert "Q ← (1 − ηλ)² Q + η²F" in text
+                q = (1 - eta * decay) ** 2 * q + eta**2 * F
+            elif not nesterov:
+                assert "R = βP + (1 − τ)λQ, then Q ← Q − 2ηR + η²U and P ← R − ηU" in text
+                r = momentum * pp + gain * decay * q
+                q, pp = q - 2 * eta * r + eta**2 * U, r - eta * U
+            else:
+                assert "R = βP + λQ, then Q ← Q − 2η(λQ + βR) + η²U and P ← R − ηW" in text
+                r = momentum * pp + decay * q
+                W = float(u @ optimizer.state[p]["momentum_buffer"])
+                q, pp = q - 2 * eta * (decay * q + momentum * r) + eta**2 * U, r - eta * W
+            assert q == pytest.approx(self.charge(p, translation), rel=1e-12)
+
+    @staticmethod
+    def charge(p: torch.Tensor, translation: bool) -> float:
+        return float(p.detach().sum() if translation else p.detach().square().sum())

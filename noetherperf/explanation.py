@@ -1,0 +1,224 @@
+"""A symmetry in words and formulas: what may be done to the parameters, and all that follows from it.
+
+Knows no symmetry classes, only a kind, a name and parts; the formulas are those of noetherperf.constraints (generator,
+gradient, Hessian) and of noetherperf.laws (discrete and flow law), written with the parameters' names.
+"""
+
+import textwrap
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Protocol
+
+WIDTH, INDENT = 110, 12
+JOIN = "\N{NO-BREAK SPACE}"  # where a line must not break; an ordinary space in the end
+SCATTERED = "I"  # an index, where it is no slice; what it stands for is told apart
+SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+class Described(Protocol):
+    """What is read of a part; see noetherperf.symmetry.Part."""
+
+    @property
+    def parameter(self) -> str: ...
+    @property
+    def axis(self) -> int | None: ...
+    @property
+    def start(self) -> int | None: ...
+    @property
+    def stop(self) -> int | None: ...
+    @property
+    def fold(self) -> int: ...
+    @property
+    def stride(self) -> int: ...
+    @property
+    def period(self) -> int | None: ...
+    @property
+    def weight(self) -> float: ...
+
+
+class Explanation(str):
+    """Text that a Python prompt shows as it is."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def explain(kind: str, name: str, parts: Sequence[Described]) -> Explanation:
+    """All about one symmetry, as lines of at most 110 columns where names allow it.
+
+    Args:
+        kind: "translation", "scale", "rescale" or "norm".
+        name: The symmetry's.
+        parts: With signed weights.
+
+    Returns:
+        Its transformation, generator, gradient and Hessian constraint, charge, discrete law and flow law; of a "norm",
+        which claims nothing, only the charge and the budget of the update.
+
+    Source: Kunin et al. (2021), arXiv:2012.04728; the discrete law and Nesterov's: this project.
+    """
+    many = any(part.axis is not None for part in parts)
+    scattered = [line for part in parts if (line := _scattered(part))]
+    title = f"{kind.capitalize()} “{name}”" + (", a law for each group i = 0, 1, 2, …" if many else ", one law")
+    if kind == "norm":
+        sections = [_charge(kind, parts), *_BUDGET]
+    else:
+        sections = [
+            ("symmetry", _transformation(kind, parts)),
+            ("generator", f"ψ = ({_terms(parts, '1 on {}' if kind == 'translation' else '{}')}), zero elsewhere"),
+            *_constraints(kind, parts),
+            _charge(kind, parts),
+            *(_TRANSLATION_LAWS if kind == "translation" else _NORM_LAWS),
+        ]
+    legend = [(SCATTERED, "\n".join(scattered))] if scattered else []
+    return Explanation("\n".join([title, "", *(_section(heading, text) for heading, text in (*legend, *sections))]))
+
+
+def _transformation(kind: str, parts: Sequence[Described]) -> str:
+    """ "For every α > 0 the loss stays the same when a is multiplied by α and b is divided by α"."""
+    clauses = []
+    for weight, alike in groupby(sorted(parts, key=lambda part: -part.weight), key=lambda part: part.weight):
+        names = [_place(part) for part in alike]
+        verb = "are" if len(names) > 1 else "is"
+        if kind == "translation":
+            number = f"{'−' if weight < 0 else ''}{_factor(weight)}s"
+            clauses.append(f"{number} is added to every element of {_listed(names)}")
+        else:
+            done = "multiplied" if weight > 0 else "divided"
+            clauses.append(f"{_listed(names)} {verb} {done} by α{_power(weight)}")
+    every = "number s" if kind == "translation" else "α > 0"
+    return f"for every {every} the loss stays the same when {', and '.join(clauses)}"
+
+
+def _constraints(kind: str, parts: Sequence[Described]) -> list[tuple[str, str]]:
+    if kind == "translation":
+        gradient, drift = _sum(parts, "⟨∇{0},1⟩"), ""
+    else:
+        gradient, drift = _sum(parts, "⟨∇{0},{0}⟩"), f" + ({_terms(parts, '∇{}')})"
+    return [
+        ("gradient", f"{gradient} = 0\non every batch; ∇x is the gradient of the loss with respect to x"),
+        ("Hessian", f"H ψ{drift} = 0\na vector over all parameters of the model"),
+    ]
+
+
+def _charge(kind: str, parts: Sequence[Described]) -> tuple[str, str]:
+    formula = _sum(parts, "⟨{},1⟩" if kind == "translation" else "|{}|²")
+    flow = "" if kind == "norm" else "\ngradient flow conserves it: dQ/dt = 0"
+    return "charge", f"Q = {formula}{flow}"
+
+
+_STEP = (
+    "exact for torch's SGD: d = ∇ + λθ, v ← βv + (1 − τ)d, θ ← θ − ηu, where u = v,\n"
+    "without momentum u = d, with Nesterov's u = d + βv; in the first step 1 − τ counts as 1"
+)
+_DISCRETE = ("discrete law", _STEP)
+_FLOW = (
+    "flow law",
+    "the continuous-time model; t = ηk after k steps, with momentum t = Tk, T = η(1 − τ)",
+)
+_DEFECT = (
+    "defect",
+    "where the gradient constraint is not quite zero, as with a normalisation's eps, the discrete law gains a term "
+    "that is linear in it; the readout tells it as discrete.defect",
+)
+
+_TRANSLATION_LAWS = (
+    _DISCRETE,
+    ("  β = 0", "Q ← (1 − ηλ) Q;  after k steps Q = (1 − ηλ)^k Q₀"),
+    ("  β > 0", "P ← βP + (1 − τ)λQ, then Q ← Q − ηP;  P is the sum over the momentum buffer, as Q over θ"),
+    ("  Nesterov", "P ← βP + λQ, and Q ← Q − η(λQ + βP) with the new P and the old Q"),
+    _FLOW,
+    ("  β = 0", "Q(t) = e^(−λt) Q(0)"),
+    ("  β > 0", "Q̈ + 2γQ̇ + ω²Q = 0 from rest,  γ = (1 − β)/(T(1 + β)),  ω² = 2λ/(T(1 + β))"),
+    ("  Nesterov", "the same with γ = (1 − β + βλη)/(T(1 + β))"),
+    _DEFECT,
+)
+
+_NORM_LAWS = (
+    _DISCRETE,
+    ("  β = 0", "Q ← (1 − ηλ)² Q + η²F;  after k steps Q = (1 − ηλ)^(2k) Q₀ + η² Σⱼ (1 − ηλ)^(2(k−1−j)) Fⱼ"),
+    ("  β > 0", "R = βP + (1 − τ)λQ, then Q ← Q − 2ηR + η²U and P ← R − ηU"),
+    ("  Nesterov", "R = βP + λQ, then Q ← Q − 2η(λQ + βR) + η²U and P ← R − ηW, with the old Q on the right"),
+    ("", "F, U, P, W are summed over the parts as Q is, with |∇|², |u|², ⟨θ,v⟩, ⟨u,v⟩ in place of |θ|²"),
+    _FLOW,
+    ("  β = 0", "Q(t) = e^(−2λt) Q(0) + η ∫₀ᵗ e^(−2λ(t−s)) F(s) ds"),
+    ("  β > 0", "Q̈ + 2γQ̇ + ω²Q = f from rest,  γ = (1 − β)/(T(1 + β)),  ω² = 4λ/(T(1 + β)),  f = 2U/(1 − τ)²"),
+    ("  Nesterov", "γ = (1 − β + βλη)/(T(1 + β)), and f gains −4β/(1 + β) times the sum of ⟨∇,u⟩"),
+    _DEFECT,
+)
+
+_BUDGET = (
+    ("claim", "none: no symmetry is known here, and Q is watched with all that changes it"),
+    (
+        "budget",
+        f"{_STEP}\nQ ← Q − 2η⟨θ,u⟩ + η²|u|², each summed as Q is; without momentum\n"
+        "Q ← (1 − ηλ)² Q − 2η(1 − ηλ)⟨∇,θ⟩ + η²|∇|²",
+    ),
+)
+
+
+def _place(part: Described) -> str:
+    """The elements of group i: "fc.weight[:, i]"; of a slice or a fold: "fc.weight[:, 8+4i:12+4i]"."""
+    if part.axis is None:
+        return part.parameter
+    start, fold = part.start or 0, part.fold
+    if part.stride != 1 or part.period is not None:
+        index = SCATTERED
+    elif fold == 1:
+        index = f"{start}+i" if start else "i"
+    else:
+        index = f"{f'{start}+' if start else ''}{fold}i:{start + fold}+{fold}i"
+    return f"{part.parameter}[{f':,{JOIN}' * part.axis}{index}]"
+
+
+def _scattered(part: Described) -> str:
+    """What SCATTERED stands for in a part whose groups are no slices of the axis; else nothing."""
+    if part.stride == 1 and part.period is None:
+        return ""
+    indices = f"indices, {part.stride} apart," if part.stride != 1 else "indices" if part.fold != 1 else "index"
+    number = f"{part.fold} " if part.fold != 1 else ""
+    stop = part.period if part.stop is None else part.stop
+    among = f" among {part.start or 0}:{'' if stop is None else stop}" if part.start or stop is not None else ""
+    every = f" of every {part.period}" if part.period is not None else ""
+    return f"in {part.parameter}: the i-th {number}{indices}{among}{every} along axis {part.axis}"
+
+
+def _sum(parts: Sequence[Described], term: str) -> str:
+    """ "2|a|² − |b|²": the term of every part with its weight."""
+    first, *rest = parts
+    text = f"{'−' if first.weight < 0 else ''}{_factor(first.weight)}{term.format(_place(first))}"
+    for part in rest:
+        text += f" {'−' if part.weight < 0 else '+'}{JOIN}{_factor(part.weight)}{term.format(_place(part))}"
+    return text
+
+
+def _terms(parts: Sequence[Described], term: str) -> str:
+    """ "a, −2b": a vector over the parts."""
+    return ", ".join(
+        f"{'−' if part.weight < 0 else ''}{_factor(part.weight)}{term.format(_place(part)).replace(' ', JOIN)}"
+        for part in parts
+    )
+
+
+def _factor(weight: float) -> str:
+    return "" if abs(weight) == 1 else f"{abs(weight):g}·"
+
+
+def _power(weight: float) -> str:
+    number = f"{abs(weight):g}"
+    return "" if number == "1" else number.translate(SUPERSCRIPT) if number.isdigit() else f"^{number}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+def _section(heading: str, text: str) -> str:
+    """A heading with its text beside it, each of its lines wrapped."""
+    margin = " " * (INDENT + 1)
+    wrapper = textwrap.TextWrapper(WIDTH - len(margin), break_long_words=False, break_on_hyphens=False)
+    body = textwrap.indent("\n".join(wrapper.fill(line) for line in text.split("\n")), margin)
+    return (heading.ljust(len(margin)) + body[len(margin) :]).replace(JOIN, " ")
