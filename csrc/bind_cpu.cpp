@@ -61,8 +61,10 @@ class PyEngine {
       n_hypers_ = std::max<int64_t>(n_hypers_, table<Tensor>(tensors, "tensors")[i].hyper + 1);
   }
 
-  void step(const py::array& addresses, const py::array& first, const py::array& hypers, int n_threads) {
-    const Inputs in = inputs(addresses, first, hypers);
+  void step(const py::array& addresses, const py::array& first, const py::array& hypers, int n_threads,
+            double unscale) {
+    Inputs in = inputs(addresses, first, hypers);
+    in.unscale = unscale;
     py::gil_scoped_release release;
     engine_.step(in, n_threads);
   }
@@ -87,7 +89,7 @@ class PyEngine {
 
   Inputs inputs(const py::array& addresses, const py::array& first, const py::array& hypers) const {
     return {values<uint64_t>(addresses, 3 * n_tensors_, "addresses"), values<uint8_t>(first, n_tensors_, "first"),
-            values<Hyper>(hypers, n_hypers_, "hypers"), hypers.size()};
+            values<Hyper>(hypers, n_hypers_, "hypers"), hypers.size(), 1.0};
   }
 
   std::array<py::array, 5> tables_;
@@ -132,7 +134,8 @@ PYBIND11_MODULE(_cpu, m) {
            py::arg("tensors"), py::arg("dims"), py::arg("views"), py::arg("tiles"), py::arg("spans"),
            py::arg("workspace"), py::arg("moments"), py::arg("moments_stride"), py::arg("states"),
            py::arg("states_stride"), py::arg("propagators"), py::arg("isa") = "")
-      .def("step", &PyEngine::step, py::arg("addresses"), py::arg("first"), py::arg("hypers"), py::arg("n_threads"))
+      .def("step", &PyEngine::step, py::arg("addresses"), py::arg("first"), py::arg("hypers"), py::arg("n_threads"),
+           py::arg("unscale") = 1.0)
       .def("measure", &PyEngine::measure, py::arg("addresses"), py::arg("first"), py::arg("hypers"),
            py::arg("n_threads"))
       .def_property_readonly("isa", &PyEngine::isa);

@@ -256,6 +256,16 @@ void gather_slices(const Problem& problem, const View& view, const Span& span, i
   }
 }
 
+// Multiplies the sums that hold the gradient by what it is to be multiplied by.
+void unscale_moments(const Problem& problem, const View& view, const Span& span, int n_acc, double unscale) {
+  for (const Moment m : {sum_g, sq_g, dot_pg, dot_gu}) {
+    if (m >= n_acc) continue;
+    double* const sums = problem.moments + m * problem.moments_stride + view.segment;
+    const double factor = m == sq_g ? unscale * unscale : unscale;
+    for (int64_t i = span.begin; i < span.end; ++i) sums[i] *= factor;
+  }
+}
+
 NPERF_CLONES void advance_translations(double* state, int64_t stride, const double* moments, int64_t moment_stride,
                                        const Transitions& t, int64_t begin, int64_t end) {
 #pragma GCC ivdep
@@ -307,6 +317,7 @@ void Engine::finish(const Inputs& inputs, const Span& span, Mode mode) {
   if (view.n_slices != 1) gather_slices(problem_, view, span, n_acc);
   if (n_acc < n_accumulated_[view.tensor]) clear_moments(problem_, view, span, n_acc);
   if (mode == Mode::measure) return;
+  if (inputs.unscale != 1.0) unscale_moments(problem_, view, span, n_acc, inputs.unscale);
   const double* const moments = problem_.moments + view.segment;
   const Transitions& t = transitions_[2 * problem_.tensors[view.tensor].hyper + (inputs.first[view.tensor] ? 1 : 0)];
   if (view.translation >= 0)
@@ -359,8 +370,9 @@ void Engine::run(const Inputs& inputs, int n_threads) {
         if (!takes_part(tile.tensor)) continue;
         const Tensor& tensor = problem.tensors[tile.tensor];
         const Mode mode = mode_of_tensor(tile.tensor);
-        const Coefficients<double> c =
+        Coefficients<double> c =
             measuring ? Coefficients<double>{} : coefficients(inputs.hypers[tensor.hyper], inputs.first[tile.tensor]);
+        c.sign *= inputs.unscale;
         run_tile({problem, kernels_, tile, tensor, inputs.addresses + 3 * tile.tensor, scratch_[me], mode, c});
         if (n_tiles_[tile.tensor] == 1)  // nobody else adds to its segments: finished while they are in the cache
           for (int32_t v = tensor.view; v < tensor.view + tensor.n_views; ++v)

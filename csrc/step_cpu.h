@@ -34,6 +34,7 @@ struct Inputs {
   const uint8_t* first;       // [n_tensors]: this step writes the momentum buffer for the first time
   const Hyper* hypers;        // one per parameter group
   int64_t n_hypers;
+  double unscale;  // the gradient is what lies in memory times this
 };
 
 // One thread's own memory, allocated before it is needed.

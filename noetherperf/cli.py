@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from noetherperf.backends import backends, resolve
 from noetherperf.constraints import check_constraints
 from noetherperf.recipes.settings import Settings
-from noetherperf.recorder import Law, Record, open_record, relative_error
+from noetherperf.recorder import TERMS, Law, Record, open_record, relative_error
 from noetherperf.symmetry import Symmetry, from_json
 
 __all__ = ["app", "main"]
@@ -269,11 +269,22 @@ def law_table(record: Record) -> Table:
 
 
 def law_states(record: Record) -> str:
-    """Which laws are closed, that is, predict anything; of the others, why not."""
+    """Which laws are closed, that is, predict anything; of the others, why not; and what is no longer a number."""
     still_open = [f"{name}: {data.attrs['reason']}" for name, data in record.items() if not data.attrs["closed"]]
-    return "\n".join(
-        ["these laws are open and predict nothing:", *still_open] if still_open else ["all laws are closed"]
+    lines = ["these laws are open and predict nothing:", *still_open] if still_open else ["all laws are closed"]
+    lost = {name: first_not_finite(data) for name, data in record.items()}
+    broken = [f"{name}: from step {step} on" for name, step in lost.items() if step is not None]
+    if broken:
+        lines += ["NaN or infinity in these charges or their laws; what follows it means nothing:", *broken]
+    return "\n".join(lines)
+
+
+def first_not_finite(data: xr.Dataset) -> int | None:
+    """The first recorded step at which a symmetry's charge, or a term of its laws, is NaN or infinite."""
+    finite = np.all(
+        [np.isfinite(data[name].to_numpy()).all(axis=1) for name in {"charge", *sum(TERMS.values(), ())}], axis=0
     )
+    return None if finite.all() else int(data["step"][int(finite.argmin())])
 
 
 def worst(values: xr.DataArray) -> float:

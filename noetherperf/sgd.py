@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
 from noetherperf.backends import Backend, check_parameter, resolve
@@ -140,6 +141,7 @@ class SGD(Optimizer):
         self._symmetries = self._check_symmetries(symmetries)
         self._restart()
         self._prepare()
+        self.register_state_dict_post_hook(_add_measurement, prepend=True)
 
     # ---- what there is to step and to measure -----------------------------------------------------------------------
 
@@ -248,6 +250,7 @@ class SGD(Optimizer):
 
     # ---- the step ---------------------------------------------------------------------------------------------------
 
+    @_disable_dynamo  # as torch.compiler.disable, which would import the compiler together with this module
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Make one step and measure it.
@@ -365,17 +368,18 @@ class SGD(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """torch.optim.SGD's state_dict, with everything that was measured under "measurement"."""
-        state = super().state_dict()
-        if self._symmetries:
-            devices = self._prepare()
-            state["measurement"] = {
-                "version": MEASUREMENT_VERSION,
-                "symmetries": to_json(self._symmetries),
-                "began": self._began,
-                "openness": self._openness.state_dict(),
-                "tensors": [[x.clone() for x in device.measurement.tensors()] for device in devices],
-            }
-        return state
+        return super().state_dict()  # and _add_measurement, before other hooks
+
+    def _measured(self) -> dict[str, Any]:
+        """What a checkpoint needs to go on measuring."""
+        devices = self._prepare()
+        return {
+            "version": MEASUREMENT_VERSION,
+            "symmetries": to_json(self._symmetries),
+            "began": self._began,
+            "openness": self._openness.state_dict(),
+            "tensors": [[x.clone() for x in device.measurement.tensors()] for device in devices],
+        }
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -444,11 +448,18 @@ class SGD(Optimizer):
         if measured is not None:  # unpickling or copying; load_state_dict comes here too, without it
             self.__dict__.update(measured)
             self._devices = None
+            self.register_state_dict_post_hook(_add_measurement, prepend=True)
         for group in self.param_groups:
             for option, default in (("nesterov", False), ("maximize", False), ("differentiable", False)):
                 group.setdefault(option, default)
             group.setdefault("foreach", None)
             group.setdefault("fused", None)
+
+
+def _add_measurement(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+    """A state_dict hook of every SGD, its first."""
+    if isinstance(optimizer, SGD) and optimizer.symmetries:
+        state_dict["measurement"] = optimizer._measured()
 
 
 def _take_over(mine: Tensor, carried: Tensor) -> None:

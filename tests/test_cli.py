@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 from noetherperf import cli, plots
 from noetherperf.backends import backends
 from noetherperf.recipes.models import digits_network
-from noetherperf.recorder import Law, Record, open_record, relative_error
+from noetherperf.recorder import TERMS, Law, Record, open_record, relative_error
 from noetherperf.symmetry import Part, Scale, to_json
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -96,15 +96,29 @@ def test_the_table_fits_a_terminal(done: tuple[Path, Result]) -> None:
     assert not any("…" in line.replace(" … ", "") for line in lines)  # nothing cut off
 
 
+def recorded(reason: str, **at: float) -> xr.Dataset:
+    """Two groups at steps 0, 5 and 10, of which the second is `at` at step 5, by variable."""
+    names = ("charge", *{term for terms in TERMS.values() for term in terms})
+    data = xr.Dataset({name: (("step", "group"), np.ones((3, 2))) for name in names}, {"step": [0, 5, 10]})
+    for name, value in at.items():
+        data[name][1, 1] = value
+    return data.assign_attrs(closed=not reason, reason=reason)
+
+
 def test_an_open_law_is_told_with_its_reason() -> None:
-    data = {
-        "a": xr.Dataset(attrs={"closed": True, "reason": ""}),
-        "b": xr.Dataset(attrs={"closed": False, "reason": "lr"}),
-    }
-    states = cli.law_states(cast(Record, data))
+    states = cli.law_states(cast(Record, {"a": recorded(""), "b": recorded("lr")}))
     assert "b: lr" in states
     assert "a:" not in states
     assert "closed" not in states
+    assert "NaN" not in states
+
+
+@pytest.mark.parametrize("at", [{"charge": np.nan}, {"discrete_defect": np.inf}, {"flow_forced": -np.inf}], ids=str)
+def test_what_is_no_longer_a_number_is_told_with_its_step(at: dict[str, float]) -> None:
+    states = cli.law_states(cast(Record, {"a": recorded(""), "b": recorded("", **at)}))
+    assert "NaN" in states
+    assert "b: from step 5 on" in states
+    assert "a:" not in states
 
 
 def test_a_nan_is_the_worst() -> None:

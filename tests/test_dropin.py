@@ -4,30 +4,29 @@ import copy
 import inspect
 import io
 import pickle
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import MappingProxyType
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.optim import lr_scheduler
+from training import (
+    BACKENDS,
+    SYMMETRIES,
+    assert_same,
+    assert_same_readout,
+    device_of,
+    loss_of,
+    make_net,
+    ours,
+    theirs,
+    train,
+)
 
 import noetherperf as nperf
-from noetherperf import Norm, Part, Rescale, Translation, layers, neurons
-
-BACKENDS = [name for name, status in nperf.backends().items() if status == "available" and name != "auto"]
-
-N_IN, N_HIDDEN, N_OUT, N_BATCH = 5, 7, 3, 16
-
-SYMMETRIES = [
-    Rescale("fc1->fc2", inward=[Part("fc1.weight", 0), Part("fc1.bias", 0)], outward=[Part("fc2.weight", 1)]),
-    Translation("fc2", [Part("fc2.weight", 1)]),
-    Translation("fc2.bias", [Part("fc2.bias", None)]),
-    Norm("half of fc1", [Part("fc1.weight", 1, start=1, stop=5, fold=2)]),
-]
+from noetherperf import Norm, Part, layers, neurons
 
 # The hyperparameters of one group, by what is special about them.
 CASES: dict[str, dict[str, Any]] = {
@@ -61,89 +60,6 @@ def case(request: pytest.FixtureRequest) -> dict[str, Any]:
     return dict(request.param)
 
 
-def device_of(backend: str) -> str:
-    return "cuda" if backend in ("cuda", "triton") and torch.cuda.is_available() else "cpu"
-
-
-def make_net(backend: str, dtype: torch.dtype = torch.float64) -> nn.Sequential:
-    torch.manual_seed(1)
-    layers = OrderedDict(fc1=nn.Linear(N_IN, N_HIDDEN), relu=nn.ReLU(), fc2=nn.Linear(N_HIDDEN, N_OUT))
-    return nn.Sequential(layers).to(device_of(backend), dtype)
-
-
-def ours(net: nn.Module, backend: str, **options: Any) -> nperf.SGD:
-    return nperf.SGD(net.named_parameters(), backend=backend, **{"symmetries": SYMMETRIES, **options})
-
-
-def theirs(net: nn.Module, **options: Any) -> torch.optim.SGD:
-    return torch.optim.SGD(net.named_parameters(), foreach=False, **options)
-
-
-def loss_of(net: nn.Module, step: int) -> Tensor:
-    """The loss on a batch that the step's number alone decides."""
-    p = next(net.parameters())
-    generator = torch.Generator().manual_seed(step)
-    x = torch.randn(N_BATCH, N_IN, generator=generator, dtype=torch.float64)
-    y = torch.randint(N_OUT, (N_BATCH,), generator=generator)
-    return cross_entropy(net(x.to(p.device, p.dtype)), y.to(p.device))
-
-
-def train(
-    net: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    steps: range,
-    *,
-    before_step: Callable[[int, nn.Module], None] = lambda step, net: None,
-    after_step: Callable[[], None] = lambda: None,
-    set_to_none: bool = True,
-) -> None:
-    for step in steps:
-        optimizer.zero_grad(set_to_none=set_to_none)
-        loss_of(net, step).backward()
-        before_step(step, net)
-        optimizer.step()
-        after_step()
-
-
-def buffers(optimizer: torch.optim.Optimizer) -> Iterator[Tensor | None]:
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            yield optimizer.state.get(parameter, {}).get("momentum_buffer")
-
-
-def assert_same(
-    net: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    other: nn.Module,
-    peer: torch.optim.Optimizer,
-    tolerance: float = 1e-12,
-) -> None:
-    """Parameters and momentum buffers agree, relative to each tensor's largest element."""
-    pairs = [
-        *zip(net.parameters(), other.parameters(), strict=True),
-        *zip(buffers(optimizer), buffers(peer), strict=True),
-    ]
-    for a, b in pairs:
-        assert (a is None) == (b is None)
-        if a is not None and b is not None:
-            assert a.isfinite().all()
-            assert (a - b).abs().max() <= tolerance * b.abs().max()
-
-
-def assert_same_readout(a: nperf.Readout, b: nperf.Readout) -> None:
-    """Two readouts agree bit for bit."""
-    assert (list(a), a.step, a.time) == (list(b), b.step, b.time)
-    for name in a:
-        for field in ("charge", "initial", "defect", "relative_defect"):
-            assert torch.equal(getattr(a[name], field), getattr(b[name], field)), (name, field)
-        for term in ("free", "forced", "defect"):
-            assert torch.equal(getattr(a[name].discrete, term), getattr(b[name].discrete, term)), (name, term)
-            assert torch.equal(getattr(a[name].flow, term), getattr(b[name].flow, term)), (name, term)
-        assert a[name].moments.keys() == b[name].moments.keys()
-        assert all(torch.equal(a[name].moments[key], b[name].moments[key]) for key in a[name].moments)
-        assert (a[name].closed, a[name].reason) == (b[name].closed, b[name].reason)
-
-
 class TestTrajectory:
     def test_one_group(self, backend: str, case: dict[str, Any]) -> None:
         net, other = make_net(backend), make_net(backend)
@@ -154,19 +70,6 @@ class TestTrajectory:
         assert_same(net, optimizer, other, peer)
         if case.get("lr") != 0 and case.get("dampening") != 1:
             assert all((p != p0).any() for p, p0 in zip(net.parameters(), start, strict=True))
-
-    def test_torchs_own_cases(self, backend: str) -> None:
-        pytest.importorskip("expecttest")
-        from torch.testing._internal.common_optimizers import optim_inputs_func_sgd
-
-        inputs = optim_inputs_func_sgd(device_of(backend))
-        assert inputs
-        for sample in inputs:
-            net, other = make_net(backend), make_net(backend)
-            optimizer, peer = ours(net, backend, **sample.kwargs), theirs(other, **sample.kwargs)
-            train(net, optimizer, range(5))
-            train(other, peer, range(5))
-            assert_same(net, optimizer, other, peer)
 
     def test_measuring_changes_nothing(self, backend: str, case: dict[str, Any]) -> None:
         """Bit for bit the same parameters with symmetries, with norms of all units and layers, and with none."""

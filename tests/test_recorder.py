@@ -117,6 +117,37 @@ def contents(path: Path) -> dict[str, Any]:
     return values
 
 
+class LateSGD(FakeSGD):
+    """Learns only in readout() which of the steps it counted were skipped, as if a GPU had to be asked."""
+
+    def __init__(self, skipped: set[int]) -> None:
+        super().__init__()
+        self.skipped, self.n_calls, self.n_skipped = skipped, 0, 0
+
+    def step(self, closure: Any = None) -> Any:
+        super().step()
+        self.n_calls += 1
+        self.n_skipped += self.n_calls in self.skipped
+
+    def readout(self) -> Any:
+        self.step_count -= self.n_skipped
+        self.n_skipped = 0
+        return super().readout()
+
+
+@pytest.mark.parametrize("user_reads", [False, True])
+def test_steps_that_turn_out_to_have_been_skipped(tmp_path: Path, user_reads: bool) -> None:
+    optimizer: Any = LateSGD({1, 2, 6, 7, 13, 14, 15})
+    with Recorder(optimizer, tmp_path / "a.zarr", every=3):
+        for _ in range(20):
+            optimizer.step()
+            if user_reads:
+                optimizer.readout()
+    record = open_record(tmp_path / "a.zarr")
+    assert record.steps.tolist() == [0, 3, 6, 9, 12]
+    np.testing.assert_array_equal(record["head"].charge[:, 0], float(record["head"].initial[0]) + record.steps)
+
+
 def test_rows_come_back_labelled(tmp_path: Path) -> None:
     path = recorded(tmp_path / "a.zarr", 25, every=10)
     record = open_record(path)

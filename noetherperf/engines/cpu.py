@@ -67,8 +67,9 @@ class CpuEngine(TableEngine):
     ) -> None:
         self._admit_buffers(buffers)
         self._first[:] = first
-        if on_device.grad_scale is not None:
-            scaled = [g for g in grads if g is not None]
-            torch._foreach_mul_(scaled, 1.0 / float(on_device.grad_scale))
-        self._engine.step(self._addresses, self._first, self._hyper_table_for(hypers), torch.get_num_threads())
+        # In float32, as torch unscales; the step computes with it, so that small numbers in 16 bits are not lost.
+        unscale = 1.0 if on_device.grad_scale is None else float(np.float32(1.0 / on_device.grad_scale.item()))
+        self._engine.step(self._addresses, self._first, self._hyper_table_for(hypers), torch.get_num_threads(), unscale)
+        if unscale != 1.0 and (scaled := [g for g in grads if g is not None]):
+            torch._foreach_mul_(scaled, unscale)
         self._clock += self._tick
