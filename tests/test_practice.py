@@ -253,7 +253,11 @@ def scaled_step(flag: float) -> Callable[[nperf.SGD, nn.Module], None]:
 
 
 def set_options(**options: Any) -> Callable[[nperf.SGD, nn.Module], None]:
-    return lambda optimizer, net: [group.update(options) for group in optimizer.param_groups] and None
+    def act(optimizer: nperf.SGD, net: nn.Module) -> None:
+        for group in optimizer.param_groups:
+            group.update(options)
+
+    return act
 
 
 def freeze(*names: str) -> Callable[[nperf.SGD, nn.Module], None]:
@@ -267,7 +271,7 @@ def freeze(*names: str) -> Callable[[nperf.SGD, nn.Module], None]:
 EVENTS: dict[str, Callable[[nperf.SGD, nn.Module], object]] = {
     "nothing": lambda optimizer, net: None,
     "clip": lambda optimizer, net: nn.utils.clip_grad_norm_(net.parameters(), 0.1),
-    "accumulate": lambda optimizer, net: loss_of(net, 99).backward(),  # type: ignore[no-untyped-call]
+    "accumulate": lambda optimizer, net: loss_of(net, 99).backward(),
     "lr 0": set_options(lr=0.0),
     "lr 0.2": set_options(lr=0.2),
     "momentum 0": set_options(momentum=0.0, nesterov=False),

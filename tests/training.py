@@ -55,7 +55,7 @@ def train(
     optimizer: torch.optim.Optimizer,
     steps: range,
     *,
-    before_step: Callable[[int, nn.Module], None] = lambda step, net: None,
+    before_step: Callable[[int, nn.Module], object] = lambda step, net: None,
     after_step: Callable[[], None] = lambda: None,
     set_to_none: bool = True,
 ) -> None:
