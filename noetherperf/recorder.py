@@ -229,9 +229,9 @@ class Recorder:
     def _after_step(self, *_: object) -> None:
         # A GPU tells only when it is read which steps a gradient scaler skipped; until then they count as steps.
         step = self._optimizer.step_count
-        if step == self._seen and (step % self.every or step == self._last_step()):  # it was skipped
+        if step == self._seen:
             return
-        if step not in (self._seen, self._seen + 1):
+        if step != self._seen + 1:
             self._check_initial(_concatenate(self._optimizer.readout(), lambda charge: charge.initial))
             self._rewind(step - 1)
         self._seen = step
@@ -263,12 +263,6 @@ class Recorder:
                 raise ValueError(f"probes: {name!r} returned shape {value.shape} after {shape}; it must not change")
             row[_probe_key(index)] = value
         return row
-
-    def _last_step(self) -> int:
-        """The step of the last row, −1 where there is none."""
-        if self._rows:
-            return int(self._rows[-1]["step"])
-        return self._steps[self._n_kept - 1] if self._n_kept else -1
 
     def _rewind(self, step: int) -> None:
         """Forget rows later than a step; those on disk go when the next rows are written over them."""

@@ -141,7 +141,7 @@ class SGD(Optimizer):
         self._symmetries = self._check_symmetries(symmetries)
         self._restart()
         self._prepare()
-        self.register_state_dict_post_hook(_add_measurement, prepend=True)
+        self.register_state_dict_post_hook(_add_measurement)
 
     # ---- what there is to step and to measure -----------------------------------------------------------------------
 
@@ -304,7 +304,7 @@ class SGD(Optimizer):
         found_inf = getattr(self, "found_inf", None)
         if not isinstance(found_inf, Tensor):  # a sum over no gradients at all is no tensor
             found_inf = None
-        elif found_inf.device.type == "cpu" or any(device.is_host for device in devices):
+        elif any(device.is_host for device in devices):
             if found_inf.item() != 0.0:  # of several devices, their sum
                 return None
             found_inf = None
@@ -368,7 +368,7 @@ class SGD(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """torch.optim.SGD's state_dict, with everything that was measured under "measurement"."""
-        return super().state_dict()  # and _add_measurement, before other hooks
+        return super().state_dict()  # _add_measurement, the first of the hooks, adds it
 
     def _measured(self) -> dict[str, Any]:
         """What a checkpoint needs to go on measuring."""
@@ -448,7 +448,7 @@ class SGD(Optimizer):
         if measured is not None:  # unpickling or copying; load_state_dict comes here too, without it
             self.__dict__.update(measured)
             self._devices = None
-            self.register_state_dict_post_hook(_add_measurement, prepend=True)
+            self.register_state_dict_post_hook(_add_measurement)
         for group in self.param_groups:
             for option, default in (("nesterov", False), ("maximize", False), ("differentiable", False)):
                 group.setdefault(option, default)

@@ -1,16 +1,34 @@
 """Mixed precision: gradient scalers, autocast, 16-bit parameters, and `.rounding`, which shows what they lose."""
 
 import copy
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
+from math import isnan
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from training import BACKENDS, assert_same, assert_same_readout, buffers, device_of, loss_of, make_net, ours, theirs
+from training import (
+    BACKENDS,
+    SYMMETRIES,
+    assert_same,
+    assert_same_readout,
+    buffers,
+    device_of,
+    loss_of,
+    make_net,
+    ours,
+    theirs,
+    train,
+)
 
 import noetherperf as nperf
+import noetherperf.hyper
+import noetherperf.sgd
 from noetherperf import Norm, Part
+from noetherperf.engines import OnDevice
 
 OPTIONS: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "dampening": 0.5, "weight_decay": 0.05}
 SCALE = 2.0**10
@@ -190,6 +208,91 @@ class TestGradScaler:
         assert_identities(optimizer, 1e-5)
 
 
+class TestOnDevice:
+    """The step on a GPU, whose flags and learning rates the host does not read, with CPU tensors in its place."""
+
+    @pytest.fixture(autouse=True)
+    def as_on_a_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def device_lr(group: Mapping[str, Any]) -> Tensor | None:
+            return group["lr"] if isinstance(group["lr"], Tensor) else None
+
+        monkeypatch.setattr(noetherperf.sgd._Device, "is_host", False)
+        monkeypatch.setattr(noetherperf.sgd, "device_lr", device_lr)
+        monkeypatch.setattr(noetherperf.hyper, "device_lr", device_lr)
+
+    @pytest.fixture
+    def net(self) -> nn.Module:
+        return make_net("reference")
+
+    def make(self, net: nn.Module, **options: Any) -> nperf.SGD:
+        return ours(net, "reference", **{**OPTIONS, **options})
+
+    @pytest.mark.parametrize("unscale", [False, True], ids=["unscaled inside", "unscaled before"])
+    @pytest.mark.parametrize("overflows", [set(), {0}, {0, 1}, {3, 4}], ids=str)
+    def test_goes_torchs_way(self, net: nn.Module, overflows: set[int], unscale: bool) -> None:
+        """And counts its steps where they are made: the host learns of those that were none when it reads."""
+        optimizer, other = self.make(net), make_net("reference")
+        peer = theirs(other, **OPTIONS)
+        for model, sgd in ((net, optimizer), (other, peer)):
+            train_scaled(model, sgd, scaler_for("reference"), 8, overflows, unscale=unscale)
+        assert optimizer.step_count == 8
+        readout = optimizer.readout()
+        assert optimizer.step_count == readout.step == 8 - len(overflows)
+        assert readout.time == pytest.approx(0.05 * readout.step)
+        assert_identities(optimizer, 1e-12)
+        assert_same(net, optimizer, other, peer)
+
+    def test_nothing_but_overflows(self, net: nn.Module) -> None:
+        """Buffers are made, for the host does not know better, and stay empty."""
+        start = copy.deepcopy(net)
+        optimizer = self.make(net)
+        train_scaled(net, optimizer, scaler_for("reference"), 3, {0, 1, 2})
+        assert all(torch.equal(p, q) for p, q in zip(net.parameters(), start.parameters(), strict=True))
+        assert all(v is not None and not v.any() for v in buffers(optimizer))
+        assert optimizer.readout().step == 0
+
+    def test_a_learning_rate_is_not_read(self, net: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+        lr = torch.tensor(0.1, dtype=torch.float64)
+        other = make_net("reference")
+        optimizer, plain = self.make(net, lr=lr), self.make(other, lr=0.1)
+        seen = []
+        engine = optimizer._prepare()[0].engine
+        step = engine.step
+
+        def watched(grads: Any, buffers: Any, hypers: Any, first: Any, on_device: OnDevice) -> None:
+            seen.append((hypers[0].lr, on_device.lrs[0]))
+            step(grads, buffers, hypers, first, on_device)
+
+        monkeypatch.setattr(engine, "step", watched)
+        train(net, optimizer, range(3))
+        train(other, plain, range(3))
+        assert len(seen) == 3
+        assert all(isnan(on_host) and on_device is lr for on_host, on_device in seen)
+        assert_same(net, optimizer, other, plain, tolerance=0.0)
+        assert_same_readout(optimizer.readout(), plain.readout())
+
+    def test_groups_are_alike_if_they_share_their_tensor(self, net: nn.Module) -> None:
+        named = list(net.named_parameters())
+        shared, own = torch.tensor(0.1), torch.tensor(0.1)
+        for lr, closed in ((shared, True), (own, False)):
+            groups = [{"params": named[:1], "lr": shared}, {"params": named[1:], "lr": lr}]
+            optimizer = nperf.SGD(groups, symmetries=SYMMETRIES, backend="reference")
+            train(net, optimizer, range(2))
+            law = optimizer.readout()["fc1->fc2"]
+            assert law.closed == closed
+            words = r"in step 1 .* had different lr \(the tensor 0x\w+ on cpu and the tensor 0x\w+ on cpu\)"
+            assert closed or re.fullmatch(words, law.reason)
+            assert_identities(optimizer, 1e-6)
+
+    def test_a_recorder_writes_true_steps(self, net: nn.Module, tmp_path: Path) -> None:
+        optimizer = self.make(net)
+        with nperf.Recorder(optimizer, tmp_path / "a.zarr", every=2):
+            train_scaled(net, optimizer, scaler_for("reference"), 12, {0, 1, 5, 8})
+        record = nperf.open_record(tmp_path / "a.zarr")
+        assert record.steps.tolist() == [0, 2, 4, 6, 8]
+        assert record.times.tolist() == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
+
+
 class TestAutocast:
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
     def test_goes_torchs_way(self, backend: str, dtype: torch.dtype) -> None:
@@ -294,3 +397,17 @@ class TestSixteenBits:
             assert p.isfinite().all()
         assert_identities(optimizer, 0.05)
         assert max(law.rounding.abs().max().item() for law in readout.values()) > 1e-6
+
+
+@pytest.mark.slow
+def test_the_document_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    """Runs docs/precision.md; other machines round other bits, so numbers may differ by a factor of two."""
+    text = (Path(__file__).parents[1] / "docs" / "precision.md").read_text()
+    code, printed = (re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)[0] for language in ("python", "text"))
+    exec(code, {})
+    ours = capsys.readouterr().out
+    number = re.compile(r"[+-]?\d\.?\d*e[+-]\d+")
+    assert number.sub("", ours) == number.sub("", printed)
+    for mine, told in zip(number.findall(ours), number.findall(printed), strict=True):
+        large = max(abs(float(told)), 1e-11)  # rounding of float64 is noise
+        assert abs(abs(float(mine)) - abs(float(told))) <= large, (mine, told)
