@@ -35,7 +35,7 @@ using F32 = float __attribute__((vector_size(8 * W)));  // twice as many
 using F32Half = float __attribute__((vector_size(4 * W)));
 using U32 = uint32_t __attribute__((vector_size(8 * W)));
 using U16 = uint16_t __attribute__((vector_size(4 * W)));
-static_assert(2 * W <= col_sums_padding, "a vector past the width must fit into the padding");
+static_assert(2 * W <= 16, "a vector past the width must fit into the padding of col_sums");
 
 template <class V>
 inline V load_vector(const void* from) {
@@ -276,19 +276,32 @@ struct Elements {
   }
 };
 
+// How many elements ahead to ask for memory. With moments to take, too little of the work ahead is in flight for the
+// hardware to keep memory busy. Several rows at once are as many streams: narrow ones go on at the rows after these, of
+// wide ones less must be asked for early, for the hardware follows them.
+template <bool by_col, int n_rows>
+inline int64_t prefetch_distance(const Block& b, int64_t element_size) {
+  constexpr int64_t narrow = 1024;
+  if constexpr (!by_col) return 2048 / element_size;
+  return b.width <= narrow ? n_rows * b.row_stride : 512 / element_size;
+}
+
 // Steps n_rows rows over the block's width; their row sums are added to row_acc, position sums to the block's col_sums.
 template <class Type, Mode mode, bool by_row, bool by_col, int n_rows, bool whole>
 inline __attribute__((always_inline)) void vector_column(const Block& b, const Coefficients<typename Type::Scalar>& c,
-                                                         int64_t row, int64_t col, int64_t n, bool fresh,
+                                                         int64_t row, int64_t col, int64_t n, int64_t ahead, bool fresh,
                                                          F64 (*row_acc)[n_accumulated(mode)]) {
   using Element = typename Type::Element;
   constexpr int parts = n_parts<typename Type::Vec>;
   constexpr int n_acc = n_accumulated(mode);
   F64 col_acc[parts][n_acc];
+  const auto col_sum = [&](int h, int m) {
+    const int64_t at = col + h * W;
+    return b.col_sums[at / 8 * n_acc + m].at + at % 8;
+  };
   if constexpr (by_col)
     for (int h = 0; h < parts; ++h)
-      for (int m = 0; m < n_acc; ++m)
-        col_acc[h][m] = fresh ? F64{} : load_vector<F64>(b.col_sums + m * b.col_sums_stride + col + h * W);
+      for (int m = 0; m < n_acc; ++m) col_acc[h][m] = fresh ? F64{} : load_vector<F64>(col_sum(h, m));
 #pragma GCC unroll 1
   for (int r = 0; r < n_rows; ++r) {
     const int64_t at = (row + r) * b.row_stride + col;
@@ -296,9 +309,6 @@ inline __attribute__((always_inline)) void vector_column(const Block& b, const C
     const Element* const g = static_cast<const Element*>(b.g) + at;
     Element* const v = static_cast<Element*>(b.v) + at;
     if constexpr (by_row || by_col) {
-      // With moments to take, too little of the work ahead is in flight for the hardware to keep memory busy. Several
-      // rows at once are as many streams, of which less must be asked for early.
-      constexpr int64_t ahead = (by_col ? 256 : 1024) / sizeof(Element);
       __builtin_prefetch(p + ahead);
       if constexpr (mode != Mode::measure) __builtin_prefetch(g + ahead);
       if constexpr (mode == Mode::measure || reads_buffer(mode)) __builtin_prefetch(v + ahead);
@@ -316,7 +326,7 @@ inline __attribute__((always_inline)) void vector_column(const Block& b, const C
   }
   if constexpr (by_col)
     for (int h = 0; h < parts; ++h)
-      for (int m = 0; m < n_acc; ++m) store_vector(b.col_sums + m * b.col_sums_stride + col + h * W, col_acc[h][m]);
+      for (int m = 0; m < n_acc; ++m) store_vector(col_sum(h, m), col_acc[h][m]);
 }
 
 template <class Type, Mode mode, bool by_row, bool by_col, int n_rows>
@@ -324,11 +334,12 @@ inline void step_rows(const Block& b, const Coefficients<typename Type::Scalar>&
                       F64 (*row_acc)[n_accumulated(mode)]) {
   constexpr int N = sizeof(typename Type::Raw) / sizeof(typename Type::Element);
   const bool fresh = b.fresh && row == 0;
+  const int64_t ahead = prefetch_distance<by_col, n_rows>(b, sizeof(typename Type::Element));
   int64_t col = 0;
   for (; col + N <= b.width; col += N)
-    vector_column<Type, mode, by_row, by_col, n_rows, true>(b, c, row, col, N, fresh, row_acc);
+    vector_column<Type, mode, by_row, by_col, n_rows, true>(b, c, row, col, N, ahead, fresh, row_acc);
   if (col < b.width)
-    vector_column<Type, mode, by_row, by_col, n_rows, false>(b, c, row, col, b.width - col, fresh, row_acc);
+    vector_column<Type, mode, by_row, by_col, n_rows, false>(b, c, row, col, b.width - col, ahead, fresh, row_acc);
 }
 
 template <class Type, Mode mode, bool by_row, bool by_col>

@@ -10,9 +10,15 @@ namespace noetherperf {
 
 constexpr int n_dtypes = 4, n_modes = 5;
 
+// A cache line of sums. All moments of eight positions lie together: the sums of a row of the matrix are then one
+// stream through the nearest caches, as few as the hardware can follow beside the streams of the matrix itself.
+struct alignas(64) Line {
+  double at[8];
+};
+
 // A block of rows × width elements whose rows are row_stride elements apart. Row sums are added to what is there,
-// position sums too unless they are fresh: row_sums[m * row_sums_stride + row] and col_sums[m * col_sums_stride +
-// column], m < n_accumulated(mode).
+// position sums too unless they are fresh: row_sums[m * row_sums_stride + row], m < n_accumulated(mode), and
+// col_sums[column / 8 * n_accumulated(mode) + m].at[column % 8].
 struct Block {
   void* p;
   const void* g;
@@ -20,13 +26,13 @@ struct Block {
   int64_t row_stride, rows, width;
   Coefficients<double> c;
   double* row_sums;
-  double* col_sums;  // padded: whole vectors past the width are read and written
-  int64_t row_sums_stride, col_sums_stride;
+  Line* col_sums;  // padded: whole vectors past the width are read and written
+  int64_t row_sums_stride;
   bool fresh;  // col_sums hold nothing yet
 };
 
-// How far past the width col_sums may be touched, in values.
-constexpr int64_t col_sums_padding = 16;
+// How many lines hold the sums of so many positions, what a vector past the width touches included.
+constexpr int64_t n_lines(int64_t width, int n_acc) { return (width / 8 + 2) * n_acc; }
 
 using BlockKernel = void (*)(const Block&);
 

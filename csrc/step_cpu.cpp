@@ -22,7 +22,7 @@ namespace noetherperf {
 
 namespace {
 
-constexpr int64_t chunk_cols = 8192;   // columns summed by position at a time: 384 KB of float64 sums, for the L2
+constexpr int64_t chunk_cols = 16384;  // columns summed by position at a time: 768 KB of float64 sums, for the L2
 constexpr int64_t staging_cols = 512;  // what is copied together from a tensor that is no matrix in memory
 constexpr int64_t staging_rows = 8;
 constexpr int64_t element_size[n_dtypes] = {4, 8, 2, 2};
@@ -139,6 +139,12 @@ void step_part(const Job& job, BlockKernel kernel, Block block, int64_t row, int
 // Whether each position of the matrix is a segment of its own.
 bool is_positions(const View& view, const Tensor& tensor) { return view.n_segments == tensor.n_cols; }
 
+// Copies one moment's sums of positions [0, width) out of every n_acc-th line.
+void gather_positions(const Line* lines, int n_acc, int64_t width, double* to) {
+  for (int64_t i = 0; i < width; i += 8, lines += n_acc)
+    std::copy_n(lines->at, std::min<int64_t>(8, width - i), to + i);
+}
+
 // Adds the sums of positions [col, col + width) to the sums of their segments.
 void fold_positions(const View& view, int64_t col, int64_t width, const double* positions, double* sums) {
   int64_t segment = col / view.inner % view.n_segments, left = view.inner - col % view.inner;
@@ -179,7 +185,6 @@ void run_tile(const Job& job) {
   }
   if (n_col_views > 0) {
     block.col_sums = job.scratch.col_sums.data();
-    block.col_sums_stride = chunk_cols + col_sums_padding;
   }
 
   // Where this tile's position sums go, and which segments it owns there; those that positions are added to are cleared
@@ -208,12 +213,12 @@ void run_tile(const Job& job) {
     for (int k = 0; k < n_col_views; ++k) {
       const View& view = col_views[k];
       for (int m = 0; m < n_acc; ++m) {
-        const double* const positions = block.col_sums + m * block.col_sums_stride;
         double* const sums = sums_of(job.problem, view, tile.col_slice, m);
         if (is_positions(view, tensor)) {
-          std::copy_n(positions, width, sums + col);
+          gather_positions(block.col_sums + m, n_acc, width, sums + col);
         } else {
-          fold_positions(view, col, width, positions, sums);
+          gather_positions(block.col_sums + m, n_acc, width, job.scratch.positions.data());
+          fold_positions(view, col, width, job.scratch.positions.data(), sums);
         }
       }
     }
@@ -339,7 +344,8 @@ void Engine::run(const Inputs& inputs, int n_threads) {
     scratch_.resize(n_threads);
     for (Scratch& scratch : scratch_) {
       scratch.row_sums.resize(n_moments * max_tile_rows_);
-      scratch.col_sums.resize(n_moments * (chunk_cols + col_sums_padding));
+      scratch.col_sums.resize(n_lines(chunk_cols, n_moments));
+      scratch.positions.resize(chunk_cols);
       scratch.staging.resize(3 * staging_rows * staging_cols);
     }
   }

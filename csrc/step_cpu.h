@@ -39,7 +39,8 @@ struct Inputs {
 
 // One thread's own memory, allocated before it is needed.
 struct Scratch {
-  std::vector<double> row_sums, col_sums;
+  std::vector<double> row_sums, positions;
+  std::vector<Line> col_sums;
   std::vector<uint64_t> staging;
 };
 
