@@ -122,8 +122,7 @@ struct BFloat16 {
     const U32 bits = (U32)x;
     const U32 rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
     const U32 quiet = (bits >> 16) | 0x40u;
-    const U32 is_nan = (U32)(x != x);
-    return squeeze((is_nan & quiet) | (~is_nan & rounded));
+    return squeeze(x != x ? quiet : rounded);
   }
 };
 
@@ -276,8 +275,8 @@ struct Elements {
   }
 };
 
-// How many elements ahead to ask for memory. With moments to take, too little of the work ahead is in flight for the
-// hardware to keep memory busy. Several rows at once are as many streams: narrow ones go on at the rows after these, of
+// How many elements ahead to ask for memory. With moments to take or 16 bits to convert, too little of the work ahead is
+// in flight for the hardware to keep memory busy. Several rows at once are as many streams: narrow ones go on at the rows after these, of
 // wide ones less must be asked for early, for the hardware follows them.
 template <bool by_col, int n_rows>
 inline int64_t prefetch_distance(const Block& b, int64_t element_size) {
@@ -308,7 +307,7 @@ inline __attribute__((always_inline)) void vector_column(const Block& b, const C
     Element* const p = static_cast<Element*>(b.p) + at;
     const Element* const g = static_cast<const Element*>(b.g) + at;
     Element* const v = static_cast<Element*>(b.v) + at;
-    if constexpr (by_row || by_col) {
+    if constexpr (by_row || by_col || sizeof(Element) == 2) {
       __builtin_prefetch(p + ahead);
       if constexpr (mode != Mode::measure) __builtin_prefetch(g + ahead);
       if constexpr (mode == Mode::measure || reads_buffer(mode)) __builtin_prefetch(v + ahead);
