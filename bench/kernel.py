@@ -1,0 +1,89 @@
+"""What arithmetic alone takes: the CPU kernel on data that stays in the nearest caches, beside the memory's own time.
+
+Prints a table, and writes it into docs/performance.md. Where the kernel takes longer in the cache than the memory takes
+to bring the same elements, no arrangement of memory accesses can reach the floor.
+
+python -m bench.kernel
+"""
+
+from pathlib import Path
+
+import cpuinfo
+import torch
+
+import noetherperf as nperf
+from bench.environment import describe, environment
+from bench.timing import Rounds, Spread
+from noetherperf import Norm, Part, _cpu
+
+PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+BEGIN, END = "<!-- kernel: begin; written by python -m bench.kernel -->", "<!-- kernel: end -->"
+
+SHAPE = (96, 1376)  # 1.6 MB of float32 parameters, gradients and buffers: within a second-level cache of 2 MB
+LARGE = 1 << 25  # elements of the floor: 400 MB, far outside of it
+VIEWS = {"none": (), "rows": (0,), "columns": (1,), "both": (0, 1)}
+ROUNDS = 60
+
+
+def optimizer(dtype: torch.dtype, axes: tuple[int, ...], momentum: float) -> nperf.SGD:
+    p = torch.nn.Parameter(torch.randn(SHAPE).to(dtype))
+    p.grad = torch.randn(SHAPE).to(dtype)
+    symmetries = [Norm(f"p[{axis}]", [Part("p", axis)]) for axis in axes]
+    return nperf.SGD([("p", p)], lr=1e-6, momentum=momentum, symmetries=symmetries, backend="cpu")
+
+
+def spreads(dtype: torch.dtype, momentum: float, n_threads: int) -> dict[str, Spread]:
+    """Nanoseconds an element takes one thread: the memory's floor, its bandwidth shared, and the whole step by view."""
+    optimizers = {view: optimizer(dtype, axes, momentum) for view, axes in VIEWS.items()}
+    streams = [torch.zeros(LARGE) for _ in range(3 if momentum else 2)]
+    p, g, v = streams[0], streams[1], streams[-1] if momentum else streams[0]
+
+    def floor() -> None:
+        _cpu.memory_floor(p.data_ptr(), g.data_ptr(), v.data_ptr(), LARGE, n_threads)
+
+    torch.set_num_threads(1)  # the kernel's; the floor is told its own number
+    kernel = Rounds({view: [o.step] for view, o in optimizers.items()})
+    memory = Rounds({"floor": [floor]})
+    kernel.run()
+    memory.run()
+    for times in (*kernel.times.values(), *memory.times.values()):
+        times.clear()
+    kernel.repeats = 32  # the first of them finds the cache cold
+    for _ in range(ROUNDS):
+        kernel.run()
+        memory.run()
+    torch.set_num_threads(n_threads)
+    itemsize = torch.empty(0, dtype=dtype).element_size()
+    per_element = 1e9 * n_threads / LARGE * itemsize / streams[0].element_size()
+    found = {"floor": Spread.of([t * per_element for t in memory.times["floor"]])}
+    for view, times in kernel.times.items():
+        found[view] = Spread.of([t * 1e9 / (SHAPE[0] * SHAPE[1]) for t in times])
+    return found
+
+
+def table() -> str:
+    """One line a dtype and momentum."""
+    lines = ["| dtype | β | memory | none | rows | columns | both |", "|---|---:|" + "---:|" * 5]
+    for dtype, momentum in ((torch.float32, 0.9), (torch.float32, 0.0), (torch.bfloat16, 0.9), (torch.bfloat16, 0.0)):
+        found = spreads(dtype, momentum, torch.get_num_threads())
+        cells = [f"{s.median:.2f} ({s.low:.2f}–{s.high:.2f})" for s in found.values()]
+        lines.append(f"| {str(dtype).removeprefix('torch.')} | {momentum:g} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Print the table and put it where the page keeps it."""
+    text = PAGE.read_text()
+    head, rest = text.split(BEGIN)
+    tail = rest.split(END)[1]
+    rows = table()
+    where = describe(environment(cpuinfo.get_cpu_info()["brand_raw"]))
+    PAGE.write_text(
+        f"{head}{BEGIN}\n\nNanoseconds an element takes one thread, median (quartiles).\n\n{rows}\n\n"
+        f"Printed by `python -m bench.kernel` on {where}.\n\n{END}{tail}"
+    )
+    print(rows)
+
+
+if __name__ == "__main__":
+    main()
