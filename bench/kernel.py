@@ -25,16 +25,18 @@ VIEWS = {"none": (), "rows": (0,), "columns": (1,), "both": (0, 1)}
 ROUNDS = 60
 
 
-def optimizer(dtype: torch.dtype, axes: tuple[int, ...], momentum: float) -> nperf.SGD:
-    p = torch.nn.Parameter(torch.randn(SHAPE).to(dtype))
-    p.grad = torch.randn(SHAPE).to(dtype)
+def optimizer(shape: tuple[int, int], dtype: torch.dtype, axes: tuple[int, ...], momentum: float) -> nperf.SGD:
+    p = torch.nn.Parameter(torch.randn(shape).to(dtype))
+    p.grad = torch.randn(shape).to(dtype)
     symmetries = [Norm(f"p[{axis}]", [Part("p", axis)]) for axis in axes]
     return nperf.SGD([("p", p)], lr=1e-6, momentum=momentum, symmetries=symmetries, backend="cpu")
 
 
 def spreads(dtype: torch.dtype, momentum: float, n_threads: int) -> dict[str, Spread]:
-    """Nanoseconds an element takes one thread: the memory's floor, its bandwidth shared, and the whole step by view."""
-    optimizers = {view: optimizer(dtype, axes, momentum) for view, axes in VIEWS.items()}
+    """Nanoseconds an element takes one thread: the memory's floor, its bandwidth shared, and the kernel by view: a step
+    less what the call of a step takes."""
+    optimizers = {view: optimizer(SHAPE, dtype, axes, momentum) for view, axes in VIEWS.items()}
+    calls = {view: optimizer((1, 1), dtype, axes, momentum) for view, axes in VIEWS.items()}
     streams = [torch.zeros(LARGE) for _ in range(3 if momentum else 2)]
     p, g, v = streams[0], streams[1], streams[-1] if momentum else streams[0]
 
@@ -42,7 +44,9 @@ def spreads(dtype: torch.dtype, momentum: float, n_threads: int) -> dict[str, Sp
         _cpu.memory_floor(p.data_ptr(), g.data_ptr(), v.data_ptr(), LARGE, n_threads)
 
     torch.set_num_threads(1)  # the kernel's; the floor is told its own number
-    kernel = Rounds({view: [o.step] for view, o in optimizers.items()})
+    kernel = Rounds(
+        {view: [o.step] for view, o in optimizers.items()} | {f"{v} call": [o.step] for v, o in calls.items()}
+    )
     memory = Rounds({"floor": [floor]})
     kernel.run()
     memory.run()
@@ -56,8 +60,9 @@ def spreads(dtype: torch.dtype, momentum: float, n_threads: int) -> dict[str, Sp
     itemsize = torch.empty(0, dtype=dtype).element_size()
     per_element = 1e9 * n_threads / LARGE * itemsize / streams[0].element_size()
     found = {"floor": Spread.of([t * per_element for t in memory.times["floor"]])}
-    for view, times in kernel.times.items():
-        found[view] = Spread.of([t * 1e9 / (SHAPE[0] * SHAPE[1]) for t in times])
+    for view in VIEWS:
+        times = zip(kernel.times[view], kernel.times[f"{view} call"], strict=True)
+        found[view] = Spread.of([(step - call) * 1e9 / (SHAPE[0] * SHAPE[1]) for step, call in times])
     return found
 
 
