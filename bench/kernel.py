@@ -61,8 +61,8 @@ def spreads(dtype: torch.dtype, momentum: float, n_threads: int) -> dict[str, Sp
     per_element = 1e9 * n_threads / LARGE * itemsize / streams[0].element_size()
     found = {"floor": Spread.of([t * per_element for t in memory.times["floor"]])}
     for view in VIEWS:
-        times = zip(kernel.times[view], kernel.times[f"{view} call"], strict=True)
-        found[view] = Spread.of([(step - call) * 1e9 / (SHAPE[0] * SHAPE[1]) for step, call in times])
+        pairs = zip(kernel.times[view], kernel.times[f"{view} call"], strict=True)
+        found[view] = Spread.of([(step - call) * 1e9 / (SHAPE[0] * SHAPE[1]) for step, call in pairs])
     return found
 
 
