@@ -10,6 +10,7 @@ law = optimizer.readout()["features.3"]    # charge, discrete and flow law, resi
 import importlib
 from types import ModuleType
 
+from noetherperf import distributed
 from noetherperf.backends import backends
 from noetherperf.constraints import Constraints, check_constraints
 from noetherperf.cost import Cost, cost
@@ -38,6 +39,7 @@ __all__ = [
     "backends",
     "check_constraints",
     "cost",
+    "distributed",
     "layers",
     "neurons",
     "open_record",

@@ -103,10 +103,15 @@ class Measurement:
         """Everything it holds, in a fixed order."""
         return [self.moments, *self.states, self.propagators, self.clock]
 
+    @classmethod
+    def of(cls, tensors: Iterable[Tensor]) -> "Measurement":
+        """The measurement that holds these, in the order of `tensors()`."""
+        moments, translation, norm, propagators, clock = tensors
+        return cls(moments, (translation, norm), propagators, clock)
+
     def cpu(self) -> "Measurement":
         """A copy on the CPU."""
-        moments, translation, norm, propagators, clock = (x.to("cpu", copy=True) for x in self.tensors())
-        return Measurement(moments, (translation, norm), propagators, clock)
+        return Measurement.of(x.to("cpu", copy=True) for x in self.tensors())
 
     def start(self, plan: Plan, warm: Sequence[bool]) -> None:
         """Start the laws from what Engine.measure left in the moments.

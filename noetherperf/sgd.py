@@ -3,7 +3,7 @@
 import copy
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -13,10 +13,11 @@ from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
 from noetherperf.backends import Backend, check_parameter, resolve
+from noetherperf.distributed import Ranks, check_whole, is_distributed, local, local_buffer, local_gradient, moved
 from noetherperf.engines import Engine, OnDevice
 from noetherperf.hyper import Hyper, device_lr
 from noetherperf.openness import Openness
-from noetherperf.plan import Measurement, Plan, make_plan
+from noetherperf.plan import Measurement, make_plan
 from noetherperf.readout import Readout, Source, read
 from noetherperf.symmetry import Symmetry, from_json, to_json, validate
 
@@ -33,8 +34,8 @@ class _Device:
     members: list[int]  # their numbers among all parameters
     groups: frozenset[int]  # the parameter groups that they are in
     backend: Backend
-    plan: Plan
-    measurement: Measurement
+    ranks: Ranks  # and the plan
+    measurement: Measurement  # of what is on this rank
     engine: Engine
     alone: bool  # there is no other device
 
@@ -125,6 +126,9 @@ class SGD(Optimizer):
             raise RuntimeError("noetherperf.SGD steps in place and is not differentiable; use torch.optim.SGD for that")
         self._requested = backend
         self._devices: list[_Device] | None = None
+        self._params: list[Tensor] = []
+        self._here: list[Tensor] = []  # what of them is in this rank's memory
+        self._sharded = False
         self._symmetries: tuple[Symmetry, ...] = ()
         defaults = {
             "lr": lr,
@@ -175,6 +179,8 @@ class SGD(Optimizer):
                 "symmetries name parameters, and these parameters came without names; "
                 "pass model.named_parameters() instead of model.parameters()"
             )
+        if symmetries:
+            check_whole(names, params)
         checked = validate(symmetries, dict(zip(names, (tuple(p.shape) for p in params), strict=False)))
         twice = {name for name, count in Counter(names).items() if count > 1}
         for symmetry in checked:
@@ -195,9 +201,13 @@ class SGD(Optimizer):
 
     def _prepare(self) -> list[_Device]:
         """The devices with their plans and engines, made when first needed and after every change of parameters."""
+        if self._devices is not None and self._sharded and moved(self._params, self._here):
+            self._set_down()
         if self._devices is not None:
             return self._devices
         self._params = [p for group in self.param_groups for p in group["params"]]
+        self._sharded = any(map(is_distributed, self._params))
+        self._here = list(map(local, self._params))
         self._state_keys: list[int] | None = None
         self._state_order: list[int] = []
         names = self._names()
@@ -217,17 +227,20 @@ class SGD(Optimizer):
         for number, (device, members) in enumerate(by_device.items()):
             backend = resolve(self._requested, device)
             params = [self._params[i] for i in members]
-            for i, p in zip(members, params, strict=True):
-                check_parameter(self._labels[i], p, backend)
+            here = [self._here[i] for i in members]
+            labels = [self._labels[i] for i in members]
+            for label, x in zip(labels, here, strict=True):
+                check_parameter(label, x, backend)
             plan = make_plan(self._symmetries, [names[i] for i in members], [tuple(p.shape) for p in params])
-            measurement = Measurement.empty(plan, device, len(self.param_groups))
+            ranks = Ranks(plan, labels, params)
+            measurement = Measurement.empty(ranks.plan, device, len(self.param_groups))
             if self._carried is not None and number < len(self._carried):
                 for mine, carried in zip(measurement.tensors(), self._carried[number], strict=True):
                     _take_over(mine, carried)
             groups = [hyper_index[i] for i in members]
-            engine = backend.engine(plan, params, [self._labels[i] for i in members], groups, measurement)
+            engine = backend.engine(ranks.plan, here, labels, groups, measurement)
             alone = len(by_device) == 1
-            devices.append(_Device(device, members, frozenset(groups), backend, plan, measurement, engine, alone))
+            devices.append(_Device(device, members, frozenset(groups), backend, ranks, measurement, engine, alone))
         self._openness = Openness(self._symmetries, self._labels, hyper_index)
         if self._open_reasons is not None:
             self._openness.load_state_dict(self._open_reasons)
@@ -275,6 +288,8 @@ class SGD(Optimizer):
         if on_device is None:
             return loss
         grads = [p.grad for p in self._params]
+        if self._sharded:
+            grads = list(map(local_gradient, self._labels, self._params, grads))
         for device in devices:
             device.engine.admit(device.pick(grads))
         if not self._began:
@@ -318,7 +333,8 @@ class SGD(Optimizer):
             self._state_keys, self._state_order = keys, [place.get(id(p), -1) for p in self._params]
         held = [slot.get("momentum_buffer") for slot in self.state.values()]
         held.append(None)  # at place −1
-        return [held[i] for i in self._state_order]
+        buffers = [held[i] for i in self._state_order]
+        return list(map(local_buffer, self._labels, self._params, buffers)) if self._sharded else buffers
 
     def _ready_buffers(self, missing: bytes) -> tuple[list[Tensor | None], list[bool]]:
         """The buffers, made where this step writes one for the first time; and where it does."""
@@ -329,8 +345,8 @@ class SGD(Optimizer):
             for i, p in enumerate(self._params):
                 if buffers[i] is None and momentum[i] and not missing[i]:
                     first[i] = True
-                    buffers[i] = torch.zeros_like(p, memory_format=torch.preserve_format)
-                    self.state[p]["momentum_buffer"] = buffers[i]
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+                    buffers[i] = local(self.state[p]["momentum_buffer"])
         return buffers, first
 
     # ---- measuring --------------------------------------------------------------------------------------------------
@@ -341,7 +357,7 @@ class SGD(Optimizer):
         for device in self._prepare():
             buffers = device.pick(self._buffers())
             device.engine.measure(buffers)
-            device.measurement.start(device.plan, [v is not None for v in buffers])
+            device.measurement.start(device.ranks.plan, [v is not None for v in buffers])
         self._openness.reset()
         self._began = True
 
@@ -354,11 +370,18 @@ class SGD(Optimizer):
 
     @torch.no_grad()
     def readout(self) -> Readout:
-        """Charges, predictions and residuals of every symmetry, after the last step; a copy on the CPU."""
+        """Charges, predictions and residuals of every symmetry, after the last step; a copy on the CPU.
+
+        Where parameters are sharded over ranks this adds up what each has measured, and is a collective: every rank
+        must call it, after the same step.
+
+        Raises:
+            RuntimeError: The ranks measure different things, or are not at the same step.
+        """
         devices = self._prepare()
         if not self._began:
             self._begin()
-        sources = [Source(device.plan, device.measurement.cpu()) for device in devices]
+        sources = [Source(device.ranks.whole, device.ranks.gather(device.measurement).cpu()) for device in devices]
         self._step_count = int(sources[0].measurement.clock[0])
         home = next((i for i, device in enumerate(devices) if 0 in device.groups), 0)
         time = sources[home].measurement.clock[1].item()
@@ -367,18 +390,22 @@ class SGD(Optimizer):
     # ---- checkpoints ------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """torch.optim.SGD's state_dict, with everything that was measured under "measurement"."""
+        """torch.optim.SGD's state_dict, with everything that was measured under "measurement".
+
+        What was measured is that of the whole parameters, however they are sharded; where they are, this is a
+        collective, as readout() is.
+        """
         return super().state_dict()  # _add_measurement, the first of the hooks, adds it
 
     def _measured(self) -> dict[str, Any]:
         """What a checkpoint needs to go on measuring."""
-        devices = self._prepare()
+        wholes = [device.ranks.gather(device.measurement) for device in self._prepare()]
         return {
             "version": MEASUREMENT_VERSION,
             "symmetries": to_json(self._symmetries),
             "began": self._began,
             "openness": self._openness.state_dict(),
-            "tensors": [[x.clone() for x in device.measurement.tensors()] for device in devices],
+            "tensors": [[x.clone() for x in whole.tensors()] for whole in wholes],
         }
 
     @torch.no_grad()
@@ -391,15 +418,30 @@ class SGD(Optimizer):
         measured = state_dict.get("measurement")
         self._check_measurement(measured)
         super().load_state_dict({key: value for key, value in state_dict.items() if key != "measurement"})
+        self.load_measurement(measured)
+
+    @torch.no_grad()
+    def load_measurement(self, measured: Mapping[str, Any] | None) -> None:
+        """Go on from what was measured, a state_dict's "measurement", and leave all else; None: measuring starts anew.
+
+        Raises:
+            ValueError: It was measured with other symmetries; raised before anything is changed.
+        """
+        self._check_measurement(measured)
+        carried = None
+        if measured is not None and self._symmetries:
+            wholes = map(Measurement.of, measured["tensors"])
+            scattered = [device.ranks.scatter(whole) for device, whole in zip(self._prepare(), wholes, strict=True)]
+            carried = [[x.clone() for x in measurement.tensors()] for measurement in scattered]
         self._devices = None
         self._restart()
-        if measured is not None and self._symmetries:
+        if measured is not None and carried is not None:
             self._began = measured["began"]
-            self._carried = [[x.clone() for x in tensors] for tensors in measured["tensors"]]
-            self._step_count = int(self._carried[0][-1][0])
+            self._carried = carried
+            self._step_count = int(carried[0][-1][0])
             self._open_reasons = copy.deepcopy(measured["openness"])
 
-    def _check_measurement(self, measured: dict[str, Any] | None) -> None:
+    def _check_measurement(self, measured: Mapping[str, Any] | None) -> None:
         if measured is None:
             return
         if measured["version"] != MEASUREMENT_VERSION:
@@ -416,9 +458,10 @@ class SGD(Optimizer):
                 "make the optimizer with the same ones, or drop the measurement "
                 '(del state_dict["measurement"]) to measure anew'
             )
-        devices = self._prepare()
         shapes = [[tuple(x.shape) for x in tensors] for tensors in measured["tensors"]]
-        if shapes != [[tuple(x.shape) for x in device.measurement.tensors()] for device in devices]:
+        n_groups = len(self.param_groups)
+        own = [Measurement.empty(device.ranks.whole, "meta", n_groups).tensors() for device in self._prepare()]
+        if shapes != [[tuple(x.shape) for x in tensors] for tensors in own]:
             raise ValueError(
                 "state_dict: it was measured on parameters of other shapes or devices; "
                 'drop the measurement (del state_dict["measurement"]) to measure anew'

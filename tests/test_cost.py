@@ -27,7 +27,7 @@ def test_memory_is_what_the_engine_keeps() -> None:
     predicted = nperf.cost(net, symmetries)
     assert predicted.state == sum(x.numel() * x.element_size() for x in device.measurement.tensors())
     assert predicted.workspace == device.engine._workspace.numel() * 8  # type: ignore[attr-defined]
-    assert predicted.n_segments == device.plan.n_segments
+    assert predicted.n_segments == device.ranks.plan.n_segments
     assert predicted.n_parameters == sum(p.numel() for p in net.parameters())
     assert predicted.step == 20 * predicted.n_parameters
 

@@ -1,0 +1,265 @@
+"""Many ranks, on torch's own distributed engine: shards in, summed measurements out.
+
+Parameters that are plain tensors (one process, DistributedDataParallel) are replicated: every rank measures all there
+is, and nothing here has work to do. Parameters that are DTensors (`fully_shard`, `parallelize_module`, meshes of both)
+may be cut: a rank steps and measures its shards, and no step communicates for the measurement's sake. What is read is
+added up over the ranks that a tensor is cut over, and over those alone, so that replicas count once.
+"""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
+from zlib import crc32
+
+import torch
+from torch import Tensor
+
+from noetherperf.plan import Measurement, Plan
+from noetherperf.shards import Cut, Indices, Shards
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from torch.distributed.tensor import DTensor
+
+__all__ = ["get_measurement_state_dict", "set_measurement_state_dict"]
+
+CHECKSUMS = 65521  # so few that sums of their squares over many ranks are exact
+
+
+def is_distributed(x: object) -> "TypeGuard[DTensor]":
+    """Whether x is a DTensor. Who has one has imported them; nobody else need wait for that."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(x, module.DTensor)
+
+
+# ---- shards in ------------------------------------------------------------------------------------------------------
+
+
+def check_whole(labels: Sequence[str], params: Sequence[Tensor]) -> None:
+    """Raise where nobody knows what a parameter is a part of.
+
+    Raises:
+        ValueError: FullyShardedDataParallel (FSDP1) has flattened it.
+    """
+    for label, p in zip(labels, params, strict=True):
+        if getattr(p, "_fsdp_flattened", False):
+            raise ValueError(
+                f"{label}: FullyShardedDataParallel has flattened it and cut it anywhere, so that no symmetry of it "
+                "can be measured; shard with torch.distributed.fsdp.fully_shard (FSDP2), or give no symmetries"
+            )
+
+
+@torch.no_grad()
+def local(x: Tensor) -> Tensor:
+    """What of a tensor is in this rank's memory: a DTensor's shard, any other tensor itself."""
+    if not is_distributed(x):
+        return x
+    shard: Tensor = x.to_local()
+    return shard.wait() if hasattr(shard, "wait") else shard  # a collective may still be under way
+
+
+def moved(params: Sequence[Tensor], shards: Sequence[Tensor]) -> bool:
+    """Whether parameters' shards lie elsewhere than they did."""
+    return any(local(p).data_ptr() != x.data_ptr() for p, x in zip(params, shards, strict=True))
+
+
+def local_gradient(label: str, p: Tensor, grad: Tensor | None) -> Tensor | None:
+    """A gradient's shard where its parameter's is.
+
+    A gradient may be placed otherwise than its parameter: as a sum not taken yet (Partial) where sequence parallelism
+    runs a normalisation. It is brought to the parameter's placements then, which torch.optim.SGD does as well.
+
+    Raises:
+        TypeError: Only one of the two is a DTensor, or they are on different meshes.
+    """
+    if grad is None or not (is_distributed(p) or is_distributed(grad)):
+        return grad
+    if not (is_distributed(p) and is_distributed(grad)) or p.device_mesh != grad.device_mesh:
+        raise TypeError(
+            f"{label}: the gradient ({_placed(grad)}) must be on the mesh of its parameter ({_placed(p)}); convert it "
+            "before step(), as torch.distributed.tensor.distribute_tensor does"
+        )
+    if grad.placements != p.placements:
+        with torch.no_grad():
+            return local(grad.redistribute(placements=p.placements))
+    return local(grad)
+
+
+def local_buffer(label: str, p: Tensor, buffer: Tensor | None) -> Tensor | None:
+    """A momentum buffer's shard where its parameter's is.
+
+    Raises:
+        RuntimeError: The buffer is not placed as the parameter.
+    """
+    if buffer is None or not (is_distributed(p) or is_distributed(buffer)):
+        return buffer
+    if _placed(p) != _placed(buffer):
+        raise RuntimeError(
+            f"{label}: its momentum_buffer ({_placed(buffer)}) must be placed as the parameter ({_placed(p)}); load it "
+            "with torch.distributed.checkpoint.state_dict.set_optimizer_state_dict, which distributes it"
+        )
+    return local(buffer)
+
+
+def _placed(x: Tensor) -> str:
+    return f"{x.placements} on {x.device_mesh}" if is_distributed(x) else "a plain tensor"
+
+
+def _indices(label: str, p: Tensor) -> Indices:
+    """What of a parameter is here."""
+    if not is_distributed(p):
+        return [torch.arange(n) for n in p.shape or (1,)]
+    from torch.distributed.tensor import Replicate, distribute_tensor
+
+    mesh, shape = p.device_mesh, p.shape or (1,)
+    if mesh.get_coordinate() is None:
+        raise ValueError(f"{label}: this rank is not on its mesh, {mesh}; leave it to the optimizers of those that are")
+    if any(placement.is_partial() for placement in p.placements):
+        raise ValueError(f"{label}: a parameter cannot be a sum not taken yet ({_placed(p)}); redistribute it first")
+    indices = []
+    for axis, n in enumerate(shape):
+        whole = torch.arange(n, device=local(p).device).view([n if other == axis else 1 for other in range(len(shape))])
+        along = [x if getattr(x, "dim", None) == axis else Replicate() for x in p.placements]
+        indices.append(local(distribute_tensor(whole, mesh, along, src_data_rank=None)).flatten().cpu())
+    here = tuple(local(p).shape) or (1,)
+    if here != tuple(map(len, indices)):
+        raise ValueError(
+            f"{label}: its shard has shape {here}, but {_placed(p)} gives a tensor of shape {tuple(p.shape)} a shard "
+            f"of shape {tuple(map(len, indices))}; shard it as torch.distributed.tensor.distribute_tensor does"
+        )
+    return indices
+
+
+# ---- summed measurements out ----------------------------------------------------------------------------------------
+
+
+class Ranks:
+    """The parameters of one device, as they lie over the ranks.
+
+    Args:
+        plan: Of the whole parameters.
+        labels, params: Theirs.
+
+    Attributes:
+        whole: That plan.
+        plan: The plan of what is on this rank: the same one where no parameter is a DTensor.
+
+    Raises:
+        ValueError: A parameter is on a mesh without this rank, or placed in a way that is not known.
+    """
+
+    def __init__(self, plan: Plan, labels: Sequence[str], params: Sequence[Tensor]) -> None:
+        self.whole = self.plan = plan
+        self._shards: Shards | None = None
+        if any(map(is_distributed, params)):
+            self._groups: dict[tuple[int, ...], tuple[ProcessGroup, str]] = {}
+            self._what = crc32(repr(plan.parts).encode())
+            indices = list(map(_indices, labels, params))
+            self._shards = Shards(plan, indices, list(map(self._cut, params)))
+            self.plan = self._shards.local
+
+    def _cut(self, p: Tensor) -> Cut:
+        if not is_distributed(p):
+            return ()
+        from torch.distributed import get_process_group_ranks
+
+        mesh = p.device_mesh
+        groups = [mesh.get_group(dim) for dim, x in enumerate(p.placements) if hasattr(x, "dim") and mesh.size(dim) > 1]
+        cut = tuple(tuple(get_process_group_ranks(group)) for group in groups)
+        for ranks, group in zip(cut, groups, strict=True):
+            self._groups.setdefault(ranks, (group, mesh.device_type))
+        return cut
+
+    def gather(self, measurement: Measurement) -> Measurement:
+        """The measurement of the whole parameters, from every rank's own: one all-reduce for each cut that there is.
+
+        A collective where parameters are sharded, and a copy on the CPU; else the measurement itself.
+
+        Raises:
+            RuntimeError: The ranks measure different things, or are not at the same step.
+        """
+        if self._shards is None:
+            return measurement
+        here = measurement.cpu()
+        total = [torch.zeros(())] * 4
+        for cut in self._shards.cuts:
+            partial = self._shards.partial(here, cut)
+            sums = [partial.moments, *partial.states, partial.propagators]
+            if self.whole.n_segments > 0:
+                sums = self._add_up(sums, cut, f"{self._what} in step {here.clock[0].item():.0f}")
+            total = [old + new for old, new in zip(total, sums, strict=True)]
+        return Measurement.of([*total, here.clock])
+
+    def _add_up(self, sums: Sequence[Tensor], cut: Cut, agreed: str) -> list[Tensor]:
+        """Add up every rank's sums over the ranks of a cut, all of which must agree on something."""
+        from torch.distributed import all_reduce
+
+        mark = float(crc32(agreed.encode()) % CHECKSUMS)
+        flat = torch.cat([torch.tensor([mark, mark * mark], dtype=torch.float64), *(x.flatten() for x in sums)])
+        n_ranks = 1
+        for ranks in cut:
+            group, device = self._groups[ranks]
+            flat = flat.to(device)
+            all_reduce(flat, group=group)
+            n_ranks *= len(ranks)
+        marks, *total = flat.cpu().split([2, *(x.numel() for x in sums)])
+        if marks.tolist() != [n_ranks * mark, n_ranks * mark * mark]:  # mean and variance: who differs, differs here
+            raise RuntimeError(
+                "the ranks do not read the same measurement: every rank must measure the same symmetries, in the same "
+                "order, and call readout() and state_dict() after the same step"
+            )
+        return [values.view(x.shape) for values, x in zip(total, sums, strict=True)]
+
+    def scatter(self, whole: Measurement) -> Measurement:
+        """This rank's part of a measurement of the whole parameters, to go on from; no rank asks another."""
+        return whole if self._shards is None else self._shards.scatter(whole)
+
+
+# ---- checkpoints ----------------------------------------------------------------------------------------------------
+
+
+class Measuring(Protocol):
+    """What is asked of an optimizer here; noetherperf.SGD."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_measurement(self, measured: Mapping[str, Any] | None) -> None: ...
+
+
+def get_measurement_state_dict(optimizer: Measuring) -> dict[str, Any]:
+    """What an optimizer has measured, for torch.distributed.checkpoint, as get_optimizer_state_dict gives its state.
+
+    It is that of the whole parameters, the same on every rank and under every world size, so that it can be loaded
+    under another. A collective where parameters are sharded. To load, make it from the optimizer as it is, let
+    torch.distributed.checkpoint.load fill it, and give it to set_measurement_state_dict.
+
+    Args:
+        optimizer: noetherperf.SGD with symmetries.
+
+    Returns:
+        {"tensors": float64 tensors of fixed shapes, "about": JSON text}.
+
+    Raises:
+        ValueError: It measures no symmetries.
+        RuntimeError: The ranks measure different things, or are not at the same step.
+    """
+    measured = optimizer.state_dict().get("measurement")
+    if measured is None:
+        raise ValueError("the optimizer measures nothing: it was given no symmetries")
+    return {"tensors": measured.pop("tensors"), "about": json.dumps(measured)}
+
+
+def set_measurement_state_dict(optimizer: Measuring, state_dict: Mapping[str, Any]) -> None:
+    """Go on from what get_measurement_state_dict gave; no communication.
+
+    To be called after the optimizer's own state is loaded (set_optimizer_state_dict, set_state_dict), for a state
+    without measurement makes measuring start anew.
+
+    Args:
+        optimizer: noetherperf.SGD with the same symmetries; its parameters may be sharded otherwise.
+        state_dict: What get_measurement_state_dict gave.
+
+    Raises:
+        ValueError: It was measured with other symmetries; raised before anything is changed.
+    """
+    optimizer.load_measurement({**json.loads(state_dict["about"]), "tensors": state_dict["tensors"]})

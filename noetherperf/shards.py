@@ -1,0 +1,135 @@
+"""Shards: what of a plan is here when tensors are cut over ranks, and where its sums belong among the whole's.
+
+Moments and laws are linear in the elements that they sum over. So a rank plans and steps its shards as if they were the
+tensors, knows nothing of the others, and keeps partial sums; added up over the ranks they are the sums of the whole. A
+*shard* is the elements of a tensor at some indices along each axis. Where a cut goes through a segment of the whole
+plan, each side has a segment of its own, or several, so that none holds elements of two.
+
+For a checkpoint the sums of the whole are kept, whatever the cut; under another cut each starts out whole in the one
+shard that holds its segment's first element, and zero in the others.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from noetherperf.plan import Measurement, Plan, View
+
+#: For each axis the indices of the whole tensor that are here: ascending, int64, on the CPU. One axis for a scalar.
+Indices = Sequence[Tensor]
+
+#: The groups of ranks that a tensor is cut over, one for each cut dimension of its mesh; none: it is replicated.
+Cut = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class _Links:
+    """Which columns of a local array [rows, n_local] belong to which of the whole's [rows, n_whole].
+
+    Fields:
+        local, whole: A local column, and the one of the whole that it is a part of.
+        owned: Which of these links hold the first element of the whole's segment.
+    """
+
+    local: Tensor
+    whole: Tensor
+    owned: Tensor
+
+    @classmethod
+    def join(cls, links: Iterable["_Links"]) -> "_Links":
+        none = torch.empty(0, dtype=torch.int64)
+        columns = zip((none, none, none.bool()), *((x.local, x.whole, x.owned) for x in links), strict=True)
+        return cls(*map(torch.cat, columns))
+
+    def shifted(self, local: int, whole: int) -> "_Links":
+        return _Links(self.local + local, self.whole + whole, self.owned)
+
+
+def _shard(view: View, indices: Indices) -> tuple[int, _Links] | None:
+    """A view's fold in a shard, and its segments' links; None where nothing is here."""
+    if any(len(index) == 0 for index in indices):
+        return None
+    index = indices[view.axis]
+    segments = index // view.fold
+    _, runs = segments.unique_consecutive(return_counts=True)
+    fold = int(np.gcd.reduce(runs.numpy()))
+    first_elsewhere = all(int(other[0]) == 0 for axis, other in enumerate(indices) if axis != view.axis)
+    owned = (index % view.fold == 0).view(-1, fold)[:, 0]
+    return fold, _Links(torch.arange(len(owned)), segments[::fold], owned & first_elsewhere)
+
+
+class Shards:
+    """A plan, and what of it is here.
+
+    Args:
+        plan: Of the whole tensors.
+        indices: For each tensor what is here.
+        cuts: For each tensor the ranks that it is cut over.
+
+    Attributes:
+        whole: That plan.
+        local: The plan of the shards: the same views, save of empty shards, and no parts.
+        cuts: Those that there are, each once; sums over one cut are taken together.
+    """
+
+    def __init__(self, plan: Plan, indices: Sequence[Indices], cuts: Sequence[Cut]) -> None:
+        self.whole = plan
+        self.cuts = list(dict.fromkeys(cuts))
+        self._members = {cut: [i for i, other in enumerate(cuts) if other == cut] for cut in self.cuts}
+        # Nobody's propagator but that of the tensor's first element is asked: an empty shard has none.
+        self._first = [all(len(index) > 0 and int(index[0]) == 0 for index in shard) for shard in indices]
+
+        views: list[View] = []
+        links: dict[Cut, list[list[_Links]]] = {cut: [[], [], []] for cut in self.cuts}
+        ends = [0, 0, 0]  # of the moments and of the two laws' states
+        for view in plan.views:
+            shard = _shard(view, indices[view.tensor])
+            if shard is None:
+                continue
+            fold, link = shard
+            n_segments = len(link.local)
+            starts = [-1, -1, -1]
+            for array, start in enumerate((view.segment, *view.law_segment)):
+                if start >= 0:
+                    starts[array] = ends[array]
+                    ends[array] += n_segments
+                    links[cuts[view.tensor]][array].append(link.shifted(starts[array], start))
+            segment, translation, norm = starts
+            law_segment = (translation, norm)
+            views.append(replace(view, fold=fold, n_segments=n_segments, segment=segment, law_segment=law_segment))
+        self.local = Plan(tuple(views), {}, plan.n_tensors)
+        self._links: Mapping[Cut, list[_Links]] = {cut: list(map(_Links.join, arrays)) for cut, arrays in links.items()}
+
+    def partial(self, measurement: Measurement, cut: Cut) -> Measurement:
+        """What is measured here of the tensors of one cut, at its place in the whole's measurement; zero elsewhere.
+
+        Args:
+            measurement: Of the local plan; on the CPU.
+            cut: One of `cuts`.
+        """
+        whole = Measurement.empty(self.whole)
+        for to, array, links in zip(_columns(whole), _columns(measurement), self._links[cut], strict=True):
+            to.index_add_(1, links.whole, array[:, links.local])
+        whole.propagators.zero_()
+        own = [i for i in self._members[cut] if self._first[i]]
+        whole.propagators[own] = measurement.propagators[own]
+        return whole
+
+    def scatter(self, whole: Measurement) -> Measurement:
+        """The measurement of the local plan that goes on from a whole one; on the CPU.
+
+        Over the ranks of a cut, `partial` adds up to it again, exactly.
+        """
+        local = replace(Measurement.empty(self.local), propagators=whole.propagators, clock=whole.clock)
+        for joined in self._links.values():
+            for to, array, links in zip(_columns(local), _columns(whole), joined, strict=True):
+                to[:, links.local[links.owned]] = array[:, links.whole[links.owned]]
+        return local
+
+
+def _columns(measurement: Measurement) -> tuple[Tensor, ...]:
+    """The arrays whose columns are segments."""
+    return measurement.moments, *measurement.states

@@ -1,0 +1,536 @@
+"""Many ranks: what they measure together is what one process measures, however the parameters are cut.
+
+Ranks are processes on the CPU that talk over gloo. One world of them runs all its cases and writes down what each rank
+saw; the comparison with one process, which needs no ranks, is made here.
+"""
+
+import multiprocessing
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import nullcontext
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.multiprocessing.spawn import start_processes
+from torch.nn.functional import cross_entropy
+
+import noetherperf as nperf
+from noetherperf import Norm, Part, Rescale, Translation, distributed, layers
+
+# torch.distributed's tensors, meshes and wrappers take half a second to import, and only ranks need them: they are
+# imported where they are used, and once for all ranks in the process that these are forked from.
+PRELOAD = [
+    "noetherperf",
+    "torch.distributed.checkpoint",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor.debug",
+    "torch.distributed.tensor.parallel",
+]
+
+N_IN, N_OUT, N_BATCH, N_STEPS = 8, 3, 16, 6
+N_CHECKPOINT = 8  # hidden units: tensor parallelism needs as many on each rank
+TOLERANCE = 1e-13  # of sums that are of the order of 1, after N_STEPS steps in float64
+
+Values = dict[str, Tensor]
+
+
+def make_net(n_hidden: int) -> nn.Sequential:
+    torch.manual_seed(1)
+    modules = OrderedDict(
+        norm=nn.LayerNorm(N_IN), fc1=nn.Linear(N_IN, n_hidden), relu=nn.ReLU(), fc2=nn.Linear(n_hidden, N_OUT)
+    )
+    return nn.Sequential(modules).double()
+
+
+def make_symmetries(net: nn.Module) -> list[nperf.Symmetry]:
+    """Every way to sum: by rows, by columns, whole, sliced and folded across the places where shards are cut."""
+    return [
+        Rescale("fc1->fc2", inward=[Part("fc1.weight", 0), Part("fc1.bias", 0)], outward=[Part("fc2.weight", 1)]),
+        Rescale("norm->fc1", inward=[Part("norm.weight", 0), Part("norm.bias", 0)], outward=[Part("fc1.weight", 1)]),
+        Translation("classes", [Part("fc2.weight", 1)]),
+        Translation("classes, biases", [Part("fc2.bias", None, weight=2.0)]),
+        Norm("folded rows", [Part("fc1.weight", 0, start=1, stop=5, fold=2)]),
+        Norm("folded columns", [Part("fc1.weight", 1, start=1, stop=7, fold=3)]),
+        *layers(net),
+    ]
+
+
+def batch(step: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    x = torch.randn(N_BATCH, N_IN, generator=generator, dtype=torch.float64)
+    return x, torch.randint(N_OUT, (N_BATCH,), generator=generator)
+
+
+def train(
+    net: nn.Module,
+    optimizer: nperf.SGD,
+    steps: range,
+    *,
+    share: tuple[int, int] = (0, 1),
+    clip: bool = False,
+    no_sync: Callable[[], Any] = nullcontext,
+    step_context: Callable[[], Any] = nullcontext,
+) -> None:
+    """Steps on share i of n of each batch, in two halves where all but the last backward pass is not synchronised."""
+    for step in steps:
+        optimizer.param_groups[0]["lr"] = 0.1 if step < 3 else 0.02
+        optimizer.zero_grad()
+        x, y = (part.chunk(share[1])[share[0]] for part in batch(step))
+        halves = list(zip(x.chunk(2), y.chunk(2), strict=True))
+        for half, (x_half, y_half) in enumerate(halves):
+            with no_sync() if half == 0 else nullcontext():
+                (cross_entropy(net(x_half), y_half) / len(halves)).backward()
+        if clip:
+            torch.nn.utils.clip_grad_norm_(net.parameters(), 0.1)
+        with step_context():
+            optimizer.step()
+
+
+def values_of(readout: nperf.Readout) -> Values:
+    """All that a readout says, flat."""
+    values = {"step": torch.tensor(float(readout.step)), "time": torch.tensor(readout.time)}
+    for name, law in readout.items():
+        for field in ("charge", "initial", "defect", "relative_defect"):
+            values[f"{name}: {field}"] = getattr(law, field)
+        for kind in ("discrete", "flow"):
+            for field in ("free", "forced", "defect"):
+                values[f"{name}: {kind}.{field}"] = getattr(getattr(law, kind), field)
+        for field, moment in law.moments.items():
+            values[f"{name}: {field}"] = moment
+        values[f"{name}: rounding"] = law.rounding
+        values[f"{name}: closed"] = torch.tensor(law.closed)
+    return values
+
+
+def difference(a: Values, b: Values, tolerance: float = TOLERANCE) -> str:
+    """Where two readouts differ, empty if nowhere; absolute, as all sums here are of the order of 1 or smaller."""
+    if list(a) != list(b):
+        return f"{list(a)} is not {list(b)}"
+    for name, x in a.items():
+        # A cosine is as exact as what cancels in it, and that is relative to the gradient.
+        allowed = 1e-9 if "relative_defect" in name else tolerance
+        if x.shape != b[name].shape or not (x.double() - b[name].double()).abs().max() <= allowed:
+            return f"{name}: {x} is not {b[name]}"
+    return ""
+
+
+# ---- the cases ------------------------------------------------------------------------------------------------------
+
+
+class Distributed(NamedTuple):
+    """A net over ranks, which share i of n of each batch is this rank's, and how not to synchronise gradients."""
+
+    net: nn.Module
+    share: tuple[int, int]
+    no_sync: Callable[[], Any] = nullcontext
+
+
+def ddp(net: nn.Module, **options: Any) -> Distributed:
+    from torch.nn.parallel import DistributedDataParallel
+
+    wrapped = DistributedDataParallel(net, **options)
+    return Distributed(wrapped, share(), wrapped.no_sync)
+
+
+def ddp_bucket_view(net: nn.Module) -> Distributed:
+    return ddp(net, gradient_as_bucket_view=True)
+
+
+def ddp_unused(net: nn.Module) -> Distributed:
+    net.register_parameter("unused", nn.Parameter(torch.ones(3, dtype=torch.float64)))
+    return ddp(net, find_unused_parameters=True)
+
+
+def fsdp(net: nn.Module, **options: Any) -> Distributed:
+    from torch.distributed.fsdp import fully_shard
+
+    fully_shard(net.get_submodule("fc1"), **options)
+    fully_shard(net, **options)
+    return Distributed(net, share())
+
+
+def fsdp_columns(net: nn.Module) -> Distributed:
+    from torch.distributed.tensor import Shard
+
+    return fsdp(net, shard_placement_fn=lambda p: Shard(1) if p.shape[1:] == (N_IN,) else None)
+
+
+def fsdp_no_sync(net: nn.Module) -> Distributed:
+    from contextlib import contextmanager
+
+    @contextmanager
+    def no_sync() -> Any:
+        net.set_requires_gradient_sync(False)  # type: ignore[operator]
+        yield
+        net.set_requires_gradient_sync(True)  # type: ignore[operator]
+
+    return fsdp(net)._replace(no_sync=no_sync)
+
+
+def hsdp(net: nn.Module) -> Distributed:
+    return fsdp(net, mesh=mesh_2d("replicate", "shard"))
+
+
+def tensor_parallel(net: nn.Module) -> Distributed:
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+    parallelize_module(net, mesh_1d(), {"fc1": ColwiseParallel(), "fc2": RowwiseParallel()})
+    return Distributed(net, (0, 1))
+
+
+def sequence_parallel(net: nn.Module) -> Distributed:
+    """Gradients of the normalisation are sums not yet taken: torch leaves them to the optimizer."""
+    from torch.distributed.tensor import Replicate, Shard
+    from torch.distributed.tensor.parallel import (
+        ColwiseParallel,
+        PrepareModuleInput,
+        RowwiseParallel,
+        SequenceParallel,
+        parallelize_module,
+    )
+
+    mesh = mesh_1d()
+    parallelize_module(
+        net,
+        mesh,
+        {
+            "": PrepareModuleInput(input_layouts=Replicate(), desired_input_layouts=Shard(0), use_local_output=True),
+            "norm": SequenceParallel(sequence_dim=0),
+            "fc1": ColwiseParallel(input_layouts=Shard(0)),
+            "fc2": RowwiseParallel(),
+        },
+    )
+    return Distributed(net, (0, 1))
+
+
+def fsdp_and_tensor_parallel(net: nn.Module) -> Distributed:
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+    mesh = mesh_2d("data", "model")
+    parallelize_module(net, mesh["model"], {"fc1": ColwiseParallel(), "fc2": RowwiseParallel()})
+    fully_shard(net, mesh=mesh["data"])
+    return Distributed(net, (mesh["data"].get_local_rank(), 2))
+
+
+class Case(NamedTuple):
+    world: int
+    distribute: Callable[[nn.Module], Distributed]
+    hyper: dict[str, Any]
+    n_hidden: int = 5  # over two ranks 3 and 2 rows, over four 2, 2, 1 and none
+    clip: bool = False
+    all_reduces: int = 1  # of one readout
+
+
+MOMENTUM = {"momentum": 0.9, "weight_decay": 0.05}
+NESTEROV = {"momentum": 0.9, "weight_decay": 0.05, "nesterov": True}
+DAMPENED = {"momentum": 0.9, "weight_decay": 0.05, "dampening": 0.5}
+PLAIN = {"weight_decay": 0.05}
+
+CASES = {
+    "DDP": Case(2, ddp, MOMENTUM, all_reduces=0),
+    "DDP, gradient_as_bucket_view": Case(2, ddp_bucket_view, NESTEROV, all_reduces=0),
+    "DDP, find_unused_parameters": Case(2, ddp_unused, DAMPENED, all_reduces=0),
+    "FSDP": Case(2, fsdp, MOMENTUM),
+    "FSDP, no momentum": Case(2, fsdp, PLAIN),
+    "FSDP, Shard(1)": Case(2, fsdp_columns, DAMPENED, clip=True),
+    "FSDP, accumulating": Case(2, fsdp_no_sync, NESTEROV),
+    "tensor parallel": Case(2, tensor_parallel, NESTEROV, n_hidden=8),
+    "sequence parallel": Case(2, sequence_parallel, MOMENTUM, n_hidden=8),
+    "FSDP, empty shards": Case(4, fsdp, MOMENTUM, clip=True),
+    "FSDP, Shard(1), 4 ranks": Case(4, fsdp_columns, NESTEROV),
+    "HSDP": Case(4, hsdp, DAMPENED, clip=True),
+    "FSDP and tensor parallel": Case(4, fsdp_and_tensor_parallel, MOMENTUM, n_hidden=10, all_reduces=3),
+}
+
+
+# ---- inside a rank --------------------------------------------------------------------------------------------------
+
+
+def share() -> tuple[int, int]:
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+def mesh_1d() -> Any:
+    return init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+
+
+def mesh_2d(*names: str) -> Any:
+    return init_device_mesh("cpu", (2, 2), mesh_dim_names=names)
+
+
+def optimizer_of(net: nn.Module, hyper: dict[str, Any]) -> nperf.SGD:
+    return nperf.SGD(net.named_parameters(), symmetries=make_symmetries(make_net(5)), **hyper)
+
+
+def run_case(case: Case) -> dict[str, Any]:
+    """A case's readouts before, amid and after training, and how often it communicated for them."""
+    from torch.distributed.tensor.debug import CommDebugMode
+
+    net = make_net(case.n_hidden)
+    over = case.distribute(net)
+    optimizer = optimizer_of(net, case.hyper)
+    readouts = [values_of(optimizer.readout())]
+    in_steps, in_readout = CommDebugMode(), CommDebugMode()
+    for steps in (range(1), range(1, N_STEPS)):
+        train(over.net, optimizer, steps, share=over.share, clip=case.clip, no_sync=over.no_sync)
+        readouts.append(values_of(optimizer.readout()))
+    with in_steps:
+        optimizer.step()
+    with in_readout:
+        readouts.append(values_of(optimizer.readout()))
+    return {
+        "readouts": readouts,
+        "in steps": in_steps.get_total_counts(),
+        "in readout": in_readout.get_total_counts(),
+    }
+
+
+def run_cases(directory: str) -> dict[str, Any]:
+    world = torch.distributed.get_world_size()
+    return {name: run_case(case) for name, case in CASES.items() if case.world == world}
+
+
+def save_checkpoint(directory: str) -> dict[str, Any]:
+    """Train a few steps, save, and train on; the checkpoint is what another world goes on from."""
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    net = make_net(N_CHECKPOINT)
+    over = fsdp(net)
+    optimizer = optimizer_of(net, NESTEROV)
+    train(net, optimizer, range(N_STEPS // 2), share=over.share)
+    save(state_to_save(net, optimizer), checkpoint_id=directory)
+    return {"readout": values_of(optimizer.readout())}
+
+
+def state_to_save(net: nn.Module, optimizer: nperf.SGD) -> dict[str, Any]:
+    from torch.distributed.checkpoint.state_dict import get_state_dict
+
+    model_state, optimizer_state = get_state_dict(net, optimizer)
+    measurement = distributed.get_measurement_state_dict(optimizer)
+    return {"model": model_state, "optimizer": optimizer_state, "measurement": measurement}
+
+
+def go_on(net: nn.Module, directory: str | Path, share: tuple[int, int] = (0, 1), **loading: Any) -> list[Values]:
+    """Load the checkpoint and train on: the readouts then and at the end."""
+    from torch.distributed.checkpoint.state_dict import set_state_dict
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    optimizer = optimizer_of(net, NESTEROV)
+    state = state_to_save(net, optimizer)
+    load(state, checkpoint_id=directory, **loading)
+    set_state_dict(net, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+    distributed.set_measurement_state_dict(optimizer, state["measurement"])
+    readouts = [values_of(optimizer.readout())]
+    train(net, optimizer, range(N_STEPS // 2, N_STEPS), share=share)
+    return [*readouts, values_of(optimizer.readout())]
+
+
+def load_checkpoint(directory: str) -> dict[str, Any]:
+    net = make_net(N_CHECKPOINT)
+    return {"readouts": go_on(net, directory, tensor_parallel(net).share)}
+
+
+def mix_precision(directory: str) -> dict[str, Any]:
+    """Gradients from bfloat16, master weights in float32, and a scaler that a rank's overflow makes skip a step."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    net = make_net(5).float()
+    over = fsdp(net, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
+    optimizer = optimizer_of(net, NESTEROV)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for step in range(N_STEPS):
+        optimizer.zero_grad()
+        x, y = (part.chunk(2)[over.share[0]] for part in batch(step))
+        scaler.scale(cross_entropy(net(x.float()).float(), y)).backward()
+        if step == 2 and torch.distributed.get_rank() == 1:
+            net.get_parameter("fc1.weight").grad.to_local()[0, 0] = torch.inf  # type: ignore[union-attr]
+        scaler.step(optimizer)
+        scaler.update()
+    whole = {name: p.full_tensor() for name, p in net.named_parameters()}  # type: ignore[attr-defined]
+    return {"readout": values_of(optimizer.readout()), "whole": whole, "steps": optimizer.step_count}
+
+
+def raised(function: Callable[[], Any]) -> str:
+    try:
+        function()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
+def make_mistakes(directory: str) -> dict[str, Any]:
+    """What ranks are told that do not do as they should."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+    from torch.distributed.tensor import DTensor, Partial, Replicate, distribute_tensor
+
+    rank = torch.distributed.get_rank()
+    found: dict[str, Any] = {}
+
+    net = make_net(5)
+    over = fsdp(net)
+    optimizer = optimizer_of(net, MOMENTUM)
+    train(net, optimizer, range(2), share=over.share)
+    before = {name: p.full_tensor() for name, p in net.named_parameters()}  # type: ignore[attr-defined]
+    weight: Any = net.get_parameter("fc1.weight")
+    grad, weight.grad = weight.grad, torch.ones(5, N_IN, dtype=torch.float64)
+    found["plain gradient"] = raised(optimizer.step)
+    weight.grad = grad
+    buffer = optimizer.state[weight]["momentum_buffer"]
+    optimizer.state[weight]["momentum_buffer"] = torch.zeros(5, N_IN, dtype=torch.float64)
+    found["plain buffer"] = raised(optimizer.step)
+    optimizer.state[weight]["momentum_buffer"] = buffer
+    after = {name: p.full_tensor() for name, p in net.named_parameters()}  # type: ignore[attr-defined]
+    found["unchanged"] = all(torch.equal(before[name], after[name]) for name in before)
+
+    shard = weight.to_local().detach()
+    weight._local_tensor = shard.clone()
+    optimizer.step()
+    found["followed"] = not torch.equal(weight.to_local(), shard)
+
+    if rank == 0:
+        optimizer.step()
+    found["another step"] = raised(optimizer.readout)
+
+    net = make_net(5)
+    fsdp(net)
+    symmetries = layers(make_net(5))
+    order = symmetries if rank == 0 else symmetries[::-1]
+    found["another order"] = raised(nperf.SGD(net.named_parameters(), symmetries=order).readout)
+
+    flat = FullyShardedDataParallel(make_net(5), device_id=torch.device("cpu"), use_orig_params=True)
+    found["FSDP1"] = raised(lambda: nperf.SGD(flat.named_parameters(), symmetries=symmetries))
+    unmeasured = nperf.SGD(flat.named_parameters(), lr=0.1)
+    before = {name: p.clone() for name, p in flat.named_parameters() if p.numel()}
+    train(flat, unmeasured, range(1), share=share())
+    found["stepped"] = not any(torch.equal(before[name], p) for name, p in flat.named_parameters() if p.numel())
+
+    mesh = mesh_1d()
+    part = nn.Parameter(DTensor.from_local(torch.ones(4), mesh, [Partial()]))
+    found["partial"] = raised(lambda: nperf.SGD([("w", part)], symmetries=[Norm("w", [Part("w", 0)])]))
+    elsewhere = nn.Parameter(distribute_tensor(torch.ones(4), DeviceMesh("cpu", [0]), [Replicate()]))
+    found["elsewhere"] = raised(lambda: nperf.SGD([("w", elsewhere)], symmetries=[Norm("w", [Part("w", 0)])]))
+    return found
+
+
+def wait_in_vain(directory: str) -> dict[str, Any]:
+    """One rank reads, the other does not; in a world of its own, for torch takes equal meshes for one."""
+    impatient = torch.distributed.new_group(timeout=timedelta(seconds=1))
+    net = make_net(5)
+    fsdp(net, mesh=DeviceMesh.from_group(impatient, "cpu"))
+    optimizer = optimizer_of(net, MOMENTUM)
+    return {"readout": raised(optimizer.readout) if torch.distributed.get_rank() == 0 else "not asked for"}
+
+
+def rank_main(rank: int, world: int, job: Callable[[str], dict[str, Any]], directory: str, store: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=timedelta(seconds=60)
+    )
+    torch.save(job(directory), f"{store}.{rank}")
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+# ---- outside --------------------------------------------------------------------------------------------------------
+
+
+def run_world(world: int, job: Callable[[str], dict[str, Any]], directory: Path) -> list[dict[str, Any]]:
+    """What a job gives on each rank of a world."""
+    multiprocessing.set_forkserver_preload(PRELOAD)
+    store = directory / f"{job.__name__}-{world}"
+    start_processes(rank_main, args=(world, job, str(directory), str(store)), nprocs=world, start_method="forkserver")
+    return [torch.load(f"{store}.{rank}") for rank in range(world)]
+
+
+def run_alone(case: Case) -> list[Values]:
+    net = make_net(case.n_hidden)
+    optimizer = optimizer_of(net, case.hyper)
+    readouts = [values_of(optimizer.readout())]
+    for steps in (range(1), range(1, N_STEPS)):
+        train(net, optimizer, steps, clip=case.clip)
+        readouts.append(values_of(optimizer.readout()))
+    optimizer.step()
+    readouts.append(values_of(optimizer.readout()))
+    return readouts
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks_measure_what_one_process_does(world: int, tmp_path: Path) -> None:
+    ranks = run_world(world, run_cases, tmp_path)
+    faults = []
+    for name, case in CASES.items():
+        if case.world != world:
+            continue
+        alone = run_alone(case)
+        for rank, found in enumerate(ranks):
+            for moment, (ours, theirs, first) in enumerate(
+                zip(found[name]["readouts"], alone, ranks[0][name]["readouts"], strict=True)
+            ):
+                if fault := difference(ours, theirs) or difference(ours, first, tolerance=0.0):
+                    faults.append(f"{name}, rank {rank}, readout {moment}: {fault}")
+            if found[name]["in readout"] != case.all_reduces:
+                faults.append(f"{name}, rank {rank}: {found[name]['in readout']} collectives in a readout")
+            if found[name]["in steps"] != 0 and case.distribute is not sequence_parallel:
+                faults.append(f"{name}, rank {rank}: {found[name]['in steps']} collectives in a step")
+    assert faults == []
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninitialized:UserWarning")
+def test_a_checkpoint_goes_on_in_another_world(tmp_path: Path) -> None:
+    """Four ranks of FSDP save; two of tensor parallelism and one process load, and all is as if nothing had been."""
+    saved = [found["readout"] for found in run_world(4, save_checkpoint, tmp_path)]
+    net = make_net(N_CHECKPOINT)
+    optimizer = optimizer_of(net, NESTEROV)
+    train(net, optimizer, range(N_STEPS // 2))
+    amid = values_of(optimizer.readout())
+    train(net, optimizer, range(N_STEPS // 2, N_STEPS))
+    end = values_of(optimizer.readout())
+    assert [difference(readout, amid) for readout in saved] == [""] * 4
+    two = [found["readouts"] for found in run_world(2, load_checkpoint, tmp_path)]
+    for at_load, at_end in (*two, go_on(make_net(N_CHECKPOINT), tmp_path, no_dist=True)):
+        assert difference(at_load, saved[0], tolerance=0.0) == ""
+        assert difference(at_end, end) == ""
+
+
+def test_mixed_precision_and_a_scaler_over_ranks(tmp_path: Path) -> None:
+    for found in run_world(2, mix_precision, tmp_path):
+        readout = found["readout"]
+        assert found["steps"] == N_STEPS - 1
+        for name, p in found["whole"].items():
+            assert p.dtype == torch.float32
+            sq = p.double().square().sum()
+            assert (readout[f"{name}: charge"] - sq).abs() <= 1e-14 * sq
+            assert 0 < readout[f"{name}: rounding"].abs().max() <= 1e-6 * sq
+
+
+def test_mistakes_are_told_on_every_rank(tmp_path: Path) -> None:
+    expected = {
+        "plain gradient": "TypeError: fc1.weight: the gradient (a plain tensor) must be on the mesh of its parameter",
+        "plain buffer": "RuntimeError: fc1.weight: its momentum_buffer (a plain tensor) must be placed as",
+        "another step": "RuntimeError: the ranks do not read the same measurement",
+        "another order": "RuntimeError: the ranks do not read the same measurement",
+        "FSDP1": "FullyShardedDataParallel has flattened it",
+        "partial": "ValueError: w: a parameter cannot be a sum not taken yet",
+    }
+    ranks = run_world(2, make_mistakes, tmp_path)
+    for found in ranks:
+        for mistake, message in expected.items():
+            assert message in found[mistake], mistake
+        assert found["unchanged"]
+        assert found["followed"]
+        assert found["stepped"]
+    assert [found["elsewhere"].partition(",")[0] for found in ranks] == [
+        "nothing",
+        "ValueError: w: this rank is not on its mesh",
+    ]
+
+
+def test_a_rank_that_reads_alone_waits_and_fails(tmp_path: Path) -> None:
+    first, _ = run_world(2, wait_in_vain, tmp_path)
+    assert "Timed out" in first["readout"]
