@@ -185,7 +185,7 @@ def check(
         )
         console = Console()
         console.print(result)
-        console.print(result.summary(), highlight=False, markup=False)
+        console.print(result.summary(), highlight=False, markup=False, soft_wrap=True)
         if out is not None:
             from noetherperf import plots
 

@@ -192,7 +192,7 @@ class Constraints(Mapping[str, xr.Dataset]):
         table.add_column("constraint")
         for stage in self.stages:
             table.add_column(headings[stage], justify="right")
-        table.add_column("of eps", justify="right")
+        table.add_column("by eps", justify="right")
         table.add_column("")
         for symmetry in self.symmetries:
             head = [symmetry.name, symmetry.kind, str(self[symmetry.name].sizes["group"])]
@@ -214,8 +214,8 @@ class Constraints(Mapping[str, xr.Dataset]):
         """What holds and what does not, which eps there were, and what the loss does not depend on."""
         n_claimed = sum(symmetry.claimed for symmetry in self.symmetries)
         lines = [
-            f"{n_claimed - len(self.failed)} of {n_claimed} symmetries hold: relative defects of at most "
-            f"{self.tolerance:.0e} {_WHERE[self.stages[-1]]}"
+            f"{n_claimed - len(self.failed)} of {n_claimed} symmetries hold "
+            f"(relative defects ≤ {self.tolerance:.0e} {_WHERE[self.stages[-1]]})"
         ]
         if self.failed:
             lines.append(f"these do not: {', '.join(self.failed)}")
@@ -239,7 +239,7 @@ class Constraints(Mapping[str, xr.Dataset]):
 _WHERE: dict[Stage, str] = {
     "as_is": "as the model is",
     "float64": "in float64",
-    "no_eps": "in float64 with eps → 0",
+    "no_eps": "in float64, eps → 0",
 }
 
 
@@ -393,12 +393,13 @@ class _Point:
         self.values = self._vector(p.detach() for p in self._parameters)
         self.gradient = self._vector(g.detach() for g in self._grads)
         self.sq_gradient = _square(self.gradient)
+        self.ones, self.nothing = self._constant(1.0), self._constant(0.0)
         self.n_elements = sum(p.numel() for p in self._parameters)
 
     def _vector(self, tensors: Iterable[Tensor]) -> Vector:
         return dict(zip(self._names, tensors, strict=True))
 
-    def constant(self, value: float) -> Vector:
+    def _constant(self, value: float) -> Vector:
         """A vector of one number that takes no memory."""
         return self._vector(p.detach().new_full((), value).expand(p.shape) for p in self._parameters)
 
@@ -419,7 +420,7 @@ class _Point:
         """H x."""
         outputs = [(g, x[name]) for name, g in zip(self._names, self._grads, strict=True) if g.requires_grad]
         if not outputs:  # the loss is linear
-            return self.constant(0.0)
+            return self.nothing
         grads, directions = zip(*outputs, strict=True)
         with _explained(twice=True):
             products = torch.autograd.grad(grads, self._parameters, directions, retain_graph=True, allow_unused=True)
@@ -435,10 +436,9 @@ class _Defects:
     def __init__(self, groups: _Groups, point: _Point) -> None:
         self._groups, self._point = groups, point
         translation = groups.symmetry.law == "translation"
-        ones = point.constant(1.0)
-        self._base = ones if translation else point.values  # ψ_A = C_A base
-        self._drift = point.constant(0.0) if translation else point.gradient  # ∂ψ_A/∂θ g = C_A drift
-        self._share = groups.total(0, ones, ones) / point.n_elements
+        self._base = point.ones if translation else point.values  # ψ_A = C_A base
+        self._drift = point.nothing if translation else point.gradient  # ∂ψ_A/∂θ g = C_A drift
+        self._share = groups.total(0, point.ones, point.ones) / point.n_elements
         self._generator = groups.total(2, self._base, self._base).sqrt()
         self._sq_columns, self._sq_projections = torch.zeros(2, groups.n_groups, dtype=torch.float64)
         self._n_probes = 0

@@ -294,6 +294,14 @@ def test_check_prints_the_table(made: Path) -> None:
     assert not [path for path in made.iterdir() if path.suffix in {".json", ".png"}]
 
 
+def test_the_main_jobs_network_passes_the_check() -> None:
+    result = call("check", "noetherperf.recipes.check:digits_batch")
+    assert result.exit_code == 0, result.output
+    _, symmetries = digits_network()
+    for symmetry in symmetries:
+        assert any(line.split()[:2] == [symmetry.name, symmetry.kind] for line in result.stdout.splitlines())
+
+
 def test_check_fails_where_a_constraint_does(made: Path) -> None:
     result = call("check", "made:make_wrong", "--out", made / "out")
     assert_refused(result, "the constraints of wrong do not hold", status=1)

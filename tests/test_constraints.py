@@ -119,7 +119,7 @@ def depthwise() -> Case:
 
 
 class Normalised(nn.Module):
-    """Whole layers before LayerNorm, GroupNorm and an RMSNorm written by hand, as the first of the stream."""
+    """Whole layers before LayerNorm, GroupNorm, an RMSNorm written by hand, and LayerNorm called as a function."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -128,26 +128,29 @@ class Normalised(nn.Module):
         self.fc2 = nn.Linear(8, 8)
         self.gn = nn.GroupNorm(2, 8)
         self.fc3 = nn.Linear(8, 8)
-        self.gain = nn.Parameter(torch.ones(8))
         self.variance_epsilon = 1e-6
-        self.fc4 = nn.Linear(8, N_CLASSES)
+        self.fc4 = nn.Linear(8, 8)
+        self.gain = nn.Parameter(torch.ones(8))
+        self.fc5 = nn.Linear(8, N_CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
+        dtype = self.gain.dtype
         x = self.fc3(torch.tanh(self.gn(self.fc2(torch.tanh(self.ln(self.fc1(x)))))))
-        x = x.float() * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
-        x = self.gain * F.layer_norm(x.to(self.gain.dtype), (8,), eps=1e-5)
-        return self.fc4(x)  # type: ignore[no-any-return]
+        x = x.float() * torch.rsqrt(x.to(torch.float32).pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+        x = F.layer_norm(self.fc4(x.to(dtype)), (8,), eps=1e-5)
+        return self.fc5(self.gain * x)  # type: ignore[no-any-return]
 
 
 def normalised() -> Case:
     model = randomized(Normalised())
+    whole = ("fc1", "fc3", "fc4")
     symmetries = [
-        *(Scale(name, [Part(f"{name}.weight", None), Part(f"{name}.bias", None)]) for name in ("fc1", "fc3")),
+        *(Scale(name, [Part(f"{name}.weight", None), Part(f"{name}.bias", None)]) for name in whole),
         Scale("fc2", [Part("fc2.weight", 0, fold=4), Part("fc2.bias", 0, fold=4)]),
         Translation("into ln", columns("fc1.weight")),
         Translation("into ln, bias", [Part("fc1.bias", None)]),
         Translation("into gn", [Part("fc2.bias", 0, fold=4)]),
-        Rescale("gain->fc4", rows("gain"), columns("fc4.weight")),
+        Rescale("gain->fc5", rows("gain"), columns("fc5.weight")),
     ]
     return model, classified(model, torch.randn(12, 6).double()), symmetries
 
@@ -539,16 +542,45 @@ def test_float64_reaches_all_of_the_closure(dtype: torch.dtype) -> None:
     assert result.losses["float64"] != result.losses["as_is"]
 
 
+@pytest.mark.parametrize(
+    "cast", [Tensor.float, Tensor.half, lambda x: x.to(torch.float32), lambda x: x.to(dtype=torch.bfloat16)]
+)
+def test_casts_by_hand_are_left_out(cast: Callable[[Tensor], Tensor]) -> None:
+    model, x, labels = randomized(Wrong(F.relu)), torch.randn(12, 6).double(), torch.randint(N_CLASSES, (12,))
+    result = check_constraints(model, lambda: F.cross_entropy(model(cast(x).double()), labels), [HIDDEN])
+    assert result.losses["float64"] == F.cross_entropy(model(x), labels).item()
+    assert result.losses["float64"] != result.losses["as_is"]
+
+
 def test_what_is_written_into_an_input_is_read_again() -> None:
     model = randomized(Wrong(F.relu), torch.float32)
     x, y, labels = torch.zeros(12, 6), torch.randn(12, 6), torch.randint(N_CLASSES, (12,))
 
     def closure() -> Tensor:
         x.copy_(y)
-        return F.cross_entropy(model(x), labels)
+        loss = F.cross_entropy(model(x.clone()), labels)
+        x.zero_()
+        return loss
 
     result = check_constraints(model, closure, [HIDDEN])
     assert result.losses["float64"] == pytest.approx(result.losses["as_is"], rel=1e-5)
+
+
+def test_every_stage_begins_alike() -> None:
+    """The same mask of dropout, the same running statistics: in float64 and without eps, stages differ in nothing."""
+    model = randomized(ordered(drop=nn.Dropout(), bn=nn.BatchNorm1d(6, eps=1e-14), fc=nn.Linear(6, N_CLASSES)))
+    x, labels = torch.randn(12, 6).double(), torch.randint(N_CLASSES, (12,))
+
+    def closure() -> Tensor:
+        training = F.cross_entropy(model(x), labels)
+        model.eval()
+        return training + F.cross_entropy(model(x), labels)
+
+    result = check_constraints(model, closure, softmax_translations("fc"))
+    assert result.epsilons == {"bn.eps": 1e-14}
+    assert len(set(result.losses.values())) == 1
+    for data in result.values():
+        xr.testing.assert_identical(data.sel(stage="as_is", drop=True), data.sel(stage="float64", drop=True))
 
 
 def test_as_it_is_alone() -> None:
