@@ -18,6 +18,12 @@ struct Hyper {
 enum Law : int { translation, norm, n_laws };
 enum State : int { x0, y0, defect_x, defect_y, forced_x, forced_y, flow_x, flow_v, n_state };
 
+// The mode of a tensor's step; without views nothing reads the buffer that a step without momentum leaves.
+NPERF_HD Mode mode_of(const Hyper& h, bool has_buffer, bool has_views) {
+  if (h.momentum == 0.0) return has_buffer && has_views ? Mode::stale : Mode::plain;
+  return h.nesterov ? Mode::nesterov : Mode::momentum;
+}
+
 struct Transition {
   double xx, xy, yx, yy, x_delta, y_delta, x_sq_u, y_sq_u, y_dot_uv;
 };
@@ -49,6 +55,9 @@ NPERF_HD Transition discrete_transition(Law law, const Coefficients<double>& c) 
           same ? -is_norm * c.lr : 0.0,
           same ? 0.0 : -is_norm * c.lr};
 }
+
+// T, the time of one step in units of the learning rate.
+NPERF_HD double duration(const Hyper& h) { return h.momentum != 0.0 ? h.lr * (1.0 - h.dampening) : h.lr; }
 
 // e^{−μ}(C + μS) and e^{−μ}S, with C = cosh √Δ, S = sinh √Δ / √Δ, Δ = μ² − w.
 NPERF_HD void oscillator(double mu, double w, double& xx, double& s) {

@@ -33,8 +33,8 @@ enum class Mode : int {
   measure,   // no step: the moments of p with v standing in for g
 };
 
-constexpr bool writes_buffer(Mode mode) { return mode == Mode::momentum || mode == Mode::nesterov; }
-constexpr bool reads_buffer(Mode mode) { return writes_buffer(mode) || mode == Mode::stale; }
+NPERF_HD constexpr bool writes_buffer(Mode mode) { return mode == Mode::momentum || mode == Mode::nesterov; }
+NPERF_HD constexpr bool reads_buffer(Mode mode) { return writes_buffer(mode) || mode == Mode::stale; }
 
 // p becomes p', v becomes v'; u is the update.
 template <Mode mode, class V, class S>
@@ -54,7 +54,7 @@ NPERF_HD void update(V& p, const V& g, V& v, V& u, const Coefficients<S>& c) {
 enum Moment : int { sum_p, sq_p, sum_g, sq_g, dot_pg, sq_u, dot_uv, dot_gu, n_moments };
 
 // How many moments a mode accumulates; the others are zero.
-constexpr int n_accumulated(Mode mode) {
+NPERF_HD constexpr int n_accumulated(Mode mode) {
   return mode == Mode::nesterov ? n_moments : mode == Mode::stale ? dot_gu : dot_uv;
 }
 

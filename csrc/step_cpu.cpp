@@ -41,11 +41,6 @@ struct Job {
   void* address(int which) const { return reinterpret_cast<void*>(addresses[which]); }
 };
 
-Mode mode_of(const Hyper& hyper, bool has_buffer, bool has_views) {
-  if (hyper.momentum == 0.0) return has_buffer && has_views ? Mode::stale : Mode::plain;
-  return hyper.nesterov ? Mode::nesterov : Mode::momentum;
-}
-
 // Where a tile's sums of moment m go: a slice of the workspace, or the moments where there is one slice only.
 double* sums_of(const Problem& problem, const View& view, int64_t slice, int m) {
   if (view.n_slices <= 1) return problem.moments + m * problem.moments_stride + view.segment;

@@ -1,0 +1,27 @@
+"""Runs engines' tests with the sanitized kernels; tests/test_cuda_emulation.py starts it with the sanitizers loaded.
+
+The first argument says how many dtypes, the others name tensors of test_engines.TENSORS. The sanitizers end the process
+at the first error.
+"""
+
+import sys
+from typing import Any
+
+import test_engines
+import torch
+
+import cuda_emulation
+from noetherperf.engines.cuda import CudaEngine
+
+
+def sanitized(*args: Any) -> CudaEngine:
+    return CudaEngine(*args, module=cuda_emulation.load(sanitize=True))
+
+
+if __name__ == "__main__":
+    name = "cuda-sanitized"
+    test_engines.ENGINES[name] = sanitized
+    for tensor in sys.argv[2:]:
+        for dtype in (torch.bfloat16, torch.float32, torch.float64, torch.float16)[: int(sys.argv[1])]:
+            test_engines.test_step_moments_and_laws(name, dtype, tensor)
+    print("clean")
