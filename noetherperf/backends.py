@@ -41,6 +41,23 @@ def _cpu_engine(*args: object, **kwargs: object) -> Engine:
     return CpuEngine(*args, **kwargs)  # type: ignore[arg-type]
 
 
+def _cuda_engine(*args: object, **kwargs: object) -> Engine:
+    from noetherperf.engines.cuda import CudaEngine
+
+    return CudaEngine(*args, **kwargs)  # type: ignore[arg-type]
+
+
+def _cuda_missing() -> str | None:
+    if find_spec("noetherperf._cuda") is None:
+        return (
+            "the compiled module noetherperf._cuda is not there; install again where nvcc is on PATH "
+            "(CMAKE_ARGS=-DNPERF_CUDA=ON pip install -e . tells why it is left out)"
+        )
+    from noetherperf.engines.cuda import unsupported
+
+    return unsupported()
+
+
 def _cpu_missing() -> str | None:
     if find_spec("noetherperf._cpu") is None:
         return "the compiled module noetherperf._cpu is not there; install with a C++17 compiler (pip install -e .)"
@@ -49,6 +66,7 @@ def _cpu_missing() -> str | None:
 
 #: Every backend, those that "auto" prefers first.
 BACKENDS = {
+    "cuda": Backend("cuda", "cuda", _cuda_missing, _cuda_engine),
     "cpu": Backend("cpu", "cpu", _cpu_missing, _cpu_engine),
     "reference": Backend("reference", None, lambda: None, _reference_engine),
 }
