@@ -125,6 +125,7 @@ class SGD(Optimizer):
         if differentiable:
             raise RuntimeError("noetherperf.SGD steps in place and is not differentiable; use torch.optim.SGD for that")
         self._requested = backend
+        self._may_be_fresh = False  # a device may have skipped the step that a new buffer was made for
         self._devices: list[_Device] | None = None
         self._params: list[Tensor] = []
         self._here: list[Tensor] = []  # what of them is in this rank's memory
@@ -250,6 +251,7 @@ class SGD(Optimizer):
 
     def _set_down(self) -> None:
         """Drop the engines and keep what was measured, so that both can be made anew for changed parameters."""
+        self._drop_fresh_buffers()
         if self._devices is not None:
             self._carried = [[x.clone() for x in device.measurement.tensors()] for device in self._devices]
             self._open_reasons = self._openness.state_dict()
@@ -298,6 +300,7 @@ class SGD(Optimizer):
         missing = bytes([g is None for g in grads])
         hypers = [Hyper.of(group) for group in self.param_groups]
         buffers, first = self._ready_buffers(missing)
+        self._may_be_fresh |= on_device.found_inf is not None and True in first
         for device in devices:
             engine_hypers, inputs = device.bring(hypers, on_device)
             device.engine.step(device.pick(grads), device.pick(buffers), engine_hypers, device.pick(first), inputs)
@@ -349,6 +352,15 @@ class SGD(Optimizer):
                     buffers[i] = local(self.state[p]["momentum_buffer"])
         return buffers, first
 
+    def _drop_fresh_buffers(self) -> None:
+        """Unmake the buffers whose first step a device skipped, as the host would not have made them; waits for it."""
+        if self._may_be_fresh and self._devices is not None:
+            for device in self._devices:
+                fresh = device.engine.fresh
+                for i in itertools.compress(device.members, fresh.tolist() if isinstance(fresh, Tensor) else fresh):
+                    self.state[self._params[i]].pop("momentum_buffer", None)
+        self._may_be_fresh = False
+
     # ---- measuring --------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -395,6 +407,7 @@ class SGD(Optimizer):
         What was measured is that of the whole parameters, however they are sharded; where they are, this is a
         collective, as readout() is.
         """
+        self._drop_fresh_buffers()
         return super().state_dict()  # _add_measurement, the first of the hooks, adds it
 
     def _measured(self) -> dict[str, Any]:
@@ -463,11 +476,12 @@ class SGD(Optimizer):
         own = [Measurement.empty(device.ranks.whole, "meta", n_groups).tensors() for device in self._prepare()]
         if shapes != [[tuple(x.shape) for x in tensors] for tensors in own]:
             raise ValueError(
-                "state_dict: it was measured on parameters of other shapes or devices; "
+                "state_dict: it was measured on parameters of other shapes, groups or devices; "
                 'drop the measurement (del state_dict["measurement"]) to measure anew'
             )
 
     def __getstate__(self) -> dict[str, Any]:
+        self._drop_fresh_buffers()
         state = dict(super().__getstate__())
         carried = self._carried
         openness = self._open_reasons
@@ -476,6 +490,7 @@ class SGD(Optimizer):
             openness = self._openness.state_dict()
         state["_measured"] = {
             "_requested": self._requested,
+            "_may_be_fresh": False,
             "_symmetries": self._symmetries,
             "_began": self._began,
             "_step_count": self._step_count,

@@ -251,6 +251,26 @@ class TestOnDevice:
         assert all(v is not None and not v.any() for v in buffers(optimizer))
         assert optimizer.readout().step == 0
 
+    @pytest.mark.parametrize("event", ["state_dict", "deepcopy", "new group", "to torch"])
+    def test_an_overflow_before_anything_else(self, net: nn.Module, event: str) -> None:
+        """The first step stays the first, whatever happens after one that was skipped."""
+        optimizer, other = self.make(net), make_net("reference")
+        peer = theirs(other, **OPTIONS)
+        train_scaled(net, optimizer, scaler_for("reference"), 1, {0})
+        going_on: torch.optim.Optimizer = optimizer
+        if event == "deepcopy":
+            net, going_on = copy.deepcopy((net, optimizer))
+        elif event == "new group":
+            optimizer.add_param_group({"params": [("more", nn.Parameter(torch.ones(2)))]})
+        else:
+            going_on = self.make(net) if event == "state_dict" else theirs(net, **OPTIONS)
+            going_on.load_state_dict(optimizer.state_dict())
+        for model, sgd in ((net, going_on), (other, peer)):
+            train_scaled(model, sgd, scaler_for("reference"), 3)
+        assert all((p - q).abs().max() <= 1e-13 for p, q in zip(net.parameters(), other.parameters(), strict=True))
+        if isinstance(going_on, nperf.SGD):
+            assert_identities(going_on, 1e-12)
+
     def test_a_learning_rate_is_not_read(self, net: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
         lr = torch.tensor(0.1, dtype=torch.float64)
         other = make_net("reference")

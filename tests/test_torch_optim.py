@@ -20,6 +20,7 @@ from torch.optim import lr_scheduler, swa_utils
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from training import (
     BACKENDS,
+    SYMMETRIES,
     assert_same,
     assert_same_readout,
     buffers,
@@ -408,6 +409,16 @@ class TestState:
         loaded.load_state_dict(optimizer.state_dict())
         assert {v.dtype for v in buffers(loaded) if v is not None} == {torch.bfloat16}
         train(half, loaded, range(2, 4))
+
+    def test_another_number_of_groups_is_refused(self, backend: str) -> None:
+        net = make_net(backend)
+        optimizer = ours(net, backend, lr=0.1)
+        train(net, optimizer, range(2))
+        named = list(net.named_parameters())
+        groups = [{"params": named[:1]}, {"params": named[1:]}]
+        other = nperf.SGD(groups, lr=0.1, symmetries=SYMMETRIES, backend=backend)
+        with pytest.raises(ValueError, match="groups"):
+            other.load_state_dict(optimizer.state_dict())
 
     def test_an_old_measurement_is_refused_with_the_way_out(self, backend: str) -> None:
         net = make_net(backend)

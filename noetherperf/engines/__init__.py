@@ -35,6 +35,10 @@ class Engine(Protocol):
     parameter group per tensor. They change parameters, buffers and the measurement, and nothing else.
     """
 
+    @property
+    def fresh(self) -> Sequence[bool] | Tensor:
+        """The tensors whose buffer has been made and not been written, because steps were skipped: none, if empty."""
+
     def admit(self, grads: Sequence[Tensor | None]) -> None:
         """Raise if these gradients cannot be stepped with, before anything is changed."""
 
