@@ -68,7 +68,7 @@ def batch(step: int) -> tuple[Tensor, Tensor]:
 
 def train(
     net: nn.Module,
-    optimizer: nperf.SGD,
+    optimizer: torch.optim.Optimizer,
     steps: range,
     *,
     share: tuple[int, int] = (0, 1),
@@ -227,10 +227,10 @@ class Case(NamedTuple):
     all_reduces: int = 1  # of one readout
 
 
-MOMENTUM = {"momentum": 0.9, "weight_decay": 0.05}
-NESTEROV = {"momentum": 0.9, "weight_decay": 0.05, "nesterov": True}
-DAMPENED = {"momentum": 0.9, "weight_decay": 0.05, "dampening": 0.5}
-PLAIN = {"weight_decay": 0.05}
+MOMENTUM: dict[str, Any] = {"momentum": 0.9, "weight_decay": 0.05}
+NESTEROV: dict[str, Any] = {"momentum": 0.9, "weight_decay": 0.05, "nesterov": True}
+DAMPENED: dict[str, Any] = {"momentum": 0.9, "weight_decay": 0.05, "dampening": 0.5}
+PLAIN: dict[str, Any] = {"weight_decay": 0.05}
 
 CASES = {
     "DDP": Case(2, ddp, MOMENTUM, all_reduces=0),
@@ -354,6 +354,33 @@ def mix_precision(directory: str) -> dict[str, Any]:
         scaler.update()
     whole = {name: p.full_tensor() for name, p in net.named_parameters()}  # type: ignore[attr-defined]
     return {"readout": values_of(optimizer.readout()), "whole": whole, "steps": optimizer.step_count}
+
+
+def step_like_torch(directory: str) -> dict[str, Any]:
+    """Without symmetries, beside torch.optim.SGD on the same shards: how parameters and buffers differ."""
+    nets = [make_net(5), make_net(5)]
+    overs = list(map(fsdp, nets))
+    ours, theirs = nperf.SGD(nets[0].named_parameters(), **NESTEROV), torch.optim.SGD(nets[1].parameters(), **NESTEROV)
+    optimizers: list[torch.optim.Optimizer] = [ours, theirs]
+    for over, optimizer in zip(overs, optimizers, strict=True):
+        train(over.net, optimizer, range(N_STEPS), share=over.share)
+    found: dict[str, Any] = {"differences": [], "readout": len(ours.readout())}
+    for pair in zip(*(net.parameters() for net in nets), strict=True):
+        buffers = (o.state[p]["momentum_buffer"] for o, p in zip(optimizers, pair, strict=True))
+        for a, b in (pair, buffers):
+            found["differences"].append((a - b).full_tensor().abs().max().item())
+    return found
+
+
+def record(directory: str) -> dict[str, Any]:
+    net = make_net(5)
+    over = fsdp(net)
+    optimizer = optimizer_of(net, MOMENTUM)
+    path = Path(directory) / f"{torch.distributed.get_rank()}.zarr"
+    with nperf.Recorder(optimizer, path, every=2):
+        train(net, optimizer, range(N_STEPS), share=over.share)
+    recorded = nperf.open_record(path)
+    return {"charge": torch.from_numpy(recorded.dataset["charge"].to_numpy()), "steps": recorded.steps.tolist()}
 
 
 def raised(function: Callable[[], Any]) -> str:
@@ -496,6 +523,24 @@ def test_a_checkpoint_goes_on_in_another_world(tmp_path: Path) -> None:
     for at_load, at_end in (*two, go_on(make_net(N_CHECKPOINT), tmp_path, no_dist=True)):
         assert difference(at_load, saved[0], tolerance=0.0) == ""
         assert difference(at_end, end) == ""
+
+
+def test_without_symmetries_it_steps_like_torch(tmp_path: Path) -> None:
+    for found in run_world(2, step_like_torch, tmp_path):
+        assert found["readout"] == 0
+        assert len(found["differences"]) == 2 * len(list(make_net(5).parameters()))
+        assert max(found["differences"]) <= 1e-14
+
+
+def test_every_rank_has_a_record(tmp_path: Path) -> None:
+    first, second = run_world(2, record, tmp_path)
+    net = make_net(5)
+    optimizer = optimizer_of(net, MOMENTUM)
+    train(net, optimizer, range(N_STEPS))
+    charges = torch.cat([law.charge for law in optimizer.readout().values()])
+    assert first["steps"] == second["steps"] == list(range(0, N_STEPS + 1, 2))
+    assert torch.equal(first["charge"], second["charge"])
+    torch.testing.assert_close(first["charge"][-1], charges, rtol=0.0, atol=TOLERANCE)
 
 
 def test_mixed_precision_and_a_scaler_over_ranks(tmp_path: Path) -> None:
