@@ -8,7 +8,6 @@ import sys
 from typing import Any
 
 import test_engines
-import torch
 
 import cuda_emulation
 from noetherperf.engines.cuda import CudaEngine
@@ -22,6 +21,6 @@ if __name__ == "__main__":
     name = "cuda-sanitized"
     test_engines.ENGINES[name] = sanitized
     for tensor in sys.argv[2:]:
-        for dtype in (torch.bfloat16, torch.float32, torch.float64, torch.float16)[: int(sys.argv[1])]:
+        for dtype in test_engines.DTYPES[: int(sys.argv[1])]:
             test_engines.test_step_moments_and_laws(name, dtype, tensor)
     print("clean")
