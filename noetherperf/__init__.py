@@ -14,6 +14,7 @@ from noetherperf import distributed
 from noetherperf.backends import backends
 from noetherperf.constraints import Constraints, check_constraints
 from noetherperf.cost import Cost, cost
+from noetherperf.detect import Symmetries, find_symmetries
 from noetherperf.readout import ChargeReadout, Prediction, Readout
 from noetherperf.recorder import Record, Recorder, open_record
 from noetherperf.sgd import SGD
@@ -34,12 +35,14 @@ __all__ = [
     "Recorder",
     "Rescale",
     "Scale",
+    "Symmetries",
     "Symmetry",
     "Translation",
     "backends",
     "check_constraints",
     "cost",
     "distributed",
+    "find_symmetries",
     "layers",
     "neurons",
     "open_record",

@@ -1,0 +1,141 @@
+"""Symmetries: what find_symmetries found, as a sequence that an optimizer takes, a table and JSON."""
+
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, overload
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from noetherperf.symmetry import Part, Symmetry, from_json, to_json
+
+__all__ = ["Symmetries"]
+
+
+class Symmetries(Sequence[Symmetry]):
+    """The symmetries of a model, to be given to SGD, and what find_symmetries has to say besides.
+
+    Indexed by number, slice or name; equal if everything in them is; `print` shows a table.
+
+    Attributes:
+        meanings: Symmetry name -> what it is, in a few words.
+        defects: Symmetry name -> the largest relative defect |⟨g, ψ⟩| / (|g_A| |ψ_A|) on batches that were not used to
+            find it; empty if nothing was verified.
+        unmatched: Parameter name -> why it is in no symmetry.
+        rejected: Symmetry name -> why a relation that was found is not claimed.
+    """
+
+    def __init__(
+        self,
+        symmetries: Sequence[Symmetry] = (),
+        *,
+        meanings: Mapping[str, str] | None = None,
+        defects: Mapping[str, float] | None = None,
+        unmatched: Mapping[str, str] | None = None,
+        rejected: Mapping[str, str] | None = None,
+    ) -> None:
+        self._symmetries = tuple(symmetries)
+        self.meanings = dict(meanings or {})
+        self.defects = dict(defects or {})
+        self.unmatched = dict(unmatched or {})
+        self.rejected = dict(rejected or {})
+
+    @overload
+    def __getitem__(self, key: int | str) -> Symmetry: ...
+    @overload
+    def __getitem__(self, key: slice) -> tuple[Symmetry, ...]: ...
+    def __getitem__(self, key: int | str | slice) -> Symmetry | tuple[Symmetry, ...]:
+        if isinstance(key, str):
+            named = {symmetry.name: symmetry for symmetry in self._symmetries}
+            if key not in named:
+                raise KeyError(f"no symmetry is named {key!r}; there are: {', '.join(named) or 'none'}")
+            return named[key]
+        return self._symmetries[key]
+
+    def __len__(self) -> int:
+        return len(self._symmetries)
+
+    def __iter__(self) -> Iterator[Symmetry]:
+        return iter(self._symmetries)
+
+    def _data(self) -> dict[str, Any]:
+        names = ("meanings", "defects", "unmatched", "rejected")
+        return {name: getattr(self, name) for name in names}
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Symmetries):
+            return NotImplemented
+        return self._symmetries == other._symmetries and self._data() == other._data()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def to_json(self) -> str:
+        """Everything as JSON text, which `from_json` reads back equal."""
+        return json.dumps(json.loads(to_json(self._symmetries)) | self._data(), indent=2, ensure_ascii=False)
+
+    @staticmethod
+    def from_json(text: str) -> "Symmetries":
+        """What `to_json` wrote; the text is data and nothing in it is executed.
+
+        Raises:
+            ValueError: The text is no JSON, of another version, or has an unknown kind or field.
+        """
+        data = json.loads(text)
+        if not isinstance(data, dict):
+            raise ValueError(f"symmetries file: must be an object, got {type(data).__name__}")
+        told = {name: data.pop(name) for name in Symmetries()._data() if name in data}
+        for name, value in told.items():
+            if not isinstance(value, dict):
+                raise ValueError(f"symmetries file: {name} must be an object, got {value!r}")
+        return Symmetries(from_json(json.dumps(data)), **told)
+
+    def __rich__(self) -> Table:
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        for title in ("symmetry", "kind", "conserved, for each group", "meaning"):
+            table.add_column(title, overflow="fold")
+        for symmetry in self._symmetries:
+            cells = (symmetry.name, symmetry.kind, _charge(symmetry), self.meanings.get(symmetry.name, ""))
+            table.add_row(*map(Text, cells))
+        return table
+
+    def __str__(self) -> str:
+        out = io.StringIO()
+        console = Console(file=out, width=160, color_system=None)
+        console.print(self.__rich__())
+        for title, told in (("in no symmetry", self.unmatched), ("not claimed", self.rejected)):
+            if told:
+                console.print(f"\n{title}:")
+                for name, reason in told.items():
+                    console.print(Text(f"  {name}: {reason}"), soft_wrap=True)
+        return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+
+    def __repr__(self) -> str:
+        kinds = [symmetry.kind for symmetry in self._symmetries]
+        counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(sorted(kinds, reverse=True)))
+        return f"<{len(self)} symmetries: {counts or 'none'}; {len(self.unmatched)} parameters in none>\n{self}"
+
+
+def _charge(symmetry: Symmetry) -> str:
+    """Q as a formula over parts: `|w[i,:]|² + |b[i]|²`."""
+    terms: list[str] = []
+    for part in symmetry.parts:
+        inside = _group(part)
+        size = abs(part.weight)
+        factor = "" if size == 1 else f"{size:g} "
+        term = f"Σ {inside}" if symmetry.law == "translation" else f"|{inside}|²"
+        terms.append(("− " if part.weight < 0 else "+ " if terms else "") + factor + term)
+    return " ".join(terms)
+
+
+def _group(part: Part) -> str:
+    """A group's elements in the notation of slices, i being the group."""
+    if part.axis is None:
+        return part.parameter
+    index = (
+        "i" if part.fold == 1 else f"{part.fold} of i" if part.stride == 1 else f"{part.fold} of i, {part.stride} apart"
+    )
+    if part.start is not None or part.stop is not None:
+        index = f"{part.start or 0}:{'' if part.stop is None else part.stop}→{index}"
+    return f"{part.parameter}[{':,' * part.axis}{index}]"
