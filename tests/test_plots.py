@@ -160,13 +160,13 @@ def test_residuals_shows_the_worst_group(record: Record) -> None:
 
 def test_residuals_takes_the_worst_of_several_symmetries(tmp_path: Path) -> None:
     record = make_record(tmp_path / "a", ("rescale", "translation"))
-    worst = plots._worst_errors(record, "rescale")
+    worst = plots.record._worst_errors(record, "rescale")
     assert worst is not None
     single = relative_error(record["norm->fc2"], "flow")
     np.testing.assert_array_equal(worst["flow"], single.max("group"))
     two = Record(record.path, record.dataset)
     two.symmetries = (*record.symmetries[:1], Rescale("fc2", inward=[Part("a", 0)], outward=[Part("b", 0)]))
-    worst = plots._worst_errors(two, "rescale")  # the translation's data, as if it were another rescale's
+    worst = plots.record._worst_errors(two, "rescale")  # the translation's data, as if it were another rescale's
     assert worst is not None
     other = relative_error(record["fc2"], "flow")
     np.testing.assert_array_equal(worst["flow"], np.maximum(single.max("group"), other.max("group")))

@@ -6,13 +6,11 @@ dashes, so that the figures read in grey as well. What a record does not hold is
 """
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
-from functools import partial, wraps
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
 from matplotlib.axes import Axes
@@ -23,52 +21,32 @@ from numpy.typing import NDArray
 
 from noetherperf.constraints import Constraints
 from noetherperf.evaluation import Stage
+from noetherperf.plots.style import (
+    BLUE,
+    FLOW,
+    GREEN,
+    HEIGHT,
+    KIND_LINES,
+    MEASURED,
+    MUTED,
+    RED,
+    WIDTH,
+    colors,
+    label_steps,
+    log_axis,
+    save,
+    say,
+    styled,
+)
 from noetherperf.recorder import Law, Record, relative_error
 
 __all__ = ["charges", "constraints", "loss", "parameters", "residuals", "save_all", "save_constraints"]
 
-Source = TypeVar("Source")
-
 MAX_CURVES = 10
-WIDTH, HEIGHT = 7.2, 2.9  # inches; a figure across two columns
-
-STYLE: dict[Any, Any] = {
-    "font.size": 8,
-    "axes.titlesize": 8.5,
-    "axes.titlelocation": "left",
-    "axes.labelsize": 8,
-    "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "xtick.major.size": 3,
-    "ytick.major.size": 3,
-    "ytick.minor.size": 0,
-    "lines.linewidth": 1.2,
-    "lines.solid_capstyle": "round",
-    "legend.frameon": False,
-    "legend.fontsize": 7.5,
-    "legend.handlelength": 2.4,
-    "mathtext.fontset": "dejavusans",
-    "savefig.dpi": 150,
-    "pdf.fonttype": 42,  # text stays text
-}
-MEASURED: dict[str, Any] = {"linewidth": 2.2}
-FLOW: dict[str, Any] = {"color": "black", "linewidth": 1.0, "linestyle": (0, (1, 2.6)), "dash_capstyle": "round"}
-MUTED = "0.45"
-
 CHARGE = {
     "translation": r"$\langle\theta_A, 1\rangle$",
     "scale": r"$|\theta_A|^2$",
     "rescale": r"$|\theta_{A_1}|^2 - |\theta_{A_2}|^2$",
-}
-KIND_LINES: dict[str, dict[str, Any]] = {
-    "translation": {"color": "#1b3a6b", "linestyle": "-"},
-    "scale": {"color": "#c8553d", "linestyle": (0, (5, 1.5))},
-    "rescale": {"color": "#5aa17f", "linestyle": (0, (5, 1.5, 1, 1.5))},
 }
 LAWS: dict[Law, str] = {
     "flow": "flow law\nfree + forced",
@@ -76,9 +54,9 @@ LAWS: dict[Law, str] = {
     "budget": "budget of the update\nfree + forced + defect",
 }
 STAGES: dict[Stage, dict[str, Any]] = {
-    "as_is": {"color": "#c8553d", "marker": "o", "label": "as the model is"},
-    "float64": {"color": "#5aa17f", "marker": "s", "label": "in float64"},
-    "no_eps": {"color": "#1b3a6b", "marker": "D", "label": "in float64, eps → 0"},
+    "as_is": {"color": RED, "marker": "o", "label": "as the model is"},
+    "float64": {"color": GREEN, "marker": "s", "label": "in float64"},
+    "no_eps": {"color": BLUE, "marker": "D", "label": "in float64, eps → 0"},
 }
 CONSTRAINT_FORMULAS = {
     "gradient": r"gradient: $\langle g, \psi_A\rangle = 0$",
@@ -86,22 +64,7 @@ CONSTRAINT_FORMULAS = {
 }
 
 
-def _style() -> AbstractContextManager[None]:
-    return matplotlib.rc_context(STYLE)
-
-
-def _styled(draw: Callable[[Source], Figure]) -> Callable[[Source], Figure]:
-    """Draw in the one style, leaving the user's settings as they were."""
-
-    @wraps(draw)
-    def styled(source: Source) -> Figure:
-        with _style():
-            return draw(source)
-
-    return styled
-
-
-@_styled
+@styled
 def charges(record: Record) -> Figure:
     """Measured charges with the flow law over them, a panel for translation, scale and rescale each.
 
@@ -121,7 +84,7 @@ def charges(record: Record) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def residuals(record: Record) -> Figure:
     """Relative errors of flow law, discrete law and the update's budget over training, worst group of each kind.
 
@@ -147,10 +110,10 @@ def residuals(record: Record) -> Figure:
             axes.axhline(floor, color="0.7", linewidth=0.8, zorder=0)
             axes.annotate(f"{name} ε", (1, floor), xycoords=("axes fraction", "data"), color=MUTED, fontsize=6.5,
                           xytext=(0, 2), textcoords="offset points", ha="right")  # fmt: skip
-        _label_steps(axes)
+        label_steps(axes)
     panels[0].set_ylabel("relative error of the worst group")
     drawn = [errors[law] for errors in worst.values() if errors is not None for law in LAWS]
-    _log_axis(panels[0], [*drawn, np.array(list(floors.values()))])
+    log_axis(panels[0], [*drawn, np.array(list(floors.values()))])
     handles = [
         Line2D([], [], **line, label=kind if worst[kind] is not None else f"{kind}: no closed law recorded")
         for kind, line in KIND_LINES.items()
@@ -159,7 +122,7 @@ def residuals(record: Record) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def parameters(record: Record) -> Figure:
     """Single parameters, from the probe named "parameters", beside charges: noise beside law.
 
@@ -177,17 +140,17 @@ def parameters(record: Record) -> Figure:
         for index, color in _spread(values[:1].ravel()):
             left.plot(record.steps, values[:, index], color=color, linewidth=0.8)
         left.set_ylabel(r"$\theta_i$")
-        _label_steps(left)
+        label_steps(left)
         _label_time(left, record)
     else:
-        _say(left, "no probe named “parameters”\nwas recorded")
+        say(left, "no probe named “parameters”\nwas recorded")
     kinds = [kind for kind in CHARGE if _representative(record, kind)]
     _draw_charges(right, record, kinds[0] if kinds else "translation")
     _explain_charges(figure)
     return figure
 
 
-@_styled
+@styled
 def loss(record: Record) -> Figure:
     """The training loss, from the probe named "loss": every recorded value, and its running mean.
 
@@ -200,24 +163,24 @@ def loss(record: Record) -> Figure:
     figure = Figure(figsize=(WIDTH / 2, HEIGHT), layout="constrained")
     axes = figure.subplots()
     if "loss" not in record.probes:
-        _say(axes, "no probe named “loss”\nwas recorded")
+        say(axes, "no probe named “loss”\nwas recorded")
         return figure
     values = record.probes["loss"]
     window = max(1, len(values) // 50)
     smooth = values.rolling(step=window, center=True, min_periods=1).mean()
     axes.plot(record.steps, values, color="0.75", linewidth=0.7, label="measured")
-    axes.plot(record.steps, smooth, color="#1b3a6b", linewidth=1.4, label=f"mean of {window} rows")
+    axes.plot(record.steps, smooth, color=BLUE, linewidth=1.4, label=f"mean of {window} rows")
     finite = values.to_numpy()[np.isfinite(values)]
     positive = finite[finite > 0]
     if positive.size and finite.min() >= 0 and positive.max() > 10 * positive.min():
         axes.set_yscale("log", nonpositive="mask")
     axes.set_ylabel("training loss of the batch")
     axes.legend(loc="upper right")
-    _label_steps(axes)
+    label_steps(axes)
     return figure
 
 
-@_styled
+@styled
 def constraints(checked: Constraints) -> Figure:
     """Relative defects of every symmetry's constraints, a row each: all groups as dots, a row of dots for each stage.
 
@@ -237,7 +200,7 @@ def constraints(checked: Constraints) -> Figure:
     panels = figure.subplots(1, len(kinds), sharex=True, sharey=True, squeeze=False)[0]
     if not symmetries:
         for axes in panels:
-            _say(axes, "no symmetry was checked")
+            say(axes, "no symmetry was checked")
         return figure
     defects = {
         (kind, stage): [checked[s.name][f"{kind}_relative"].sel(stage=stage).to_numpy() for s in symmetries]
@@ -281,7 +244,7 @@ def save_all(record: Record, directory: str | os.PathLike[str]) -> list[Path]:
     Returns:
         The files: charges, residuals, parameters, loss, each .png and .pdf.
     """
-    return [file for draw in FIGURES for file in _save(draw(record), draw.__name__, directory)]
+    return [file for draw in FIGURES for file in save(draw(record), Path(directory) / draw.__name__)]
 
 
 def save_constraints(checked: Constraints, directory: str | os.PathLike[str]) -> list[Path]:
@@ -294,24 +257,13 @@ def save_constraints(checked: Constraints, directory: str | os.PathLike[str]) ->
     Returns:
         The files: constraints.png and constraints.pdf.
     """
-    return _save(constraints(checked), "constraints", directory)
-
-
-def _save(figure: Figure, name: str, directory: str | os.PathLike[str]) -> list[Path]:
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    files = []
-    for suffix, metadata in ((".png", {}), (".pdf", {"CreationDate": None})):  # same data, same bytes
-        files.append(directory / f"{name}{suffix}")
-        with _style():
-            figure.savefig(files[-1], metadata=metadata)
-    return files
+    return save(constraints(checked), Path(directory) / "constraints")
 
 
 def _draw_charges(axes: Axes, record: Record, kind: str) -> None:
     name = _representative(record, kind)
     if name is None:
-        _say(axes, f"no {kind} symmetry\nwas recorded")
+        say(axes, f"no {kind} symmetry\nwas recorded")
         return
     data = record[name]
     chosen = list(_spread(data["initial"].to_numpy()))
@@ -326,13 +278,13 @@ def _draw_charges(axes: Axes, record: Record, kind: str) -> None:
     note = "" if data.attrs["closed"] else ", open law"
     axes.set_title(f"{kind}\n{name}, {shown}{note}")
     axes.set_ylabel(CHARGE[kind])
-    _label_steps(axes)
+    label_steps(axes)
     _label_time(axes, record)
 
 
 def _explain_charges(figure: Figure) -> None:
     lines = [
-        Line2D([], [], color=_colors(3)[1], **MEASURED, label="measured"),
+        Line2D([], [], color=colors(3)[1], **MEASURED, label="measured"),
         Line2D([], [], **FLOW, label="flow law"),
     ]
     figure.legend(handles=lines, loc="outside lower center", ncols=2)
@@ -362,19 +314,7 @@ def _spread(initial: NDArray[np.float64]) -> Iterator[tuple[int, Any]]:
     """At most MAX_CURVES indices, evenly chosen by initial value from the lowest to the highest, each with a colour."""
     order = np.argsort(initial)
     ranks = np.unique(np.linspace(0, len(order) - 1, min(MAX_CURVES, len(order))).round().astype(int))
-    return zip(order[ranks].tolist(), _colors(len(ranks)), strict=True)
-
-
-def _colors(n: int) -> NDArray[np.float64]:
-    """Colours from dark to light; the lightest of the map would be lost on paper."""
-    colors: NDArray[np.float64] = matplotlib.colormaps["viridis"](np.linspace(0.25, 0.95, n))
-    return colors
-
-
-def _label_steps(axes: Axes) -> None:
-    axes.set_xlabel("step")
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.margins(x=0.02)
+    return zip(order[ranks].tolist(), colors(len(ranks)), strict=True)
 
 
 def _label_time(axes: Axes, record: Record) -> None:
@@ -396,20 +336,3 @@ def _interpolate(known_x: NDArray[np.float64], known_y: NDArray[np.float64], x: 
     before = (x - known_x[0]) * (known_y[1] - known_y[0]) / (known_x[1] - known_x[0])
     after = (x - known_x[-1]) * (known_y[-1] - known_y[-2]) / (known_x[-1] - known_x[-2])
     return np.interp(x, known_x, known_y) + np.minimum(before, 0.0) + np.maximum(after, 0.0)
-
-
-def _log_axis(axes: Axes, values: list[NDArray[np.float64]]) -> None:
-    """A logarithmic axis over whole decades around the positive values; an error of exactly zero has no place on it."""
-    pooled = np.concatenate([np.ravel(value) for value in values])
-    positive = pooled[np.isfinite(pooled) & (pooled > 0)]
-    axes.set_yscale("log", nonpositive="mask")
-    if positive.size:
-        axes.set_ylim(10 ** np.floor(np.log10(positive.min())), 10 ** np.ceil(np.log10(positive.max()) + 1e-9))
-
-
-def _say(axes: Axes, message: str) -> None:
-    """Put a sentence where a panel would be."""
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.spines[:].set_visible(False)
-    axes.text(0.5, 0.5, message, transform=axes.transAxes, ha="center", va="center", color=MUTED)

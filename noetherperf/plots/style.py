@@ -1,0 +1,110 @@
+"""One look for every figure: colours ordered by lightness and lines that differ in their dashes, readable in grey."""
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import wraps
+from pathlib import Path
+from typing import Any, TypeVar
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+Source = TypeVar("Source")
+
+WIDTH, HEIGHT = 7.2, 2.9  # inches; a figure across two columns
+
+STYLE: dict[Any, Any] = {
+    "font.size": 8,
+    "axes.titlesize": 8.5,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 8,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 3,
+    "ytick.major.size": 3,
+    "ytick.minor.size": 0,
+    "xtick.minor.size": 0,
+    "lines.linewidth": 1.2,
+    "lines.solid_capstyle": "round",
+    "legend.frameon": False,
+    "legend.fontsize": 7.5,
+    "legend.handlelength": 2.4,
+    "mathtext.fontset": "dejavusans",
+    "savefig.dpi": 150,
+    "pdf.fonttype": 42,  # text stays text
+}
+MEASURED: dict[str, Any] = {"linewidth": 2.2}
+FLOW: dict[str, Any] = {"color": "black", "linewidth": 1.0, "linestyle": (0, (1, 2.6)), "dash_capstyle": "round"}
+MUTED = "0.45"
+BLUE, RED, GREEN, SAND = "#1b3a6b", "#c8553d", "#5aa17f", "#d9b26f"  # dark to light
+
+KIND_LINES: dict[str, dict[str, Any]] = {
+    "translation": {"color": BLUE, "linestyle": "-"},
+    "scale": {"color": RED, "linestyle": (0, (5, 1.5))},
+    "rescale": {"color": GREEN, "linestyle": (0, (5, 1.5, 1, 1.5))},
+}
+
+
+def style() -> AbstractContextManager[None]:
+    return matplotlib.rc_context(STYLE)
+
+
+def styled(draw: Callable[[Source], Figure]) -> Callable[[Source], Figure]:
+    """Draw in the one style, leaving the user's settings as they were."""
+
+    @wraps(draw)
+    def draw_styled(source: Source) -> Figure:
+        with style():
+            return draw(source)
+
+    return draw_styled
+
+
+def save(figure: Figure, stem: str | os.PathLike[str]) -> list[Path]:
+    """Save a figure as stem.png (150 dpi) and stem.pdf, the same bytes for the same data; makes the folder."""
+    Path(stem).parent.mkdir(parents=True, exist_ok=True)
+    files = []
+    for suffix, metadata in ((".png", {}), (".pdf", {"CreationDate": None})):
+        files.append(Path(f"{os.fspath(stem)}{suffix}"))
+        with style():
+            figure.savefig(files[-1], metadata=metadata)
+    return files
+
+
+def colors(n: int) -> NDArray[np.float64]:
+    """Colours from dark to light; the lightest of the map would be lost on paper."""
+    found: NDArray[np.float64] = matplotlib.colormaps["viridis"](np.linspace(0.25, 0.95, n))
+    return found
+
+
+def label_steps(axes: Axes) -> None:
+    axes.set_xlabel("step")
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.margins(x=0.02)
+
+
+def log_axis(axes: Axes, values: Sequence[NDArray[np.float64]]) -> None:
+    """A logarithmic axis over whole decades around the positive values; an error of exactly zero has no place on it."""
+    pooled = np.concatenate([np.ravel(value) for value in values])
+    positive = pooled[np.isfinite(pooled) & (pooled > 0)]
+    axes.set_yscale("log", nonpositive="mask")
+    if positive.size:
+        axes.set_ylim(10 ** np.floor(np.log10(positive.min())), 10 ** np.ceil(np.log10(positive.max()) + 1e-9))
+
+
+def say(axes: Axes, message: str) -> None:
+    """Put a sentence where a panel would be."""
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+    axes.text(0.5, 0.5, message, transform=axes.transAxes, ha="center", va="center", color=MUTED)
