@@ -1,4 +1,4 @@
-"""The command line: `noetherperf run | plot | check | info`, the same as `python -m noetherperf`.
+"""The command line: `noetherperf run | plot | figures | check | info`, the same as `python -m noetherperf`.
 
 It arranges what other files do and prints it; it computes nothing. What only some commands need (matplotlib,
 scikit-learn) is imported in them, so that `info` also works where the extra `[run]` is not installed.
@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import platform
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
@@ -195,6 +196,39 @@ def check(
             report_files([numbers, *pictures])
     if result.failed:
         fail(f"the constraints of {', '.join(result.failed)} do not hold", status=1)
+
+
+@app.command()
+def figures(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Which figures; by default all.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for pictures, data and claims.")] = Path("runs/figures"),
+    quick: Annotated[bool, typer.Option("--quick", help="Smaller networks and fewer steps.")] = False,
+    redraw: Annotated[bool, typer.Option("--redraw", help="Draw the data in --out again, without computing.")] = False,
+    threads: Annotated[int, typer.Option(min=1, help="Of torch.")] = 1,
+) -> None:
+    """Make the figures of the gallery: each picture, its data beside it, and its captions' claims checked on that data.
+
+    Ends with status 1 if a claim does not hold.
+    """
+    torch.set_num_threads(threads)
+    with clean_errors():
+        from noetherperf.figures import GALLERY, make
+
+        if unknown := [name for name in names or [] if name not in GALLERY]:
+            fail(f"there is no figure {unknown[0]!r}; there are: {', '.join(GALLERY)}")
+        broken = 0
+        for name in names or GALLERY:
+            start = time.perf_counter()
+            claims, files = make(name, out, quick=quick, redraw=redraw)
+            broken += sum(not claim.holds for claim in claims)
+            print(f"{name}: {GALLERY[name].title} ({time.perf_counter() - start:.0f} s)")
+            for claim in claims:
+                print(f"  {'holds' if claim.holds else 'FAILS'}  {claim.text}: {claim.value:.4g}")
+            report_files(files)
+    if broken:
+        fail(f"{broken} of the claims do not hold on this data", status=1)
 
 
 @app.command()

@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 Source = TypeVar("Source")
+Picture = Figure  # for those who may not import matplotlib
 
 WIDTH, HEIGHT = 7.2, 2.9  # inches; a figure across two columns
 

@@ -1,0 +1,126 @@
+"""The gallery: every figure of the paper and those that carry it further, each from one command.
+
+    noetherperf figures [NAME …] [--out DIR] [--quick]
+
+A figure is data that is computed, a picture drawn of that data, and claims checked on it. Computing and drawing are
+apart: `compute` returns arrays and knows no picture; `draw`, in noetherperf.plots, knows nothing but those arrays; and
+what a caption says in numbers is a `Claim` on the same arrays, which the tests hold too.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from noetherperf.figures import budget, dynamics, errors, fields, manifolds, modified, neurons, oscillation
+from noetherperf.figures.claims import Claim, Data
+from noetherperf.plots import planar, training
+from noetherperf.plots.style import Picture, save
+
+__all__ = ["GALLERY", "Claim", "Data", "Figure", "load", "make"]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of the gallery.
+
+    Attributes:
+        title: What it shows, in a line.
+        compute: Its data; with True in a smaller size, for tests.
+        draw: The picture of such data, a matplotlib Figure.
+        claims: What its caption says of such data.
+    """
+
+    title: str
+    compute: Callable[[bool], Data]
+    draw: Callable[[Data], Picture]
+    claims: Callable[[Data], list[Claim]]
+
+
+GALLERY: dict[str, Figure] = {
+    "fields": Figure(
+        "gradients are orthogonal to the generators of symmetries", fields.compute, planar.fields, fields.claims
+    ),
+    "manifolds": Figure(
+        "gradient flow stays on a line, a circle, a hyperbola; what training adds leaves them",
+        manifolds.compute,
+        planar.manifolds,
+        manifolds.claims,
+    ),
+    "modified": Figure(
+        "modified loss and modified flow follow the steps that gradient flow loses",
+        modified.compute,
+        planar.modified,
+        modified.claims,
+    ),
+    "neurons": Figure(
+        "single parameters are noisy, neurons are smooth", neurons.compute, training.neurons, neurons.claims
+    ),
+    "dynamics": Figure(
+        "exact dynamics of all three charges, VGG-16 with and without BatchNorm",
+        dynamics.compute,
+        training.dynamics,
+        dynamics.claims,
+    ),
+    "oscillation": Figure(
+        "momentum makes charges oscillate: three regimes of damping",
+        oscillation.compute,
+        training.oscillation,
+        oscillation.claims,
+    ),
+    "errors": Figure(
+        "errors of the flow law and of the discrete law over learning rate, batch size and momentum",
+        errors.compute,
+        training.errors,
+        errors.claims,
+    ),
+    "budget": Figure(
+        "where the norm of a layer comes from and goes to, and the equilibrium of decay and growth",
+        budget.compute,
+        training.budget,
+        budget.claims,
+    ),
+}
+
+
+def make(name: str, directory: Path, *, quick: bool = False, redraw: bool = False) -> tuple[list[Claim], list[Path]]:
+    """Compute a figure, draw it, check its claims, and save all of it.
+
+    Args:
+        name: A key of GALLERY.
+        directory: Made where it is missing. Gets name.png and name.pdf, the picture; name.npz, its data; name.json,
+            its claims with what was found.
+        quick: Compute in the smaller size.
+        redraw: Take the data from name.npz instead of computing it.
+
+    Returns:
+        The claims, those that do not hold included; and the files.
+
+    Raises:
+        KeyError: There is no such figure.
+        FileNotFoundError: redraw, and there is no data.
+    """
+    figure, stem = GALLERY[name], directory / name
+    directory.mkdir(parents=True, exist_ok=True)
+    data_file = stem.with_suffix(".npz")
+    if redraw:
+        data = load(data_file)
+    else:
+        data = figure.compute(quick)
+        np.savez_compressed(data_file, allow_pickle=False, **data)
+    pictures = save(figure.draw(data), stem)
+    claims = figure.claims(data)
+    told = {"figure": name, "title": figure.title, "claims": [claim.to_dict() for claim in claims]}
+    claims_file = stem.with_suffix(".json")
+    claims_file.write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return claims, [*pictures, data_file, claims_file]
+
+
+def load(file: Path) -> Data:
+    """The data of a figure from its .npz; numbers and text, nothing in it is executed."""
+    if not file.exists():
+        raise FileNotFoundError(f"there is no {str(file)!r} to draw again; make the figure without --redraw first")
+    with np.load(file, allow_pickle=False) as arrays:
+        return dict(arrays)

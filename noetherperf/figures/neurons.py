@@ -1,0 +1,66 @@
+"""Figure: single parameters, noisy, beside the sums that they belong to, smooth."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from noetherperf.figures.claims import Claim, Data
+from noetherperf.figures.runs import series, train
+from noetherperf.hyper import Hyper
+from noetherperf.recipes import digits
+from noetherperf.recipes.models import digits_network
+
+__all__ = ["claims", "compute"]
+
+LAYER = "fc2"
+HYPER = Hyper(lr=0.05, weight_decay=0.02)
+N_COLUMNS, BATCH = 10, 4
+
+
+def compute(quick: bool) -> Data:
+    """Of ten columns of the last layer, one weight each and their sums, every step of noisy training.
+
+    Arrays: steps [n rows], parameters [n rows, 10], charges [n rows, 10], flow [n rows, 10].
+    """
+    torch.manual_seed(0)
+    model, symmetries = digits_network()
+    weight = model.get_parameter("fc2.weight")
+    sums = weight.detach().sum(0)
+    columns = sums.argsort()[torch.linspace(0, len(sums) - 1, N_COLUMNS).round().long()]
+    rows = torch.arange(N_COLUMNS) % len(weight)
+    wanted = [symmetry for symmetry in symmetries if symmetry.name == LAYER]
+    n_steps = 300 if quick else 2000
+    run = train(
+        model,
+        wanted,
+        digits.load(),
+        HYPER,
+        n_steps,
+        BATCH,
+        every=2 if quick else 4,
+        probe=lambda: weight[rows, columns],
+    )
+    return {
+        "steps": run.steps,
+        "parameters": run.probes,
+        "charges": series(run, LAYER, lambda law: law.charge)[:, columns],
+        "flow": series(run, LAYER, lambda law: law.flow.total)[:, columns],
+    }
+
+
+def reversals(curves: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Share of rows at which a curve turns back, [n curves]: ½ for a random walk, 0 for a monotonic curve."""
+    moves = np.diff(curves, axis=0)
+    share: NDArray[np.float64] = (moves[1:] * moves[:-1] < 0).mean(0)
+    return share
+
+
+def claims(data: Data) -> list[Claim]:
+    """Parameters wander, charges follow the flow law."""
+    turns = {name: float(np.median(reversals(data[name]))) for name in ("parameters", "charges")}
+    error = np.abs(data["charges"] - data["flow"]).max() / np.ptp(data["charges"])
+    return [
+        Claim("share of rows at which the median parameter turns back", turns["parameters"], low=0.2),
+        Claim("share of rows at which the median charge does", turns["charges"], high=0.02),
+        Claim("largest distance of a charge from the flow law, over the range of charges", float(error), high=0.02),
+    ]

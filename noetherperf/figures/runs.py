@@ -1,0 +1,153 @@
+"""Training runs for the gallery: an ordinary loop, with the optimizer's readout kept every few steps."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from noetherperf.hyper import Hyper
+from noetherperf.readout import ChargeReadout, Readout
+from noetherperf.recipes import digits
+from noetherperf.recipes.vgg import vgg16
+from noetherperf.sgd import SGD
+from noetherperf.symmetry import Symmetry
+
+__all__ = ["Run", "Vgg", "enlarged_digits", "series", "train", "train_vgg"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What was kept of a training run.
+
+    Attributes:
+        hyper: Of every step.
+        steps: Steps of the rows, [n rows].
+        readouts: One a row.
+        probes: One a row, [n rows, n probed].
+        losses: Training loss of each step's batch, [n steps].
+        accuracy: Share of the test images classified correctly at the end, 0 to 1.
+    """
+
+    hyper: Hyper
+    steps: NDArray[np.int64]
+    readouts: Sequence[Readout]
+    probes: NDArray[np.float64]
+    losses: NDArray[np.float64]
+    accuracy: float
+
+
+def train(
+    model: nn.Module,
+    symmetries: Sequence[Symmetry],
+    data: digits.Digits,
+    hyper: Hyper,
+    n_steps: int,
+    batch_size: int,
+    *,
+    every: int = 1,
+    probe: Callable[[], Tensor] = lambda: torch.empty(0),
+) -> Run:
+    """Train with cross-entropy on batches drawn with torch's global seed, and read out every few steps.
+
+    Args:
+        model: Gives logits; left in training mode.
+        symmetries: To measure.
+        data: Images and labels.
+        hyper: Of every step.
+        n_steps: How many.
+        batch_size: Images in a batch, drawn without replacement within a pass.
+        every: Steps between readouts; the first is before any step, the last after the last.
+        probe: Called with each readout; gives a vector.
+    """
+    optimizer = SGD(model.named_parameters(), **asdict(hyper), symmetries=symmetries)
+    steps, readouts, probes, losses = [0], [optimizer.readout()], [_kept(probe)], []
+    order: list[Tensor] = []
+    for step in range(1, n_steps + 1):
+        if not order:  # whole batches only, so that the noise is of one size
+            order = [
+                rows for rows in torch.randperm(len(data.train_labels)).split(batch_size) if len(rows) == batch_size
+            ]
+        rows = order.pop()
+        loss = nn.functional.cross_entropy(model(data.train_images[rows]), data.train_labels[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        if step % every == 0 or step == n_steps:
+            steps.append(step)
+            readouts.append(optimizer.readout())
+            probes.append(_kept(probe))
+    accuracy = _accuracy(model, data)
+    return Run(hyper, np.array(steps), readouts, np.stack(probes), np.array(losses), accuracy)
+
+
+def series(run: Run, name: str, read: Callable[[ChargeReadout], Tensor]) -> NDArray[np.float64]:
+    """One quantity of one symmetry over the rows, [n rows, n groups]."""
+    found: NDArray[np.float64] = torch.stack([read(readout[name]) for readout in run.readouts]).numpy()
+    return found
+
+
+@dataclass(frozen=True)
+class Vgg:
+    """Which VGG-16 to train on the enlarged digits, and how; equal ones give one run.
+
+    Attributes:
+        batch_norm, width, image_size: Of recipes.vgg.vgg16.
+        hyper, n_steps, batch_size, every: Of `train`.
+        dropout: Of recipes.vgg.vgg16.
+    """
+
+    batch_norm: bool
+    width: float
+    image_size: int
+    hyper: Hyper
+    n_steps: int
+    batch_size: int = 32
+    every: int = 5
+    dropout: float = 0.5
+
+
+@cache
+def train_vgg(settings: Vgg) -> Run:
+    """Train a VGG-16 on the enlarged digits; the same settings again give the same run without training."""
+    torch.manual_seed(0)
+    model, symmetries = vgg16(
+        batch_norm=settings.batch_norm,
+        width=settings.width,
+        image_size=settings.image_size,
+        dropout=settings.dropout,
+    )
+    data = enlarged_digits(settings.image_size)
+    return train(model, symmetries, data, settings.hyper, settings.n_steps, settings.batch_size, every=settings.every)
+
+
+@cache
+def enlarged_digits(image_size: int) -> digits.Digits:
+    """scikit-learn's digits, 8×8 pixels, enlarged bilinearly."""
+    small = digits.load()
+
+    def enlarge(images: Tensor) -> Tensor:
+        return nn.functional.interpolate(images, size=(image_size, image_size), mode="bilinear")
+
+    return digits.Digits(enlarge(small.train_images), small.train_labels, enlarge(small.test_images), small.test_labels)
+
+
+def _kept(probe: Callable[[], Tensor]) -> NDArray[np.float64]:
+    kept: NDArray[np.float64] = probe().detach().double().numpy().copy()
+    return kept
+
+
+@torch.no_grad()
+def _accuracy(model: nn.Module, data: digits.Digits) -> float:
+    was_training = model.training
+    model.eval()
+    correct = [
+        model(images).argmax(1) == labels
+        for images, labels in zip(data.test_images.split(128), data.test_labels.split(128), strict=True)
+    ]
+    model.train(was_training)
+    return float(torch.cat(correct).double().mean())

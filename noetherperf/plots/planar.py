@@ -1,0 +1,167 @@
+"""Pictures in the plane of two parameters, for the gallery: fields, manifolds, modified.
+
+Their data, arrays by name, is described where it is computed, in noetherperf.figures.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from numpy.typing import NDArray
+
+from noetherperf.plots.style import BLUE, GREEN, MUTED, RED, SAND, WIDTH, styled
+
+__all__ = ["fields", "manifolds", "modified"]
+
+Data = Mapping[str, NDArray[Any]]
+
+COMPONENTS = {
+    "translation": "translation\ntwo logits, softmax",
+    "scale": "scale\na normalised weight",
+    "rescale": "rescale\nweights into and out of a unit",
+}
+CHARGE = {
+    "translation": r"$\theta_1 + \theta_2$",
+    "scale": r"$\theta_1^2 + \theta_2^2$",
+    "rescale": r"$\theta_1^2 - \theta_2^2$",
+}
+MOTIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "noise": ("noise", {"color": "0.62", "linewidth": 0.9, "zorder": 2}),
+    "steps": (
+        "finite steps",
+        {"color": RED, "linewidth": 0.8, "marker": "o", "markersize": 2.6, "linestyle": "-", "zorder": 4},
+    ),
+    "momentum": ("momentum", {"color": GREEN, "linewidth": 1.3, "linestyle": (0, (5, 1.5, 1, 1.5)), "zorder": 3}),
+    "decay": ("weight decay", {"color": SAND, "linewidth": 1.5, "linestyle": (0, (5, 1.5)), "zorder": 3}),
+    "flow": ("gradient flow", {"color": BLUE, "linewidth": 2.2, "linestyle": "-", "zorder": 5}),
+}
+MODELS: dict[str, dict[str, Any]] = {
+    "gradient flow": {"color": SAND, "linestyle": (0, (5, 1.5)), "marker": "s"},
+    "modified loss": {"color": RED, "linestyle": (0, (5, 1.5, 1, 1.5)), "marker": "^"},
+    "modified flow": {"color": BLUE, "linestyle": "-", "marker": "o"},
+}
+
+
+@styled
+def fields(data: Data) -> Figure:
+    """Downhill directions and generators over the loss, a panel for each symmetry."""
+    figure = Figure(figsize=(WIDTH, 2.95), layout="constrained")
+    for axes, (kind, title) in zip(figure.subplots(1, 3), COMPONENTS.items(), strict=True):
+        _landscape(axes, data[f"{kind}/axis"], data[f"{kind}/loss"])
+        points = data[f"{kind}/points"]
+        inside = np.linalg.norm(points, axis=1) > 0.3  # near the origin a normalised weight has no direction
+        for name, sign, color in (("generator", 1.0, RED), ("gradient", -1.0, BLUE)):
+            vectors = sign * data[f"{kind}/{name}"][inside]
+            unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+            axes.quiver(*points[inside].T, *unit.T, color=color, pivot="tail", angles="xy", scale_units="xy", scale=2.9,
+                        width=0.0065, headwidth=4, headlength=4.5, headaxislength=4)  # fmt: skip
+        axes.set_title(title)
+        _plane(axes)
+    lines = [
+        Line2D([], [], color=BLUE, marker=">", markersize=4, label="downhill, $-g$"),
+        Line2D([], [], color=RED, marker=">", markersize=4, label=r"generator $\psi$"),
+        Line2D([], [], color="0.6", linewidth=0.6, label="equal loss"),
+    ]
+    figure.legend(handles=lines, loc="outside lower center", ncols=3)
+    return figure
+
+
+@styled
+def manifolds(data: Data) -> Figure:
+    """Paths in the plane (above) and what becomes of the charge along them (below)."""
+    figure = Figure(figsize=(WIDTH, 4.7), layout="constrained")
+    above, below = figure.subplots(2, 3, height_ratios=(1.55, 1.0))
+    for plane, over_time, (kind, title) in zip(above, below, COMPONENTS.items(), strict=True):
+        paths = {motion: data[f"{kind}/{motion}/path"] for motion in MOTIONS}
+        _frame(plane, np.concatenate(list(paths.values())))
+        _manifold(plane, kind, data[f"{kind}/flow/charge"][0])
+        for motion, (_, look) in MOTIONS.items():
+            plane.plot(*paths[motion].T, **look)
+            time, charge = data[f"{kind}/{motion}/time"], data[f"{kind}/{motion}/charge"]
+            over_time.plot(time, charge, **look)
+        plane.plot(*paths["flow"][0], marker="o", color="black", markersize=4.5, zorder=6)
+        plane.plot(*paths["flow"][-1], marker="*", color="black", markersize=8, zorder=6)
+        plane.set_title(title)
+        _plane(plane)
+        over_time.set_xlabel("time η·steps")
+        over_time.set_ylabel(CHARGE[kind])
+        over_time.margins(x=0.02)
+        low, high = over_time.get_ylim()
+        if high - low < 0.5:
+            over_time.set_ylim(low - 0.25, high + 0.25)
+    lines = [Line2D([], [], **look, label=label) for label, look in reversed(MOTIONS.values())]
+    figure.legend(handles=lines, loc="outside lower center", ncols=5)
+    return figure
+
+
+@styled
+def modified(data: Data) -> Figure:
+    """Paths of the steps and of three models, without and with momentum; and the models' errors over learning rates."""
+    figure = Figure(figsize=(WIDTH, 2.95), layout="constrained")
+    plain, momentum, orders = figure.subplots(1, 3)
+    titles = {"plain": "without momentum\nη = 0.48", "momentum": "with momentum\nη = 0.1, β = 0.8"}
+    for axes, name in ((plain, "plain"), (momentum, "momentum")):
+        _landscape(axes, data["axis"], data["loss"])
+        for model, look in MODELS.items():
+            axes.plot(*data[f"{name}/{model}"].T, color=look["color"], linestyle=look["linestyle"], linewidth=1.4)
+        axes.plot(*data[f"{name}/steps"].T, "o", color="black", markersize=2.4, zorder=5)
+        axes.set_title(titles[name])
+        _plane(axes)
+        hidden = 0 if name == "momentum" else 1  # the first of the plain steps is long, and all models make it alike
+        paths = [data[f"{name}/steps"][hidden:], *(data[f"{name}/{model}"][8 * hidden :] for model in MODELS)]
+        _frame(axes, np.concatenate(paths))
+    for name, filled in (("plain", True), ("momentum", False)):
+        for model, look in MODELS.items():
+            axes = orders
+            axes.loglog(data[f"{name}/lr"], data[f"{name}/{model}/error"], linewidth=1.0, markersize=4,
+                        markerfacecolor=look["color"] if filled else "white", **look)  # fmt: skip
+    lr = data["plain/lr"]
+    for power, model in ((1, "gradient flow"), (2, "modified loss")):
+        at = data[f"plain/{model}/error"][0] * (lr / lr[0]) ** power
+        side = 0.3 if power == 1 else 0.35
+        orders.plot(lr, side * at, color="0.6", linewidth=0.7)
+        orders.annotate(f"$\\propto\\eta^{power}$", (lr[1], side * at[1]), xytext=(3, -9), textcoords="offset points",
+                        color=MUTED, fontsize=7)  # fmt: skip
+    orders.set_xticks([0.003, 0.01, 0.03], ["0.003", "0.01", "0.03"])
+    orders.minorticks_off()
+    orders.set_title("distance from the steps\nfilled: β = 0, open: β = 0.4")
+    orders.set_xlabel("learning rate η")
+    orders.set_ylabel(r"largest distance $|\theta - \theta_k|$")
+    lines = [Line2D([], [], linestyle="", marker="o", markersize=3, color="black", label="steps")]
+    lines += [
+        Line2D([], [], color=look["color"], linestyle=look["linestyle"], label=model) for model, look in MODELS.items()
+    ]
+    figure.legend(handles=lines, loc="outside lower center", ncols=4)
+    return figure
+
+
+def _landscape(axes: Axes, axis: NDArray[np.float64], loss: NDArray[np.float64]) -> None:
+    """Lines of equal loss, as many between any two quantiles."""
+    levels = np.unique(np.quantile(loss, np.linspace(0.02, 0.97, 12)))
+    axes.contour(axis, axis, loss, levels, colors="0.72", linewidths=0.6)
+
+
+def _manifold(axes: Axes, kind: str, charge: float) -> None:
+    """The line, circle or hyperbola of one charge."""
+    (x_low, x_high), (y_low, y_high) = axes.get_xlim(), axes.get_ylim()
+    x, y = np.meshgrid(np.linspace(x_low, x_high, 300), np.linspace(y_low, y_high, 300))
+    value = {"translation": x + y, "scale": x * x + y * y, "rescale": x * x - y * y}[kind]
+    axes.contour(x, y, value, [charge], colors="0.8", linewidths=4.0, zorder=1)
+
+
+def _frame(axes: Axes, points: NDArray[np.float64]) -> None:
+    """A square around all points, with a margin."""
+    low, high = points.min(0), points.max(0)
+    middle, half = (low + high) / 2.0, 0.58 * (high - low).max()
+    axes.set_xlim(middle[0] - half, middle[0] + half)
+    axes.set_ylim(middle[1] - half, middle[1] + half)
+
+
+def _plane(axes: Axes) -> None:
+    axes.set_aspect("equal")
+    axes.set_xlabel(r"$\theta_1$")
+    axes.set_ylabel(r"$\theta_2$", labelpad=1)
+    axes.locator_params(nbins=5)
