@@ -25,6 +25,7 @@ namespace {
 constexpr int64_t chunk_cols = 16384;  // columns summed by position at a time: 768 KB of float64 sums, for the L2
 constexpr int64_t staging_cols = 512;  // what is copied together from a tensor that is no matrix in memory
 constexpr int64_t staging_rows = 8;
+constexpr int64_t elements_worth_a_thread = 4096;
 constexpr int64_t element_size[n_dtypes] = {4, 8, 2, 2};
 
 // One tile's work.
@@ -302,8 +303,10 @@ Engine::Engine(const Problem& problem, const Kernels& kernels)
       n_tiles_(problem.n_tensors, 0),
       n_accumulated_(problem.n_tensors, n_moments) {
   for (int64_t i = 0; i < problem.n_tiles; ++i) {
-    max_tile_rows_ = std::max(max_tile_rows_, problem.tiles[i].row_end - problem.tiles[i].row_begin);
-    ++n_tiles_[problem.tiles[i].tensor];
+    const Tile& tile = problem.tiles[i];
+    max_tile_rows_ = std::max(max_tile_rows_, tile.row_end - tile.row_begin);
+    n_elements_ += (tile.row_end - tile.row_begin) * (tile.col_end - tile.col_begin);
+    ++n_tiles_[tile.tensor];
   }
 }
 
@@ -333,7 +336,8 @@ void Engine::finish(const Inputs& inputs, const Span& span, Mode mode) {
 template <bool measuring>
 void Engine::run(const Inputs& inputs, int n_threads) {
   const Problem& problem = problem_;
-  n_threads = std::max(1, n_threads);
+  // Threads that would have less to do than what it takes to call them are left alone.
+  n_threads = int(std::max<int64_t>(1, std::min<int64_t>(n_threads, n_elements_ / elements_worth_a_thread)));
   if (int(ranges_.size()) < n_threads) {
     ranges_ = std::vector<Range>(n_threads);
     scratch_.resize(n_threads);

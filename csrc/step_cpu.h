@@ -70,7 +70,7 @@ class Engine {
 
   Problem problem_;
   Kernels kernels_;
-  int64_t max_tile_rows_ = 0;
+  int64_t max_tile_rows_ = 0, n_elements_ = 0;
   std::vector<int32_t> n_tiles_;        // of each tensor
   std::vector<uint8_t> n_accumulated_;  // moments of each tensor that may not be zero
   std::vector<Scratch> scratch_;
