@@ -20,7 +20,7 @@ def settings(quick: bool) -> list[Vgg]:
     """Four runs: overdamped, critical, and underdamped with a softer and a stiffer spring."""
     critical = theory.critical_decay("translation", Hyper(lr=0.002, momentum=0.99))
     hypers = [
-        (Hyper(lr=0.01, momentum=0.9, weight_decay=0.02), 600),
+        (Hyper(lr=0.02, momentum=0.9, weight_decay=0.005), 600),
         (Hyper(lr=0.002, momentum=0.99, weight_decay=critical), 800),
         (Hyper(lr=0.002, momentum=0.99, weight_decay=0.04), 900),
         (Hyper(lr=0.002, momentum=0.99, weight_decay=0.08), 900),
