@@ -116,11 +116,10 @@ def _resnet50() -> Iterator[Shape]:
     yield from ((1000, 2048), (1000,))
 
 
-def _gpt2() -> Iterator[Shape]:
-    """The smallest GPT-2; the output head shares the embedding."""
-    d = 768
+def _gpt2(d: int, n_blocks: int) -> Iterator[Shape]:
+    """GPT-2 of width d; the output head shares the embedding."""
     yield from ((50257, d), (1024, d))
-    for _ in range(12):
+    for _ in range(n_blocks):
         yield from ((d,), (d,), (3 * d, d), (3 * d,), (d, d), (d,))
         yield from ((d,), (d,), (4 * d, d), (4 * d,), (d, 4 * d), (d,))
     yield from ((d,), (d,))
@@ -136,9 +135,15 @@ MODELS: dict[str, Shapes] = {
     "resnet50": tuple(_resnet50()),
     "vgg16": tuple(_vgg16(200)),
     "small2000": ((64, 64),) * 2000,
-    "gpt2": tuple(_gpt2()),
+    "gpt2": tuple(_gpt2(768, 12)),
     "embedding": ((50257, 768),),
     "mlp": tuple(_mlp(3079, 4099, 2053, 1021, 509, 97, 11)),
+}
+
+#: What only a GPU's memory is fast enough for.
+LARGE_MODELS: dict[str, Shapes] = {
+    "gpt2-xl": tuple(_gpt2(1600, 48)),
+    "billion": ((25_000, 40_000),),
 }
 
 # ---- cases ----------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from dataclasses import replace
 from math import prod
 
 import torch
-from test_engines import assert_close, magnitudes
+from test_engines import assert_close, magnitudes, sum_eps
 from torch import Tensor
 
 import noetherperf as nperf
@@ -62,7 +62,8 @@ def check(case: Case, inputs: Inputs, optimizer: nperf.SGD) -> None:
     for i, name in enumerate(case.names):
         v, v_new = (buffers[i], inputs.buffers[i]) if buffers else (None, None)
         after = inputs.params[i].detach(), v_new
-        moments |= _check_tensor(name, (before[i], inputs.grads[i], v), after, c, views.get(i, []))
+        sums_eps = sum_eps(optimizer.backend, before[i].dtype)
+        moments |= _check_tensor(name, (before[i], inputs.grads[i], v), after, c, views.get(i, []), sums_eps)
     rows = list(READOUT_MOMENTS.values())
     for symmetry in optimizer.symmetries:
         (part,) = plan.parts[symmetry.name]
@@ -77,13 +78,15 @@ def _check_tensor(
     after: tuple[Tensor, Tensor | None],
     c: Coefficients,
     views: list[View],
+    sums_eps: float,
 ) -> dict[View, tuple[Tensor, Tensor]]:
     """Compare one tensor's p and v; returns its views' expected moments and their bounds [N_MOMENTS, n_segments]."""
     dtype = before[0].dtype
-    eps = torch.finfo(dtype).eps
+    eps, device = torch.finfo(dtype).eps, before[0].device
     spacing = eps * torch.finfo(dtype).smallest_normal
     compute_eps = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
-    empty = {view: torch.zeros(N_MOMENTS, view.n_segments, dtype=torch.float64) for view in views}
+    shapes = {view: (N_MOMENTS, view.n_segments) for view in views}
+    empty = {view: torch.zeros(shape, dtype=torch.float64, device=device) for view, shape in shapes.items()}
     found = {view: (x, x.clone()) for view, x in empty.items()}
     for rows in _rows(before[0]):
         p, g = (x[rows].double() for x in before[:2])
@@ -101,9 +104,9 @@ def _check_tensor(
             expected[:, segments] += reference.moments(part.grouped, stored, p, g, u, v_new, c)
             bound[:, segments] += reference.moments(part.grouped, stored.abs(), p.abs(), g.abs(), u_mag, v_mag, c)
     for _, bound in found.values():
-        bound *= 1e-13
-        bound[Moment.SQ_U :] *= 1 + 24 * compute_eps / 1e-13
-    return found
+        bound *= sums_eps
+        bound[Moment.SQ_U :] *= 1 + 24 * compute_eps / sums_eps
+    return {view: (expected.cpu(), bound.cpu()) for view, (expected, bound) in found.items()}
 
 
 def _close(actual: Tensor, expected: Tensor, bound: Tensor, what: str) -> None:

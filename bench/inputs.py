@@ -12,6 +12,7 @@ from bench.cases import Case
 
 MEMORY = 12 << 30  # that a case may take, in bytes
 MAX_SETS = 6
+CPU = torch.device("cpu")
 PERIOD = 1_000_003  # random numbers repeat after so many; prime, so that no two rows of a tensor are alike
 
 
@@ -33,12 +34,12 @@ def _numbers() -> Tensor:
     return torch.randn(PERIOD, generator=torch.Generator().manual_seed(0))
 
 
-def _tensors(case: Case, phase: int) -> list[Tensor]:
+def _tensors(case: Case, phase: int, device: torch.device) -> list[Tensor]:
     """Tensors of a case's shapes, each where torch's allocator puts it."""
-    numbers = _numbers().to(case.torch_dtype)
+    numbers = _numbers().to(device, case.torch_dtype)
     tensors, start = [], 31 * phase
     for shape in case.shapes:
-        flat = torch.empty(prod(shape), dtype=case.torch_dtype)
+        flat = torch.empty(prod(shape), dtype=case.torch_dtype, device=device)
         at = 0
         while at < len(flat):
             piece = numbers[start % PERIOD :][: len(flat) - at]
@@ -48,11 +49,11 @@ def _tensors(case: Case, phase: int) -> list[Tensor]:
     return tensors
 
 
-def make_inputs(case: Case, number: int) -> Inputs:
+def make_inputs(case: Case, number: int, device: torch.device = CPU) -> Inputs:
     """One input set; sets of different numbers hold different values."""
-    params = [nn.Parameter(x) for x in _tensors(case, 3 * number)]
-    grads = _tensors(case, 3 * number + 1)
-    buffers = _tensors(case, 3 * number + 2) if case.momentum else []
+    params = [nn.Parameter(x) for x in _tensors(case, 3 * number, device)]
+    grads = _tensors(case, 3 * number + 1, device)
+    buffers = _tensors(case, 3 * number + 2, device) if case.momentum else []
     for p, g in zip(params, grads, strict=True):
         p.grad = g
     return Inputs(params, grads, buffers)

@@ -14,7 +14,6 @@ from typing import NamedTuple
 Step = Callable[[], object]
 
 LEAST_SECONDS = 3e-4  # that a timed repetition of steps should take
-MAX_REPEATS = 1000
 
 
 class Spread(NamedTuple):
@@ -33,7 +32,7 @@ class Spread(NamedTuple):
 
 
 class Rounds:
-    """Times variants against each other.
+    """Times variants against each other. A subclass may tell the time of steps otherwise (_seconds).
 
     Args:
         steps: Per variant one callable for each input set.
@@ -44,6 +43,8 @@ class Rounds:
         times: Per variant the seconds of a step in every round so far.
         repeats: How many steps of a variant are timed together.
     """
+
+    max_repeats = 1000
 
     def __init__(
         self, steps: Mapping[str, Sequence[Step]], seed: int = 0, clock: Callable[[], float] = time.perf_counter
@@ -70,13 +71,17 @@ class Rounds:
                 steps = self._steps[name]
                 turns = [steps[(self._turn + i) % len(steps)] for i in range(self.repeats)]
                 self._turn += self.repeats
-                begin = self._clock()
-                for step in turns:
-                    step()
-                self.times[name].append((self._clock() - begin) / self.repeats)
+                self.times[name].append(self._seconds(name, turns) / self.repeats)
         finally:
             if collecting:
                 gc.enable()
+
+    def _seconds(self, name: str, turns: Sequence[Step]) -> float:
+        """Make these steps of a variant; how long they took."""
+        begin = self._clock()
+        for step in turns:
+            step()
+        return self._clock() - begin
 
     def calibrate(self, seconds: float, least: int) -> int:
         """Run a round to learn what one takes, and forget it.
@@ -90,7 +95,7 @@ class Rounds:
         """
         self.run()
         once = [times[-1] for times in self.times.values()]
-        self.repeats = max(1, min(MAX_REPEATS, round(LEAST_SECONDS / max(min(once), 1e-9))))
+        self.repeats = max(1, min(self.max_repeats, round(LEAST_SECONDS / max(min(once), 1e-9))))
         for times in self.times.values():
             times.clear()
         return max(least, int(seconds / max(1e-9, sum(once) * self.repeats)))
@@ -105,10 +110,12 @@ def ratios(times: Mapping[str, Sequence[float]], baseline: str) -> dict[str, Spr
     }
 
 
-def figures(times: Mapping[str, Sequence[float]]) -> dict[str, dict[str, Spread]]:
-    """Per variant its seconds, and its multiples of the floor, of torch's fused step and of noetherperf."""
+def figures(
+    times: Mapping[str, Sequence[float]], baselines: Sequence[str] = ("floor", "fused", "ours")
+) -> dict[str, dict[str, Spread]]:
+    """Per variant its seconds, and its multiples of the baselines: the floor, torch's fused step and noetherperf."""
     found = {name: {"seconds": Spread.of(values)} for name, values in times.items()}
-    for baseline in ("floor", "fused", "ours"):
+    for baseline in baselines:
         if baseline in times:
             for name, spread in ratios(times, baseline).items():
                 found[name][f"per {baseline}"] = spread

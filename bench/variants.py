@@ -31,7 +31,7 @@ class Unavailable(Exception):
 # ---- optimizers -----------------------------------------------------------------------------------------------------
 
 
-def ours(case: Case, inputs: Inputs, *, measuring: bool = True) -> nperf.SGD:
+def ours(case: Case, inputs: Inputs, *, measuring: bool = True, backend: str = "auto") -> nperf.SGD:
     """noetherperf's optimizer over one input set, its momentum buffers warm."""
     optimizer = nperf.SGD(
         list(zip(case.names, inputs.params, strict=True)),
@@ -39,6 +39,7 @@ def ours(case: Case, inputs: Inputs, *, measuring: bool = True) -> nperf.SGD:
         momentum=case.momentum,
         weight_decay=WEIGHT_DECAY,
         symmetries=case.symmetries() if measuring else (),
+        backend=backend,
     )
     _warm(optimizer, inputs)
     return optimizer
@@ -56,8 +57,8 @@ def _warm(optimizer: torch.optim.Optimizer, inputs: Inputs) -> None:
         optimizer.state[p]["momentum_buffer"] = v
 
 
-def _ours(case: Case, sets: Sequence[Inputs], *, measuring: bool) -> list[Step]:
-    return [ours(case, inputs, measuring=measuring).step for inputs in sets]
+def _ours(case: Case, sets: Sequence[Inputs], **how: Any) -> list[Step]:
+    return [ours(case, inputs, **how).step for inputs in sets]
 
 
 def _peer(case: Case, sets: Sequence[Inputs], **how: bool) -> list[Step]:

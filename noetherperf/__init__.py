@@ -8,17 +8,19 @@ law = optimizer.readout()["features.3"]    # charge, discrete and flow law, resi
 """
 
 import importlib
-from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from noetherperf import distributed
 from noetherperf.backends import backends
-from noetherperf.constraints import Constraints, check_constraints
 from noetherperf.cost import Cost, cost
-from noetherperf.detect import Symmetries, find_symmetries
 from noetherperf.readout import ChargeReadout, Prediction, Readout
-from noetherperf.recorder import Record, Recorder, open_record
 from noetherperf.sgd import SGD
 from noetherperf.symmetry import Norm, Part, Rescale, Scale, Symmetry, Translation, layers, neurons
+
+if TYPE_CHECKING:
+    from noetherperf.constraints import Constraints, check_constraints
+    from noetherperf.detect import Symmetries, find_symmetries
+    from noetherperf.recorder import Record, Recorder, open_record
 
 __version__ = "0.1.0"
 
@@ -48,9 +50,27 @@ __all__ = [
     "open_record",
 ]
 
+#: What is loaded when asked for, and where it is: stepping and reading out need torch and numpy alone, and these need
+#: xarray, zarr and rich, scipy, or matplotlib.
+_LAZY = {
+    "Constraints": "constraints",
+    "Record": "recorder",
+    "Recorder": "recorder",
+    "Symmetries": "detect",
+    "check_constraints": "constraints",
+    "find_symmetries": "detect",
+    "open_record": "recorder",
+}
+_LAZY_MODULES = ("constraints", "detect", "plots", "recorder", "theory")
 
-def __getattr__(name: str) -> ModuleType:
-    """`nperf.theory` and `nperf.plots`, loaded when asked for: they need scipy and matplotlib."""
-    if name in ("plots", "theory"):
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY_MODULES:
         return importlib.import_module(f"{__name__}.{name}")
+    if name in _LAZY:
+        return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_LAZY_MODULES})

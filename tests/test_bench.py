@@ -16,6 +16,7 @@ from bench import report
 from bench.cases import EVERYTHING, MODELS, QUICK_STEPS, Case, selected
 from bench.correctness import Mismatch, check
 from bench.inputs import TooLarge, make_inputs, n_sets
+from bench.markdown import ratio, seconds, size
 from bench.memory import extra_bytes
 from bench.timing import LEAST_SECONDS, Rounds, Spread, figures, ratios
 from bench.variants import VARIANTS, measured, names_for, ours, plain_sums, views_of
@@ -256,10 +257,10 @@ def test_extra_bytes_grow_with_groups_and_not_with_parameters() -> None:
 
 
 def test_numbers_are_readable() -> None:
-    assert report.ratio(Spread(1.0449, 1.02, 1.0701)) == "1.04 (1.02–1.07)"
-    assert report.ratio(Spread(12.34, 9.0, 15.0)) == "12.3 (9.0–15.0)"
-    assert [report.seconds(x) for x in (1.5, 0.0123, 4.2e-6)] == ["1.5 s", "12.3 ms", "4.2 µs"]
-    assert [report.size(x) for x in (12, 3 << 10, 5 << 20, -(6 << 30))] == ["12 B", "3 KiB", "5 MiB", "-6 GiB"]
+    assert ratio(Spread(1.0449, 1.02, 1.0701)) == "1.04 (1.02–1.07)"
+    assert ratio(Spread(12.34, 9.0, 15.0)) == "12.3 (9.0–15.0)"
+    assert [seconds(x) for x in (1.5, 0.0123, 4.2e-6)] == ["1.5 s", "12.3 ms", "4.2 µs"]
+    assert [size(x) for x in (12, 3 << 10, 5 << 20, -(6 << 30))] == ["12 B", "3 KiB", "5 MiB", "-6 GiB"]
 
 
 def result() -> dict[str, Any]:

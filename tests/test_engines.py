@@ -12,10 +12,11 @@ from typing import Any
 import cuda_emulation
 import pytest
 import torch
+from on_gpu import OnGpu
 from torch import Tensor
 
 from noetherperf import Norm, Part, Symmetry, Translation, laws, reference
-from noetherperf.backends import backends
+from noetherperf.backends import BACKENDS, backends
 from noetherperf.engines import Engine, OnDevice
 from noetherperf.engines.cuda import CudaEngine
 from noetherperf.engines.reference import ReferenceEngine
@@ -35,6 +36,9 @@ def engines() -> Iterator[tuple[str, MakeEngine]]:
 
         for isa in _cpu.isas():
             yield f"cpu-{isa}", partial(CpuEngine, isa=isa)
+    for name in ("cuda", "triton"):
+        if backends().get(name) == "available":
+            yield name, partial(OnGpu, BACKENDS[name].engine)
     if cuda_emulation.missing() is None:
         yield "cuda-emulated", emulated_cuda
 

@@ -1,0 +1,339 @@
+"""Both GPU backends through the optimizer, on a real device: what test_engines.py with its tensors on the CPU misses.
+
+Nothing here is run by a machine without a GPU, except by test_gpu_report.py, which rehearses some of it on a CPU.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import chain
+from typing import Any
+
+import pytest
+import torch
+from test_engines import TENSORS, arena
+from torch import Tensor, nn
+
+import noetherperf as nperf
+from noetherperf import Norm, Part, Symmetry, Translation
+from noetherperf.backends import BACKENDS, resolve
+
+pytestmark = pytest.mark.gpu
+
+DEVICE = "cuda"
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+SHAPES: list[tuple[int, ...]] = [(523, 771), (64, 64), (77,), (30, 7, 3, 3), (1031, 19), (1, 5001)]
+MOMENTUM = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {"lr": 0.1, "weight_decay": 0.01},
+    "momentum": MOMENTUM,
+    "dampening": {**MOMENTUM, "dampening": 0.4, "maximize": True},
+    "nesterov": {**MOMENTUM, "nesterov": True},
+}
+
+
+@pytest.fixture(params=["cuda", "triton"])
+def backend(request: pytest.FixtureRequest) -> str:
+    status = nperf.backends().get(request.param, "this version has no such backend")
+    if status != "available":
+        pytest.skip(f"{request.param}: {status}")
+    return str(request.param)
+
+
+def random(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(DEVICE, dtype)
+
+
+def symmetries_of(shapes: Sequence[tuple[int, ...]]) -> list[Symmetry]:
+    """Rows, columns and whole tensors, under either law or both."""
+    found: list[Symmetry] = []
+    for i, shape in enumerate(shapes):
+        if 0 in shape:
+            continue
+        for axis in [*range(min(len(shape), 2)), None]:
+            found.append(Norm(f"norm {i} {axis}", [Part(f"w{i}", axis)]))
+        if shape and i % 2 == 0:
+            found.append(Translation(f"translation {i}", [Part(f"w{i}", 0)]))
+    return found
+
+
+class Problem:
+    """Parameters with gradients, the same in every problem of a dtype, and an optimizer that measures them."""
+
+    def __init__(self, backend: str, dtype: torch.dtype = torch.float64, **options: Any) -> None:
+        self.generator = torch.Generator().manual_seed(0)
+        self.params = [nn.Parameter(random(shape, dtype, self.generator)) for shape in SHAPES]
+        self.new_gradients()
+        named = [(f"w{i}", p) for i, p in enumerate(self.params)]
+        symmetries = symmetries_of(SHAPES)
+        self.optimizer = nperf.SGD(named, symmetries=symmetries, backend=backend, **(options or MOMENTUM))
+
+    def new_gradients(self, scale: float = 1.0) -> None:
+        """Other gradients where the old ones were."""
+        for p in self.params:
+            g = random(tuple(p.shape), p.dtype, self.generator) * scale
+            if p.grad is None:
+                p.grad = g
+            else:
+                p.grad.copy_(g)
+
+    def everything(self) -> list[Tensor]:
+        """All that steps change, on the CPU."""
+        state = chain.from_iterable(slot.values() for slot in self.optimizer.state.values())
+        found = [*self.params, *(p.grad for p in self.params if p.grad is not None)]
+        found += [x for x in state if isinstance(x, Tensor)]
+        readout = self.optimizer.readout()
+        for law in readout.values():
+            found += [law.charge, law.initial, law.defect, law.discrete.budget, law.flow.budget, *law.moments.values()]
+        found.append(torch.tensor([readout.step, readout.time], dtype=torch.float64))
+        return [x.detach().cpu() for x in found]
+
+
+def assert_equal(one: Problem, two: Problem) -> None:
+    """Bit for bit."""
+    for a, b in zip(one.everything(), two.everything(), strict=True):
+        assert a.isfinite().all()
+        assert torch.equal(a, b)
+
+
+# ---- numbers --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_runs_agree_bit_for_bit(backend: str, dtype: torch.dtype) -> None:
+    problems = [Problem(backend, dtype) for _ in range(2)]
+    for problem in problems:
+        for _ in range(5):
+            problem.optimizer.step()
+            problem.new_gradients()
+    assert_equal(*problems)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_laws_hold_to_rounding_over_many_steps(backend: str, dtype: torch.dtype, options: str) -> None:
+    """The discrete law with its defect is an identity for any gradients, up to rounding of what is stored."""
+    n_steps = 30
+    problem = Problem(backend, dtype, **{**OPTIONS[options], "lr": 0.01})
+    for _ in range(n_steps):
+        problem.optimizer.step()
+        problem.new_gradients()
+    readout = problem.optimizer.readout()
+    assert readout.step == n_steps
+    for name, law in readout.items():
+        tensor = problem.params[int(name.split()[1])]
+        # Rounding moves every element by eps of itself a step; what a charge sums of |θ| and θ² bounds what that moves.
+        n_elements = tensor.numel() / law.charge.numel()
+        scale = 2.0 * tensor.detach().double().abs().max().item() ** (1 if name.startswith("translation") else 2)
+        bound = n_steps * torch.finfo(dtype).eps * n_elements * scale
+        terms = (law.discrete.free, law.discrete.forced, law.discrete.defect)
+        sums = 1e-12 if dtype == torch.float64 else 64 * n_steps * torch.finfo(torch.float32).eps
+        assert (law.rounding.abs() <= bound + sums * sum(x.abs() for x in terms)).all(), name
+        assert not torch.equal(law.charge, law.initial)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_agrees_with_the_reference_backend(backend: str, options: str) -> None:
+    one, two = (Problem(name, torch.float64, **OPTIONS[options]) for name in (backend, "reference"))
+    for problem in (one, two):
+        for _ in range(10):
+            problem.optimizer.step()
+            problem.new_gradients()
+    for a, b in zip(one.everything(), two.everything(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def odd_problem(backend: str, dtype: torch.dtype, options: str) -> tuple[list[Tensor], nperf.SGD]:
+    """Every shape and layout of test_engines.py, misaligned and strided ones too, in one model."""
+    generator = torch.Generator().manual_seed(1)
+    params = []
+    for shape, layout, grad_layout in TENSORS.values():
+        tensors = []
+        for kind in (layout, grad_layout):
+            made = arena(shape, dtype, kind, generator)
+            tensor = made.tensor
+            tensors.append(made.storage.to(DEVICE).as_strided(shape, tensor.stride(), tensor.storage_offset()))
+        p = tensors[0].requires_grad_()
+        p.grad = tensors[1]
+        params.append(p)
+    named = [(f"w{i}", p) for i, p in enumerate(params)]
+    symmetries = symmetries_of([tuple(p.shape) for p in params])
+    return params, nperf.SGD(named, symmetries=symmetries, backend=backend, **OPTIONS[options])
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_memory_checker_set_of_odd_shapes_and_layouts(backend: str, dtype: torch.dtype, options: str) -> None:
+    """Small enough for compute-sanitizer; tensors of all layouts side by side."""
+    (p, ours), (q, reference) = (odd_problem(name, dtype, options) for name in (backend, "reference"))
+    for _ in range(2):
+        ours.step()
+        reference.step()
+    eps = torch.finfo(dtype).eps
+    for a, b in zip(p, q, strict=True):
+        torch.testing.assert_close(a, b, rtol=4 * eps, atol=16 * eps)
+    one, two = ours.readout(), reference.readout()
+    for name in one:
+        # the elements may differ by their rounding, and the charge is a sum of them or their squares
+        rtol = 1e-10 if dtype == torch.float64 else 32 * eps
+        n_elements = one[name].symmetry.parts[0]
+        size = p[int(n_elements.parameter[1:])].numel() ** 0.5
+        torch.testing.assert_close(one[name].charge, two[name].charge, rtol=rtol, atol=rtol * 8 * (1.0 + size))
+
+
+# ---- the device's ways ----------------------------------------------------------------------------------------------
+
+
+def test_auto_prefers_cuda_then_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    available = [name for name in ("cuda", "triton") if nperf.backends().get(name) == "available"]
+    assert available, nperf.backends()
+    device = torch.device("cuda")
+    for name in available:
+        assert resolve("auto", device).name == name
+        assert nperf.SGD([torch.ones(3, device=device, requires_grad=True)], lr=0.1).backend == name
+        monkeypatch.setitem(BACKENDS, name, replace(BACKENDS[name], missing=lambda: "hidden"))
+    assert resolve("auto", device).name == "reference"
+
+
+def test_parameters_elsewhere_are_refused(backend: str) -> None:
+    with pytest.raises(ValueError, match=f'backend="{backend}" steps parameters on cuda.*move the model to cuda'):
+        nperf.SGD([torch.ones(3, requires_grad=True)], lr=0.1, backend=backend)
+    with pytest.raises(ValueError, match='backend="cpu" steps parameters on cpu, but there are parameters on cuda'):
+        nperf.SGD([torch.ones(3, device="cuda", requires_grad=True)], lr=0.1, backend="cpu")
+
+
+@pytest.fixture
+def waiting_is_an_error() -> Iterator[None]:
+    yield
+    torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
+@pytest.mark.parametrize("inputs", ["host", "device lr", "scaler"])
+def test_a_step_neither_waits_nor_allocates(backend: str, inputs: str, waiting_is_an_error: None) -> None:
+    lr = torch.tensor(0.1, device="cuda") if inputs == "device lr" else 0.1
+    problem = Problem(backend, torch.float32, **{**MOMENTUM, "lr": lr})
+    if inputs == "scaler":
+        problem.optimizer.grad_scale = torch.tensor(1.0, device="cuda")  # type: ignore[attr-defined]
+        problem.optimizer.found_inf = torch.tensor(0.0, device="cuda")  # type: ignore[attr-defined]
+    for _ in range(10):
+        problem.optimizer.step()
+    torch.cuda.synchronize()
+
+    def allocated() -> list[int]:
+        device, host = torch.cuda.memory_stats(), torch.cuda.host_memory_stats()
+        return [device["allocation.all.allocated"], host.get("allocations.allocated", 0)]
+
+    before = allocated()
+    torch.cuda.set_sync_debug_mode("error")
+    with pytest.raises(RuntimeError):  # or this test could not fail
+        problem.params[0].sum().item()
+    before[0] = allocated()[0]
+    for _ in range(20):
+        problem.optimizer.step()
+    torch.cuda.set_sync_debug_mode("default")
+    assert allocated() == before
+
+
+def test_two_kernels_a_step(backend: str) -> None:
+    from bench.gpu import launches
+
+    problem = Problem(backend, torch.float32)
+    for _ in range(3):
+        problem.optimizer.step()
+    counted = launches(problem.optimizer.step)
+    if counted is None:
+        pytest.skip("the profiler sees no kernel at all on this machine")
+    assert counted[0] <= 2
+    assert counted[1] <= 1
+
+
+def test_a_learning_rate_on_the_device(backend: str) -> None:
+    """Changed between steps where it lies; powers of two, which float32 holds as they are."""
+    here, there = (Problem(backend, torch.float64, **{**MOMENTUM, "lr": lr}) for lr in (0.5, torch.tensor(0.5).cuda()))
+    for _ in range(5):
+        for problem in (here, there):
+            problem.optimizer.step()
+            problem.new_gradients()
+            problem.optimizer.param_groups[0]["lr"] *= 0.5
+    assert isinstance(there.optimizer.param_groups[0]["lr"], Tensor)
+    assert_equal(here, there)
+
+
+def test_a_scaler_skips_the_first_step(backend: str) -> None:
+    """Which writes nothing, advances nothing and leaves the undampened step to the next one."""
+    options = {**MOMENTUM, "dampening": 0.4}
+    plain, scaled = (Problem(backend, torch.float64, **options) for _ in range(2))
+    scaler = torch.amp.GradScaler("cuda", init_scale=1024.0)
+    scaler.scale(torch.ones((), device="cuda"))
+    before = [p.detach().clone() for p in scaled.params]
+    grads = [p.grad.clone() for p in scaled.params if p.grad is not None]
+    for turn in range(5):
+        scale = scaler.get_scale()
+        for p, g in zip(scaled.params, grads, strict=True):
+            assert p.grad is not None
+            p.grad.copy_(g * scale)
+        if turn == 0:
+            assert scaled.params[0].grad is not None
+            scaled.params[0].grad[0, 0] = torch.inf
+        scaler.step(scaled.optimizer)
+        scaler.update()
+        if turn == 0:
+            assert all(torch.equal(p, old) for p, old in zip(scaled.params, before, strict=True))
+            assert scaler.get_scale() < scale
+        else:
+            plain.optimizer.step()
+    assert scaled.optimizer.readout().step == 4
+    assert_equal(plain, scaled)
+
+
+def test_a_captured_step_is_replayed(backend: str) -> None:
+    eager, captured = (Problem(backend, torch.float32) for _ in range(2))
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            captured.optimizer.step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured.optimizer.step()
+    for _ in range(3):
+        eager.optimizer.step()
+    for _ in range(4):
+        for problem in (eager, captured):
+            problem.new_gradients()
+        eager.optimizer.step()
+        graph.replay()
+    captured.optimizer.step()  # and eagerly again
+    eager.optimizer.step()
+    assert_equal(eager, captured)
+    assert captured.optimizer.readout().step == 8
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's, about a graph with nothing in it
+def test_a_first_step_cannot_be_captured(backend: str) -> None:
+    problem = Problem(backend, torch.float32)
+    graph = torch.cuda.CUDAGraph()
+    with pytest.raises(RuntimeError, match="captured in a CUDA graph"), torch.cuda.graph(graph):
+        problem.optimizer.step()
+
+
+def test_more_elements_than_32_bits_count(backend: str) -> None:
+    """The last rows of a tensor of more than 2³¹ elements; all others stay zero."""
+    shape, n_last = ((1 << 19) + 3, 1 << 12), 3
+    if torch.cuda.mem_get_info()[0] < 14 << 30:
+        pytest.skip("needs 14 GiB of the device's memory")
+    p, g = (torch.zeros(shape, dtype=torch.bfloat16, device="cuda") for _ in range(2))
+    last = torch.randn(n_last, shape[1], generator=torch.Generator().manual_seed(0)).bfloat16()
+    g[-n_last:] = last.cuda()
+    p.requires_grad_().grad = g
+    optimizer = nperf.SGD([("w", p)], lr=0.5, symmetries=[Norm("rows", [Part("w", 0)])], backend=backend)
+    optimizer.step()
+    stored = p.detach()[-n_last:].cpu()
+    assert torch.equal(stored, (-0.5 * last.float()).bfloat16())
+    assert (
+        int(torch.count_nonzero(p.detach()[: 1 << 18])) + int(torch.count_nonzero(p.detach()[1 << 18 : -n_last])) == 0
+    )
+    charge = optimizer.readout()["rows"].charge
+    torch.testing.assert_close(charge[-n_last:], stored.double().square().sum(1), rtol=1e-5, atol=0.0)
+    assert int(torch.count_nonzero(charge[:-n_last])) == 0
