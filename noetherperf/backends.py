@@ -64,9 +64,24 @@ def _cpu_missing() -> str | None:
     return None
 
 
+def _triton_engine(*args: object, **kwargs: object) -> Engine:
+    from noetherperf.engines.triton import TritonEngine
+
+    return TritonEngine(*args, **kwargs)  # type: ignore[arg-type]
+
+
+def _triton_missing() -> str | None:
+    if find_spec("triton") is None:
+        return "triton is not there; pip install 'noetherperf[triton]'"
+    if not torch.cuda.is_available():
+        return "torch finds no CUDA or ROCm device"
+    return None
+
+
 #: Every backend, those that "auto" prefers first.
 BACKENDS = {
     "cuda": Backend("cuda", "cuda", _cuda_missing, _cuda_engine),
+    "triton": Backend("triton", "cuda", _triton_missing, _triton_engine),
     "cpu": Backend("cpu", "cpu", _cpu_missing, _cpu_engine),
     "reference": Backend("reference", None, lambda: None, _reference_engine),
 }

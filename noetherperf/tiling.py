@@ -139,7 +139,7 @@ GPU = Tiling(
     tile_cols=2048,
     min_cols=128,
     short_run=2,
-    span_segments=128,
+    span_segments=32,
     by_line=True,
 )
 

@@ -50,7 +50,7 @@ class Inputs:
         scalars: [2] int64: addresses of the float32 grad_scale and found_inf; null: 1 and 0.
         lrs: [n_hypers, 2] int64: address and dtype code (tiling.DTYPES: float32 or float64) of each learning rate that
             lies on the device; null where HYPER.lr holds.
-        hypers: [n_hypers] of HYPER; as a Tensor: bytes.
+        hypers: [n_hypers] of HYPER, as int64 words.
         addresses: [n_tensors, 3] int64: parameter, gradient, momentum buffer; null where it takes no part or has none.
         first: [n_tensors] uint8: this step writes the momentum buffer for the first time, as far as the host knows.
     """
@@ -62,7 +62,7 @@ class Inputs:
         parts = [block[end - size : end] for end, size in zip(ends, sizes, strict=True)]
         self.scalars = parts[0].view(torch.int64)
         self.lrs = parts[1].view(torch.int64).view(n_hypers, 2)
-        self.hypers = parts[2]
+        self.hypers = parts[2].view(torch.int64)
         self.addresses = parts[3].view(torch.int64).view(n_tensors, 3)
         self.first = parts[4]
 

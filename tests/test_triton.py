@@ -1,0 +1,279 @@
+"""The Triton engine without a GPU: its kernels executed by Triton's interpreter, and compiled ahead of time for GPUs.
+
+The interpreter must be asked for before Triton is imported, and kernels cannot be compiled beside it. So the engines'
+tests (test_engines.py, which then have the engine "triton") run in a process of their own.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+import triton
+from test_engines import DTYPES, INTERPRETED, TENSORS
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from noetherperf import Norm, Part, hyper, laws, tiling
+from noetherperf.backends import BACKENDS
+from noetherperf.engines import OnDevice
+from noetherperf.engines.gpu import MOMENTUM, NESTEROV
+from noetherperf.engines.reference import ReferenceEngine
+from noetherperf.hyper import Hyper
+from noetherperf.moments import Moment
+from noetherperf.plan import Measurement, make_plan
+from noetherperf.triton_kernels import launch, plan, step
+from noetherperf.triton_kernels import laws as triton_laws
+
+ROOT = Path(__file__).parents[1]
+
+# ---- the interpreter -------------------------------------------------------------------------------------------------
+
+STEP = "test_step_moments_and_laws"
+# numpy, which the interpreter computes with, warns where a GPU goes on with inf and NaN
+QUIET = ["-W", "ignore:invalid value:RuntimeWarning", "-W", "ignore:overflow:RuntimeWarning"]
+SOME = ["bias misaligned", "column", "prime", "vector", "chunk plus", "convolution", "transposed gradient", "volume"]
+
+
+def interpret(*arguments: str) -> int:
+    """Run engines' tests in the interpreter; how many passed, all of those asked for."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:xdist", "-p", "no:cacheprovider", *QUIET]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
+    done = subprocess.run(
+        [*command, *arguments],
+        cwd=ROOT,
+        env=environment | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
+    (passed,) = re.findall(r"(\d+) passed", done.stdout)
+    return int(passed)
+
+
+def test_tensors_of_some_layouts() -> None:
+    """Each in another dtype."""
+    dtypes = [str(dtype).removeprefix("torch.") for dtype in DTYPES]
+    names = [f"{STEP}[triton-{dtypes[i % len(dtypes)]}-{tensor}]" for i, tensor in enumerate(SOME)]
+    assert interpret(*(f"tests/test_engines.py::{name}" for name in names)) == len(SOME)
+
+
+def test_a_skipped_step() -> None:
+    assert interpret("tests/test_engines.py", "-k", "triton-2.0 and overflows") == 1
+
+
+@pytest.mark.slow
+def test_models_flags_and_scales() -> None:
+    assert interpret("tests/test_engines.py", "-k", f"triton and not {STEP}") >= 11
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [str(dtype).removeprefix("torch.") for dtype in DTYPES])
+def test_every_tensor_in_every_dtype(dtype: str) -> None:
+    assert interpret("tests/test_engines.py", "-k", f"{STEP} and triton-{dtype}") == len(TENSORS)
+
+
+# ---- what mirrors what -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["TENSOR", "VIEW", "TILE", "SPAN", "HYPER"])
+def test_rows_have_the_tables_fields_in_order(name: str) -> None:
+    names = getattr(tiling, name).names
+    assert getattr(plan, name.title())._fields == tuple(field for field in names if field != "padding")
+
+
+def test_moments_and_coefficients_are_in_one_order() -> None:
+    assert [name.upper() for name in step.Moments._fields] == [moment.name for moment in Moment]
+    assert step.Coefficients._fields == hyper.Coefficients._fields
+    assert triton_laws.Transition._fields == laws.Transition._fields
+    assert triton_laws.FlowTransition._fields == laws.FlowTransition._fields
+    assert [getattr(triton_laws, state.name).value for state in laws.State] == list(laws.State)
+    assert tiling.GPU.span_segments == launch.SPAN.value
+
+
+# ---- machine code ----------------------------------------------------------------------------------------------------
+
+not_interpreted = pytest.mark.skipif(INTERPRETED, reason="kernels cannot be compiled beside the interpreter")
+
+POINTERS = {"first": "*u8", "fresh": "*u8", "pending": "*u8"} | dict.fromkeys(
+    ["workspace", "moments", "translations", "norms", "propagators", "clock"], "*fp64"
+)
+TABLES = ["tensors", "dims", "views", "tiles", "spans", "scalars", "lrs", "hypers", "addresses"]
+SM = {arch: GPUTarget("cuda", arch, 32) for arch in (80, 90, 100)}
+GFX942 = GPUTarget("hip", "gfx942", 64)
+
+RUNS = (launch.RUNS,)
+ROWS = (launch.RUNS, launch.ROWS, launch.WIDE, launch.NARROW, launch.VIEWED)
+COLUMNS = (launch.RUNS, launch.COLUMNS, launch.WIDE, launch.VIEWED)
+BOTH = (launch.RUNS, launch.ROWS, launch.BOTH, launch.WIDE, launch.NARROW, launch.VIEWED)
+STRIDED = (*BOTH, launch.COLUMNS, launch.STRIDED)
+
+
+def compiled(kernel: Any, constants: dict[str, Any], target: GPUTarget, **options: int) -> Any:
+    signature = {
+        name: "constexpr" if name in constants else "*i64" if name in TABLES else POINTERS.get(name, "i32")
+        for name in kernel.arg_names
+    }
+    if target.backend == "hip":
+        options.pop("maxnreg", None)
+    source = ASTSource(kernel, signature=signature, constexprs=constants)
+    return triton.compile(source, target=target, options=options)
+
+
+def stage_1(dtype: torch.dtype, mode: int, kinds: tuple[Any, ...], target: GPUTarget) -> Any:
+    code = tiling.DTYPES[dtype]
+    bits = sum(kind.value for kind in kinds)
+    constants = {"DTYPE": code, "MODE": mode, "KINDS": bits, "SCALED": False}
+    return compiled(launch.stage_1, constants, target, **launch.options(code, mode, bits))
+
+
+def machine_code(kernel: Any, tmp_path: Path) -> tuple[int, int, str]:
+    """Registers, bytes of stack, and the instructions, by the cuobjdump that comes with Triton."""
+    cubin = tmp_path / "kernel.cubin"
+    cubin.write_bytes(kernel.asm["cubin"])
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+
+    def dump(option: str) -> str:
+        return subprocess.run([tool, option, cubin], capture_output=True, text=True, check=True).stdout
+
+    found = re.search(r"REG:(\d+) STACK:(\d+)", dump("--dump-resource-usage"))
+    assert found is not None
+    return int(found[1]), int(found[2]), dump("-sass")
+
+
+def check_stage_1(
+    dtype: torch.dtype, mode: int, kinds: tuple[Any, ...], arch: int, registers: int, tmp_path: Path
+) -> None:
+    """No stack, so no spills; 16-byte loads of p, g, v and stores of p, v in each way to walk; registers in bounds."""
+    used, stack, code = machine_code(stage_1(dtype, mode, kinds, SM[arch]), tmp_path)
+    loads, stores = (len(re.findall(rf"\b{op}\.E\S*\.128\b", code)) for op in ("LDG", "STG"))
+    print(f"sm_{arch} {dtype} mode {mode}: {used} registers, {stack} B stack, {loads} and {stores} 128-bit accesses")
+    n_walks = sum(
+        2 if kind in (launch.ROWS, launch.COLUMNS, launch.BOTH) and launch.NARROW in kinds else 1
+        for kind in kinds
+        if kind in (launch.RUNS, launch.ROWS, launch.COLUMNS, launch.BOTH)
+    )
+    assert used <= registers
+    assert stack == 0
+    assert loads >= 3 * n_walks
+    assert stores >= 2 * n_walks
+
+
+@not_interpreted
+@pytest.mark.parametrize(
+    ("dtype", "kinds", "registers"), [(torch.float32, ROWS, 128), (torch.bfloat16, RUNS, 128)], ids=str
+)
+def test_machine_code(dtype: torch.dtype, kinds: tuple[Any, ...], registers: int, tmp_path: Path) -> None:
+    check_stage_1(dtype, MOMENTUM, kinds, 90, registers, tmp_path)
+
+
+@not_interpreted
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", SM)
+@pytest.mark.parametrize(
+    ("dtype", "mode", "kinds", "registers"),
+    [
+        (torch.float32, MOMENTUM, RUNS, 128),
+        (torch.float32, MOMENTUM, ROWS, 128),
+        (torch.float32, MOMENTUM, COLUMNS, 128),
+        (torch.float32, MOMENTUM, BOTH, 128),
+        (torch.float32, NESTEROV, BOTH, 128),
+        (torch.float32, MOMENTUM, STRIDED, 128),
+        (torch.bfloat16, MOMENTUM, ROWS, 128),
+        (torch.bfloat16, MOMENTUM, COLUMNS, 168),
+        (torch.bfloat16, MOMENTUM, BOTH, 168),
+        (torch.bfloat16, NESTEROV, BOTH, 232),
+        (torch.float16, MOMENTUM, BOTH, 168),
+        (torch.float64, MOMENTUM, BOTH, 168),
+    ],
+    ids=str,
+)
+def test_machine_code_of_every_kind(
+    arch: int, dtype: torch.dtype, mode: int, kinds: tuple[Any, ...], registers: int, tmp_path: Path
+) -> None:
+    check_stage_1(dtype, mode, kinds, arch, registers, tmp_path)
+
+
+@not_interpreted
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", SM)
+def test_machine_code_of_stage_2(arch: int, tmp_path: Path) -> None:
+    """The stack is that of sin and cos, for arguments that no learning rate reaches; nothing is spilled to it."""
+    used, stack, _ = machine_code(
+        compiled(launch.stage_2, {"MEASURING": False}, SM[arch], num_warps=launch.N_WARPS), tmp_path
+    )
+    print(f"sm_{arch} stage 2: {used} registers, {stack} B stack")
+    assert used <= 255
+    assert stack <= 48
+
+
+@not_interpreted
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_machine_code_for_amd(dtype: torch.dtype) -> None:
+    code = stage_1(dtype, MOMENTUM, BOTH, GFX942).asm["amdgcn"]
+    spilled = [int(n) for n in re.findall(r"(?:vgpr|sgpr)_spill_count:\s*(\d+)", code)]
+    registers = [int(n) for n in re.findall(r"\.vgpr_count:\s*(\d+)", code)]
+    print(f"gfx942 {dtype}: {registers} vector registers, {spilled} spilled")
+    assert len(re.findall(r"(?:global|buffer)_load_dwordx4", code)) >= 15
+    assert spilled
+    assert not any(spilled)
+    compiled(launch.stage_2, {"MEASURING": True}, GFX942, num_warps=launch.N_WARPS)
+
+
+# ---- the backend -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device")
+def test_without_a_device_the_backend_says_so() -> None:
+    assert BACKENDS["triton"].missing() == "torch finds no CUDA or ROCm device"
+    assert list(BACKENDS).index("cuda") < list(BACKENDS).index("triton") < list(BACKENDS).index("cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_on_a_gpu(dtype: torch.dtype) -> None:
+    """A few steps beside the reference engine on the same device; then the same step in a CUDA graph."""
+    from noetherperf.engines.triton import TritonEngine
+
+    shapes = [(523, 771), (64, 64), (300, 7, 3, 3), (77,), (131_101,)]
+    names = [f"w{i}" for i in range(len(shapes))]
+    parts = [Part(name, axis) for name, shape in zip(names, shapes, strict=True) for axis in range(min(2, len(shape)))]
+    measured = make_plan([Norm(f"{part}", [part]) for part in parts], names, shapes)
+    hypers, first = [Hyper(0.1, momentum=0.9, weight_decay=0.01)], [False] * len(shapes)
+    lr = torch.tensor(0.1, device="cuda")
+    results = []
+    for make in (ReferenceEngine, TritonEngine):
+        torch.manual_seed(0)
+        p, g, v = ([torch.randn(s, device="cuda").to(dtype) for s in shapes] for _ in range(3))
+        measurement = Measurement.empty(measured, "cuda")
+        engine = make(measured, p, names, [0] * len(p), measurement)
+        engine.measure(v)
+        measurement.start(measured, [True] * len(p))
+        for on_device in (OnDevice([None]), OnDevice([lr], None, torch.zeros((), device="cuda"))):
+            engine.admit(g)
+            engine.step(g, v, hypers, first, on_device)
+        if make is TritonEngine:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                engine.admit(g)
+                engine.step(g, v, hypers, first, OnDevice([None]))
+            graph.replay()
+            graph.replay()
+        else:
+            for _ in range(2):
+                engine.admit(g)
+                engine.step(g, v, hypers, first, OnDevice([None]))
+        results.append([*p, *v, *measurement.tensors()])
+    tolerance = {torch.bfloat16: 2e-2, torch.float16: 2e-3}.get(dtype, 1e-5)
+    for expected, actual in zip(*results, strict=True):
+        scale = expected.double().abs().max().item()
+        torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance * scale)
