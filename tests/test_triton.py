@@ -110,11 +110,14 @@ TABLES = ["tensors", "dims", "views", "tiles", "spans", "scalars", "lrs", "hyper
 SM = {arch: GPUTarget("cuda", arch, 32) for arch in (80, 90, 100)}
 GFX942 = GPUTarget("hip", "gfx942", 64)
 
-RUNS = (launch.RUNS,)
-ROWS = (launch.RUNS, launch.ROWS, launch.WIDE, launch.NARROW, launch.VIEWED)
-COLUMNS = (launch.RUNS, launch.COLUMNS, launch.WIDE, launch.VIEWED)
-BOTH = (launch.RUNS, launch.ROWS, launch.BOTH, launch.WIDE, launch.NARROW, launch.VIEWED)
-STRIDED = (*BOTH, launch.COLUMNS, launch.STRIDED)
+MATRIX = (launch.RUNS, launch.ROWS, launch.WIDE, launch.NARROW, launch.VIEWED)
+KINDS = {
+    "runs": (launch.RUNS,),
+    "rows": MATRIX,
+    "columns": (launch.RUNS, launch.COLUMNS, launch.WIDE, launch.VIEWED),
+    "both": (*MATRIX, launch.BOTH),
+    "strided": (*MATRIX, launch.BOTH, launch.COLUMNS, launch.STRIDED),
+}
 
 
 def compiled(kernel: Any, constants: dict[str, Any], target: GPUTarget, **options: int) -> Any:
@@ -128,9 +131,9 @@ def compiled(kernel: Any, constants: dict[str, Any], target: GPUTarget, **option
     return triton.compile(source, target=target, options=options)
 
 
-def stage_1(dtype: torch.dtype, mode: int, kinds: tuple[Any, ...], target: GPUTarget) -> Any:
+def stage_1(dtype: torch.dtype, mode: int, kinds: str, target: GPUTarget) -> Any:
     code = tiling.DTYPES[dtype]
-    bits = sum(kind.value for kind in kinds)
+    bits = sum(kind.value for kind in KINDS[kinds])
     constants = {"DTYPE": code, "MODE": mode, "KINDS": bits, "SCALED": False}
     return compiled(launch.stage_1, constants, target, **launch.options(code, mode, bits))
 
@@ -149,18 +152,13 @@ def machine_code(kernel: Any, tmp_path: Path) -> tuple[int, int, str]:
     return int(found[1]), int(found[2]), dump("-sass")
 
 
-def check_stage_1(
-    dtype: torch.dtype, mode: int, kinds: tuple[Any, ...], arch: int, registers: int, tmp_path: Path
-) -> None:
+def check_stage_1(dtype: torch.dtype, mode: int, kinds: str, arch: int, registers: int, tmp_path: Path) -> None:
     """No stack, so no spills; 16-byte loads of p, g, v and stores of p, v in each way to walk; registers in bounds."""
     used, stack, code = machine_code(stage_1(dtype, mode, kinds, SM[arch]), tmp_path)
     loads, stores = (len(re.findall(rf"\b{op}\.E\S*\.128\b", code)) for op in ("LDG", "STG"))
     print(f"sm_{arch} {dtype} mode {mode}: {used} registers, {stack} B stack, {loads} and {stores} 128-bit accesses")
-    n_walks = sum(
-        2 if kind in (launch.ROWS, launch.COLUMNS, launch.BOTH) and launch.NARROW in kinds else 1
-        for kind in kinds
-        if kind in (launch.RUNS, launch.ROWS, launch.COLUMNS, launch.BOTH)
-    )
+    walked = [kind for kind in KINDS[kinds] if kind in (launch.ROWS, launch.COLUMNS, launch.BOTH)]
+    n_walks = 1 + len(walked) * (2 if launch.NARROW in KINDS[kinds] else 1)
     assert used <= registers
     assert stack == 0
     assert loads >= 3 * n_walks
@@ -169,9 +167,9 @@ def check_stage_1(
 
 @not_interpreted
 @pytest.mark.parametrize(
-    ("dtype", "kinds", "registers"), [(torch.float32, ROWS, 128), (torch.bfloat16, RUNS, 128)], ids=str
+    ("dtype", "kinds", "registers"), [(torch.float32, "rows", 128), (torch.bfloat16, "runs", 128)], ids=str
 )
-def test_machine_code(dtype: torch.dtype, kinds: tuple[Any, ...], registers: int, tmp_path: Path) -> None:
+def test_machine_code(dtype: torch.dtype, kinds: str, registers: int, tmp_path: Path) -> None:
     check_stage_1(dtype, MOMENTUM, kinds, 90, registers, tmp_path)
 
 
@@ -181,23 +179,23 @@ def test_machine_code(dtype: torch.dtype, kinds: tuple[Any, ...], registers: int
 @pytest.mark.parametrize(
     ("dtype", "mode", "kinds", "registers"),
     [
-        (torch.float32, MOMENTUM, RUNS, 128),
-        (torch.float32, MOMENTUM, ROWS, 128),
-        (torch.float32, MOMENTUM, COLUMNS, 128),
-        (torch.float32, MOMENTUM, BOTH, 128),
-        (torch.float32, NESTEROV, BOTH, 128),
-        (torch.float32, MOMENTUM, STRIDED, 128),
-        (torch.bfloat16, MOMENTUM, ROWS, 128),
-        (torch.bfloat16, MOMENTUM, COLUMNS, 168),
-        (torch.bfloat16, MOMENTUM, BOTH, 168),
-        (torch.bfloat16, NESTEROV, BOTH, 232),
-        (torch.float16, MOMENTUM, BOTH, 168),
-        (torch.float64, MOMENTUM, BOTH, 168),
+        (torch.float32, MOMENTUM, "runs", 128),
+        (torch.float32, MOMENTUM, "rows", 128),
+        (torch.float32, MOMENTUM, "columns", 128),
+        (torch.float32, MOMENTUM, "both", 128),
+        (torch.float32, NESTEROV, "both", 128),
+        (torch.float32, MOMENTUM, "strided", 128),
+        (torch.bfloat16, MOMENTUM, "rows", 128),
+        (torch.bfloat16, MOMENTUM, "columns", 168),
+        (torch.bfloat16, MOMENTUM, "both", 168),
+        (torch.bfloat16, NESTEROV, "both", 232),
+        (torch.float16, MOMENTUM, "both", 168),
+        (torch.float64, MOMENTUM, "both", 168),
     ],
     ids=str,
 )
 def test_machine_code_of_every_kind(
-    arch: int, dtype: torch.dtype, mode: int, kinds: tuple[Any, ...], registers: int, tmp_path: Path
+    arch: int, dtype: torch.dtype, mode: int, kinds: str, registers: int, tmp_path: Path
 ) -> None:
     check_stage_1(dtype, mode, kinds, arch, registers, tmp_path)
 
@@ -219,7 +217,7 @@ def test_machine_code_of_stage_2(arch: int, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_machine_code_for_amd(dtype: torch.dtype) -> None:
-    code = stage_1(dtype, MOMENTUM, BOTH, GFX942).asm["amdgcn"]
+    code = stage_1(dtype, MOMENTUM, "both", GFX942).asm["amdgcn"]
     spilled = [int(n) for n in re.findall(r"(?:vgpr|sgpr)_spill_count:\s*(\d+)", code)]
     registers = [int(n) for n in re.findall(r"\.vgpr_count:\s*(\d+)", code)]
     print(f"gfx942 {dtype}: {registers} vector registers, {spilled} spilled")

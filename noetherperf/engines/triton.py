@@ -25,7 +25,7 @@ class TritonEngine(GpuEngine):
 
     def _sort(self) -> None:
         """Take note of the kinds of tiles that occur."""
-        self._kinds = {dtype: kinds(self._tables, dtype) for dtype, _, _ in self._dtype_ranges}
+        self._tile_kinds = {dtype: kinds(self._tables, dtype) for dtype, _, _ in self._dtype_ranges}
 
     def _launch(self, launches: Sequence[Launch], inputs: Inputs, *, measuring: bool, scaled: bool) -> None:
         n_tensors, n_spans, m = len(self.params), len(self._tables.spans), self.measurement
@@ -47,9 +47,9 @@ class TritonEngine(GpuEngine):
                 n_tensors,
                 DTYPE=launch.dtype,
                 MODE=launch.mode,
-                KINDS=self._kinds[launch.dtype],
+                KINDS=self._tile_kinds[launch.dtype],
                 SCALED=scaled,
-                **options(launch.dtype, launch.mode, self._kinds[launch.dtype]),
+                **options(launch.dtype, launch.mode, self._tile_kinds[launch.dtype]),
             )
         translations, norms = m.states
         stage_2[(max(1, n_spans),)](
