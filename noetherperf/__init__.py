@@ -10,7 +10,7 @@ law = optimizer.readout()["features.3"]    # charge, discrete and flow law, resi
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from noetherperf import distributed
+from noetherperf import control, distributed
 from noetherperf.backends import backends
 from noetherperf.cost import Cost, cost
 from noetherperf.readout import ChargeReadout, Prediction, Readout
@@ -42,6 +42,7 @@ __all__ = [
     "Translation",
     "backends",
     "check_constraints",
+    "control",
     "cost",
     "distributed",
     "find_symmetries",

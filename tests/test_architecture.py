@@ -37,6 +37,7 @@ RANKS = {
     "sgd": 6,
     "constraints": 6,
     "recorder": 7,
+    "control": 7,
     "theory": 8,
     "plots": 8,
     "cli": 9,

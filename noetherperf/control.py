@@ -1,0 +1,191 @@
+"""Control: learning rates that hold a charge's law on target, from what the optimizer measures while it steps.
+
+optimizer = nperf.SGD(nperf.control.groups(model, symmetries), lr=0.1, symmetries=symmetries)
+scheduler = nperf.control.EffectiveLearningRate(optimizer, ["conv1", "conv2"])
+...
+optimizer.step()
+scheduler.step()
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+
+from noetherperf.sgd import SGD
+from noetherperf.symmetry import Scale, Symmetry
+
+__all__ = ["EffectiveLearningRate", "groups"]
+
+
+def groups(model: nn.Module, symmetries: Sequence[Symmetry]) -> list[dict[str, Any]]:
+    """Named parameter groups for `SGD`: one for each Scale among the symmetries, the last for all other parameters.
+
+    A law whose parts then lie in several groups (a Rescale from a BatchNorm to the next, normalised layer) is open as
+    soon as their learning rates differ.
+
+    Raises:
+        ValueError: Two Scales share a parameter, or one names a parameter that the model does not have.
+    """
+    named = dict(model.named_parameters())
+    made = []
+    for symmetry in symmetries:
+        if isinstance(symmetry, Scale):
+            names = dict.fromkeys(part.parameter for part in symmetry.parts)
+            if absent := [name for name in names if name not in named]:
+                raise ValueError(
+                    f"symmetry {symmetry.name!r}: parameter {absent[0]!r} is not in the model, or in a group already"
+                )
+            made.append({"params": [(name, named.pop(name)) for name in names]})
+    return [*made, {"params": list(named.items())}] if named else made
+
+
+class EffectiveLearningRate(LRScheduler):
+    """Holds the effective learning rate of scale-symmetric layers, one parameter group each.
+
+        η = target · f(t) · Q̄,   Q̄ = mean over the symmetry's groups of Q = Σ c|θ|²
+
+    What a normalised layer computes depends on the direction of its weights alone, and a step of length η|g| turns
+    them by an angle that depends on η/|θ|² (|g| falls as 1/|θ|). Under an ordinary schedule |θ|² wanders, by the
+    scale law, and the effective learning rate with it; here η follows |θ|² instead.
+
+    Without weight decay |θ|² only grows, and η in proportion, so both grow exponentially and in the end overflow. With
+    weight decay λ both settle where decay and growth balance.
+
+    A torch scheduler: call step() after each optimizer.step(), that is, once a batch. η changes between reads only
+    with f. A read is `optimizer.readout()`. On the CPU it waits for nothing. On any other device it is a synchronous
+    copy, which waits for the steps launched so far: with `every=k` once in k steps, and η is then up to k − 1 steps
+    late. Where parameters are sharded over ranks a read is a collective, so every rank must call step().
+
+    Args:
+        optimizer: `nperf.SGD`, which measures the symmetries.
+        targets: Symmetry name → target of η/Q̄, with f = 1; or names alone, to hold what their groups have now.
+        every: Steps between reads.
+        factor: f, of the number of scheduler steps so far (0 before the first); by default 1. Parameter groups that no
+            target names follow it too, as in torch's LambdaLR: η = initial η · f(t).
+
+    Raises:
+        TypeError: The optimizer measures no charges.
+        KeyError: A name is no symmetry of the optimizer.
+        ValueError: A symmetry is no Scale, has parts in several parameter groups, shares its group with another one or
+            has Q̄ = 0; a target is not positive; `every` is not a whole number of steps, or no target is given.
+
+    Source: van Laarhoven (2017), arXiv:1706.05350, for the effective learning rate; Li and Arora (2020),
+        arXiv:1910.07454, for its exponential growth; the control by measured charges is ours.
+    """
+
+    def __init__(
+        self,
+        optimizer: SGD,
+        targets: Mapping[str, float] | Iterable[str],
+        *,
+        every: int = 1,
+        factor: Callable[[int], float] | None = None,
+    ) -> None:
+        if not isinstance(optimizer, SGD):
+            raise TypeError(f"optimizer: {type(optimizer).__name__} measures no charges; control a noetherperf.SGD")
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+            raise ValueError(f"every: must be a whole number of steps, at least 1, got {every!r}")
+        if isinstance(targets, str):
+            raise ValueError(f"targets: give a list of names, [{targets!r}], or a dict of name and target")
+        given: dict[str, float | None] = {**targets} if isinstance(targets, Mapping) else dict.fromkeys(targets)
+        if not given:
+            raise ValueError("targets: name at least one Scale symmetry to hold")
+        self.every = every
+        self._factor = factor
+        self._group = {name: _group_of(optimizer, name) for name in given}
+        for name, g in self._group.items():
+            if other := next((o for o in given if o != name and self._group[o] == g), None):
+                raise ValueError(
+                    f"targets: {name!r} and {other!r} are both in parameter group {g}, which has one learning rate; "
+                    "give each symmetry a group of its own (nperf.control.groups)"
+                )
+        readout = optimizer.readout()
+        self._charges = {name: float(readout[name].charge.mean()) for name in given}
+        self.targets: dict[str, float] = {}
+        for name, target in given.items():
+            if not self._charges[name] > 0:
+                raise ValueError(f"targets: the charge of {name!r} is {self._charges[name]}; it must be above 0")
+            if target is None:
+                target = float(optimizer.param_groups[self._group[name]]["lr"]) / self._charges[name]
+            if not (target > 0 and math.isfinite(target)):
+                raise ValueError(f"targets: that of {name!r} must be positive and finite, got {target}")
+            self.targets[name] = float(target)
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float | Tensor]:
+        """The learning rates for the next step, one per parameter group; step() calls this.
+
+        Raises:
+            FloatingPointError: A charge is NaN or infinite: the training has diverged.
+        """
+        if self.last_epoch > 0 and self.last_epoch % self.every == 0:
+            readout = self.optimizer.readout()  # type: ignore[attr-defined]
+            self._charges = {name: float(readout[name].charge.mean()) for name in self.targets}
+        factor = 1.0 if self._factor is None else float(self._factor(self.last_epoch))
+        lrs: list[float | Tensor] = [
+            group["lr"] if self._factor is None else factor * float(base)
+            for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=False)
+        ]
+        for name, target in self.targets.items():
+            if not math.isfinite(self._charges[name]):
+                raise FloatingPointError(
+                    f"the charge of {name!r} is {self._charges[name]} at step {self.last_epoch}: the training has "
+                    "diverged; begin again with a smaller target or learning rate, or with weight decay"
+                )
+            lrs[self._group[name]] = target * factor * self._charges[name]
+        return lrs
+
+    def measured(self) -> dict[str, float]:
+        """η/Q̄ of every held symmetry now: a read."""
+        readout = self.optimizer.readout()  # type: ignore[attr-defined]
+        lrs = [float(group["lr"]) for group in self.optimizer.param_groups]
+        return {name: lrs[self._group[name]] / float(readout[name].charge.mean()) for name in self.targets}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the optimizer and `factor`, which must be given again."""
+        return {name: value for name, value in super().state_dict().items() if name != "_factor"}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a state_dict, with its targets, `every` and present learning rates.
+
+        Raises:
+            ValueError: It holds other symmetries, or in other parameter groups; raised before anything is changed.
+        """
+        if state_dict["_group"] != self._group:
+            raise ValueError(
+                f"state_dict: it holds {_shown(state_dict['_group'])}, and this scheduler {_shown(self._group)}; "
+                "make it with the same names and parameter groups"
+            )
+        super().load_state_dict(dict(state_dict))
+        for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(float(lr))
+            else:
+                group["lr"] = lr
+
+
+def _group_of(optimizer: SGD, name: str) -> int:
+    """The number of the one parameter group that all parts of a Scale are in."""
+    symmetry = next((s for s in optimizer.symmetries if s.name == name), None)
+    if symmetry is None:
+        known = ", ".join(s.name for s in optimizer.symmetries) or "none; give SGD symmetries to measure"
+        raise KeyError(f"no symmetry {name!r} is measured; there are: {known}")
+    if not isinstance(symmetry, Scale):
+        raise ValueError(
+            f"targets: {name!r} is a {symmetry.kind}, and an effective learning rate η/|θ|² is that of a scale symmetry"
+        )
+    number = {p: g for g, group in enumerate(optimizer.param_groups) for p in group["param_names"]}
+    places = {part.parameter: number[part.parameter] for part in symmetry.parts}
+    if len(set(places.values())) > 1:
+        raise ValueError(
+            f"targets: the parts of {name!r} are in several parameter groups ({_shown(places)}), and one learning rate "
+            "holds one quantity; put them into one group (nperf.control.groups)"
+        )
+    return next(iter(places.values()))
+
+
+def _shown(places: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} in group {group}" for name, group in places.items())
