@@ -221,7 +221,7 @@ def test_a_step_neither_waits_nor_allocates(backend: str, inputs: str, waiting_i
 
     def allocated() -> list[int]:
         device, host = torch.cuda.memory_stats(), torch.cuda.host_memory_stats()
-        return [device["allocation.all.allocated"], host.get("allocations.allocated", 0)]
+        return [device["allocation.all.allocated"], host.get("num_host_alloc", 0)]
 
     before = allocated()
     torch.cuda.set_sync_debug_mode("error")
