@@ -40,6 +40,7 @@ RANKS = {
     "control": 7,
     "theory": 8,
     "plots": 8,
+    "integrations": 8,
     "cli": 9,
     "figures": 9,
     "recipes": 9,
@@ -57,7 +58,13 @@ NEIGHBOURS = {
 }
 
 # Imported in one file only, so that the rest works without it.
-ONLY_IN = {"matplotlib": "plots", "torch.distributed": "distributed"}
+ONLY_IN = {
+    "matplotlib": "plots",
+    "torch.distributed": "distributed",
+    **dict.fromkeys(
+        ("accelerate", "lightning", "tensorboard", "torch.utils.tensorboard", "transformers"), "integrations"
+    ),
+}
 
 TORCH_HEADER = re.compile(r'^\s*#\s*include\s*[<"](torch|ATen|c10|caffe2)/', re.MULTILINE)
 
@@ -136,6 +143,7 @@ def test_import_stays_light() -> None:
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert PACKAGE in loaded
     assert not {"matplotlib", "rich", "scipy", "triton", "typer", "xarray", "zarr"} & set(loaded)
+    assert not {"accelerate", "lightning", "tensorboard", "transformers"} & set(loaded)
 
 
 @pytest.mark.parametrize(
@@ -167,6 +175,16 @@ def test_import_stays_light() -> None:
             "sgd.py",
             "import torch.distributed as d",
             "noetherperf/sgd.py imports torch.distributed, which only distributed may",
+        ),
+        (
+            "recorder.py",
+            "from torch.utils.tensorboard import SummaryWriter",
+            "noetherperf/recorder.py imports torch.utils.tensorboard, which only integrations may",
+        ),
+        (
+            "integrations/lightning.py",
+            "from noetherperf.plots import f",
+            "noetherperf/integrations/lightning.py imports plots, whose rank is not lower",
         ),
         (
             "sgd.py",

@@ -1,0 +1,456 @@
+"""Training libraries, the real ones: laws hold, scalars arrive, and training goes on where it stopped."""
+
+import runpy
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import noetherperf as nperf
+from noetherperf.integrations import unwrap
+from noetherperf.integrations.tensorboard import add_readout
+from noetherperf.integrations.watch import Watch
+from noetherperf.symmetry import Part, Rescale, Translation
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+N_EXAMPLES, BATCH = 24, 8
+SYMMETRIES = [
+    Rescale("hidden", inward=[Part("0.weight", axis=0), Part("0.bias", axis=0)], outward=[Part("2.weight", axis=1)]),
+    Translation("softmax", [Part("2.weight", axis=1)]),
+]
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3)).double()
+
+
+def examples() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return (
+        torch.randn(N_EXAMPLES, 5, generator=generator, dtype=torch.float64),
+        torch.randint(3, (N_EXAMPLES,), generator=generator),
+    )
+
+
+def sgd(model: nn.Module, prefix: str = "") -> nperf.SGD:
+    names = ((name.removeprefix(prefix), p) for name, p in model.named_parameters())
+    return nperf.SGD(names, lr=0.1, momentum=0.9, weight_decay=1e-2, symmetries=SYMMETRIES)
+
+
+def loss_of(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(model(x), y)
+
+
+def plain_loop(n_steps: int, per_step: int = 1) -> nperf.Readout:
+    """What the libraries must do: batches in order, over and over; the mean gradient of `per_step` batches a step."""
+    model = network()
+    optimizer = sgd(model)
+    batches = list(zip(*(x.split(BATCH) for x in examples()), strict=True))
+    for step in range(n_steps):
+        optimizer.zero_grad()
+        for i in range(per_step):
+            (loss_of(model, *batches[(step * per_step + i) % len(batches)]) / per_step).backward()
+        optimizer.step()
+    return optimizer.readout()
+
+
+def assert_same(readout: nperf.Readout, other: nperf.Readout) -> None:
+    assert readout.step == other.step
+    assert readout.time == other.time
+    for name, law in other.items():
+        assert torch.equal(readout[name].charge, law.charge), name
+        assert torch.equal(readout[name].discrete.total, law.discrete.total), name
+        assert torch.equal(readout[name].flow.total, law.flow.total), name
+        assert readout[name].residual.abs().max() < 1e-13
+
+
+def assert_same_record(path: Path, other: Path, steps: list[int]) -> None:
+    one, two = nperf.open_record(path), nperf.open_record(other)
+    assert one.steps.tolist() == two.steps.tolist() == steps
+    for symmetry in SYMMETRIES:
+        for variable in ("charge", "discrete_total", "flow_total"):
+            np.testing.assert_array_equal(one[symmetry.name][variable], two[symmetry.name][variable])
+
+
+# ---- what the callbacks share ---------------------------------------------------------------------------------------
+
+
+def test_unwrap_finds_what_is_wrapped_twice() -> None:
+    optimizer = sgd(network())
+    assert unwrap(optimizer) is optimizer
+    assert unwrap(SimpleNamespace(optimizer=SimpleNamespace(optimizer=optimizer))) is optimizer
+
+
+def test_unwrap_names_what_it_was_given() -> None:
+    with pytest.raises(TypeError, match=r"AdamW is no noetherperf\.SGD and wraps none; make noetherperf\.SGD\("):
+        unwrap(torch.optim.AdamW(network().parameters()))
+
+
+@pytest.mark.parametrize("every", [0, -1, True, 2.0, "often"])
+def test_every_is_a_number_of_steps(every: Any) -> None:
+    with pytest.raises(ValueError, match="every: must be a whole number of steps"):
+        Watch(every, None)
+
+
+def test_exists_is_one_of_two() -> None:
+    with pytest.raises(ValueError, match="exists: must be 'error' or 'overwrite', got 'resume'"):
+        Watch(1, None, "resume")  # type: ignore[arg-type]
+
+
+def test_no_optimizer_and_several_are_errors() -> None:
+    model = network()
+    adam = torch.optim.Adam(model.parameters())
+    with pytest.raises(TypeError, match=r"it has: Adam, Adam\. Do this"):
+        Watch(1, None).start([adam, adam], 0, "Do this")
+    with pytest.raises(TypeError, match="it has: none at all"):
+        Watch(1, None).start([], 0, "Do this")
+    with pytest.raises(ValueError, match=r"has 2 noetherperf\.SGD \(SGD, Adam, SGD\)"):
+        Watch(1, None).start([sgd(model), adam, sgd(model)], 0, "Do this")
+
+
+def test_a_new_training_leaves_an_old_record_alone(tmp_path: Path) -> None:
+    Watch(1, tmp_path / "record").start([sgd(network())], 0, "")
+    with pytest.raises(FileExistsError):
+        Watch(1, tmp_path / "record").start([sgd(network())], 0, "")
+    Watch(1, tmp_path / "record", "overwrite").start([sgd(network())], 0, "")
+
+
+def test_other_ranks_write_beside_the_first(tmp_path: Path) -> None:
+    Watch(1, tmp_path / "record").start([sgd(network())], 3, "")
+    assert [path.name for path in tmp_path.iterdir()] == ["record.rank3"]
+
+
+def test_scalars_are_due_once() -> None:
+    model = network()
+    optimizer, watch = sgd(model), Watch(2, None)
+    assert watch.scalars() == {}
+    watch.start([optimizer], 0, "")
+    due = []
+    for _ in range(4):
+        loss_of(model, *examples()).backward()
+        optimizer.step()
+        due.append([bool(watch.scalars()), bool(watch.scalars())])
+    assert due == [[False, False], [True, False]] * 2
+    watch.stop()
+    assert watch.scalars() == {}
+
+
+def test_a_readout_becomes_tags() -> None:
+    written = []
+    writer = SimpleNamespace(add_scalar=lambda tag, value, step: written.append((tag, value, step)))
+    readout = plain_loop(3)
+    add_readout(writer, readout)
+    expected = {name: value for name, value in readout.scalars().items() if name != "step"}
+    assert written == [(name, value, 3) for name, value in expected.items()]
+    assert "hidden/charge" in expected
+    written.clear()
+    add_readout(writer, readout, step=40)
+    assert {step for *_, step in written} == {40}
+
+
+# ---- TensorBoard ----------------------------------------------------------------------------------------------------
+
+
+def test_tensorboard_reads_the_scalars_back(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed (the extra [integrations])")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from torch.utils.tensorboard import SummaryWriter
+
+    readout = plain_loop(3)
+    with SummaryWriter(tmp_path) as writer:
+        add_readout(writer, readout)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    for name, value in readout.scalars().items():
+        if name != "step":
+            (event,) = events.Scalars(name)
+            assert (event.step, event.value) == (3, pytest.approx(value, rel=1e-6, abs=1e-30))
+
+
+# ---- PyTorch Lightning ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def lightning() -> Any:
+    return pytest.importorskip("lightning.pytorch", reason="lightning is not installed (the extra [integrations])")
+
+
+def fit_lightning(
+    lightning: Any,
+    out: Path,
+    n_steps: int,
+    *callbacks: Any,
+    resume: Path | None = None,
+    ours: bool = True,
+    **options: Any,
+) -> Any:
+    class Module(lightning.LightningModule):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = network()
+
+        def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
+            return loss_of(self.net, *batch)
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return sgd(self, "net.") if ours else torch.optim.Adam(self.parameters())
+
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*examples()), batch_size=BATCH)
+    trainer = lightning.Trainer(
+        max_steps=n_steps,
+        accelerator="cpu",
+        logger=options.pop("logger", False),
+        callbacks=list(callbacks),
+        default_root_dir=out,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+        **{"enable_checkpointing": False, **options},
+    )
+    trainer.fit(Module(), loader, ckpt_path=resume)
+    return trainer
+
+
+def test_lightning_trains_and_measures_as_a_plain_loop(lightning: Any, tmp_path: Path) -> None:
+    from noetherperf.integrations.lightning import ChargeCallback
+
+    logger = lightning.loggers.CSVLogger(tmp_path, name="", version="logs")
+    callback = ChargeCallback(every=2, record=tmp_path / "record")
+    trainer = fit_lightning(lightning, tmp_path, 7, callback, logger=logger)
+    assert_same(trainer.optimizers[0].readout(), plain_loop(7))
+    assert nperf.open_record(tmp_path / "record").steps.tolist() == [0, 2, 4, 6]
+    table = np.genfromtxt(tmp_path / "logs/metrics.csv", delimiter=",", names=True, deletechars="")
+    assert table["step"].tolist() == [2, 4, 6]
+    expected = [plain_loop(n).scalars()["hidden/charge"] for n in (2, 4, 6)]
+    np.testing.assert_allclose(table["hidden/charge"], expected, rtol=1e-12)
+
+
+def test_lightning_accumulates_and_clips(lightning: Any, tmp_path: Path) -> None:
+    trainer = fit_lightning(lightning, tmp_path, 4, accumulate_grad_batches=3)
+    assert_same(trainer.optimizers[0].readout(), plain_loop(4, per_step=3))
+    clipped = fit_lightning(lightning, tmp_path, 4, gradient_clip_val=1e-3).optimizers[0].readout()
+    assert (clipped["hidden"].discrete.forced.abs() < 1e-4).all()
+    assert clipped["hidden"].residual.abs().max() < 1e-13
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty:UserWarning")
+def test_lightning_resumes_laws_and_record(lightning: Any, tmp_path: Path) -> None:
+    from noetherperf.integrations.lightning import ChargeCallback
+
+    def checkpoint() -> Any:
+        return lightning.callbacks.ModelCheckpoint(
+            tmp_path / "checkpoints", filename="at-{step}", every_n_train_steps=3, save_top_k=-1
+        )
+
+    fit_lightning(lightning, tmp_path, 8, ChargeCallback(1, tmp_path / "whole"))
+    # The first training goes on to step 5 after its checkpoint at step 3; those two rows must go when it is resumed.
+    callback = ChargeCallback(1, tmp_path / "parts")
+    fit_lightning(lightning, tmp_path, 5, callback, checkpoint(), enable_checkpointing=True)
+    assert nperf.open_record(tmp_path / "parts").steps.tolist() == list(range(6))
+    resumed: dict[str, Any] = {"resume": tmp_path / "checkpoints/at-step=3.ckpt", "enable_checkpointing": True}
+    trainer = fit_lightning(lightning, tmp_path, 8, ChargeCallback(1, tmp_path / "parts"), checkpoint(), **resumed)
+    assert_same(trainer.optimizers[0].readout(), plain_loop(8))
+    assert_same_record(tmp_path / "parts", tmp_path / "whole", list(range(9)))
+
+
+def test_lightning_without_our_optimizer(lightning: Any, tmp_path: Path) -> None:
+    from noetherperf.integrations.lightning import ChargeCallback
+
+    with pytest.raises(TypeError, match=r"it has: Adam\. Return noetherperf\.SGD.* from configure_optimizers\(\)"):
+        fit_lightning(lightning, tmp_path, 1, ChargeCallback(), ours=False)
+
+
+# ---- Hugging Face Trainer -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def transformers() -> Any:
+    pytest.importorskip("accelerate", reason="accelerate is not installed (the extra [integrations])")
+    return pytest.importorskip("transformers", reason="transformers is not installed (the extra [integrations])")
+
+
+class Classifier(nn.Module):
+    """A model of the form that a Trainer takes: keyword inputs, the loss first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = network()
+
+    def forward(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.net(x)
+        return nn.functional.cross_entropy(logits, labels), logits
+
+
+def hugging_face(transformers: Any, out: Path, n_steps: int, *, ours: bool = True, **options: Any) -> Any:
+    model = Classifier()
+    arguments = transformers.TrainingArguments(
+        output_dir=str(out),
+        max_steps=n_steps,
+        lr_scheduler_type="constant",
+        max_grad_norm=0.0,
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+        **{"per_device_train_batch_size": BATCH, "save_strategy": "no", "logging_steps": 2, **options},
+    )
+    data = [{"x": x, "labels": y} for x, y in zip(*examples(), strict=True)]
+    optimizer = sgd(model, "net.") if ours else torch.optim.Adam(model.parameters())
+    return transformers.Trainer(model, arguments, train_dataset=data, optimizers=(optimizer, None))
+
+
+def test_trainer_logs_and_records(transformers: Any, tmp_path: Path) -> None:
+    from noetherperf.integrations.transformers import ChargeCallback
+
+    trainer = hugging_face(transformers, tmp_path, 7)
+    trainer.add_callback(ChargeCallback(trainer, every=2, record=tmp_path / "record"))
+    trainer.train()
+    readout = unwrap(trainer.optimizer).readout()
+    assert readout.step == 7
+    assert all(law.residual.abs().max() < 1e-13 for law in readout.values())
+    record = nperf.open_record(tmp_path / "record")
+    assert record.steps.tolist() == [0, 2, 4, 6]
+    logged = {entry["step"]: entry["hidden/charge"] for entry in trainer.state.log_history if "hidden/charge" in entry}
+    assert list(logged) == [2, 4, 6]
+    means = record["hidden"]["charge"].mean("group").to_numpy()[1:]
+    np.testing.assert_allclose(list(logged.values()), means, rtol=1e-12)
+    # Logging ours at the steps at which it logs its own takes nothing from the trainer.
+    assert [entry["step"] for entry in trainer.state.log_history if "loss" in entry] == [2, 4, 6]
+
+
+def test_trainer_takes_the_steps_of_a_plain_loop(transformers: Any, tmp_path: Path) -> None:
+    """The Trainer shuffles, so every batch holds all examples, and sums agree to rounding."""
+    trainer = hugging_face(transformers, tmp_path, 5, per_device_train_batch_size=N_EXAMPLES)
+    trainer.train()
+    model = network()
+    optimizer = sgd(model)
+    for _ in range(5):
+        optimizer.zero_grad()
+        loss_of(model, *examples()).backward()
+        optimizer.step()
+    for name, law in optimizer.readout().items():
+        torch.testing.assert_close(unwrap(trainer.optimizer).readout()[name].charge, law.charge, rtol=0, atol=1e-14)
+
+
+def test_trainer_resumes_laws_and_record(transformers: Any, tmp_path: Path) -> None:
+    from noetherperf.integrations.transformers import ChargeCallback
+
+    readouts = {}
+    for name, n_steps, resume in (
+        ("whole", 8, None),
+        ("parts", 5, None),
+        ("parts", 8, tmp_path / "parts/checkpoint-3"),
+    ):
+        trainer = hugging_face(transformers, tmp_path / name, n_steps, save_strategy="steps", save_steps=3)
+        trainer.add_callback(ChargeCallback(trainer, 1, tmp_path / f"{name}.zarr"))
+        trainer.train(resume_from_checkpoint=resume and str(resume))
+        readouts[name] = unwrap(trainer.optimizer).readout()
+    assert_same(readouts["parts"], readouts["whole"])
+    assert_same_record(tmp_path / "parts.zarr", tmp_path / "whole.zarr", list(range(9)))
+
+
+def test_trainer_without_our_optimizer(transformers: Any, tmp_path: Path) -> None:
+    from noetherperf.integrations.transformers import ChargeCallback
+
+    trainer = hugging_face(transformers, tmp_path, 1, ours=False)
+    trainer.add_callback(ChargeCallback(trainer))
+    with pytest.raises(TypeError, match=r"it has: AcceleratedOptimizer\. Give Trainer optimizers=\(noetherperf\.SGD"):
+        trainer.train()
+
+
+# ---- accelerate -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def accelerate() -> Any:
+    accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed (the extra [integrations])")
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)  # of another test
+    accelerate.state.GradientState._reset_state()
+    return accelerate
+
+
+def test_accelerate_accumulates_saves_and_loads(accelerate: Any, tmp_path: Path) -> None:
+    accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=3)
+    data = torch.utils.data.TensorDataset(*examples())
+
+    def prepare() -> tuple[Any, ...]:
+        model = network()
+        prepared: tuple[Any, ...] = accelerator.prepare(
+            model, sgd(model), torch.utils.data.DataLoader(data, batch_size=BATCH)
+        )
+        return prepared
+
+    def train(model: Any, optimizer: Any, loader: Any, n_epochs: int) -> None:
+        for _ in range(n_epochs):
+            for batch in loader:
+                with accelerator.accumulate(model):
+                    accelerator.backward(loss_of(model, *batch))
+                    optimizer.step()
+                    optimizer.zero_grad()
+
+    model, optimizer, loader = prepare()
+    train(model, optimizer, loader, 2)
+    assert_same(unwrap(optimizer).readout(), plain_loop(2, per_step=3))
+    accelerator.save_state(str(tmp_path))
+    accelerator.free_memory()
+    model, optimizer, loader = prepare()
+    accelerator.load_state(str(tmp_path))
+    assert unwrap(optimizer).step_count == 2
+    train(model, optimizer, loader, 2)
+    assert_same(unwrap(optimizer).readout(), plain_loop(4, per_step=3))
+
+
+def test_accelerate_in_mixed_precision(accelerate: Any) -> None:
+    accelerator = accelerate.Accelerator(cpu=True, mixed_precision="bf16")
+    model = network().float()
+    model, optimizer = accelerator.prepare(model, sgd(model))
+    x, y = examples()
+    for _ in range(5):
+        logits = model(x.float())
+        accelerator.backward(nn.functional.cross_entropy(logits, y))
+        optimizer.step()
+        optimizer.zero_grad()
+    readout = unwrap(optimizer).readout()
+    assert readout.step == 5
+    for law in readout.values():
+        assert law.rounding.abs().max() < 1e-6  # parameters are float32
+    assert readout["hidden"].residual.abs().max() > 1e-7  # bfloat16 gradients keep the constraint only nearly
+
+
+# ---- examples -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "needs"),
+    [
+        ("tensorboard_digits", ["--epochs", "1"], ["tensorboard"]),
+        ("lightning_digits", ["--steps", "12"], ["lightning"]),
+        ("transformers_digits", ["--steps", "10"], ["transformers", "accelerate"]),
+        ("accelerate_digits", ["--epochs", "1", "--mixed-precision", "bf16"], ["accelerate"]),
+    ],
+)
+def test_examples_run(
+    name: str, options: list[str], needs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for library in needs:
+        pytest.importorskip(library, reason=f"{library} is not installed (the extra [integrations])")
+    if "accelerate" in needs:
+        from accelerate.state import AcceleratorState, GradientState
+
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--out", str(tmp_path), *options])
+    runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+    if name == "tensorboard_digits":
+        assert list(tmp_path.glob("events.out.tfevents.*"))
+    else:
+        assert nperf.open_record(tmp_path / "record.zarr").steps.tolist() == [0, 10]
+
+
+def test_every_such_example_is_run() -> None:
+    (parametrize,) = test_examples_run.pytestmark  # type: ignore[attr-defined]
+    assert {path.stem for path in EXAMPLES.glob("*_digits.py")} == {case[0] for case in parametrize.args[1]}
