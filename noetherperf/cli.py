@@ -38,7 +38,7 @@ DEFAULTS = Settings()
 EXPECTED_ACCURACY = 0.95
 LAWS: tuple[Law, ...] = ("flow", "discrete", "budget")
 USAGE_ERROR = 2
-EXTRA = ("matplotlib", "scipy", "sklearn", "tqdm")  # what the extra [run] installs
+EXTRA = ("PIL", "matplotlib", "scipy", "sklearn", "tqdm")  # what the extra [run] installs
 
 app = typer.Typer(
     name="noetherperf",

@@ -1,0 +1,381 @@
+"""Image data sets: Tiny ImageNet and CIFAR-10 from their folders, digits enlarged, and synthetic images of any size.
+
+Nothing is downloaded. Each gives a training and a test part of (image, label): float32 [channels, size, size] with mean
+about 0 and standard deviation about 1 over the training part, and an int. Training images are augmented as usual: a
+border of an eighth of their size, a random crop, and a mirror image every other time (not of digits).
+"""
+
+import pickle
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from noetherperf.recipes import digits
+
+__all__ = ["DATASETS", "ImageData", "Images", "cifar10", "enlarged_digits", "load", "synthetic", "tiny_imagenet"]
+
+Item = tuple[Tensor, int]
+
+TINY_IMAGENET_SIZE = 64
+# Mean and standard deviation of the training part's red, green and blue, of 0 to 1.
+TINY_IMAGENET_COLOURS = (0.480, 0.448, 0.397), (0.276, 0.269, 0.282)
+CIFAR10_COLOURS = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)
+
+
+class Images(Dataset[Item]):
+    """Images that are read when asked for, normalised, and augmented if they are to be.
+
+    Args:
+        read: Gives an image by its number: floating point or uint8 (0 to 255, taken as 0 to 1), [channels, size, size].
+        labels: One per image.
+        colours: Mean and standard deviation to normalise with, one per channel; None: leave the values.
+        crop, mirror: Whether to crop at random from a padded image, and to mirror at random.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[int], Tensor],
+        labels: Sequence[int],
+        *,
+        colours: tuple[Sequence[float], Sequence[float]] | None = None,
+        crop: bool = False,
+        mirror: bool = False,
+    ) -> None:
+        self.labels = list(labels)
+        self._read, self._colours, self._crop, self._mirror = read, colours, crop, mirror
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Item:
+        image = self._read(index)
+        if image.dtype == torch.uint8:
+            image = image.float() / 255
+        if self._colours is not None:
+            mean, std = (torch.tensor(values).reshape(-1, 1, 1) for values in self._colours)
+            image = (image - mean) / std
+        if self._crop:
+            size = image.shape[-1]
+            border = max(1, size // 8)
+            top, left = torch.randint(2 * border + 1, (2,)).tolist()
+            image = nn.functional.pad(image, (border,) * 4)[:, top : top + size, left : left + size]
+        if self._mirror and torch.rand(()) < 0.5:
+            image = image.flip(-1)
+        return image.contiguous(), self.labels[index]
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A data set: its two parts, and what a network for it must know."""
+
+    train: Images
+    test: Images
+    n_classes: int
+    channels: int
+    image_size: int
+
+    def loaders(
+        self, batch_size: int, *, workers: int = 0, pin_memory: bool = False
+    ) -> tuple[DataLoader[Item], DataLoader[Item]]:
+        """Batches of the training part, shuffled, and of the test part, in order; read by so many worker processes."""
+        options: dict[str, Any] = {"batch_size": batch_size, "num_workers": workers, "pin_memory": pin_memory}
+        return DataLoader(self.train, shuffle=True, **options), DataLoader(self.test, **options)
+
+
+# ---- Tiny ImageNet ---------------------------------------------------------------------------------------------------
+
+
+class _Files:
+    """Reads image files, by number."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = list(paths)
+
+    def __call__(self, index: int) -> Tensor:
+        from PIL import Image
+
+        path = self.paths[index]
+        try:
+            with Image.open(path) as image:
+                pixels = np.array(image.convert("RGB"))
+        except OSError as error:  # also PIL's own for what is no image, and for a truncated one
+            raise ValueError(f"{path}: cannot be read as an image ({error}); unpack the archive again") from error
+        if pixels.shape[:2] != (TINY_IMAGENET_SIZE, TINY_IMAGENET_SIZE):
+            size = TINY_IMAGENET_SIZE
+            raise ValueError(f"{path}: expected {size}×{size} pixels, got {pixels.shape[1]}×{pixels.shape[0]}")
+        return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def tiny_imagenet(folder: Path | str, *, augment: bool = True) -> ImageData:
+    """Tiny ImageNet from its unpacked archive: 200 classes, 500 training and 50 validation images of 64×64 each.
+
+        wnids.txt                        the classes, one a line; a class' label is its place in alphabetical order
+        train/<class>/images/*.JPEG
+        val/val_annotations.txt          name, class and box of each image, separated by tabs
+        val/images/*.JPEG
+
+    The archive's test images have no labels; the validation images are the test part. As many classes and images as
+    the folder has are taken. Files are opened when their images are asked for.
+
+    Args:
+        folder: The one that holds wnids.txt, usually tiny-imagenet-200.
+        augment: Crop and mirror the training images.
+
+    Raises:
+        FileNotFoundError: Something is not where it should be; the message says what was expected where.
+        ValueError: val_annotations.txt cannot be read, or (when an image is asked for) an image.
+    """
+    folder = Path(folder)
+    layout = "Tiny ImageNet's folder holds wnids.txt, train/<class>/images/*.JPEG, val/val_annotations.txt, val/images"
+    _require(folder, folder.is_dir(), "a folder", layout)
+    wnids = folder / "wnids.txt"
+    _require(wnids, wnids.is_file(), "the list of classes", layout)
+    classes = sorted(set(wnids.read_text().split()))
+    _require(wnids, bool(classes), "one class a line, not an empty file,", layout)
+    label_of = {name: label for label, name in enumerate(classes)}
+
+    train_paths: list[Path] = []
+    train_labels: list[int] = []
+    for name in classes:
+        images = folder / "train" / name / "images"
+        _require(images, images.is_dir(), f"the images of class {name}", layout)
+        found = sorted(images.glob("*.JPEG"))
+        _require(images, bool(found), f"*.JPEG files of class {name}", layout)
+        train_paths += found
+        train_labels += [label_of[name]] * len(found)
+
+    annotations, images = folder / "val" / "val_annotations.txt", folder / "val" / "images"
+    _require(annotations, annotations.is_file(), "the validation labels", layout)
+    _require(images, images.is_dir(), "the validation images", layout)
+    test_paths: list[Path] = []
+    test_labels: list[int] = []
+    present = {path.name for path in images.iterdir()}
+    for number, line in enumerate(annotations.read_text().splitlines(), start=1):
+        fields = line.split("\t")
+        if len(fields) < 2 or fields[1] not in label_of:
+            raise ValueError(
+                f"{annotations}, line {number}: expected an image's name and a class of wnids.txt with a tab between, "
+                f"got {line!r}"
+            )
+        _require(images / fields[0], fields[0] in present, "a validation image (val_annotations.txt names it)", layout)
+        test_paths.append(images / fields[0])
+        test_labels.append(label_of[fields[1]])
+    _require(annotations, bool(test_paths), "one validation image a line, not an empty file,", layout)
+
+    colours = TINY_IMAGENET_COLOURS
+    return ImageData(
+        Images(_Files(train_paths), train_labels, colours=colours, crop=augment, mirror=augment),
+        Images(_Files(test_paths), test_labels, colours=colours),
+        n_classes=len(classes),
+        channels=3,
+        image_size=TINY_IMAGENET_SIZE,
+    )
+
+
+# ---- CIFAR-10 --------------------------------------------------------------------------------------------------------
+
+
+class _NumbersUnpickler(pickle.Unpickler):
+    """Loads containers, numbers, bytes and numpy arrays, and nothing that could run."""
+
+    ALLOWED = frozenset(
+        {
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy._core.multiarray", "_reconstruct"),
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+        }
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR-10 file holds")
+        if name == "_reconstruct":  # the same function under the older name and the newer one
+            return np._core.multiarray._reconstruct  # type: ignore[attr-defined]
+        return getattr(np, name)
+
+
+def _cifar10_file(path: Path) -> tuple[NDArray[np.uint8], list[int]]:
+    """Pixels [n, 3, 32, 32] and labels of one of the archive's files."""
+    _require(path, path.is_file(), "a file of the python archive", _CIFAR10_LAYOUT)
+    try:
+        with path.open("rb") as file:
+            content = _NumbersUnpickler(file, encoding="bytes").load()
+        pixels, labels = content[b"data"], [int(label) for label in content[b"labels"]]
+        good = pixels.dtype == np.uint8 and pixels.shape == (len(labels), 3 * 32 * 32) and set(labels) <= set(range(10))
+    except Exception as error:  # a broken pickle raises nearly anything
+        raise ValueError(f"{path}: no file of CIFAR-10's python archive ({error}); unpack the archive again") from error
+    if not good:
+        raise ValueError(
+            f"{path}: expected b'data', uint8 [n, 3072], and b'labels', n numbers from 0 to 9; got {pixels.dtype} "
+            f"{list(pixels.shape)} and {len(labels)} labels"
+        )
+    return pixels.reshape(-1, 3, 32, 32), labels
+
+
+_CIFAR10_LAYOUT = (
+    "CIFAR-10's python archive unpacks to cifar-10-batches-py with data_batch_1 to data_batch_5 and test_batch"
+)
+
+
+def cifar10(folder: Path | str, *, augment: bool = True) -> ImageData:
+    """CIFAR-10 from its unpacked python archive: 50,000 training and 10,000 test images of 32×32, ten classes.
+
+    The archive's files are pickles, which could run code when they are loaded. These are read by an unpickler that
+    knows numpy arrays, bytes, numbers, lists and dicts alone and refuses all else.
+
+    Args:
+        folder: cifar-10-batches-py, or the folder that holds it.
+        augment: Crop and mirror the training images.
+
+    Raises:
+        FileNotFoundError: A file is not where it should be; the message says what was expected where.
+        ValueError: A file is broken, or asks for anything but numpy arrays.
+    """
+    folder = Path(folder)
+    inner = folder / "cifar-10-batches-py"
+    folder = inner if inner.is_dir() else folder
+    _require(folder, folder.is_dir(), "a folder", _CIFAR10_LAYOUT)
+    batches = [_cifar10_file(folder / f"data_batch_{number}") for number in range(1, 6)]
+    pixels = torch.from_numpy(np.concatenate([batch for batch, _ in batches]))
+    labels = [label for _, some in batches for label in some]
+    test_pixels, test_labels = _cifar10_file(folder / "test_batch")
+    colours = CIFAR10_COLOURS
+    return ImageData(
+        Images(pixels.__getitem__, labels, colours=colours, crop=augment, mirror=augment),
+        Images(torch.from_numpy(test_pixels).__getitem__, test_labels, colours=colours),
+        n_classes=10,
+        channels=3,
+        image_size=32,
+    )
+
+
+# ---- what needs no folder --------------------------------------------------------------------------------------------
+
+
+def enlarged_digits(image_size: int = 32, *, seed: int = 0, augment: bool = False) -> ImageData:
+    """scikit-learn's digits, 8×8 pixels, enlarged bilinearly to any size.
+
+    Args:
+        image_size: Pixels of a side.
+        seed: Draws the split.
+        augment: Crop the training images; a mirrored digit is none.
+    """
+    data = digits.load(seed)
+
+    def enlarge(images: Tensor) -> Tensor:
+        return nn.functional.interpolate(images, size=(image_size, image_size), mode="bilinear")
+
+    train, test = enlarge(data.train_images), enlarge(data.test_images)
+    return ImageData(
+        Images(train.__getitem__, data.train_labels.tolist(), crop=augment),
+        Images(test.__getitem__, data.test_labels.tolist()),
+        n_classes=10,
+        channels=1,
+        image_size=image_size,
+    )
+
+
+class _Drawn:
+    """Draws image by image: the pattern of its class with noise, the same each time it is asked for."""
+
+    def __init__(self, patterns: NDArray[np.float32], labels: Sequence[int], seed: tuple[int, int]) -> None:
+        self.patterns, self.labels, self.seed = patterns, labels, seed
+
+    def __call__(self, index: int) -> Tensor:
+        pattern = self.patterns[self.labels[index]]
+        noise = np.random.default_rng((*self.seed, index)).standard_normal(pattern.shape, dtype=np.float32)
+        return torch.from_numpy((pattern + noise) * np.float32(0.5**0.5))
+
+
+def synthetic(
+    image_size: int = 64,
+    *,
+    n_train: int = 1024,
+    n_test: int = 256,
+    n_classes: int = 10,
+    channels: int = 3,
+    seed: int = 0,
+    augment: bool = False,
+) -> ImageData:
+    """Images of any size whose classes can be learned: a random pattern per class, with as much noise again.
+
+    An image takes memory only while it is used, so there may be as many as one likes.
+
+    Args:
+        image_size: Pixels of a side.
+        n_train, n_test: Images; labels go round.
+        n_classes, channels: Of all images.
+        seed: Draws patterns and noise.
+        augment: Crop and mirror the training images.
+    """
+    for name, value in (("image_size", image_size), ("n_train", n_train), ("n_test", n_test), ("n_classes", n_classes)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, not {value}")
+    patterns = np.random.default_rng(seed).standard_normal(
+        (n_classes, channels, image_size, image_size), dtype=np.float32
+    )
+    labels = [index % n_classes for index in range(max(n_train, n_test))]
+    return ImageData(
+        Images(_Drawn(patterns, labels, (seed, 1)), labels[:n_train], crop=augment, mirror=augment),
+        Images(_Drawn(patterns, labels, (seed, 2)), labels[:n_test]),
+        n_classes=n_classes,
+        channels=channels,
+        image_size=image_size,
+    )
+
+
+# ---- by name ---------------------------------------------------------------------------------------------------------
+
+DATASETS = ("tiny-imagenet", "cifar10", "digits", "synthetic")
+
+
+def load(
+    name: str,
+    data_dir: Path | str | None = None,
+    *,
+    image_size: int | None = None,
+    seed: int = 0,
+    augment: bool | None = None,
+) -> ImageData:
+    """A data set by name.
+
+    Args:
+        name: One of DATASETS.
+        data_dir: The folder of Tiny ImageNet or CIFAR-10.
+        image_size: Of digits (by default 32) and synthetic images (64); the others have their own.
+        seed: Of digits and synthetic images.
+        augment: Of training images; by default of Tiny ImageNet and CIFAR-10 only.
+
+    Raises:
+        ValueError: There is no such data set, it needs a folder and there is none, or takes no folder or size.
+        FileNotFoundError: The folder does not hold what it should.
+    """
+    if name not in DATASETS:
+        raise ValueError(f"there is no data set {name!r}; there are: {', '.join(DATASETS)}")
+    if name in ("tiny-imagenet", "cifar10"):
+        if data_dir is None:
+            raise ValueError(
+                f"data set {name!r} is read from a folder and never downloaded: say where it is (data_dir)"
+            )
+        if image_size is not None:
+            raise ValueError(f"data set {name!r} has images of its own size; leave image_size out")
+        read = tiny_imagenet if name == "tiny-imagenet" else cifar10
+        return read(data_dir, augment=augment is not False)
+    if data_dir is not None:
+        raise ValueError(f"data set {name!r} needs no folder; leave data_dir out")
+    if name == "digits":
+        return enlarged_digits(32 if image_size is None else image_size, seed=seed, augment=augment is True)
+    return synthetic(64 if image_size is None else image_size, seed=seed, augment=augment is True)
+
+
+def _require(path: Path, good: bool, what: str, layout: str) -> None:
+    if not good:
+        raise FileNotFoundError(f"expected {what} at {path}; {layout}")
