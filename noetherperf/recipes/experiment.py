@@ -1,0 +1,196 @@
+"""The paper's experiment: VGG-16 on an image data set, every charge recorded, to be stopped and resumed at will."""
+
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from noetherperf.recipes import datasets
+from noetherperf.recipes.settings import Settings
+from noetherperf.recipes.train import Result
+from noetherperf.recipes.vgg import vgg16
+from noetherperf.recorder import Recorder
+from noetherperf.sgd import SGD
+
+__all__ = ["MODELS", "PAPER", "Experiment", "run"]
+
+MODELS = ("vgg16", "vgg16-bn")
+#: The poster gives no hyperparameters. These are of a training script in its authors' public repository
+#: (github.com/danielkunin/neural-mechanics, scripts/fo_vgg16_bn_gpu4.sh: plain SGD, λ of 0, 10⁻⁴, 10⁻³ and 10⁻²), which
+#: trains on CIFAR-100; which λ and batches the figures on Tiny ImageNet had, it does not say.
+PAPER: dict[str, Any] = {"lr": 0.1, "momentum": 0.0, "weight_decay": 1e-4, "batch_size": 128, "epochs": 100}
+CHECKPOINT = "checkpoint.pt"
+RECORD = "record.zarr"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """What is trained on what.
+
+    Args:
+        dataset: One of recipes.datasets.DATASETS.
+        data_dir: Its folder, where it has one.
+        image_size: Of digits and synthetic images.
+        model: One of MODELS.
+        width: Of the network: all channels and hidden units times this.
+    """
+
+    dataset: str
+    data_dir: Path | None = None
+    image_size: int | None = None
+    model: str = "vgg16"
+    width: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.model not in MODELS:
+            raise ValueError(f"there is no model {self.model!r}; there are: {', '.join(MODELS)}")
+        if not self.width > 0:
+            raise ValueError(f"width must be positive, not {self.width}")
+
+
+def run(
+    folder: Path | str,
+    experiment: Experiment,
+    settings: Settings,
+    *,
+    exists: Literal["error", "resume", "overwrite"] = "error",
+    workers: int = 0,
+    progress: bool = True,
+) -> Result:
+    """Train, record all charges to folder/record.zarr, and keep a checkpoint of the last whole epoch beside it.
+
+    A run that was stopped and is resumed makes the very steps that it would have made: batches, augmentation and
+    dropout of an epoch are drawn anew from the seed and the epoch's number, and what was recorded after the checkpoint
+    is recorded again. (With other numbers of workers, augmentation is drawn in another order.)
+
+    Args:
+        folder: Where record and checkpoint go.
+        experiment: What is trained on what.
+        settings: How; when resuming, only the number of epochs and the device may differ.
+        exists: What to do if there is a checkpoint or record: "error", "resume" or "overwrite".
+        workers: Processes that read images.
+        progress: Show a bar with the loss.
+
+    Returns:
+        Result; its accuracies are those of the test part and of the last epoch's training batches as they came, its
+        seconds and steps those of this call.
+
+    Raises:
+        FileExistsError: There is a run already, and `exists` is "error".
+        FileNotFoundError: The data set's folder does not hold what it should.
+        ValueError: Anything does not fit together, or the run to be resumed had other settings.
+    """
+    folder = Path(folder)
+    checkpoint_path, record_path = folder / CHECKPOINT, folder / RECORD
+    if exists == "error" and (checkpoint_path.exists() or record_path.exists()):
+        raise FileExistsError(f"{str(folder)!r} holds a run already; resume or overwrite it, or name another folder")
+    torch.manual_seed(settings.seed)
+    data = datasets.load(experiment.dataset, experiment.data_dir, image_size=experiment.image_size, seed=settings.seed)
+    model, symmetries = vgg16(
+        batch_norm=experiment.model == "vgg16-bn",
+        n_classes=data.n_classes,
+        in_channels=data.channels,
+        image_size=data.image_size,
+        width=experiment.width,
+    )
+    model.to(settings.device, settings.dtype)
+    optimizer = SGD(
+        model.named_parameters(),
+        lr=settings.lr,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        nesterov=settings.nesterov,
+        symmetries=symmetries,
+        backend=settings.backend,
+    )
+    pinned = torch.device(settings.device).type == "cuda"
+    train, test = data.loaders(settings.batch_size, workers=workers, pin_memory=pinned)
+    identity = _identity(experiment, settings)
+    first_epoch = 0
+    if exists == "resume" and checkpoint_path.exists():
+        first_epoch = _resume(checkpoint_path, identity, model, optimizer)
+    elif exists == "resume" and record_path.exists():
+        exists = "overwrite"  # it was stopped in its first epoch
+    elif exists == "overwrite":
+        checkpoint_path.unlink(missing_ok=True)
+
+    loss = torch.tensor(math.nan, device=settings.device)
+    mean_loss = train_accuracy = math.nan
+    start, steps = time.perf_counter(), 0
+    with Recorder(
+        optimizer, record_path, every=settings.every, exists=exists, probes={"loss": lambda: loss}
+    ) as recorder:
+        for epoch in range(first_epoch, settings.epochs):
+            torch.manual_seed(settings.seed * 1_000_003 + epoch + 1)
+            totals = torch.zeros(2, device=settings.device)
+            for images, labels in tqdm(train, desc=f"epoch {epoch + 1}", unit="step", disable=not progress):
+                images, labels = _moved(images, labels, settings)
+                logits = model(images)
+                loss = nn.functional.cross_entropy(logits, labels)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                totals += torch.stack([loss.detach() * len(labels), (logits.argmax(1) == labels).sum()])
+                steps += 1
+            mean_loss, train_accuracy = (totals / len(data.train)).tolist()
+            recorder.flush()
+            _save(checkpoint_path, identity, epoch + 1, model, optimizer)
+    return Result(
+        train_accuracy=train_accuracy,
+        test_accuracy=_accuracy(model, test, settings),
+        loss=mean_loss,
+        seconds=time.perf_counter() - start,
+        steps=steps,
+        backend=optimizer.backend,
+    )
+
+
+def _identity(experiment: Experiment, settings: Settings) -> dict[str, Any]:
+    """What two parts of one run must agree in, as plain data."""
+    free = ("epochs", "device", "backend")
+    told = {**asdict(experiment), **{name: value for name, value in asdict(settings).items() if name not in free}}
+    return {name: str(value) for name, value in told.items() if name != "data_dir"}
+
+
+def _save(path: Path, identity: dict[str, Any], epoch: int, model: nn.Module, optimizer: SGD) -> None:
+    """Replace the checkpoint in one go, so that one that is killed here leaves the last one."""
+    state = {"run": identity, "epoch": epoch, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    partial.replace(path)
+
+
+def _resume(path: Path, identity: dict[str, Any], model: nn.Module, optimizer: SGD) -> int:
+    """Load the checkpoint; returns the number of epochs it has behind it."""
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if changed := [name for name, value in identity.items() if state["run"].get(name) != value]:
+        shown = ", ".join(f"{name} ({state['run'].get(name)}, now {identity[name]})" for name in changed)
+        raise ValueError(f"{path}: the run to be resumed had another {shown}; use the same, or another folder")
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    return int(state["epoch"])
+
+
+def _moved(images: Tensor, labels: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
+    return (
+        images.to(settings.device, settings.dtype, non_blocking=True),
+        labels.to(settings.device, non_blocking=True),
+    )
+
+
+@torch.no_grad()
+def _accuracy(model: nn.Module, batches: DataLoader[datasets.Item], settings: Settings) -> float:
+    model.eval()
+    correct, n = torch.zeros((), device=settings.device), 0
+    for images, labels in batches:
+        images, labels = _moved(images, labels, settings)
+        correct += (model(images).argmax(1) == labels).sum()
+        n += len(labels)
+    model.train()
+    return float(correct) / n
