@@ -2,6 +2,7 @@
 #   make demo        train on real images, measure every charge, draw the pictures: runs/demo (more options: ARGS="--nesterov")
 #   make test        the tests, without the slow ones       make test-all    every test
 #   make lint        ruff, mypy, clang-format               make bench       the benchmarks
+#   make sanitize    the CPU engine's tests under ASan and UBSan
 #   make test-integrations   the tests with Lightning, transformers, accelerate, TensorBoard, installed first
 #   make gpu-report  build, test and measure on a GPU       make clean       remove what was built and set up
 PYTHON ?= python3
@@ -12,7 +13,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-integrations lint bench gpu-report clean
+.PHONY: help setup demo test test-all test-integrations sanitize lint bench gpu-report clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -37,10 +38,7 @@ test: $(READY)
 test-all: $(READY)
 	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
-# Apart, for these libraries and what they need weigh more than all that `setup` installs beside torch.
-test-integrations: $(READY)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[integrations]' --no-build-isolation
-	$(BIN)/python -m pytest tests/test_integrations.py $(ARGS)
+.PHONY: help setup demo test test-all test-integrations sanitize lint bench gpu-report clean
 
 lint: $(READY)
 	$(BIN)/pre-commit run --all-files

@@ -48,6 +48,7 @@ FORMAT = 1
 FLUSH_SECONDS = 10.0
 CHUNK_VALUES = 2**18  # a chunk is 2 MiB of float64, and the rows of one chunk are what memory holds at most
 CHUNK_GROUPS = 2**14
+CODECS = ("bytes", "zstd", "gzip", "blosc", "crc32c")  # of arrays of numbers; none of them executes anything
 
 _NOTHING = torch.empty(0, dtype=torch.float64)
 
@@ -421,14 +422,20 @@ def open_record(path: str | os.PathLike[str]) -> Record:
         ValueError: What is there is no record, is damaged, or is of a later format.
     """
     path = Path(path).resolve()
-    attributes = _read_attributes(path)
+    metadata = _read_metadata(path)
+    attributes = metadata["attributes"]
     if attributes.get("noetherperf_record") != FORMAT:
         raise ValueError(
             f"{str(path)!r} is a record of format {attributes.get('noetherperf_record')!r}, but this version of "
             f"noetherperf reads format {FORMAT}; use the version that wrote it: {attributes.get('versions')}"
         )
+    if fault := _fault(metadata):
+        raise ValueError(f"the record {str(path)!r} is damaged: {fault}")
     dataset = xr.open_zarr(path, consolidated=True, chunks=None)
-    steps = dataset["step"].to_numpy()
+    try:
+        steps = dataset["step"].to_numpy()
+    except RuntimeError as error:
+        raise ValueError(f"the record {str(path)!r} is damaged: its steps cannot be read ({error})") from error
     if np.any(np.diff(steps, prepend=-1) <= 0):
         raise ValueError(f"the record {str(path)!r} is damaged: its steps do not increase, so chunks of it are missing")
     return Record(path, dataset)
@@ -474,20 +481,60 @@ def _version(package: str) -> str:
         return "unknown"
 
 
-def _read_attributes(path: Path) -> dict[str, Any]:
-    """The root's attributes, where the path is a record of any format."""
+def _read_metadata(path: Path) -> dict[str, Any]:
+    """The root's metadata, where the path is a record of any format."""
     if not path.exists():
         raise FileNotFoundError(f"there is no record at {str(path)!r}")
     try:
         metadata = json.loads((path / "zarr.json").read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         metadata = {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"the record {str(path)!r} is damaged: its zarr.json cannot be read ({error})") from error
     attributes = metadata.get("attributes") if isinstance(metadata, dict) else None
     if not isinstance(attributes, dict) or "noetherperf_record" not in attributes:
         raise ValueError(f"{str(path)!r} is no noetherperf record")
-    return attributes
+    whole: dict[str, Any] = metadata
+    return whole
+
+
+def _fault(metadata: Mapping[str, Any]) -> str | None:
+    """What in a record's metadata no recorder has written, if there is something; found before zarr acts on it.
+
+    zarr knows data types and codecs that are not plain numbers, packages may register more, and some (pickle) execute
+    what they read. So only what a recorder writes gets as far as zarr.
+    """
+    attributes = metadata["attributes"]
+    for key in ("symmetries", "n_groups", "closed", "reason", "probes"):
+        if not isinstance(attributes.get(key), list):
+            return f"its attribute {key} is no list"
+    n_groups = attributes["n_groups"]
+    if not all(type(n) is int and n >= 0 for n in n_groups):
+        return "its attribute n_groups must hold whole numbers"
+    if any(len(attributes[key]) != len(n_groups) for key in ("symmetries", "closed", "reason")):
+        return "its attributes tell of different numbers of symmetries"
+    if not all(isinstance(name, str) for name in attributes["probes"]):
+        return "its attribute probes must hold names"
+    consolidated = metadata.get("consolidated_metadata")
+    arrays = consolidated.get("metadata") if isinstance(consolidated, dict) else None
+    if not isinstance(arrays, dict):
+        return "it does not say which arrays it has"
+    probes = map(_probe_key, range(len(attributes["probes"])))
+    for name in ("step", "time", *HYPERPARAMETERS, *SERIES, "initial", "symmetry", "position", *probes):
+        if name not in arrays:
+            return f"its array {name} is missing"
+    for name, array in arrays.items():
+        plain = isinstance(array, dict) and array.get("zarr_format") == 3 and array.get("node_type") == "array"
+        if not plain or array.get("data_type") not in ("int64", "float64"):
+            return f"its array {name} is of another kind than numbers"
+        codecs = array.get("codecs")
+        if not isinstance(codecs, list) or not all(isinstance(c, dict) and c.get("name") in CODECS for c in codecs):
+            return f"its array {name} asks for a codec other than {', '.join(CODECS)}"
+    for name in ("initial", *SERIES):
+        shape = arrays[name].get("shape")
+        if not isinstance(shape, list) or not shape or shape[-1] != sum(n_groups):
+            return f"its array {name} has shape {shape}, but its symmetries have {sum(n_groups)} groups"
+    return None
 
 
 def _require_overwritable(path: Path, exists: str) -> None:
@@ -498,8 +545,7 @@ def _require_overwritable(path: Path, exists: str) -> None:
             "it, or record to another path"
         )
     try:
-        _read_attributes(path)
-        ours = {"zarr.json", *json.loads((path / "zarr.json").read_bytes())["consolidated_metadata"]["metadata"]}
+        ours = {"zarr.json", *_read_metadata(path)["consolidated_metadata"]["metadata"]}
     except (ValueError, KeyError) as error:
         raise FileExistsError(
             f"exists='overwrite' deletes noetherperf records only, and {error}; remove it yourself, or record to "

@@ -485,7 +485,10 @@ def from_json(text: str) -> tuple[Symmetry, ...]:
     Raises:
         ValueError: The text is no JSON, of another version, or has an unknown kind or field.
     """
-    data = json.loads(text)
+    try:
+        data = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("symmetries file: its JSON is nested too deeply") from error
     fields = {"version", "symmetries"}
     _check_fields("symmetries file", data, required=fields, known=fields)
     if data["version"] != JSON_VERSION:

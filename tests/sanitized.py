@@ -1,9 +1,12 @@
-"""A pytest plugin, `-p sanitized`: the tests run on the CPU engine that `make sanitize` has built with ASan and UBSan.
+"""The CPU engine under AddressSanitizer and UndefinedBehaviorSanitizer; `make sanitize` does the same.
 
-The sanitizers' libraries must be loaded before Python, so the process is started with LD_PRELOAD (`environment`).
+    python tests/sanitized.py [pytest's arguments]
+
+Builds the engine a second time, into build/sanitize, and starts pytest with the sanitizers' libraries loaded before
+Python, and with this file as a plugin, which puts that engine in the other one's place. Memory of torch and numpy is
+watched too, so an element read or written past the end of a tensor or table ends the process; so does every finding.
 """
 
-import importlib.machinery
 import importlib.util
 import os
 import subprocess
@@ -11,23 +14,67 @@ import sys
 import sysconfig
 from pathlib import Path
 
-import torch  # noqa: F401  (first: OpenMP then binds to torch's copy)
+import pybind11
 
-BUILD = Path(__file__).parents[1] / "build" / "sanitize"
+ROOT = Path(__file__).parents[1]
+BUILD = ROOT / "build" / "sanitize"
+
+
+def missing() -> str | None:
+    """Why this cannot be done here, None where it can."""
+    try:
+        libraries = _libraries()
+    except OSError:
+        return "needs g++"
+    absent = [library for library in libraries if not Path(library).is_absolute()]
+    return f"g++ comes without {absent[0]}" if absent else None
+
+
+def _libraries() -> list[str]:
+    # libstdc++ as early: the sanitizer else finds no exceptions of what is loaded later.
+    names = ("libasan.so", "libubsan.so", "libstdc++.so.6")
+    return [subprocess.check_output(["g++", f"-print-file-name={name}"], text=True).strip() for name in names]
+
+
+def build() -> None:
+    tools = Path(sys.executable).parent
+    cmake = str(tools / "cmake") if (tools / "cmake").exists() else "cmake"
+    options = {
+        "CMAKE_BUILD_TYPE": "None",
+        "CMAKE_CXX_COMPILER": "g++",
+        "NPERF_SANITIZE": "ON",
+        "NPERF_CUDA": "OFF",
+        "Python_EXECUTABLE": sys.executable,
+        "pybind11_DIR": pybind11.get_cmake_dir(),
+    }
+    definitions = [f"-D{name}={value}" for name, value in options.items()]
+    subprocess.run([cmake, "-S", str(ROOT), "-B", str(BUILD), "-G", "Ninja", *definitions], check=True)
+    subprocess.run([cmake, "--build", str(BUILD)], check=True)
 
 
 def environment() -> dict[str, str]:
-    """The variables that a sanitized process starts with: the interceptors come first, leaks of Python's are let be."""
-    libraries = ("libasan.so", "libubsan.so", "libstdc++.so.6")
-    found = [subprocess.check_output(["g++", f"-print-file-name={name}"], text=True).strip() for name in libraries]
-    options = {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
-    return {**os.environ, **options, "LD_PRELOAD": " ".join(found)}
+    """What a process that imports this file starts with."""
+    return {
+        **os.environ,
+        "LD_PRELOAD": " ".join(_libraries()),
+        "ASAN_OPTIONS": "detect_leaks=0",  # Python's own are many
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])]),
+    }
+
+
+def run(*arguments: str) -> int:
+    """Run pytest under the sanitizers; its exit status."""
+    command = [sys.executable, "-m", "pytest", "-p", "sanitized", *arguments]
+    return subprocess.run(command, env=environment(), cwd=ROOT).returncode
 
 
 def load() -> None:
     """Put the sanitized module where `from noetherperf import _cpu` finds it."""
+    import torch  # noqa: F401  (first: OpenMP then binds to torch's copy)
+
     path = BUILD / f"_cpu{sysconfig.get_config_var('EXT_SUFFIX')}"
-    spec = importlib.util.spec_from_loader("noetherperf._cpu", importlib.machinery.ExtensionFileLoader("_cpu", str(path)))
+    spec = importlib.util.spec_from_file_location("noetherperf._cpu", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -35,4 +82,14 @@ def load() -> None:
     sys.modules["noetherperf._cpu"] = module
 
 
-load()
+def main() -> None:
+    if reason := missing():
+        sys.exit(f"sanitize: {reason}")
+    build()
+    sys.exit(run(*(sys.argv[1:] or ["-q", "tests/test_engines.py", "tests/test_properties.py", "-k", "not cuda"])))
+
+
+if __name__ == "__main__":
+    main()
+elif "libasan" in os.environ.get("LD_PRELOAD", ""):
+    load()

@@ -1,0 +1,276 @@
+"""Whatever model, layout, symmetries and schedule: the CPU engine against the reference, nothing written beside them.
+
+And whatever JSON: a clear error, or symmetries that a step measures.
+"""
+
+import copy
+import json
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import HealthCheck, example, given, settings
+from test_engines import DTYPES, ENGINES, HOST, Arena, assert_close, magnitudes, sum_eps
+
+import noetherperf as nperf
+from noetherperf import Norm, Part, Symmetry, Translation, laws, reference
+from noetherperf.hyper import Hyper
+from noetherperf.laws import Law
+from noetherperf.moments import Moment
+from noetherperf.plan import Measurement, make_plan
+from noetherperf.symmetry import from_json, to_json, validate
+
+CPU_ENGINES = [name for name in ENGINES if name.startswith("cpu")]
+pytestmark = pytest.mark.skipif(not CPU_ENGINES, reason="noetherperf._cpu is not built")
+
+# ---- models
+
+
+@st.composite
+def shapes(draw: st.DrawFn) -> tuple[int, ...]:
+    """Up to four axes; sizes around those of vectors and tiles, and sizes that divide."""
+    sizes = st.one_of(st.integers(0, 9), st.sampled_from([12, 16, 24, 31, 64, 65]))
+    shape = draw(st.lists(sizes, max_size=4))
+    if draw(st.booleans()) and shape:
+        shape[draw(st.integers(0, len(shape) - 1))] = draw(st.sampled_from([257, 512, 1031]))
+    while torch.Size(shape).numel() > 60_000:
+        shape.pop()
+    return tuple(shape)
+
+
+@st.composite
+def arenas(draw: st.DrawFn, shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> Arena:
+    """A tensor with its axes in any order in memory, each with any gap between its elements, at any address."""
+    order = draw(st.permutations(range(len(shape))))
+    strides, stride = [0] * len(shape), 1
+    for axis in order:
+        stride *= draw(st.sampled_from([1, 1, 1, 2, 3]))
+        strides[axis] = stride
+        stride = stride * max(1, shape[axis]) + draw(st.sampled_from([0, 0, 0, 5]))
+    offset = draw(st.integers(1, 17))
+    extent = 1 + sum(max(0, size - 1) * s for size, s in zip(shape, strides, strict=True))
+    storage = torch.randn(offset + extent + 17, generator=generator, dtype=torch.float64).to(dtype)
+    return Arena(storage, storage.as_strided(shape, strides, offset))
+
+
+def divisors(n: int) -> list[int]:
+    return [k for k in range(1, n + 1) if n % k == 0]
+
+
+@st.composite
+def parts(draw: st.DrawFn, name: str, shape: tuple[int, ...]) -> Part:
+    """Any part that fits the shape, with every field."""
+    axes = [axis for axis, size in enumerate(shape) if size]
+    axis = draw(st.sampled_from([None, *axes]))
+    weight = draw(st.sampled_from([1.0, -1.0, 2.0]))
+    if axis is None:
+        return Part(name, None, weight=weight)
+    period = draw(st.sampled_from([None, *divisors(shape[axis])]))
+    length = period or shape[axis]
+    start = draw(st.integers(0, length - 1))
+    stop = draw(st.integers(start + 1, length))
+    fold = draw(st.sampled_from(divisors(stop - start)))
+    stride = draw(st.sampled_from(divisors((stop - start) // fold))) if fold > 1 else 1
+    return Part(name, axis, start=start, stop=stop, fold=fold, stride=stride, period=period, weight=weight)
+
+
+@st.composite
+def hypers(draw: st.DrawFn) -> Hyper:
+    """One step of any schedule."""
+    momentum = draw(st.sampled_from([0.0, 0.0, 0.5, 0.9, 0.99]))
+    nesterov = momentum > 0 and draw(st.booleans())
+    return Hyper(
+        lr=draw(st.sampled_from([0.0, 1e-3, 0.1, 1.0])),
+        momentum=momentum,
+        dampening=0.0 if nesterov else draw(st.sampled_from([0.0, 0.0, 0.4])),
+        weight_decay=draw(st.sampled_from([0.0, 5e-4, 0.3])),
+        nesterov=nesterov,
+        maximize=draw(st.booleans()),
+    )
+
+
+@pytest.mark.parametrize("engine", CPU_ENGINES)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(data=st.data())
+def test_any_model_and_schedule(engine: str, data: st.DataObject) -> None:
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**32 - 1)))
+    n = data.draw(st.integers(1, 3))
+    names = [f"w{i}" for i in range(n)]
+    of = [data.draw(shapes()) for _ in names]
+    dtypes = [data.draw(st.sampled_from(DTYPES)) for _ in names]
+    p, g, v = ([data.draw(arenas(*x, generator)) for x in zip(of, dtypes, strict=True)] for _ in range(3))
+    symmetries: list[Symmetry] = []
+    for i, (name, shape) in enumerate(zip(names, of, strict=True)):
+        for j in range(data.draw(st.integers(0, 3))):
+            kind = data.draw(st.sampled_from([Norm, Translation]))
+            symmetries.append(kind(f"{i}.{j}", [data.draw(parts(name, shape))]))
+    validate(symmetries, dict(zip(names, of, strict=True)))
+    groups = [data.draw(st.integers(0, 1)) for _ in names]
+
+    plan = make_plan(symmetries, names, of)
+    measurement = Measurement.empty(plan, n_hypers=2)
+    for tensor in measurement.tensors():
+        tensor.fill_(torch.nan)
+    made = ENGINES[engine](plan, [a.tensor for a in p], names, groups, measurement)
+    warm = [False] * n
+    for a in v:
+        a.tensor.zero_()
+    made.measure([None] * n)
+    measurement.start(plan, warm)
+    for _ in range(data.draw(st.integers(1, 4))):
+        schedule = [data.draw(hypers()) for _ in range(2)]
+        missing = [data.draw(st.sampled_from([False, False, False, True])) for _ in names]
+        of_tensor = [schedule[i] for i in groups]
+        first = [h.momentum != 0 and not w and not m for h, w, m in zip(of_tensor, warm, missing, strict=True)]
+        warm = [w or f for w, f in zip(warm, first, strict=True)]
+        before = [[a.tensor.to(torch.float64, copy=True) for a in arena] for arena in (p, g, v)]
+        stored = [[a.tensor.clone() for a in arena] for arena in (p, g, v)]
+        outside = [[a.outside().clone() for a in arena] for arena in (p, g, v)]
+        states = [state.clone() for state in measurement.states]
+        was = measurement.moments.clone()
+
+        grads = [None if m else a.tensor for a, m in zip(g, missing, strict=True)]
+        made.admit(grads)
+        made.step(grads, [a.tensor if w else None for a, w in zip(v, warm, strict=True)], schedule, first, HOST)
+
+        for arena, kept in zip((p, g, v), outside, strict=True):
+            for a, rest in zip(arena, kept, strict=True):
+                assert torch.equal(a.outside(), rest), "wrote out of bounds"
+        for i, hyper in enumerate(of_tensor):
+            views = [view for view in plan.views if view.tensor == i]
+            assert torch.equal(g[i].tensor, stored[1][i])
+            if missing[i]:
+                assert torch.equal(p[i].tensor, stored[0][i])
+                assert torch.equal(v[i].tensor, stored[2][i])
+                for view in views:
+                    segments = slice(view.segment, view.segment + view.n_segments)
+                    assert torch.equal(measurement.moments[: Moment.SUM_G, segments], was[: Moment.SUM_G, segments])
+                    assert (measurement.moments[Moment.SUM_G :, segments] == 0).all()
+                continue
+            c = hyper.coefficients(first=first[i])
+            p64, g64, v64 = before[0][i], before[1][i], before[2][i] if warm[i] else None
+            p_new, v_new, u = reference.step(p64, g64, v64, c)
+            p_mag, v_mag, u_mag = magnitudes(p64, g64, v64, c)
+            finfo = torch.finfo(dtypes[i])
+            compute_eps = torch.finfo(torch.float64 if dtypes[i] == torch.float64 else torch.float32).eps
+            spacing = finfo.eps * finfo.smallest_normal
+            assert_close(
+                p[i].tensor, p_new, spacing + finfo.eps * p_new.abs() + 8 * compute_eps * p_mag, f"parameter {i}"
+            )
+            if c.mix_v != 0.0 and v_new is not None and v_mag is not None:
+                bound = spacing + finfo.eps * v_new.abs() + 8 * compute_eps * v_mag
+                assert_close(v[i].tensor, v_new, bound, f"buffer {i}")
+            else:
+                assert torch.equal(v[i].tensor, stored[2][i])
+            for view in views:
+                sums = measurement.moments[:, view.segment : view.segment + view.n_segments]
+                expected = reference.moments(view.grouped, p[i].tensor, p64, g64, u, v_new, c)
+                bound = reference.moments(view.grouped, p[i].tensor.abs(), p64.abs(), g64.abs(), u_mag, v_mag, c)
+                bound *= sum_eps(engine, dtypes[i])
+                bound[Moment.SQ_U :] *= 1 + 24 * compute_eps / sum_eps(engine, dtypes[i])
+                assert_close(sums, expected, bound, f"moments of {view}")
+                for law in Law:
+                    at = view.law_segment[law]
+                    if at >= 0:
+                        state = states[law][:, at : at + view.n_segments]
+                        step, flow = laws.discrete_transition(law, c), laws.flow_transition(law, hyper)
+                        laws.advance(law, state, sums, step, flow)
+                        actual = measurement.states[law][:, at : at + view.n_segments]
+                        torch.testing.assert_close(actual, state, rtol=1e-13, atol=1e-13)
+    for symmetry in symmetries:  # what the readout sums over views are the part's own groups
+        (planned,) = plan.parts[symmetry.name]
+        view, part = plan.views[planned.view], planned.part
+        i = names.index(part.parameter)
+        groups_of = part.grouped(p[i].tensor.double())
+        sums = measurement.moments[:, view.segment : view.segment + view.n_segments]
+        bound = 1e-12 * (groups_of * groups_of).sum(1)
+        assert_close(planned.reduce(sums[Moment.SQ_P]), (groups_of * groups_of).sum(1), bound, f"charge of {part}")
+
+
+# ---- symmetries by strangers
+
+VALID = json.loads(
+    to_json(
+        [
+            nperf.Rescale("r", inward=[Part("a", 0), Part("b", 0)], outward=[Part("c", 1, weight=2.0)]),
+            Translation("t", [Part("c", 1, start=2, stop=6, fold=2, stride=2, period=6)]),
+            Norm("n", [Part("a", None)]),
+        ]
+    )
+)
+MODEL = {"a": (6, 5), "b": (6,), "c": (3, 6)}
+ODD = st.one_of(
+    st.sampled_from([None, True, -1, 0, 1, 2, 5, 6, 2**31, 2**63, 10**30, -(2**63)]),
+    st.sampled_from([0.5, -0.0, 1e308, float("nan"), float("inf"), "", "a", "c", "__class__", "\ud800", "\0", "scale"]),
+    st.sampled_from([[], {}, [[]], [{}], {"parameter": "a", "axis": 0}, [{"parameter": "b", "axis": 0}]]),
+)
+
+
+def places(data: Any) -> list[tuple[Any, Any]]:
+    """Every container of the data with each of its keys."""
+    items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    return [place for key, value in items for place in [(data, key), *places(value)]]
+
+
+@st.composite
+def hostile(draw: st.DrawFn) -> str:
+    data = copy.deepcopy(VALID)
+    for _ in range(draw(st.integers(1, 3))):
+        container, key = draw(st.sampled_from(places(data)))
+        what = draw(st.sampled_from(["set", "set", "delete", "add"]))
+        if what == "set":
+            container[key] = draw(ODD)
+        elif what == "delete":
+            del container[key]
+        elif isinstance(container, dict):
+            container[draw(st.sampled_from(["start", "stop", "fold", "stride", "period", "weight", "x"]))] = draw(ODD)
+        else:
+            container.append(copy.deepcopy(container[key]))
+        if not places(data):
+            break
+    return json.dumps(data)
+
+
+def measured(text: str) -> nperf.SGD:
+    """Steps that measure the symmetries of a text, guards around the parameters; ValueError where they do not fit."""
+    torch.manual_seed(0)
+    symmetries = from_json(text)
+    assert tuple(from_json(json.dumps(json.loads(to_json(symmetries))))) == symmetries
+    storages = {name: torch.full((64,), 7.5) for name in MODEL}
+    params = {}
+    for name, shape in MODEL.items():
+        params[name] = storages[name][16 : 16 + torch.Size(shape).numel()].view(shape)
+        params[name].copy_(torch.randn(shape))
+        params[name].grad = torch.randn(shape)
+    optimizer = nperf.SGD(params.items(), lr=0.1, momentum=0.9, weight_decay=0.1, symmetries=symmetries, backend="cpu")
+    for _ in range(2):
+        optimizer.step()
+    for name, storage in storages.items():
+        assert (storage[:16] == 7.5).all(), name
+        assert (storage[16 + params[name].numel() :] == 7.5).all(), name
+    return optimizer
+
+
+@settings(max_examples=400)
+@given(text=hostile())
+@example(text=json.dumps(VALID))
+def test_hostile_symmetries(text: str) -> None:
+    try:
+        optimizer = measured(text)
+    except ValueError:
+        return
+    for name, law in optimizer.readout().items():
+        terms = law.moments["sq_p"].abs() + law.discrete.free.abs() + law.discrete.forced.abs() + 1.0
+        scale = max(1.0, *(abs(part.weight) for part in law.symmetry.parts))
+        if scale < 1e300:
+            assert (law.rounding.abs() <= 1e-5 * scale * terms).all(), name
+
+
+@settings(max_examples=200)
+@given(
+    text=st.one_of(st.text(), st.recursive(ODD, lambda x: st.lists(x) | st.dictionaries(st.text(), x)).map(json.dumps))
+)
+def test_json_of_any_kind(text: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011  (which message depends on the text)
+        from_json(text)
