@@ -4,7 +4,7 @@ model never notices."""
 import copy
 import random
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 import noetherperf as nperf
 from noetherperf import Norm, Part, Rescale, Scale, Symmetries, Symmetry, Translation, find_symmetries
 from noetherperf.detect.relations import independent, integer_relations, null_space
+from noetherperf.detect.search import Search
 
 every_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.name)
 
@@ -735,6 +736,19 @@ def test_parameters_that_take_no_part_say_why() -> None:
     assert set(symmetries.unmatched) >= {"a.weight", "nothing", "c.weight", "c.bias"}
 
 
+def test_an_output_without_gradient_leaves_every_parameter_over() -> None:
+    symmetries = find_symmetries(Lambda(lambda m, x: x, a=nn.Linear(6, 5)), X)
+    assert len(symmetries) == 0
+    assert symmetries.unmatched == dict.fromkeys(["a.weight", "a.bias"], "no gradient reaches it from the output")
+
+
+def test_progress_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    find_symmetries(two_layers(F.relu), X, progress=True)
+    out, err = capsys.readouterr()
+    assert "finding symmetries" in err
+    assert out == ""
+
+
 def test_refusals() -> None:
     with pytest.raises(TypeError, match=r"takes a torch\.nn\.Module, got function"):
         find_symmetries(F.relu, X)  # type: ignore[arg-type]
@@ -768,6 +782,25 @@ def test_without_verification_nothing_is_said_of_defects() -> None:
     symmetries = find_symmetries(two_layers(F.relu), X, verify=False)
     assert len(symmetries) == 3
     assert symmetries.defects == {}
+
+
+@pytest.mark.parametrize("name", ["gpt", "gpt_tied", "llama"])
+def test_large_models_are_differentiated_forward(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Laws of whole tensors come out alike where they are found with as many forward passes as there are tensors."""
+
+    def collect_as_if_large(search: Search) -> None:
+        collect(search)
+        search.large = True
+
+    def backward(search: Search, kept: Sequence[str]) -> None:
+        raise AssertionError("went backward")
+
+    collect = Search._collect
+    monkeypatch.setattr(Search, "_shrink", lambda search, batch: None)
+    monkeypatch.setattr(Search, "_collect", collect_as_if_large)
+    monkeypatch.setattr(Search, "_more_losses", backward)
+    family = FAMILIES[name]
+    assert laws(find_symmetries(family.make(), *family.example())) == {law(line) for line in EXPECTED[name]}
 
 
 def test_what_fails_verification_is_not_claimed(monkeypatch: pytest.MonkeyPatch) -> None:

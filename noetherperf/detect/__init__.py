@@ -87,7 +87,7 @@ def find_symmetries(
         search = Search(probe, report)
         named = name_all(search.run(), probe.model, search.shapes, loss)
         validate([item.symmetry for item in named], search.shapes)
-        defects = _defects([item.symmetry for item in named], probe) if verify else {}
+        defects = _defects([item.symmetry for item in named], probe, 1 if search.large else N_LOSSES) if verify else {}
         report(1.0)
     rejected = {
         name: f"its relative defect is {defect:.1e} on fresh batches, above {TOLERANCE:g}"
@@ -123,12 +123,12 @@ def _unmatched(model: nn.Module, claimed: Sequence[Named], search: Search) -> di
     return reasons
 
 
-def _defects(symmetries: Sequence[Symmetry], probe: Probe) -> dict[str, float]:
+def _defects(symmetries: Sequence[Symmetry], probe: Probe, n_losses: int) -> dict[str, float]:
     """The largest |⟨g, ψ⟩| / (|g_A| |ψ_A|) of each symmetry over fresh parameters and batches."""
     worst = dict.fromkeys((symmetry.name for symmetry in symmetries), 0.0)
     for _ in range(N_BATCHES):
         probe.redraw()
-        for gradients in probe.gradients(N_LOSSES):
+        for gradients in probe.gradients(n_losses):
             usual = _usual(gradients)
             for symmetry in symmetries:
                 defect = _defect(symmetry, probe.parameters, gradients, usual)
@@ -168,6 +168,6 @@ def _defect(
 def _bar(progress: bool | None) -> Iterator[Callable[[float], None]]:
     console = Console(stderr=True)
     shown = sys.stderr.isatty() if progress is None else progress
-    with Progress(console=console, transient=True, disable=not shown) as bar:
+    with Progress(console=console, transient=console.is_terminal, disable=not shown) as bar:
         task = bar.add_task("finding symmetries", total=1.0)
         yield lambda done: bar.update(task, completed=done)

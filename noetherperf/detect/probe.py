@@ -10,15 +10,20 @@ import contextlib
 import copy
 import inspect
 import random
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.forward_ad import dual_level, make_dual, unpack_dual
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from noetherperf.detect.relations import Matrix
 
 aten = torch.ops.aten
 
@@ -208,7 +213,7 @@ class Probe:
         return torch.rand(like.shape, generator=self.generator, dtype=torch.float64).to(like.device)
 
     def _normal(self, like: Tensor) -> Tensor:
-        return torch.randn(like.shape, generator=self.generator, dtype=torch.float64).to(like.device)
+        return torch.randn(like.shape, generator=self.generator, dtype=torch.float32).to(like.device, torch.float64)
 
     def draw(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """A random batch like the examples."""
@@ -252,9 +257,44 @@ class Probe:
             found = torch.autograd.grad(outputs, parameters, cotangents, retain_graph=i + 1 < n, allow_unused=True)
             yield {name: g for name, g in zip(self.parameters, found, strict=True) if g is not None}
 
+    def tangents(self, names: Sequence[str], n: int) -> Matrix:
+        """How 2 n outputs of one random batch change as one tensor after another is scaled as a whole.
+
+        Forward differentiation: column j is J θ_j, with J the Jacobian of the outputs, up to what the loss does not
+        see. One forward pass for each tensor and no gradients, where n losses would take n backward passes.
+
+        Returns:
+            [2 n, names].
+
+        Raises:
+            NotImplementedError, RuntimeError: An operation has no forward derivative, or there are fewer outputs.
+        """
+        inputs, options = self.draw()
+        seed = int(torch.randint(1 << 31, (), generator=self.generator))
+        columns = []
+        for name in names:
+            p = self.parameters[name].detach()
+            with warnings.catch_warnings(), guarded(seed), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), dual_level():
+                warnings.filterwarnings("ignore", ".*torch.jit", DeprecationWarning)  # of torch's own derivatives
+                scaled = make_dual(p, p.clone())
+                outputs = logits(torch.func.functional_call(self.model, {name: scaled}, inputs, options))
+                tangents = [unpack_dual(z).tangent for z in outputs]
+                tangents = [torch.zeros_like(z) if t is None else t for z, t in zip(outputs, tangents, strict=True)]
+            columns.append(torch.cat([self._seen(t).flatten() for t in tangents]))
+            if len(columns) == 1:
+                if len(columns[0]) < 2 * n:
+                    raise RuntimeError(f"{len(columns[0])} outputs are too few to tell {len(names)} tensors apart")
+                some = torch.randperm(len(columns[0]), generator=self.generator)[: 2 * n].to(p.device)
+            columns[-1] = columns[-1][some].cpu()
+        matrix: Matrix = torch.stack(columns, 1).numpy()
+        return matrix
+
     def _cotangent(self, z: Tensor) -> Tensor:
-        v = self._normal(z)
-        return v - v.mean(class_axis(z), keepdim=True) if self.loss == "cross_entropy" else v
+        return self._seen(self._normal(z))
+
+    def _seen(self, z: Tensor) -> Tensor:
+        """The part of a change of the output that the loss sees."""
+        return z - z.mean(class_axis(z), keepdim=True) if self.loss == "cross_entropy" else z
 
 
 def class_axis(z: Tensor) -> int:

@@ -8,6 +8,7 @@ and folds of them, groups of indices a stride apart, at last whole tensors. An i
 again for a coarser one, which would only be a consequence.
 """
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,8 +29,10 @@ __all__ = ["Relation", "Search"]
 ZERO = 1e-9  # of |g_A| |ψ_A|
 DEAD = 1e-11  # of the gradient per element in the same module: no gradient but rounding
 N_COTANGENTS = 4
-MAX_ROWS = 6000
+MAX_ROWS = 2000
+LARGEST_FOLD = 64  # of a group inside a neighbourhood: channels before GroupNorm, query heads of a key head
 SPARE = 8  # rows more than columns
+N_INVENTIONS = 64
 LARGE = 20_000_000  # parameters: a backward pass takes long
 
 Axis = tuple[str, int]
@@ -77,6 +80,9 @@ class Search:
             self.n_batches = 2
             self._shrink(2)
         self._whole: dict[str, list[float]] = {}
+        self._axes_of = {name: [axis for other, axis in self._axes() if other == name] for name in self.shapes}
+        self._masks: dict[Part, Mask] = {}
+        self._inventions: dict[Axis, Tensor] = {}
         self._collect()
 
     def run(self) -> list[Relation]:
@@ -114,15 +120,18 @@ class Search:
         rows: dict[Axis, list[Tensor]] = {axis: [] for axis in self._axes()}
         scales: dict[str, list[float]] = {name: [] for name in self.shapes}
         self.reached: set[str] = set()
+        size = max(p.numel() for p in self.probe.parameters.values())
+        self._scratch = torch.empty(size, dtype=torch.float64, device=next(iter(self.probe.parameters.values())).device)
         for batch in range(self.n_batches):
             if batch % 2 == 0:
                 self.probe.redraw()
+                sq_p = {name: self._sums_of(name, p.detach(), p.detach()) for name, p in self.probe.parameters.items()}
             for gradients in self.probe.gradients(N_COTANGENTS):
                 for name, p in self.probe.parameters.items():
                     g = gradients.get(name)
                     if g is not None:
                         self.reached.add(name)
-                    self._add(rows, name, p.detach(), torch.zeros_like(p) if g is None else g)
+                    self._add(rows, name, p.detach(), torch.zeros_like(p) if g is None else g, sq_p[name])
                     scales[name].append(0.0 if g is None else float(g.square().mean().sqrt()))
             self.progress(0.5 * (batch + 1) / self.n_batches)
         self.sums: dict[Axis, _Sums] = {}
@@ -133,18 +142,20 @@ class Search:
             self.sums[axis] = _Sums(products, values[2], values[3], prod(shape) // shape[axis[1]])
         self.scale = self._scales({name: torch.tensor(x, dtype=torch.float64) for name, x in scales.items()})
 
-    def _add(self, rows: dict[Axis, list[Tensor]], name: str, p: Tensor, g: Tensor) -> None:
-        axes = [axis for axis in rows if axis[0] == name]
-        product = torch.empty_like(p)
-        found: dict[Axis, list[Tensor]] = {axis: [_sum_but(g, axis[1])] for axis in axes}
-        for a, b in ((p, g), (g, g), (p, p)):
-            torch.mul(a, b, out=product)
-            if a is p and b is g:
-                self._whole.setdefault(name, []).append(float(product.sum()))
-            for axis in axes:
-                found[axis].append(_sum_but(product, axis[1]))
-        for axis in axes:
-            rows[axis].append(torch.stack(found[axis]).cpu())
+    def _sums_of(self, name: str, a: Tensor, b: Tensor) -> dict[int | None, Tensor]:
+        """Sums of the product over all axes but one, by that axis; None: the sum of all."""
+        product = torch.mul(a, b, out=self._scratch[: a.numel()].view(a.shape))
+        sums: dict[int | None, Tensor] = {axis: _sum_but(product, axis) for axis in self._axes_of[name]}
+        return sums | {None: product.sum()}
+
+    def _add(
+        self, rows: dict[Axis, list[Tensor]], name: str, p: Tensor, g: Tensor, sq_p: dict[int | None, Tensor]
+    ) -> None:
+        dot_pg, sq_g = self._sums_of(name, p, g), self._sums_of(name, g, g)
+        self._whole.setdefault(name, []).append(float(dot_pg[None]))
+        for axis in self._axes_of[name]:
+            sums = [_sum_but(g, axis), dot_pg[axis], sq_g[axis], sq_p[axis]]
+            rows[name, axis].append(torch.stack(sums).cpu())
 
     def _scales(self, rms: dict[str, Tensor]) -> dict[str, Tensor]:
         """For each parameter and loss, the size of a gradient that is none but rounding's neighbour: the largest
@@ -183,10 +194,13 @@ class Search:
 
     def _mask(self, part: Part) -> Mask:
         assert part.axis is not None
-        length = self.shapes[part.parameter][part.axis]
-        mask = np.zeros(length, bool)
-        mask[part.gather(torch.arange(length)).flatten().numpy()] = True
-        return mask
+        if part.fold != 1 or part.weight != 1.0:
+            part = replace(part, fold=1, stride=1, weight=1.0)
+        if part not in self._masks:
+            length = self.shapes[part.parameter][part.axis or 0]
+            self._masks[part] = np.zeros(length, bool)
+            self._masks[part][part.gather(torch.arange(length)).flatten().numpy()] = True
+        return self._masks[part]
 
     def _untouched(self, part: Part, law: Law) -> bool:
         assert part.axis is not None
@@ -337,7 +351,9 @@ class Search:
             pieces = [p for a in inside for p in self._pieces(a) if self._untouched(p, Law.NORM)]
             lengths = {p.n_groups(self.shapes[p.parameter]) for p in pieces}
             counts = {
-                x for x in sizes | {a * b for a in sizes for b in sizes} if any(n > x and n % x == 0 for n in lengths)
+                x
+                for x in sizes | {a * b for a in sizes for b in sizes}
+                if any(x < n <= LARGEST_FOLD * x and n % x == 0 for n in lengths)
             }
             for n in sorted(counts, reverse=True):
                 columns = [
@@ -351,11 +367,7 @@ class Search:
 
     def _solve(self, columns: list[Part], law: Law) -> bool:
         """Claim the relations between these parts; False where there are too few rows to tell."""
-        unique: dict[tuple[object, ...], Part] = {}
-        for part in columns:
-            groups = part.gather(torch.arange(self.shapes[part.parameter][part.axis or 0]))
-            unique.setdefault((part.parameter, part.axis, tuple(groups.flatten().tolist())), part)
-        columns = [part for part in unique.values() if not self._idle(part, law)]
+        columns = [part for part in dict.fromkeys(columns) if not self._idle(part, law)]
         if not columns:
             return True
         n = columns[0].n_groups(self.shapes[columns[0].parameter])
@@ -363,7 +375,9 @@ class Search:
         some = np.random.default_rng(0).permutation(n)[: max(1, MAX_ROWS // max(n_losses, 1))]
         if n_losses * len(some) < len(columns) + SPARE:
             return False
-        columns = [columns[i] for i in independent(_matrix([self._made_up(part)[:, some] for part in columns]))]
+        n_inventions = 2 * (len(columns) + SPARE) // len(some) + 1
+        inventions = [self._made_up(part)[:n_inventions, some] for part in columns]
+        columns = [columns[i] for i in independent(_matrix(inventions))]
         matrix = _matrix([self.value(part, law)[:, some] for part in columns])
         here = np.flatnonzero(np.linalg.norm(matrix, axis=0))
         columns = [columns[i] for i in here]
@@ -395,10 +409,12 @@ class Search:
         """Values of a part as they might be if no relation held: overlapping parts depend on each other even then, and
         so do parts that differ by indices without a gradient only."""
         assert part.axis is not None
-        generator = np.random.default_rng([len(part.parameter), *part.parameter.encode(), part.axis])
-        values = generator.normal(size=(32, self._length((part.parameter, part.axis))))
-        alive = self._size_and_life(Part(part.parameter, part.axis), Law.NORM)[1].any(0)
-        return part.gather(torch.from_numpy(values) * alive).sum(-1)
+        axis = (part.parameter, part.axis)
+        if axis not in self._inventions:
+            generator = np.random.default_rng([len(part.parameter), *part.parameter.encode(), part.axis])
+            alive = self._size_and_life(Part(*axis), Law.NORM)[1].any(0)
+            self._inventions[axis] = torch.from_numpy(generator.normal(size=(N_INVENTIONS, self._length(axis)))) * alive
+        return part.gather(self._inventions[axis]).sum(-1)
 
     def _is_grouped(self, name: str) -> bool:
         """Whether the parameter is of a grouped convolution, whose first axis holds inputs and outputs."""
@@ -422,8 +438,7 @@ class Search:
         kept = [name for name in names if index[name] not in pivots and not self._no_life(name)]
         if not kept:
             return
-        self._more_rows(kept)
-        matrix = np.array([self._whole[name] for name in kept]).T
+        matrix = self._whole_products(kept)
         matrix = matrix / np.maximum(np.abs(matrix).max(axis=1, keepdims=True), 1e-300)
         present = [i for i, name in enumerate(kept) if not self._whole_vanishes(name)]
         for i, name in enumerate(kept):
@@ -438,14 +453,23 @@ class Search:
                 [Part(kept[i], None, weight=float(c)) for i, c in zip(present, coefficients, strict=True) if c],
             )
 
-    def _more_rows(self, kept: Sequence[str]) -> None:
+    def _whole_products(self, kept: Sequence[str]) -> Matrix:
+        """⟨θ, g⟩ of these whole tensors, [losses, tensors], for more losses than there are tensors."""
+        if self.large:
+            self._shrink(1)
+        self.probe.redraw()
+        if self.large and not callable(self.probe.loss):
+            # An operation may have no forward derivative; the losses then go backward, one by one.
+            with contextlib.suppress(NotImplementedError, RuntimeError):
+                return self.probe.tangents(kept, len(kept) + SPARE)
+        self._more_losses(kept)
+        return np.array([self._whole[name] for name in kept]).T
+
+    def _more_losses(self, kept: Sequence[str]) -> None:
         """Whole tensors give one number for each loss, so there must be more losses than tensors."""
         have = len(self._whole[kept[0]])
         wanted = len(kept) + SPARE
         start = have
-        if self.large:
-            self._shrink(1)
-        self.probe.redraw()
         while have < wanted:
             before = have
             for gradients in self.probe.gradients(N_COTANGENTS):
