@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from noetherperf.backends import backends, resolve
 from noetherperf.constraints import check_constraints
+from noetherperf.detect import Symmetries, find_symmetries
 from noetherperf.recipes.settings import Settings
 from noetherperf.recorder import TERMS, Law, Record, open_record, relative_error
 from noetherperf.symmetry import Symmetry, from_json
@@ -58,6 +59,12 @@ class Precision(StrEnum):
 class Preset(StrEnum):
     default = "default"
     paper = "paper"
+
+
+class SearchLoss(StrEnum):
+    cross_entropy = "cross_entropy"
+    mse = "mse"
+    none = "none"
 
 
 @app.command()
@@ -188,12 +195,16 @@ def check(
         typer.Argument(
             metavar="MODULE:CALLABLE",
             help="What makes the model: called without arguments, it returns (model, closure) or (model, closure, "
-            "symmetries), where closure() is the loss on one fixed batch. Found from the present folder, too.",
+            "symmetries), where closure() is the loss on one fixed batch. Found from the present folder, too. Without "
+            "symmetries, they are searched for with the inputs that closure() gives the model.",
         ),
     ],
     symmetries: Annotated[
         Path | None, typer.Option(help="JSON file (`to_json`) of symmetries, instead of the callable's.")
     ] = None,
+    loss: Annotated[
+        SearchLoss, typer.Option(help="What follows the output, for a search: a softmax, squares, or anything.")
+    ] = SearchLoss.cross_entropy,
     hessian: Annotated[bool, typer.Option(help="Check the Hessian constraints, too.")] = True,
     exact: Annotated[
         bool, typer.Option("--exact", help="A Hessian-vector product for every group, not random projections alone.")
@@ -225,7 +236,7 @@ def check(
         if symmetries is not None:
             claimed = from_json(symmetries.read_text())
         elif claimed is None:
-            fail(f"{target} returned no symmetries: return (model, closure, symmetries), or give --symmetries FILE")
+            claimed = found_by_search(model, closure, loss)
         if explain:
             print("\n\n".join(symmetry.explain() for symmetry in claimed), end="\n\n")
         result = check_constraints(
@@ -317,6 +328,24 @@ def made_by(target: str) -> tuple[nn.Module, Callable[[], Tensor], Sequence[Symm
     if not (isinstance(model, nn.Module) and callable(closure)):
         fail(f"{target} must return (model, closure) or (model, closure, symmetries), got {type(made).__name__}")
     return model, closure, claimed
+
+
+def found_by_search(model: nn.Module, closure: Callable[[], Tensor], loss: SearchLoss) -> Symmetries:
+    """The symmetries that a search finds with what the closure gives the model."""
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    hook = model.register_forward_pre_hook(lambda _, args, options: calls.append((args, options)), with_kwargs=True)
+    try:
+        closure()
+    finally:
+        hook.remove()
+    if not calls:
+        fail("closure() never called the model that was returned beside it, so its inputs are not known")
+    args, options = calls[0]
+    after: dict[SearchLoss, Literal["cross_entropy", "mse"]] = {
+        SearchLoss.cross_entropy: "cross_entropy",
+        SearchLoss.mse: "mse",
+    }
+    return find_symmetries(model, *args, loss=after.get(loss), **options)
 
 
 def law_table(record: Record) -> Table:

@@ -21,7 +21,9 @@ Flow law, the continuous-time dynamics, with ẋ the charge's velocity and T the
 The free part of a segment is the propagator (the product of all steps' matrices) times its initial state, so it is
 kept once per tensor. What is kept per segment are the rows of `State`.
 
-Source: discrete law, Nesterov and schedules: this project (docs/theory). Flow law: Kunin et al. (2021),
+Derivations: docs/theory.md, sections 3 (discrete) and 5 (flow).
+
+Source: discrete law, Nesterov and schedules: this project. Flow law: Kunin et al. (2021),
 "Neural Mechanics", arXiv:2012.04728.
 """
 
@@ -88,7 +90,7 @@ class FlowTransition(NamedTuple):
 
 
 def discrete_transition(law: Law, c: Coefficients) -> Transition:
-    """The discrete law's step for one set of coefficients. Valid for any λ, η, β, τ; see the module's formulas."""
+    """The discrete law's step for one set of coefficients (docs/theory.md, section 3). Valid for any λ, η, β, τ."""
     kappa = law + 1.0
     pull = kappa * c.lr * (c.mix_d + c.mix_v * c.buffer_gain)
     norm = float(law == Law.NORM)
@@ -133,7 +135,7 @@ def oscillator(mu: float, w: float) -> tuple[float, float]:
 
 
 def flow_transition(law: Law, h: Hyper) -> FlowTransition:
-    """The flow law's step of time T for hyperparameters held over that step.
+    """The flow law's step of time T for hyperparameters held over that step (docs/theory.md, section 5).
 
     With momentum and dampening 1 a step takes no time and its velocity −u/(1−τ) is infinite: the forcing is NaN, so
     that the law's prediction of a norm says it does not exist.
@@ -177,7 +179,7 @@ def propagate(propagator: Tensor, step: Transition | FlowTransition) -> None:
 
 
 def damping(law: Law, h: Hyper) -> tuple[float, float]:
-    """γ and ω² of the oscillator, per unit of time; see the module's formulas."""
+    """γ and ω² of the oscillator, per unit of time (docs/theory.md, section 5)."""
     kappa, inertia = law + 1.0, h.duration * (1.0 + h.momentum)
     if inertia == 0.0:
         raise ValueError(f"hyper: steps that take no time have no oscillator (lr {h.lr}, dampening {h.dampening})")
@@ -214,7 +216,7 @@ def free_translation(charge_0: Tensor, t: float, hyper: Hyper) -> Tensor:
     Returns:
         ⟨θ_A(t), 1⟩ per group, [n], float64.
 
-    Source: Kunin et al. (2021), arXiv:2012.04728, harmonic oscillation with momentum.
+    Source: Kunin et al. (2021), arXiv:2012.04728, harmonic oscillation with momentum; docs/theory.md, section 5.
     """
     return _free(Law.TRANSLATION, charge_0, t, hyper)
 
@@ -232,7 +234,7 @@ def free_norm(charge_0: Tensor, t: float, hyper: Hyper) -> Tensor:
     Returns:
         The charge per group at time t, [n], float64.
 
-    Source: Kunin et al. (2021), arXiv:2012.04728.
+    Source: Kunin et al. (2021), arXiv:2012.04728; docs/theory.md, section 5.
     """
     return _free(Law.NORM, charge_0, t, hyper)
 
@@ -247,7 +249,7 @@ def norm_response(t: float, hyper: Hyper) -> float:
         t: Time since the kick, in units of lr · (1 − dampening) · steps.
         hyper: Hyperparameters, constant over [0, t].
 
-    Source: Kunin et al. (2021), arXiv:2012.04728.
+    Source: Kunin et al. (2021), arXiv:2012.04728; docs/theory.md, section 5.
     """
     if hyper.momentum == 0.0:
         return math.exp(-2.0 * hyper.weight_decay * t)

@@ -334,6 +334,18 @@ def test_check_explains(made: Path) -> None:
     assert "Q = |0.weight[i]|² + |0.bias[i]|² − |2.weight[:, i]|²" in result.stdout
 
 
+def test_check_searches_where_no_symmetries_are_given(made: Path) -> None:
+    searched = call("check", "made:make_two")
+    assert searched.exit_code == 0, searched.output
+    assert "3 of 3 symmetries hold" in searched.stdout  # the hidden units, the classes' weights and bias
+    unassuming = call("check", "made:make_two", "--loss", "none")
+    assert "1 of 1 symmetries hold" in unassuming.stdout
+    (made / "silent.py").write_text(
+        "from torch import nn, ones\n\ndef make():\n    return nn.Linear(2, 2), lambda: ones(())\n"
+    )
+    assert_refused(call("check", "silent:make"), "never called the model")
+
+
 def test_check_reads_symmetries_from_a_file(made: Path) -> None:
     (made / "s.json").write_text(to_json([Scale("from the file", [Part("0.weight", 0)])]))
     assert_refused(call("check", "made:make", "--symmetries", made / "s.json"), "from the file", status=1)

@@ -1,6 +1,8 @@
 """The gallery: what its captions say holds on the data, a spoiled datum is noticed, every picture can be drawn."""
 
+import importlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -187,3 +189,24 @@ def test_a_claim_that_fails_is_told(tmp_path: Path) -> None:
     assert status == 1
     assert "  FAILS  scale: largest |cos(g, ψ)|" in out
     assert "1 of the claims" in error
+
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def test_the_gallery_page_shows_every_figure() -> None:
+    page = (DOCS / "gallery.md").read_text()
+    for name in GALLERY:
+        assert f"noetherperf figures {name}\n" in page
+        assert f"(images/gallery/{name}.png)" in page
+        assert (DOCS / "images" / "gallery" / f"{name}.png").stat().st_size < 300_000
+
+
+def test_the_theory_page_names_functions_that_exist() -> None:
+    table = (DOCS / "theory.md").read_text().partition("## 7.")[2]
+    named = re.findall(r"`([a-z_]+)\.([A-Za-z_.]+)`", table)
+    assert len(named) > 20
+    for module, attribute in named:
+        found: object = importlib.import_module(f"noetherperf.{module}")
+        for part in attribute.split("."):
+            found = getattr(found, part)

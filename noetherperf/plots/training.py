@@ -108,7 +108,7 @@ def _errors_over_time(axes: Axes, data: Data) -> None:
                     axes.plot(data[f"{network}/steps"], data[key], alpha=faded, linewidth=1.1, **look)
                     drawn.append(data[key][1:])
     log_axis(axes, drawn)
-    axes.set_title("error of the worst group\nflow law, and discrete law below")
+    axes.set_title("error of the worst group\nflow law; discrete law below")
     axes.set_ylabel("error / largest initial charge")
     label_steps(axes)
     lines = [Line2D([], [], linewidth=1.1, **look, label=kind) for kind, look in KIND_LINES.items()]
@@ -136,6 +136,7 @@ def oscillation(data: Data) -> Figure:
         told += f"\ntest accuracy {float(data[f'{index}/accuracy']):.0%}"
         axes.text(0.98, 0.97, told, transform=axes.transAxes, ha="right", va="top", color="0.25", fontsize=7)
         axes.set_ylabel(r"column sum $\langle\theta_A, 1\rangle$")
+        axes.set_ylim(top=1.55 * charge.max())  # room for what is told
         label_steps(axes)
     _explain(figure)
     return figure
@@ -175,7 +176,7 @@ def errors(data: Data) -> Figure:
     log_axis(panels[0], drawn)
     panels[0].set_ylim(bottom=1e-17)
     panels[0].set_ylabel("relative error at η·steps = 1.5")
-    panels[0].text(0.03, 0.53, "flow law", transform=panels[0].transAxes, color="0.25")
+    panels[0].text(0.03, 0.57, "flow law", transform=panels[0].transAxes, color="0.25")
     panels[0].text(0.03, 0.24, "discrete law", transform=panels[0].transAxes, color="0.25")
     panels[3].annotate("float64 ε", (1, np.finfo(np.float64).eps), xycoords=("axes fraction", "data"), color=MUTED,
                        fontsize=6.5, xytext=(0, -8), textcoords="offset points", ha="right")  # fmt: skip

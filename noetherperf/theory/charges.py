@@ -64,6 +64,7 @@ def oscillator(quantity: Quantity, hyper: Hyper) -> Oscillator:
         ValueError: There is no momentum, or steps take no time.
 
     Source: Kunin et al. (2021), arXiv:2012.04728, harmonic oscillation with momentum; Nesterov: derived here.
+    Derived in docs/theory.md, section 5.
     """
     if hyper.momentum == 0.0:
         raise ValueError("hyper: without momentum a charge has no inertia and is no oscillator")
@@ -103,7 +104,7 @@ def free(quantity: Quantity, charge_0: Tensor, times: Tensor | Sequence[float], 
     Returns:
         [n times, n], float64.
 
-    Source: `laws.free_translation`, `laws.free_norm`.
+    Source: `laws.free_translation`, `laws.free_norm`; docs/theory.md, section 5.
     """
     solve = laws.free_translation if _law(quantity) == Law.TRANSLATION else laws.free_norm
     charge_0 = charge_0.to(torch.float64)
@@ -130,6 +131,7 @@ def driven(charge_0: Tensor, sq_update: Tensor, hyper: Hyper) -> Tensor:
         ValueError: hyper is Nesterov's.
 
     Source: Kunin et al. (2021), arXiv:2012.04728, exact dynamics.
+    Derived in docs/theory.md, section 5.
     """
     if hyper.nesterov:
         raise ValueError("hyper: Nesterov's drive needs ⟨g, u⟩ too; the optimizer's readout has this law")
@@ -163,7 +165,8 @@ def equilibrium(hyper: Hyper) -> float:
     Raises:
         ValueError: hyper is Nesterov's, whose equilibrium depends on ⟨u, v⟩ as well.
 
-    Source: The discrete law (docs/theory.md). To first order in ηλ also Wan et al. (2021), arXiv:2006.08419.
+    Source: The discrete law's fixed point (docs/theory.md, section 6). To first order in ηλ also Wan et al. (2021),
+    arXiv:2006.08419.
     """
     if hyper.nesterov:
         raise ValueError("hyper: with Nesterov the equilibrium depends on ⟨u, v⟩ as well")

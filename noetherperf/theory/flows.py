@@ -17,7 +17,7 @@ buffer is warm, for the slow motion has no room for its filling. Modified flow e
 it starts with the velocity that makes the distance covered while the buffer fills come out right; this one does.
 
 Source: Kunin et al. (2021), arXiv:2012.04728: equations of learning; momentum in the modified loss, Nesterov and the
-starting velocity: derived here (docs/theory.md).
+starting velocity: derived here (docs/theory.md, section 4).
 """
 
 import itertools
@@ -67,6 +67,7 @@ def gradient_flow(loss: Loss, theta_0: Tensor, times: Times, hyper: Hyper = PLAI
         ArithmeticError: The solution explodes, or slides along a kink, as the flow of a ReLU network can.
 
     Source: Kunin et al. (2021), arXiv:2012.04728, modeling weight decay and momentum.
+    Derived in docs/theory.md, section 4.
     """
     d = _direction(loss, hyper)
     return _solve(lambda theta: -d(theta) / (1.0 - hyper.momentum), theta_0, times)
@@ -91,6 +92,7 @@ def modified_loss(loss: Loss, theta_0: Tensor, times: Times, hyper: Hyper) -> Te
         ValueError, ArithmeticError: As in gradient_flow.
 
     Source: Kunin et al. (2021), arXiv:2012.04728, modified loss; with momentum and Nesterov derived here.
+    Derived in docs/theory.md, section 4.
     """
     d = _direction(loss, hyper)
     beta = hyper.momentum
@@ -123,6 +125,7 @@ def modified_flow(loss: Loss, theta_0: Tensor, times: Times, hyper: Hyper) -> Te
         ArithmeticError: As in gradient_flow.
 
     Source: Kunin et al. (2021), arXiv:2012.04728, modified flow; starting velocity and Nesterov derived here.
+    Derived in docs/theory.md, section 4.
     """
     if hyper.duration <= 0.0:
         raise ValueError(f"hyper: modified flow needs steps that take time, not lr {hyper.lr}, {hyper.dampening=}")

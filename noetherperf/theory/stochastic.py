@@ -73,6 +73,7 @@ def stochastic_flow(
         ValueError: batch_size or substeps is below 1.
 
     Source: Kunin et al. (2021), arXiv:2012.04728, modeling stochasticity.
+    Derived in docs/theory.md, section 4.
     """
     for name, value in (("batch_size", batch_size), ("substeps", substeps)):
         if value < 1:
