@@ -125,8 +125,6 @@ def compiled(kernel: Any, constants: dict[str, Any], target: GPUTarget, **option
         name: "constexpr" if name in constants else "*i64" if name in TABLES else POINTERS.get(name, "i32")
         for name in kernel.arg_names
     }
-    if target.backend == "hip":
-        options.pop("maxnreg", None)
     source = ASTSource(kernel, signature=signature, constexprs=constants)
     return triton.compile(source, target=target, options=options)
 
@@ -135,7 +133,9 @@ def stage_1(dtype: torch.dtype, mode: int, kinds: str, target: GPUTarget) -> Any
     code = tiling.DTYPES[dtype]
     bits = sum(kind.value for kind in KINDS[kinds])
     constants = {"DTYPE": code, "MODE": mode, "KINDS": bits, "SCALED": False}
-    return compiled(launch.stage_1, constants, target, **launch.options(code, mode, bits))
+    return compiled(
+        launch.stage_1, constants, target, **launch.options(code, mode, bits, target.warp_size, target.backend == "hip")
+    )
 
 
 def machine_code(kernel: Any, tmp_path: Path) -> tuple[int, int, str]:
@@ -183,13 +183,13 @@ def test_machine_code(dtype: torch.dtype, kinds: str, registers: int, tmp_path: 
         (torch.float32, MOMENTUM, "rows", 128),
         (torch.float32, MOMENTUM, "columns", 128),
         (torch.float32, MOMENTUM, "both", 128),
-        (torch.float32, NESTEROV, "both", 128),
-        (torch.float32, MOMENTUM, "strided", 128),
-        (torch.bfloat16, MOMENTUM, "rows", 128),
-        (torch.bfloat16, MOMENTUM, "columns", 168),
-        (torch.bfloat16, MOMENTUM, "both", 168),
-        (torch.bfloat16, NESTEROV, "both", 232),
-        (torch.float16, MOMENTUM, "both", 168),
+        (torch.float32, NESTEROV, "both", 168),
+        (torch.float32, MOMENTUM, "strided", 168),
+        (torch.bfloat16, MOMENTUM, "rows", 168),
+        (torch.bfloat16, MOMENTUM, "columns", 200),
+        (torch.bfloat16, MOMENTUM, "both", 255),
+        (torch.bfloat16, NESTEROV, "both", 255),
+        (torch.float16, MOMENTUM, "both", 255),
         (torch.float64, MOMENTUM, "both", 168),
     ],
     ids=str,
@@ -205,9 +205,7 @@ def test_machine_code_of_every_kind(
 @pytest.mark.parametrize("arch", SM)
 def test_machine_code_of_stage_2(arch: int, tmp_path: Path) -> None:
     """The stack is that of sin and cos, for arguments that no learning rate reaches; nothing is spilled to it."""
-    used, stack, _ = machine_code(
-        compiled(launch.stage_2, {"MEASURING": False}, SM[arch], num_warps=launch.N_WARPS), tmp_path
-    )
+    used, stack, _ = machine_code(compiled(launch.stage_2, {"MEASURING": False}, SM[arch], num_warps=4), tmp_path)
     print(f"sm_{arch} stage 2: {used} registers, {stack} B stack")
     assert used <= 255
     assert stack <= 48
@@ -218,13 +216,13 @@ def test_machine_code_of_stage_2(arch: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_machine_code_for_amd(dtype: torch.dtype) -> None:
     code = stage_1(dtype, MOMENTUM, "both", GFX942).asm["amdgcn"]
-    spilled = [int(n) for n in re.findall(r"(?:vgpr|sgpr)_spill_count:\s*(\d+)", code)]
-    registers = [int(n) for n in re.findall(r"\.vgpr_count:\s*(\d+)", code)]
-    print(f"gfx942 {dtype}: {registers} vector registers, {spilled} spilled")
+    figures = {name: int(n) for name, n in re.findall(r"\.(vgpr\w*|private_segment_fixed_size):\s*(\d+)", code)}
+    print(f"gfx942 {dtype}: {figures}")
     assert len(re.findall(r"(?:global|buffer)_load_dwordx4", code)) >= 15
-    assert spilled
-    assert not any(spilled)
-    compiled(launch.stage_2, {"MEASURING": True}, GFX942, num_warps=launch.N_WARPS)
+    assert len(re.findall(r"(?:global|buffer)_store_dwordx4", code)) >= 10
+    assert figures["vgpr_spill_count"] == figures["private_segment_fixed_size"] == 0
+    assert figures["vgpr_count"] <= 264
+    compiled(launch.stage_2, {"MEASURING": True}, GFX942, num_warps=2)
 
 
 # ---- the backend -----------------------------------------------------------------------------------------------------

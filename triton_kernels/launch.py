@@ -16,7 +16,6 @@ through its strides where it is no matrix in memory.
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 import triton
 import triton.language as tl
 
@@ -55,7 +54,7 @@ RUNS, ROWS, COLUMNS, BOTH, WIDE, NARROW, STRIDED, VIEWED = (tl.constexpr(1 << i)
 # How a tile's elements are reached.
 BY_VECTORS, BY_ELEMENTS, BY_STRIDES = (tl.constexpr(i) for i in range(3))
 
-N_WARPS = 4
+N_THREADS = 128  # of a program of stage 2
 SPAN = tl.constexpr(32)  # segments of a program of stage 2; noetherperf.tiling.GPU.span_segments
 FEW = tl.constexpr(4)  # a view with so few segments has many terms for each
 
@@ -72,9 +71,15 @@ def vector(dtype):
 
 
 @triton.constexpr_function
-def block_rows(narrow):
+def n_threads(dtype):
+    """Of a program of stage 1; fewer for longer vectors, so that registers are shared out in smaller pieces."""
+    return 64 if vector(dtype) == 8 else 128
+
+
+@triton.constexpr_function
+def block_rows(dtype, narrow):
     """R of a block: one vector a thread."""
-    return 16 if narrow else 4
+    return n_threads(dtype) // (8 if narrow else 32)
 
 
 @triton.constexpr_function
@@ -272,7 +277,7 @@ def walk_run(
     WAY: tl.constexpr,
 ):
     """A tile of one row: blocks are pieces of one run, C wide and R of them; unmasked but for the last block."""
-    R: tl.constexpr = block_rows(False)
+    R: tl.constexpr = block_rows(DTYPE, False)
     C: tl.constexpr = block_cols(DTYPE, False)
     rows, lanes = tl.arange(0, R).to(tl.int64), tl.arange(0, C)
     begin = whole(tile.col_begin, 64)
@@ -377,7 +382,7 @@ def walk_matrix(
     SCALED: tl.constexpr,
     WAY: tl.constexpr,
 ):
-    R: tl.constexpr = block_rows(SLIM)
+    R: tl.constexpr = block_rows(DTYPE, SLIM)
     C: tl.constexpr = block_cols(DTYPE, SLIM)
     n_rows, n_cols, col_end = tensor.n_rows, tensor.n_cols, tile.col_end
     if WAY == BY_VECTORS:
@@ -746,17 +751,25 @@ def stage_2(
         )
 
 
-def options(dtype: int, mode: int, kinds: int) -> dict[str, int]:
+def options(dtype: int, mode: int, kinds: int, lanes: int, hip: bool) -> dict[str, int]:
     """Compile options of stage 1.
 
-    Registers decide how many programs of 128 threads share a multiprocessor's 65,536, and so how many loads are in
-    flight: four programs with 128 each, three with 168, two with 232. What needs more gets more: float64, and sums of
-    columns in 16 bits, whose vectors are twice as long; most of all with Nesterov's two moments more, or with strides.
+    Registers decide how many threads share a multiprocessor's 65,536, and so how many loads are in flight: 512 with 128
+    each, 384 with 168, 320 with 200 (in programs of 64), 256 with 255. What needs more gets more, so that nothing is
+    spilled: float64, longer vectors (16 bits), rows and columns at once, Nesterov's two moments more, strides.
+
+    Args:
+        dtype, mode, kinds: As the kernel's constants.
+        lanes: Threads of a warp.
+        hip: Whether it is compiled for AMD, where nothing limits registers.
     """
-    registers = 168 if dtype == FLOAT64 else 128
-    if vector(dtype) == 8 and kinds & (COLUMNS.value | BOTH.value):
-        registers = 232 if mode == NESTEROV or kinds & STRIDED.value else 168
-    return {"num_warps": N_WARPS} | ({"maxnreg": registers} if torch.version.hip is None else {})
+    has_columns = kinds & (COLUMNS.value | BOTH.value) != 0
+    hard = mode == NESTEROV or kinds & STRIDED.value != 0
+    if vector(dtype) == 8:
+        registers = 255 if has_columns and (hard or kinds & BOTH.value) else 200 if has_columns else 168
+    else:
+        registers = 168 if dtype == FLOAT64 or (has_columns and hard) else 128
+    return {"num_warps": n_threads(dtype) // lanes} | ({} if hip else {"maxnreg": registers})
 
 
 def kinds(tables: Any, dtype: int) -> int:

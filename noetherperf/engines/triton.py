@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 
+import torch
+
 from noetherperf.engines.gpu import GpuEngine, Inputs, Launch
-from noetherperf.triton_kernels.launch import N_WARPS, kinds, options, stage_1, stage_2
+from noetherperf.triton_kernels.launch import N_THREADS, kinds, options, stage_1, stage_2
 
 
 class TritonEngine(GpuEngine):
@@ -15,6 +17,7 @@ class TritonEngine(GpuEngine):
 
     def _build(self) -> None:
         super()._build()
+        self._lanes = torch.cuda.get_device_properties(self.device).warp_size if self._on_gpu else 32
         self._sort()
 
     def _send_layouts(self) -> None:
@@ -26,6 +29,10 @@ class TritonEngine(GpuEngine):
     def _sort(self) -> None:
         """Take note of the kinds of tiles that occur."""
         self._tile_kinds = {dtype: kinds(self._tables, dtype) for dtype, _, _ in self._dtype_ranges}
+
+    def _options(self, launch: Launch) -> dict[str, int]:
+        hip = torch.version.hip is not None
+        return options(launch.dtype, launch.mode, self._tile_kinds[launch.dtype], self._lanes, hip)
 
     def _launch(self, launches: Sequence[Launch], inputs: Inputs, *, measuring: bool, scaled: bool) -> None:
         n_tensors, n_spans, m = len(self.params), len(self._tables.spans), self.measurement
@@ -49,7 +56,7 @@ class TritonEngine(GpuEngine):
                 MODE=launch.mode,
                 KINDS=self._tile_kinds[launch.dtype],
                 SCALED=scaled,
-                **options(launch.dtype, launch.mode, self._tile_kinds[launch.dtype]),
+                **self._options(launch),
             )
         translations, norms = m.states
         stage_2[(max(1, n_spans),)](
@@ -75,5 +82,5 @@ class TritonEngine(GpuEngine):
             n_tensors,
             self.n_hypers,
             MEASURING=measuring,
-            num_warps=N_WARPS,
+            num_warps=N_THREADS // self._lanes,
         )
