@@ -275,8 +275,8 @@ struct Elements {
   }
 };
 
-// How many elements ahead to ask for memory. With moments to take or 16 bits to convert, too little of the work ahead is
-// in flight for the hardware to keep memory busy. Several rows at once are as many streams: narrow ones go on at the
+// How many elements ahead to ask for memory. With moments to take or 16 bits to convert, too little of the work ahead
+// is in flight for the hardware to keep memory busy. Several rows at once are as many streams: narrow ones go on at the
 // rows after these, of wide ones less must be asked for early, for the hardware follows them.
 template <bool by_col, int n_rows>
 inline int64_t prefetch_distance(const Block& b, int64_t element_size) {

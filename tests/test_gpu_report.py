@@ -362,7 +362,7 @@ def test_rehearsal_of_the_devices_tests(monkeypatch: pytest.MonkeyPatch) -> None
 def test_make_asks_the_machines_own_python() -> None:
     """Nothing is fetched or set up first: the target depends on no other."""
     done = subprocess.run(
-        ["make", "-n", "gpu-report", "PYTHON=some-python", "ARGS=--only bench"],
+        ["make", "-n", "--no-print-directory", "gpu-report", "PYTHON=some-python", "ARGS=--only bench"],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -158,7 +158,11 @@ def test_the_readmes_swap_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         model(torch.rand(4, 1, 8, 8)).square().mean().backward()
         optimizer.step()
 
-    names: dict[str, object] = {"model": digits_network()[0], "train": one_epoch}
+    names: dict[str, object] = {
+        "model": digits_network()[0],
+        "train": one_epoch,
+        "example_input": torch.rand(4, 1, 8, 8),
+    }
     exec(swap, names)
     law = names["law"]
     assert isinstance(law, ChargeReadout)
