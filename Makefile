@@ -38,7 +38,13 @@ test: $(READY)
 test-all: $(READY)
 	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
-.PHONY: help setup demo test test-all test-integrations sanitize lint bench gpu-report clean
+# Apart, for these libraries and what they need weigh more than all that `setup` installs beside torch.
+test-integrations: $(READY)
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[integrations]'
+	$(BIN)/python -m pytest tests/test_integrations.py $(ARGS)
+
+sanitize: $(READY)
+	$(BIN)/python tests/sanitized.py $(ARGS)
 
 lint: $(READY)
 	$(BIN)/pre-commit run --all-files

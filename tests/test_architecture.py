@@ -121,6 +121,17 @@ def torch_headers(csrc: Path) -> list[str]:
     return [path.name for path in sorted(csrc.iterdir()) if TORCH_HEADER.search(path.read_text())]
 
 
+def test_every_target_that_make_tells_of_has_a_rule() -> None:
+    """A name in .PHONY or in the help, but without a rule, is a target that does nothing and says all is well."""
+    makefile = (ROOT / "Makefile").read_text()
+    rules = set(re.findall(r"^([a-z][a-z-]*):", makefile, re.MULTILINE))
+    declared = re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
+    assert len(declared) == 1
+    told = set(re.findall(r"(?:^#   | {2})make ([a-z-]+)", makefile, re.MULTILINE))
+    assert set(declared[0].split()) == rules
+    assert told < rules
+
+
 def test_imports_go_downward() -> None:
     assert violations(ROOT / PACKAGE) == []
 
