@@ -275,15 +275,10 @@ struct Elements {
   }
 };
 
-// How many elements ahead to ask for memory. With moments to take or 16 bits to convert, too little of the work ahead
-// is in flight for the hardware to keep memory busy. Several rows at once are as many streams: narrow ones go on at the
-// rows after these, of wide ones less must be asked for early, for the hardware follows them.
-template <bool by_col, int n_rows>
-inline int64_t prefetch_distance(const Block& b, int64_t element_size) {
-  constexpr int64_t narrow = 1024;
-  if constexpr (!by_col) return 2048 / element_size;
-  return b.width <= narrow ? n_rows * b.row_stride : 512 / element_size;
-}
+// Position sums of so many columns stay in the nearest cache. Then rows are walked one by one, as one run of memory; of
+// wider blocks several rows together, so that the sums come by less often.
+constexpr int64_t near_cols = 768;
+constexpr int rows_together = W < 4 ? W : 4;
 
 // Steps n_rows rows over the block's width; their row sums are added to row_acc, position sums to the block's col_sums.
 template <class Type, Mode mode, bool by_row, bool by_col, int n_rows, bool whole>
@@ -333,12 +328,17 @@ inline void step_rows(const Block& b, const Coefficients<typename Type::Scalar>&
                       F64 (*row_acc)[n_accumulated(mode)]) {
   constexpr int N = sizeof(typename Type::Raw) / sizeof(typename Type::Element);
   const bool fresh = b.fresh && row == 0;
-  const int64_t ahead = prefetch_distance<by_col, n_rows>(b, sizeof(typename Type::Element));
+  // How many elements ahead to ask for memory: with moments to take or 16 bits to convert, too little of the work ahead
+  // is in flight for the hardware to keep memory busy. A row is followed by the next; several are as many streams,
+  // which the hardware follows but starts late: at their end, the beginning of the next ones is asked for.
+  constexpr int64_t ahead = (n_rows == 1 ? 2048 : 512) / sizeof(typename Type::Element);
+  const int64_t turn = n_rows == 1 ? b.width : b.width - ahead, past_turn = ahead + n_rows * b.row_stride - b.width;
   int64_t col = 0;
   for (; col + N <= b.width; col += N)
-    vector_column<Type, mode, by_row, by_col, n_rows, true>(b, c, row, col, N, ahead, fresh, row_acc);
+    vector_column<Type, mode, by_row, by_col, n_rows, true>(b, c, row, col, N, col < turn ? ahead : past_turn, fresh,
+                                                            row_acc);
   if (col < b.width)
-    vector_column<Type, mode, by_row, by_col, n_rows, false>(b, c, row, col, b.width - col, ahead, fresh, row_acc);
+    vector_column<Type, mode, by_row, by_col, n_rows, false>(b, c, row, col, b.width - col, past_turn, fresh, row_acc);
 }
 
 template <class Type, Mode mode, bool by_row, bool by_col>
@@ -348,25 +348,23 @@ void step_block(const Block& block) {
   const Coefficients<S> c{S(b.c.lr),          S(b.c.decay), S(b.c.sign), S(b.c.buffer_decay),
                           S(b.c.buffer_gain), S(b.c.mix_d), S(b.c.mix_v)};
   constexpr int n_acc = n_accumulated(mode);
-  constexpr int rows_at_once = by_col ? (W < 4 ? W : 4) : 1;
+  const bool together = by_col && b.width > near_cols;
   for (int64_t bank = 0; bank < b.rows; bank += W) {  // W rows: one vector of row sums
     const int64_t rows = b.rows - bank < W ? b.rows - bank : W;
     F64 acc[W][n_acc];
     if constexpr (by_row)
-      for (int r = rows_at_once == 1 ? int(rows) : 0; r < W; ++r)
+      for (int r = together ? 0 : int(rows); r < W; ++r)
         for (int m = 0; m < n_acc; ++m) acc[r][m] = F64{};
     int64_t row = 0;
-    for (; row + rows_at_once <= rows; row += rows_at_once) {
-      if constexpr (rows_at_once == 1) {
-        F64 local[1][n_acc] = {};  // in registers
-        step_rows<Type, mode, by_row, by_col, 1>(b, c, bank + row, local);
-        if constexpr (by_row)
-          for (int m = 0; m < n_acc; ++m) acc[row][m] = local[0][m];
-      } else {
-        step_rows<Type, mode, by_row, by_col, rows_at_once>(b, c, bank + row, acc + row);
-      }
+    if constexpr (by_col)
+      for (; together && row + rows_together <= rows; row += rows_together)
+        step_rows<Type, mode, by_row, by_col, rows_together>(b, c, bank + row, acc + row);
+    for (; row < rows; ++row) {
+      F64 local[1][n_acc] = {};  // in registers
+      step_rows<Type, mode, by_row, by_col, 1>(b, c, bank + row, local);
+      if constexpr (by_row)
+        for (int m = 0; m < n_acc; ++m) acc[row][m] = local[0][m];
     }
-    for (; row < rows; ++row) step_rows<Type, mode, by_row, by_col, 1>(b, c, bank + row, acc + row);
     if constexpr (by_row) {
       for (int m = 0; m < n_acc; ++m) {
         F64 column[W];

@@ -318,6 +318,9 @@ def make_tables(plan: Plan, params: Sequence[Tensor], hyper_index: Sequence[int]
     tile_table = np.array(tiles, TILE)
     if tiling.by_line:  # tiles of one dtype side by side: a kernel for each
         tile_table = tile_table[np.argsort(tensors["dtype"][tile_table["tensor"]], kind="stable")]
+    else:  # the largest first, so that threads end together
+        sizes = (tile_table["row_end"] - tile_table["row_begin"]) * (tile_table["col_end"] - tile_table["col_begin"])
+        tile_table = tile_table[np.argsort(-sizes, kind="stable")]
     return Tables(
         tensors,
         np.array(dims, DIM),
