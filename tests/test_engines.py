@@ -110,6 +110,8 @@ TENSORS = {
     "chunk minus": ((5, 511), "plain", "plain"),
     "chunk": ((4, 512), "plain", "plain"),
     "chunk plus": ((3, 513), "plain", "plain"),
+    "near": ((5, 768), "plain", "plain"),  # the widest that a CPU walks row by row
+    "far": ((7, 769), "plain", "misaligned"),
     "tall": ((1031, 19), "plain", "plain"),
     "many tiles": ((523, 771), "plain", "plain"),
     "convolution": ((12, 10, 3, 3), "plain", "plain"),

@@ -56,8 +56,8 @@ class TableEngine:
 
     def _relocate(self) -> list[int]:
         """The parameters' addresses now; tables are made anew where one has another layout."""
-        pointers = [p.data_ptr() for p in self.params]
-        strides = [p.stride() for p in self.params]
+        pointers = list(map(Tensor.data_ptr, self.params))
+        strides = list(map(Tensor.stride, self.params))
         if pointers != self._pointers or strides != self._strides:
             for name, p, (dtype, device, shape) in zip(self.names, self.params, self._kinds, strict=True):
                 if (p.dtype, p.device, p.shape) != (dtype, device, shape):
