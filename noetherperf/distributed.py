@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from torch.distributed.tensor import DTensor
 
-__all__ = ["get_measurement_state_dict", "set_measurement_state_dict"]
+__all__ = ["MeasurementState", "get_measurement_state_dict", "set_measurement_state_dict"]
 
 CHECKSUMS = 65521  # so few that sums of their squares over many ranks are exact
 
@@ -263,3 +263,27 @@ def set_measurement_state_dict(optimizer: Measuring, state_dict: Mapping[str, An
         ValueError: It was measured with other symmetries; raised before anything is changed.
     """
     optimizer.load_measurement({**json.loads(state_dict["about"]), "tensors": state_dict["tensors"]})
+
+
+class MeasurementState:
+    """What an optimizer has measured, as an object that checkpoints can hold: it has state_dict and load_state_dict.
+
+        accelerator.register_for_checkpointing(nperf.distributed.MeasurementState(optimizer))
+
+    For libraries whose checkpoints of sharded training hold what torch.distributed.checkpoint knows of an optimizer,
+    momentum buffers and hyperparameters, and load that before they load such objects.
+
+    Args:
+        optimizer: noetherperf.SGD with symmetries.
+    """
+
+    def __init__(self, optimizer: Measuring) -> None:
+        self._optimizer = optimizer
+
+    def state_dict(self) -> dict[str, Any]:
+        """get_measurement_state_dict of the optimizer; a collective where parameters are sharded."""
+        return get_measurement_state_dict(self._optimizer)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """set_measurement_state_dict of the optimizer."""
+        set_measurement_state_dict(self._optimizer, state_dict)

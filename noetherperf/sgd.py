@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import operator
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -130,6 +131,8 @@ class SGD(Optimizer):
         self._may_be_fresh = False  # a device may have skipped the step that a new buffer was made for
         self._devices: list[_Device] | None = None
         self._params: list[Tensor] = []
+        self._group_sizes: list[int] = []
+        self._kinds: list[object] = []
         self._here: list[Tensor] = []  # what of them is in this rank's memory
         self._sharded = False
         self._symmetries: tuple[Symmetry, ...] = ()
@@ -171,8 +174,12 @@ class SGD(Optimizer):
         return self._step_count
 
     def _names(self) -> list[str | None]:
-        """One name per parameter, over all groups; None where parameters came without names."""
-        return [name for group in self.param_groups for name in group.get("param_names", [None] * len(group["params"]))]
+        """One name per parameter, over all groups; None where parameters came, or were put there, without names."""
+        names: list[str | None] = []
+        for group in self.param_groups:
+            given, n = group.get("param_names", ()), len(group["params"])
+            names += given if len(given) == n else [None] * n
+        return names
 
     def _check_symmetries(self, symmetries: Sequence[Symmetry]) -> tuple[Symmetry, ...]:
         names = [name for name in self._names() if name is not None]
@@ -180,7 +187,8 @@ class SGD(Optimizer):
         if len(names) < len(params) and not (isinstance(symmetries, Sequence) and len(symmetries) == 0):
             raise ValueError(
                 "symmetries name parameters, and these parameters came without names; "
-                "pass model.named_parameters() instead of model.parameters()"
+                "pass model.named_parameters() instead of model.parameters(), and where you change group['params'] "
+                "of a parameter group, change its group['param_names'] too"
             )
         if symmetries:
             check_whole(names, params)
@@ -203,12 +211,18 @@ class SGD(Optimizer):
         self._open_reasons: dict[str, Any] | None = None
 
     def _prepare(self) -> list[_Device]:
-        """The devices with their plans and engines, made when first needed and after every change of parameters."""
-        if self._devices is not None and self._sharded and moved(self._params, self._here):
+        """The devices with their plans and engines, made when first needed and after every change of parameters.
+
+        Raises:
+            RuntimeError, ValueError: Parameters were replaced, and what was measured does not go on with the new ones.
+        """
+        if self._replaced():
+            self._follow()
+        elif len(self.param_groups) > len(self._group_sizes) or (self._sharded and moved(self._params, self._here)):
             self._set_down()
         if self._devices is not None:
             return self._devices
-        self._params = [p for group in self.param_groups for p in group["params"]]
+        self._note_parameters()
         self._sharded = any(map(is_distributed, self._params))
         self._here = list(map(local, self._params))
         self._state_keys: list[int] | None = None
@@ -251,6 +265,40 @@ class SGD(Optimizer):
         self._devices = devices
         return devices
 
+    def _note_parameters(self) -> None:
+        """Remember what is in param_groups: what is measured from now on is measured on these."""
+        self._params = [p for group in self.param_groups for p in group["params"]]
+        self._group_sizes = [len(group["params"]) for group in self.param_groups]
+        self._kinds = list(map(_kind, self._params))
+
+    def _replaced(self) -> bool:
+        """Whether others are in their places now, or the same were converted before the first step."""
+        groups = self.param_groups[: len(self._group_sizes)]  # after those come added ones
+        now = itertools.chain.from_iterable(group["params"] for group in groups)
+        return (
+            [len(group["params"]) for group in groups] != self._group_sizes
+            or not all(map(operator.is_, now, self._params))
+            or (self._step_count == 0 and list(map(_kind, self._params)) != self._kinds)
+        )
+
+    def _follow(self, *, anew: bool = False) -> None:
+        """Go on with the parameters that are in param_groups now, as torch.optim.SGD does; accelerate shards so.
+
+        Raises:
+            RuntimeError: Laws would go on from what was measured on others; not where they are to start anew.
+            ValueError: The symmetries do not fit the new ones.
+        """
+        if self._symmetries and self._step_count > 0 and not anew:
+            raise RuntimeError(
+                f"param_groups hold other parameters than the {self._step_count} steps that were measured; call "
+                "optimizer.reset_measurement() after replacing them, and measuring starts anew, or replace them (or "
+                "shard the model) before the first step"
+            )
+        self._check_symmetries(self._symmetries)
+        self._devices = None
+        self._may_be_fresh = False
+        self._restart()
+
     def _set_down(self) -> None:
         """Drop the engines and keep what was measured, so that both can be made anew for changed parameters."""
         self._drop_fresh_buffers()
@@ -258,12 +306,6 @@ class SGD(Optimizer):
             self._carried = [[x.clone() for x in device.measurement.tensors()] for device in self._devices]
             self._open_reasons = self._openness.state_dict()
             self._devices = None
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a parameter group, as torch.optim.Optimizer does; what was measured goes on."""
-        super().add_param_group(param_group)
-        if hasattr(self, "_began"):
-            self._set_down()
 
     # ---- the step ---------------------------------------------------------------------------------------------------
 
@@ -360,7 +402,7 @@ class SGD(Optimizer):
             for device in self._devices:
                 fresh = device.engine.fresh
                 for i in itertools.compress(device.members, fresh.tolist() if isinstance(fresh, Tensor) else fresh):
-                    self.state[self._params[i]].pop("momentum_buffer", None)
+                    self.state.get(self._params[i], {}).pop("momentum_buffer", None)
         self._may_be_fresh = False
 
     # ---- measuring --------------------------------------------------------------------------------------------------
@@ -378,6 +420,8 @@ class SGD(Optimizer):
     @torch.no_grad()
     def reset_measurement(self) -> None:
         """Start the laws anew from the present parameters and momentum buffers; parameters and buffers stay."""
+        if self._replaced():
+            self._follow(anew=True)
         self._set_down()
         self._restart()
         self._begin()
@@ -409,6 +453,8 @@ class SGD(Optimizer):
         What was measured is that of the whole parameters, however they are sharded; where they are, this is a
         collective, as readout() is.
         """
+        if self._symmetries:
+            self._prepare()
         self._drop_fresh_buffers()
         return super().state_dict()  # _add_measurement, the first of the hooks, adds it
 
@@ -488,7 +534,7 @@ class SGD(Optimizer):
         carried = self._carried
         openness = self._open_reasons
         if self._devices is not None:
-            carried = [device.measurement.tensors() for device in self._devices]
+            carried = [device.measurement.tensors() for device in self._prepare()]
             openness = self._openness.state_dict()
         state["_measured"] = {
             "_requested": self._requested,
@@ -507,7 +553,8 @@ class SGD(Optimizer):
         super().__setstate__(state)
         if measured is not None:  # unpickling or copying; load_state_dict comes here too, without it
             self.__dict__.update(measured)
-            self._devices = None
+            self._devices, self._sharded = None, False
+            self._note_parameters()
             self.register_state_dict_post_hook(_add_measurement)
         for group in self.param_groups:
             for option, default in (("nesterov", False), ("maximize", False), ("differentiable", False)):
@@ -520,6 +567,11 @@ def _add_measurement(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
     """A state_dict hook of every SGD, its first."""
     if isinstance(optimizer, SGD) and optimizer.symmetries:
         state_dict["measurement"] = optimizer._measured()
+
+
+def _kind(p: Tensor) -> tuple[torch.device, torch.dtype, torch.Size]:
+    """What model.to() may change of a parameter."""
+    return p.device, p.dtype, p.shape
 
 
 def _take_over(mine: Tensor, carried: Tensor) -> None:

@@ -286,6 +286,41 @@ class TestTrajectory:
         assert_same(net, optimizer, other, peer)
         assert all(law.rounding.abs().max() <= 1e-12 for law in optimizer.readout().values())
 
+    def test_parameters_that_are_replaced(self, backend: str) -> None:
+        """Pruned, grown, or sharded by a library that writes to param_groups: the step goes to what is there."""
+
+        def replace(net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+            params, new = optimizer.param_groups[0]["params"], make_net(backend).get_parameter("fc1.bias")
+            del optimizer.state[params[1]], optimizer.state[params[-1]]
+            params[1] = net.get_submodule("fc1").bias = nn.Parameter(new.detach() + 1)
+            optimizer.param_groups[0]["params"] = params[:-1]  # the last one stays as it is
+
+        net, other = make_net(backend), make_net(backend)
+        options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.05}
+        optimizer, peer = ours(net, backend, symmetries=(), **options), theirs(other, **options)
+        for model, sgd in ((net, optimizer), (other, peer)):
+            train(model, sgd, range(5))
+            replace(model, sgd)
+            train(model, sgd, range(5, 10))
+        assert_same(net, optimizer, other, peer)
+        assert copy.deepcopy(optimizer).state_dict()["state"].keys() == peer.state_dict()["state"].keys()
+
+    @pytest.mark.parametrize("reads", [False, True], ids=["unread", "read"])
+    def test_a_model_that_is_converted_before_the_first_step(self, backend: str, reads: bool) -> None:
+        net, other = make_net(backend), make_net(backend, torch.float32)
+        optimizer = ours(net, backend, lr=0.1)
+        if reads:
+            optimizer.readout()
+        net.float()
+        peer = ours(other, backend, lr=0.1)
+        train(net, optimizer, range(3))
+        train(other, peer, range(3))
+        assert_same_readout(optimizer.readout(), peer.readout())
+        net.double()
+        if backend != "reference":  # which has no tables, and steps whatever there is
+            with pytest.raises(RuntimeError, match=r"float32.*float64.*make the optimizer after"):
+                train(net, optimizer, range(3, 4))
+
     def test_scalars_and_empty_tensors(self, backend: str) -> None:
         options: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.05}
 
@@ -525,6 +560,54 @@ class TestManners:
         assert after.step == 10
         assert torch.equal(after["half of fc1"].initial, before["half of fc1"].initial)
         assert after["half of fc1"].rounding.abs().max() <= 1e-13
+
+    def test_parameters_replaced_before_the_first_step_are_measured(self, backend: str) -> None:
+        net, other = make_net(backend), make_net(backend)
+        optimizer, peer = ours(make_net(backend), backend, lr=0.1), ours(other, backend, lr=0.1)
+        optimizer.readout()
+        optimizer.param_groups[0]["params"] = list(net.parameters())
+        train(net, optimizer, range(3))
+        train(other, peer, range(3))
+        assert_same_readout(optimizer.readout(), peer.readout())
+
+    @pytest.mark.parametrize(
+        "use",
+        [
+            lambda optimizer: optimizer.step(),
+            lambda optimizer: optimizer.readout(),
+            lambda optimizer: optimizer.state_dict(),
+            lambda optimizer: copy.deepcopy(optimizer),
+        ],
+        ids=["step", "readout", "state_dict", "copy"],
+    )
+    def test_laws_do_not_go_on_with_other_parameters(self, backend: str, use: Callable[[nperf.SGD], object]) -> None:
+        net = make_net(backend)
+        optimizer = ours(net, backend, lr=0.1, momentum=0.9)
+        train(net, optimizer, range(3))
+        start = net.get_parameter("fc2.weight").detach() + 1
+        net.get_submodule("fc2").weight = optimizer.param_groups[0]["params"][2] = nn.Parameter(start.clone())
+        for _ in range(2):
+            with pytest.raises(
+                RuntimeError, match=r"other parameters than the 3 steps .* call optimizer\.reset_measure"
+            ):
+                use(optimizer)
+        optimizer.reset_measurement()
+        train(net, optimizer, range(3, 6))
+        readout = optimizer.readout()
+        assert readout.step == 3
+        for law in readout.values():
+            assert law.rounding.abs().max() < 1e-13
+        torch.testing.assert_close(readout["fc2"].initial, start.cpu().sum(0), rtol=1e-14, atol=0.0)
+
+    def test_replaced_parameters_must_fit_the_symmetries(self, backend: str) -> None:
+        optimizer = ours(make_net(backend), backend, lr=0.1)
+        optimizer.param_groups[0]["params"][0] = torch.ones(4, 5, dtype=torch.float64, device=device_of(backend))
+        with pytest.raises(ValueError, match=r"fc1->fc2"):
+            optimizer.readout()
+        optimizer = ours(make_net(backend), backend, lr=0.1)
+        del optimizer.param_groups[0]["params"][0]
+        with pytest.raises(ValueError, match=r"change its group\['param_names'\] too"):
+            optimizer.readout()
 
     def test_repr_shows_the_groups(self, backend: str) -> None:
         text = repr(ours(make_net(backend), backend, lr=0.125, momentum=0.75))

@@ -1,5 +1,6 @@
 """Training libraries, the real ones: laws hold, scalars arrive, and training goes on where it stopped."""
 
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_distributed import run_world
 from torch import Tensor, nn
 
 import noetherperf as nperf
@@ -47,7 +49,7 @@ def loss_of(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return nn.functional.cross_entropy(model(x), y)
 
 
-def plain_loop(n_steps: int, per_step: int = 1) -> nperf.Readout:
+def plain_loop(n_steps: int, per_step: int = 1, clip: float = float("inf")) -> nperf.Readout:
     """What the libraries must do: batches in order, over and over; the mean gradient of `per_step` batches a step."""
     model = network()
     optimizer = sgd(model)
@@ -56,6 +58,7 @@ def plain_loop(n_steps: int, per_step: int = 1) -> nperf.Readout:
         optimizer.zero_grad()
         for i in range(per_step):
             (loss_of(model, *batches[(step * per_step + i) % len(batches)]) / per_step).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
     return optimizer.readout()
 
@@ -402,6 +405,81 @@ def test_accelerate_accumulates_saves_and_loads(accelerate: Any, tmp_path: Path)
     assert unwrap(optimizer).step_count == 2
     train(model, optimizer, loader, 2)
     assert_same(unwrap(optimizer).readout(), plain_loop(4, per_step=3))
+
+
+def shard_with_accelerate(directory: str) -> dict[str, Any]:
+    """On a rank: FSDP2 as accelerate does it, which puts shards into an optimizer that it was given whole."""
+    from accelerate import Accelerator, FullyShardedDataParallelPlugin
+    from accelerate.state import PartialState
+    from accelerate.utils import DistributedType
+    from torch.distributed.fsdp import FSDPModule
+
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1"}
+    PartialState(cpu=True)
+    # accelerate shards on GPUs only; told that these are some, all of its code for that runs on the CPU.
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    accelerator = Accelerator(
+        cpu=True,
+        fsdp_plugin=FullyShardedDataParallelPlugin(
+            fsdp_version=2,
+            auto_wrap_policy="size_based_wrap",
+            min_num_params=10,
+            cpu_ram_efficient_loading=False,
+        ),
+    )
+    x, y = (part.split(BATCH) for part in examples())
+
+    def prepare() -> tuple[nn.Module, Any]:
+        model = network()
+        optimizer = sgd(model)
+        optimizer.readout()  # of the whole parameters, before they are replaced
+        model, wrapped = accelerator.prepare(model, optimizer)
+        accelerator.register_for_checkpointing(nperf.distributed.MeasurementState(unwrap(wrapped)))
+        return model, wrapped
+
+    def train(model: nn.Module, optimizer: Any, steps: range) -> dict[str, Any]:
+        for step in steps:
+            share = (part[step % len(x)].chunk(world)[rank] for part in (x, y))
+            optimizer.zero_grad()
+            accelerator.backward(loss_of(model, *share))
+            accelerator.clip_grad_norm_(model.parameters(), 0.5)
+            optimizer.step()
+        readout = unwrap(optimizer).readout()
+        laws = {name: (law.charge, law.discrete.total, law.flow.total) for name, law in readout.items()}
+        return {
+            "step": readout.step,
+            "laws": laws,
+            "rounding": max(law.rounding.abs().max() for law in readout.values()),
+        }
+
+    model, optimizer = prepare()
+    is_sharded = isinstance(model, FSDPModule)
+    readouts = [train(model, optimizer, range(4))]
+    accelerator.save_state(f"{directory}/checkpoint")
+    readouts.append(train(model, optimizer, range(4, 7)))
+    accelerator.free_memory()
+    accelerator._custom_objects.clear()
+    model, optimizer = prepare()
+    accelerator.load_state(f"{directory}/checkpoint")
+    resumed = [train(model, optimizer, range(0)), train(model, optimizer, range(4, 7))]
+    return {"is_sharded": is_sharded, "readouts": readouts, "resumed": resumed}
+
+
+@pytest.mark.usefixtures("accelerate")
+def test_accelerate_shards_saves_and_loads(tmp_path: Path) -> None:
+    for found in run_world(2, shard_with_accelerate, tmp_path):
+        assert found["is_sharded"]
+        for readouts in (found["readouts"], found["resumed"]):
+            for readout, n_steps in zip(readouts, (4, 7), strict=True):
+                alone = plain_loop(n_steps, clip=0.5)
+                assert readout["step"] == n_steps
+                assert readout["rounding"] < 1e-13
+                for name, law in alone.items():
+                    for a, b in zip(
+                        readout["laws"][name], (law.charge, law.discrete.total, law.flow.total), strict=True
+                    ):
+                        torch.testing.assert_close(a, b, rtol=0.0, atol=1e-13)
 
 
 def test_accelerate_in_mixed_precision(accelerate: Any) -> None:
