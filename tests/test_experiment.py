@@ -1,5 +1,6 @@
 """The paper's experiment, small: it learns, and a run that was stopped goes on as if it had not been."""
 
+import re
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -46,7 +47,11 @@ def test_a_resumed_run_is_the_same_run(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_run_is_kept_unless_asked_and_resumed_as_it_was(tmp_path: Path) -> None:
     once = replace(SETTINGS, epochs=1, batch_size=1437)
-    run(tmp_path, TINY, once, progress=False)
+    result = run(tmp_path, TINY, once, progress=False)
+    finished = run(tmp_path, TINY, once, exists="resume", progress=False)
+    assert finished.steps == 0
+    for field in ("train_accuracy", "test_accuracy", "loss"):
+        assert getattr(finished, field) == getattr(result, field), field
     with pytest.raises(FileExistsError, match="holds a run already"):
         run(tmp_path, TINY, once, progress=False)
     with pytest.raises(ValueError, match=r"had another lr \(0\.02, now 0\.5\)"):
@@ -88,6 +93,12 @@ def test_the_command_line_runs_the_paper_and_goes_on(tmp_path: Path) -> None:
     resumed = CliRunner().invoke(app, [*options, "--epochs", "2", "--resume"])
     assert resumed.exit_code == 0, resumed.output
     assert "2 steps in" in resumed.output
+    finished = CliRunner().invoke(app, [*options, "--epochs", "2", "--resume"])
+    assert finished.exit_code == 0, finished.output
+    assert "0 steps in" in finished.output
+    accuracies = [re.findall(r"accuracy: train \S+%, test \S+%", done.output) for done in (resumed, finished)]
+    assert len(accuracies[0]) == 1
+    assert accuracies[0] == accuracies[1]
     hyper = open_record(tmp_path / "record.zarr").dataset
     assert float(hyper["lr"][-1, 0]) == 0.1
     assert float(hyper["momentum"][-1, 0]) == 0.0

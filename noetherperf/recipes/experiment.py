@@ -78,8 +78,8 @@ def run(
         progress: Show a bar with the loss.
 
     Returns:
-        Result; its accuracies are those of the test part and of the last epoch's training batches as they came, its
-        seconds and steps those of this call.
+        Result; its accuracies are those of the test part and of the last epoch's training batches as they came (also
+        where a finished run is resumed and no epoch is left), its seconds and steps those of this call.
 
     Raises:
         FileExistsError: There is a run already, and `exists` is "error".
@@ -112,16 +112,15 @@ def run(
     pinned = torch.device(settings.device).type == "cuda"
     train, test = data.loaders(settings.batch_size, workers=workers, pin_memory=pinned)
     identity = _identity(experiment, settings)
-    first_epoch = 0
+    first_epoch, mean_loss, train_accuracy = 0, math.nan, math.nan
     if exists == "resume" and checkpoint_path.exists():
-        first_epoch = _resume(checkpoint_path, identity, model, optimizer)
+        first_epoch, mean_loss, train_accuracy = _resume(checkpoint_path, identity, model, optimizer)
     elif exists == "resume" and record_path.exists():
         exists = "overwrite"  # it was stopped in its first epoch
     elif exists == "overwrite":
         checkpoint_path.unlink(missing_ok=True)
 
     loss = torch.tensor(math.nan, device=settings.device)
-    mean_loss = train_accuracy = math.nan
     start, steps = time.perf_counter(), 0
     with Recorder(
         optimizer, record_path, every=settings.every, exists=exists, probes={"loss": lambda: loss}
@@ -140,7 +139,7 @@ def run(
                 steps += 1
             mean_loss, train_accuracy = (totals / len(data.train)).tolist()
             recorder.flush()
-            _save(checkpoint_path, identity, epoch + 1, model, optimizer)
+            _save(checkpoint_path, identity, (epoch + 1, mean_loss, train_accuracy), model, optimizer)
     return Result(
         train_accuracy=train_accuracy,
         test_accuracy=_accuracy(model, test, settings),
@@ -158,23 +157,26 @@ def _identity(experiment: Experiment, settings: Settings) -> dict[str, Any]:
     return {name: str(value) for name, value in told.items() if name != "data_dir"}
 
 
-def _save(path: Path, identity: dict[str, Any], epoch: int, model: nn.Module, optimizer: SGD) -> None:
+def _save(
+    path: Path, identity: dict[str, Any], progress: tuple[int, float, float], model: nn.Module, optimizer: SGD
+) -> None:
     """Replace the checkpoint in one go, so that one that is killed here leaves the last one."""
-    state = {"run": identity, "epoch": epoch, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    state = {"run": identity, "progress": progress, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
     partial = path.with_suffix(".partial")
     torch.save(state, partial)
     partial.replace(path)
 
 
-def _resume(path: Path, identity: dict[str, Any], model: nn.Module, optimizer: SGD) -> int:
-    """Load the checkpoint; returns the number of epochs it has behind it."""
+def _resume(path: Path, identity: dict[str, Any], model: nn.Module, optimizer: SGD) -> tuple[int, float, float]:
+    """Load the checkpoint; returns how many epochs it has behind it, and the last one's mean loss and accuracy."""
     state = torch.load(path, map_location="cpu", weights_only=True)
     if changed := [name for name, value in identity.items() if state["run"].get(name) != value]:
         shown = ", ".join(f"{name} ({state['run'].get(name)}, now {identity[name]})" for name in changed)
         raise ValueError(f"{path}: the run to be resumed had another {shown}; use the same, or another folder")
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
-    return int(state["epoch"])
+    epoch, loss, accuracy = state["progress"]
+    return int(epoch), float(loss), float(accuracy)
 
 
 def _moved(images: Tensor, labels: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
