@@ -78,10 +78,12 @@ class SGD(Optimizer):
         lr: Learning rate η, a float or a tensor of one element.
         momentum: β.
         dampening: τ.
-        weight_decay: λ.
+        weight_decay: λ. This, momentum or dampening as a tensor on a device is waited for in every step, as in torch.
         nesterov: Nesterov momentum; needs momentum > 0 and dampening 0.
         maximize: Ascend instead.
-        foreach, fused: Accepted for compatibility; every backend makes one fused step.
+        foreach: Accepted for compatibility.
+        fused: Every backend makes one fused step. True also has it unscale gradients for torch.amp.GradScaler, and
+            skip steps that overflow, as torch's fused one does; else the scaler does both, and waits for the device.
         differentiable: Not supported.
         symmetries: What to measure: Translation, Scale, Rescale or Norm (neurons(model), layers(model)).
         backend: "auto", or one of noetherperf.backends().
@@ -93,9 +95,6 @@ class SGD(Optimizer):
 
     Source: Kunin et al. (2021), "Neural Mechanics", arXiv:2012.04728; Sutskever et al. (2013) for the momentum.
     """
-
-    #: torch.amp.GradScaler then leaves unscaling, and skipping steps that overflow, to step().
-    _step_supports_amp_scaling = True
 
     def __init__(
         self,
@@ -154,6 +153,11 @@ class SGD(Optimizer):
         self.register_state_dict_post_hook(_add_measurement)
 
     # ---- what there is to step and to measure -----------------------------------------------------------------------
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Asked by torch.amp.GradScaler, and by libraries that clip: whether step() unscales and skips by itself."""
+        return bool(self.defaults["fused"])
 
     @property
     def symmetries(self) -> tuple[Symmetry, ...]:

@@ -3,6 +3,7 @@
 import copy
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from math import isnan
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,10 @@ from training import (
     device_of,
     loss_of,
     make_net,
-    ours,
     theirs,
     train,
 )
+from training import ours as make_ours
 
 import noetherperf as nperf
 import noetherperf.hyper
@@ -30,6 +31,8 @@ import noetherperf.sgd
 from noetherperf import Norm, Part
 from noetherperf.engines import OnDevice
 
+# The step that unscales by itself; what leaves it to the scaler is as torch's, and needs few tests.
+ours = partial(make_ours, fused=True)
 OPTIONS: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "dampening": 0.5, "weight_decay": 0.05}
 SCALE = 2.0**10
 
@@ -90,6 +93,23 @@ class TestGradScaler:
         assert readout.time == pytest.approx(0.05 * readout.step)
         assert_identities(optimizer, 1e-5 if dtype == torch.float32 else 1e-12)
         assert all(law.closed for name, law in readout.items() if not isinstance(law.symmetry, Norm))
+
+    @pytest.mark.parametrize("fused", [None, False])
+    @pytest.mark.parametrize("way", [lambda both: both, copy.deepcopy], ids=["itself", "copy"])
+    def test_not_fused_leaves_it_to_the_scaler(
+        self, backend: str, way: Callable[[Any], Any], fused: bool | None
+    ) -> None:
+        """As in torch, whose scaler does not call a step that overflows."""
+        net, other = make_net(backend), make_net(backend)
+        peer = theirs(other, **OPTIONS)
+        net, optimizer = way((net, make_ours(net, backend, fused=fused, **OPTIONS)))
+        steps = []
+        optimizer.register_step_pre_hook(lambda *_: steps.append(optimizer.step_count))
+        for model, sgd in ((net, optimizer), (other, peer)):
+            train_scaled(model, sgd, scaler_for(backend), 8, {0, 3, 4})
+        assert steps == [0, 1, 2, 3, 4]
+        assert_same(net, optimizer, other, peer)
+        assert_identities(optimizer, 1e-12)
 
     def test_measures_what_it_would_without_a_scaler(self, backend: str) -> None:
         """A power of two changes no digit, so that not even the last one differs; nor does a step that is skipped."""
@@ -338,7 +358,7 @@ def one_parameter(
     backend: str, values: Tensor, dtype: torch.dtype, **options: Any
 ) -> tuple[Tensor, nperf.SGD, Callable[[], nperf.ChargeReadout]]:
     p = values.to(device_of(backend), dtype).requires_grad_()
-    optimizer = nperf.SGD([("p", p)], symmetries=[Norm("p", [Part("p", None)])], backend=backend, **options)
+    optimizer = nperf.SGD([("p", p)], symmetries=[Norm("p", [Part("p", None)])], backend=backend, fused=True, **options)
     return p, optimizer, lambda: optimizer.readout()["p"]
 
 

@@ -337,12 +337,16 @@ def load_checkpoint(directory: str) -> dict[str, Any]:
 
 
 def mix_precision(directory: str) -> dict[str, Any]:
+    return {name: scaled_training(fused) for name, fused in (("step unscales", True), ("scaler unscales", False))}
+
+
+def scaled_training(fused: bool) -> dict[str, Any]:
     """Gradients from bfloat16, master weights in float32, and a scaler that a rank's overflow makes skip a step."""
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
     net = make_net(5).float()
     over = fsdp(net, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
-    optimizer = optimizer_of(net, NESTEROV)
+    optimizer = optimizer_of(net, {**NESTEROV, "fused": fused})
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     for step in range(N_STEPS):
         optimizer.zero_grad()
@@ -544,7 +548,9 @@ def test_every_rank_has_a_record(tmp_path: Path) -> None:
 
 
 def test_mixed_precision_and_a_scaler_over_ranks(tmp_path: Path) -> None:
-    for found in run_world(2, mix_precision, tmp_path):
+    ways = [way for found in run_world(2, mix_precision, tmp_path) for way in found.values()]
+    assert len(ways) == 4
+    for found in ways:
         readout = found["readout"]
         assert found["steps"] == N_STEPS - 1
         for name, p in found["whole"].items():

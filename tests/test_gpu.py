@@ -261,7 +261,7 @@ def test_a_learning_rate_on_the_device(backend: str) -> None:
 
 def test_a_scaler_skips_the_first_step(backend: str) -> None:
     """Which writes nothing, advances nothing and leaves the undampened step to the next one."""
-    options = {**MOMENTUM, "dampening": 0.4}
+    options = {**MOMENTUM, "dampening": 0.4, "fused": True}
     plain, scaled = (Problem(backend, torch.float64, **options) for _ in range(2))
     scaler = torch.amp.GradScaler("cuda", init_scale=1024.0)
     scaler.scale(torch.ones((), device="cuda"))

@@ -40,9 +40,9 @@ def examples() -> tuple[Tensor, Tensor]:
     )
 
 
-def sgd(model: nn.Module, prefix: str = "") -> nperf.SGD:
+def sgd(model: nn.Module, prefix: str = "", **options: Any) -> nperf.SGD:
     names = ((name.removeprefix(prefix), p) for name, p in model.named_parameters())
-    return nperf.SGD(names, lr=0.1, momentum=0.9, weight_decay=1e-2, symmetries=SYMMETRIES)
+    return nperf.SGD(names, lr=0.1, momentum=0.9, weight_decay=1e-2, symmetries=SYMMETRIES, **options)
 
 
 def loss_of(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -190,18 +190,20 @@ def fit_lightning(
     *callbacks: Any,
     resume: Path | None = None,
     ours: bool = True,
+    dtype: torch.dtype = torch.float64,
+    fused: bool | None = None,
     **options: Any,
 ) -> Any:
     class Module(lightning.LightningModule):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
-            self.net = network()
+            self.net = network().to(dtype)
 
         def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
-            return loss_of(self.net, *batch)
+            return loss_of(self.net, batch[0].to(dtype), batch[1])
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
-            return sgd(self, "net.") if ours else torch.optim.Adam(self.parameters())
+            return sgd(self, "net.", fused=fused) if ours else torch.optim.Adam(self.parameters())
 
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*examples()), batch_size=BATCH)
     trainer = lightning.Trainer(
@@ -239,6 +241,38 @@ def test_lightning_accumulates_and_clips(lightning: Any, tmp_path: Path) -> None
     clipped = fit_lightning(lightning, tmp_path, 4, gradient_clip_val=1e-3).optimizers[0].readout()
     assert (clipped["hidden"].discrete.forced.abs() < 1e-4).all()
     assert clipped["hidden"].residual.abs().max() < 1e-13
+
+
+def test_lightning_in_bfloat16_clips(lightning: Any, tmp_path: Path) -> None:
+    trainer = fit_lightning(lightning, tmp_path, 4, gradient_clip_val=1e-3, precision="bf16-mixed", dtype=torch.float32)
+    law = trainer.optimizers[0].readout()["hidden"]
+    assert (law.discrete.forced.abs() < 1e-4).all()
+    assert law.rounding.abs().max() < 1e-6
+
+
+def test_lightning_with_a_gradient_scaler(lightning: Any, tmp_path: Path) -> None:
+    """precision="16-mixed" means this plugin; asked for by that name on a CPU, Lightning would take bfloat16."""
+    from lightning.pytorch.plugins import MixedPrecision
+
+    def fit(**options: Any) -> tuple[nperf.Readout, int]:
+        # The first loss is more than float16 holds, so that the first step is skipped and the scale halved.
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**18)
+        plugin = MixedPrecision("16-mixed", "cpu", scaler)
+        trainer = fit_lightning(lightning, tmp_path, 6, plugins=[plugin], dtype=torch.float32, **options)
+        return trainer.optimizers[0].readout(), round(18 - np.log2(scaler.get_scale()))
+
+    for options in ({}, {"fused": True}):
+        readout, n_skipped = fit(**options)
+        assert readout.step == 6 - n_skipped
+        assert 1 <= n_skipped < 6
+        assert readout["hidden"].discrete.forced.abs().max() > 1e-4
+        assert readout["hidden"].rounding.abs().max() < 1e-5
+    clipped, n_skipped = fit(gradient_clip_val=1e-3)
+    assert clipped.step == 6 - n_skipped
+    assert (clipped["hidden"].discrete.forced.abs() < 1e-4).all()
+    assert clipped["hidden"].rounding.abs().max() < 1e-5
+    with pytest.raises(RuntimeError, match=r"SGD, does not allow for gradient clipping.*'fused' optimizer"):
+        fit(fused=True, gradient_clip_val=1e-3)
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty:UserWarning")
@@ -295,11 +329,16 @@ def hugging_face(transformers: Any, out: Path, n_steps: int, *, ours: bool = Tru
         output_dir=str(out),
         max_steps=n_steps,
         lr_scheduler_type="constant",
-        max_grad_norm=0.0,
         report_to="none",
         use_cpu=True,
         disable_tqdm=True,
-        **{"per_device_train_batch_size": BATCH, "save_strategy": "no", "logging_steps": 2, **options},
+        **{
+            "per_device_train_batch_size": BATCH,
+            "max_grad_norm": 0.0,
+            "save_strategy": "no",
+            "logging_steps": 2,
+            **options,
+        },
     )
     data = [{"x": x, "labels": y} for x, y in zip(*examples(), strict=True)]
     optimizer = sgd(model, "net.") if ours else torch.optim.Adam(model.parameters())
@@ -337,6 +376,20 @@ def test_trainer_takes_the_steps_of_a_plain_loop(transformers: Any, tmp_path: Pa
         optimizer.step()
     for name, law in optimizer.readout().items():
         torch.testing.assert_close(unwrap(trainer.optimizer).readout()[name].charge, law.charge, rtol=0, atol=1e-14)
+
+
+def test_trainer_accumulates_and_clips(transformers: Any, tmp_path: Path) -> None:
+    """Three batches a step, which hold all examples however the Trainer shuffles."""
+    trainer = hugging_face(transformers, tmp_path, 5, gradient_accumulation_steps=3, max_grad_norm=0.1)
+    trainer.train()
+    readout = unwrap(trainer.optimizer).readout()
+    alone = plain_loop(5, per_step=3, clip=0.1)
+    assert readout.step == 5
+    for name, law in alone.items():
+        torch.testing.assert_close(readout[name].charge, law.charge, rtol=0, atol=1e-14)
+        torch.testing.assert_close(readout[name].discrete.total, law.discrete.total, rtol=0, atol=1e-14)
+    unclipped = plain_loop(5, per_step=3)["hidden"].discrete.forced
+    assert (alone["hidden"].discrete.forced.abs() < 0.5 * unclipped.abs()).all()
 
 
 def test_trainer_resumes_laws_and_record(transformers: Any, tmp_path: Path) -> None:
