@@ -49,13 +49,13 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from noetherperf.evaluation import Stage, Workbench
+from noetherperf.readout import FLOOR
 from noetherperf.symmetry import Symmetry, validate
 
 __all__ = ["Constraints", "check_constraints"]
 
 CONSTRAINTS = ("gradient", "hessian")
 TOLERANCE = 1e-9
-FLOOR = 1e-3  # of the model's average, below which a group's own gradient is no measure
 MAX_LOSS_CHANGE = 100  # machine epsilons: more between two evaluations is another loss, not the order of some sums
 
 Vector = Mapping[str, Tensor]  # one tensor for each parameter of the model

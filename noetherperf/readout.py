@@ -1,6 +1,6 @@
 """Readout: charges, predictions and residuals of every symmetry, from one copy of what the steps measured."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,6 +11,8 @@ from noetherperf.laws import Law, State
 from noetherperf.moments import N_MOMENTS, READOUT_MOMENTS, Moment
 from noetherperf.plan import Measurement, Plan, PlannedPart
 from noetherperf.symmetry import Symmetry
+
+FLOOR = 1e-3  # of the average, below which a group's own gradient is no measure: it may be rounding and nothing else
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,9 @@ class ChargeReadout:
         discrete: The discrete law's prediction, exact to rounding where the symmetry holds.
         flow: The flow law's, the continuous-time dynamics of the paper.
         defect: The last step's gradient constraint, Σ c⟨g, 1⟩ or Σ c⟨g, θ⟩; zero where the symmetry holds.
-        relative_defect: |defect| / (|g_A| |ψ_A|), ψ the generator (c or cθ, θ taken after the step); 0 where g is 0.
+        relative_defect: |defect| / (|g_A| |ψ_A|), ψ the generator (c or cθ, θ taken after the step); 0 where g is 0. What
+            a symmetry cancels altogether, as BatchNorm does a bias before it, has g_A = 0 but for rounding: so |g_A|
+            counts as no less than a thousandth of what a group of that size has on average in all that is measured.
         moments: sum_p, sq_p, sum_g, sq_g, dot_pg, sq_u of the last step, summed over parts with their coefficients.
         closed: Whether free + forced is a prediction.
         reason: Why not, empty if it is.
@@ -134,12 +138,13 @@ class Source(NamedTuple):
 
 
 class _Sums(NamedTuple):
-    """Sums over parts [n groups]: the moments and the laws' components with coefficients, and two norms without."""
+    """Sums over parts [n groups]: the moments and the laws' components with coefficients, and three without."""
 
     moments: Tensor  # [N_MOMENTS, n]
     components: Tensor  # [6, n]: initial; discrete free, forced, defect; flow free, forced
     sq_gradient: Tensor
     sq_generator: Tensor
+    n_elements: Tensor
 
 
 def _part_sums(law: Law, planned: PlannedPart, source: Source) -> _Sums:
@@ -165,23 +170,38 @@ def _part_sums(law: Law, planned: PlannedPart, source: Source) -> _Sums:
     )
     sums = planned.reduce(torch.cat([moments, components]))
     weight = planned.part.weight
-    sq_ones = torch.full_like(sums[0], float(planned.n_elements))
+    n_elements = torch.full_like(sums[0], float(planned.n_elements))
     return _Sums(
         weight * sums[:N_MOMENTS],
         weight * sums[N_MOMENTS:],
         sums[Moment.SQ_G],
-        weight * weight * (sq_ones if law == Law.TRANSLATION else sums[Moment.SQ_P]),
+        weight * weight * (n_elements if law == Law.TRANSLATION else sums[Moment.SQ_P]),
+        n_elements,
     )
 
 
-def _read_one(symmetry: Symmetry, sources: Sequence[Source], reason: str) -> ChargeReadout:
+def _sums(symmetry: Symmetry, sources: Sequence[Source]) -> _Sums:
     law = Law[symmetry.law.upper()]
     parts = [_part_sums(law, planned, source) for source in sources for planned in source.plan.parts[symmetry.name]]
-    total = _Sums(*(torch.stack(column).sum(0) for column in zip(*parts, strict=True)))
-    translation = law == Law.TRANSLATION
+    return _Sums(*(torch.stack(column).sum(0) for column in zip(*parts, strict=True)))
+
+
+def _mean_square_gradient(totals: Iterable[_Sums]) -> float:
+    """Of one element, over all that is measured; groups with a gradient that is not finite are left out."""
+    sq_gradient = n_elements = 0.0
+    for total in totals:
+        finite = total.sq_gradient.isfinite()
+        sq_gradient += total.sq_gradient[finite].sum().item()
+        n_elements += total.n_elements[finite].sum().item()
+    return sq_gradient / n_elements if n_elements else 0.0
+
+
+def _read_one(symmetry: Symmetry, total: _Sums, mean_square_gradient: float, reason: str) -> ChargeReadout:
+    translation = Law[symmetry.law.upper()] == Law.TRANSLATION
     initial, free, forced, defect, flow_free, flow_forced = total.components
     constraint = total.moments[Moment.SUM_G if translation else Moment.DOT_PG]
-    scale = (total.sq_gradient * total.sq_generator).sqrt()
+    sq_gradient = torch.maximum(total.sq_gradient, FLOOR**2 * mean_square_gradient * total.n_elements)
+    scale = (sq_gradient * total.sq_generator).sqrt()
     return ChargeReadout(
         symmetry,
         total.moments[Moment.SUM_P if translation else Moment.SQ_P],
@@ -200,4 +220,8 @@ def read(
     symmetries: Sequence[Symmetry], sources: Sequence[Source], reasons: Mapping[str, str], step: int, time: float
 ) -> Readout:
     """Combine measurements of parts into a Readout; reasons names the open laws and why they are."""
-    return Readout({s.name: _read_one(s, sources, reasons.get(s.name, "")) for s in symmetries}, step, time)
+    totals = {s.name: _sums(s, sources) for s in symmetries}
+    mean = _mean_square_gradient(totals.values())
+    return Readout(
+        {s.name: _read_one(s, totals[s.name], mean, reasons.get(s.name, "")) for s in symmetries}, step, time
+    )

@@ -168,6 +168,10 @@ def test_a_gradient_that_is_not_finite(tmp_path: Path, dtype: torch.dtype, bad: 
     assert (~readout["fc1->fc2"].charge.isfinite()).nonzero().flatten().tolist() == [2]
     assert readout["fc2.bias"].charge.isfinite().all()
     assert readout["half of fc1"].discrete.total.isfinite().all()
+    assert readout["fc2.bias"].relative_defect.isfinite().all()
+    assert (
+        readout["half of fc1"].relative_defect > 0
+    ).all()  # no symmetry; the average of gradients says nothing of it
     record = nperf.open_record(tmp_path / "record")
     assert record.steps.tolist() == [0, 1, 2, 3, 4]
     np.testing.assert_array_equal(np.isfinite(record["fc2"].charge).all("step"), [True, True, False, *[True] * 4])
