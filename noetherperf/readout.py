@@ -51,9 +51,10 @@ class ChargeReadout:
         discrete: The discrete law's prediction, exact to rounding where the symmetry holds.
         flow: The flow law's, the continuous-time dynamics of the paper.
         defect: The last step's gradient constraint, Σ c⟨g, 1⟩ or Σ c⟨g, θ⟩; zero where the symmetry holds.
-        relative_defect: |defect| / (|g_A| |ψ_A|), ψ the generator (c or cθ, θ taken after the step); 0 where g is 0. What
-            a symmetry cancels altogether, as BatchNorm does a bias before it, has g_A = 0 but for rounding: so |g_A|
-            counts as no less than a thousandth of what a group of that size has on average in all that is measured.
+        relative_defect: |defect| / (|g_A| |ψ_A|), ψ the generator (c or cθ, θ taken after the step); 0 where g is 0.
+            What a symmetry cancels altogether, as BatchNorm does a bias before it, has g_A = 0 but for rounding: so
+            |g_A| counts as no less than a thousandth of what a group of that size has on average in all that is
+            measured.
         moments: sum_p, sq_p, sum_g, sq_g, dot_pg, sq_u of the last step, summed over parts with their coefficients.
         closed: Whether free + forced is a prediction.
         reason: Why not, empty if it is.

@@ -22,6 +22,7 @@ import platform
 import shutil
 import time
 import warnings
+import weakref
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -37,6 +38,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from zarr.errors import ZarrUserWarning
 
+from noetherperf.locking import Lock
 from noetherperf.moments import READOUT_MOMENTS
 from noetherperf.readout import ChargeReadout, Readout
 from noetherperf.sgd import SGD
@@ -126,6 +128,9 @@ class Recorder:
     While recording, a disk that fails costs rows and not the training: a RuntimeWarning says so once, waiting rows are
     kept within bounded memory and tried again, and nothing half-written is ever read as data.
 
+    One process at a time writes to a record: the first to make or resume it, until `close` or its end, however it ends.
+    Any number may read.
+
     Args:
         optimizer: `nperf.SGD`.
         path: Directory of the record; its parents are made where they are missing.
@@ -140,6 +145,7 @@ class Recorder:
         ValueError: `every` or `exists` is of no use, a probe returns neither number nor vector, or the record to be
             resumed is of other symmetries, other probes or another measurement.
         FileExistsError: The path exists and `exists` does not allow to touch it.
+        BlockingIOError: Another process is writing to the record.
     """
 
     def __init__(
@@ -174,11 +180,12 @@ class Recorder:
         self._initial = _concatenate(readout, lambda charge: charge.initial)
         occupied = self.path.exists() and not (self.path.is_dir() and not any(self.path.iterdir()))
         if occupied and exists == "resume":
+            self._hold(_lock(self.path))
             self._resume()
         else:
             if occupied:
                 _require_overwritable(self.path, exists)
-            _create(self.path, self._attributes, self._initial, row)
+            self._hold(_create(self.path, self._attributes, self._initial, row))
         self._arrays = _open_arrays(self.path)
         self._n_rows_chunk: int = self._arrays["charge"].chunks[0]
 
@@ -208,6 +215,11 @@ class Recorder:
             for hook in self._hooks:
                 hook.remove()
             self.flush()
+            self._let_go()
+
+    def _hold(self, lock: Lock) -> None:
+        """Keep the record to this process until the recorder is closed, or gone without having been closed."""
+        self._let_go = weakref.finalize(self, lock.release)
 
     def flush(self) -> None:
         """Write all rows taken so far to disk and commit them. Warns, once, where the disk refuses."""
@@ -564,19 +576,44 @@ def _is_leftover(entry: Path) -> bool:
     return entry.name.startswith(".zarr.json.") or entry.suffix == ".partial"
 
 
-def _create(path: Path, attributes: Mapping[str, Any], initial: NDArray[np.float64], row: Row) -> None:
-    """Make a record without rows beside the path, then move it there: a path holds a whole record or none."""
+def _lock(path: Path) -> Lock:
+    """Keep a record to this process.
+
+    Raises:
+        BlockingIOError: Another process writes to it.
+    """
+    try:
+        return Lock(path / "initial" / "zarr.json")  # of what is written once; files that change are replaced by others
+    except BlockingIOError:
+        raise BlockingIOError(
+            f"path: another process is writing to the record {str(path)!r}; end it or close its Recorder, or record to "
+            "another path"
+        ) from None
+
+
+def _create(path: Path, attributes: Mapping[str, Any], initial: NDArray[np.float64], row: Row) -> Lock:
+    """Make a record without rows beside the path, then move it there: a path holds a whole record or none.
+
+    Returns:
+        The lock on it.
+
+    Raises:
+        BlockingIOError: Another process writes to the record that is there.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     building, old = (path.with_name(f".{path.name}.{uuid4().hex}") for _ in range(2))
     try:
         _build(building, attributes, initial, row)
+        lock = _lock(building)
         if path.exists():
-            path.replace(old)
+            with _lock(path):
+                path.replace(old)
         building.replace(path)
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)
         raise
     shutil.rmtree(old, ignore_errors=True)
+    return lock
 
 
 def _build(path: Path, attributes: Mapping[str, Any], initial: NDArray[np.float64], row: Row) -> None:

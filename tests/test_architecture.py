@@ -19,6 +19,7 @@ RANKS = {
     "moments": 0,
     "hyper": 0,
     "explanation": 0,
+    "locking": 0,
     "reference": 1,
     "symmetry": 1,
     "evaluation": 1,

@@ -1,6 +1,7 @@
 """Records: what is written comes back labelled, whatever kills, resumes, fills the disk or names a symmetry."""
 
 import copy
+import gc
 import json
 import os
 import random
@@ -10,7 +11,7 @@ import sys
 import time
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -22,6 +23,8 @@ import xarray as xr
 import zarr
 
 import noetherperf.recorder
+from noetherperf import locking
+from noetherperf.locking import Lock
 from noetherperf.moments import READOUT_MOMENTS
 from noetherperf.recorder import Recorder, open_record, relative_error
 from noetherperf.sgd import SGD
@@ -787,6 +790,89 @@ def test_a_disk_that_fails_at_the_start_is_an_error(tmp_path: Path, fail_at: Any
     with pytest.raises(OSError, match="No space left"):
         Recorder(fake(), tmp_path / "a")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def other_process(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that records to tmp_path / "a", with a forked child beside it, as data loaders have."""
+    code = f"""
+import os, sys, time, pathlib, test_recorder
+path = pathlib.Path({str(tmp_path / "a")!r})
+recorder = test_recorder.Recorder(test_recorder.fake(), path)
+child = os.fork()
+if child == 0:
+    time.sleep(60)
+    os._exit(0)
+print(child, flush=True)
+sys.stdin.readline()
+recorder.close()
+print("closed", flush=True)
+sys.stdin.readline()
+"""
+    search = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": search}
+    with subprocess.Popen(
+        [sys.executable, "-c", code], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+        yield process
+        process.kill()
+        os.kill(child, signal.SIGKILL)
+
+
+def assert_others_may_not_write(path: Path) -> None:
+    before = contents(path)
+    for exists in ("resume", "overwrite"):
+        with pytest.raises(BlockingIOError, match=f"another process is writing to the record {str(path)!r}; end it or"):
+            Recorder(fake(), path, exists=exists)
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]  # nothing half-made beside it
+    np.testing.assert_equal(contents(path), before)
+
+
+def test_one_process_at_a_time_writes(tmp_path: Path, other_process: subprocess.Popen[str]) -> None:
+    assert other_process.stdin is not None
+    assert other_process.stdout is not None
+    assert_others_may_not_write(tmp_path / "a")
+    print(file=other_process.stdin, flush=True)
+    assert other_process.stdout.readline() == "closed\n"
+    optimizer = fake()
+    with Recorder(optimizer, tmp_path / "a", exists="resume"), Recorder(fake(), tmp_path / "b"):
+        train(optimizer, 2)
+    assert open_record(tmp_path / "a").steps.tolist() == [0, 1, 2]
+
+
+def test_a_killed_process_holds_nothing(tmp_path: Path, other_process: subprocess.Popen[str]) -> None:
+    """Even if a child of it lives on."""
+    assert_others_may_not_write(tmp_path / "a")
+    other_process.kill()
+    other_process.wait()
+    Recorder(fake(), tmp_path / "a", exists="overwrite").close()
+
+
+def test_one_process_may_resume_what_it_has_not_closed(tmp_path: Path) -> None:
+    """As a notebook does when a cell is run again; the record is held until the last one is closed, or gone."""
+    first, second = fake(), fake()
+    recorders = [Recorder(first, tmp_path / "a"), Recorder(second, tmp_path / "a", exists="resume")]
+    lock = Lock(tmp_path / "a" / "initial" / "zarr.json")
+    held = lock._held
+    assert held is not None
+    assert held.count == 3
+    lock.release()
+    lock.release()
+    recorders.pop().close()
+    assert held.count == 1
+    del recorders, first
+    gc.collect()
+    assert held not in locking._held.values()
+
+
+def test_file_systems_without_locks_are_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(locking, "flock", refuse)
+    assert open_record(recorded(tmp_path / "a", 2)).steps.tolist() == [0, 1, 2]
 
 
 def train_until_killed(path: Path, checkpoint: Path) -> None:
