@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from training import (
     BACKENDS,
     SYMMETRIES,
+    assert_identities,
     assert_same,
     assert_same_readout,
     buffers,
@@ -67,12 +68,6 @@ def train_scaled(
             nn.utils.clip_grad_norm_(net.parameters(), clip)
         scaler.step(optimizer)
         scaler.update()
-
-
-def assert_identities(optimizer: nperf.SGD, tolerance: float) -> None:
-    for name, law in optimizer.readout().items():
-        terms = law.discrete.free.abs() + law.discrete.forced.abs() + law.discrete.defect.abs() + law.initial.abs()
-        assert (law.rounding.abs() <= tolerance * terms).all(), name
 
 
 class TestGradScaler:

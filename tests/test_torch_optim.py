@@ -21,6 +21,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from training import (
     BACKENDS,
     SYMMETRIES,
+    assert_identities,
     assert_same,
     assert_same_readout,
     buffers,
@@ -61,13 +62,6 @@ def backend(request: pytest.FixtureRequest) -> str:
 def options(request: pytest.FixtureRequest) -> dict[str, Any]:
     """The keyword arguments of one of torch's inputs; a tensor among them is the test's own."""
     return copy.deepcopy(dict(request.param.kwargs))
-
-
-def assert_identities(optimizer: nperf.SGD, tolerance: float = 1e-12) -> None:
-    """What was measured adds up: charge = free + forced + defect, to rounding, relative to the terms."""
-    for name, law in optimizer.readout().items():
-        terms = law.discrete.free.abs() + law.discrete.forced.abs() + law.discrete.defect.abs() + law.initial.abs()
-        assert (law.rounding.abs() <= tolerance * (terms + 1e-300)).all(), name
 
 
 def problem(layout: str, device: str, make: Callable[..., torch.optim.Optimizer], **options: Any) -> "Problem":

@@ -104,3 +104,10 @@ def assert_same_readout(a: nperf.Readout, b: nperf.Readout) -> None:
         assert a[name].moments.keys() == b[name].moments.keys()
         assert all(torch.equal(a[name].moments[key], b[name].moments[key]) for key in a[name].moments)
         assert (a[name].closed, a[name].reason) == (b[name].closed, b[name].reason)
+
+
+def assert_identities(optimizer: nperf.SGD, tolerance: float = 1e-12) -> None:
+    """What was measured adds up: charge = free + forced + defect, to rounding, relative to the terms."""
+    for name, law in optimizer.readout().items():
+        terms = law.discrete.free.abs() + law.discrete.forced.abs() + law.discrete.defect.abs() + law.initial.abs()
+        assert (law.rounding.abs() <= tolerance * (terms + 1e-300)).all(), name
