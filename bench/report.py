@@ -22,6 +22,15 @@ BEGIN, END = "<!-- results: begin; written by bench/report.py -->", "<!-- result
 
 Info = Mapping[str, Any]
 
+#: What noetherperf is to be on two cores, Python included: a case's figure and its aim for each view. Upper bounds, and
+#: for the same sums by torch after its fused step lower bounds.
+AIMS: dict[str, tuple[str, dict[str, float]]] = {
+    "matrix": ("per floor", {"none": 1.03, "rows": 1.05, "columns": 1.15, "both": 1.20}),
+    "resnet50": ("per fused", {"none": 0.92, "rows": 0.95, "columns": 1.00, "both": 1.05}),
+    "vgg16": ("per fused", {"none": 1.00, "rows": 1.03, "columns": 1.15, "both": 1.20}),
+    "small2000": ("per fused", {"none": 0.35, "rows": 0.40, "columns": 0.48, "both": 0.50}),
+}
+EAGER_AIMS = {"rows": 3.0, "columns": 3.0, "both": 5.0}
 
 # ---- pieces ---------------------------------------------------------------------------------------------------------
 
@@ -92,6 +101,24 @@ def against_point(infos: Sequence[Info], what: str, notes: Notes) -> str:
     return table(head, rows)
 
 
+def aims(infos: Sequence[Info]) -> str:
+    """What was aimed at beside what was measured, in float32 with momentum; empty without such a case."""
+    rows = []
+    for info in infos:
+        key, views = AIMS.get(info["model"], ("", {}))
+        found, aim = figure(info, "ours", key), views.get(info["view"])
+        eager = figure(info, "eager", "per ours")
+        if found is not None and aim is not None and info["dtype"] == "float32" and info["momentum"]:
+            verdict = "met" if round(found.median, 2) <= aim else f"missed by {found.median / aim - 1:.0%}"
+            row = [case_label(info), f"{key.replace('per', '×')} ≤ {aim:.2f}", f"{found.median:.2f}", verdict]
+            least = EAGER_AIMS.get(info["view"])
+            if eager is not None and least is not None:
+                row += [f"≥ {least:g}", f"{eager.median:.1f}", "met" if eager.median >= least else "missed"]
+            rows.append(row + ["—"] * (7 - len(row)))
+    head = ["case", "aim", "measured", "", "torch fused, then sums, × noetherperf", "measured", ""]
+    return table(head, rows) if rows else ""
+
+
 def host(infos: Sequence[Info], notes: Notes) -> str:
     """Seconds of a step that has next to nothing to compute."""
     head = ["tensors", "view", "noetherperf", "torch fused", "torch foreach", "torch for-loop", "× torch fused"]
@@ -142,6 +169,8 @@ def report(result: Mapping[str, Any]) -> str:
     if measuring:
         section("The step with its measurement, × floor", comparison(measuring, MEASURING, notes))
         section("The same measurement otherwise, × noetherperf", against_ours(measuring, notes))
+    if aimed := aims([*stepping, *measuring]):
+        section("Aims", aimed)
     if "host" in suites:
         section("Host time of a step: tiny tensors in the cache, Python included", host(suites["host"], notes))
     for suite, (title, what) in SCALING.items():

@@ -317,6 +317,13 @@ def test_a_report_shows_ratios_reasons_and_failures(tmp_path: Path) -> None:
     assert VARIANTS["foreach"].label not in picture
 
 
+@pytest.mark.parametrize(("aim", "verdict"), [(0.63, "met"), (0.62, "met"), (0.5, "missed by 25%")])
+def test_a_report_says_which_aims_were_met(monkeypatch: pytest.MonkeyPatch, aim: float, verdict: str) -> None:
+    assert "Aims" not in report.report(result())
+    monkeypatch.setitem(report.AIMS, "mlp", ("per fused", {"rows": aim}))
+    assert f"| mlp, rows | × fused ≤ {aim:.2f} | 0.62 | {verdict} |" in report.report(result())
+
+
 def test_a_report_goes_between_its_markers_again_and_again() -> None:
     document = f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n"
     once = report.insert(document, "new\n")
