@@ -2,10 +2,12 @@
 
 flock(2) on a file: the system drops it when the process is gone, kill -9 included, so nothing stale is left to clean
 up. Forked children (a DataLoader's workers) inherit open files and would keep the lock alive after their parent; they
-close them first thing.
+close them first thing. The file is open to be read, for one open to be written to would keep an administrator from
+turning its disk read-only while training goes on.
 """
 
 import os
+from errno import EBADF
 from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 from typing import Self
@@ -23,23 +25,33 @@ class _Held:
 
     def __init__(self, key: Key, path: Path) -> None:
         self.key, self.count = key, 0
-        self._file = os.open(path, os.O_RDWR | os.O_CLOEXEC)  # locks over NFS ask for a file that can be written to
         try:
-            flock(self._file, LOCK_EX | LOCK_NB)
-        except OSError:
-            os.close(self._file)
-            raise
+            self._file = _open_locked(path, os.O_RDONLY)
+        except OSError as error:
+            if error.errno != EBADF:
+                raise
+            self._file = _open_locked(path, os.O_RDWR)  # NFS locks for itself alone what is open to be written to
 
     def close(self) -> None:
         if _held.pop(self.key, None) is self:
             os.close(self._file)
 
 
+def _open_locked(path: Path, mode: int) -> int:
+    file = os.open(path, mode | os.O_CLOEXEC)
+    try:
+        flock(file, LOCK_EX | LOCK_NB)
+    except OSError:
+        os.close(file)
+        raise
+    return file
+
+
 class Lock:
     """Holds a file against other processes from now on, until `release` or the end of this process.
 
-    Within one process it may be held many times. Nothing is written to the file. Where it cannot be opened for writing,
-    or the file system knows no locks, nothing is held and all goes on.
+    Within one process it may be held many times. Nothing is written to the file. Where it cannot be opened, or the
+    file system knows no locks, nothing is held and all goes on.
 
     Args:
         path: The file.

@@ -1,6 +1,8 @@
 """Records: what is written comes back labelled, whatever kills, resumes, fills the disk or names a symmetry."""
 
 import copy
+import errno
+import fcntl
 import gc
 import json
 import os
@@ -873,6 +875,35 @@ def test_file_systems_without_locks_are_written_to(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(locking, "flock", refuse)
     assert open_record(recorded(tmp_path / "a", 2)).steps.tolist() == [0, 1, 2]
+
+
+def access(file: int) -> int:
+    return fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE
+
+
+def flock_as_over_nfs(file: int, operation: int) -> None:
+    if access(file) == os.O_RDONLY:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    fcntl.flock(file, operation)
+
+
+@pytest.mark.parametrize(
+    ("flock", "mode"), [(fcntl.flock, os.O_RDONLY), (flock_as_over_nfs, os.O_RDWR)], ids=["local", "NFS"]
+)
+def test_only_over_nfs_a_lock_needs_a_file_open_to_be_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flock: Any, mode: int
+) -> None:
+    """A file system with such a file cannot be made read-only."""
+    monkeypatch.setattr(locking, "flock", flock)
+    path = tmp_path / "file"
+    path.touch()
+    with Lock(path) as lock, path.open("r+") as other:
+        assert lock._held is not None
+        assert access(lock._held._file) == mode
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with path.open("r+") as other:
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def train_until_killed(path: Path, checkpoint: Path) -> None:
