@@ -10,7 +10,6 @@ arXiv:2012.04728.
 
 import dataclasses
 import difflib
-import itertools
 import json
 import math
 import operator
@@ -18,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 from noetherperf import explanation
@@ -542,25 +542,28 @@ def _check_parts(parts: Sequence[Part], shapes: Mapping[str, Shape]) -> None:
             raise ValueError(
                 f"all parts need the same number of groups, but {parts[0]!r} has {n_groups[0]} and {part!r} has {n}"
             )
-    for first, second in itertools.combinations(parts, 2):
-        if first.parameter == second.parameter and _overlap(first, second, shapes[first.parameter]):
-            raise ValueError(f"{first!r} and {second!r} name the same elements of {first.parameter!r} twice")
+    of_parameter: dict[str, list[Part]] = {}
+    for part in parts:
+        of_parameter.setdefault(part.parameter, []).append(part)
+    for parameter, its_parts in of_parameter.items():
+        if len(its_parts) > 1 and (both := _overlapping(its_parts, shapes[parameter])):
+            raise ValueError(f"{both[0]!r} and {both[1]!r} name the same elements of {parameter!r} twice")
 
 
-def _overlap(first: Part, second: Part, shape: Shape) -> bool:
-    if first.axis is None or second.axis is None:
-        return True
-    if first.axis != second.axis:  # a recurrent weight enters and leaves the same units
-        return False
-    return not _indices(first, shape).isdisjoint(_indices(second, shape))
-
-
-def _indices(part: Part, shape: Shape) -> set[int]:
-    """The indices of its axis that take part."""
-    assert part.axis is not None
-    start, stop = part.bounds(shape)
-    length = shape[part.axis]
-    return {i for at in range(0, length, part.period or length) for i in range(at + start, at + stop)}
+def _overlapping(parts: Sequence[Part], shape: Shape) -> tuple[Part, Part] | None:
+    """Two of the parts of one parameter that hold the same elements, None if all are apart; linear in their number."""
+    owners: dict[int, Tensor] = {}  # for each axis, which part holds each of its indices; −1: none so far
+    for number, part in enumerate(parts):
+        if part.axis is None:
+            return parts[0], parts[max(1, number)]
+        if part.axis not in owners:  # rows and columns do not overlap: a recurrent weight enters and leaves its units
+            owners[part.axis] = torch.full((shape[part.axis],), -1)
+        start, stop = part.bounds(shape)
+        own = owners[part.axis].view(-1, part.period or shape[part.axis])[:, start:stop]
+        if (earlier := int(own.max())) >= 0:
+            return parts[earlier], part
+        own.fill_(number)
+    return None
 
 
 def neurons(model: nn.Module) -> tuple[Symmetry, ...]:

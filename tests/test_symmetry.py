@@ -5,7 +5,8 @@ import dataclasses
 import json
 import pickle
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -392,6 +393,39 @@ class TestValidate:
                 validate([Norm("n", parts)], SHAPES)
         else:
             validate([Norm("n", parts)], SHAPES)
+
+    @given(
+        st.lists(st.tuples(st.integers(0, 1), st.sampled_from([2, 3, 4, 6, 12]), st.integers(0, 11)), max_size=6),
+    )
+    def test_overlap_of_many_parts_with_periods(self, drawn: list[tuple[int, int, int]]) -> None:
+        """As sets of indices say; parts that have the same number of periods are one symmetry's."""
+        alike: dict[int, list[Part]] = {}
+        for axis, period, at in drawn:
+            start = at % period
+            alike.setdefault(period, []).append(Part("w", axis, start=start, stop=start + 1, period=period))
+        for parts in alike.values():
+            held = [{(part.axis, int(i)) for i in part.gather(torch.arange(12)).flatten()} for part in parts]
+            apart = len(set().union(*held)) == sum(map(len, held))
+            with nullcontext() if apart else pytest.raises(ValueError, match="twice"):
+                validate([Norm("n", parts)], {"w": (12, 12)})
+
+    def test_parts_are_not_compared_with_each_other(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Twice as many slices of one axis are looked at twice as often, and not four times."""
+        looks = 0
+        bounds = Part.bounds
+
+        def watched(part: Part, shape: Sequence[int]) -> tuple[int, int]:
+            nonlocal looks
+            looks += 1
+            return bounds(part, shape)
+
+        monkeypatch.setattr(Part, "bounds", watched)
+        counts = []
+        for n in (50, 100):
+            looks = 0
+            validate([Norm("n", [Part("w", 0, start=i, stop=i + 1) for i in range(n)])], {"w": (n,)})
+            counts.append(looks)
+        assert counts[1] == 2 * counts[0] > 0
 
     def test_the_same_elements_in_two_symmetries_are_fine(self) -> None:
         validate([SCALE, Norm("again", SCALE.parts)], SHAPES)
