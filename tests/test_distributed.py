@@ -242,6 +242,8 @@ CASES = {
     "FSDP, accumulating": Case(2, fsdp_no_sync, NESTEROV),
     "tensor parallel": Case(2, tensor_parallel, NESTEROV, n_hidden=8),
     "sequence parallel": Case(2, sequence_parallel, MOMENTUM, n_hidden=8),
+    "DDP, 4 ranks": Case(4, ddp, MOMENTUM, all_reduces=0),
+    "tensor parallel, 4 ranks": Case(4, tensor_parallel, NESTEROV, n_hidden=8),
     "FSDP, empty shards": Case(4, fsdp, MOMENTUM, clip=True),
     "FSDP, Shard(1), 4 ranks": Case(4, fsdp_columns, NESTEROV),
     "HSDP": Case(4, hsdp, DAMPENED, clip=True),
@@ -296,12 +298,16 @@ def run_cases(directory: str) -> dict[str, Any]:
     return {name: run_case(case) for name, case in CASES.items() if case.world == world}
 
 
+#: How a checkpoint's net is cut in a world of so many ranks.
+IN_WORLD = {2: tensor_parallel, 4: fsdp}
+
+
 def save_checkpoint(directory: str) -> dict[str, Any]:
     """Train a few steps, save, and train on; the checkpoint is what another world goes on from."""
     from torch.distributed.checkpoint.state_dict_saver import save
 
     net = make_net(N_CHECKPOINT)
-    over = fsdp(net)
+    over = IN_WORLD[torch.distributed.get_world_size()](net)
     optimizer = optimizer_of(net, NESTEROV)
     train(net, optimizer, range(N_STEPS // 2), share=over.share)
     save(state_to_save(net, optimizer), checkpoint_id=directory)
@@ -333,7 +339,8 @@ def go_on(net: nn.Module, directory: str | Path, share: tuple[int, int] = (0, 1)
 
 def load_checkpoint(directory: str) -> dict[str, Any]:
     net = make_net(N_CHECKPOINT)
-    return {"readouts": go_on(net, directory, tensor_parallel(net).share)}
+    over = IN_WORLD[torch.distributed.get_world_size()](net)
+    return {"readouts": go_on(net, directory, over.share)}
 
 
 def mix_precision(directory: str) -> dict[str, Any]:
@@ -513,18 +520,19 @@ def test_ranks_measure_what_one_process_does(world: int, tmp_path: Path) -> None
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninitialized:UserWarning")
-def test_a_checkpoint_goes_on_in_another_world(tmp_path: Path) -> None:
-    """Four ranks of FSDP save; two of tensor parallelism and one process load, and all is as if nothing had been."""
-    saved = [found["readout"] for found in run_world(4, save_checkpoint, tmp_path)]
+@pytest.mark.parametrize(("saving", "loading"), [(4, 2), (2, 4)])
+def test_a_checkpoint_goes_on_in_another_world(saving: int, loading: int, tmp_path: Path) -> None:
+    """Ranks save; fewer or more, cut otherwise, and one process load, and all is as if nothing had been."""
+    saved = [found["readout"] for found in run_world(saving, save_checkpoint, tmp_path)]
     net = make_net(N_CHECKPOINT)
     optimizer = optimizer_of(net, NESTEROV)
     train(net, optimizer, range(N_STEPS // 2))
     amid = values_of(optimizer.readout())
     train(net, optimizer, range(N_STEPS // 2, N_STEPS))
     end = values_of(optimizer.readout())
-    assert [difference(readout, amid) for readout in saved] == [""] * 4
-    two = [found["readouts"] for found in run_world(2, load_checkpoint, tmp_path)]
-    for at_load, at_end in (*two, go_on(make_net(N_CHECKPOINT), tmp_path, no_dist=True)):
+    assert [difference(readout, amid) for readout in saved] == [""] * saving
+    ranks = [found["readouts"] for found in run_world(loading, load_checkpoint, tmp_path)]
+    for at_load, at_end in (*ranks, go_on(make_net(N_CHECKPOINT), tmp_path, no_dist=True)):
         assert difference(at_load, saved[0], tolerance=0.0) == ""
         assert difference(at_end, end) == ""
 

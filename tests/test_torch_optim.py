@@ -684,6 +684,31 @@ class TestCompile:
         assert_same(net, optimizer, other, peer, tolerance=0.0)
         assert_same_readout(optimizer.readout(), peer.readout())
 
+    @pytest.mark.slow
+    def test_compiled_to_machine_code(self, backend: str) -> None:
+        """The compiler's default, which rounds forward and backward passes as it likes."""
+        options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.05}
+        net, other = make_net(backend), make_net(backend)
+        optimizer, peer = ours(net, backend, **options), ours(other, backend, **options)
+
+        @torch.compile
+        def whole(x: Tensor, y: Tensor) -> None:
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(x), y).backward()
+            optimizer.step()
+
+        for _ in range(4):
+            x, y = torch.randn(4, 5, dtype=torch.float64), torch.randint(3, (4,))
+            x, y = x.to(device_of(backend)), y.to(device_of(backend))
+            whole(x, y)
+            peer.zero_grad()
+            nn.functional.cross_entropy(other(x), y).backward()
+            peer.step()
+        assert torch._dynamo.utils.counters["inductor"], "nothing was compiled"
+        assert optimizer.step_count == 4
+        assert_same(net, optimizer, other, peer)
+        assert_identities(optimizer)
+
     def test_schedules_are_not_baked_in(self, backend: str) -> None:
         """A compiled step reads the learning rate anew each time."""
         net, other = make_net(backend), make_net(backend)
