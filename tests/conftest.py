@@ -16,6 +16,7 @@ except ModuleNotFoundError:  # a machine with a GPU and without network runs the
     pass
 else:
     hypothesis.settings.register_profile("noetherperf", deadline=None, derandomize=True)
+    hypothesis.settings.register_profile("fuzz", deadline=None, max_examples=2000)  # others in each run
     hypothesis.settings.load_profile("noetherperf")
 
 N_PROCESSES = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))

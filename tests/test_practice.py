@@ -11,7 +11,7 @@ from typing import Any
 import hypothesis.strategies as st
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from torch import nn
 from training import BACKENDS, SYMMETRIES, assert_same, device_of, loss_of, make_net, ours, theirs, train
 
@@ -294,7 +294,6 @@ EVENTS: dict[str, Callable[[nperf.SGD, nn.Module], object]] = {
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @given(events=st.lists(st.sampled_from(sorted(EVENTS)), min_size=1, max_size=16))
-@settings(max_examples=100)
 def test_whatever_happens_between_steps(backend: str, events: list[str]) -> None:
     net = make_net(backend)
     optimizer = TestDecayByGroup().make(net, backend)

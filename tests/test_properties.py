@@ -1,6 +1,9 @@
 """Whatever model, layout, symmetries and schedule: the CPU engine against the reference, nothing written beside them.
 
-And whatever JSON: a clear error, or symmetries that a step measures.
+And whatever JSON: a clear error, or symmetries that a step measures. The same few in every run of the tests; many
+more, and others each time, with
+
+    python -m pytest tests/test_properties.py --hypothesis-profile fuzz
 """
 
 import copy
@@ -23,6 +26,12 @@ from noetherperf.symmetry import from_json, to_json, validate
 
 CPU_ENGINES = [name for name in ENGINES if name.startswith("cpu")]
 pytestmark = pytest.mark.skipif(not CPU_ENGINES, reason="noetherperf._cpu is not built")
+
+
+def examples(n: int) -> int:
+    """So many in the tests; in another profile as many times more as it has more than hypothesis' hundred."""
+    return n * settings().max_examples // 100
+
 
 # ---- models
 
@@ -91,7 +100,7 @@ def hypers(draw: st.DrawFn) -> Hyper:
 
 
 @pytest.mark.parametrize("engine", CPU_ENGINES)
-@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=examples(60), suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(data=st.data())
 def test_any_model_and_schedule(engine: str, data: st.DataObject) -> None:
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**32 - 1)))
@@ -252,7 +261,7 @@ def measured(text: str) -> nperf.SGD:
     return optimizer
 
 
-@settings(max_examples=400)
+@settings(max_examples=examples(400))
 @given(text=hostile())
 @example(text=json.dumps(VALID))
 def test_hostile_symmetries(text: str) -> None:
@@ -267,7 +276,7 @@ def test_hostile_symmetries(text: str) -> None:
             assert (law.rounding.abs() <= 1e-5 * scale * terms).all(), name
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(
     text=st.one_of(st.text(), st.recursive(ODD, lambda x: st.lists(x) | st.dictionaries(st.text(), x)).map(json.dumps))
 )
