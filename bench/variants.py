@@ -219,8 +219,8 @@ def floor(case: Case, sets: Sequence[Inputs]) -> dict[str, list[Step]]:
     n_threads = torch.get_num_threads()
 
     def momentum(x: Tensor) -> Step:
-        p, g, v = (part.data_ptr() for part in x.split(n))
-        return lambda: _cpu.memory_floor(p, g, v, n, n_threads)
+        parts = x.split(n)  # the step holds them, so that the memory lives as long
+        return lambda: _cpu.memory_floor(*(part.data_ptr() for part in parts), n, n_threads)
 
     def copy(x: Tensor, y: Tensor) -> Step:
         source, target = x[: 5 * n // 2], y[: 5 * n // 2]
