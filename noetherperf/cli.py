@@ -75,13 +75,15 @@ def run(
     image_size: Annotated[
         int | None, typer.Option(min=1, help="Pixels of a side of digits or synthetic images.")
     ] = None,
-    model: Annotated[str, typer.Option(help="small (for digits, 8×8), vgg16, vgg16-bn.")] = "small",
-    width: Annotated[float, typer.Option(help="Channels of a VGG times this.")] = 1.0,
+    model: Annotated[str, typer.Option(help="small (for digits, 8×8), vgg16, vgg16-bn, resnet18.")] = "small",
+    width: Annotated[float, typer.Option(help="Channels of a large network times this.")] = 1.0,
     preset: Annotated[
         Preset, typer.Option(help="paper: η 0.1, β 0, λ 1e-4, batches of 128, 100 epochs; other options still count.")
     ] = Preset.default,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that read a VGG's images.")] = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a VGG's run in --out that was stopped.")] = False,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read a large network's images.")] = 0,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a large network's run in --out that was stopped.")
+    ] = False,
     lr: Annotated[float, typer.Option(help="Learning rate η.")] = DEFAULTS.lr,
     momentum: Annotated[float, typer.Option(help="Momentum β.")] = DEFAULTS.momentum,
     weight_decay: Annotated[float, typer.Option(help="Weight decay λ.")] = DEFAULTS.weight_decay,
@@ -104,7 +106,7 @@ def run(
     """Train, record every charge, print how well the laws held, and draw it.
 
     Without options, a small network on scikit-learn's digits; this ends with status 1 if it classifies 95 % of the test
-    images or fewer. With --model, a VGG-16 on any of the data sets, with a checkpoint after every epoch.
+    images or fewer. With --model, a VGG-16 or ResNet-18 on any of the data sets, with a checkpoint after every epoch.
     """
     small = model == "small"
 
@@ -112,10 +114,10 @@ def run(
         return getattr(context.get_parameter_source(name), "name", "") != "DEFAULT"
 
     if small:
-        vgg_only = ("data_dir", "image_size", "width", "workers", "resume")
-        if dataset != "digits" or any(map(chosen, vgg_only)):
-            wrong = next((name for name in vgg_only if chosen(name)), "dataset").replace("_", "-")
-            fail(f"--{wrong}: the small network takes digits of 8×8 pixels alone; add --model vgg16 or vgg16-bn")
+        large_only = ("data_dir", "image_size", "width", "workers", "resume")
+        if dataset != "digits" or any(map(chosen, large_only)):
+            wrong = next((name for name in large_only if chosen(name)), "dataset").replace("_", "-")
+            fail(f"--{wrong}: the small network takes digits of 8×8 pixels alone; add --model vgg16-bn, say")
     elif resume and overwrite:
         fail("--resume: it goes on with what --overwrite would replace; leave one of them out")
     elif not chosen("out"):

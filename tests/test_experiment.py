@@ -76,7 +76,7 @@ def test_without_batch_norm_every_law_is_closed(tmp_path: Path) -> None:
 
 
 def test_a_model_that_is_not_there_is_told() -> None:
-    with pytest.raises(ValueError, match="no model 'alexnet'; there are: vgg16, vgg16-bn"):
+    with pytest.raises(ValueError, match="no model 'alexnet'; there are: vgg16, vgg16-bn, resnet18"):
         Experiment(dataset="digits", model="alexnet")
 
 

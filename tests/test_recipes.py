@@ -1,7 +1,8 @@
 """The main job without its command line: data, network, symmetries, training loop."""
 
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,14 +12,17 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
+from noetherperf.detect import find_symmetries
 from noetherperf.readout import ChargeReadout
 from noetherperf.recipes import digits
+from noetherperf.recipes.experiment import MODELS
 from noetherperf.recipes.models import digits_network
+from noetherperf.recipes.resnet import resnet18
 from noetherperf.recipes.settings import Settings
-from noetherperf.recipes.train import accuracy, train
+from noetherperf.recipes.train import Loop, accuracy, train
 from noetherperf.recorder import open_record
 from noetherperf.sgd import SGD
-from noetherperf.symmetry import Symmetry
+from noetherperf.symmetry import Part, Symmetry
 
 SHORT = Settings(epochs=5, every=20)
 
@@ -100,10 +104,66 @@ def test_every_parameter_has_a_symmetry() -> None:
     assert named == {name for name, _ in model.named_parameters()}
 
 
+def claims(symmetries: Sequence[Symmetry]) -> set[tuple[str, frozenset[Part]]]:
+    """What symmetries say, whatever they are called, in whatever order and with whichever sign their parts stand."""
+    found = set()
+    for symmetry in symmetries:
+        first = min(symmetry.parts, key=lambda part: part.parameter)
+        parts = frozenset(replace(part, weight=part.weight / first.weight) for part in symmetry.parts)
+        found.add((symmetry.kind, parts))
+    return found
+
+
+NETWORKS: dict[str, tuple[Callable[[], tuple[nn.Module, list[Symmetry]]], int]] = {
+    "digits": (lambda: digits_network(6, 9), 8),
+    **{
+        name: (lambda build=build: build(n_classes=5, image_size=64, width=1 / 16), 64)  # type: ignore[misc]
+        for name, build in MODELS.items()
+    },
+}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS])
+def test_what_is_written_by_hand_is_what_a_search_finds(name: str) -> None:
+    build, size = NETWORKS[name]
+    model, symmetries = build()
+    assert len({symmetry.name for symmetry in symmetries}) == len(symmetries)
+    assert claims(symmetries) == claims(find_symmetries(model, torch.randn(4, 1, size, size)))
+
+
+def test_resnet18_is_resnet18() -> None:
+    """As in the paper, with the parameters of torchvision's for 1,000 classes but for a stem of 3×3."""
+    model, symmetries = resnet18(n_classes=1000, in_channels=3)
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    assert len(convolutions) == 17 + 3
+    assert sum(p.numel() for p in model.parameters()) == 11_689_512 - 64 * 3 * (7 * 7 - 3 * 3)
+    assert {name for name, _ in model.named_parameters()} == {p.parameter for s in symmetries for p in s.parts}
+    kinds = [symmetry.kind for symmetry in symmetries]
+    assert {kind: kinds.count(kind) for kind in kinds} == {"scale": 20, "rescale": 8 + 4, "translation": 3 + 2}
+    assert resnet18(width=1 / 16, image_size=40)[0](torch.zeros(2, 1, 40, 40)).shape == (2, 10)
+    with pytest.raises(ValueError, match="image_size must be at least 8"):
+        resnet18(image_size=4)
+
+
+def test_a_loop_trains_and_tells_how_each_batch_found_it() -> None:
+    model = nn.Linear(2, 2, bias=False)
+    nn.init.zeros_(model.weight)
+    loop = Loop(model, torch.optim.SGD(model.parameters(), lr=1.0))
+    assert math.isnan(loop.loss)
+    batch = torch.eye(2), torch.tensor([1, 0])
+    loss, share = loop.epoch([batch, batch])
+    assert loop.n_steps == 2
+    first, second = math.log(2.0), math.log1p(math.exp(-0.5))  # a step moves each weight by ±1/4
+    assert loss == pytest.approx((first + second) / 2)
+    assert loop.loss.item() == pytest.approx(second)
+    assert share == pytest.approx(0.75)  # a tie is no answer to one of the two images, then both are right
+
+
 def test_accuracy_counts_in_evaluation_mode() -> None:
     model = nn.Sequential(nn.Dropout(1.0), nn.Identity())
-    logits = torch.eye(4)
-    assert accuracy(model, logits, torch.tensor([0, 1, 2, 0])) == 0.75
+    logits, labels = torch.eye(4), torch.tensor([0, 1, 2, 0])
+    assert accuracy(model, [(logits, labels)]) == 0.75
+    assert accuracy(model, [(logits[:3], labels[:3]), (logits[3:], labels[3:])]) == 0.75  # not the mean of 1 and 0
     assert model.training
 
 

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from noetherperf.hyper import Hyper
 from noetherperf.readout import ChargeReadout, Readout
 from noetherperf.recipes import digits
+from noetherperf.recipes.train import Loop, accuracy
 from noetherperf.recipes.vgg import vgg16
 from noetherperf.sgd import SGD
 from noetherperf.symmetry import Symmetry
 
-__all__ = ["Run", "Vgg", "enlarged_digits", "series", "train", "train_vgg"]
+__all__ = ["Run", "Vgg", "series", "train", "train_vgg"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ def train(
         probe: Called with each readout; gives a vector.
     """
     optimizer = SGD(model.named_parameters(), **asdict(hyper), symmetries=symmetries)
+    loop = Loop(model, optimizer)
     steps, readouts, probes, losses = [0], [optimizer.readout()], [_kept(probe)], []
     order: list[Tensor] = []
     for step in range(1, n_steps + 1):
@@ -72,17 +74,14 @@ def train(
                 rows for rows in torch.randperm(len(data.train_labels)).split(batch_size) if len(rows) == batch_size
             ]
         rows = order.pop()
-        loss = nn.functional.cross_entropy(model(data.train_images[rows]), data.train_labels[rows])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+        loop.step(data.train_images[rows], data.train_labels[rows])
+        losses.append(loop.loss.item())
         if step % every == 0 or step == n_steps:
             steps.append(step)
             readouts.append(optimizer.readout())
             probes.append(_kept(probe))
-    accuracy = _accuracy(model, data)
-    return Run(hyper, np.array(steps), readouts, np.stack(probes), np.array(losses), accuracy)
+    tests = zip(data.test_images.split(128), data.test_labels.split(128), strict=True)
+    return Run(hyper, np.array(steps), readouts, np.stack(probes), np.array(losses), accuracy(model, tests))
 
 
 def series(run: Run, name: str, read: Callable[[ChargeReadout], Tensor]) -> NDArray[np.float64]:
@@ -121,33 +120,16 @@ def train_vgg(settings: Vgg) -> Run:
         image_size=settings.image_size,
         dropout=settings.dropout,
     )
-    data = enlarged_digits(settings.image_size)
+    data = _digits(settings.image_size)
     return train(model, symmetries, data, settings.hyper, settings.n_steps, settings.batch_size, every=settings.every)
 
 
 @cache
-def enlarged_digits(image_size: int) -> digits.Digits:
-    """scikit-learn's digits, 8×8 pixels, enlarged bilinearly."""
-    small = digits.load()
-
-    def enlarge(images: Tensor) -> Tensor:
-        return nn.functional.interpolate(images, size=(image_size, image_size), mode="bilinear")
-
-    return digits.Digits(enlarge(small.train_images), small.train_labels, enlarge(small.test_images), small.test_labels)
+def _digits(image_size: int) -> digits.Digits:
+    """Enlarged once for all runs."""
+    return digits.load(image_size=image_size)
 
 
 def _kept(probe: Callable[[], Tensor]) -> NDArray[np.float64]:
     kept: NDArray[np.float64] = probe().detach().double().numpy().copy()
     return kept
-
-
-@torch.no_grad()
-def _accuracy(model: nn.Module, data: digits.Digits) -> float:
-    was_training = model.training
-    model.eval()
-    correct = [
-        model(images).argmax(1) == labels
-        for images, labels in zip(data.test_images.split(128), data.test_labels.split(128), strict=True)
-    ]
-    model.train(was_training)
-    return float(torch.cat(correct).double().mean())

@@ -261,22 +261,17 @@ def cifar10(folder: Path | str, *, augment: bool = True) -> ImageData:
 
 
 def enlarged_digits(image_size: int = 32, *, seed: int = 0, augment: bool = False) -> ImageData:
-    """scikit-learn's digits, 8×8 pixels, enlarged bilinearly to any size.
+    """The digits of recipes.digits, enlarged to any size, as a data set among the others.
 
     Args:
         image_size: Pixels of a side.
         seed: Draws the split.
         augment: Crop the training images; a mirrored digit is none.
     """
-    data = digits.load(seed)
-
-    def enlarge(images: Tensor) -> Tensor:
-        return nn.functional.interpolate(images, size=(image_size, image_size), mode="bilinear")
-
-    train, test = enlarge(data.train_images), enlarge(data.test_images)
+    data = digits.load(seed, image_size=image_size)
     return ImageData(
-        Images(train.__getitem__, data.train_labels.tolist(), crop=augment),
-        Images(test.__getitem__, data.test_labels.tolist()),
+        Images(data.train_images.__getitem__, data.train_labels.tolist(), crop=augment),
+        Images(data.test_images.__getitem__, data.test_labels.tolist()),
         n_classes=10,
         channels=1,
         image_size=image_size,

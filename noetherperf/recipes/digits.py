@@ -7,21 +7,22 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
-from torch import Tensor
+from torch import Tensor, nn
 
 __all__ = ["Digits", "load"]
 
+SIZE = 8
 TEST_SHARE = 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class Digits:
-    """The two halves of the data set; images have mean 0 and standard deviation 1 over the training pixels.
+    """The two halves of the data set; images have mean 0 and standard deviation 1 over the 8×8 training pixels.
 
     Args:
-        train_images: [n_train, 1, 8, 8], floating point.
+        train_images: [n_train, 1, size, size], floating point.
         train_labels: [n_train], int64, 0 to 9.
-        test_images: [n_test, 1, 8, 8], floating point.
+        test_images: [n_test, 1, size, size], floating point.
         test_labels: [n_test], int64, 0 to 9.
     """
 
@@ -31,11 +32,18 @@ class Digits:
     test_labels: Tensor
 
 
-def load(seed: int = 0, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Digits:
+def load(
+    seed: int = 0,
+    *,
+    image_size: int = SIZE,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Digits:
     """Split the digits, a fifth for testing, with the same share of every digit in both parts.
 
     Args:
         seed: Which images go where.
+        image_size: Pixels of a side; other than 8, images are enlarged (or reduced) bilinearly.
         device: Where the tensors live.
         dtype: Of the images.
 
@@ -49,7 +57,10 @@ def load(seed: int = 0, *, device: torch.device | str = "cpu", dtype: torch.dtyp
     mean, std = train_pixels.mean(), train_pixels.std()  # of the training part alone: the test part stays unseen
 
     def images(rows: np.ndarray[Any, Any]) -> Tensor:
-        return torch.as_tensor((rows - mean) / std, dtype=dtype, device=device).reshape(-1, 1, 8, 8)
+        small = torch.as_tensor((rows - mean) / std, dtype=dtype, device=device).reshape(-1, 1, SIZE, SIZE)
+        if image_size == SIZE:
+            return small
+        return nn.functional.interpolate(small, size=(image_size, image_size), mode="bilinear")
 
     def labels(column: np.ndarray[Any, Any]) -> Tensor:
         return torch.as_tensor(column, dtype=torch.int64, device=device)

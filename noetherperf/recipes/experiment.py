@@ -1,26 +1,34 @@
-"""The paper's experiment: VGG-16 on an image data set, every charge recorded, to be stopped and resumed at will."""
+"""The paper's experiment: a large network on an image data set, every charge recorded, stopped and resumed at will."""
 
 import math
 import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch import nn
 from tqdm import tqdm
 
 from noetherperf.recipes import datasets
+from noetherperf.recipes.resnet import resnet18
 from noetherperf.recipes.settings import Settings
-from noetherperf.recipes.train import Result
+from noetherperf.recipes.train import Batch, Loop, Result, accuracy, make_optimizer
 from noetherperf.recipes.vgg import vgg16
 from noetherperf.recorder import Recorder
 from noetherperf.sgd import SGD
+from noetherperf.symmetry import Symmetry
 
 __all__ = ["MODELS", "PAPER", "Experiment", "run"]
 
-MODELS = ("vgg16", "vgg16-bn")
+#: Each takes n_classes, in_channels, image_size and width, and gives a network with its symmetries.
+MODELS: dict[str, Callable[..., tuple[nn.Module, list[Symmetry]]]] = {
+    "vgg16": partial(vgg16, batch_norm=False),
+    "vgg16-bn": partial(vgg16, batch_norm=True),
+    "resnet18": resnet18,
+}
 #: The poster gives no hyperparameters. These are of a training script in its authors' public repository
 #: (github.com/danielkunin/neural-mechanics, scripts/fo_vgg16_bn_gpu4.sh: plain SGD, λ of 0, 10⁻⁴, 10⁻³ and 10⁻²), which
 #: trains on CIFAR-100; which λ and batches the figures on Tiny ImageNet had, it does not say.
@@ -92,23 +100,15 @@ def run(
         raise FileExistsError(f"{str(folder)!r} holds a run already; resume or overwrite it, or name another folder")
     torch.manual_seed(settings.seed)
     data = datasets.load(experiment.dataset, experiment.data_dir, image_size=experiment.image_size, seed=settings.seed)
-    model, symmetries = vgg16(
-        batch_norm=experiment.model == "vgg16-bn",
+    model, symmetries = MODELS[experiment.model](
         n_classes=data.n_classes,
         in_channels=data.channels,
         image_size=data.image_size,
         width=experiment.width,
     )
     model.to(settings.device, settings.dtype)
-    optimizer = SGD(
-        model.named_parameters(),
-        lr=settings.lr,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        nesterov=settings.nesterov,
-        symmetries=symmetries,
-        backend=settings.backend,
-    )
+    optimizer = make_optimizer(model, symmetries, settings)
+    loop = Loop(model, optimizer)
     pinned = torch.device(settings.device).type == "cuda"
     train, test = data.loaders(settings.batch_size, workers=workers, pin_memory=pinned)
     identity = _identity(experiment, settings)
@@ -120,32 +120,22 @@ def run(
     elif exists == "overwrite":
         checkpoint_path.unlink(missing_ok=True)
 
-    loss = torch.tensor(math.nan, device=settings.device)
-    start, steps = time.perf_counter(), 0
+    start = time.perf_counter()
     with Recorder(
-        optimizer, record_path, every=settings.every, exists=exists, probes={"loss": lambda: loss}
+        optimizer, record_path, every=settings.every, exists=exists, probes={"loss": lambda: loop.loss}
     ) as recorder:
         for epoch in range(first_epoch, settings.epochs):
             torch.manual_seed(settings.seed * 1_000_003 + epoch + 1)
-            totals = torch.zeros(2, device=settings.device)
-            for images, labels in tqdm(train, desc=f"epoch {epoch + 1}", unit="step", disable=not progress):
-                images, labels = _moved(images, labels, settings)
-                logits = model(images)
-                loss = nn.functional.cross_entropy(logits, labels)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                totals += torch.stack([loss.detach() * len(labels), (logits.argmax(1) == labels).sum()])
-                steps += 1
-            mean_loss, train_accuracy = (totals / len(data.train)).tolist()
+            batches = tqdm(train, desc=f"epoch {epoch + 1}", unit="step", disable=not progress)
+            mean_loss, train_accuracy = loop.epoch(_moved(batches, settings))
             recorder.flush()
             _save(checkpoint_path, identity, (epoch + 1, mean_loss, train_accuracy), model, optimizer)
     return Result(
         train_accuracy=train_accuracy,
-        test_accuracy=_accuracy(model, test, settings),
+        test_accuracy=accuracy(model, _moved(test, settings)),
         loss=mean_loss,
         seconds=time.perf_counter() - start,
-        steps=steps,
+        steps=loop.n_steps,
         backend=optimizer.backend,
     )
 
@@ -175,24 +165,14 @@ def _resume(path: Path, identity: dict[str, Any], model: nn.Module, optimizer: S
         raise ValueError(f"{path}: the run to be resumed had another {shown}; use the same, or another folder")
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
-    epoch, loss, accuracy = state["progress"]
-    return int(epoch), float(loss), float(accuracy)
+    epoch, loss, share = state["progress"]
+    return int(epoch), float(loss), float(share)
 
 
-def _moved(images: Tensor, labels: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
-    return (
-        images.to(settings.device, settings.dtype, non_blocking=True),
-        labels.to(settings.device, non_blocking=True),
-    )
-
-
-@torch.no_grad()
-def _accuracy(model: nn.Module, batches: DataLoader[datasets.Item], settings: Settings) -> float:
-    model.eval()
-    correct, n = torch.zeros((), device=settings.device), 0
+def _moved(batches: Iterable[Batch], settings: Settings) -> Iterator[Batch]:
+    """The batches on the device that trains, the images in its dtype."""
     for images, labels in batches:
-        images, labels = _moved(images, labels, settings)
-        correct += (model(images).argmax(1) == labels).sum()
-        n += len(labels)
-    model.train()
-    return float(correct) / n
+        yield (
+            images.to(settings.device, settings.dtype, non_blocking=True),
+            labels.to(settings.device, non_blocking=True),
+        )

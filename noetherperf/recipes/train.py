@@ -1,7 +1,8 @@
-"""The training loop of the main job: an ordinary one, with the optimizer swapped and a recorder beside it."""
+"""The training loop of all recipes, an ordinary one, and the main job: that loop with a recorder beside it."""
 
 import math
 import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,8 +16,77 @@ from noetherperf.recipes.models import digits_network
 from noetherperf.recipes.settings import Settings
 from noetherperf.recorder import Recorder
 from noetherperf.sgd import SGD
+from noetherperf.symmetry import Symmetry
 
-__all__ = ["Result", "accuracy", "train"]
+__all__ = ["Batch", "Loop", "Result", "accuracy", "make_optimizer", "train"]
+
+#: Images [n, channels, height, width] and their labels [n].
+Batch = tuple[Tensor, Tensor]
+
+
+class Loop:
+    """Trains a model on batches, with cross-entropy.
+
+    Args:
+        model: Gives logits.
+        optimizer: Of its parameters.
+
+    Attributes:
+        loss: Of the last batch, a scalar that is known before the batch's step is made, so that a recorder can take it
+            as a probe; NaN before the first.
+        n_steps: Made so far.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.model, self.optimizer = model, optimizer
+        self.loss = torch.tensor(math.nan)
+        self.n_steps = 0
+
+    def step(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Train on one batch; returns its logits [n, classes] as they were before."""
+        logits: Tensor = self.model(images)
+        self.loss = nn.functional.cross_entropy(logits, labels)
+        self.optimizer.zero_grad()
+        self.loss.backward()
+        self.optimizer.step()
+        self.n_steps += 1
+        return logits
+
+    def epoch(self, batches: Iterable[Batch]) -> tuple[float, float]:
+        """Train on every batch; returns mean loss and share of images classified correctly, as each batch found them.
+
+        Waits for the device once, at the end.
+        """
+        totals, n_images = torch.zeros(2), 0
+        for images, labels in batches:
+            correct = (self.step(images, labels).argmax(1) == labels).sum()
+            totals = totals.to(labels.device) + torch.stack([self.loss.detach() * len(labels), correct])
+            n_images += len(labels)
+        loss, share = (totals / n_images).tolist()
+        return loss, share
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, batches: Iterable[Batch]) -> float:
+    """The share of all images that the model, in evaluation mode, gives their labels; the mode is kept."""
+    was_training = model.training
+    model.eval()
+    correct = torch.cat([model(images).argmax(1) == labels for images, labels in batches])
+    model.train(was_training)
+    return float(correct.double().mean())
+
+
+def make_optimizer(model: nn.Module, symmetries: Sequence[Symmetry], settings: Settings) -> SGD:
+    """The optimizer that the settings ask for, measuring these symmetries."""
+    return SGD(
+        model.named_parameters(),
+        lr=settings.lr,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        nesterov=settings.nesterov,
+        symmetries=symmetries,
+        backend=settings.backend,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,20 +138,11 @@ def train(
     data = digits.load(settings.seed, device=settings.device, dtype=settings.dtype)
     model, symmetries = digits_network()
     model.to(settings.device, settings.dtype)
-
-    optimizer = SGD(
-        model.named_parameters(),
-        lr=settings.lr,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        nesterov=settings.nesterov,
-        symmetries=symmetries,
-        backend=settings.backend,
-    )
+    optimizer = make_optimizer(model, symmetries, settings)
+    loop = Loop(model, optimizer)
     head = model.get_parameter("fc2.weight")
-    loss = torch.tensor(math.nan, device=settings.device)  # until there is one
     probes = {
-        "loss": lambda: loss,
+        "loss": lambda: loop.loss,
         "parameters": lambda: head[0],  # one single parameter out of each group of the symmetry "fc2"
     }
 
@@ -92,37 +153,21 @@ def train(
         Recorder(optimizer, path, every=settings.every, exists=exists, probes=probes),
         tqdm(total=settings.epochs * steps_per_epoch, unit="step", disable=not progress) as bar,
     ):
-        for _ in range(settings.epochs):
-            epoch_loss = torch.zeros((), device=settings.device)
-            epoch_correct = torch.zeros((), device=settings.device)
+
+        def batches() -> Iterator[Batch]:
             for rows in torch.randperm(n_images).split(settings.batch_size):
-                labels = data.train_labels[rows]
-                logits = model(data.train_images[rows])
-                loss = nn.functional.cross_entropy(logits, labels)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                epoch_loss += loss.detach() * len(rows)
-                epoch_correct += (logits.argmax(1) == labels).sum()
+                yield data.train_images[rows], data.train_labels[rows]
                 bar.update()
-            mean_loss = epoch_loss.item() / n_images
-            bar.set_postfix(loss=f"{mean_loss:.4f}", accuracy=f"{epoch_correct.item() / n_images:.1%}")
+
+        for _ in range(settings.epochs):
+            mean_loss, share = loop.epoch(batches())
+            bar.set_postfix(loss=f"{mean_loss:.4f}", accuracy=f"{share:.1%}")
     seconds = time.perf_counter() - start
     return Result(
-        train_accuracy=accuracy(model, data.train_images, data.train_labels),
-        test_accuracy=accuracy(model, data.test_images, data.test_labels),
+        train_accuracy=accuracy(model, [(data.train_images, data.train_labels)]),
+        test_accuracy=accuracy(model, [(data.test_images, data.test_labels)]),
         loss=mean_loss,
         seconds=seconds,
-        steps=settings.epochs * steps_per_epoch,
+        steps=loop.n_steps,
         backend=optimizer.backend,
     )
-
-
-@torch.no_grad()
-def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """The share of images [n, 1, 8, 8] that the model, in evaluation mode, gives their label [n]; the mode is kept."""
-    was_training = model.training
-    model.eval()
-    correct = float((model(images).argmax(1) == labels).double().mean())
-    model.train(was_training)
-    return correct
