@@ -109,9 +109,11 @@ struct BFloat16 {
     return __builtin_convertvector(x, U32);
 #endif
   }
-  static Raw squeeze(const U32& x) {
+  static Raw squeeze(const U32& x) {  // x < 2^16
 #if defined(__AVX512F__)
     return (Raw)_mm512_cvtepi32_epi16((__m512i)x);
+#elif defined(__AVX2__)
+    return (Raw)_mm_packus_epi32(_mm256_castsi256_si128((__m256i)x), _mm256_extracti128_si256((__m256i)x, 1));
 #else
     return __builtin_convertvector(x, U16);
 #endif
@@ -165,28 +167,18 @@ struct Float16 {
 template <class V>
 constexpr int n_parts = sizeof(V) / sizeof(F64) * (sizeof(std::declval<V>()[0]) == 4 ? 2 : 1);
 
-template <int which, size_t... I>
-inline F64 half(const F32& x, std::index_sequence<I...>) {
-  return __builtin_convertvector(__builtin_shufflevector(x, x, static_cast<int>(which * W + I)...), F64);
-}
-
-// Splits x into float64 parts. memory holds x, or is null where it lies in a register only: on x86 a conversion that
-// reads memory (just written, so in the store buffer or the nearest cache) spares the arithmetic ports two shuffles.
-inline void split(const F64& x, const double*, F64* parts) { parts[0] = x; }
-inline void split(const F32& x, const float* memory, F64* parts) {
+// W values in memory as float64. On x86 a conversion that reads memory (just written, so in the store buffer or the
+// nearest cache) spares the arithmetic ports the shuffles that one of half a register would need; left alone, a
+// compiler would know the value that it has just stored, and convert that.
+inline F64 as_f64(const double* from) { return load_vector<F64>(from); }
+inline F64 as_f64(const float* from) {
 #if defined(__AVX2__)
-  float spilled[2 * W];
-  if (memory == nullptr) {
-    store_vector(spilled, x);
-    memory = spilled;
-  }
   using Unaligned = float __attribute__((vector_size(4 * W), aligned(4), may_alias));
-  for (int h = 0; h < 2; ++h)
-    __asm__("vcvtps2pd %1, %0" : "=v"(parts[h]) : "m"(*reinterpret_cast<const Unaligned*>(memory + h * W)));
+  F64 x;
+  __asm__("vcvtps2pd %1, %0" : "=v"(x) : "m"(*reinterpret_cast<const Unaligned*>(from)));
+  return x;
 #else
-  static_cast<void>(memory);
-  parts[0] = half<0>(x, std::make_index_sequence<W>());
-  parts[1] = half<1>(x, std::make_index_sequence<W>());
+  return __builtin_convertvector(load_vector<F32Half>(from), F64);
 #endif
 }
 
@@ -214,13 +206,27 @@ inline F64 sum_each(const F64* x) {
 #endif
 }
 
-// One vector of elements, loaded, stepped and stored, and its values in float64. n < N touches the first n only.
+struct Parts {
+  F64 stored, p, g, u, v;
+};
+
+// One vector of elements, loaded, stepped and stored. n < N touches the first n elements only.
 template <class Type, Mode mode, bool whole>
 struct Elements {
   using Element = typename Type::Element;
+  using Scalar = typename Type::Scalar;
   using Raw = typename Type::Raw;
   using Vec = typename Type::Vec;
-  static constexpr int parts = n_parts<Vec>;
+
+  // What moments are taken of, in memory (the nearest cache), to be read as float64 part by part.
+  struct Values {
+    Vec stored, p, g, u, v;
+
+    inline __attribute__((always_inline)) Parts part(int h) const {
+      const auto at = [h](const Vec& x) { return as_f64(reinterpret_cast<const Scalar*>(&x) + h * W); };
+      return {at(stored), at(p), at(g), at(u), n_accumulated(mode) > dot_uv ? at(v) : F64{}};
+    }
+  };
 
   static Vec load(const Element* from, int64_t n) {
     if constexpr (whole) return Type::widen(load_vector<Raw>(from));
@@ -235,92 +241,109 @@ struct Elements {
     }
   }
 
-  // The parts of a value that stands at an address of its tensor too, in the type it is computed in or in another.
-  static void split_at(const Vec& x, const Element* at, F64* to) {
-    if constexpr (whole && sizeof(Raw) == sizeof(Vec)) {
-      split(x, at, to);
-    } else {
-      split(x, nullptr, to);
-    }
-  }
-
-  template <bool measured>
   static inline __attribute__((always_inline)) void step(Element* p_ptr, const Element* g_ptr, Element* v_ptr,
-                                                         int64_t n, const Coefficients<typename Type::Scalar>& c,
-                                                         F64 (&values)[5][parts]) {
-    auto& [stored_parts, p_parts, g_parts, u_parts, v_parts] = values;
+                                                         int64_t n, const Coefficients<Scalar>& c, Values& values) {
     Vec p = load(p_ptr, n), v{}, u{};
-    if constexpr (measured) split_at(p, p_ptr, p_parts);
     if constexpr (mode == Mode::measure) {
-      split_at(p, p_ptr, stored_parts);
-      split_at(load(v_ptr, n), v_ptr, g_parts);
-      for (int h = 0; h < parts; ++h) u_parts[h] = v_parts[h] = F64{};
+      values = {p, p, load(v_ptr, n), u, v};
       return;
     }
     const Vec g = load(g_ptr, n);
-    if constexpr (measured) split_at(g, g_ptr, g_parts);
+    values.p = p;
+    values.g = g;
     if constexpr (reads_buffer(mode)) v = load(v_ptr, n);
     update<mode>(p, g, v, u, c);
     const Raw stored = Type::narrow(p);
     store(p_ptr, stored, n);
     if constexpr (writes_buffer(mode)) store(v_ptr, Type::narrow(v), n);
-    if constexpr (!measured) return;
-    split_at(Type::widen(stored), p_ptr, stored_parts);
-    if constexpr (mode == Mode::momentum) {
-      split_at(u, v_ptr, u_parts);
-    } else {
-      split(u, nullptr, u_parts);
-    }
-    if constexpr (n_accumulated(mode) > dot_uv) split_at(v, v_ptr, v_parts);
+    values.stored = Type::widen(stored);
+    values.u = u;
+    values.v = v;
   }
 };
 
-// Position sums of so many columns stay in the nearest cache. Then rows are walked one by one, as one run of memory; of
-// wider blocks several rows together, so that the sums come by less often.
-constexpr int64_t near_cols = 768;
-constexpr int rows_together = W < 4 ? W : 4;
+// How many rows are walked together. Alone, a row is one run of memory, and its sums by row stay in registers. Sums by
+// position are loaded and stored less often where several rows share them; with AVX-512 that does not pay where they
+// stay in the nearest cache anyway. Rows a multiple of a page apart fall into the same sets of that cache, which hold
+// eight lines or little more: p, g and v of four rows would push each other out.
+constexpr int64_t near_cols = W < 8 ? 0 : 768;
+constexpr int most_rows = W < 4 ? W : 4;
+constexpr int64_t page = 4096;
+constexpr int rows_together(int64_t width, int64_t row_bytes) {
+  return width <= near_cols ? 1 : row_bytes % page == 0 ? 2 : most_rows;
+}
 
-// Steps n_rows rows over the block's width; their row sums are added to row_acc, position sums to the block's col_sums.
+// AVX2's sixteen registers do not hold all sums at once. There the values are gone through twice: sums by position are
+// taken of one part after the other, and beside sums by row of one half of the moments after the other, each with the
+// values that it shares.
+constexpr int n_passes = W < 8 ? 2 : 1;
+constexpr bool in_pass(int pass, bool by_row, int part, int moment) {
+  if (n_passes == 1) return true;
+  const bool of_update = moment == sum_p || moment == sq_p || moment == sq_u || moment == dot_uv;
+  return pass == (by_row ? of_update : part);
+}
+
+// Steps one vector's width of n_rows rows; their row sums are added to row_acc, position sums to the block's col_sums.
 template <class Type, Mode mode, bool by_row, bool by_col, int n_rows, bool whole>
 inline __attribute__((always_inline)) void vector_column(const Block& b, const Coefficients<typename Type::Scalar>& c,
                                                          int64_t row, int64_t col, int64_t n, int64_t ahead, bool fresh,
                                                          F64 (*row_acc)[n_accumulated(mode)]) {
   using Element = typename Type::Element;
+  using Vectors = Elements<Type, mode, whole>;
   constexpr int parts = n_parts<typename Type::Vec>;
   constexpr int n_acc = n_accumulated(mode);
-  F64 col_acc[parts][n_acc];
-  const auto col_sum = [&](int h, int m) {
-    const int64_t at = col + h * W;
-    return b.col_sums[at / 8 * n_acc + m].at + at % 8;
-  };
-  if constexpr (by_col)
-    for (int h = 0; h < parts; ++h)
-      for (int m = 0; m < n_acc; ++m) col_acc[h][m] = fresh ? F64{} : load_vector<F64>(col_sum(h, m));
-#pragma GCC unroll 1
+  constexpr bool measured = by_row || by_col;
+  typename Vectors::Values values[n_rows];
+#pragma GCC unroll 4
   for (int r = 0; r < n_rows; ++r) {
     const int64_t at = (row + r) * b.row_stride + col;
     Element* const p = static_cast<Element*>(b.p) + at;
     const Element* const g = static_cast<const Element*>(b.g) + at;
     Element* const v = static_cast<Element*>(b.v) + at;
-    if constexpr (by_row || by_col || sizeof(Element) == 2) {
+    if constexpr (measured || sizeof(Element) == 2) {
       __builtin_prefetch(p + ahead);
       if constexpr (mode != Mode::measure) __builtin_prefetch(g + ahead);
       if constexpr (mode == Mode::measure || reads_buffer(mode)) __builtin_prefetch(v + ahead);
     }
-    F64 values[5][parts];
-    Elements<Type, mode, whole>::template step<by_row || by_col>(p, g, v, n, c, values);
-    if constexpr (by_row || by_col) {
+    Vectors::step(p, g, v, n, c, values[r]);
+  }
+  if constexpr (!measured) return;
+
+  double* const col_sums = by_col ? b.col_sums[col / 8 * n_acc].at + col % 8 : nullptr;
+  const auto col_sum = [&](int h, int m) { return col_sums + h * W / 8 * n_acc * 8 + h * W % 8 + m * 8; };
+#pragma GCC unroll 2
+  for (int pass = 0; pass < n_passes; ++pass) {
+    F64 col_acc[parts][n_acc];
+    if constexpr (by_col)
+#pragma GCC unroll 2
+      for (int h = 0; h < parts; ++h)
+#pragma GCC unroll 8
+        for (int m = 0; m < n_acc; ++m)
+          if (in_pass(pass, by_row, h, m)) col_acc[h][m] = fresh ? F64{} : load_vector<F64>(col_sum(h, m));
+#pragma GCC unroll 4
+    for (int r = 0; r < n_rows; ++r) {
+      F64 sums[n_acc];
+      if constexpr (by_row)
+#pragma GCC unroll 8
+        for (int m = 0; m < n_acc; ++m) sums[m] = row_acc[r][m];
 #pragma GCC unroll 2
       for (int h = 0; h < parts; ++h) {
-        const auto& [stored_x, p_x, g_x, u_x, v_x] = values;
-        if constexpr (by_col) accumulate<mode>(col_acc[h], stored_x[h], p_x[h], g_x[h], u_x[h], v_x[h]);
-        if constexpr (by_row) accumulate<mode>(row_acc[r], stored_x[h], p_x[h], g_x[h], u_x[h], v_x[h]);
+        const Parts x = values[r].part(h);
+        if constexpr (by_col) accumulate<mode>(col_acc[h], x.stored, x.p, x.g, x.u, x.v);
+        if constexpr (by_row) accumulate<mode>(sums, x.stored, x.p, x.g, x.u, x.v);
       }
+      if constexpr (by_row)
+#pragma GCC unroll 8
+        for (int m = 0; m < n_acc; ++m)
+          if (in_pass(pass, by_row, 0, m)) row_acc[r][m] = sums[m];
     }
+    if constexpr (by_col)
+#pragma GCC unroll 2
+      for (int h = 0; h < parts; ++h)
+#pragma GCC unroll 8
+        for (int m = 0; m < n_acc; ++m)
+          if (in_pass(pass, by_row, h, m)) store_vector(col_sum(h, m), col_acc[h][m]);
   }
-  if constexpr (by_col)
-    for (int h = 0; h < parts; ++h)
-      for (int m = 0; m < n_acc; ++m) store_vector(col_sum(h, m), col_acc[h][m]);
 }
 
 template <class Type, Mode mode, bool by_row, bool by_col, int n_rows>
@@ -328,6 +351,9 @@ inline void step_rows(const Block& b, const Coefficients<typename Type::Scalar>&
                       F64 (*row_acc)[n_accumulated(mode)]) {
   constexpr int N = sizeof(typename Type::Raw) / sizeof(typename Type::Element);
   const bool fresh = b.fresh && row == 0;
+  // The sums of one row stay in registers. Those of several do not: that they lie somewhere in memory keeps a compiler
+  // from spilling copies of them.
+  if constexpr (n_rows > 1) __asm__("" : "+r"(row_acc));
   // How many elements ahead to ask for memory: with moments to take or 16 bits to convert, too little of the work ahead
   // is in flight for the hardware to keep memory busy. A row is followed by the next; several are as many streams,
   // which the hardware follows but starts late: at their end, the beginning of the next ones is asked for.
@@ -348,17 +374,20 @@ void step_block(const Block& block) {
   const Coefficients<S> c{S(b.c.lr),          S(b.c.decay), S(b.c.sign), S(b.c.buffer_decay),
                           S(b.c.buffer_gain), S(b.c.mix_d), S(b.c.mix_v)};
   constexpr int n_acc = n_accumulated(mode);
-  const bool together = by_col && b.width > near_cols;
+  const int together = by_col ? rows_together(b.width, b.row_stride * sizeof(typename Type::Element)) : 1;
   for (int64_t bank = 0; bank < b.rows; bank += W) {  // W rows: one vector of row sums
     const int64_t rows = b.rows - bank < W ? b.rows - bank : W;
     F64 acc[W][n_acc];
     if constexpr (by_row)
-      for (int r = together ? 0 : int(rows); r < W; ++r)
+      for (int r = together > 1 ? 0 : int(rows); r < W; ++r)
         for (int m = 0; m < n_acc; ++m) acc[r][m] = F64{};
     int64_t row = 0;
-    if constexpr (by_col)
-      for (; together && row + rows_together <= rows; row += rows_together)
-        step_rows<Type, mode, by_row, by_col, rows_together>(b, c, bank + row, acc + row);
+    if constexpr (by_col) {
+      for (; together == most_rows && row + most_rows <= rows; row += most_rows)
+        step_rows<Type, mode, by_row, by_col, most_rows>(b, c, bank + row, acc + row);
+      for (; together > 1 && row + 2 <= rows; row += 2)
+        step_rows<Type, mode, by_row, by_col, 2>(b, c, bank + row, acc + row);
+    }
     for (; row < rows; ++row) {
       F64 local[1][n_acc] = {};  // in registers
       step_rows<Type, mode, by_row, by_col, 1>(b, c, bank + row, local);
