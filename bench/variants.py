@@ -219,8 +219,8 @@ def floor(case: Case, sets: Sequence[Inputs]) -> dict[str, list[Step]]:
     n_threads = torch.get_num_threads()
 
     def momentum(x: Tensor) -> Step:
-        parts = x.split(n)  # the step holds them, so that the memory lives as long
-        return lambda: _cpu.memory_floor(*(part.data_ptr() for part in parts), n, n_threads)
+        p, g, v = x.split(n)  # the step holds them, so that the memory lives as long
+        return lambda: _cpu.memory_floor(p.data_ptr(), g.data_ptr(), v.data_ptr(), n, n_threads)
 
     def copy(x: Tensor, y: Tensor) -> Step:
         source, target = x[: 5 * n // 2], y[: 5 * n // 2]

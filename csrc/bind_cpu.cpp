@@ -9,6 +9,7 @@
 
 #include "floor_cpu.h"
 #include "step_cpu.h"
+#include "tensors.h"
 
 namespace py = pybind11;
 
@@ -97,6 +98,32 @@ class PyEngine {
   Engine engine_;
 };
 
+// The newest table of DLPack 1 that a tensor type has.
+const dlpack::ExchangeTable& exchange_table(const py::object& tensor_type) {
+  const py::object capsule = tensor_type.attr("__dlpack_c_exchange_api__");
+  const auto* header =
+      static_cast<const dlpack::ExchangeHeader*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+  if (header == nullptr) throw py::error_already_set();
+  while (header != nullptr && header->major != 1) header = header->previous;
+  const auto* const found = reinterpret_cast<const dlpack::ExchangeTable*>(header);
+  if (found == nullptr || found->describe == nullptr)
+    throw py::attribute_error("the tensor type does not describe its tensors by DLPack 1");
+  return *found;
+}
+
+std::vector<int64_t> read(TensorReader& reader, const py::list& tensors,
+                          py::array_t<uint64_t, py::array::c_style>& addresses, int64_t column) {
+  if (static_cast<int64_t>(tensors.size()) != reader.size() || addresses.ndim() != 2 ||
+      addresses.shape(0) != reader.size() || column < 0 || column >= addresses.shape(1))
+    throw py::value_error("expected " + std::to_string(reader.size()) + " tensors, and a row of addresses for each");
+  return reader.read(tensors.ptr(), addresses.mutable_data() + column, addresses.shape(1));
+}
+
+void remember(TensorReader& reader, int64_t i, const py::object& tensor) {
+  if (i < 0 || i >= reader.size()) throw py::index_error("tensor " + std::to_string(i));
+  if (!reader.remember(i, tensor.ptr())) throw py::type_error("DLPack does not describe this tensor");
+}
+
 // Field offsets, so that a test can hold the Python dtypes against these structs.
 #define FIELD(Struct, name) layout[#name] = py::make_tuple(offsetof(Struct, name), sizeof(Struct::name))
 
@@ -139,6 +166,12 @@ PYBIND11_MODULE(_cpu, m) {
       .def("measure", &PyEngine::measure, py::arg("addresses"), py::arg("first"), py::arg("hypers"),
            py::arg("n_threads"))
       .def_property_readonly("isa", &PyEngine::isa);
+  py::class_<TensorReader>(m, "TensorReader")
+      .def(py::init(
+               [](int64_t n, const py::object& tensor_type) { return TensorReader(n, exchange_table(tensor_type)); }),
+           py::arg("n"), py::arg("tensor_type"))
+      .def("read", &read, py::arg("tensors"), py::arg("addresses").noconvert(), py::arg("column"))
+      .def("remember", &remember, py::arg("i"), py::arg("tensor"));
   m.def("isas", [] {
     std::vector<std::string> names;
     for (const Kernels& kernels : available_kernels()) names.emplace_back(kernels.isa);

@@ -8,9 +8,13 @@ import torch
 from torch import Tensor
 
 from noetherperf.engines import check_gradient
+from noetherperf.engines.reader import make_reader
 from noetherperf.hyper import Hyper
 from noetherperf.plan import Measurement, Plan
 from noetherperf.tiling import HYPER, Tiling, is_dense, make_tables, memory_order
+
+#: Columns of the addresses.
+PARAMETER, GRADIENT, BUFFER = range(3)
 
 
 class TableEngine:
@@ -48,27 +52,29 @@ class TableEngine:
         self._tick = np.zeros(0)
         self._orders = [memory_order(p) for p in self.params]
         self._kinds = [(p.dtype, p.device, p.shape) for p in self.params]
-        self._strides = [p.stride() for p in self.params]
-        self._pointers: list[int] = [p.data_ptr() for p in self.params]
         self._grad_strides: list[tuple[int, ...] | None] = [None] * n
         self._buffer_strides: list[tuple[int, ...] | None] = [None] * n
-        self._buffers_seen: tuple[list[int], list[int]] = ([], [])
+        self._readers = [make_reader(n) for _ in range(3)]
+        for i, p in enumerate(self.params):
+            self._readers[PARAMETER].remember(i, p)
 
-    def _relocate(self) -> list[int]:
-        """The parameters' addresses now; tables are made anew where one has another layout."""
-        pointers = list(map(Tensor.data_ptr, self.params))
-        strides = list(map(Tensor.stride, self.params))
-        if pointers != self._pointers or strides != self._strides:
-            for name, p, (dtype, device, shape) in zip(self.names, self.params, self._kinds, strict=True):
-                if (p.dtype, p.device, p.shape) != (dtype, device, shape):
-                    raise RuntimeError(
-                        f"{name} was {dtype} {tuple(shape)} on {device} and is now {p.dtype} {tuple(p.shape)} on "
-                        f"{p.device}; make the optimizer after moving or converting the model"
-                    )
-            if strides != self._strides:
-                self._build()
-            self._pointers = pointers
-        return pointers
+    def _read(self, column: int, tensors: Sequence[Tensor | None]) -> list[int]:
+        """Take note of where tensors are now; which of them do not lie as they did."""
+        return self._readers[column].read(list(tensors), self._addresses, column)
+
+    def _relocate(self) -> None:
+        """Take note of where parameters are now; tables are made anew where one has another layout."""
+        changed = self._read(PARAMETER, self.params)
+        for i in changed:
+            p, (dtype, device, shape) = self.params[i], self._kinds[i]
+            if (p.dtype, p.device, p.shape) != (dtype, device, shape):
+                raise RuntimeError(
+                    f"{self.names[i]} was {dtype} {tuple(shape)} on {device} and is now {p.dtype} {tuple(p.shape)} on "
+                    f"{p.device}; make the optimizer after moving or converting the model"
+                )
+        if changed:
+            self._build()
+            self._read(PARAMETER, self.params)
 
     def _lay_out(self, i: int, field: str, strides: tuple[int, ...], known: list[tuple[int, ...] | None]) -> None:
         """Write a gradient's or buffer's strides into the tables: dense if p, g and v agree with a matrix."""
@@ -81,31 +87,19 @@ class TableEngine:
         tensor["dense"] = all(is_dense(shape, [s[axis] for axis in order]) for s in all_strides if s is not None)
 
     def admit(self, grads: Sequence[Tensor | None]) -> None:
-        self._addresses[:, 0] = self._relocate()
-        try:
-            strides = [None if g is None else g.stride() for g in grads]
-        except RuntimeError:  # a sparse gradient has none; the check below says so
-            strides = [None] * len(grads)
-            self._grad_strides = [None] * len(grads)
-        if strides != self._grad_strides:
-            for i, g in enumerate(grads):
-                if g is not None and (strides[i] is None or strides[i] != self._grad_strides[i]):
-                    check_gradient(self.names[i], self.params[i], g)
-                    self._lay_out(i, "stride_g", g.stride(), self._grad_strides)
-        # An empty tensor's address is null, but it takes part.
-        self._addresses[:, 1] = [0 if g is None else g.data_ptr() or 1 for g in grads]
+        self._relocate()
+        for i in self._read(GRADIENT, grads):
+            if (g := grads[i]) is not None:
+                check_gradient(self.names[i], self.params[i], g)
+                self._lay_out(i, "stride_g", g.stride(), self._grad_strides)
+                self._readers[GRADIENT].remember(i, g)
 
     def _admit_buffers(self, buffers: Sequence[Tensor | None]) -> None:
-        identities = list(map(id, buffers))
-        addresses = [0 if v is None else v.data_ptr() or 1 for v in buffers]
-        if identities != self._buffers_seen[0] or addresses != self._buffers_seen[1]:
-            for i, v in enumerate(buffers):
-                if v is not None:
-                    self._check_buffer(i, v)
-                    if v.stride() != self._buffer_strides[i]:
-                        self._lay_out(i, "stride_v", v.stride(), self._buffer_strides)
-            self._addresses[:, 2] = addresses
-            self._buffers_seen = (identities, addresses)
+        for i in self._read(BUFFER, buffers):
+            if (v := buffers[i]) is not None:
+                self._check_buffer(i, v)
+                self._lay_out(i, "stride_v", v.stride(), self._buffer_strides)
+                self._readers[BUFFER].remember(i, v)
 
     def _check_buffer(self, i: int, v: Tensor) -> None:
         p = self.params[i]
@@ -118,9 +112,8 @@ class TableEngine:
     def _admit_to_measure(self, buffers: Sequence[Tensor | None]) -> None:
         """Take note of where parameters and buffers are; a buffer that is missing is stood in for by its parameter, so
         that a kernel has something to read."""
-        pointers = self._relocate()
+        self._relocate()
         self._admit_buffers([p if v is None else v for p, v in zip(self.params, buffers, strict=True)])
-        self._addresses[:, 0] = pointers
 
     def _hyper_table_for(self, hypers: Sequence[Hyper]) -> np.ndarray:
         """The hyperparameters as a table; what a step adds to the clock goes to _tick."""
