@@ -100,7 +100,7 @@ def run(
     out: Annotated[Path, typer.Option(help="Folder for the record and the pictures.")] = Path("runs/digits"),
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = DEFAULTS.device,
     dtype: Annotated[Precision, typer.Option(help="Of parameters and images.")] = Precision.float32,
-    threads: Annotated[int, typer.Option(min=1, help="Of torch; this network is too small to gain from more.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="Of torch; the small network gains nothing from more.")] = 1,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the record that --out has already.")] = False,
 ) -> None:
     """Train, record every charge, print how well the laws held, and draw it.

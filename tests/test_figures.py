@@ -3,7 +3,9 @@
 import importlib
 import json
 import re
+import sys
 from collections.abc import Callable
+from operator import attrgetter
 from pathlib import Path
 
 import matplotlib
@@ -202,11 +204,25 @@ def test_the_gallery_page_shows_every_figure() -> None:
         assert (DOCS / "images" / "gallery" / f"{name}.png").stat().st_size < 300_000
 
 
-def test_the_theory_page_names_functions_that_exist() -> None:
-    table = (DOCS / "theory.md").read_text().partition("## 7.")[2]
-    named = re.findall(r"`([a-z_]+)\.([A-Za-z_.]+)`", table)
-    assert len(named) > 20
-    for module, attribute in named:
-        found: object = importlib.import_module(f"noetherperf.{module}")
-        for part in attribute.split("."):
-            found = getattr(found, part)
+def formulas() -> dict[str, str]:
+    """Each function named in the last section of the theory page, with the sections that derive its formulas."""
+    rows = re.findall(r"^\| (.*) \| (`.*`) \|$", (DOCS / "theory.md").read_text().partition("## 7.")[2], re.MULTILINE)
+    return {name: formula for formula, names in rows for name in re.findall(r"`([A-Za-z_.]+)`", names) if "." in name}
+
+
+@pytest.mark.parametrize("name", formulas())
+def test_the_theory_page_names_functions_that_exist(name: str) -> None:
+    module, _, attribute = name.partition(".")
+    found = attrgetter(attribute)(importlib.import_module(f"noetherperf.{module}"))
+    assert found.__doc__
+
+
+@pytest.mark.parametrize("name", [name for name in formulas() if name.startswith(("theory.", "laws."))])
+def test_what_computes_a_formula_points_at_its_derivation(name: str) -> None:
+    """Itself, or the head of its file."""
+    module, _, attribute = name.partition(".")
+    found = attrgetter(attribute)(importlib.import_module(f"noetherperf.{module}"))
+    told = f"{found.__doc__} {sys.modules[found.__module__].__doc__}"
+    (sections,) = re.findall(r"§(\d)", formulas()[name])
+    pointed = re.findall(r"docs/theory\.md, sections? ([^.;:]*)", told)
+    assert any(sections in pointer for pointer in pointed)

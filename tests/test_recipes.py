@@ -20,6 +20,7 @@ from noetherperf.recipes.models import digits_network
 from noetherperf.recipes.resnet import resnet18
 from noetherperf.recipes.settings import Settings
 from noetherperf.recipes.train import Loop, accuracy, train
+from noetherperf.recipes.vgg import centre, vgg16
 from noetherperf.recorder import open_record
 from noetherperf.sgd import SGD
 from noetherperf.symmetry import Part, Symmetry
@@ -106,7 +107,7 @@ def test_every_parameter_has_a_symmetry() -> None:
 
 def claims(symmetries: Sequence[Symmetry]) -> set[tuple[str, frozenset[Part]]]:
     """What symmetries say, whatever they are called, in whatever order and with whichever sign their parts stand."""
-    found = set()
+    found: set[tuple[str, frozenset[Part]]] = set()
     for symmetry in symmetries:
         first = min(symmetry.parts, key=lambda part: part.parameter)
         parts = frozenset(replace(part, weight=part.weight / first.weight) for part in symmetry.parts)
@@ -143,6 +144,24 @@ def test_resnet18_is_resnet18() -> None:
     assert resnet18(width=1 / 16, image_size=40)[0](torch.zeros(2, 1, 40, 40)).shape == (2, 10)
     with pytest.raises(ValueError, match="image_size must be at least 8"):
         resnet18(image_size=4)
+
+
+def test_a_centred_vgg_has_units_of_mean_zero_and_the_weights_it_had() -> None:
+    model, _ = vgg16(batch_norm=False, width=1 / 16, image_size=32)
+    weights = {name: p.clone() for name, p in model.named_parameters() if name.endswith("weight")}
+    last = model.get_parameter("fc3.bias").clone()
+    images = digits.load(image_size=32).train_images[:64]
+    centre(model, images)
+    means = []
+    for module in list(model)[:-1]:
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.register_forward_hook(lambda _, __, out: means.append(out.transpose(0, 1).flatten(1).mean(1)))
+    model.eval()(images)
+    assert len(means) == 15
+    assert torch.cat(means).abs().max() < 1e-5
+    for name, weight in weights.items():
+        assert torch.equal(weight, model.get_parameter(name))
+    assert torch.equal(last, model.get_parameter("fc3.bias"))
 
 
 def test_a_loop_trains_and_tells_how_each_batch_found_it() -> None:

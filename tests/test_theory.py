@@ -1,6 +1,7 @@
 """The continuous models: what they conserve, how fast they leave the steps they model, and the closed forms."""
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -300,6 +301,43 @@ def test_critical_decay_parts_the_regimes(quantity: theory.charges.Quantity) -> 
     assert [motion.regime for motion in regimes] == ["overdamped", "critical", "underdamped"]
     assert regimes[2].frequency == pytest.approx(regimes[2].gamma)  # ω² = 2γ²
     assert regimes[0].frequency == regimes[1].frequency == 0.0
+
+
+@pytest.mark.parametrize("name", OSCILLATORS)
+def test_sums_swing_at_the_discrete_laws_frequency(name: str) -> None:
+    """Steps without a gradient: x_k = r^k (A cos φk + B sin φk), r of no interest; or no swing, and no sign changes."""
+    h = OSCILLATORS[name]
+    phi = theory.discrete_frequency("translation", h)
+    x = theory.descent(lambda p: 0.0 * p.sum(), torch.ones(1), 300, h)[:, 0].numpy()
+    if theory.oscillator("translation", h).regime != "underdamped":
+        assert phi == 0.0
+        assert (x > 0).all()
+        return
+    # of three rows in one recursion x'' = t x' − d x, the trace t and determinant d
+    trace, negative = np.linalg.solve([[x[11], x[10]], [x[12], x[11]]], [x[12], x[13]])
+    assert phi == pytest.approx(math.acos(trace / (2.0 * math.sqrt(-negative))), rel=1e-9)
+    assert phi == pytest.approx(theory.oscillator("translation", h).frequency * h.duration, rel=0.1)
+
+
+def test_the_frequencies_of_both_laws_meet_as_steps_get_small() -> None:
+    ratios = []
+    for scale in (1.0, 0.5):  # β and λ so that the motion is the same in time
+        h = Hyper(lr=0.02 * scale, momentum=1.0 - 0.02 * scale, weight_decay=0.05)
+        for quantity in QUANTITIES:
+            continuous = theory.oscillator(quantity, h).frequency * h.duration
+            ratios.append(theory.discrete_frequency(quantity, h) / continuous - 1.0)
+    assert max(map(abs, ratios[2:])) < 0.5 * max(map(abs, ratios[:2]))
+    assert theory.discrete_frequency("norm", Hyper(lr=0.1, weight_decay=0.1)) == 0.0
+
+
+@pytest.mark.parametrize("name", theory.__all__)
+def test_every_docstring_tells_formula_validity_units_and_source(name: str) -> None:
+    text = getattr(theory, name).__doc__
+    assert re.search(r"[=θφωγ]", text)
+    assert re.search(r"[Vv]alid|[Ee]xact|Raises", text)
+    assert re.search(r"Attributes:|Returns:", text)
+    assert "Source: " in text
+    assert re.search(r"docs/theory\.md, section \d", text)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ __all__ = ["claims", "compute"]
 def settings(quick: bool) -> Vgg:
     """Small images and many steps: equilibrium takes several times 1/(2ηλ) of them."""
     width, n_steps = (1 / 16, 1000) if quick else (1 / 8, 2400)
-    return Vgg(True, width, 32, Hyper(lr=0.1, weight_decay=0.04), n_steps, batch_size=16, dropout=0.0)
+    return Vgg(True, width, 32, Hyper(lr=0.1, weight_decay=0.04), n_steps, dropout=0.0)
 
 
 def compute(quick: bool) -> Data:

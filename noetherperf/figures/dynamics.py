@@ -91,6 +91,8 @@ def claims(data: Data) -> list[Claim]:
     """The flow law follows the charges of all layers; the update's own budget closes to float32."""
     found = []
     for network, kinds in KINDS.items():
+        accuracy = float(data[f"{network}/accuracy"])
+        found.append(Claim(f"{NETWORKS[network]}: test accuracy, above chance", accuracy, low=0.2))
         for kind in kinds:
             stem, name = f"{network}/{kind}", f"{NETWORKS[network]}, {kind}"
             flow, budget = float(data[f"{stem}/flow_error"].max()), float(data[f"{stem}/budget_error"].max())

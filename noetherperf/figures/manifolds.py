@@ -5,10 +5,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from noetherperf import theory
 from noetherperf.figures.claims import Claim, Data
-from noetherperf.figures.components import COMPONENTS
+from noetherperf.figures.components import COMPONENTS, Component
 from noetherperf.hyper import Hyper
 
 __all__ = ["MOTIONS", "claims", "compute"]
@@ -27,7 +28,8 @@ BATCH, LR_NOISE = 1, 0.15
 def compute(quick: bool) -> Data:
     """Paths of θ and of the charge under each motion.
 
-    Arrays, for each kind and motion: kind/motion/time [n], kind/motion/path [n, 2], kind/motion/charge [n].
+    Arrays, for each kind and motion: kind/motion/time [n], kind/motion/path [n, 2], kind/motion/charge [n]; and
+    kind/steps/law [n], the charge of the finite steps by the discrete law.
     """
     data: dict[str, NDArray[Any]] = {}
     times = np.linspace(0.0, TIME, 61 if quick else 241)
@@ -58,7 +60,16 @@ def compute(quick: bool) -> Data:
             at, path = paths[motion]
             stem = f"{component.kind}/{motion}"
             data |= {f"{stem}/time": at, f"{stem}/path": path.numpy(), f"{stem}/charge": component.charge(path).numpy()}
+        data[f"{component.kind}/steps/law"] = _discrete_law(component, paths["steps"][1])
     return data
+
+
+def _discrete_law(component: Component, path: Tensor) -> NDArray[np.float64]:
+    """A sum stays; |θ|² grows by η²|g|² a step, the square of what the step moved, and θ₁² − θ₂² by the difference."""
+    moved = path.diff(dim=0)
+    growth = moved.new_zeros(len(moved)) if component.kind == "translation" else component.charge(moved)
+    law: NDArray[np.float64] = (component.charge(path[:1]) + torch.cat([growth.new_zeros(1), growth.cumsum(0)])).numpy()
+    return law
 
 
 def claims(data: Data) -> list[Claim]:
@@ -88,6 +99,10 @@ def claims(data: Data) -> list[Claim]:
         )
     for motion, bound in (("momentum", 1e-9), ("noise", 1e-12), ("steps", 1e-12)):
         found.append(Claim(f"translation: largest change under {motion}", change("translation", motion), high=bound))
+    for component in COMPONENTS:
+        charge, law = (data[f"{component.kind}/steps/{name}"] for name in ("charge", "law"))
+        error = float(np.abs(charge - law).max())
+        found.append(Claim(f"{component.kind}: finite steps, distance from the discrete law", error, high=1e-13))
     for motion in ("momentum", "noise", "steps"):
         found.append(Claim(f"scale: growth of |θ|² under {motion}", grown("scale", motion), low=0.05))
         found.append(Claim(f"rescale: largest change under {motion}", change("rescale", motion), low=0.01))

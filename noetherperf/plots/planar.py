@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from noetherperf.plots.style import BLUE, GREEN, MUTED, RED, SAND, WIDTH, styled
+from noetherperf.plots.style import BLUE, FLOW, GREEN, MUTED, RED, SAND, WIDTH, styled
 
 __all__ = ["fields", "manifolds", "modified"]
 
@@ -38,6 +38,7 @@ MOTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "decay": ("weight decay", {"color": SAND, "linewidth": 1.5, "linestyle": (0, (5, 1.5)), "zorder": 3}),
     "flow": ("gradient flow", {"color": BLUE, "linewidth": 2.2, "linestyle": "-", "zorder": 5}),
 }
+LAW = FLOW | {"zorder": 6}
 MODELS: dict[str, dict[str, Any]] = {
     "gradient flow": {"color": SAND, "linestyle": (0, (5, 1.5)), "marker": "s"},
     "modified loss": {"color": RED, "linestyle": (0, (5, 1.5, 1, 1.5)), "marker": "^"},
@@ -57,7 +58,7 @@ def fields(data: Data) -> Figure:
             vectors = sign * data[f"{kind}/{name}"][inside]
             unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
             axes.quiver(*points[inside].T, *unit.T, color=color, pivot="tail", angles="xy", scale_units="xy", scale=2.9,
-                        width=0.0065, headwidth=4, headlength=4.5, headaxislength=4)  # fmt: skip
+                        width=0.0065, headwidth=4, headlength=4.5, headaxislength=4, zorder=3)  # fmt: skip
         axes.set_title(title)
         _plane(axes)
     lines = [
@@ -82,6 +83,7 @@ def manifolds(data: Data) -> Figure:
             plane.plot(*paths[motion].T, **look)
             time, charge = data[f"{kind}/{motion}/time"], data[f"{kind}/{motion}/charge"]
             over_time.plot(time, charge, **look)
+        over_time.plot(data[f"{kind}/steps/time"], data[f"{kind}/steps/law"], **LAW)
         plane.plot(*paths["flow"][0], marker="o", color="black", markersize=4.5, zorder=6)
         plane.plot(*paths["flow"][-1], marker="*", color="black", markersize=8, zorder=6)
         plane.set_title(title)
@@ -93,7 +95,8 @@ def manifolds(data: Data) -> Figure:
         if high - low < 0.5:
             over_time.set_ylim(low - 0.25, high + 0.25)
     lines = [Line2D([], [], **look, label=label) for label, look in reversed(MOTIONS.values())]
-    figure.legend(handles=lines, loc="outside lower center", ncols=5)
+    lines.append(Line2D([], [], **LAW, label="discrete law of the steps"))
+    figure.legend(handles=lines, loc="outside lower center", ncols=6, handlelength=2.0, columnspacing=1.2)
     return figure
 
 

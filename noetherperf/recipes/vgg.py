@@ -2,11 +2,12 @@
 
 from collections import OrderedDict
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from noetherperf.symmetry import Part, Rescale, Scale, Symmetry, Translation
 
-__all__ = ["vgg16"]
+__all__ = ["centre", "vgg16"]
 
 #: Channels of the convolutions, block by block; each block ends with a pooling that halves the image.
 BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -89,6 +90,33 @@ def vgg16(
         Translation("fc3.bias", [Part("fc3.bias", axis=None)]),
     ]
     return model, symmetries
+
+
+@torch.no_grad()
+def centre(model: nn.Sequential, images: Tensor) -> None:
+    """Begin with biases that give every unit a mean of zero over some images, as BatchNorm would.
+
+    In a deep and narrow ReLU network without BatchNorm the units' means drown what differs from image to image, layer
+    by layer, and training stands at chance for long. Weights and the last layer stay as they are, and so do the
+    symmetries, whatever the biases.
+
+    Args:
+        model: From `vgg16`, without BatchNorm; changed in place.
+        images: A batch of the training images.
+
+    Source: The centring part of data-dependent initialisation, Salimans and Kingma (2016), arXiv:1602.07868.
+    """
+    signal = images
+    for module in list(model)[:-1]:
+        if isinstance(module, nn.Dropout):
+            continue
+        signal = module(signal)
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            others = [axis for axis in range(signal.ndim) if axis != 1]
+            mean = signal.mean(others, keepdim=True)
+            assert module.bias is not None, "a network without BatchNorm has biases everywhere"
+            module.bias -= mean.flatten()
+            signal = signal - mean
 
 
 def _rescale(writer: str, outward: Part) -> Rescale:

@@ -8,7 +8,15 @@ Time is measured as everywhere here: one step lasts T = η(1−τ) with momentum
 steps it describes meet at t = kT. docs/theory.md derives every formula.
 """
 
-from noetherperf.theory.charges import Oscillator, critical_decay, driven, equilibrium, free, oscillator
+from noetherperf.theory.charges import (
+    Oscillator,
+    critical_decay,
+    discrete_frequency,
+    driven,
+    equilibrium,
+    free,
+    oscillator,
+)
 from noetherperf.theory.flows import descent, gradient_flow, modified_flow, modified_loss
 from noetherperf.theory.stochastic import noise, stochastic_flow
 
@@ -16,6 +24,7 @@ __all__ = [
     "Oscillator",
     "critical_decay",
     "descent",
+    "discrete_frequency",
     "driven",
     "equilibrium",
     "free",

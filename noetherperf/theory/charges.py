@@ -22,7 +22,7 @@ from noetherperf.hyper import Hyper
 from noetherperf.laws import Law
 from noetherperf.moments import N_MOMENTS, Moment
 
-__all__ = ["Oscillator", "critical_decay", "driven", "equilibrium", "free", "oscillator"]
+__all__ = ["Oscillator", "critical_decay", "discrete_frequency", "driven", "equilibrium", "free", "oscillator"]
 
 Quantity = Literal["translation", "norm"]
 Regime = Literal["underdamped", "critical", "overdamped"]
@@ -32,9 +32,14 @@ Regime = Literal["underdamped", "critical", "overdamped"]
 class Oscillator:
     """ẍ + 2γẋ + ω²x = f, the motion of a charge under momentum.
 
+    Valid as the flow law is: to first order in the learning rate.
+
     Attributes:
         gamma: γ, per unit of time lr · (1 − dampening) · steps.
         omega: ω, radians per unit of time.
+
+    Source: Kunin et al. (2021), arXiv:2012.04728, harmonic oscillation with momentum.
+    Derived in docs/theory.md, section 5.
     """
 
     gamma: float
@@ -60,6 +65,9 @@ def oscillator(quantity: Quantity, hyper: Hyper) -> Oscillator:
         quantity: "translation" (κ = 1) or "norm" (κ = 2; scale and rescale charges too).
         hyper: With momentum above 0; without, the law is of first order.
 
+    Returns:
+        γ and ω, per unit of time lr · (1 − dampening) · steps.
+
     Raises:
         ValueError: There is no momentum, or steps take no time.
 
@@ -79,8 +87,14 @@ def critical_decay(quantity: Quantity, hyper: Hyper) -> float:
         quantity: "translation" or "norm".
         hyper: lr, momentum and dampening; its weight_decay is not looked at. Without Nesterov.
 
+    Returns:
+        λ, as SGD's weight_decay.
+
     Raises:
         ValueError: As in oscillator; or hyper is Nesterov's, whose damping grows with λ.
+
+    Source: γ = ω in Kunin et al. (2021), arXiv:2012.04728, harmonic oscillation with momentum.
+    Derived in docs/theory.md, section 5.
     """
     if hyper.nesterov:
         raise ValueError("hyper: with Nesterov γ depends on λ; compare oscillator(...).gamma and .omega instead")
@@ -90,10 +104,35 @@ def critical_decay(quantity: Quantity, hyper: Hyper) -> float:
     return (1.0 - beta) ** 2 / (2.0 * kappa * hyper.duration * (1.0 + beta))
 
 
+def discrete_frequency(quantity: Quantity, hyper: Hyper) -> float:
+    """Radians a step at which a charge swings under the discrete law, φ = arccos((1 + β − κTλ)/(2√β)).
+
+    Exact for steps of any size. The free part of the law is a recursion x'' = (1 + β − κTλ) x' − βx, whose eigenvalues
+    are √β e^{±iφ} where they are complex: so charges swing, shrinking by √β a step. For small steps φ is
+    T√(ω² − γ²), the frequency of `oscillator`. With Nesterov from trace and determinant of the law's own matrix.
+
+    Args:
+        quantity: "translation" (κ = 1) or "norm" (κ = 2; scale and rescale charges too).
+        hyper: Constant over all steps.
+
+    Returns:
+        φ, radians per step; 0 where nothing swings, for want of momentum or of decay.
+
+    Source: The discrete law, derived in docs/theory.md, section 3.
+    """
+    law = _law(quantity)
+    xx, xy, yx, yy = laws.discrete_transition(law, hyper.coefficients(first=False))[:4]
+    trace, determinant = xx + yy, xx * yy - xy * yx
+    if hyper.momentum == 0.0 or trace * trace >= 4.0 * determinant:
+        return 0.0
+    return math.acos(trace / (2.0 * math.sqrt(determinant)))
+
+
 def free(quantity: Quantity, charge_0: Tensor, times: Tensor | Sequence[float], hyper: Hyper) -> Tensor:
     """Charges with nothing driving them: e^{−κλt} x₀ for β = 0, else the oscillator released from rest.
 
-    All of a translation's flow law; of a norm's, what becomes of the initial charge.
+    All of a translation's flow law; of a norm's, what becomes of the initial charge. Valid to first order in the
+    learning rate.
 
     Args:
         quantity: "translation" or "norm".
@@ -104,7 +143,8 @@ def free(quantity: Quantity, charge_0: Tensor, times: Tensor | Sequence[float], 
     Returns:
         [n times, n], float64.
 
-    Source: `laws.free_translation`, `laws.free_norm`; docs/theory.md, section 5.
+    Source: `laws.free_translation`, `laws.free_norm`, of Kunin et al. (2021), arXiv:2012.04728, exact dynamics.
+    Derived in docs/theory.md, section 5.
     """
     solve = laws.free_translation if _law(quantity) == Law.TRANSLATION else laws.free_norm
     charge_0 = charge_0.to(torch.float64)
@@ -117,7 +157,8 @@ def driven(charge_0: Tensor, sq_update: Tensor, hyper: Hyper) -> Tensor:
         β = 0   |θ(t)|² = e^{−2λt} |θ(0)|² + η ∫₀ᵗ e^{−2λ(t−s)} |g|² ds
         β > 0   ẍ + 2γẋ + ω²x = 2|θ̇|²,  |θ̇|² = |u|²/(1−τ)²
 
-    The drive acts at the beginning of each step. Over- and underdamped are one formula (`laws.oscillator`).
+    Valid to first order in the learning rate. The drive acts at the beginning of each step. Over- and underdamped are
+    one formula (`laws.oscillator`).
 
     Args:
         charge_0: Squared norms, or their differences, at time 0, [n].

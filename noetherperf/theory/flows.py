@@ -146,7 +146,7 @@ def modified_flow(loss: Loss, theta_0: Tensor, times: Times, hyper: Hyper) -> Te
 
 
 def descent(loss: Loss, theta_0: Tensor, n_steps: int, hyper: Hyper) -> Tensor:
-    """The discrete steps of SGD on the whole loss: what the flows model.
+    """The discrete steps of SGD on the whole loss, θ' = θ − η u: what the flows model. Exact, as SGD itself.
 
     Args:
         loss: Differentiable function of θ [n] with a scalar value, in torch.
@@ -156,6 +156,11 @@ def descent(loss: Loss, theta_0: Tensor, n_steps: int, hyper: Hyper) -> Tensor:
 
     Returns:
         θ after 0, 1, …, n_steps steps, [n_steps + 1, n], float64; step k is at time k · hyper.duration.
+
+    Raises:
+        ValueError: theta_0 is no vector.
+
+    Source: `reference.step`, torch.optim.SGD's update; docs/theory.md, section 2.
     """
     gradient, p, v = grad(loss), _vector(theta_0), torch.zeros(theta_0.shape, dtype=torch.float64)
     path = [p]

@@ -29,13 +29,18 @@ Losses = Callable[[Tensor], Tensor]
 def noise(losses: Losses, theta: Tensor) -> tuple[Tensor, Tensor]:
     """Mean gradient and noise factor at θ: g = Σ gᵢ/N and G with G Gᵀ = Σ (gᵢ − g)(gᵢ − g)ᵀ/N.
 
+    Exact for batches that are drawn with replacement.
+
     Args:
         losses: Differentiable function of θ [n] that gives the loss of each example, [N], in torch. It may give
             the losses of B batches instead; their spread is then that of a batch, to be used with batch_size 1.
         theta: θ, [n].
 
     Returns:
-        g [n] and G [n, N].
+        g [n] and G [n, N], in the loss per unit of θ.
+
+    Source: Kunin et al. (2021), arXiv:2012.04728, modeling stochasticity; columns of deviations: derived here.
+    Derived in docs/theory.md, section 4.
     """
     gradients: Tensor = jacrev(losses)(theta)  # [N, n]
     mean = gradients.mean(0)
