@@ -362,10 +362,10 @@ def law_table(record: Record) -> Table:
         padding=0,
         show_edge=False,  # eight columns in a terminal of 80
     )
-    for heading in ("symmetry", "kind"):
-        table.add_column(heading)
+    table.add_column("symmetry", overflow="fold")  # a long name takes two lines, and nothing is cut off
+    table.add_column("kind", no_wrap=True)
     for heading in ("groups", "charge", "flow", "discrete", "budget", "defect"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for name, data in record.items():
         last = data["charge"].isel(step=-1)
         ends = sorted({f"{float(last.min()):.2g}", f"{float(last.max()):.2g}"}, key=float)
