@@ -37,7 +37,7 @@ TERMS: dict[str, tuple[str, dict[str, Any]]] = {  # of a norm's budget
     "free": ("left by decay", {"color": "0.6", "linewidth": 1.4, "linestyle": (0, (5, 1.5))}),
     "forced": ("grown by finite steps", {"color": SAND, "linewidth": 1.4}),
     "defect": ("defect", {"color": RED, "linewidth": 1.0}),
-    "rounding": ("rounding", {"color": GREEN, "linewidth": 0.8}),
+    "rounding": ("rounding", {"color": GREEN, "linewidth": 0.8, "linestyle": (0, (5, 1.5, 1, 1.5))}),
 }
 PERIODS = {
     "frequency": "period by the flow law",
@@ -213,10 +213,11 @@ def budget(data: Data) -> Figure:
     rest, rate, angle = below
     palette = colors(len(layers))
     shown = []
-    for quantity, look in (("defect", {"color": RED}), ("rounding", {"color": GREEN, "linestyle": (0, (5, 1.5))})):
+    for quantity in ("defect", "rounding"):
+        _, look = TERMS[quantity]
         share = np.abs(data[quantity][1:] / norm[1:])
-        rest.plot(steps[1:], share.max(1), **look, linewidth=1.6)
-        rest.plot(steps[1:], np.median(share, 1), **look, linewidth=0.7)
+        rest.plot(steps[1:], share.max(1), **look | {"linewidth": 1.6})
+        rest.plot(steps[1:], np.median(share, 1), **look | {"linewidth": 0.7})
         shown.append(np.median(share, 1))
         shown.append(share.max(1))
     log_axis(rest, shown)
