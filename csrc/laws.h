@@ -59,6 +59,16 @@ NPERF_HD Transition discrete_transition(Law law, const Coefficients<double>& c) 
 // T, the time of one step in units of the learning rate.
 NPERF_HD double duration(const Hyper& h) { return h.momentum != 0.0 ? h.lr * (1.0 - h.dampening) : h.lr; }
 
+// Sine and cosine. On a GPU through those of multiples of π, whose arguments are reduced without a table in memory.
+NPERF_HD void sin_cos(double x, double& sine, double& cosine) {
+#if defined(__CUDA_ARCH__)
+  sincospi(x * 0.31830988618379067154, &sine, &cosine);
+#else
+  sine = std::sin(x);
+  cosine = std::cos(x);
+#endif
+}
+
 // e^{−μ}(C + μS) and e^{−μ}S, with C = cosh √Δ, S = sinh √Δ / √Δ, Δ = μ² − w.
 NPERF_HD void oscillator(double mu, double w, double& xx, double& s) {
   const double delta = mu * mu - w;
@@ -73,8 +83,10 @@ NPERF_HD void oscillator(double mu, double w, double& xx, double& s) {
   const double decay = std::exp(-mu);
   if (delta < -0.01) {
     const double root = std::sqrt(-delta);
-    s = decay * std::sin(root) / root;
-    xx = decay * std::cos(root) + mu * s;
+    double sine, cosine;
+    sin_cos(root, sine, cosine);
+    s = decay * sine / root;
+    xx = decay * cosine + mu * s;
     return;
   }
   double cosh = 0.0, sinh = 0.0, even = 1.0, odd = 1.0;

@@ -103,6 +103,20 @@ def test_registers_and_stack() -> None:
             assert k.bytes_in_flight >= 3 / 5 * 26_000, k[:5]
 
 
+def test_the_second_stage() -> None:
+    """No stack: nothing is spilled, and the laws' sines need no table in memory."""
+    found = {
+        architecture: {key: int(n) for key, n in re.findall(r"(REG|STACK|SHARED):(\d+)", body)}
+        for (architecture, name), body in by_function(cuobjdump("--dump-resource-usage"), r"Function ").items()
+        if "finish_spans" in name
+    }
+    print(f"\nsecond stage: {found}")
+    assert found.keys() == {k.architecture for k in kernels()}
+    for usage in found.values():
+        assert usage["STACK"] == 0
+        assert usage["REG"] <= 128
+
+
 def test_memory_is_moved_sixteen_bytes_at_a_time() -> None:
     for k in filter(lambda k: k.hot, kernels()):
         loads, stores = (len(re.findall(rf"\b{op}\.E\S*\.128", k.code)) for op in ("LDG", "STG"))

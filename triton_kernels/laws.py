@@ -9,6 +9,7 @@ from noetherperf.triton_kernels.step import MOMENTUM, NESTEROV, PLAIN, STALE, Co
 
 TRANSLATION, NORM = tl.constexpr(0), tl.constexpr(1)
 NAN = tl.constexpr(float("nan"))
+TURN, TURN_REST = tl.constexpr(6.2831853069365025), tl.constexpr(2.430840202602477e-10)  # 2π; the first has 33 bits
 X0, Y0, DEFECT_X, DEFECT_Y, FORCED_X, FORCED_Y, FLOW_X, FLOW_V = (tl.constexpr(i) for i in range(8))
 
 
@@ -84,6 +85,28 @@ def duration(h):
 
 
 @triton.jit
+def even_odd(delta, TERMS: tl.constexpr):
+    """cosh √Δ and sinh √Δ / √Δ (below zero cos √−Δ and sin √−Δ / √−Δ), by their series."""
+    cosh, sinh = tl.cast(0.0, tl.float64), tl.cast(0.0, tl.float64)
+    even, odd = tl.cast(1.0, tl.float64), tl.cast(1.0, tl.float64)
+    for k in tl.static_range(TERMS):
+        cosh += even
+        sinh += odd
+        even *= delta / ((2 * k + 1) * (2 * k + 2))
+        odd *= delta / ((2 * k + 2) * (2 * k + 3))
+    return cosh, sinh
+
+
+@triton.jit
+def sin_cos(x):
+    """Sine and cosine, without the table in memory by which the library's reduce arguments of any size."""
+    turns = tl.floor(x / TURN + 0.5)
+    rest = (x - turns * TURN) - turns * TURN_REST  # within ±π, where 16 terms leave 1e-17; the first product is exact
+    cosine, sine = even_odd(-rest * rest, 16)
+    return rest * sine, cosine
+
+
+@triton.jit
 def oscillator(mu, w):
     """e^{−μ}(C + μS) and e^{−μ}S, with C = cosh √Δ, S = sinh √Δ / √Δ, Δ = μ² − w."""
     delta = mu * mu - w
@@ -96,16 +119,11 @@ def oscillator(mu, w):
         xx = tl.exp(slow) - slow * s
     elif delta < -0.01:
         root = tl.sqrt(-delta)
-        s = decay * tl.sin(root) / root
-        xx = decay * tl.cos(root) + mu * s
+        sine, cosine = sin_cos(root)
+        s = decay * sine / root
+        xx = decay * cosine + mu * s
     else:
-        cosh, sinh = tl.cast(0.0, tl.float64), tl.cast(0.0, tl.float64)
-        even, odd = tl.cast(1.0, tl.float64), tl.cast(1.0, tl.float64)
-        for k in tl.static_range(8):
-            cosh += even
-            sinh += odd
-            even *= delta / ((2 * k + 1) * (2 * k + 2))
-            odd *= delta / ((2 * k + 2) * (2 * k + 3))
+        cosh, sinh = even_odd(delta, 8)
         s = decay * sinh
         xx = decay * (cosh + mu * sinh)
     return xx, s
