@@ -708,7 +708,14 @@ def n_writes_of_a_flush() -> int:
     return 2 * (len(noetherperf.recorder.SERIES) + 5) + 1
 
 
-@pytest.mark.parametrize("n", [0, 1, 2, 7, n_writes_of_a_flush() - 2, n_writes_of_a_flush() - 1, n_writes_of_a_flush()])
+def places_of_an_end() -> Iterator[Any]:
+    """Before each write of a flush, and after the last; all but the first, the last and one amid are slow tests."""
+    last = n_writes_of_a_flush()
+    for n in range(last + 1):
+        yield pytest.param(n, marks=[] if n in (0, 1, 2, 7, last - 2, last - 1, last) else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("n", list(places_of_an_end()))
 def test_an_end_between_any_two_writes(tmp_path: Path, n: int, fail_at: Callable[[int, BaseException], None]) -> None:
     """Rows are there all or not at all, and the run goes on from there."""
     path, optimizer = tmp_path / "a", fake()
