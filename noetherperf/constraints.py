@@ -1,6 +1,7 @@
 """Gradient and Hessian constraints: what a symmetry asks of a loss at one point, checked on one batch.
 
-A symmetry is a flow of the parameters that leaves the loss alone, with generator ψ_A for a group A:
+A symmetry is a flow of the parameters that leaves the loss alone (docs/theory.md, section 1), with generator ψ_A for a
+group A:
 
     translation        θ → θ + s c 1_A          ψ_A = c 1_A
     scale, rescale     θ_j → e^{c_j s} θ_j      ψ_A = C_A θ,   C_A = diag(c_j), zero outside A

@@ -5,6 +5,8 @@ scheduler = nperf.control.EffectiveLearningRate(optimizer, ["conv1", "conv2"])
 ...
 optimizer.step()
 scheduler.step()
+
+What an effective learning rate does is told in docs/theory.md, section 6.
 """
 
 import math

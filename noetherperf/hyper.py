@@ -11,6 +11,8 @@ torch.optim.SGD's update is one linear recursion, whatever its options:
     momentum β                  β    1 − τ     0     1       (a = 1 the first time the buffer is written)
     with nesterov               β    1 − τ     1     β
     momentum 0                  1    0         1     0       (a buffer left from earlier stays as it is)
+
+See docs/theory.md, section 2.
 """
 
 import math

@@ -6,6 +6,8 @@ are treated differently splits it, and every symmetry with parts in different cl
 
 A learning rate that is a tensor on a device is known by being that tensor; the host does not ask what it holds. Nor
 does it know of a step that a device skipped, so that a law may be called open for one that was not made.
+
+Derived in docs/theory.md, section 3.
 """
 
 from collections.abc import Hashable, Mapping, Sequence

@@ -1,4 +1,7 @@
-"""Readout: charges, predictions and residuals of every symmetry, from one copy of what the steps measured."""
+"""Readout: charges, predictions and residuals of every symmetry, from one copy of what the steps measured.
+
+What free, forced, defect and rounding are is derived in docs/theory.md, section 3.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

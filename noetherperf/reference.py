@@ -1,6 +1,6 @@
 """The step and its moments in plain torch: what every kernel is tested against, and a backend of its own.
 
-csrc/step.h and triton_kernels/step.py mirror this file: same names, same order.
+csrc/step.h and triton_kernels/step.py mirror this file: same names, same order. Formulas: docs/theory.md, section 2.
 """
 
 from collections.abc import Callable

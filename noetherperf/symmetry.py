@@ -5,7 +5,7 @@ direction in which they start, so the gradient has nothing along it, ⟨g, ψ⟩
 what gradient flow conserves. This file knows names, axes and coefficients only; addresses are the plan's business.
 
 Source: Kunin et al. (2021), Neural Mechanics: Symmetry and Broken Conservation Laws in Deep Learning Dynamics,
-arXiv:2012.04728.
+arXiv:2012.04728; docs/theory.md, section 1.
 """
 
 import dataclasses
