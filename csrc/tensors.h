@@ -55,7 +55,8 @@ class TensorReader {
       // A step has gone through the caches since these tensors were looked at. Several are asked for at once.
       if (const int64_t next = i + ahead; next < size()) {
         __builtin_prefetch(PyList_GET_ITEM(list, next));
-        for (int line = -1; line <= 2; ++line) __builtin_prefetch(known_[next].place + 64 * line);
+        for (int line = -1; line <= 2; ++line)
+          __builtin_prefetch(reinterpret_cast<const void*>(known_[next].place + uintptr_t(64 * line)));
       }
       PyObject* const object = PyList_GET_ITEM(list, i);
       *to = 0;
@@ -64,7 +65,7 @@ class TensorReader {
       const bool described = describe(object, x);
       if (described) *to = x.data != nullptr ? reinterpret_cast<uint64_t>(x.data) + x.byte_offset : 1;
       if (!described || !known_[i].is_of(x)) changed.push_back(i);
-      if (described) known_[i].place = reinterpret_cast<const char*>(x.shape);
+      if (described) known_[i].place = reinterpret_cast<uintptr_t>(x.shape);
     }
     return changed;
   }
@@ -81,8 +82,8 @@ class TensorReader {
   struct Layout {
     int32_t device_type = -1, device_id = 0;
     uint8_t type_code = 0, type_bits = 0;
-    std::vector<int64_t> sizes;   // shape and strides
-    const char* place = nullptr;  // where torch had written the shape, beside all else that it knows of the tensor
+    std::vector<int64_t> sizes;  // shape and strides
+    uintptr_t place = 0;         // where torch had written the shape, beside all else that it knows of the tensor
 
     Layout() = default;
     explicit Layout(const dlpack::Tensor& x)

@@ -18,6 +18,7 @@ import pybind11
 
 ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "build" / "sanitize"
+TESTS = ("tests/test_engines.py", "tests/test_properties.py", "tests/test_reader.py")
 
 
 def missing() -> str | None:
@@ -86,7 +87,7 @@ def main() -> None:
     if reason := missing():
         sys.exit(f"sanitize: {reason}")
     build()
-    sys.exit(run(*(sys.argv[1:] or ["-q", "tests/test_engines.py", "tests/test_properties.py", "-k", "not cuda"])))
+    sys.exit(run(*(sys.argv[1:] or ["-q", *TESTS, "-k", "not cuda"])))
 
 
 if __name__ == "__main__":
