@@ -49,6 +49,15 @@ inline void store_vector(void* to, const V& x) {
   std::memcpy(to, &x, sizeof x);
 }
 
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// All bits of a vector's first n elements of type T, none of the others.
+template <class V, class T>
+inline V first(int64_t n) {
+  static const T bits[] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
+  return load_vector<V>(bits + 8 - n);
+}
+#endif
+
 // The first n of a vector's elements, zeros after them; and their store, which touches nothing past them.
 template <class V, class T>
 inline V load_first(const T* from, int64_t n) {
@@ -57,6 +66,16 @@ inline V load_first(const T* from, int64_t n) {
   if constexpr (sizeof(T) == 8) return (V)_mm512_maskz_loadu_epi64(static_cast<__mmask8>(mask), from);
   if constexpr (sizeof(T) == 4) return (V)_mm512_maskz_loadu_epi32(static_cast<__mmask16>(mask), from);
   if constexpr (sizeof(T) == 2) return (V)_mm256_maskz_loadu_epi16(static_cast<__mmask16>(mask), from);
+#elif defined(__AVX2__)
+  if constexpr (sizeof(T) == 8)
+    return (V)_mm256_maskload_epi64(reinterpret_cast<const long long*>(from), first<__m256i, int64_t>(n));
+  if constexpr (sizeof(T) == 4)
+    return (V)_mm256_maskload_epi32(reinterpret_cast<const int*>(from), first<__m256i, int32_t>(n));
+  if constexpr (sizeof(T) == 2) {  // in pairs, and the odd one
+    V x = (V)_mm_maskload_epi32(reinterpret_cast<const int*>(from), first<__m128i, int32_t>(n / 2));
+    if (n % 2) x[n - 1] = from[n - 1];
+    return x;
+  }
 #else
   V x{};
   std::memcpy(&x, from, n * sizeof(T));
@@ -71,6 +90,15 @@ inline void store_first(T* to, const V& x, int64_t n) {
   if constexpr (sizeof(T) == 8) _mm512_mask_storeu_epi64(to, static_cast<__mmask8>(mask), (__m512i)x);
   if constexpr (sizeof(T) == 4) _mm512_mask_storeu_epi32(to, static_cast<__mmask16>(mask), (__m512i)x);
   if constexpr (sizeof(T) == 2) _mm256_mask_storeu_epi16(to, static_cast<__mmask16>(mask), (__m256i)x);
+#elif defined(__AVX2__)
+  if constexpr (sizeof(T) == 8)
+    _mm256_maskstore_epi64(reinterpret_cast<long long*>(to), first<__m256i, int64_t>(n), (__m256i)x);
+  if constexpr (sizeof(T) == 4)
+    _mm256_maskstore_epi32(reinterpret_cast<int*>(to), first<__m256i, int32_t>(n), (__m256i)x);
+  if constexpr (sizeof(T) == 2) {
+    _mm_maskstore_epi32(reinterpret_cast<int*>(to), first<__m128i, int32_t>(n / 2), (__m128i)x);
+    if (n % 2) to[n - 1] = x[n - 1];
+  }
 #else
   std::memcpy(to, &x, n * sizeof(T));
 #endif
@@ -163,10 +191,6 @@ struct Float16 {
 #endif
 };
 
-// A vector's parts as float64: one for float64, two for float32.
-template <class V>
-constexpr int n_parts = sizeof(V) / sizeof(F64) * (sizeof(std::declval<V>()[0]) == 4 ? 2 : 1);
-
 // W values in memory as float64. On x86 a conversion that reads memory (just written, so in the store buffer or the
 // nearest cache) spares the arithmetic ports the shuffles that one of half a register would need; left alone, a
 // compiler would know the value that it has just stored, and convert that.
@@ -206,61 +230,12 @@ inline F64 sum_each(const F64* x) {
 #endif
 }
 
-struct Parts {
-  F64 stored, p, g, u, v;
-};
-
-// One vector of elements, loaded, stepped and stored. n < N touches the first n elements only.
-template <class Type, Mode mode, bool whole>
-struct Elements {
-  using Element = typename Type::Element;
-  using Scalar = typename Type::Scalar;
-  using Raw = typename Type::Raw;
-  using Vec = typename Type::Vec;
-
-  // What moments are taken of, in memory (the nearest cache), to be read as float64 part by part.
-  struct Values {
-    Vec stored, p, g, u, v;
-
-    inline __attribute__((always_inline)) Parts part(int h) const {
-      const auto at = [h](const Vec& x) { return as_f64(reinterpret_cast<const Scalar*>(&x) + h * W); };
-      return {at(stored), at(p), at(g), at(u), n_accumulated(mode) > dot_uv ? at(v) : F64{}};
-    }
-  };
-
-  static Vec load(const Element* from, int64_t n) {
-    if constexpr (whole) return Type::widen(load_vector<Raw>(from));
-    return Type::widen(load_first<Raw>(from, n));
-  }
-
-  static void store(Element* to, const Raw& x, int64_t n) {
-    if constexpr (whole) {
-      store_vector(to, x);
-    } else {
-      store_first(to, x, n);
-    }
-  }
-
-  static inline __attribute__((always_inline)) void step(Element* p_ptr, const Element* g_ptr, Element* v_ptr,
-                                                         int64_t n, const Coefficients<Scalar>& c, Values& values) {
-    Vec p = load(p_ptr, n), v{}, u{};
-    if constexpr (mode == Mode::measure) {
-      values = {p, p, load(v_ptr, n), u, v};
-      return;
-    }
-    const Vec g = load(g_ptr, n);
-    values.p = p;
-    values.g = g;
-    if constexpr (reads_buffer(mode)) v = load(v_ptr, n);
-    update<mode>(p, g, v, u, c);
-    const Raw stored = Type::narrow(p);
-    store(p_ptr, stored, n);
-    if constexpr (writes_buffer(mode)) store(v_ptr, Type::narrow(v), n);
-    values.stored = Type::widen(stored);
-    values.u = u;
-    values.v = v;
-  }
-};
+// A vector of the compute type holds so many elements. Sums by position are walked in whole cache lines and whole
+// vectors.
+template <class Type>
+constexpr int64_t n_lanes = sizeof(typename Type::Raw) / sizeof(typename Type::Element);
+template <class Type>
+constexpr int64_t unit_cols = n_lanes<Type> > 8 ? n_lanes<Type> : 8;
 
 // How many rows are walked together. Alone, a row is one run of memory, and its sums by row stay in registers. Sums by
 // position are loaded and stored less often where several rows share them; with AVX-512 that does not pay where they
@@ -273,98 +248,268 @@ constexpr int rows_together(int64_t width, int64_t row_bytes) {
   return width <= near_cols ? 1 : row_bytes % page == 0 ? 2 : most_rows;
 }
 
-// AVX2's sixteen registers do not hold all sums at once. There the values are gone through twice: sums by position are
-// taken of one part after the other, and beside sums by row of one half of the moments after the other, each with the
-// values that it shares.
-constexpr int n_passes = W < 8 ? 2 : 1;
-constexpr bool in_pass(int pass, bool by_row, int part, int moment) {
-  if (n_passes == 1) return true;
-  const bool of_update = moment == sum_p || moment == sq_p || moment == sq_u || moment == dot_uv;
-  return pass == (by_row ? of_update : part);
+// A value is converted once for its sums by row and by position where registers hold both kinds (32 of AVX-512), or
+// where converting it is more than reading it (16 bits). Otherwise rows are summed apart, as they are stepped.
+template <class Type>
+constexpr bool sums_together = W == 8 || sizeof(typename Type::Element) == 2;
+
+// Columns that are walked together, a strip. The nearest cache keeps what a strip's passes read again; what memory
+// sends, asked for in each of them, is to arrive evenly. Sums of rows apart have their beginning and end in every
+// strip.
+constexpr int64_t most_cols = 128;
+template <class Type, bool by_row>
+constexpr int64_t strip_cols = by_row && !sums_together<Type> ? most_cols : 64;
+
+// After so many vectors, what was stored has arrived in the cache and can be read back without waiting for it.
+constexpr int64_t lag = 4;
+
+// Values of a strip that no tensor holds in the type they are computed in.
+template <class Scalar>
+struct Copies {
+  alignas(64) Scalar p[most_rows][most_cols], g[most_rows][most_cols], u[most_rows][most_cols], v[most_rows][most_cols];
+};
+
+// Rows of a block. Moments are taken of values in memory: of the tensors where these hold them as computed, of copies
+// otherwise. A strip that is not whole is narrower than a unit; copies fill it up with zeros.
+template <class Type, Mode mode, bool whole>
+class Strip {
+ public:
+  using Element = typename Type::Element;
+  using Scalar = typename Type::Scalar;
+  using Raw = typename Type::Raw;
+  using Vec = typename Type::Vec;
+  static constexpr bool as_stored = whole && sizeof(Element) == sizeof(Scalar);
+  static constexpr bool u_is_v = mode == Mode::momentum;
+  static constexpr bool needs_copies = !as_stored || !(u_is_v || mode == Mode::measure);
+
+  Strip(const Block& b, int64_t row, int64_t col, int64_t width, Copies<Scalar>& copies)
+      : p_(static_cast<Element*>(b.p) + row * b.row_stride + col),
+        g_(static_cast<const Element*>(mode == Mode::measure ? b.v : b.g) + row * b.row_stride + col),
+        v_(static_cast<Element*>(b.v) + row * b.row_stride + col),
+        stride_(b.row_stride),
+        width_(width),
+        copies_(copies) {}
+
+  int64_t width() const { return whole ? width_ : unit_cols<Type>; }
+
+  // Row r of each: p before its step, and as stored after it; u and v after it.
+  const Scalar* p(int r) const { return values(p_, copies_.p, r); }
+  const Scalar* g(int r) const { return values(g_, copies_.g, r); }
+  const Scalar* v(int r) const { return values(v_, copies_.v, r); }
+  const Scalar* u(int r) const { return u_is_v ? v(r) : copies_.u[r]; }
+
+  void copy(int r) {
+    if constexpr (as_stored) return;
+    for (int64_t col = 0; col < width(); col += n_lanes<Type>) {
+      store_vector(copies_.p[r] + col, load(p_, r, col));
+      store_vector(copies_.g[r] + col, load(g_, r, col));
+    }
+  }
+
+  // Steps a vector of row r.
+  template <bool measured>
+  inline __attribute__((always_inline)) void step(int r, int64_t col, const Coefficients<Scalar>& c) {
+    if constexpr (mode == Mode::measure) return;
+    constexpr bool copied = measured && !as_stored;
+    Vec p = copied ? load_vector<Vec>(copies_.p[r] + col) : load(p_, r, col);
+    const Vec g = copied ? load_vector<Vec>(copies_.g[r] + col) : load(g_, r, col);
+    Vec v{}, u;
+    if constexpr (reads_buffer(mode)) v = load(v_, r, col);
+    update<mode>(p, g, v, u, c);
+    const Raw stored = Type::narrow(p);
+    store(p_, r, col, stored);
+    if constexpr (writes_buffer(mode)) store(v_, r, col, Type::narrow(v));
+    if constexpr (copied) store_vector(copies_.p[r] + col, Type::widen(stored));
+    if constexpr (copied && (u_is_v || n_accumulated(mode) > dot_uv)) store_vector(copies_.v[r] + col, v);
+    if constexpr (measured && !u_is_v) store_vector(copies_.u[r] + col, u);
+  }
+
+  // Ask memory for what follows. (A compiler may drop a call that does nothing else, so these are none.)
+  inline __attribute__((always_inline)) void ask_p(int r, int64_t at) const {
+    __builtin_prefetch(p_ + r * stride_ + at);
+  }
+  inline __attribute__((always_inline)) void ask_g(int r, int64_t at) const {
+    if constexpr (mode != Mode::measure) __builtin_prefetch(g_ + r * stride_ + at);
+  }
+  inline __attribute__((always_inline)) void ask_v(int r, int64_t at) const {
+    if constexpr (mode == Mode::measure || reads_buffer(mode)) __builtin_prefetch(v_ + r * stride_ + at);
+  }
+
+ private:
+  template <class Copy>
+  const Scalar* values(const Element* tensor, const Copy& copy, int r) const {
+    return as_stored ? reinterpret_cast<const Scalar*>(tensor + r * stride_) : copy[r];
+  }
+
+  Vec load(const Element* from, int r, int64_t col) const {
+    from += r * stride_ + col;
+    if constexpr (whole) return Type::widen(load_vector<Raw>(from));
+    return Type::widen(load_first<Raw>(from, n_left(col)));
+  }
+
+  void store(Element* to, int r, int64_t col, const Raw& x) const {
+    to += r * stride_ + col;
+    if constexpr (whole) {
+      store_vector(to, x);
+    } else {
+      store_first(to, x, n_left(col));
+    }
+  }
+
+  // How many of the vector at col are there.
+  int64_t n_left(int64_t col) const {
+    const int64_t left = width_ - col;
+    return left < 0 ? 0 : left < n_lanes<Type> ? left : n_lanes<Type>;
+  }
+
+  Element* p_;
+  const Element* g_;
+  Element* v_;
+  int64_t stride_, width_;
+  Copies<Scalar>& copies_;
+};
+
+// Moments are taken in two halves, before the step and after it.
+enum class Half { before, after };
+constexpr bool belongs(Half half, int moment) {
+  const bool of_gradient = moment == sum_g || moment == sq_g || moment == dot_pg;
+  return (half == Half::before) == of_gradient;
 }
 
-// Steps one vector's width of n_rows rows; their row sums are added to row_acc, position sums to the block's col_sums.
-template <class Type, Mode mode, bool by_row, bool by_col, int n_rows, bool whole>
-inline __attribute__((always_inline)) void vector_column(const Block& b, const Coefficients<typename Type::Scalar>& c,
-                                                         int64_t row, int64_t col, int64_t n, int64_t ahead, bool fresh,
-                                                         F64 (*row_acc)[n_accumulated(mode)]) {
-  using Element = typename Type::Element;
-  using Vectors = Elements<Type, mode, whole>;
-  constexpr int parts = n_parts<typename Type::Vec>;
+// Adds W elements of row r to a half of the moments.
+template <Half half, class Type, Mode mode, bool whole>
+inline __attribute__((always_inline)) void accumulate(F64* sums, const Strip<Type, mode, whole>& x, int r,
+                                                      int64_t col) {
   constexpr int n_acc = n_accumulated(mode);
-  constexpr bool measured = by_row || by_col;
-  typename Vectors::Values values[n_rows];
-#pragma GCC unroll 4
-  for (int r = 0; r < n_rows; ++r) {
-    const int64_t at = (row + r) * b.row_stride + col;
-    Element* const p = static_cast<Element*>(b.p) + at;
-    const Element* const g = static_cast<const Element*>(b.g) + at;
-    Element* const v = static_cast<Element*>(b.v) + at;
-    if constexpr (measured || sizeof(Element) == 2) {
-      __builtin_prefetch(p + ahead);
-      if constexpr (mode != Mode::measure) __builtin_prefetch(g + ahead);
-      if constexpr (mode == Mode::measure || reads_buffer(mode)) __builtin_prefetch(v + ahead);
-    }
-    Vectors::step(p, g, v, n, c, values[r]);
+  const auto value = [col](const auto* row) { return as_f64(row + col); };
+  const F64 p = value(x.p(r));
+  if constexpr (half == Half::before) {
+    accumulate_gradient(sums, p, value(x.g(r)));
+  } else {
+    const F64 g = n_acc > dot_gu ? value(x.g(r)) : F64{};
+    const F64 u = mode == Mode::measure ? F64{} : value(x.u(r));
+    const F64 v = n_acc > dot_uv ? value(x.v(r)) : F64{};
+    accumulate_step<mode>(sums, p, g, u, v);
   }
-  if constexpr (!measured) return;
+}
 
-  double* const col_sums = by_col ? b.col_sums[col / 8 * n_acc].at + col % 8 : nullptr;
-  const auto col_sum = [&](int h, int m) { return col_sums + h * W / 8 * n_acc * 8 + h * W % 8 + m * 8; };
-#pragma GCC unroll 2
-  for (int pass = 0; pass < n_passes; ++pass) {
-    F64 col_acc[parts][n_acc];
-    if constexpr (by_col)
-#pragma GCC unroll 2
-      for (int h = 0; h < parts; ++h)
-#pragma GCC unroll 8
-        for (int m = 0; m < n_acc; ++m)
-          if (in_pass(pass, by_row, h, m)) col_acc[h][m] = fresh ? F64{} : load_vector<F64>(col_sum(h, m));
+// Adds a half of the moments to the sums by position, and to those of n_rows rows where these are taken together.
+template <Half half, bool by_row, int n_rows, class Type, Mode mode, bool whole>
+inline __attribute__((always_inline)) void add_by_position(const Strip<Type, mode, whole>& x, Line* lines,
+                                                           int64_t ahead, F64 (*row_acc)[n_accumulated(mode)]) {
+  constexpr int n_acc = n_accumulated(mode);
+  constexpr int parts = by_row ? unit_cols<Type> / W : 1;  // vectors of sums that are in registers
+  for (int64_t unit = 0; unit < x.width(); unit += unit_cols<Type>, lines += unit_cols<Type> / 8 * n_acc) {
 #pragma GCC unroll 4
     for (int r = 0; r < n_rows; ++r) {
-      F64 sums[n_acc];
-      if constexpr (by_row)
-#pragma GCC unroll 8
-        for (int m = 0; m < n_acc; ++m) sums[m] = row_acc[r][m];
-#pragma GCC unroll 2
-      for (int h = 0; h < parts; ++h) {
-        const Parts x = values[r].part(h);
-        if constexpr (by_col) accumulate<mode>(col_acc[h], x.stored, x.p, x.g, x.u, x.v);
-        if constexpr (by_row) accumulate<mode>(sums, x.stored, x.p, x.g, x.u, x.v);
-      }
-      if constexpr (by_row)
-#pragma GCC unroll 8
-        for (int m = 0; m < n_acc; ++m)
-          if (in_pass(pass, by_row, 0, m)) row_acc[r][m] = sums[m];
+      if constexpr (half == Half::before) x.ask_p(r, unit + ahead);
+      if constexpr (half == Half::after) x.ask_v(r, unit + ahead);
     }
-    if constexpr (by_col)
-#pragma GCC unroll 2
+#pragma GCC unroll 8
+    for (int part = 0; part < unit_cols<Type> / W; part += parts) {
+      const auto line = [&](int h, int m) { return lines[(part + h) * W / 8 * n_acc + m].at + (part + h) * W % 8; };
+      F64 col_acc[parts][n_acc];
+#pragma GCC unroll 8
       for (int h = 0; h < parts; ++h)
 #pragma GCC unroll 8
         for (int m = 0; m < n_acc; ++m)
-          if (in_pass(pass, by_row, h, m)) store_vector(col_sum(h, m), col_acc[h][m]);
+          if (belongs(half, m)) col_acc[h][m] = load_vector<F64>(line(h, m));
+#pragma GCC unroll 4
+      for (int r = 0; r < n_rows; ++r) {
+        F64 sums[n_acc];
+        if constexpr (by_row)
+#pragma GCC unroll 8
+          for (int m = 0; m < n_acc; ++m)
+            if (belongs(half, m)) sums[m] = row_acc[r][m];
+#pragma GCC unroll 8
+        for (int h = 0; h < parts; ++h) {
+          accumulate<half>(col_acc[h], x, r, unit + (part + h) * W);
+          if constexpr (by_row) accumulate<half>(sums, x, r, unit + (part + h) * W);
+        }
+        if constexpr (by_row)
+#pragma GCC unroll 8
+          for (int m = 0; m < n_acc; ++m)
+            if (belongs(half, m)) row_acc[r][m] = sums[m];
+      }
+#pragma GCC unroll 8
+      for (int h = 0; h < parts; ++h)
+#pragma GCC unroll 8
+        for (int m = 0; m < n_acc; ++m)
+          if (belongs(half, m)) store_vector(line(h, m), col_acc[h][m]);
+    }
   }
+}
+
+// Steps row r; with by_row, adds its moments to row_acc, those after the step a little behind it.
+template <bool measured, bool by_row, bool alone, class Type, Mode mode, bool whole>
+inline __attribute__((always_inline)) void step_row(Strip<Type, mode, whole>& x, int r,
+                                                    const Coefficients<typename Type::Scalar>& c, int64_t ahead,
+                                                    F64* row_acc) {
+  constexpr int n_acc = n_accumulated(mode);
+  constexpr int64_t N = n_lanes<Type>;
+  F64 sums[n_acc];
+  if constexpr (by_row)
+#pragma GCC unroll 8
+    for (int m = 0; m < n_acc; ++m) sums[m] = row_acc[m];
+  const auto step = [&](int64_t col) __attribute__((always_inline)) {
+    if constexpr (alone && (measured || sizeof(typename Type::Element) == 2)) {
+      x.ask_p(r, col + ahead);
+      x.ask_v(r, col + ahead);
+    }
+    if constexpr (measured || sizeof(typename Type::Element) == 2) x.ask_g(r, col + ahead);
+    if constexpr (by_row)
+#pragma GCC unroll 2
+      for (int64_t part = 0; part < N; part += W) accumulate<Half::before>(sums, x, r, col + part);
+    x.template step<measured>(r, col, c);
+  };
+  const auto behind = [&](int64_t col) __attribute__((always_inline)) {
+    if constexpr (by_row)
+#pragma GCC unroll 2
+      for (int64_t part = 0; part < N; part += W) accumulate<Half::after>(sums, x, r, col + part);
+  };
+  const int64_t width = x.width(), start = !by_row ? width : width < lag * N ? width : lag * N;
+  for (int64_t col = 0; col < start; col += N) step(col);
+  for (int64_t col = start; col < width; col += N) {
+    step(col);
+    behind(col - start);
+  }
+  for (int64_t col = width - start; by_row && col < width; col += N) behind(col);
+  if constexpr (by_row)
+#pragma GCC unroll 8
+    for (int m = 0; m < n_acc; ++m) row_acc[m] = sums[m];
+}
+
+// Steps n_rows rows of a strip; their row sums are added to row_acc, position sums to the block's col_sums.
+template <class Type, Mode mode, bool by_row, bool by_col, int n_rows, bool whole>
+inline void step_strip(const Block& b, const Coefficients<typename Type::Scalar>& c, int64_t row, int64_t col,
+                       int64_t width, int64_t ahead, Copies<typename Type::Scalar>& copies,
+                       F64 (*row_acc)[n_accumulated(mode)]) {
+  constexpr bool measured = by_row || by_col, together = by_row && by_col && sums_together<Type>;
+  Strip<Type, mode, whole> strip(b, row, col, width, copies);
+  Line* const lines = by_col ? b.col_sums + col / 8 * n_accumulated(mode) : nullptr;
+  if constexpr (measured)
+    for (int r = 0; r < n_rows; ++r) strip.copy(r);
+  if constexpr (by_col) add_by_position<Half::before, together, n_rows>(strip, lines, ahead, row_acc);
+  for (int r = 0; r < n_rows; ++r) step_row<measured, by_row && !together, !by_col>(strip, r, c, ahead, row_acc[r]);
+  if constexpr (by_col) add_by_position<Half::after, together, n_rows>(strip, lines, ahead, row_acc);
 }
 
 template <class Type, Mode mode, bool by_row, bool by_col, int n_rows>
 inline void step_rows(const Block& b, const Coefficients<typename Type::Scalar>& c, int64_t row,
-                      F64 (*row_acc)[n_accumulated(mode)]) {
-  constexpr int N = sizeof(typename Type::Raw) / sizeof(typename Type::Element);
-  const bool fresh = b.fresh && row == 0;
-  // The sums of one row stay in registers. Those of several do not: that they lie somewhere in memory keeps a compiler
-  // from spilling copies of them.
-  if constexpr (n_rows > 1) __asm__("" : "+r"(row_acc));
+                      Copies<typename Type::Scalar>& copies, F64 (*row_acc)[n_accumulated(mode)]) {
   // How many elements ahead to ask for memory: with moments to take or 16 bits to convert, too little of the work ahead
   // is in flight for the hardware to keep memory busy. A row is followed by the next; several are as many streams,
   // which the hardware follows but starts late: at their end, the beginning of the next ones is asked for.
   constexpr int64_t ahead = (n_rows == 1 ? 2048 : 512) / sizeof(typename Type::Element);
   const int64_t turn = n_rows == 1 ? b.width : b.width - ahead, past_turn = ahead + n_rows * b.row_stride - b.width;
-  int64_t col = 0;
-  for (; col + N <= b.width; col += N)
-    vector_column<Type, mode, by_row, by_col, n_rows, true>(b, c, row, col, N, col < turn ? ahead : past_turn, fresh,
-                                                            row_acc);
-  if (col < b.width)
-    vector_column<Type, mode, by_row, by_col, n_rows, false>(b, c, row, col, b.width - col, past_turn, fresh, row_acc);
+  constexpr bool in_strips = by_col || (by_row && Strip<Type, mode, true>::needs_copies);
+  const int64_t end = b.width / unit_cols<Type> * unit_cols<Type>;
+  const int64_t widest = in_strips ? strip_cols<Type, by_row> : end;
+  for (int64_t col = 0; col < end; col += widest)
+    step_strip<Type, mode, by_row, by_col, n_rows, true>(b, c, row, col, end - col < widest ? end - col : widest,
+                                                         col < turn ? ahead : past_turn, copies, row_acc);
+  if (end < b.width)
+    step_strip<Type, mode, by_row, by_col, n_rows, false>(b, c, row, end, b.width - end, past_turn, copies, row_acc);
 }
 
 template <class Type, Mode mode, bool by_row, bool by_col>
@@ -375,25 +520,21 @@ void step_block(const Block& block) {
                           S(b.c.buffer_gain), S(b.c.mix_d), S(b.c.mix_v)};
   constexpr int n_acc = n_accumulated(mode);
   const int together = by_col ? rows_together(b.width, b.row_stride * sizeof(typename Type::Element)) : 1;
+  Copies<S> copies;
+  if (by_col && b.fresh) std::memset(b.col_sums, 0, n_lines(b.width, n_acc) * sizeof(Line));
   for (int64_t bank = 0; bank < b.rows; bank += W) {  // W rows: one vector of row sums
     const int64_t rows = b.rows - bank < W ? b.rows - bank : W;
     F64 acc[W][n_acc];
-    if constexpr (by_row)
-      for (int r = together > 1 ? 0 : int(rows); r < W; ++r)
-        for (int m = 0; m < n_acc; ++m) acc[r][m] = F64{};
+    for (int r = 0; r < W; ++r)
+      for (int m = 0; m < n_acc; ++m) acc[r][m] = F64{};
     int64_t row = 0;
     if constexpr (by_col) {
       for (; together == most_rows && row + most_rows <= rows; row += most_rows)
-        step_rows<Type, mode, by_row, by_col, most_rows>(b, c, bank + row, acc + row);
+        step_rows<Type, mode, by_row, by_col, most_rows>(b, c, bank + row, copies, acc + row);
       for (; together > 1 && row + 2 <= rows; row += 2)
-        step_rows<Type, mode, by_row, by_col, 2>(b, c, bank + row, acc + row);
+        step_rows<Type, mode, by_row, by_col, 2>(b, c, bank + row, copies, acc + row);
     }
-    for (; row < rows; ++row) {
-      F64 local[1][n_acc] = {};  // in registers
-      step_rows<Type, mode, by_row, by_col, 1>(b, c, bank + row, local);
-      if constexpr (by_row)
-        for (int m = 0; m < n_acc; ++m) acc[row][m] = local[0][m];
-    }
+    for (; row < rows; ++row) step_rows<Type, mode, by_row, by_col, 1>(b, c, bank + row, copies, acc + row);
     if constexpr (by_row) {
       for (int m = 0; m < n_acc; ++m) {
         F64 column[W];

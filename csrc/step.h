@@ -58,17 +58,28 @@ NPERF_HD constexpr int n_accumulated(Mode mode) {
   return mode == Mode::nesterov ? n_moments : mode == Mode::stale ? dot_gu : dot_uv;
 }
 
-// Adds one element (or vector of elements) to the moments. stored is p' as stored, after rounding to the dtype.
-template <Mode mode, class D>
-NPERF_HD void accumulate(D* m, const D& stored, const D& p, const D& g, const D& u, const D& v) {
-  m[sum_p] += stored;
-  m[sq_p] += stored * stored;
+// Adds one element (or vector of elements) to the moments: what the gradient and the parameter before the step give,
+// and what the step gives. stored is p' as stored, after rounding to the dtype.
+template <class Sum, class Value>
+NPERF_HD void accumulate_gradient(Sum* m, const Value& p, const Value& g) {
   m[sum_g] += g;
   m[sq_g] += g * g;
   m[dot_pg] += p * g;
+}
+
+template <Mode mode, class Sum, class Value>
+NPERF_HD void accumulate_step(Sum* m, const Value& stored, const Value& g, const Value& u, const Value& v) {
+  m[sum_p] += stored;
+  m[sq_p] += stored * stored;
   m[sq_u] += u * u;
   if constexpr (n_accumulated(mode) > dot_uv) m[dot_uv] += u * v;
   if constexpr (n_accumulated(mode) > dot_gu) m[dot_gu] += g * u;
+}
+
+template <Mode mode, class D>
+NPERF_HD void accumulate(D* m, const D& stored, const D& p, const D& g, const D& u, const D& v) {
+  accumulate_gradient(m, p, g);
+  accumulate_step<mode>(m, stored, g, u, v);
 }
 
 }  // namespace noetherperf
