@@ -270,8 +270,9 @@ struct Copies {
 };
 
 // Rows of a block. Moments are taken of values in memory: of the tensors where these hold them as computed, of copies
-// otherwise. A strip that is not whole is narrower than a unit; copies fill it up with zeros.
-template <class Type, Mode mode, bool whole>
+// otherwise. A strip that is not whole is narrower than a unit; copies fill it up with zeros. abreast rows are asked
+// for as the one run of memory that they are; each row on its own where that is 1.
+template <class Type, Mode mode, bool whole, int abreast>
 class Strip {
  public:
   using Element = typename Type::Element;
@@ -282,12 +283,13 @@ class Strip {
   static constexpr bool u_is_v = mode == Mode::momentum;
   static constexpr bool needs_copies = !as_stored || !(u_is_v || mode == Mode::measure);
 
-  Strip(const Block& b, int64_t row, int64_t col, int64_t width, Copies<Scalar>& copies)
+  Strip(const Block& b, int64_t row, int64_t col, int64_t width, int64_t ahead, Copies<Scalar>& copies)
       : p_(static_cast<Element*>(b.p) + row * b.row_stride + col),
         g_(static_cast<const Element*>(mode == Mode::measure ? b.v : b.g) + row * b.row_stride + col),
         v_(static_cast<Element*>(b.v) + row * b.row_stride + col),
         stride_(b.row_stride),
         width_(width),
+        ahead_(ahead),
         copies_(copies) {}
 
   int64_t width() const { return whole ? width_ : unit_cols<Type>; }
@@ -325,20 +327,22 @@ class Strip {
   }
 
   // Ask memory for what follows. (A compiler may drop a call that does nothing else, so these are none.)
-  inline __attribute__((always_inline)) void ask_p(int r, int64_t at) const {
-    __builtin_prefetch(p_ + r * stride_ + at);
+  inline __attribute__((always_inline)) void ask_p(int r, int64_t col) const { __builtin_prefetch(p_ + asked(r, col)); }
+  inline __attribute__((always_inline)) void ask_g(int r, int64_t col) const {
+    if constexpr (mode != Mode::measure) __builtin_prefetch(g_ + asked(r, col));
   }
-  inline __attribute__((always_inline)) void ask_g(int r, int64_t at) const {
-    if constexpr (mode != Mode::measure) __builtin_prefetch(g_ + r * stride_ + at);
-  }
-  inline __attribute__((always_inline)) void ask_v(int r, int64_t at) const {
-    if constexpr (mode == Mode::measure || reads_buffer(mode)) __builtin_prefetch(v_ + r * stride_ + at);
+  inline __attribute__((always_inline)) void ask_v(int r, int64_t col) const {
+    if constexpr (mode == Mode::measure || reads_buffer(mode)) __builtin_prefetch(v_ + asked(r, col));
   }
 
  private:
   template <class Copy>
   const Scalar* values(const Element* tensor, const Copy& copy, int r) const {
     return as_stored ? reinterpret_cast<const Scalar*>(tensor + r * stride_) : copy[r];
+  }
+
+  int64_t asked(int r, int64_t col) const {
+    return ahead_ + (abreast > 1 ? r * unit_cols<Type> + col * abreast : r * stride_ + col);
   }
 
   Vec load(const Element* from, int r, int64_t col) const {
@@ -365,7 +369,7 @@ class Strip {
   Element* p_;
   const Element* g_;
   Element* v_;
-  int64_t stride_, width_;
+  int64_t stride_, width_, ahead_;
   Copies<Scalar>& copies_;
 };
 
@@ -377,8 +381,8 @@ constexpr bool belongs(Half half, int moment) {
 }
 
 // Adds W elements of row r to a half of the moments.
-template <Half half, class Type, Mode mode, bool whole>
-inline __attribute__((always_inline)) void accumulate(F64* sums, const Strip<Type, mode, whole>& x, int r,
+template <Half half, class Type, Mode mode, bool whole, int abreast>
+inline __attribute__((always_inline)) void accumulate(F64* sums, const Strip<Type, mode, whole, abreast>& x, int r,
                                                       int64_t col) {
   constexpr int n_acc = n_accumulated(mode);
   const auto value = [col](const auto* row) { return as_f64(row + col); };
@@ -394,16 +398,16 @@ inline __attribute__((always_inline)) void accumulate(F64* sums, const Strip<Typ
 }
 
 // Adds a half of the moments to the sums by position, and to those of n_rows rows where these are taken together.
-template <Half half, bool by_row, int n_rows, class Type, Mode mode, bool whole>
-inline __attribute__((always_inline)) void add_by_position(const Strip<Type, mode, whole>& x, Line* lines,
-                                                           int64_t ahead, F64 (*row_acc)[n_accumulated(mode)]) {
+template <Half half, bool by_row, int n_rows, class Type, Mode mode, bool whole, int abreast>
+inline __attribute__((always_inline)) void add_by_position(const Strip<Type, mode, whole, abreast>& x, Line* lines,
+                                                           F64 (*row_acc)[n_accumulated(mode)]) {
   constexpr int n_acc = n_accumulated(mode);
   constexpr int parts = by_row ? unit_cols<Type> / W : 1;  // vectors of sums that are in registers
   for (int64_t unit = 0; unit < x.width(); unit += unit_cols<Type>, lines += unit_cols<Type> / 8 * n_acc) {
 #pragma GCC unroll 4
     for (int r = 0; r < n_rows; ++r) {
-      if constexpr (half == Half::before) x.ask_p(r, unit + ahead);
-      if constexpr (half == Half::after) x.ask_v(r, unit + ahead);
+      if constexpr (half == Half::before) x.ask_p(r, unit);
+      if constexpr (half == Half::after) x.ask_v(r, unit);
     }
 #pragma GCC unroll 8
     for (int part = 0; part < unit_cols<Type> / W; part += parts) {
@@ -441,10 +445,9 @@ inline __attribute__((always_inline)) void add_by_position(const Strip<Type, mod
 }
 
 // Steps row r; with by_row, adds its moments to row_acc, those after the step a little behind it.
-template <bool measured, bool by_row, bool alone, class Type, Mode mode, bool whole>
-inline __attribute__((always_inline)) void step_row(Strip<Type, mode, whole>& x, int r,
-                                                    const Coefficients<typename Type::Scalar>& c, int64_t ahead,
-                                                    F64* row_acc) {
+template <bool measured, bool by_row, bool alone, class Type, Mode mode, bool whole, int abreast>
+inline __attribute__((always_inline)) void step_row(Strip<Type, mode, whole, abreast>& x, int r,
+                                                    const Coefficients<typename Type::Scalar>& c, F64* row_acc) {
   constexpr int n_acc = n_accumulated(mode);
   constexpr int64_t N = n_lanes<Type>;
   F64 sums[n_acc];
@@ -453,10 +456,10 @@ inline __attribute__((always_inline)) void step_row(Strip<Type, mode, whole>& x,
     for (int m = 0; m < n_acc; ++m) sums[m] = row_acc[m];
   const auto step = [&](int64_t col) __attribute__((always_inline)) {
     if constexpr (alone && (measured || sizeof(typename Type::Element) == 2)) {
-      x.ask_p(r, col + ahead);
-      x.ask_v(r, col + ahead);
+      x.ask_p(r, col);
+      x.ask_v(r, col);
     }
-    if constexpr (measured || sizeof(typename Type::Element) == 2) x.ask_g(r, col + ahead);
+    if constexpr (measured || sizeof(typename Type::Element) == 2) x.ask_g(r, col);
     if constexpr (by_row)
 #pragma GCC unroll 2
       for (int64_t part = 0; part < N; part += W) accumulate<Half::before>(sums, x, r, col + part);
@@ -480,36 +483,41 @@ inline __attribute__((always_inline)) void step_row(Strip<Type, mode, whole>& x,
 }
 
 // Steps n_rows rows of a strip; their row sums are added to row_acc, position sums to the block's col_sums.
-template <class Type, Mode mode, bool by_row, bool by_col, int n_rows, bool whole>
+template <class Type, Mode mode, bool by_row, bool by_col, int n_rows, bool whole, int abreast>
 inline void step_strip(const Block& b, const Coefficients<typename Type::Scalar>& c, int64_t row, int64_t col,
                        int64_t width, int64_t ahead, Copies<typename Type::Scalar>& copies,
                        F64 (*row_acc)[n_accumulated(mode)]) {
   constexpr bool measured = by_row || by_col, together = by_row && by_col && sums_together<Type>;
-  Strip<Type, mode, whole> strip(b, row, col, width, copies);
+  Strip<Type, mode, whole, abreast> strip(b, row, col, width, ahead, copies);
   Line* const lines = by_col ? b.col_sums + col / 8 * n_accumulated(mode) : nullptr;
   if constexpr (measured)
     for (int r = 0; r < n_rows; ++r) strip.copy(r);
-  if constexpr (by_col) add_by_position<Half::before, together, n_rows>(strip, lines, ahead, row_acc);
-  for (int r = 0; r < n_rows; ++r) step_row<measured, by_row && !together, !by_col>(strip, r, c, ahead, row_acc[r]);
-  if constexpr (by_col) add_by_position<Half::after, together, n_rows>(strip, lines, ahead, row_acc);
+  if constexpr (by_col) add_by_position<Half::before, together, n_rows>(strip, lines, row_acc);
+  for (int r = 0; r < n_rows; ++r) step_row<measured, by_row && !together, !by_col>(strip, r, c, row_acc[r]);
+  if constexpr (by_col) add_by_position<Half::after, together, n_rows>(strip, lines, row_acc);
 }
 
-template <class Type, Mode mode, bool by_row, bool by_col, int n_rows>
+template <class Type, Mode mode, bool by_row, bool by_col, int n_rows, int abreast>
 inline void step_rows(const Block& b, const Coefficients<typename Type::Scalar>& c, int64_t row,
                       Copies<typename Type::Scalar>& copies, F64 (*row_acc)[n_accumulated(mode)]) {
-  // How many elements ahead to ask for memory: with moments to take or 16 bits to convert, too little of the work ahead
-  // is in flight for the hardware to keep memory busy. A row is followed by the next; several are as many streams,
-  // which the hardware follows but starts late: at their end, the beginning of the next ones is asked for.
-  constexpr int64_t ahead = (n_rows == 1 ? 2048 : 512) / sizeof(typename Type::Element);
-  const int64_t turn = n_rows == 1 ? b.width : b.width - ahead, past_turn = ahead + n_rows * b.row_stride - b.width;
-  constexpr bool in_strips = by_col || (by_row && Strip<Type, mode, true>::needs_copies);
+  constexpr bool in_strips = by_col || (by_row && Strip<Type, mode, true, abreast>::needs_copies);
   const int64_t end = b.width / unit_cols<Type> * unit_cols<Type>;
   const int64_t widest = in_strips ? strip_cols<Type, by_row> : end;
+  // How far ahead to ask for memory: with moments to take or 16 bits to convert, too little of the work ahead is in
+  // flight for the hardware to keep memory busy. A row is followed by the next. Several are as many streams, which the
+  // hardware follows but starts late: at their end, the beginning of the next ones is asked for.
+  constexpr int64_t bytes = n_rows == 1 ? 2048 : abreast > 1 ? 2560 : 512;
+  constexpr int64_t ahead = bytes / sizeof(typename Type::Element);
+  const auto from = [&](int64_t col) {
+    if (abreast > 1) return ahead + col * (abreast - 1);
+    return n_rows == 1 || col + ahead < b.width ? ahead : ahead + n_rows * b.row_stride - b.width;
+  };
   for (int64_t col = 0; col < end; col += widest)
-    step_strip<Type, mode, by_row, by_col, n_rows, true>(b, c, row, col, end - col < widest ? end - col : widest,
-                                                         col < turn ? ahead : past_turn, copies, row_acc);
+    step_strip<Type, mode, by_row, by_col, n_rows, true, abreast>(
+        b, c, row, col, end - col < widest ? end - col : widest, from(col), copies, row_acc);
   if (end < b.width)
-    step_strip<Type, mode, by_row, by_col, n_rows, false>(b, c, row, end, b.width - end, past_turn, copies, row_acc);
+    step_strip<Type, mode, by_row, by_col, n_rows, false, abreast>(b, c, row, end, b.width - end, from(end), copies,
+                                                                   row_acc);
 }
 
 template <class Type, Mode mode, bool by_row, bool by_col>
@@ -519,7 +527,10 @@ void step_block(const Block& block) {
   const Coefficients<S> c{S(b.c.lr),          S(b.c.decay), S(b.c.sign), S(b.c.buffer_decay),
                           S(b.c.buffer_gain), S(b.c.mix_d), S(b.c.mix_v)};
   constexpr int n_acc = n_accumulated(mode);
-  const int together = by_col ? rows_together(b.width, b.row_stride * sizeof(typename Type::Element)) : 1;
+  const int64_t row_bytes = b.row_stride * sizeof(typename Type::Element);
+  const int together = by_col ? rows_together(b.width, row_bytes) : 1;
+  // Streams within a page confuse the hardware that follows them.
+  const bool one_run = b.row_stride == b.width && most_rows * row_bytes <= page;
   Copies<S> copies;
   if (by_col && b.fresh) std::memset(b.col_sums, 0, n_lines(b.width, n_acc) * sizeof(Line));
   for (int64_t bank = 0; bank < b.rows; bank += W) {  // W rows: one vector of row sums
@@ -530,11 +541,15 @@ void step_block(const Block& block) {
     int64_t row = 0;
     if constexpr (by_col) {
       for (; together == most_rows && row + most_rows <= rows; row += most_rows)
-        step_rows<Type, mode, by_row, by_col, most_rows>(b, c, bank + row, copies, acc + row);
+        if (one_run) {
+          step_rows<Type, mode, by_row, by_col, most_rows, most_rows>(b, c, bank + row, copies, acc + row);
+        } else {
+          step_rows<Type, mode, by_row, by_col, most_rows, 1>(b, c, bank + row, copies, acc + row);
+        }
       for (; together > 1 && row + 2 <= rows; row += 2)
-        step_rows<Type, mode, by_row, by_col, 2>(b, c, bank + row, copies, acc + row);
+        step_rows<Type, mode, by_row, by_col, 2, 1>(b, c, bank + row, copies, acc + row);
     }
-    for (; row < rows; ++row) step_rows<Type, mode, by_row, by_col, 1>(b, c, bank + row, copies, acc + row);
+    for (; row < rows; ++row) step_rows<Type, mode, by_row, by_col, 1, 1>(b, c, bank + row, copies, acc + row);
     if constexpr (by_row) {
       for (int m = 0; m < n_acc; ++m) {
         F64 column[W];
