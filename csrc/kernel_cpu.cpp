@@ -150,9 +150,8 @@ struct BFloat16 {
   // To the nearest, ties to even; a NaN stays one.
   static Raw narrow(const Vec& x) {
     const U32 bits = (U32)x;
-    const U32 rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-    const U32 quiet = (bits >> 16) | 0x40u;
-    return squeeze(x != x ? quiet : rounded);
+    const U32 rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) | (U32)(x != x);
+    return squeeze(rounded >> 16);
   }
 };
 
@@ -248,17 +247,9 @@ constexpr int rows_together(int64_t width, int64_t row_bytes) {
   return width <= near_cols ? 1 : row_bytes % page == 0 ? 2 : most_rows;
 }
 
-// A value is converted once for its sums by row and by position where registers hold both kinds (32 of AVX-512), or
-// where converting it is more than reading it (16 bits). Otherwise rows are summed apart, as they are stepped.
-template <class Type>
-constexpr bool sums_together = W == 8 || sizeof(typename Type::Element) == 2;
-
 // Columns that are walked together, a strip. The nearest cache keeps what a strip's passes read again; what memory
-// sends, asked for in each of them, is to arrive evenly. Sums of rows apart have their beginning and end in every
-// strip.
-constexpr int64_t most_cols = 128;
-template <class Type, bool by_row>
-constexpr int64_t strip_cols = by_row && !sums_together<Type> ? most_cols : 64;
+// sends, asked for in each of them, is to arrive evenly.
+constexpr int64_t strip_cols = 64;
 
 // After so many vectors, what was stored has arrived in the cache and can be read back without waiting for it.
 constexpr int64_t lag = 4;
@@ -266,7 +257,8 @@ constexpr int64_t lag = 4;
 // Values of a strip that no tensor holds in the type they are computed in.
 template <class Scalar>
 struct Copies {
-  alignas(64) Scalar p[most_rows][most_cols], g[most_rows][most_cols], u[most_rows][most_cols], v[most_rows][most_cols];
+  using Rows = Scalar[most_rows][strip_cols];
+  alignas(64) Rows p, g, u, v;
 };
 
 // Rows of a block. Moments are taken of values in memory: of the tensors where these hold them as computed, of copies
@@ -397,12 +389,26 @@ inline __attribute__((always_inline)) void accumulate(F64* sums, const Strip<Typ
   }
 }
 
-// Adds a half of the moments to the sums by position, and to those of n_rows rows where these are taken together.
+// Sixteen registers hold a half of four rows' moments, and by position a group of these.
+constexpr int n_groups = W == 4 ? 2 : 1;
+constexpr int group_of(int moment) {
+  const bool of_products = moment == dot_pg || moment == sq_u || moment == dot_uv || moment == dot_gu;
+  return of_products ? n_groups - 1 : 0;
+}
+
+// Adds a half of the moments to the sums by position and, with by_row, to those of n_rows rows, which stay in
+// registers.
 template <Half half, bool by_row, int n_rows, class Type, Mode mode, bool whole, int abreast>
 inline __attribute__((always_inline)) void add_by_position(const Strip<Type, mode, whole, abreast>& x, Line* lines,
                                                            F64 (*row_acc)[n_accumulated(mode)]) {
   constexpr int n_acc = n_accumulated(mode);
-  constexpr int parts = by_row ? unit_cols<Type> / W : 1;  // vectors of sums that are in registers
+  F64 row_sums[n_rows][n_acc];
+  if constexpr (by_row)
+#pragma GCC unroll 4
+    for (int r = 0; r < n_rows; ++r)
+#pragma GCC unroll 8
+      for (int m = 0; m < n_acc; ++m)
+        if (belongs(half, m)) row_sums[r][m] = row_acc[r][m];
   for (int64_t unit = 0; unit < x.width(); unit += unit_cols<Type>, lines += unit_cols<Type> / 8 * n_acc) {
 #pragma GCC unroll 4
     for (int r = 0; r < n_rows; ++r) {
@@ -410,38 +416,40 @@ inline __attribute__((always_inline)) void add_by_position(const Strip<Type, mod
       if constexpr (half == Half::after) x.ask_v(r, unit);
     }
 #pragma GCC unroll 8
-    for (int part = 0; part < unit_cols<Type> / W; part += parts) {
-      const auto line = [&](int h, int m) { return lines[(part + h) * W / 8 * n_acc + m].at + (part + h) * W % 8; };
-      F64 col_acc[parts][n_acc];
-#pragma GCC unroll 8
-      for (int h = 0; h < parts; ++h)
-#pragma GCC unroll 8
-        for (int m = 0; m < n_acc; ++m)
-          if (belongs(half, m)) col_acc[h][m] = load_vector<F64>(line(h, m));
-#pragma GCC unroll 4
-      for (int r = 0; r < n_rows; ++r) {
+    for (int64_t part = 0; part < unit_cols<Type>; part += W) {
+      const auto line = [&](int m) { return lines[part / 8 * n_acc + m].at + part % 8; };
+#pragma GCC unroll 2
+      for (int group = 0; group < (by_row ? n_groups : 1); ++group) {
+        const auto taken = [group](int m) { return belongs(half, m) && (!by_row || group_of(m) == group); };
+        if constexpr (by_row && n_groups > 1) __asm__("" ::: "memory");  // reads values again rather than spill them
         F64 sums[n_acc];
-        if constexpr (by_row)
 #pragma GCC unroll 8
-          for (int m = 0; m < n_acc; ++m)
-            if (belongs(half, m)) sums[m] = row_acc[r][m];
+        for (int m = 0; m < n_acc; ++m) sums[m] = taken(m) ? load_vector<F64>(line(m)) : F64{};
+#pragma GCC unroll 4
+        for (int r = 0; r < n_rows; ++r) {
+          accumulate<half>(sums, x, r, unit + part);
+          if constexpr (by_row) {
+            F64 of_row[n_acc];
 #pragma GCC unroll 8
-        for (int h = 0; h < parts; ++h) {
-          accumulate<half>(col_acc[h], x, r, unit + (part + h) * W);
-          if constexpr (by_row) accumulate<half>(sums, x, r, unit + (part + h) * W);
+            for (int m = 0; m < n_acc; ++m) of_row[m] = taken(m) ? row_sums[r][m] : F64{};
+            accumulate<half>(of_row, x, r, unit + part);
+#pragma GCC unroll 8
+            for (int m = 0; m < n_acc; ++m)
+              if (taken(m)) row_sums[r][m] = of_row[m];
+          }
         }
-        if constexpr (by_row)
-#pragma GCC unroll 8
-          for (int m = 0; m < n_acc; ++m)
-            if (belongs(half, m)) row_acc[r][m] = sums[m];
-      }
-#pragma GCC unroll 8
-      for (int h = 0; h < parts; ++h)
 #pragma GCC unroll 8
         for (int m = 0; m < n_acc; ++m)
-          if (belongs(half, m)) store_vector(line(h, m), col_acc[h][m]);
+          if (taken(m)) store_vector(line(m), sums[m]);
+      }
     }
   }
+  if constexpr (by_row)
+#pragma GCC unroll 4
+    for (int r = 0; r < n_rows; ++r)
+#pragma GCC unroll 8
+      for (int m = 0; m < n_acc; ++m)
+        if (belongs(half, m)) row_acc[r][m] = row_sums[r][m];
 }
 
 // Steps row r; with by_row, adds its moments to row_acc, those after the step a little behind it.
@@ -487,14 +495,14 @@ template <class Type, Mode mode, bool by_row, bool by_col, int n_rows, bool whol
 inline void step_strip(const Block& b, const Coefficients<typename Type::Scalar>& c, int64_t row, int64_t col,
                        int64_t width, int64_t ahead, Copies<typename Type::Scalar>& copies,
                        F64 (*row_acc)[n_accumulated(mode)]) {
-  constexpr bool measured = by_row || by_col, together = by_row && by_col && sums_together<Type>;
+  constexpr bool measured = by_row || by_col;
   Strip<Type, mode, whole, abreast> strip(b, row, col, width, ahead, copies);
   Line* const lines = by_col ? b.col_sums + col / 8 * n_accumulated(mode) : nullptr;
   if constexpr (measured)
     for (int r = 0; r < n_rows; ++r) strip.copy(r);
-  if constexpr (by_col) add_by_position<Half::before, together, n_rows>(strip, lines, row_acc);
-  for (int r = 0; r < n_rows; ++r) step_row<measured, by_row && !together, !by_col>(strip, r, c, row_acc[r]);
-  if constexpr (by_col) add_by_position<Half::after, together, n_rows>(strip, lines, row_acc);
+  if constexpr (by_col) add_by_position<Half::before, by_row, n_rows>(strip, lines, row_acc);
+  for (int r = 0; r < n_rows; ++r) step_row<measured, by_row && !by_col, !by_col>(strip, r, c, row_acc[r]);
+  if constexpr (by_col) add_by_position<Half::after, by_row, n_rows>(strip, lines, row_acc);
 }
 
 template <class Type, Mode mode, bool by_row, bool by_col, int n_rows, int abreast>
@@ -502,7 +510,7 @@ inline void step_rows(const Block& b, const Coefficients<typename Type::Scalar>&
                       Copies<typename Type::Scalar>& copies, F64 (*row_acc)[n_accumulated(mode)]) {
   constexpr bool in_strips = by_col || (by_row && Strip<Type, mode, true, abreast>::needs_copies);
   const int64_t end = b.width / unit_cols<Type> * unit_cols<Type>;
-  const int64_t widest = in_strips ? strip_cols<Type, by_row> : end;
+  const int64_t widest = in_strips ? strip_cols : end;
   // How far ahead to ask for memory: with moments to take or 16 bits to convert, too little of the work ahead is in
   // flight for the hardware to keep memory busy. A row is followed by the next. Several are as many streams, which the
   // hardware follows but starts late: at their end, the beginning of the next ones is asked for.

@@ -137,8 +137,9 @@ bool is_positions(const View& view, const Tensor& tensor) { return view.n_segmen
 
 // Copies one moment's sums of positions [0, width) out of every n_acc-th line.
 void gather_positions(const Line* lines, int n_acc, int64_t width, double* to) {
-  for (int64_t i = 0; i < width; i += 8, lines += n_acc)
-    std::copy_n(lines->at, std::min<int64_t>(8, width - i), to + i);
+  int64_t i = 0;
+  for (; i + 8 <= width; i += 8, lines += n_acc) std::copy_n(lines->at, 8, to + i);
+  std::copy_n(lines->at, width - i, to + i);
 }
 
 // Adds the sums of positions [col, col + width) to the sums of their segments.
