@@ -68,10 +68,16 @@ def caches() -> dict[str, str]:
     return found
 
 
+def cache_size(name: str, otherwise: int) -> int:
+    """Bytes of a cache of caches(); otherwise where the system does not tell."""
+    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+    size = caches().get(name)
+    return otherwise if size is None else int(size[:-1]) * units[size[-1]]
+
+
 def last_level_cache() -> int:
     """Bytes of the largest cache; 32 MiB where the system does not tell."""
-    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-    return max((int(size[:-1]) * units[size[-1]] for size in caches().values()), default=32 << 20)
+    return max((cache_size(name, 0) for name in caches()), default=32 << 20)
 
 
 def available_memory() -> int:

@@ -1,4 +1,4 @@
-"""What arithmetic alone takes: the CPU kernel on data that stays in the nearest caches, beside the memory's own time.
+"""What arithmetic alone takes: the CPU kernel on data that stays in the second-level cache, beside the memory's time.
 
 Prints a table, and writes it into docs/performance.md. Where the kernel takes longer in the cache than the memory takes
 to bring the same elements, no arrangement of memory accesses can reach the floor.
@@ -13,31 +13,44 @@ import torch
 
 import noetherperf as nperf
 from bench.environment import describe, environment
+from bench.inputs import cache_size
 from bench.timing import Rounds, Spread
 from noetherperf import Norm, Part, _cpu
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 BEGIN, END = "<!-- kernel: begin; written by python -m bench.kernel -->", "<!-- kernel: end -->"
 
-SHAPE = (96, 1376)  # 1.6 MB of float32 parameters, gradients and buffers: within a second-level cache of 2 MB
-LARGE = 1 << 25  # elements of the floor: 400 MB, far outside of it
+N_TENSORS = 64  # that a call steps, all of them the same memory: what one of them needs is in the cache
+LARGE = 1 << 25  # elements of the floor: 400 MB, far outside of every cache
 VIEWS = {"none": (), "rows": (0,), "columns": (1,), "both": (0, 1)}
 ROUNDS = 60
 
 
+def shape_in_cache() -> tuple[int, int]:
+    """Of a matrix whose float32 parameters, gradients and buffers fill half of the second-level cache."""
+    elements = cache_size("L2", 512 << 10) // 2 // 12
+    return 96, elements // 96 // 16 * 16
+
+
 def optimizer(shape: tuple[int, int], dtype: torch.dtype, axes: tuple[int, ...], momentum: float) -> nperf.SGD:
-    p = torch.nn.Parameter(torch.randn(shape).to(dtype))
-    p.grad = torch.randn(shape).to(dtype)
-    symmetries = [Norm(f"p[{axis}]", [Part("p", axis)]) for axis in axes]
-    return nperf.SGD([("p", p)], lr=1e-6, momentum=momentum, symmetries=symmetries, backend="cpu")
+    p, g, v = (torch.randn(shape).to(dtype) for _ in range(3))
+    params = {f"p{i}": torch.nn.Parameter(p) for i in range(N_TENSORS)}
+    for param in params.values():
+        param.grad = g
+    symmetries = [Norm(f"{name}[{axis}]", [Part(name, axis)]) for name in params for axis in axes]
+    made = nperf.SGD(params.items(), lr=1e-6, momentum=momentum, symmetries=symmetries, backend="cpu")
+    if momentum:
+        made.state.update({param: {"momentum_buffer": v} for param in params.values()})
+    return made
 
 
 def spreads(dtype: torch.dtype, momentum: float, n_threads: int) -> dict[str, Spread]:
     """Nanoseconds an element takes one thread: the memory's floor, its bandwidth shared, and the kernel by view: a step
     less what the call of a step takes."""
-    optimizers = {view: optimizer(SHAPE, dtype, axes, momentum) for view, axes in VIEWS.items()}
+    shape = shape_in_cache()
+    optimizers = {view: optimizer(shape, dtype, axes, momentum) for view, axes in VIEWS.items()}
     calls = {view: optimizer((1, 1), dtype, axes, momentum) for view, axes in VIEWS.items()}
-    streams = [torch.zeros(LARGE) for _ in range(3 if momentum else 2)]
+    streams = [torch.ones(LARGE) for _ in range(3 if momentum else 2)]
     p, g, v = streams[0], streams[1], streams[-1] if momentum else streams[0]
 
     def floor() -> None:
@@ -52,7 +65,7 @@ def spreads(dtype: torch.dtype, momentum: float, n_threads: int) -> dict[str, Sp
     memory.run()
     for times in (*kernel.times.values(), *memory.times.values()):
         times.clear()
-    kernel.repeats = 32  # the first of them finds the cache cold
+    kernel.repeats = 4  # the first of them finds the cache cold
     for _ in range(ROUNDS):
         kernel.run()
         memory.run()
@@ -62,7 +75,7 @@ def spreads(dtype: torch.dtype, momentum: float, n_threads: int) -> dict[str, Sp
     found = {"floor": Spread.of([t * per_element for t in memory.times["floor"]])}
     for view in VIEWS:
         pairs = zip(kernel.times[view], kernel.times[f"{view} call"], strict=True)
-        found[view] = Spread.of([(step - call) * 1e9 / (SHAPE[0] * SHAPE[1]) for step, call in pairs])
+        found[view] = Spread.of([(step - call) * 1e9 / (N_TENSORS * shape[0] * shape[1]) for step, call in pairs])
     return found
 
 

@@ -247,24 +247,24 @@ constexpr int rows_together(int64_t width, int64_t row_bytes) {
   return width <= near_cols ? 1 : row_bytes % page == 0 ? 2 : most_rows;
 }
 
-// Columns that are walked together, a strip. The nearest cache keeps what a strip's passes read again; what memory
-// sends, asked for in each of them, is to arrive evenly.
-constexpr int64_t strip_cols = 64;
+// How many columns of so many rows are walked together, a strip. The nearest cache keeps what a strip's passes read
+// again; what memory sends, asked for in each of them, is to arrive evenly.
+constexpr int64_t strip_size = 128;
+constexpr int64_t strip_cols(int n_rows) { return strip_size / n_rows; }
 
 // After so many vectors, what was stored has arrived in the cache and can be read back without waiting for it.
 constexpr int64_t lag = 4;
 
-// Values of a strip that no tensor holds in the type they are computed in.
+// Values of a strip that no tensor holds in the type they are computed in, row after row.
 template <class Scalar>
 struct Copies {
-  using Rows = Scalar[most_rows][strip_cols];
-  alignas(64) Rows p, g, u, v;
+  alignas(64) Scalar p[strip_size], g[strip_size], u[strip_size], v[strip_size];
 };
 
 // Rows of a block. Moments are taken of values in memory: of the tensors where these hold them as computed, of copies
-// otherwise. A strip that is not whole is narrower than a unit; copies fill it up with zeros. abreast rows are asked
-// for as the one run of memory that they are; each row on its own where that is 1.
-template <class Type, Mode mode, bool whole, int abreast>
+// otherwise. A strip that is not whole is narrower than a unit; copies fill it up with zeros. Memory is asked for row
+// by row, or for all rows as the one run that they are.
+template <class Type, Mode mode, bool whole, int n_rows, bool one_run>
 class Strip {
  public:
   using Element = typename Type::Element;
@@ -290,13 +290,13 @@ class Strip {
   const Scalar* p(int r) const { return values(p_, copies_.p, r); }
   const Scalar* g(int r) const { return values(g_, copies_.g, r); }
   const Scalar* v(int r) const { return values(v_, copies_.v, r); }
-  const Scalar* u(int r) const { return u_is_v ? v(r) : copies_.u[r]; }
+  const Scalar* u(int r) const { return u_is_v ? v(r) : copies_.u + place(r, 0); }
 
   void copy(int r) {
     if constexpr (as_stored) return;
     for (int64_t col = 0; col < width(); col += n_lanes<Type>) {
-      store_vector(copies_.p[r] + col, load(p_, r, col));
-      store_vector(copies_.g[r] + col, load(g_, r, col));
+      store_vector(copies_.p + place(r, col), load(p_, r, col));
+      store_vector(copies_.g + place(r, col), load(g_, r, col));
     }
   }
 
@@ -305,17 +305,17 @@ class Strip {
   inline __attribute__((always_inline)) void step(int r, int64_t col, const Coefficients<Scalar>& c) {
     if constexpr (mode == Mode::measure) return;
     constexpr bool copied = measured && !as_stored;
-    Vec p = copied ? load_vector<Vec>(copies_.p[r] + col) : load(p_, r, col);
-    const Vec g = copied ? load_vector<Vec>(copies_.g[r] + col) : load(g_, r, col);
+    Vec p = copied ? load_vector<Vec>(copies_.p + place(r, col)) : load(p_, r, col);
+    const Vec g = copied ? load_vector<Vec>(copies_.g + place(r, col)) : load(g_, r, col);
     Vec v{}, u;
     if constexpr (reads_buffer(mode)) v = load(v_, r, col);
     update<mode>(p, g, v, u, c);
     const Raw stored = Type::narrow(p);
     store(p_, r, col, stored);
     if constexpr (writes_buffer(mode)) store(v_, r, col, Type::narrow(v));
-    if constexpr (copied) store_vector(copies_.p[r] + col, Type::widen(stored));
-    if constexpr (copied && (u_is_v || n_accumulated(mode) > dot_uv)) store_vector(copies_.v[r] + col, v);
-    if constexpr (measured && !u_is_v) store_vector(copies_.u[r] + col, u);
+    if constexpr (copied) store_vector(copies_.p + place(r, col), Type::widen(stored));
+    if constexpr (copied && (u_is_v || n_accumulated(mode) > dot_uv)) store_vector(copies_.v + place(r, col), v);
+    if constexpr (measured && !u_is_v) store_vector(copies_.u + place(r, col), u);
   }
 
   // Ask memory for what follows. (A compiler may drop a call that does nothing else, so these are none.)
@@ -328,13 +328,14 @@ class Strip {
   }
 
  private:
-  template <class Copy>
-  const Scalar* values(const Element* tensor, const Copy& copy, int r) const {
-    return as_stored ? reinterpret_cast<const Scalar*>(tensor + r * stride_) : copy[r];
+  static int64_t place(int r, int64_t col) { return r * strip_cols(n_rows) + col; }
+
+  const Scalar* values(const Element* tensor, const Scalar* copy, int r) const {
+    return as_stored ? reinterpret_cast<const Scalar*>(tensor + r * stride_) : copy + place(r, 0);
   }
 
   int64_t asked(int r, int64_t col) const {
-    return ahead_ + (abreast > 1 ? r * unit_cols<Type> + col * abreast : r * stride_ + col);
+    return ahead_ + (one_run ? r * unit_cols<Type> + col * n_rows : r * stride_ + col);
   }
 
   Vec load(const Element* from, int r, int64_t col) const {
@@ -373,9 +374,9 @@ constexpr bool belongs(Half half, int moment) {
 }
 
 // Adds W elements of row r to a half of the moments.
-template <Half half, class Type, Mode mode, bool whole, int abreast>
-inline __attribute__((always_inline)) void accumulate(F64* sums, const Strip<Type, mode, whole, abreast>& x, int r,
-                                                      int64_t col) {
+template <Half half, class Type, Mode mode, bool whole, int n_rows, bool one_run>
+inline __attribute__((always_inline)) void accumulate(F64* sums, const Strip<Type, mode, whole, n_rows, one_run>& x,
+                                                      int r, int64_t col) {
   constexpr int n_acc = n_accumulated(mode);
   const auto value = [col](const auto* row) { return as_f64(row + col); };
   const F64 p = value(x.p(r));
@@ -398,9 +399,9 @@ constexpr int group_of(int moment) {
 
 // Adds a half of the moments to the sums by position and, with by_row, to those of n_rows rows, which stay in
 // registers.
-template <Half half, bool by_row, int n_rows, class Type, Mode mode, bool whole, int abreast>
-inline __attribute__((always_inline)) void add_by_position(const Strip<Type, mode, whole, abreast>& x, Line* lines,
-                                                           F64 (*row_acc)[n_accumulated(mode)]) {
+template <Half half, bool by_row, class Type, Mode mode, bool whole, int n_rows, bool one_run>
+inline __attribute__((always_inline)) void add_by_position(const Strip<Type, mode, whole, n_rows, one_run>& x,
+                                                           Line* lines, F64 (*row_acc)[n_accumulated(mode)]) {
   constexpr int n_acc = n_accumulated(mode);
   F64 row_sums[n_rows][n_acc];
   if constexpr (by_row)
@@ -453,8 +454,8 @@ inline __attribute__((always_inline)) void add_by_position(const Strip<Type, mod
 }
 
 // Steps row r; with by_row, adds its moments to row_acc, those after the step a little behind it.
-template <bool measured, bool by_row, bool alone, class Type, Mode mode, bool whole, int abreast>
-inline __attribute__((always_inline)) void step_row(Strip<Type, mode, whole, abreast>& x, int r,
+template <bool measured, bool by_row, bool alone, class Type, Mode mode, bool whole, int n_rows, bool one_run>
+inline __attribute__((always_inline)) void step_row(Strip<Type, mode, whole, n_rows, one_run>& x, int r,
                                                     const Coefficients<typename Type::Scalar>& c, F64* row_acc) {
   constexpr int n_acc = n_accumulated(mode);
   constexpr int64_t N = n_lanes<Type>;
@@ -491,40 +492,40 @@ inline __attribute__((always_inline)) void step_row(Strip<Type, mode, whole, abr
 }
 
 // Steps n_rows rows of a strip; their row sums are added to row_acc, position sums to the block's col_sums.
-template <class Type, Mode mode, bool by_row, bool by_col, int n_rows, bool whole, int abreast>
+template <class Type, Mode mode, bool by_row, bool by_col, int n_rows, bool whole, bool one_run>
 inline void step_strip(const Block& b, const Coefficients<typename Type::Scalar>& c, int64_t row, int64_t col,
                        int64_t width, int64_t ahead, Copies<typename Type::Scalar>& copies,
                        F64 (*row_acc)[n_accumulated(mode)]) {
   constexpr bool measured = by_row || by_col;
-  Strip<Type, mode, whole, abreast> strip(b, row, col, width, ahead, copies);
+  Strip<Type, mode, whole, n_rows, one_run> strip(b, row, col, width, ahead, copies);
   Line* const lines = by_col ? b.col_sums + col / 8 * n_accumulated(mode) : nullptr;
   if constexpr (measured)
     for (int r = 0; r < n_rows; ++r) strip.copy(r);
-  if constexpr (by_col) add_by_position<Half::before, by_row, n_rows>(strip, lines, row_acc);
+  if constexpr (by_col) add_by_position<Half::before, by_row>(strip, lines, row_acc);
   for (int r = 0; r < n_rows; ++r) step_row<measured, by_row && !by_col, !by_col>(strip, r, c, row_acc[r]);
-  if constexpr (by_col) add_by_position<Half::after, by_row, n_rows>(strip, lines, row_acc);
+  if constexpr (by_col) add_by_position<Half::after, by_row>(strip, lines, row_acc);
 }
 
-template <class Type, Mode mode, bool by_row, bool by_col, int n_rows, int abreast>
+template <class Type, Mode mode, bool by_row, bool by_col, int n_rows, bool one_run>
 inline void step_rows(const Block& b, const Coefficients<typename Type::Scalar>& c, int64_t row,
                       Copies<typename Type::Scalar>& copies, F64 (*row_acc)[n_accumulated(mode)]) {
-  constexpr bool in_strips = by_col || (by_row && Strip<Type, mode, true, abreast>::needs_copies);
+  constexpr bool in_strips = by_col || (by_row && Strip<Type, mode, true, n_rows, one_run>::needs_copies);
   const int64_t end = b.width / unit_cols<Type> * unit_cols<Type>;
-  const int64_t widest = in_strips ? strip_cols : end;
+  const int64_t widest = in_strips ? strip_cols(n_rows) : end;
   // How far ahead to ask for memory: with moments to take or 16 bits to convert, too little of the work ahead is in
   // flight for the hardware to keep memory busy. A row is followed by the next. Several are as many streams, which the
   // hardware follows but starts late: at their end, the beginning of the next ones is asked for.
-  constexpr int64_t bytes = n_rows == 1 ? 2048 : abreast > 1 ? 2560 : 512;
+  constexpr int64_t bytes = n_rows == 1 ? 2048 : one_run ? 2560 : 512;
   constexpr int64_t ahead = bytes / sizeof(typename Type::Element);
   const auto from = [&](int64_t col) {
-    if (abreast > 1) return ahead + col * (abreast - 1);
+    if (one_run) return ahead + col * (n_rows - 1);
     return n_rows == 1 || col + ahead < b.width ? ahead : ahead + n_rows * b.row_stride - b.width;
   };
   for (int64_t col = 0; col < end; col += widest)
-    step_strip<Type, mode, by_row, by_col, n_rows, true, abreast>(
+    step_strip<Type, mode, by_row, by_col, n_rows, true, one_run>(
         b, c, row, col, end - col < widest ? end - col : widest, from(col), copies, row_acc);
   if (end < b.width)
-    step_strip<Type, mode, by_row, by_col, n_rows, false, abreast>(b, c, row, end, b.width - end, from(end), copies,
+    step_strip<Type, mode, by_row, by_col, n_rows, false, one_run>(b, c, row, end, b.width - end, from(end), copies,
                                                                    row_acc);
 }
 
@@ -550,14 +551,14 @@ void step_block(const Block& block) {
     if constexpr (by_col) {
       for (; together == most_rows && row + most_rows <= rows; row += most_rows)
         if (one_run) {
-          step_rows<Type, mode, by_row, by_col, most_rows, most_rows>(b, c, bank + row, copies, acc + row);
+          step_rows<Type, mode, by_row, by_col, most_rows, true>(b, c, bank + row, copies, acc + row);
         } else {
-          step_rows<Type, mode, by_row, by_col, most_rows, 1>(b, c, bank + row, copies, acc + row);
+          step_rows<Type, mode, by_row, by_col, most_rows, false>(b, c, bank + row, copies, acc + row);
         }
       for (; together > 1 && row + 2 <= rows; row += 2)
-        step_rows<Type, mode, by_row, by_col, 2, 1>(b, c, bank + row, copies, acc + row);
+        step_rows<Type, mode, by_row, by_col, 2, false>(b, c, bank + row, copies, acc + row);
     }
-    for (; row < rows; ++row) step_rows<Type, mode, by_row, by_col, 1, 1>(b, c, bank + row, copies, acc + row);
+    for (; row < rows; ++row) step_rows<Type, mode, by_row, by_col, 1, false>(b, c, bank + row, copies, acc + row);
     if constexpr (by_row) {
       for (int m = 0; m < n_acc; ++m) {
         F64 column[W];

@@ -112,6 +112,7 @@ TENSORS = {
     "chunk plus": ((3, 513), "plain", "plain"),
     "near": ((5, 768), "plain", "plain"),  # the widest that a CPU walks row by row
     "far": ((7, 769), "plain", "misaligned"),
+    "page": ((7, 1024), "plain", "plain"),  # rows as far apart as pages, or halves of them
     "tall": ((1031, 19), "plain", "plain"),
     "many tiles": ((523, 771), "plain", "plain"),
     "convolution": ((12, 10, 3, 3), "plain", "plain"),
