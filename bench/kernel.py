@@ -65,7 +65,7 @@ def spreads(dtype: torch.dtype, momentum: float, n_threads: int) -> dict[str, Sp
     memory.run()
     for times in (*kernel.times.values(), *memory.times.values()):
         times.clear()
-    kernel.repeats = 4  # the first of them finds the cache cold
+    kernel.repeats = 4  # the first tensor of the first of them finds the cache cold
     for _ in range(ROUNDS):
         kernel.run()
         memory.run()

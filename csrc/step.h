@@ -60,15 +60,15 @@ NPERF_HD constexpr int n_accumulated(Mode mode) {
 
 // Adds one element (or vector of elements) to the moments: what the gradient and the parameter before the step give,
 // and what the step gives. stored is p' as stored, after rounding to the dtype.
-template <class Sum, class Value>
-NPERF_HD void accumulate_gradient(Sum* m, const Value& p, const Value& g) {
+template <class D>
+NPERF_HD void accumulate_gradient(D* m, const D& p, const D& g) {
   m[sum_g] += g;
   m[sq_g] += g * g;
   m[dot_pg] += p * g;
 }
 
-template <Mode mode, class Sum, class Value>
-NPERF_HD void accumulate_step(Sum* m, const Value& stored, const Value& g, const Value& u, const Value& v) {
+template <Mode mode, class D>
+NPERF_HD void accumulate_step(D* m, const D& stored, const D& g, const D& u, const D& v) {
   m[sum_p] += stored;
   m[sq_p] += stored * stored;
   m[sq_u] += u * u;
