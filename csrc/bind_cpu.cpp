@@ -111,6 +111,8 @@ const dlpack::ExchangeTable& exchange_table(const py::object& tensor_type) {
   return *found;
 }
 
+Describe describe(const py::object& tensor_type) { return Describe(exchange_table(tensor_type)); }
+
 std::vector<int64_t> read(TensorReader& reader, const py::list& tensors,
                           py::array_t<uint64_t, py::array::c_style>& addresses, int64_t column) {
   if (static_cast<int64_t>(tensors.size()) != reader.size() || addresses.ndim() != 2 ||
@@ -122,6 +124,32 @@ std::vector<int64_t> read(TensorReader& reader, const py::list& tensors,
 void remember(TensorReader& reader, int64_t i, const py::object& tensor) {
   if (i < 0 || i >= reader.size()) throw py::index_error("tensor " + std::to_string(i));
   if (!reader.remember(i, tensor.ptr())) throw py::type_error("DLPack does not describe this tensor");
+}
+
+// A list of what fill(list) finds, and a byte for each: 1 where it is None.
+template <class Fill>
+py::tuple gather(const Gatherer& gatherer, Fill fill) {
+  const int64_t n = gatherer.size();
+  py::list found(n);
+  for (int64_t i = 0; i < n; ++i) {
+    Py_INCREF(Py_None);
+    PyList_SET_ITEM(found.ptr(), i, Py_None);
+  }
+  if (!fill(found.ptr())) throw py::error_already_set();
+  std::string missing(n, '\0');
+  for (int64_t i = 0; i < n; ++i) missing[i] = PyList_GET_ITEM(found.ptr(), i) == Py_None;
+  return py::make_tuple(found, py::bytes(missing));
+}
+
+py::tuple attributes(Gatherer& gatherer, const py::list& params, const py::str& name) {
+  if (static_cast<int64_t>(params.size()) != gatherer.size())
+    throw py::value_error("expected " + std::to_string(gatherer.size()) + " parameters, got " +
+                          std::to_string(params.size()));
+  return gather(gatherer, [&](PyObject* to) { return gatherer.attributes(params.ptr(), name.ptr(), to); });
+}
+
+py::tuple items(Gatherer& gatherer, const py::dict& state, const py::str& name) {
+  return gather(gatherer, [&](PyObject* to) { return gatherer.items(state.ptr(), name.ptr(), to); });
 }
 
 // Field offsets, so that a test can hold the Python dtypes against these structs.
@@ -167,11 +195,17 @@ PYBIND11_MODULE(_cpu, m) {
            py::arg("n_threads"))
       .def_property_readonly("isa", &PyEngine::isa);
   py::class_<TensorReader>(m, "TensorReader")
-      .def(py::init(
-               [](int64_t n, const py::object& tensor_type) { return TensorReader(n, exchange_table(tensor_type)); }),
+      .def(py::init([](int64_t n, const py::object& tensor_type) { return TensorReader(n, describe(tensor_type)); }),
            py::arg("n"), py::arg("tensor_type"))
       .def("read", &read, py::arg("tensors"), py::arg("addresses").noconvert(), py::arg("column"))
       .def("remember", &remember, py::arg("i"), py::arg("tensor"));
+  py::class_<Gatherer>(m, "Gatherer")
+      .def(py::init([](const py::list& params, const py::object& tensor_type) {
+             return Gatherer(params.ptr(), describe(tensor_type));
+           }),
+           py::arg("params"), py::arg("tensor_type"))
+      .def("attributes", &attributes, py::arg("params"), py::arg("name"))
+      .def("items", &items, py::arg("state"), py::arg("name"));
   m.def("isas", [] {
     std::vector<std::string> names;
     for (const Kernels& kernels : available_kernels()) names.emplace_back(kernels.isa);

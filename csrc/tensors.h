@@ -1,14 +1,16 @@
-// Where torch's tensors are and how they lie, read from Python objects without torch's headers: through DLPack.
+// What a step asks of thousands of Python objects: gradients, momentum buffers, and where tensors are and how they lie.
 //
-// torch.Tensor.__dlpack_c_exchange_api__ is a capsule that holds functions of a stable C ABI; one of them describes a
-// tensor where it is, and waits for nothing. So one build serves every torch, and a step asks for its thousands of
-// addresses and strides without a call from Python for each.
+// Without torch's headers, so one build serves every torch: torch.Tensor.__dlpack_c_exchange_api__ is a capsule that
+// holds functions of a stable C ABI, DLPack's; one of them describes a tensor where it is, and waits for nothing.
+//
+// Since these objects were last looked at a step has gone through the caches. So several are asked of memory at once.
 #pragma once
 
 #include <Python.h>
 
 #include <algorithm>
 #include <cstdint>
+#include <unordered_map>
 #include <vector>
 
 namespace noetherperf {
@@ -39,10 +41,35 @@ struct ExchangeTable {
 
 }  // namespace dlpack
 
+// Describes the tensor that a Python object is, if it is one that DLPack describes (a sparse one is not).
+class Describe {
+ public:
+  explicit Describe(const dlpack::ExchangeTable& table) : describe_(table.describe) {}
+
+  bool operator()(PyObject* object, dlpack::Tensor& to) const {
+    if (describe_(object, &to) == 0) return true;
+    PyErr_Clear();
+    return false;
+  }
+
+ private:
+  int (*describe_)(void*, dlpack::Tensor*);
+};
+
+// How many objects ahead memory is asked for.
+constexpr int64_t objects_ahead = 8;
+
+// Asks memory for a tensor's Python object, and for what torch knows of it: that lies around its shape.
+inline __attribute__((always_inline)) void ask_for_tensor(const PyObject* object, uintptr_t shape) {
+  __builtin_prefetch(object);
+  for (int line = -1; line <= 2; ++line)
+    __builtin_prefetch(reinterpret_cast<const void*>(shape + uintptr_t(64 * line)));
+}
+
 // Reads where tensors are, and knows how each of them lay when it was last told to remember that.
 class TensorReader {
  public:
-  TensorReader(int64_t n, const dlpack::ExchangeTable& table) : describe_(table.describe), known_(n) {}
+  TensorReader(int64_t n, Describe describe) : describe_(describe), known_(n) {}
 
   int64_t size() const { return static_cast<int64_t>(known_.size()); }
 
@@ -52,17 +79,13 @@ class TensorReader {
   std::vector<int64_t> read(PyObject* list, uint64_t* to, int64_t stride) {
     std::vector<int64_t> changed;
     for (int64_t i = 0; i < size(); ++i, to += stride) {
-      // A step has gone through the caches since these tensors were looked at. Several are asked for at once.
-      if (const int64_t next = i + ahead; next < size()) {
-        __builtin_prefetch(PyList_GET_ITEM(list, next));
-        for (int line = -1; line <= 2; ++line)
-          __builtin_prefetch(reinterpret_cast<const void*>(known_[next].place + uintptr_t(64 * line)));
-      }
+      if (const int64_t next = i + objects_ahead; next < size())
+        ask_for_tensor(PyList_GET_ITEM(list, next), known_[next].place);
       PyObject* const object = PyList_GET_ITEM(list, i);
       *to = 0;
       if (object == Py_None) continue;
       dlpack::Tensor x;
-      const bool described = describe(object, x);
+      const bool described = describe_(object, x);
       if (described) *to = x.data != nullptr ? reinterpret_cast<uint64_t>(x.data) + x.byte_offset : 1;
       if (!described || !known_[i].is_of(x)) changed.push_back(i);
       if (described) known_[i].place = reinterpret_cast<uintptr_t>(x.shape);
@@ -73,7 +96,7 @@ class TensorReader {
   // Whether there was something to remember.
   bool remember(int64_t i, PyObject* tensor) {
     dlpack::Tensor x;
-    if (!describe(tensor, x)) return false;
+    if (!describe_(tensor, x)) return false;
     known_[i] = Layout(x);
     return true;
   }
@@ -103,16 +126,82 @@ class TensorReader {
     }
   };
 
-  bool describe(PyObject* object, dlpack::Tensor& to) const {
-    if (describe_(object, &to) == 0) return true;
-    PyErr_Clear();
-    return false;
+  Describe describe_;
+  std::vector<Layout> known_;
+};
+
+// Gathers what parameters have, always the same ones. It holds no reference to them, only to what it returns.
+class Gatherer {
+ public:
+  // params: a list of tensors.
+  Gatherer(PyObject* params, Describe describe) : seen_(PyList_GET_SIZE(params)) {
+    for (int64_t i = 0; i < size(); ++i) {
+      PyObject* const param = PyList_GET_ITEM(params, i);
+      dlpack::Tensor x;
+      if (describe(param, x)) seen_[i].shape = reinterpret_cast<uintptr_t>(x.shape);
+      place_[param] = i;
+    }
   }
 
-  static constexpr int64_t ahead = 8;
+  int64_t size() const { return static_cast<int64_t>(seen_.size()); }
 
-  int (*describe_)(void*, dlpack::Tensor*);
-  std::vector<Layout> known_;
+  // Writes every parameter's attribute of this name to a list of so many Nones. False: Python has an exception set.
+  bool attributes(PyObject* params, PyObject* name, PyObject* to) {
+    for (int64_t i = 0; i < size(); ++i) {
+      if (const int64_t next = i + objects_ahead; next < size()) {
+        ask_for_tensor(PyList_GET_ITEM(params, next), seen_[next].shape);
+        __builtin_prefetch(seen_[next].attribute);
+      }
+      PyObject* const value = PyObject_GetAttr(PyList_GET_ITEM(params, i), name);
+      if (value == nullptr) return false;
+      seen_[i].attribute = value;
+      PyList_SetItem(to, i, value);
+    }
+    return true;
+  }
+
+  // Writes state[parameter][name] of every parameter to a list of so many Nones, where there is one. False: Python has
+  // an exception set. state: a dict of dicts; its order is remembered, for hashing every parameter would take longer.
+  bool items(PyObject* state, PyObject* name, PyObject* to) {
+    PyObject *key, *slot;
+    Py_ssize_t at = 0;
+    size_t n = 0;
+    for (; PyDict_Next(state, &at, &key, &slot); ++n) {
+      if (n == keys_.size()) keys_.push_back({nullptr, -1});
+      if (keys_[n].param != key) {
+        const auto found = place_.find(key);
+        keys_[n] = {key, found == place_.end() ? -1 : found->second};
+      }
+      if (keys_[n].place < 0) continue;
+      PyObject* value;
+      if (PyDict_CheckExact(slot)) {
+        value = PyDict_GetItemWithError(slot, name);
+        Py_XINCREF(value);
+      } else {
+        value = PyObject_CallMethod(slot, "get", "O", name);
+      }
+      if (value != nullptr) {
+        PyList_SetItem(to, keys_[n].place, value);
+      } else if (PyErr_Occurred()) {
+        return false;
+      }
+    }
+    return true;
+  }
+
+ private:
+  struct Seen {
+    uintptr_t shape = 0;            // of the parameter
+    PyObject* attribute = nullptr;  // when it was last gathered; nobody says that it still is
+  };
+  struct Key {
+    PyObject* param;
+    int64_t place;
+  };
+
+  std::vector<Seen> seen_;
+  std::unordered_map<PyObject*, int64_t> place_;
+  std::vector<Key> keys_;  // of the state, in its order
 };
 
 }  // namespace noetherperf

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from noetherperf.backends import Backend, check_parameter, resolve
 from noetherperf.distributed import Ranks, check_whole, is_distributed, local, local_buffer, local_gradient, moved
 from noetherperf.engines import Engine, OnDevice
+from noetherperf.engines.reader import make_gatherer
 from noetherperf.hyper import Hyper, device_lr
 from noetherperf.openness import Openness
 from noetherperf.plan import Measurement, make_plan
@@ -45,7 +46,7 @@ class _Device:
         """Whether the host reads here without waiting."""
         return self.device.type == "cpu"
 
-    def pick(self, values: list[T]) -> list[T]:
+    def pick(self, values: Sequence[T]) -> Sequence[T]:
         """This device's values among those of all parameters."""
         return values if self.alone else [values[i] for i in self.members]
 
@@ -229,8 +230,7 @@ class SGD(Optimizer):
         self._note_parameters()
         self._sharded = any(map(is_distributed, self._params))
         self._here = list(map(local, self._params))
-        self._state_keys: list[int] | None = None
-        self._state_order: list[int] = []
+        self._gatherer = make_gatherer(self._params)
         names = self._names()
         self._labels = [
             name or f"parameter {i} of group {g}"
@@ -337,7 +337,7 @@ class SGD(Optimizer):
         on_device = self._on_device(devices)
         if on_device is None:
             return loss
-        grads = [p.grad for p in self._params]
+        grads, missing = self._gatherer.attributes(self._params, "grad")
         if self._sharded:
             grads = list(map(local_gradient, self._labels, self._params, grads))
         for device in devices:
@@ -345,17 +345,14 @@ class SGD(Optimizer):
         if not self._began:
             self._begin()
 
-        missing = bytes([g is None for g in grads])
         hypers = [Hyper.of(group) for group in self.param_groups]
         buffers, first = self._ready_buffers(missing)
-        self._may_be_fresh |= on_device.found_inf is not None and True in first
+        self._may_be_fresh |= on_device.found_inf is not None and 1 in first
         for device in devices:
             engine_hypers, inputs = device.bring(hypers, on_device)
             device.engine.step(device.pick(grads), device.pick(buffers), engine_hypers, device.pick(first), inputs)
         # Engines write past autograd's eyes; what it saved for a backward pass must be seen to have changed.
-        written = (
-            self._params if 1 not in missing else list(itertools.compress(self._params, [g is not None for g in grads]))
-        )
+        written = self._params if 1 not in missing else [p for p, no in zip(self._params, missing, strict=True) if not no]
         torch.autograd.graph.increment_version(written)
         self._step_count += 1
         if self._symmetries:
@@ -376,26 +373,22 @@ class SGD(Optimizer):
             found_inf = None
         return OnDevice([device_lr(group) for group in self.param_groups], getattr(self, "grad_scale", None), found_inf)
 
-    def _buffers(self) -> list[Tensor | None]:
-        """Every parameter's momentum buffer as the state holds it now, None where there is none."""
-        keys = list(map(id, self.state))
-        if keys != self._state_keys:  # hashing every parameter would take longer than comparing what the state holds
-            place = {key: i for i, key in enumerate(keys)}
-            self._state_keys, self._state_order = keys, [place.get(id(p), -1) for p in self._params]
-        held = [slot.get("momentum_buffer") for slot in self.state.values()]
-        held.append(None)  # at place −1
-        buffers = [held[i] for i in self._state_order]
-        return list(map(local_buffer, self._labels, self._params, buffers)) if self._sharded else buffers
+    def _buffers(self) -> tuple[list[Tensor | None], bytes]:
+        """Every parameter's momentum buffer as the state holds it now, None where there is none; and 1 where so."""
+        buffers, missing = self._gatherer.items(self.state, "momentum_buffer")
+        if self._sharded:
+            buffers = list(map(local_buffer, self._labels, self._params, buffers))
+        return buffers, missing
 
-    def _ready_buffers(self, missing: bytes) -> tuple[list[Tensor | None], list[bool]]:
+    def _ready_buffers(self, without_grad: bytes) -> tuple[list[Tensor | None], bytearray]:
         """The buffers, made where this step writes one for the first time; and where it does."""
-        buffers = self._buffers()
-        first = [False] * len(buffers)
-        if 1 in bytes([v is None for v in buffers]):
+        buffers, missing = self._buffers()
+        first = bytearray(len(buffers))
+        if 1 in missing:
             momentum = [group["momentum"] != 0 for group in self.param_groups for _ in group["params"]]
             for i, p in enumerate(self._params):
-                if buffers[i] is None and momentum[i] and not missing[i]:
-                    first[i] = True
+                if missing[i] and momentum[i] and not without_grad[i]:
+                    first[i] = 1
                     self.state[p]["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
                     buffers[i] = local(self.state[p]["momentum_buffer"])
         return buffers, first
@@ -415,7 +408,7 @@ class SGD(Optimizer):
     def _begin(self) -> None:
         """Measure the parameters and buffers as they are: where the laws start."""
         for device in self._prepare():
-            buffers = device.pick(self._buffers())
+            buffers = device.pick(self._buffers()[0])
             device.engine.measure(buffers)
             device.measurement.start(device.ranks.plan, [v is not None for v in buffers])
         self._openness.reset()

@@ -91,7 +91,7 @@ class OnGpu:
         grads: Sequence[Tensor | None],
         buffers: Sequence[Tensor | None],
         hypers: Sequence[Hyper],
-        first: Sequence[bool],
+        first: Sequence[int],
         on_device: OnDevice,
     ) -> None:
         mirrors = self._mirror(buffers)

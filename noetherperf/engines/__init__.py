@@ -51,7 +51,7 @@ class Engine(Protocol):
         grads: Sequence[Tensor | None],
         buffers: Sequence[Tensor | None],
         hypers: Sequence[Hyper],
-        first: Sequence[bool],
+        first: Sequence[int],
         on_device: OnDevice,
     ) -> None:
         """Make one step, and advance the measurement's clock: by one step, and by Hyper.duration for each group.
@@ -60,8 +60,8 @@ class Engine(Protocol):
             grads: One per tensor; None: the tensor takes no part.
             buffers: One per tensor; None where it has none.
             hypers: One per parameter group.
-            first: Per tensor, whether its momentum buffer has just been made (of zeros) and is written for the first
-                time. Told once: if that step is skipped, the tensor's next one that is not is its first.
+            first: Per tensor 1 where its momentum buffer has just been made (of zeros) and is written for the first
+                time, else 0. Told once: if that step is skipped, the tensor's next one that is not is its first.
             on_device: What the host has not read.
         """
 

@@ -64,11 +64,11 @@ class CpuEngine(TableEngine):
         grads: Sequence[Tensor | None],
         buffers: Sequence[Tensor | None],
         hypers: Sequence[Hyper],
-        first: Sequence[bool],
+        first: Sequence[int],
         on_device: OnDevice,
     ) -> None:
         self._admit_buffers(buffers)
-        self._first[:] = first
+        self._first[:] = np.frombuffer(bytes(first), np.uint8)
         # In float32, as torch unscales; the step computes with it, so that small numbers in 16 bits are not lost.
         unscale = 1.0 if on_device.grad_scale is None else float(np.float32(1.0 / on_device.grad_scale.item()))
         self._engine.step(self._addresses, self._first, self._hyper_table_for(hypers), torch.get_num_threads(), unscale)

@@ -205,14 +205,14 @@ class GpuEngine(TableEngine):
         grads: Sequence[Tensor | None],
         buffers: Sequence[Tensor | None],
         hypers: Sequence[Hyper],
-        first: Sequence[bool],
+        first: Sequence[int],
         on_device: OnDevice,
     ) -> None:
-        if True in first:
+        if 1 in first:
             self._refuse_capture("make momentum buffers")
         self._admit_buffers(buffers)
         self._send_layouts()
-        self._first[:] = first
+        self._first[:] = np.frombuffer(bytes(first), np.uint8)
         self._host_hypers[:] = self._hyper_table_for(hypers)
         self._host_lrs[:] = [self._lr(lr) for lr in on_device.lrs]
         scaled = on_device.grad_scale is not None

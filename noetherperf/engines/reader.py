@@ -1,7 +1,11 @@
-"""Where tensors are and how they lie: asked for in every step, so by compiled code where there is some."""
+"""What a step asks of thousands of tensors: by compiled code where there is some.
 
+A Gatherer gathers what parameters have (gradients, momentum buffers), a Reader where tensors are and how they lie.
+"""
+
+import operator
 from importlib.util import find_spec
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -52,13 +56,79 @@ class PythonReader:
         self._known[i] = _layout(tensor)
 
 
+class Gatherer(Protocol):
+    """Gathers what parameters have, always the same ones.
+
+    Both methods return a list of one value per parameter, None where there is none, and a byte for each: 1 where there
+    is none.
+    """
+
+    def attributes(self, params: list[Tensor], name: str) -> tuple[list[Any], bytes]:
+        """Every parameter's attribute.
+
+        Args:
+            params: The ones that the gatherer was made for.
+            name: Of the attribute.
+
+        Raises:
+            ValueError: Another number of parameters.
+        """
+
+    def items(self, state: dict[Tensor, Any], name: str) -> tuple[list[Any], bytes]:
+        """state[parameter][name] of every parameter."""
+
+
+class PythonGatherer:
+    """A Gatherer in plain Python."""
+
+    def __init__(self, params: list[Tensor]) -> None:
+        self._place = {id(p): i for i, p in enumerate(params)}
+        self._keys: list[Tensor] = []
+        self._places: list[int] = []
+
+    def attributes(self, params: list[Tensor], name: str) -> tuple[list[Any], bytes]:
+        if len(params) != len(self._place):
+            raise ValueError(f"expected {len(self._place)} parameters, got {len(params)}")
+        found = [getattr(p, name) for p in params]
+        return found, _missing(found)
+
+    def items(self, state: dict[Tensor, Any], name: str) -> tuple[list[Any], bytes]:
+        # Hashing every parameter would take longer than comparing what the state holds.
+        if len(state) != len(self._keys) or not all(map(operator.is_, state, self._keys)):
+            self._keys = list(state)
+            self._places = [self._place.get(id(key), -1) for key in self._keys]
+        found = [None] * (len(self._place) + 1)  # the last for what is of no parameter
+        for place, slot in zip(self._places, state.values(), strict=True):
+            found[place] = slot.get(name)
+        found.pop()
+        return found, _missing(found)
+
+
 def make_reader(n: int) -> Reader:
-    """A reader of n tensors: the compiled one, where it was built and torch describes its tensors to others."""
-    if find_spec("noetherperf._cpu") is None or not hasattr(Tensor, "__dlpack_c_exchange_api__"):
+    """A reader of n tensors."""
+    if not _is_compiled():
         return PythonReader(n)
     from noetherperf._cpu import TensorReader
 
     return TensorReader(n, Tensor)
+
+
+def make_gatherer(params: list[Tensor]) -> Gatherer:
+    """A gatherer of what these parameters have."""
+    if not _is_compiled():
+        return PythonGatherer(params)
+    from noetherperf._cpu import Gatherer
+
+    return Gatherer(params, Tensor)
+
+
+def _is_compiled() -> bool:
+    """Whether the compiled ones were built, and torch describes its tensors to others."""
+    return find_spec("noetherperf._cpu") is not None and hasattr(Tensor, "__dlpack_c_exchange_api__")
+
+
+def _missing(found: list[Any]) -> bytes:
+    return bytes([x is None for x in found])
 
 
 def _layout(x: object) -> object:

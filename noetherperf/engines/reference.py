@@ -49,10 +49,10 @@ class ReferenceEngine:
         grads: Sequence[Tensor | None],
         buffers: Sequence[Tensor | None],
         hypers: Sequence[Hyper],
-        first: Sequence[bool],
+        first: Sequence[int],
         on_device: OnDevice,
     ) -> None:
-        self.fresh = [old or new for old, new in zip(self.fresh, first, strict=True)]
+        self.fresh = [old or new == 1 for old, new in zip(self.fresh, first, strict=True)]
         if on_device.found_inf is not None and on_device.found_inf.item() != 0.0:
             return
         hypers = [

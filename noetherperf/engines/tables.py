@@ -60,7 +60,8 @@ class TableEngine:
 
     def _read(self, column: int, tensors: Sequence[Tensor | None]) -> list[int]:
         """Take note of where tensors are now; which of them do not lie as they did."""
-        return self._readers[column].read(list(tensors), self._addresses, column)
+        listed = tensors if isinstance(tensors, list) else list(tensors)  # copying one would touch every tensor
+        return self._readers[column].read(listed, self._addresses, column)
 
     def _relocate(self) -> None:
         """Take note of where parameters are now; tables are made anew where one has another layout."""
