@@ -390,73 +390,72 @@ inline __attribute__((always_inline)) void accumulate(F64* sums, const Strip<Typ
   }
 }
 
-// Sixteen registers hold a half of four rows' moments, and by position a group of these.
-constexpr int n_groups = W == 4 ? 2 : 1;
+// With sixteen registers, a half of four rows' moments by row and position is taken in two groups, the products apart.
+constexpr int n_groups(bool by_row, int n_rows) { return W == 4 && by_row && n_rows > 2 ? 2 : 1; }
 constexpr int group_of(int moment) {
-  const bool of_products = moment == dot_pg || moment == sq_u || moment == dot_uv || moment == dot_gu;
-  return of_products ? n_groups - 1 : 0;
+  return moment == dot_pg || moment == sq_u || moment == dot_uv || moment == dot_gu ? 1 : 0;
 }
 
-// Adds a half of the moments to the sums by position and, with by_row, to those of n_rows rows, which stay in
-// registers.
-template <Half half, bool by_row, class Type, Mode mode, bool whole, int n_rows, bool one_run>
-inline __attribute__((always_inline)) void add_by_position(const Strip<Type, mode, whole, n_rows, one_run>& x,
-                                                           Line* lines, F64 (*row_acc)[n_accumulated(mode)]) {
-  constexpr int n_acc = n_accumulated(mode);
+// Adds a group of a half of the moments to the sums by position and, with by_row, to those of n_rows rows, which stay
+// in registers.
+template <Half half, int group, bool by_row, class Type, Mode mode, bool whole, int n_rows, bool one_run>
+inline __attribute__((always_inline)) void add_group(const Strip<Type, mode, whole, n_rows, one_run>& x, Line* lines,
+                                                     F64 (*row_acc)[n_accumulated(mode)]) {
+  constexpr int n_acc = n_accumulated(mode), n_parts = unit_cols<Type> / W;
+  const auto taken = [](int m) { return belongs(half, m) && (n_groups(by_row, n_rows) == 1 || group_of(m) == group); };
+  const auto line = [&](int part, int m) { return lines[part * W / 8 * n_acc + m].at + part * W % 8; };
   F64 row_sums[n_rows][n_acc];
   if constexpr (by_row)
 #pragma GCC unroll 4
     for (int r = 0; r < n_rows; ++r)
 #pragma GCC unroll 8
-      for (int m = 0; m < n_acc; ++m)
-        if (belongs(half, m)) row_sums[r][m] = row_acc[r][m];
+      for (int m = 0; m < n_acc; ++m) row_sums[r][m] = taken(m) ? row_acc[r][m] : F64{};
   for (int64_t unit = 0; unit < x.width(); unit += unit_cols<Type>, lines += unit_cols<Type> / 8 * n_acc) {
+    F64 sums[n_parts][n_acc];
 #pragma GCC unroll 4
     for (int r = 0; r < n_rows; ++r) {
-      if constexpr (half == Half::before) x.ask_p(r, unit);
-      if constexpr (half == Half::after) x.ask_v(r, unit);
+      if constexpr (half == Half::before && group == 0) x.ask_p(r, unit);
+      if constexpr (half == Half::after && group == 0) x.ask_v(r, unit);
     }
 #pragma GCC unroll 8
-    for (int64_t part = 0; part < unit_cols<Type>; part += W) {
-      const auto line = [&](int m) { return lines[part / 8 * n_acc + m].at + part % 8; };
-#pragma GCC unroll 2
-      for (int group = 0; group < (by_row ? n_groups : 1); ++group) {
-        const auto taken = [group](int m) { return belongs(half, m) && (!by_row || group_of(m) == group); };
-        if constexpr (by_row && n_groups > 1) __asm__("" ::: "memory");  // reads values again rather than spill them
-        F64 sums[n_acc];
+    for (int part = 0; part < n_parts; ++part)
 #pragma GCC unroll 8
-        for (int m = 0; m < n_acc; ++m) sums[m] = taken(m) ? load_vector<F64>(line(m)) : F64{};
+      for (int m = 0; m < n_acc; ++m) sums[part][m] = taken(m) ? load_vector<F64>(line(part, m)) : F64{};
 #pragma GCC unroll 4
-        for (int r = 0; r < n_rows; ++r) {
-          accumulate<half>(sums, x, r, unit + part);
-          if constexpr (by_row) {
-            F64 of_row[n_acc];
+    for (int r = 0; r < n_rows; ++r)
 #pragma GCC unroll 8
-            for (int m = 0; m < n_acc; ++m) of_row[m] = taken(m) ? row_sums[r][m] : F64{};
-            accumulate<half>(of_row, x, r, unit + part);
-#pragma GCC unroll 8
-            for (int m = 0; m < n_acc; ++m)
-              if (taken(m)) row_sums[r][m] = of_row[m];
-          }
-        }
-#pragma GCC unroll 8
-        for (int m = 0; m < n_acc; ++m)
-          if (taken(m)) store_vector(line(m), sums[m]);
+      for (int part = 0; part < n_parts; ++part) {
+        accumulate<half>(sums[part], x, r, unit + part * W);
+        if constexpr (by_row) accumulate<half>(row_sums[r], x, r, unit + part * W);
       }
-    }
+#pragma GCC unroll 8
+    for (int part = 0; part < n_parts; ++part)
+#pragma GCC unroll 8
+      for (int m = 0; m < n_acc; ++m)
+        if (taken(m)) store_vector(line(part, m), sums[part][m]);
   }
   if constexpr (by_row)
 #pragma GCC unroll 4
     for (int r = 0; r < n_rows; ++r)
 #pragma GCC unroll 8
       for (int m = 0; m < n_acc; ++m)
-        if (belongs(half, m)) row_acc[r][m] = row_sums[r][m];
+        if (taken(m)) row_acc[r][m] = row_sums[r][m];
+}
+
+// Adds a half of the moments of a strip.
+template <Half half, bool by_row, class Type, Mode mode, bool whole, int n_rows, bool one_run>
+inline __attribute__((always_inline)) void add_by_position(const Strip<Type, mode, whole, n_rows, one_run>& x,
+                                                           Line* lines, F64 (*row_acc)[n_accumulated(mode)]) {
+  add_group<half, 0, by_row>(x, lines, row_acc);
+  if constexpr (n_groups(by_row, n_rows) > 1) add_group<half, 1, by_row>(x, lines, row_acc);
 }
 
 // Steps row r; with by_row, adds its moments to row_acc, those after the step a little behind it.
 template <bool measured, bool by_row, bool alone, class Type, Mode mode, bool whole, int n_rows, bool one_run>
 inline __attribute__((always_inline)) void step_row(Strip<Type, mode, whole, n_rows, one_run>& x, int r,
-                                                    const Coefficients<typename Type::Scalar>& c, F64* row_acc) {
+                                                    const Coefficients<typename Type::Scalar>& coefficients,
+                                                    F64* row_acc) {
+  const Coefficients<typename Type::Scalar> c = coefficients;  // a copy that no store can touch
   constexpr int n_acc = n_accumulated(mode);
   constexpr int64_t N = n_lanes<Type>;
   F64 sums[n_acc];
