@@ -9,6 +9,7 @@
 
 #include "kernel_cpu.h"
 
+#include <cmath>
 #include <cstring>
 #include <utility>
 
@@ -72,7 +73,13 @@ inline V load_first(const T* from, int64_t n) {
   if constexpr (sizeof(T) == 4)
     return (V)_mm256_maskload_epi32(reinterpret_cast<const int*>(from), first<__m256i, int32_t>(n));
   if constexpr (sizeof(T) == 2) {  // in pairs, and the odd one
-    V x = (V)_mm_maskload_epi32(reinterpret_cast<const int*>(from), first<__m128i, int32_t>(n / 2));
+    const int* const pairs = reinterpret_cast<const int*>(from);
+    V x;
+    if constexpr (sizeof(V) == 32) {
+      x = (V)_mm256_maskload_epi32(pairs, first<__m256i, int32_t>(n / 2));
+    } else {
+      x = (V)_mm_maskload_epi32(pairs, first<__m128i, int32_t>(n / 2));
+    }
     if (n % 2) x[n - 1] = from[n - 1];
     return x;
   }
@@ -96,7 +103,12 @@ inline void store_first(T* to, const V& x, int64_t n) {
   if constexpr (sizeof(T) == 4)
     _mm256_maskstore_epi32(reinterpret_cast<int*>(to), first<__m256i, int32_t>(n), (__m256i)x);
   if constexpr (sizeof(T) == 2) {
-    _mm_maskstore_epi32(reinterpret_cast<int*>(to), first<__m128i, int32_t>(n / 2), (__m128i)x);
+    int* const pairs = reinterpret_cast<int*>(to);
+    if constexpr (sizeof(V) == 32) {
+      _mm256_maskstore_epi32(pairs, first<__m256i, int32_t>(n / 2), (__m256i)x);
+    } else {
+      _mm_maskstore_epi32(pairs, first<__m128i, int32_t>(n / 2), (__m128i)x);
+    }
     if (n % 2) to[n - 1] = x[n - 1];
   }
 #else
@@ -104,8 +116,13 @@ inline void store_first(T* to, const V& x, int64_t n) {
 #endif
 }
 
-// Storage types: what lies in memory (Raw), what it is computed in (Vec), and the way between the two.
-struct Float32 {
+// Storage types: what lies in memory (Raw), what it is computed in (Vec), and the way between the two. order(i): where
+// in memory that holds a Vec its elements from i on lie, W of them.
+struct InOrder {
+  static constexpr int64_t order(int64_t i) { return i; }
+};
+
+struct Float32 : InOrder {
   using Element = float;
   using Scalar = float;
   using Raw = F32;
@@ -114,7 +131,7 @@ struct Float32 {
   static Raw narrow(const Vec& x) { return x; }
 };
 
-struct Float64 {
+struct Float64 : InOrder {
   using Element = double;
   using Scalar = double;
   using Raw = F64;
@@ -123,39 +140,58 @@ struct Float64 {
   static Raw narrow(const Vec& x) { return x; }
 };
 
-struct BFloat16 {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// Two registers' worth of float32 as one vector, in the order in which 16-bit values unpack without crossing lanes:
+// elements 0-3 and 8-11 of sixteen, then 4-7 and 12-15.
+struct Unpacked {
+  F32 lo, hi;
+};
+inline Unpacked operator+(const Unpacked& x, const Unpacked& y) { return {x.lo + y.lo, x.hi + y.hi}; }
+inline Unpacked operator-(const Unpacked& x, const Unpacked& y) { return {x.lo - y.lo, x.hi - y.hi}; }
+inline Unpacked operator*(float x, const Unpacked& y) { return {x * y.lo, x * y.hi}; }
+
+template <>
+inline Unpacked load_vector<Unpacked>(const void* from) {
+  return {load_vector<F32>(from), load_vector<F32>(static_cast<const char*>(from) + sizeof(F32))};
+}
+inline void store_vector(void* to, const Unpacked& x) {
+  store_vector(to, x.lo);
+  store_vector(static_cast<char*>(to) + sizeof(F32), x.hi);
+}
+#endif
+
+struct BFloat16 : InOrder {
   using Element = uint16_t;
   using Scalar = float;
+  // Rounds to the nearest upper half, ties to even. A NaN stays one: those that come of bfloat16 have an empty lower
+  // half, as those that arithmetic makes, and no carry reaches the exponent.
+  static U32 round(const F32& x) {
+    const U32 bits = (U32)x;
+    return (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  }
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  using Raw = uint16_t __attribute__((vector_size(8 * W)));
+  using Vec = Unpacked;
+  static Vec widen(const Raw& x) {
+    const __m256i zero = _mm256_setzero_si256();
+    return {(F32)_mm256_unpacklo_epi16(zero, (__m256i)x), (F32)_mm256_unpackhi_epi16(zero, (__m256i)x)};
+  }
+  static Raw narrow(const Vec& x) { return (Raw)_mm256_packus_epi32((__m256i)round(x.lo), (__m256i)round(x.hi)); }
+  static constexpr int64_t order(int64_t i) { return i == 4 ? 8 : i == 8 ? 4 : i; }
+#else
   using Raw = U16;
   using Vec = F32;
-  static U32 spread(const Raw& x) {
 #if defined(__AVX512F__)
-    return (U32)_mm512_cvtepu16_epi32((__m256i)x);
-#elif defined(__AVX2__)
-    return (U32)_mm256_cvtepu16_epi32((__m128i)x);
+  static Vec widen(const Raw& x) { return (Vec)((U32)_mm512_cvtepu16_epi32((__m256i)x) << 16); }
+  static Raw narrow(const Vec& x) { return (Raw)_mm512_cvtepi32_epi16((__m512i)round(x)); }
 #else
-    return __builtin_convertvector(x, U32);
+  static Vec widen(const Raw& x) { return (Vec)(__builtin_convertvector(x, U32) << 16); }
+  static Raw narrow(const Vec& x) { return __builtin_convertvector(round(x), U16); }
 #endif
-  }
-  static Raw squeeze(const U32& x) {  // x < 2^16
-#if defined(__AVX512F__)
-    return (Raw)_mm512_cvtepi32_epi16((__m512i)x);
-#elif defined(__AVX2__)
-    return (Raw)_mm_packus_epi32(_mm256_castsi256_si128((__m256i)x), _mm256_extracti128_si256((__m256i)x, 1));
-#else
-    return __builtin_convertvector(x, U16);
 #endif
-  }
-  static Vec widen(const Raw& x) { return (Vec)(spread(x) << 16); }
-  // To the nearest, ties to even; a NaN stays one.
-  static Raw narrow(const Vec& x) {
-    const U32 bits = (U32)x;
-    const U32 rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) | (U32)(x != x);
-    return squeeze(rounded >> 16);
-  }
 };
 
-struct Float16 {
+struct Float16 : InOrder {
   using Element = uint16_t;
   using Scalar = float;
   using Raw = U16;
@@ -373,12 +409,12 @@ constexpr bool belongs(Half half, int moment) {
   return (half == Half::before) == of_gradient;
 }
 
-// Adds W elements of row r to a half of the moments.
+// Adds W elements of row r, those from i on of the vector at col, to a half of the moments.
 template <Half half, class Type, Mode mode, bool whole, int n_rows, bool one_run>
 inline __attribute__((always_inline)) void accumulate(F64* sums, const Strip<Type, mode, whole, n_rows, one_run>& x,
-                                                      int r, int64_t col) {
+                                                      int r, int64_t col, int64_t i) {
   constexpr int n_acc = n_accumulated(mode);
-  const auto value = [col](const auto* row) { return as_f64(row + col); };
+  const auto value = [at = col + Type::order(i)](const auto* row) { return as_f64(row + at); };
   const F64 p = value(x.p(r));
   if constexpr (half == Half::before) {
     accumulate_gradient(sums, p, value(x.g(r)));
@@ -401,9 +437,9 @@ constexpr int group_of(int moment) {
 template <Half half, int group, bool by_row, class Type, Mode mode, bool whole, int n_rows, bool one_run>
 inline __attribute__((always_inline)) void add_group(const Strip<Type, mode, whole, n_rows, one_run>& x, Line* lines,
                                                      F64 (*row_acc)[n_accumulated(mode)]) {
-  constexpr int n_acc = n_accumulated(mode), n_parts = unit_cols<Type> / W;
+  constexpr int n_acc = n_accumulated(mode);
   const auto taken = [](int m) { return belongs(half, m) && (n_groups(by_row, n_rows) == 1 || group_of(m) == group); };
-  const auto line = [&](int part, int m) { return lines[part * W / 8 * n_acc + m].at + part * W % 8; };
+  const auto line = [&](int64_t i, int m) { return lines[i / 8 * n_acc + m].at + i % 8; };
   F64 row_sums[n_rows][n_acc];
   if constexpr (by_row)
 #pragma GCC unroll 4
@@ -411,28 +447,31 @@ inline __attribute__((always_inline)) void add_group(const Strip<Type, mode, who
 #pragma GCC unroll 8
       for (int m = 0; m < n_acc; ++m) row_sums[r][m] = taken(m) ? row_acc[r][m] : F64{};
   for (int64_t unit = 0; unit < x.width(); unit += unit_cols<Type>, lines += unit_cols<Type> / 8 * n_acc) {
-    F64 sums[n_parts][n_acc];
 #pragma GCC unroll 4
     for (int r = 0; r < n_rows; ++r) {
       if constexpr (half == Half::before && group == 0) x.ask_p(r, unit);
       if constexpr (half == Half::after && group == 0) x.ask_v(r, unit);
     }
-#pragma GCC unroll 8
-    for (int part = 0; part < n_parts; ++part)
-#pragma GCC unroll 8
-      for (int m = 0; m < n_acc; ++m) sums[part][m] = taken(m) ? load_vector<F64>(line(part, m)) : F64{};
 #pragma GCC unroll 4
-    for (int r = 0; r < n_rows; ++r)
+    for (int64_t i = 0; i < unit_cols<Type>; i += 2 * W) {
+      F64 sums[2][n_acc];
+#pragma GCC unroll 2
+      for (int part = 0; part < 2; ++part)
 #pragma GCC unroll 8
-      for (int part = 0; part < n_parts; ++part) {
-        accumulate<half>(sums[part], x, r, unit + part * W);
-        if constexpr (by_row) accumulate<half>(row_sums[r], x, r, unit + part * W);
-      }
+        for (int m = 0; m < n_acc; ++m) sums[part][m] = taken(m) ? load_vector<F64>(line(i + part * W, m)) : F64{};
+#pragma GCC unroll 4
+      for (int r = 0; r < n_rows; ++r)
+#pragma GCC unroll 2
+        for (int part = 0; part < 2; ++part) {
+          accumulate<half>(sums[part], x, r, unit, i + part * W);
+          if constexpr (by_row) accumulate<half>(row_sums[r], x, r, unit, i + part * W);
+        }
+#pragma GCC unroll 2
+      for (int part = 0; part < 2; ++part)
 #pragma GCC unroll 8
-    for (int part = 0; part < n_parts; ++part)
-#pragma GCC unroll 8
-      for (int m = 0; m < n_acc; ++m)
-        if (taken(m)) store_vector(line(part, m), sums[part][m]);
+        for (int m = 0; m < n_acc; ++m)
+          if (taken(m)) store_vector(line(i + part * W, m), sums[part][m]);
+    }
   }
   if constexpr (by_row)
 #pragma GCC unroll 4
@@ -469,14 +508,14 @@ inline __attribute__((always_inline)) void step_row(Strip<Type, mode, whole, n_r
     }
     if constexpr (measured || sizeof(typename Type::Element) == 2) x.ask_g(r, col);
     if constexpr (by_row)
-#pragma GCC unroll 2
-      for (int64_t part = 0; part < N; part += W) accumulate<Half::before>(sums, x, r, col + part);
+#pragma GCC unroll 4
+      for (int64_t i = 0; i < N; i += W) accumulate<Half::before>(sums, x, r, col, i);
     x.template step<measured>(r, col, c);
   };
   const auto behind = [&](int64_t col) __attribute__((always_inline)) {
     if constexpr (by_row)
-#pragma GCC unroll 2
-      for (int64_t part = 0; part < N; part += W) accumulate<Half::after>(sums, x, r, col + part);
+#pragma GCC unroll 4
+      for (int64_t i = 0; i < N; i += W) accumulate<Half::after>(sums, x, r, col, i);
   };
   const int64_t width = x.width(), start = !by_row ? width : width < lag * N ? width : lag * N;
   for (int64_t col = 0; col < start; col += N) step(col);
@@ -532,8 +571,9 @@ template <class Type, Mode mode, bool by_row, bool by_col>
 void step_block(const Block& block) {
   const Block b = block;  // a copy that no store can touch
   using S = typename Type::Scalar;
-  const Coefficients<S> c{S(b.c.lr),          S(b.c.decay), S(b.c.sign), S(b.c.buffer_decay),
-                          S(b.c.buffer_gain), S(b.c.mix_d), S(b.c.mix_v)};
+  const auto number = [](double x) { return x == x ? S(x) : S(NAN); };  // no NaN that rounding could carry on
+  const Coefficients<S> c{number(b.c.lr),          number(b.c.decay), number(b.c.sign), number(b.c.buffer_decay),
+                          number(b.c.buffer_gain), number(b.c.mix_d), number(b.c.mix_v)};
   constexpr int n_acc = n_accumulated(mode);
   const int64_t row_bytes = b.row_stride * sizeof(typename Type::Element);
   const int together = by_col ? rows_together(b.width, row_bytes) : 1;

@@ -383,6 +383,26 @@ def test_a_buffer_that_momentum_zero_leaves_keeps_its_law(engine: str) -> None:
         assert_close(terms.sum(0), truth, 1e-13 * terms.abs().amax((1, 2)).sum(), f"view {view}")
 
 
+@pytest.mark.parametrize("measured", [False, True], ids=["alone", "measured"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_number_of_16_bits_is_rounded_as_torch_rounds_it(
+    engine: str, dtype: torch.dtype, measured: bool
+) -> None:
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
+    p = every[~every.isinf()].clone()  # an infinite weight has no decay, not even one of 0
+    g = p.roll(12_345).clone()
+    g[::1000], g[1::1000] = torch.inf, torch.nan
+    expected = (p.float() - g.float()).to(dtype)
+    plan = make_plan([Norm("all", [Part("w", 0, fold=p.numel())])] if measured else [], ["w"], [tuple(p.shape)])
+    made = ENGINES[engine](plan, [p], ["w"], [0], Measurement.empty(plan, "cpu", 1))
+    made.admit([g])
+    made.step([g], [None], [Hyper(1.0)], [False], HOST)
+    assert expected.isnan().sum() > 100
+    assert torch.equal(p.isnan(), expected.isnan())
+    assert torch.equal(p[~p.isnan()], expected[~p.isnan()])
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("engine", ENGINES)
 def test_what_is_not_finite_stays_in_its_own_segments(engine: str, bad: float) -> None:
