@@ -6,20 +6,17 @@ to bring the same elements, no arrangement of memory accesses can reach the floo
 python -m bench.kernel
 """
 
-from pathlib import Path
-
 import cpuinfo
 import torch
 
 import noetherperf as nperf
+from bench import page
 from bench.environment import describe, environment
 from bench.inputs import cache_size
 from bench.timing import Rounds, Spread
 from noetherperf import Norm, Part, _cpu
 
-PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
-BEGIN, END = "<!-- kernel: begin; written by python -m bench.kernel -->", "<!-- kernel: end -->"
-
+COMMAND = "python -m bench.kernel"
 N_TENSORS = 64  # that a call steps, all of them the same memory: what one of them needs is in the cache
 LARGE = 1 << 25  # elements of the floor: 400 MB, far outside of every cache
 VIEWS = {"none": (), "rows": (0,), "columns": (1,), "both": (0, 1)}
@@ -91,15 +88,10 @@ def table() -> str:
 
 def main() -> None:
     """Print the table and put it where the page keeps it."""
-    text = PAGE.read_text()
-    head, rest = text.split(BEGIN)
-    tail = rest.split(END)[1]
     rows = table()
     where = describe(environment(cpuinfo.get_cpu_info()["brand_raw"]))
-    PAGE.write_text(
-        f"{head}{BEGIN}\n\nNanoseconds an element takes one thread, median (quartiles).\n\n{rows}\n\n"
-        f"Printed by `python -m bench.kernel` on {where}.\n\n{END}{tail}"
-    )
+    what = "Nanoseconds an element takes one thread, median (quartiles)."
+    page.write("kernel", COMMAND, f"{what}\n\n{rows}\n\nPrinted by `{COMMAND}` on {where}.\n")
     print(rows)
 
 

@@ -3,15 +3,13 @@
 python -m bench.paper
 """
 
-from pathlib import Path
-
 import torch
 
 import noetherperf as nperf
+from bench import page
 from noetherperf import Norm, Part
 
-PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
-BEGIN, END = "<!-- cost: begin; written by python -m bench.paper -->", "<!-- cost: end -->"
+COMMAND = "python -m bench.paper"
 RANKS = 8  # rows are shared among so many
 
 #: Weight matrices of one layer, [out features, in features].
@@ -47,11 +45,8 @@ def table() -> str:
 
 def main() -> None:
     """Print the table and put it where the page keeps it."""
-    text = PAGE.read_text()
-    head, rest = text.split(BEGIN)
-    tail = rest.split(END)[1]
     rows = table()
-    PAGE.write_text(f"{head}{BEGIN}\n\n{rows}\n\nPrinted by `python -m bench.paper`.\n\n{END}{tail}")
+    page.write("cost", COMMAND, f"{rows}\n\nPrinted by `{COMMAND}`.\n")
     print(rows)
 
 

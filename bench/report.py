@@ -1,4 +1,4 @@
-"""From a run's JSON to tables and a picture, and into docs/performance.md between its markers.
+"""From a run's JSON to tables and a picture, and into docs/performance.md.
 
 python -m bench.report bench/results/quick.json
 """
@@ -10,15 +10,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench import page
 from bench.environment import ROOT, describe
 from bench.markdown import Notes, ratio, seconds, size, table
 from bench.picture import case_label, draw
 from bench.timing import Spread
 from bench.variants import MEASURING, STEPPING, VARIANTS
 
-DOCUMENT = ROOT / "docs" / "performance.md"
 PICTURE = ROOT / "docs" / "images" / "performance.svg"
-BEGIN, END = "<!-- results: begin; written by bench/report.py -->", "<!-- results: end -->"
 
 Info = Mapping[str, Any]
 
@@ -189,18 +188,6 @@ def report(result: Mapping[str, Any]) -> str:
 # ---- files ----------------------------------------------------------------------------------------------------------
 
 
-def insert(document: str, text: str) -> str:
-    """The document with the text between its markers.
-
-    Raises:
-        ValueError: It has no markers, or more than one pair.
-    """
-    if document.count(BEGIN) != 1 or document.count(END) != 1 or document.index(BEGIN) > document.index(END):
-        raise ValueError(f"the document must have one line {BEGIN} and after it one line {END}")
-    before, _, rest = document.partition(BEGIN)
-    return f"{before}{BEGIN}\n\n{text}\n{END}{rest.partition(END)[2]}"
-
-
 def compact(text: str) -> str:
     """JSON with every list of numbers on one line."""
     return re.sub(r"\[[-+\d.e,\s]+\]", lambda numbers: " ".join(numbers[0].split()), text)
@@ -214,7 +201,7 @@ def write(path: Path, *, into_docs: bool) -> str:
     drawn = draw(result, PICTURE if into_docs else path.with_suffix(".svg"))
     if into_docs:
         picture = f"![Time of a step as a multiple of the memory's floor](images/{PICTURE.name})\n\n" if drawn else ""
-        DOCUMENT.write_text(insert(DOCUMENT.read_text(), picture + text))
+        page.write("results", "bench/report.py", picture + text)
     return text
 
 

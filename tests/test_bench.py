@@ -12,7 +12,7 @@ import torch
 
 pytest.importorskip("noetherperf._cpu", reason="the benchmarks measure the compiled CPU engine, which is not built")
 
-from bench import report
+from bench import kernel, page, paper, phases, report
 from bench.cases import EVERYTHING, MODELS, QUICK_STEPS, Case, selected
 from bench.correctness import Mismatch, check
 from bench.inputs import TooLarge, make_inputs, n_sets
@@ -324,14 +324,27 @@ def test_a_report_says_which_aims_were_met(monkeypatch: pytest.MonkeyPatch, aim:
     assert f"| mlp, rows | × fused ≤ {aim:.2f} | 0.62 | {verdict} |" in report.report(result())
 
 
-def test_a_report_goes_between_its_markers_again_and_again() -> None:
-    document = f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n"
-    once = report.insert(document, "new\n")
-    assert once == f"before\n{report.BEGIN}\n\nnew\n\n{report.END}\nafter\n"
-    assert report.insert(once, "new\n") == once
+def test_a_section_goes_between_its_marks_again_and_again() -> None:
+    begin, end = page.marks("tables", "a command")
+    document = f"before\n{begin}\nold\n{end}\nafter\n"
+    once = page.insert(document, "tables", "a command", "new\n")
+    assert once == f"before\n{begin}\n\nnew\n\n{end}\nafter\n"
+    assert page.insert(once, "tables", "a command", "new\n") == once
     with pytest.raises(ValueError, match="must have one line"):
-        report.insert("no markers", "new")
-    report.insert(report.DOCUMENT.read_text(), "")  # the real one has them
+        page.insert("no marks", "tables", "a command", "new")
+
+
+@pytest.mark.parametrize(
+    ("section", "command"),
+    [
+        ("results", "bench/report.py"),
+        ("kernel", kernel.COMMAND),
+        ("phases", phases.COMMAND),
+        ("cost", paper.COMMAND),
+    ],
+)
+def test_the_page_has_every_section(section: str, command: str) -> None:
+    page.insert(page.DOCUMENT.read_text(), section, command, "")
 
 
 def test_compact_json_is_the_same_json() -> None:

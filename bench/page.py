@@ -1,0 +1,28 @@
+"""The documentation's page of figures: every section between two marks is written by the command that it names."""
+
+from pathlib import Path
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "performance.md"
+
+
+def marks(section: str, command: str) -> tuple[str, str]:
+    """The lines between which a section stands."""
+    return f"<!-- {section}: begin; written by {command} -->", f"<!-- {section}: end -->"
+
+
+def insert(document: str, section: str, command: str, text: str) -> str:
+    """The document with the text as its section.
+
+    Raises:
+        ValueError: It has no marks of the section, or more than one pair.
+    """
+    begin, end = marks(section, command)
+    if document.count(begin) != 1 or document.count(end) != 1 or document.index(begin) > document.index(end):
+        raise ValueError(f"the document must have one line {begin} and after it one line {end}")
+    before, _, rest = document.partition(begin)
+    return f"{before}{begin}\n\n{text}\n{end}{rest.partition(end)[2]}"
+
+
+def write(section: str, command: str, text: str) -> None:
+    """Put a section into the page."""
+    DOCUMENT.write_text(insert(DOCUMENT.read_text(), section, command, text))
