@@ -124,6 +124,7 @@ std::vector<int64_t> read(TensorReader& reader, const py::list& tensors,
 void remember(TensorReader& reader, int64_t i, const py::object& tensor) {
   if (i < 0 || i >= reader.size()) throw py::index_error("tensor " + std::to_string(i));
   if (!reader.remember(i, tensor.ptr())) throw py::type_error("DLPack does not describe this tensor");
+  reader.hint(i, py::getattr(tensor.attr("untyped_storage")(), "_cdata", py::int_(0)).cast<uintptr_t>());
 }
 
 // A list of what fill(list) finds, and a byte for each: 1 where it is None.

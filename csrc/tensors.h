@@ -79,8 +79,11 @@ class TensorReader {
   std::vector<int64_t> read(PyObject* list, uint64_t* to, int64_t stride) {
     std::vector<int64_t> changed;
     for (int64_t i = 0; i < size(); ++i, to += stride) {
-      if (const int64_t next = i + objects_ahead; next < size())
+      if (const int64_t next = i + objects_ahead; next < size()) {
         ask_for_tensor(PyList_GET_ITEM(list, next), known_[next].place);
+        __builtin_prefetch(reinterpret_cast<const void*>(known_[next].storage));
+        __builtin_prefetch(reinterpret_cast<const void*>(known_[next].storage + 64));
+      }
       PyObject* const object = PyList_GET_ITEM(list, i);
       *to = 0;
       if (object == Py_None) continue;
@@ -101,12 +104,16 @@ class TensorReader {
     return true;
   }
 
+  // Where torch keeps what it knows of tensor i's memory: memory is asked for that too.
+  void hint(int64_t i, uintptr_t storage) { known_[i].storage = storage; }
+
  private:
   struct Layout {
     int32_t device_type = -1, device_id = 0;
     uint8_t type_code = 0, type_bits = 0;
     std::vector<int64_t> sizes;  // shape and strides
     uintptr_t place = 0;         // where torch had written the shape, beside all else that it knows of the tensor
+    uintptr_t storage = 0;       // and what it knew of the tensor's memory
 
     Layout() = default;
     explicit Layout(const dlpack::Tensor& x)

@@ -352,7 +352,9 @@ class SGD(Optimizer):
             engine_hypers, inputs = device.bring(hypers, on_device)
             device.engine.step(device.pick(grads), device.pick(buffers), engine_hypers, device.pick(first), inputs)
         # Engines write past autograd's eyes; what it saved for a backward pass must be seen to have changed.
-        written = self._params if 1 not in missing else [p for p, no in zip(self._params, missing, strict=True) if not no]
+        written = (
+            self._params if 1 not in missing else [p for p, no in zip(self._params, missing, strict=True) if not no]
+        )
         torch.autograd.graph.increment_version(written)
         self._step_count += 1
         if self._symmetries:

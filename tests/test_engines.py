@@ -386,9 +386,7 @@ def test_a_buffer_that_momentum_zero_leaves_keeps_its_law(engine: str) -> None:
 @pytest.mark.parametrize("measured", [False, True], ids=["alone", "measured"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("engine", ENGINES)
-def test_every_number_of_16_bits_is_rounded_as_torch_rounds_it(
-    engine: str, dtype: torch.dtype, measured: bool
-) -> None:
+def test_every_number_of_16_bits_is_rounded_as_torch_rounds_it(engine: str, dtype: torch.dtype, measured: bool) -> None:
     every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
     p = every[~every.isinf()].clone()  # an infinite weight has no decay, not even one of 0
     g = p.roll(12_345).clone()
