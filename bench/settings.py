@@ -25,7 +25,7 @@ class Settings:
     @classmethod
     def read(cls) -> "Settings":
         which = os.environ.get("BENCH") or "quick"
-        seconds = 20.0 if which == "full" else 2.5
+        seconds = 20.0 if which == "full" else 2.2
         return cls(
             which,
             os.environ.get("BENCH_CASES") or "",
