@@ -1,8 +1,8 @@
 """The tensors of a case: input sets that rounds rotate over, so that no step finds its data in a cache."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from math import prod
 from pathlib import Path
 
 import torch
@@ -34,29 +34,37 @@ def _numbers() -> Tensor:
     return torch.randn(PERIOD, generator=torch.Generator().manual_seed(0))
 
 
-def _tensors(case: Case, phase: int, device: torch.device) -> list[Tensor]:
-    """Tensors of a case's shapes, each where torch's allocator puts it."""
-    numbers = _numbers().to(device, case.torch_dtype)
-    tensors, start = [], 31 * phase
-    for shape in case.shapes:
-        flat = torch.empty(prod(shape), dtype=case.torch_dtype, device=device)
-        at = 0
+def _fill(tensors: Sequence[Tensor], phase: int) -> None:
+    """Random numbers, others in every phase."""
+    if not tensors:
+        return
+    numbers, start = _numbers().to(tensors[0].device, tensors[0].dtype), 31 * phase
+    for tensor in tensors:
+        flat, at = tensor.detach().view(-1), 0
         while at < len(flat):
             piece = numbers[start % PERIOD :][: len(flat) - at]
             flat[at : at + len(piece)] = piece
             at, start = at + len(piece), start + len(piece)
-        tensors.append(flat.view(shape))
-    return tensors
+
+
+def _renew(inputs: Inputs, number: int) -> Inputs:
+    """An input set with the values that it begins with."""
+    _fill(inputs.params, 3 * number)
+    _fill(inputs.grads, 3 * number + 1)
+    _fill(inputs.buffers, 3 * number + 2)
+    return inputs
 
 
 def make_inputs(case: Case, number: int, device: torch.device = CPU) -> Inputs:
-    """One input set; sets of different numbers hold different values."""
-    params = [nn.Parameter(x) for x in _tensors(case, 3 * number, device)]
-    grads = _tensors(case, 3 * number + 1, device)
-    buffers = _tensors(case, 3 * number + 2, device) if case.momentum else []
+    """One input set, each tensor where torch's allocator puts it; sets of different numbers hold different values."""
+
+    def tensors() -> list[Tensor]:
+        return [torch.empty(shape, dtype=case.torch_dtype, device=device) for shape in case.shapes]
+
+    params, grads, buffers = list(map(nn.Parameter, tensors())), tensors(), tensors() if case.momentum else []
     for p, g in zip(params, grads, strict=True):
         p.grad = g
-    return Inputs(params, grads, buffers)
+    return _renew(Inputs(params, grads, buffers), number)
 
 
 def caches() -> dict[str, str]:
@@ -113,13 +121,16 @@ _kept: dict[tuple[object, ...], list[Inputs]] = {}
 
 
 def input_sets(case: Case) -> list[Inputs]:
-    """The case's input sets; kept for the next case if it has the same tensors.
+    """The case's input sets; kept for the next case if it has the same tensors, which then begins with the same values.
 
     Raises:
         TooLarge: They do not fit into memory.
     """
     key = (case.shapes, case.dtype, case.momentum != 0.0)
-    if key not in _kept:
+    if key in _kept:
+        for i, inputs in enumerate(_kept[key]):
+            _renew(inputs, i)
+    else:
         _kept.clear()
         memory = min(MEMORY, available_memory() * 9 // 10)
         _kept[key] = [make_inputs(case, i) for i in range(n_sets(case, last_level_cache(), memory))]

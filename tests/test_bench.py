@@ -15,7 +15,7 @@ pytest.importorskip("noetherperf._cpu", reason="the benchmarks measure the compi
 from bench import kernel, page, paper, phases, report
 from bench.cases import EVERYTHING, MODELS, QUICK_STEPS, Case, selected
 from bench.correctness import Mismatch, check
-from bench.inputs import TooLarge, make_inputs, n_sets
+from bench.inputs import TooLarge, input_sets, make_inputs, n_sets
 from bench.markdown import ratio, seconds, size
 from bench.memory import extra_bytes
 from bench.timing import LEAST_SECONDS, Rounds, Spread, figures, ratios
@@ -345,6 +345,22 @@ def test_a_section_goes_between_its_marks_again_and_again() -> None:
 )
 def test_the_page_has_every_section(section: str, command: str) -> None:
     page.insert(page.DOCUMENT.read_text(), section, command, "")
+
+
+def test_kept_input_sets_begin_with_the_same_values() -> None:
+    (case,) = selected("full", "host1-float32-none-b0.9")
+
+    def tensors() -> list[torch.Tensor]:
+        return [x.detach() for inputs in input_sets(case) for x in (*inputs.params, *inputs.grads, *inputs.buffers)]
+
+    first = tensors()
+    values = [x.clone() for x in first]
+    assert len({x.double().sum().item() for x in values}) == len(values)
+    for x in first:
+        x.fill_(torch.nan)
+    for x, again, expected in zip(first, tensors(), values, strict=True):
+        assert again.data_ptr() == x.data_ptr()
+        assert torch.equal(again, expected)
 
 
 def test_compact_json_is_the_same_json() -> None:
