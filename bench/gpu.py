@@ -1,6 +1,6 @@
 """The benchmarks on a GPU: the same cases and peers as on a CPU, timed by the device's own events.
 
-    python -m bench.gpu --out gpu.json [--seconds 200] [--cases 'resnet50-*'] [--device cuda]
+    python -m bench.gpu [--out gpu.json] [--seconds 200] [--cases 'resnet50-*'] [--device cuda]
 
 The device's time of a step is what lies between two events of its stream. A pause queued before the first one lets the
 host run ahead, so that no launch is waited for in between; what the host takes for a step is timed apart. Input sets
@@ -182,7 +182,11 @@ def launches(step: Step) -> tuple[int, int] | None:
 
 
 def count_launches(names: Sequence[str]) -> tuple[int, int] | None:
-    """Kernels, and copies or fills, among the profiler's names of what the device did."""
+    """Kernels, and copies or fills, among the profiler's names of what the device did.
+
+    The profiler also tells how long the device was in a range that torch names, which every optimizer's step is.
+    """
+    names = [name for name in names if not name.startswith("Optimizer.step#")]
     moves = sum(name.startswith(("Memcpy", "Memset")) for name in names)
     return (len(names) - moves, moves) if names else None
 
@@ -375,9 +379,25 @@ def run(
     return result
 
 
+def compile_kernels(cases: Sequence[Case], device: Device) -> None:
+    """Make a step of each case by every backend, with and without its measurement.
+
+    Not of the largest models, whose kernels are those of smaller ones.
+    """
+    for case in cases:
+        if case.model in LARGE_MODELS:
+            continue
+        inputs = make_inputs(case, 0, device.device)
+        for backend in device.backends:
+            for measuring in (True, False):
+                ours(case, inputs, measuring=measuring, backend=backend).step()
+        print(case.name, flush=True)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--out", type=Path, required=True, help="the JSON to write")
+    parser.add_argument("--out", type=Path, default=Path("gpu.json"), help="the JSON to write")
+    parser.add_argument("--compile", metavar="I/N", help="only compile, for every N-th case from the I-th on")
     parser.add_argument("--seconds", type=float, default=200.0, help="after so many no case begins")
     parser.add_argument("--case-seconds", type=float, default=Bench.case_seconds, help="for the rounds of each case")
     parser.add_argument("--cases", default="", help="names or patterns of names, separated by commas")
@@ -389,6 +409,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         reasons = "; ".join(f"{name}: {status[name]}" for name in ("cuda", "triton") if name in status)
         print(f"bench.gpu: no backend can run on {options.device} ({reasons})", file=sys.stderr)
         return 1
+
+    if options.compile:
+        first, step = map(int, options.compile.split("/"))
+        compile_kernels(chosen(options.cases)[first::step], device)
+        return 0
 
     def write(result: dict[str, Any]) -> None:
         options.out.write_text(json.dumps(result))

@@ -174,7 +174,7 @@ py::dict layouts() {
   FIELD(Tile, row_begin), FIELD(Tile, row_end), FIELD(Tile, col_begin), FIELD(Tile, col_end), FIELD(Tile, tensor);
   FIELD(Tile, row_slice), FIELD(Tile, col_slice), FIELD(Tile, padding);
   finish("TILE", sizeof(Tile));
-  FIELD(Span, begin), FIELD(Span, end), FIELD(Span, view), FIELD(Span, padding);
+  FIELD(Span, begin), FIELD(Span, end), FIELD(Span, view), FIELD(Span, tensor);
   finish("SPAN", sizeof(Span));
   FIELD(Hyper, lr), FIELD(Hyper, momentum), FIELD(Hyper, dampening), FIELD(Hyper, weight_decay);
   FIELD(Hyper, nesterov), FIELD(Hyper, maximize);

@@ -28,7 +28,7 @@ struct Tile {
 
 struct Span {
   int64_t begin, end;
-  int32_t view, padding;
+  int32_t view, tensor;
 };
 
 }  // namespace noetherperf

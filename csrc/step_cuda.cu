@@ -2,12 +2,15 @@
 //
 // First stage: a block steps its tile and writes the sums of the tile's rows and columns (lines) to a slice of the
 // workspace of its own. Second stage: blocks add the slices' lines to segments, in an order that shapes alone decide,
-// in float64, and advance the laws. No atomics, so runs agree bit for bit. Bytes, registers and bytes in flight are
-// counted in docs/performance.md; tests/cuda_emulation executes this file on a CPU.
+// in float64, and advance the laws by the transitions that another kernel has found when the hyperparameters last
+// changed. No atomics, so runs agree bit for bit. Bytes, registers and bytes in flight are counted in
+// docs/performance.md; tests/cuda_emulation executes this file on a CPU.
 //
 // A thread owns the elements of one 16-byte vector of a row (L of them: 4 in float32, 8 in bfloat16). A row of a tile
 // is spread over `group` lanes of a warp, and over `across` warps where it is longer; the block's other lanes and warps
-// take other rows. Lanes past a row's end or the last row step zeros, which add nothing.
+// take other rows. Lanes past a row's end or the last row step zeros, which add nothing. While a thread steps a vector
+// its next ones are on their way to shared memory, each to a place of the thread's own, so that no one waits for
+// others.
 
 #include "step_cuda.h"
 
@@ -17,6 +20,7 @@
 #if defined(__CUDACC__)
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cuda_pipeline.h>
 #include <cuda_runtime.h>
 #define LAUNCH(kernel, grid, block, stream, ...) \
   (kernel)<<<(grid), (block), 0, static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__)
@@ -31,6 +35,7 @@ namespace noetherperf {
 namespace {
 
 constexpr int n_threads = 256, n_warps = n_threads / 32;
+constexpr int n_finishers = 64;  // threads of a block of the second stage
 constexpr unsigned all_lanes = 0xffffffffu;
 constexpr int max_across = 4;  // warps that share a row of a tile whose columns are summed
 constexpr int row_block = 64;  // rows whose sums are kept in shared memory before they are written
@@ -173,22 +178,40 @@ NPERF_D int slot_of(int m) {
 
 // ---- one vector of elements: loaded, stepped, stored ----------------------------------------------------------------
 
+template <class Type>
+struct alignas(16) VectorOf {
+  static constexpr int L = 16 / sizeof(typename Type::Element);
+  typename Type::Element x[L];
+};
+
+// How many vectors of p, g and v a thread has on their way or in hand.
+template <class Type, int variant>
+constexpr int n_stages = variant == any                        ? 1
+                         : sizeof(typename Type::Element) == 8 ? 2
+                                                               : 3;
+
 template <class Type, int variant>
 struct Shared {
   using Scalar = typename Type::Scalar;
-  static constexpr int width = max_across * 32 * 16 / sizeof(typename Type::Element);
-  Scalar rows[row_block * max_across * n_slots];  // [row, warp across, slot]
-  Scalar cols[width];                             // of one moment
+  static constexpr int max_row = max_across * n_slots + 1;  // not a multiple of the banks
+  // As many moments of all columns that threads own as fit in the place of their vectors.
+  static constexpr int n_cols = n_threads * VectorOf<Type>::L;
+  static constexpr int n_col_moments =
+      sizeof(VectorOf<Type>[n_stages<Type, variant>][3][n_threads]) / (n_cols * sizeof(Scalar));
+  union {
+    VectorOf<Type> stages[n_stages<Type, variant>][3][n_threads];
+    Scalar cols[n_col_moments][n_cols];  // when all vectors are stepped
+  };
+  Scalar rows[row_block * max_row];
 };
 
 template <class Type, int variant>
 struct Stepper {
   using Element = typename Type::Element;
   using Scalar = typename Type::Scalar;
-  static constexpr int L = 16 / sizeof(Element);
-  struct alignas(16) Vector {
-    Element x[L];
-  };
+  using Vector = VectorOf<Type>;
+  static constexpr int L = Vector::L;
+  using Stage = Vector[3][n_threads];
 
   Element *p, *g, *v;
   Coefficients<Scalar> c;
@@ -253,23 +276,34 @@ struct Stepper {
       if (i < n) to[offset(at + i, stride)] = x.x[i];
   }
 
+  // Whether the n elements from `at` on are a vector in memory.
+  NPERF_D bool whole(int n) const { return variant != any && aligned && n == L; }
+
+  // Sends for the n elements from `at` on, where they are a vector.
+  NPERF_D void fetch(Stage& stage, int64_t at, int n) const {
+    if (!whole(n)) return;
+    __pipeline_memcpy_async(&stage[0][threadIdx.x], p + at, 16);
+    __pipeline_memcpy_async(&stage[1][threadIdx.x], g + at, 16);
+    if (reads_buffer(its_mode())) __pipeline_memcpy_async(&stage[2][threadIdx.x], v + at, 16);
+  }
+
   // Steps n elements from `at` on and adds them to the sums of their columns and of their row.
-  NPERF_D void step(int64_t at, int n, Scalar (&col_sums)[L][n_sums<variant>], Scalar (&row_sums)[n_slots]) const {
-    const bool measures = its_mode() == Mode::measure, reads = measures || reads_buffer(its_mode());
-    const bool whole = variant != any && aligned && n == L;
+  NPERF_D void step(const Stage& stage, int64_t at, int n, Scalar (&col_sums)[L][n_sums<variant>],
+                    Scalar (&row_sums)[n_slots]) const {
+    const bool measures = its_mode() == Mode::measure;
     Vector x, y, z;
-    if (whole) {
-      x = *reinterpret_cast<const Vector*>(p + at);
-      y = *reinterpret_cast<const Vector*>(g + at);
-      if (reads) z = *reinterpret_cast<const Vector*>(v + at);
+    if (whole(n)) {
+      x = stage[0][threadIdx.x];
+      y = stage[1][threadIdx.x];
+      if (reads_buffer(its_mode())) z = stage[2][threadIdx.x];
     } else {
       load(x, p, at, n, &Dim::stride_p);
       if (!measures) load(y, g, at, n, &Dim::stride_g);
-      if (reads) load(z, v, at, n, &Dim::stride_v);
+      if (measures || reads_buffer(its_mode())) load(z, v, at, n, &Dim::stride_v);
     }
 #pragma unroll
     for (int i = 0; i < L; ++i) element(x.x[i], y.x[i], z.x[i], col_sums[i], row_sums);
-    if (whole) {
+    if (whole(n)) {
       *reinterpret_cast<Vector*>(p + at) = x;
       if (scaled) *reinterpret_cast<Vector*>(g + at) = y;
       if (writes_buffer(its_mode())) *reinterpret_cast<Vector*>(v + at) = z;
@@ -343,100 +377,106 @@ struct TileWalk {
   Shared<Type, variant>& shared;
   const View* row_view;  // null: rows are not summed
 
-  static NPERF_D int n_inside(int64_t left) { return left >= L ? L : left > 0 ? int(left) : 0; }
+  NPERF_D Scalar* row_in_shared(int row) const { return shared.rows + row * (place.across * n_slots + 1); }
 
   // Leaves a row's sums in shared memory.
   NPERF_D void keep_row(Scalar (&sums)[n_slots], int row) const {
     const Scalar sum = sum_over_group<n>(sums, place.group);
     const int spacing = place.group / n_slots;
     if (row < row_block && place.lane % spacing == 0)
-      shared.rows[(row * place.across + place.warp_across) * n_slots + place.lane % place.group / spacing] = sum;
+      row_in_shared(row)[place.warp_across * n_slots + place.lane % place.group / spacing] = sum;
   }
 
   // Writes the sums of n_rows rows from `row` on.
   NPERF_D void write_rows(int64_t row, int n_rows) const {
     __syncthreads();
-    for (int m = 0; m < n; ++m) {
-      Scalar* const to = lines_of<Scalar>(problem, *row_view, tensor.n_rows, tile.row_slice, m) + row;
-      const Scalar* const from = shared.rows + slot_of<n>(m);
-      for (int i = threadIdx.x; i < n_rows; i += n_threads) {
-        Scalar sum = from[i * place.across * n_slots];
-        for (int a = 1; a < place.across; ++a) sum += from[(i * place.across + a) * n_slots];
-        to[i] = sum;
-      }
+    const int i = threadIdx.x % row_block;
+    for (int m = threadIdx.x / row_block; m < n && i < n_rows; m += n_threads / row_block) {
+      const Scalar* const from = row_in_shared(i) + slot_of<n>(m);
+      Scalar sum = from[0];
+      for (int a = 1; a < place.across; ++a) sum += from[a * n_slots];
+      lines_of<Scalar>(problem, *row_view, tensor.n_rows, tile.row_slice, m)[row + i] = sum;
     }
     __syncthreads();
   }
 
-  // Writes the columns' sums, of which every warp and group of lanes down the columns holds a part; a moment at a time,
-  // for there are no registers left.
+  // Writes the columns' sums, of which every row of threads holds a part; as many moments at a time as there is room.
   NPERF_D void write_cols(const Scalar (&sums)[L][n], const View& view) const {
-    const int width = place.n_vectors() * L, first = place.vector() * L;
-    const bool holds = place.lane < place.group;
+    constexpr int at_once = Shared<Type, variant>::n_col_moments;
+    const int width = place.n_vectors() * L, n_cols = int(tile.col_end - tile.col_begin);
 #pragma unroll
-    for (int m = 0; m < n; ++m) {
-      Scalar mine[L];
+    for (int begin = 0; begin < n; begin += at_once) {
+      const int end = n - begin < at_once ? n : begin + at_once;
+      __syncthreads();
 #pragma unroll
-      for (int i = 0; i < L; ++i) mine[i] = sums[i][m];
-      for (int offset = place.group; offset < 32; offset *= 2)
+      for (int m = begin; m < end; ++m)
 #pragma unroll
-        for (int i = 0; i < L; ++i) mine[i] += __shfl_xor_sync(all_lanes, mine[i], offset);
-      for (int half = place.down / 2; half > 0; half /= 2) {
-        Scalar* const there = shared.cols + place.warp_down % half * width + first;
-        __syncthreads();
-        if (holds && place.warp_down / half == 1)
-#pragma unroll
-          for (int i = 0; i < L; ++i) there[i] = mine[i];
-        __syncthreads();
-        if (holds && place.warp_down / half == 0)
-#pragma unroll
-          for (int i = 0; i < L; ++i) mine[i] += there[i];
+        for (int i = 0; i < L; ++i) shared.cols[m - begin][place.row() * width + place.vector() * L + i] = sums[i][m];
+      __syncthreads();
+      for (int m = begin; m < end; ++m) {
+        Scalar* const to = lines_of<Scalar>(problem, view, tensor.n_cols, tile.col_slice, m) + tile.col_begin;
+        for (int i = threadIdx.x; i < n_cols; i += n_threads) {
+          Scalar sum = shared.cols[m - begin][i];
+          for (int part = 1; part < place.n_rows(); ++part) sum += shared.cols[m - begin][part * width + i];
+          to[i] = sum;
+        }
       }
-      __syncthreads();
-      if (holds && place.warp_down == 0)
-#pragma unroll
-        for (int i = 0; i < L; ++i) shared.cols[first + i] = mine[i];
-      __syncthreads();
-      Scalar* const to = lines_of<Scalar>(problem, view, tensor.n_cols, tile.col_slice, m) + tile.col_begin;
-      for (int i = threadIdx.x; i < tile.col_end - tile.col_begin; i += n_threads) to[i] = shared.cols[i];
     }
   }
 
-  // Down the columns of a tile not wider than the block, with their sums in registers.
-  NPERF_D void down_columns(const View& col_view) const {
+  // Row after row, with the sums of a row in registers, and those of the columns of a tile not wider than the block.
+  template <bool by_col>
+  NPERF_D void walk(const View* col_view) const {
+    constexpr int depth = n_stages<Type, variant>;
+    const int n_rows = int(tile.row_end - tile.row_begin), width = int(tile.col_end - tile.col_begin);
+    const int first_col = place.vector() * L;
+    const int64_t n_cols = tensor.n_cols, first = tile.row_begin * n_cols + tile.col_begin + first_col;
+
+    // A vector that the thread owns: a row of the tile, and how many columns after the thread's first.
+    struct Cursor {
+      int row, col = 0;
+    };
+    const auto advance = [&](Cursor& cursor) {
+      if (!by_col) {
+        cursor.col += place.n_vectors() * L;
+        if (cursor.col < width) return;
+        cursor.col = 0;
+      }
+      cursor.row += place.n_rows();
+    };
+    const auto place_of = [&](const Cursor& cursor) { return first + cursor.row * n_cols + cursor.col; };
+    const auto n_inside = [&](const Cursor& cursor) {
+      const int left = width - first_col - cursor.col;
+      return cursor.row >= n_rows || left <= 0 ? 0 : left < L ? left : L;
+    };
+    Cursor ahead{place.row()};
+    const auto fetch = [&](int stage) {
+      stepper.fetch(shared.stages[stage], place_of(ahead), n_inside(ahead));
+      __pipeline_commit();
+      advance(ahead);
+    };
+
     Scalar col_sums[L][n] = {};
-    const int64_t col = tile.col_begin + place.vector() * L, stride = place.n_rows() * tensor.n_cols;
-    const int inside = n_inside(tile.col_end - col);
-    int64_t at = (tile.row_begin + place.row()) * tensor.n_cols + col;
-    for (int64_t block = tile.row_begin; block < tile.row_end; block += row_block) {
-      const int n_rows = tile.row_end - block < row_block ? int(tile.row_end - block) : row_block;
-      for (int r = 0; r < n_rows; r += place.n_rows(), at += stride) {
-        const int row = r + place.row();
+    Cursor here = ahead;
+    for (int stage = 0; stage < depth - 1; ++stage) fetch(stage);
+    int stage = 0;
+    for (int block = 0; block < n_rows; block += row_block) {
+      const int block_end = n_rows - block < row_block ? n_rows : block + row_block;
+      while (here.row - place.row() < block_end) {
+        const int row = here.row;
         Scalar row_sums[n_slots] = {};
-        stepper.step(at, row < n_rows ? inside : 0, col_sums, row_sums);
-        if (row_view != nullptr) keep_row(row_sums, row);
+        do {
+          fetch(stage == 0 ? depth - 1 : stage - 1);
+          __pipeline_wait_prior(depth - 1);
+          stepper.step(shared.stages[stage], place_of(here), n_inside(here), col_sums, row_sums);
+          stage = stage + 1 == depth ? 0 : stage + 1;
+          advance(here);
+        } while (here.row == row);
+        if (row_view != nullptr) keep_row(row_sums, row - block);
       }
-      if (row_view != nullptr) write_rows(block, n_rows);
+      if (row_view != nullptr) write_rows(tile.row_begin + block, block_end - block);
     }
-    write_cols(col_sums, col_view);
-  }
-
-  // Along the rows, of any length, with their sums in registers.
-  NPERF_D void along_rows() const {
-    const int64_t stride = place.n_vectors() * L, width = tile.col_end - tile.col_begin;
-    const int64_t first = tile.col_begin + place.vector() * L;
-    for (int64_t block = tile.row_begin; block < tile.row_end; block += row_block) {
-      const int n_rows = tile.row_end - block < row_block ? int(tile.row_end - block) : row_block;
-      for (int r = 0; r < n_rows; r += place.n_rows()) {
-        const int row = r + place.row();
-        Scalar row_sums[n_slots] = {}, unused[L][n] = {};
-        int64_t at = (block + row) * tensor.n_cols + first, left = width - place.vector() * L;
-        for (int64_t done = 0; done < width; done += stride, at += stride, left -= stride)
-          stepper.step(at, row < n_rows ? n_inside(left) : 0, unused, row_sums);
-        if (row_view != nullptr) keep_row(row_sums, row);
-      }
-      if (row_view != nullptr) write_rows(block, n_rows);
-    }
+    if (by_col) write_cols(col_sums, *col_view);
   }
 };
 
@@ -444,19 +484,20 @@ struct TileWalk {
 template <class Type, int variant>
 constexpr int n_blocks() {
   if (variant == any) return 1;
-  return sizeof(typename Type::Element) == 4 && variant != int(Mode::nesterov) ? 4 : 2;
+  return sizeof(typename Type::Element) == 4 && variant != int(Mode::nesterov) ? 3 : 2;
 }
 
 template <class Type, int variant>
 __global__ void __launch_bounds__(n_threads, (n_blocks<Type, variant>()))
     step_tiles(const __grid_constant__ Problem problem, const __grid_constant__ Inputs inputs, int64_t tile_begin,
                int dtype) {
-  if (skips(inputs)) return;
   // References: what is needed after the loops shall not take registers inside them.
   const Tile& tile = problem.tiles[tile_begin + blockIdx.x];
   const Tensor& tensor = problem.tensors[tile.tensor];
-  if (tensor.dtype != dtype || !takes_part(inputs, tile.tensor)) return;
+  // Before anything depends on them, so that no load waits for a decision.
+  const bool skipped = skips(inputs), part = takes_part(inputs, tile.tensor);
   const Mode mode = mode_in(inputs, tensor, tile.tensor);
+  if (skipped || !part || tensor.dtype != dtype) return;
   if (variant != (tensor.dense && int(mode) < any ? int(mode) : any)) return;
   if (threadIdx.x == 0 && tile.row_begin == 0 && tile.col_begin == 0)
     problem.pending[tile.tensor] = problem.fresh[tile.tensor] | inputs.first[tile.tensor];
@@ -468,89 +509,155 @@ __global__ void __launch_bounds__(n_threads, (n_blocks<Type, variant>()))
   const Place place((tile.col_end - tile.col_begin + Step::L - 1) / Step::L, tile.row_end - tile.row_begin, by_col);
   const TileWalk<Type, variant> walk{problem, tile, tensor, stepper, place, shared, by_row ? views : nullptr};
   if (by_col) {
-    walk.down_columns(views[by_row]);
+    walk.template walk<true>(views + by_row);
   } else {
-    walk.along_rows();
+    walk.template walk<false>(nullptr);
   }
+}
+
+// ---- what moves the laws
+// ---------------------------------------------------------------------------------------------
+
+// A block for each parameter group, whose threads take a law each, with and without a first step.
+__global__ void find_transitions(const __grid_constant__ Inputs inputs) {
+  if (threadIdx.x >= 2 * n_laws) return;
+  const Law law = Law(threadIdx.x % n_laws);
+  const bool first = threadIdx.x / n_laws;
+  const Hyper hyper = hyper_in(inputs, blockIdx.x);
+  Transitions& found = inputs.transitions[2 * blockIdx.x + first];
+  found.discrete[law] = discrete_transition(law, coefficients(hyper, first));
+  found.flow[law] = flow_transition(law, hyper);
 }
 
 // ---- second stage: lines to segments, laws, clock -------------------------------------------------------------------
 
 struct SpanShared {
   Transitions transitions;
-  double sums[n_moments * n_threads / 2];  // [moment, thread]
+  double sums[n_moments * n_finishers / 2];  // [moment, thread]
 };
 
-// Adds item by item the lines of segment `segment` that are this thread's among `splits`: item = (slice, repeat, line).
+// A line of a segment: one of `inner` neighbours, which come again `repeats` times in each slice.
+struct Line {
+  unsigned slice, repeat, inner;
+
+  // The n-th of them all, slice after slice.
+  NPERF_D Line(unsigned n, unsigned inner_size, unsigned repeats)
+      : slice(n / inner_size / repeats), repeat(n / inner_size % repeats), inner(n % inner_size) {}
+
+  // As many further on as `step` is from the first.
+  NPERF_D void advance(const Line& step, unsigned inner_size, unsigned repeats) {
+    inner += step.inner;
+    repeat += step.repeat;
+    slice += step.slice;
+    if (inner >= inner_size) {
+      inner -= inner_size;
+      ++repeat;
+    }
+    if (repeat >= repeats) {
+      repeat -= repeats;
+      ++slice;
+    }
+  }
+};
+
+// Adds the lines of segment `segment` that are this thread's among `splits`: several on their way, one after the other.
 template <class Scalar>
 NPERF_D void add_lines(const Problem& problem, const View& view, int64_t n_lines, int64_t segment, int split,
                        int splits, int n_acc, double (&sums)[n_moments]) {
-  const int64_t period = view.inner * view.n_segments, begin = segment * view.inner;
-  const Scalar* const lines = lines_of<Scalar>(problem, view, n_lines, 0, 0);
-  const auto add = [&](int64_t slice, int64_t line) {
-    const Scalar* const from = lines + slice * n_moments * n_lines + line;
+  constexpr int at_once = 2;
+  const int64_t period = view.inner * view.n_segments;
+  const unsigned inner = unsigned(view.inner), repeats = unsigned(n_lines / period);
+  const int64_t n_terms = view.n_slices * repeats * inner;
+  if (n_terms == 0) return;
+  const Scalar* const lines = lines_of<Scalar>(problem, view, n_lines, 0, 0) + segment * inner;
+  const Line step(splits, inner, repeats);
+  Line line(split, inner, repeats);
+  for (int64_t term = split; term < n_terms; term += at_once * splits) {
+    Scalar terms[at_once][n_moments];
 #pragma unroll
-    for (int m = 0; m < n_moments; ++m)
-      if (m < n_acc) sums[m] += double(from[m * n_lines]);
-  };
-  if (view.inner == 1 && period >= n_lines) {
-#pragma unroll 4
-    for (int64_t slice = split; slice < view.n_slices; slice += splits) add(slice, begin);
-    return;
-  }
-  for (int64_t slice = 0; slice < view.n_slices; ++slice)
-    for (int64_t start = begin; start < n_lines; start += period) {
-      const int64_t end = start + view.inner < n_lines ? start + view.inner : n_lines;
-      for (int64_t line = start + split; line < end; line += splits) add(slice, line);
+    for (int k = 0; k < at_once; ++k) {
+      const Scalar* const from = lines + line.slice * (n_moments * n_lines) + line.repeat * period + line.inner;
+      const int n_there = term + k * splits < n_terms ? n_acc : 0;
+#pragma unroll
+      for (int m = 0; m < n_moments; ++m) terms[k][m] = m < n_there ? from[m * n_lines] : Scalar(0);
+      line.advance(step, inner, repeats);
     }
+#pragma unroll
+    for (int k = 0; k < at_once; ++k)
+#pragma unroll
+      for (int m = 0; m < n_moments; ++m) sums[m] += double(terms[k][m]);
+  }
 }
 
 // Counts the step and each group's time, unless it is skipped, and keeps which buffers are still to be written.
 NPERF_D void finish_step(const Problem& problem, const Inputs& inputs, bool skipped) {
   if (threadIdx.x == 0 && !skipped) problem.clock[0] += 1.0;
-  for (int64_t i = threadIdx.x; i < problem.n_hypers && !skipped; i += n_threads)
+  for (int64_t i = threadIdx.x; i < problem.n_hypers && !skipped; i += n_finishers)
     problem.clock[1 + i] += duration(hyper_in(inputs, i));
-  for (int64_t i = threadIdx.x; i < problem.n_tensors; i += n_threads) {
+  for (int64_t i = threadIdx.x; i < problem.n_tensors; i += n_finishers) {
     const bool written = !skipped && takes_part(inputs, i) && inputs.hypers[problem.tensors[i].hyper].momentum != 0.0;
     problem.fresh[i] = !written && (problem.fresh[i] | inputs.first[i]);
   }
 }
 
+// What a step changes of one segment's law state; read before its moments are known, written after.
+template <Law law>
+NPERF_D void read_state(const Problem& problem, int64_t segment, double (&state)[n_state]) {
+#pragma unroll
+  for (int k = defect_x; k < (law == norm ? n_state : forced_x); ++k)
+    state[k] = problem.states[law][k * problem.states_stride[law] + segment];
+}
+
+template <Law law>
+NPERF_D void write_state(const Problem& problem, int64_t segment, const double (&state)[n_state]) {
+#pragma unroll
+  for (int k = defect_x; k < (law == norm ? n_state : forced_x); ++k)
+    problem.states[law][k * problem.states_stride[law] + segment] = state[k];
+}
+
 // A block for each span of segments, and one for the step as a whole.
-__global__ void __launch_bounds__(n_threads)
+__global__ void __launch_bounds__(n_finishers, 10)
     finish_spans(const __grid_constant__ Problem problem, const __grid_constant__ Inputs inputs) {
-  const bool skipped = skips(inputs);
-  if (blockIdx.x == problem.n_spans && !inputs.measuring) finish_step(problem, inputs, skipped);
-  if (blockIdx.x == problem.n_spans || skipped) return;
+  if (blockIdx.x == problem.n_spans) {
+    if (!inputs.measuring) finish_step(problem, inputs, skips(inputs));
+    return;
+  }
   const Span span = problem.spans[blockIdx.x];
-  const View view = problem.views[span.view];
-  const Tensor tensor = problem.tensors[view.tensor];
+  const View& view = problem.views[span.view];
+  const Tensor& tensor = problem.tensors[span.tensor];
   double* const moments = problem.moments + view.segment;
-  if (!takes_part(inputs, view.tensor)) {  // its charges stay, the moments of gradient and update are zero
+  const bool skipped = skips(inputs), part = takes_part(inputs, span.tensor);
+  const int n_acc = n_accumulated(mode_in(inputs, tensor, span.tensor));
+  if (skipped) return;
+  if (!part) {  // its charges stay, the moments of gradient and update are zero
     for (int m = sum_g; m < n_moments; ++m)
-      for (int64_t i = span.begin + threadIdx.x; i < span.end; i += n_threads)
+      for (int64_t i = span.begin + threadIdx.x; i < span.end; i += n_finishers)
         moments[m * problem.moments_stride + i] = 0.0;
     return;
   }
   SHARED(shared, SpanShared);
-  if (threadIdx.x == 0 && !inputs.measuring) {
+  constexpr int n_words = sizeof(Transitions) / sizeof(double);
+  if (threadIdx.x < n_words && !inputs.measuring) {
     // An empty tensor has no tile that could leave its flag.
     const uint8_t* const first = tensor.n_rows * tensor.n_cols > 0 ? problem.pending : inputs.first;
-    shared.transitions = transitions(hyper_in(inputs, tensor.hyper), first[view.tensor]);
-    if (span.begin == 0 && span.view == tensor.view)
-      propagate(problem.propagators + view.tensor * 8 * n_laws, shared.transitions);
+    const Transitions& found = inputs.transitions[2 * tensor.hyper + (first[span.tensor] != 0)];
+    reinterpret_cast<double*>(&shared.transitions)[threadIdx.x] = reinterpret_cast<const double*>(&found)[threadIdx.x];
   }
-  const int n_acc = n_accumulated(mode_in(inputs, tensor, view.tensor));
   const int64_t n_lines = view.by_row ? tensor.n_rows : tensor.n_cols;
   const int64_t n_segments = span.end - span.begin;
   int width = 1;
-  while (width < n_segments && width < n_threads) width *= 2;
-  const int splits = n_threads / width;  // threads that share a segment
+  while (width < n_segments && width < n_finishers) width *= 2;
+  const int splits = n_finishers / width;  // threads that share a segment
   // Neighbouring threads read neighbouring lines.
   const bool one_line = view.inner == 1;
   const int mine = one_line ? threadIdx.x % width : threadIdx.x / splits;
   const int split = one_line ? threadIdx.x / width : threadIdx.x % splits;
   for (int64_t i = span.begin + mine; i - mine < span.end; i += width) {
+    const bool finishes = split == 0 && i < span.end;
+    const bool advances = finishes && !inputs.measuring;
+    double translated[n_state], normed[n_state];
+    if (advances && view.translation >= 0) read_state<translation>(problem, view.translation + i, translated);
+    if (advances && view.norm >= 0) read_state<norm>(problem, view.norm + i, normed);
     double sums[n_moments] = {};
     if (i < span.end) {
       if (tensor.dtype == float64) {
@@ -564,24 +671,27 @@ __global__ void __launch_bounds__(n_threads)
       double* const place = shared.sums + mine * half;
       if (split >= half && split < 2 * half)
 #pragma unroll
-        for (int m = 0; m < n_moments; ++m) place[m * n_threads / 2 + split - half] = sums[m];
+        for (int m = 0; m < n_moments; ++m) place[m * n_finishers / 2 + split - half] = sums[m];
       __syncthreads();
       if (split < half)
 #pragma unroll
-        for (int m = 0; m < n_moments; ++m) sums[m] += place[m * n_threads / 2 + split];
+        for (int m = 0; m < n_moments; ++m) sums[m] += place[m * n_finishers / 2 + split];
     }
     __syncthreads();  // for the transitions, too
-    if (split != 0 || i >= span.end) continue;
+    if (!finishes) continue;
 #pragma unroll
     for (int m = 0; m < n_moments; ++m) moments[m * problem.moments_stride + i] = sums[m];
-    if (inputs.measuring) continue;
-    if (view.translation >= 0)
-      advance_translation(problem.states[translation] + view.translation, problem.states_stride[translation], moments,
-                          problem.moments_stride, shared.transitions, i);
-    if (view.norm >= 0)
-      advance_norm(problem.states[norm] + view.norm, problem.states_stride[norm], moments, problem.moments_stride,
-                   shared.transitions, i);
+    if (advances && view.translation >= 0) {
+      advance_translation(translated, 1, sums, 1, shared.transitions, 0);
+      write_state<translation>(problem, view.translation + i, translated);
+    }
+    if (advances && view.norm >= 0) {
+      advance_norm(normed, 1, sums, 1, shared.transitions, 0);
+      write_state<norm>(problem, view.norm + i, normed);
+    }
   }
+  if (threadIdx.x == 0 && !inputs.measuring && span.begin == 0 && span.view == tensor.view)
+    propagate(problem.propagators + span.tensor * 8 * n_laws, shared.transitions);
 }
 
 #if defined(__CUDACC__)
@@ -626,7 +736,14 @@ void launch(const Problem& problem, const Inputs& inputs, const std::vector<Laun
         break;
     }
   }
-  LAUNCH(finish_spans, unsigned(problem.n_spans + 1), n_threads, stream, problem, inputs);
+  LAUNCH(finish_spans, unsigned(problem.n_spans + 1), n_finishers, stream, problem, inputs);
+#if defined(__CUDACC__)
+  check(cudaGetLastError());
+#endif
+}
+
+void find_transitions(int64_t n_hypers, const Inputs& inputs, void* stream) {
+  LAUNCH(find_transitions, unsigned(n_hypers), 32, stream, inputs);
 #if defined(__CUDACC__)
   check(cudaGetLastError());
 #endif

@@ -42,6 +42,7 @@ struct Inputs {
   const Hyper* hypers;        // one per parameter group
   const uint64_t* addresses;  // [n_tensors, 3]: parameter, gradient (null: takes no part), momentum buffer (null: none)
   const uint8_t* first;       // [n_tensors]: the host has just made the momentum buffer
+  Transitions* transitions;   // [n_hypers, without or with a first step]: of these hyperparameters
   bool scaled;                // there is a grad_scale: gradients are divided by it, and left divided
   bool measuring;             // only take the moments of all tensors, with the buffer in the gradient's place
 };
@@ -55,6 +56,9 @@ struct Launch {
   int dtype, variant;
   int64_t begin, end;
 };
+
+// Puts on a stream what finds the transitions of the inputs' hyperparameters. Throws std::runtime_error.
+void find_transitions(int64_t n_hypers, const Inputs& inputs, void* stream);
 
 // Puts a step on a stream: the first stage's launches, then the second stage. Throws std::runtime_error.
 void launch(const Problem& problem, const Inputs& inputs, const std::vector<Launch>& launches, void* stream);

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 ANY: int
+N_TRANSITIONS: int
 architectures: str
 
 class Engine:
@@ -16,6 +17,7 @@ class Engine:
         moments_stride: int,
         states_stride: Sequence[int],
     ) -> None: ...
+    def find_transitions(self, inputs: Mapping[str, int], *, stream: int) -> None: ...
     def launch(
         self,
         launches: Sequence[tuple[int, int, int, int]],

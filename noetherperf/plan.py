@@ -134,7 +134,9 @@ class Measurement:
                     if warm[view.tensor]:
                         state[State.Y0] = self.moments[y, segments]
         self.moments[Moment.SUM_G :] = 0.0
-        self.propagators.copy_(torch.eye(2, dtype=torch.float64).expand_as(self.propagators))
+        self.propagators.copy_(
+            torch.eye(2, dtype=torch.float64, device=self.propagators.device).expand_as(self.propagators)
+        )
         self.clock.zero_()
 
 

@@ -20,7 +20,7 @@ The dtypes mirror the structs of csrc/plan.h (a test compares their layouts).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import lcm, prod
 
 import numpy as np
@@ -80,7 +80,7 @@ TILE = np.dtype(
         ("padding", "i4"),
     ]
 )
-SPAN = np.dtype([("begin", "i8"), ("end", "i8"), ("view", "i4"), ("padding", "i4")])
+SPAN = np.dtype([("begin", "i8"), ("end", "i8"), ("view", "i4"), ("tensor", "i4")])
 
 Range = tuple[int, int]
 
@@ -101,7 +101,8 @@ class Tiling:
         tile_cols: The same for columns: at least so many, or (by_line) exactly so many bytes of them.
         min_cols: Matrices narrower than this and summed by position only are widened by merging rows.
         short_run: Contiguous groups shorter than this are summed by position.
-        span_segments: Segments that the second stage takes together.
+        span_segments: Segments that the second stage takes together: at least and at most.
+        span_terms: Terms of a segment up to which a span has the most; the more there are, the fewer segments it has.
         by_line: Slices hold the sums of rows and columns, not of segments.
     """
 
@@ -113,7 +114,8 @@ class Tiling:
     tile_cols: int
     min_cols: int
     short_run: int
-    span_segments: int
+    span_segments: Range
+    span_terms: int
     by_line: bool
 
 
@@ -126,22 +128,26 @@ CPU = Tiling(
     tile_cols=1 << 14,  # whole rows of most models: row after row is then one run of memory
     min_cols=64,
     short_run=16,  # no horizontal sums
-    span_segments=2048,
+    span_segments=(2048, 2048),
+    span_terms=1,
     by_line=False,
 )
 
-GPU = Tiling(
-    tile_elements=(1 << 15, 1 << 18),
-    tiles=2048,  # about sixteen for each multiprocessor of a large GPU, so that the last ones to finish are few
+TRITON = Tiling(
+    tile_elements=(1 << 13, 1 << 17),
+    tiles=8192,  # so many for each multiprocessor of a large GPU that the last ones to finish are few
     block_rows=8,
     min_tile_rows=64,
     max_slices=4096,
     tile_cols=2048,
     min_cols=128,
     short_run=2,
-    span_segments=32,
+    span_segments=(32, 128),
+    span_terms=8,
     by_line=True,
 )
+
+CUDA = replace(TRITON, min_tile_rows=128, tile_cols=1024, span_segments=(8, 64))
 
 
 @dataclass
@@ -238,6 +244,15 @@ def _tiles(
     return rows, _pieces(n_cols, tiling.tile_cols, unit, tiling.max_slices if rows_per_segment else n_cols)
 
 
+def _span_length(view: np.void, tensor: np.void, tiling: Tiling) -> int:
+    """How many of a view's segments a span has: half as many for each doubling of their terms."""
+    least, most = tiling.span_segments
+    lines = int(tensor["n_rows"] if view["by_row"] else tensor["n_cols"])
+    terms = int(view["n_slices"]) * lines // max(1, int(view["n_segments"]))
+    share = max(1, -(-terms // tiling.span_terms))
+    return max(least, most >> (share - 1).bit_length())
+
+
 def make_tables(plan: Plan, params: Sequence[Tensor], hyper_index: Sequence[int], tiling: Tiling = CPU) -> Tables:
     """Lay out a plan over parameters as they lie in memory now.
 
@@ -310,10 +325,12 @@ def make_tables(plan: Plan, params: Sequence[Tensor], hyper_index: Sequence[int]
             for col_number, col in enumerate(cols)
         ]
 
+    view_table = np.array(views, VIEW)
     spans = [
-        (begin, min(begin + tiling.span_segments, row[3]), number, 0)
-        for number, row in enumerate(views)
-        for begin in range(0, row[3], tiling.span_segments)
+        (begin, min(begin + length, row["n_segments"]), number, row["tensor"])
+        for number, row in enumerate(view_table)
+        for length in [_span_length(row, tensors[row["tensor"]], tiling)]
+        for begin in range(0, row["n_segments"], length)
     ]
     tile_table = np.array(tiles, TILE)
     if tiling.by_line:  # tiles of one dtype side by side: a kernel for each
@@ -324,7 +341,7 @@ def make_tables(plan: Plan, params: Sequence[Tensor], hyper_index: Sequence[int]
     return Tables(
         tensors,
         np.array(dims, DIM),
-        np.array(views, VIEW),
+        view_table,
         tile_table,
         np.array(spans, SPAN),
         workspace,

@@ -20,6 +20,7 @@ from noetherperf import Norm, Part, Symmetry, Translation, laws, reference
 from noetherperf.backends import BACKENDS, backends
 from noetherperf.engines import Engine, OnDevice
 from noetherperf.engines.cuda import CudaEngine
+from noetherperf.engines.gpu import N_TRANSITIONS
 from noetherperf.engines.reference import ReferenceEngine
 from noetherperf.hyper import Coefficients, Hyper
 from noetherperf.laws import Law, State
@@ -521,3 +522,8 @@ def test_a_step_that_overflows_writes_nothing(engine: str, flag: float) -> None:
         results.append([*p, *v, *measurement.tensors()])
     for plain, other in zip(*results, strict=True):
         assert torch.equal(plain, other)
+
+
+@pytest.mark.skipif(cuda_emulation.missing() is not None, reason=f"{cuda_emulation.missing()}")
+def test_transitions_have_their_place_among_the_inputs() -> None:
+    assert cuda_emulation.load().N_TRANSITIONS == N_TRANSITIONS

@@ -320,8 +320,24 @@ def test_cases_are_chosen_by_name() -> None:
         gpu.chosen("gpt3")
 
 
+def test_kernels_are_compiled_by_one_step(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[tuple[str, int]] = []
+    step = nperf.SGD.step
+
+    def noted(self: nperf.SGD) -> None:
+        steps.append((self.backend, len(self.symmetries)))
+        step(self)
+
+    monkeypatch.setattr(nperf.SGD, "step", noted)
+    cases = gpu.chosen("host161-*,billion-float32-rows-*")
+    gpu.compile_kernels(cases, BENCH.device)
+    assert capsys.readouterr().out.split() == [case.name for case in cases if case.model != "billion"]
+    assert steps == [("cpu", 0), ("cpu", 0), ("cpu", 161), ("cpu", 0)]
+
+
 def test_launches_are_counted_by_name() -> None:
     assert gpu.count_launches(["stage_1", "Memcpy HtoD (Pinned -> Device)", "stage_2", "Memset (Device)"]) == (2, 2)
+    assert gpu.count_launches(["Optimizer.step#SGD.step", "stage_1", "stage_2"]) == (2, 0)
     assert gpu.count_launches([]) is None
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
+from test_engines import sum_eps
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -457,14 +458,15 @@ class TestMeasurement:
 
     @pytest.mark.parametrize("name", ["β = 0", "β = 0.9", "Nesterov", "cosine", "momentum switched"])
     def test_float32(self, backend: str, name: str) -> None:
-        """Only what rounding the parameters to float32 loses is missing."""
+        """Only what rounding the parameters to float32 loses is missing, and what an engine's sums are off."""
         net = make_net(backend, torch.float32)
         optimizer = start(net, backend, RUNS[name])
         train(net, optimizer, RUNS[name], range(n_steps(backend)))
         readout = optimizer.readout()
         assert 0 < worst_rounding(readout, SYMMETRIES) <= 1e-5
+        off = max(1e-12, sum_eps(backend, torch.float32))
         for s in SYMMETRIES:
-            assert (readout[s.name].charge - charge(s, values(net))).abs().max() <= 1e-12 * size(readout[s.name])
+            assert (readout[s.name].charge - charge(s, values(net))).abs().max() <= off * size(readout[s.name])
 
 
 class TestParameterGroups:

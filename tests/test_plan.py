@@ -11,7 +11,7 @@ from noetherperf import Norm, Part, Rescale, Translation, tiling
 from noetherperf.laws import Law
 from noetherperf.moments import N_MOMENTS, Moment
 from noetherperf.plan import make_plan
-from noetherperf.tiling import CPU, GPU, Tables, Tiling, make_tables
+from noetherperf.tiling import CPU, CUDA, TRITON, Tables, Tiling, make_tables
 
 _cpu = pytest.importorskip("noetherperf._cpu")
 
@@ -102,7 +102,7 @@ def assert_slices_are_apart(tables: Tables) -> None:
     axes=st.sets(st.integers(0, 3)),
     permute=st.randoms(),
     stretch=st.sampled_from([1, 97, 1500]),
-    cut=st.sampled_from([CPU, GPU]),
+    cut=st.sampled_from([CPU, CUDA, TRITON]),
     dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
 )
 def test_tiles_cover_every_element_once(

@@ -268,6 +268,10 @@ def freeze(*names: str) -> Callable[[nperf.SGD, nn.Module], None]:
     return act
 
 
+def new_parameter(net: nn.Module) -> nn.Parameter:
+    return nn.Parameter(torch.ones(2, device=next(net.parameters()).device))
+
+
 EVENTS: dict[str, Callable[[nperf.SGD, nn.Module], object]] = {
     "nothing": lambda optimizer, net: None,
     "clip": lambda optimizer, net: nn.utils.clip_grad_norm_(net.parameters(), 0.1),
@@ -288,7 +292,7 @@ EVENTS: dict[str, Callable[[nperf.SGD, nn.Module], object]] = {
     "scaled": scaled_step(0.0),
     "overflow": scaled_step(1.0),
     "reload": lambda optimizer, net: optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict())),
-    "new group": lambda optimizer, net: optimizer.add_param_group({"params": [("more", nn.Parameter(torch.ones(2)))]}),
+    "new group": lambda optimizer, net: optimizer.add_param_group({"params": [("more", new_parameter(net))]}),
 }
 
 

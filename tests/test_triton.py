@@ -130,7 +130,7 @@ def test_moments_and_coefficients_are_in_one_order() -> None:
     assert triton_laws.Transition._fields == laws.Transition._fields
     assert triton_laws.FlowTransition._fields == laws.FlowTransition._fields
     assert [getattr(triton_laws, state.name).value for state in laws.State] == list(laws.State)
-    assert tiling.GPU.span_segments == launch.SPAN.value
+    assert tiling.TRITON.span_segments == (launch.SHORT_SPAN.value, launch.LONG_SPAN.value)
 
 
 # ---- machine code ----------------------------------------------------------------------------------------------------

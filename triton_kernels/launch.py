@@ -28,7 +28,15 @@ from noetherperf.triton_kernels.laws import (
     propagate_all,
     transitions,
 )
-from noetherperf.triton_kernels.plan import load_hyper, load_span, load_tensor, load_tile, load_view
+from noetherperf.triton_kernels.plan import (
+    load_hyper,
+    load_hyper_number,
+    load_momentum,
+    load_span,
+    load_tensor,
+    load_tile,
+    load_view,
+)
 from noetherperf.triton_kernels.step import (
     FLOAT64,
     MEASURE,
@@ -55,7 +63,9 @@ RUNS, ROWS, COLUMNS, BOTH, WIDE, NARROW, STRIDED, VIEWED = (tl.constexpr(1 << i)
 BY_VECTORS, BY_ELEMENTS, BY_STRIDES = (tl.constexpr(i) for i in range(3))
 
 N_THREADS = 128  # of a program of stage 2
-SPAN = tl.constexpr(32)  # segments of a program of stage 2; noetherperf.tiling.GPU.span_segments
+# Segments of a program of stage 2, where each has many terms or few; noetherperf.tiling.TRITON.span_segments.
+SHORT_SPAN, LONG_SPAN = tl.constexpr(32), tl.constexpr(128)
+FLAGS = tl.constexpr(128)  # of fresh buffers, that a program looks after at once
 FEW = tl.constexpr(4)  # a view with so few segments has many terms for each
 
 
@@ -578,9 +588,9 @@ class LawStates(NamedTuple):
 @triton.jit
 def clear(moments, stride, span):
     """Sets the moments of gradient and update of a span to zero."""
-    segments = span.begin + tl.arange(0, SPAN)
+    segments = span.begin + tl.arange(0, LONG_SPAN)
     for which in tl.static_range(2, 8):
-        tl.store(moments + which * stride + segments, tl.zeros([SPAN], tl.float64), segments < span.end)
+        tl.store(moments + which * stride + segments, tl.zeros([LONG_SPAN], tl.float64), segments < span.end)
 
 
 @triton.jit
@@ -699,13 +709,13 @@ def stage_2(
     skipped = False
     if not MEASURING:
         skipped = read_float(tl.load(scalars + 1), 0.0) != 0.0
-        for i in range(program, n_tensors, tl.num_programs(0)):
-            tensor = load_tensor(tensors, i)
-            hyper = load_hyper(hypers, lrs, tensor.hyper)
-            is_fresh = tl.load(pending + i)
-            written = (hyper.momentum != 0.0) & (not skipped)
-            if tl.load(addresses + 3 * i + 1) != 0:
-                tl.store(fresh + i, tl.where(written, is_fresh * 0, is_fresh))
+        for begin in range(program * FLAGS, n_tensors, tl.num_programs(0) * FLAGS):
+            i = begin + tl.arange(0, FLAGS).to(tl.int64)
+            mask = i < n_tensors
+            takes_part = tl.load(addresses + 3 * i + 1, mask, 0) != 0
+            is_fresh = tl.load(pending + i, mask, 0)
+            momentum = load_momentum(hypers, load_hyper_number(tensors, i, mask), mask)
+            tl.store(fresh + i, tl.where((momentum != 0.0) & (not skipped), 0, is_fresh), mask & takes_part)
         if (program == 0) & (not skipped):
             tl.store(clock, tl.load(clock) + 1.0)
             for i in range(n_hypers):
@@ -715,11 +725,11 @@ def stage_2(
 
     span = load_span(spans, program)
     view = load_view(views, span.view)
-    tensor = load_tensor(tensors, view.tensor)
+    tensor = load_tensor(tensors, span.tensor)
     n_acc = n_accumulated(MEASURE) + 0 * tensor.dtype
     states, hyper, is_first = None, None, None
     if not MEASURING:
-        at = addresses + 3 * view.tensor
+        at = addresses + 3 * span.tensor
         if tl.load(at + 1) == 0:  # its charges stay, the moments of gradient and update are zero, its laws wait
             clear(moments + view.segment, moments_stride, span)
             return
@@ -727,11 +737,28 @@ def stage_2(
         mode = mode_of(hyper, tl.load(at + 2) != 0, tensor.n_views > 0)
         n_acc = tl.where(mode == NESTEROV, 8, tl.where(mode == STALE, 7, 6)).to(tl.int64)
         states = LawStates(translations, translations_stride, norms, norms_stride)
-        is_first = tl.load(pending + view.tensor)
-    own = propagators + view.tensor * 16
-    if view.n_segments <= FEW:
+        is_first = tl.load(pending + span.tensor)
+    own = propagators + span.tensor * 16
+    n_segments = span.end - span.begin
+    if n_segments <= FEW:
         finish(
             span, view, tensor, workspace, moments, moments_stride, n_acc, states, hyper, is_first, own, 256 // FEW, FEW
+        )
+    elif n_segments <= SHORT_SPAN:
+        finish(
+            span,
+            view,
+            tensor,
+            workspace,
+            moments,
+            moments_stride,
+            n_acc,
+            states,
+            hyper,
+            is_first,
+            own,
+            256 // SHORT_SPAN,
+            SHORT_SPAN,
         )
     else:
         finish(
@@ -746,8 +773,8 @@ def stage_2(
             hyper,
             is_first,
             own,
-            256 // SPAN,
-            SPAN,
+            256 // LONG_SPAN,
+            LONG_SPAN,
         )
 
 

@@ -47,6 +47,7 @@ class Span(NamedTuple):
     begin: tl.tensor
     end: tl.tensor
     view: tl.tensor
+    tensor: tl.tensor
 
 
 class Hyper(NamedTuple):
@@ -102,7 +103,8 @@ def load_tile(tiles, i):
 @triton.jit
 def load_span(spans, i):
     at = spans + i * 3
-    return Span(tl.load(at), tl.load(at + 1), low(tl.load(at + 2)))
+    a = tl.load(at + 2)
+    return Span(tl.load(at), tl.load(at + 1), low(a), high(a))
 
 
 @triton.jit
@@ -125,3 +127,15 @@ def load_hyper(hypers, lrs, i):
         low(options),
         high(options),
     )
+
+
+@triton.jit
+def load_hyper_number(tensors, i, mask):
+    """Which parameter group's hyperparameters hold, of many tensors."""
+    return high(tl.load(tensors + i * 6 + 4, mask, 0))
+
+
+@triton.jit
+def load_momentum(hypers, i, mask):
+    """Many parameter groups' momentum."""
+    return tl.load(hypers + i * 5 + 1, mask, 0).to(tl.float64, bitcast=True)

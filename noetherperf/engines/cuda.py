@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from noetherperf.engines.gpu import GpuEngine, Inputs, Launch
+from noetherperf.tiling import CUDA
 
 
 def covers(architectures: str, capability: tuple[int, int]) -> bool:
@@ -68,6 +69,8 @@ class CudaEngine(GpuEngine):
         module: What has the kernels; another one than noetherperf._cuda in tests, where a CPU executes them.
     """
 
+    tiling = CUDA
+
     def __init__(self, *args: Any, module: ModuleType | None = None) -> None:
         if module is None:
             from noetherperf import _cuda
@@ -118,12 +121,17 @@ class CudaEngine(GpuEngine):
         last = self._module.ANY
         wanted = {(x.dtype, min(x.mode, last), x.begin, x.end) for x in launches}
         wanted |= {(x.dtype, last, x.begin, x.end) for x in launches if x.dtype in self._strided}
-        addresses = {
-            "scalars": inputs.scalars.data_ptr(),
-            "lrs": inputs.lrs.data_ptr(),
-            "hypers": inputs.hypers.data_ptr(),
-            "addresses": inputs.addresses.data_ptr(),
-            "first": inputs.first.data_ptr(),
-        }
-        stream = torch.cuda.current_stream(self.device).cuda_stream if self._on_gpu else 0
-        self._engine.launch(sorted(wanted), addresses, scaled=scaled, measuring=measuring, stream=stream)
+        stream = self._queue()
+        self._engine.launch(sorted(wanted), _addresses(inputs), scaled=scaled, measuring=measuring, stream=stream)
+
+    def _derive(self, inputs: Inputs) -> None:
+        self._engine.find_transitions(_addresses(inputs), stream=self._queue())
+
+    def _queue(self) -> int:
+        """The current stream."""
+        return torch.cuda.current_stream(self.device).cuda_stream if self._on_gpu else 0
+
+
+def _addresses(inputs: Inputs) -> dict[str, int]:
+    names = ("scalars", "lrs", "hypers", "addresses", "first", "transitions")
+    return {name: getattr(inputs, name).data_ptr() for name in names}

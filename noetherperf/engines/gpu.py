@@ -1,15 +1,16 @@
-"""What GPU engines share: the tables on the device, and one small asynchronous copy a step of what is new in it.
+"""What GPU engines share: the tables on the device, and what is new in a step, which is copied there if it is new.
 
 A step is two stages. Stage 1 walks the tiles: it steps them and writes their sums to the workspace. Stage 2 walks the
 spans: it adds the slices in order, folds lines to segments, advances the laws, then the clock and the fresh flags.
-Nothing waits for the device, and after the first steps nothing is allocated.
+Nothing waits for the device, and after the first steps nothing is allocated. A copy has a stream of its own: when the
+device comes to the step, it has long been made. In the step's own stream the kernels would wait for it.
 
 A momentum buffer is *fresh* until a step has written it. The host knows when it makes one, but not whether the step
 that should write it is skipped (found_inf), so the flag lives on the device: stage 1 leaves `first or fresh` in
 `pending`, which stage 2 reads; stage 2 alone writes `fresh`. No kernel reads what it writes elsewhere.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -20,13 +21,18 @@ from torch import Tensor
 from noetherperf.engines import OnDevice
 from noetherperf.engines.tables import TableEngine
 from noetherperf.hyper import Hyper
-from noetherperf.tiling import DTYPES, GPU, HYPER
+from noetherperf.laws import FlowTransition, Law, Transition
+from noetherperf.tiling import DTYPES, HYPER
 
 #: Modes in the order of csrc/step.h.
 PLAIN, MOMENTUM, NESTEROV, STALE, MEASURE = range(5)
 
-# A host that is so many steps ahead of the device waits for it; the device then still has all of them to do.
+# A host that is so many changes of inputs ahead of the device waits for it; the device then still has all those steps
+# to do. As many graphs can be captured between two steps.
 RING = 8
+
+#: Numbers of all laws' transitions, discrete and flow.
+N_TRANSITIONS = len(Law) * (len(Transition._fields) + len(FlowTransition._fields))
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,8 @@ class Inputs:
         hypers: [n_hypers] of HYPER, as int64 words.
         addresses: [n_tensors, 3] int64: parameter, gradient, momentum buffer; null where it takes no part or has none.
         first: [n_tensors] uint8: this step writes the momentum buffer for the first time, as far as the host knows.
+        transitions: [n_hypers, without or with a first step, N_TRANSITIONS] float64, not in the block: what an engine
+            may derive from the rest.
     """
 
     def __init__(self, block: Tensor, n_tensors: int, n_hypers: int) -> None:
@@ -65,6 +73,7 @@ class Inputs:
         self.hypers = parts[2].view(torch.int64)
         self.addresses = parts[3].view(torch.int64).view(n_tensors, 3)
         self.first = parts[4]
+        self.transitions = torch.empty(n_hypers, 2, N_TRANSITIONS, dtype=torch.float64, device=block.device)
 
     @staticmethod
     def _sizes(n_tensors: int, n_hypers: int) -> list[int]:
@@ -77,6 +86,40 @@ class Inputs:
         return cls(torch.zeros(n_bytes, dtype=torch.uint8, device=device, pin_memory=pinned), n_tensors, n_hypers)
 
 
+class Slot:
+    """One of the places, on the host and on the device, that inputs are sent through in turn.
+
+    Args:
+        n_tensors, n_hypers: Of the inputs.
+        device: Where they are sent.
+        stream: On which; the same for all slots.
+
+    Fields:
+        pinned: What is copied, on the host.
+        inputs: Where to, on the device.
+        sent: Passes when it is there.
+        read: Passes when no kernel reads it any more.
+    """
+
+    def __init__(self, n_tensors: int, n_hypers: int, device: torch.device, stream: torch.cuda.Stream) -> None:
+        self._stream = stream
+        self.inputs = Inputs.empty(n_tensors, n_hypers, device)
+        stream.wait_stream(torch.cuda.current_stream(device))  # which may still use this memory for something else
+        self.pinned = torch.empty(self.inputs.block.shape, dtype=torch.uint8, pin_memory=True)
+        self.sent, self.read = torch.cuda.Event(), torch.cuda.Event()
+
+    def send(self, block: Tensor, derive: Callable[[Inputs], None] | None) -> None:
+        """Copy a block to the device and derive from it, on the ring's stream; the current stream waits for it."""
+        self.read.synchronize()  # passes at once, unless the host is a whole ring ahead
+        self.pinned.copy_(block)
+        with torch.cuda.stream(self._stream):
+            self.inputs.block.copy_(self.pinned, non_blocking=True)
+            if derive is not None:
+                derive(self.inputs)
+            self.sent.record()
+        self.sent.wait()
+
+
 class GpuEngine(TableEngine):
     """Engine over tables on a GPU. A subclass implements _launch with its kernels.
 
@@ -86,8 +129,6 @@ class GpuEngine(TableEngine):
         tables: self.tensors, dims, views, tiles, spans: the tables' bytes, as int64 [n_words]; at least one word.
         flags: self.fresh, self.pending: [n_tensors] uint8.
     """
-
-    tiling = GPU
 
     def _build(self) -> None:
         super()._build()
@@ -111,11 +152,14 @@ class GpuEngine(TableEngine):
         self._first = self._host.first.numpy()
         self._host_hypers = self._host.hypers.numpy().view(HYPER)
         self._host_scalars, self._host_lrs = self._host.scalars.numpy(), self._host.lrs.numpy()
-        self.inputs = Inputs.empty(n, self.n_hypers, self.device)
-        self._ring: list[tuple[Tensor, torch.cuda.Event]] = []
+        self.inputs = Inputs.empty(n, self.n_hypers, self.device)  # of an engine on the CPU
+        if self._on_gpu:
+            self._stream = torch.cuda.Stream(self.device)
+            self._ring = [self._slot() for _ in range(RING)]
         self._turn = 0
-        self._captured: list[tuple[Inputs, Tensor]] = []  # what CUDA graphs read, as long as this engine lives
-        self._fill_ring()
+        self._sent = b""  # what the slot whose turn it is holds
+        self._spare: list[Slot] = []  # for CUDA graphs to come
+        self._captured: list[Slot] = []  # what CUDA graphs read, as long as this engine lives
 
     def _ranges_by_dtype(self) -> list[tuple[int, int, int]]:
         """(dtype, first tile, last tile + 1) of each dtype."""
@@ -142,33 +186,37 @@ class GpuEngine(TableEngine):
                 "make a step like the captured one before the capture"
             )
 
-    def _fill_ring(self) -> None:
-        while self._on_gpu and len(self._ring) < RING:
-            pinned = torch.empty(self._host.block.shape, dtype=torch.uint8, pin_memory=True)
-            self._ring.append((pinned, torch.cuda.Event()))
+    def _slot(self) -> Slot:
+        return Slot(len(self.params), self.n_hypers, self.device, self._stream)
 
     def _send(self) -> Inputs:
-        """Send the host's inputs on their way to the device; where they will lie when kernels run."""
+        """Send the host's inputs on their way to the device, if it lacks them; where they will be when kernels run."""
         if not self._on_gpu:
             self.inputs.block.copy_(self._host.block)
+            self._derive(self.inputs)
             return self.inputs
-        if self._capturing():  # each replay copies what the pinned block holds, so both belong to the graph alone
-            if not self._ring:
+        if self._capturing():  # each replay copies what the pinned block holds, so the slot belongs to the graph alone
+            if not self._spare:
                 self._refuse_capture("prepare memory for one more graph")
-            pinned, _ = self._ring.pop()
-            inputs = Inputs.empty(len(self.params), self.n_hypers, self.device)
-            self._captured.append((inputs, pinned))
-            pinned.copy_(self._host.block)
-            inputs.block.copy_(pinned, non_blocking=True)
-            return inputs
-        self._fill_ring()
-        pinned, event = self._ring[self._turn % RING]
-        self._turn += 1
-        event.synchronize()  # passes at once, unless the host is a whole ring ahead
-        pinned.copy_(self._host.block)
-        self.inputs.block.copy_(pinned, non_blocking=True)
-        event.record()
-        return self.inputs
+            slot = self._spare.pop()
+            self._captured.append(slot)
+            slot.pinned.copy_(self._host.block)
+            slot.inputs.block.copy_(slot.pinned, non_blocking=True)
+            self._derive(slot.inputs)
+            return slot.inputs
+        while len(self._spare) < RING:
+            self._spare.append(self._slot())
+        block = self._host.block.numpy().tobytes()
+        lrs_are_here = not self._host_lrs.any()
+        if block != self._sent:
+            self._ring[self._turn].read.record()
+            self._turn = (self._turn + 1) % RING
+            self._ring[self._turn].send(self._host.block, self._derive if lrs_are_here else None)
+            self._sent = block
+        inputs = self._ring[self._turn].inputs
+        if not lrs_are_here:  # what the current stream has yet to do may change them
+            self._derive(inputs)
+        return inputs
 
     def _lay_out(self, i: int, field: str, strides: tuple[int, ...], known: list[tuple[int, ...] | None]) -> None:
         tensor = self._tables.tensors[i : i + 1]
@@ -192,6 +240,7 @@ class GpuEngine(TableEngine):
     # ---- the step ---------------------------------------------------------------------------------------------------
 
     def measure(self, buffers: Sequence[Tensor | None]) -> None:
+        self._refuse_capture("begin to measure")
         self._admit_to_measure(buffers)
         self._send_layouts()
         self._host_scalars[:] = 0
@@ -252,6 +301,9 @@ class GpuEngine(TableEngine):
         if x.device != self.device or x.dtype != torch.float32:
             raise TypeError(f"{name} is {x.dtype} on {x.device}; it must be a float32 tensor on {self.device}")
         return x.data_ptr()
+
+    def _derive(self, inputs: Inputs) -> None:
+        """Queue on the current stream what derives from inputs and is not made anew each step, but when they change."""
 
     def _launch(self, launches: Sequence[Launch], inputs: Inputs, *, measuring: bool, scaled: bool) -> None:
         """Queue both stages on the device's current stream.

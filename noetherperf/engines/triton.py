@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from noetherperf.engines.gpu import GpuEngine, Inputs, Launch
+from noetherperf.tiling import TRITON
 from noetherperf.triton_kernels.launch import N_THREADS, kinds, options, stage_1, stage_2
 
 
@@ -14,6 +15,8 @@ class TritonEngine(GpuEngine):
     Computes in float32, in float64 for float64 parameters; moments in the same inside a tile, in float64 across tiles;
     laws in float64. Bitwise reproducible.
     """
+
+    tiling = TRITON
 
     def _build(self) -> None:
         super()._build()

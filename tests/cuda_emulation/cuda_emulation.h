@@ -195,3 +195,8 @@ T __shfl_xor_sync(unsigned mask, T value, int offset) {
   std::memcpy(&value, &values[me ^ unsigned(offset)], sizeof value);
   return value;
 }
+
+// Copies that CUDA may make later are made at once.
+inline void __pipeline_memcpy_async(void* to, const void* from, size_t size) { std::memcpy(to, from, size); }
+inline void __pipeline_commit() {}
+inline void __pipeline_wait_prior(size_t) {}
