@@ -106,6 +106,7 @@ class CudaEngine(GpuEngine):
             states_stride=[state.stride(0) for state in m.states],
         )
         self._strided = self._strided_dtypes()
+        self._wanted_for: tuple[Sequence[Launch], list[tuple[int, int, int, int]]] = ([], [])
 
     def _strided_dtypes(self) -> frozenset[int]:
         """Dtypes of which there is a tensor whose parameter, gradient and buffer are not one matrix in memory."""
@@ -115,23 +116,21 @@ class CudaEngine(GpuEngine):
     def _send_layouts(self) -> None:
         if self._layouts_changed:
             self._strided = self._strided_dtypes()
+            self._wanted_for = [], []
         super()._send_layouts()
 
     def _launch(self, launches: Sequence[Launch], inputs: Inputs, *, measuring: bool, scaled: bool) -> None:
-        last = self._module.ANY
-        wanted = {(x.dtype, min(x.mode, last), x.begin, x.end) for x in launches}
-        wanted |= {(x.dtype, last, x.begin, x.end) for x in launches if x.dtype in self._strided}
-        stream = self._queue()
-        self._engine.launch(sorted(wanted), _addresses(inputs), scaled=scaled, measuring=measuring, stream=stream)
+        if launches is not self._wanted_for[0]:
+            last = self._module.ANY
+            wanted = {(x.dtype, min(x.mode, last), x.begin, x.end) for x in launches}
+            wanted |= {(x.dtype, last, x.begin, x.end) for x in launches if x.dtype in self._strided}
+            self._wanted_for = launches, sorted(wanted)
+        wanted_now, stream = self._wanted_for[1], self._queue()
+        self._engine.launch(wanted_now, inputs.pointers, scaled=scaled, measuring=measuring, stream=stream)
 
     def _derive(self, inputs: Inputs) -> None:
-        self._engine.find_transitions(_addresses(inputs), stream=self._queue())
+        self._engine.find_transitions(inputs.pointers, stream=self._queue())
 
     def _queue(self) -> int:
         """The current stream."""
         return torch.cuda.current_stream(self.device).cuda_stream if self._on_gpu else 0
-
-
-def _addresses(inputs: Inputs) -> dict[str, int]:
-    names = ("scalars", "lrs", "hypers", "addresses", "first", "transitions")
-    return {name: getattr(inputs, name).data_ptr() for name in names}

@@ -61,6 +61,7 @@ class Inputs:
         first: [n_tensors] uint8: this step writes the momentum buffer for the first time, as far as the host knows.
         transitions: [n_hypers, without or with a first step, N_TRANSITIONS] float64, not in the block: what an engine
             may derive from the rest.
+        pointers: Where each of them begins.
     """
 
     def __init__(self, block: Tensor, n_tensors: int, n_hypers: int) -> None:
@@ -74,6 +75,8 @@ class Inputs:
         self.addresses = parts[3].view(torch.int64).view(n_tensors, 3)
         self.first = parts[4]
         self.transitions = torch.empty(n_hypers, 2, N_TRANSITIONS, dtype=torch.float64, device=block.device)
+        names = ("scalars", "lrs", "hypers", "addresses", "first", "transitions")
+        self.pointers = {name: getattr(self, name).data_ptr() for name in names}
 
     @staticmethod
     def _sizes(n_tensors: int, n_hypers: int) -> list[int]:
@@ -134,6 +137,7 @@ class GpuEngine(TableEngine):
         super()._build()
         n = len(self.params)
         self.device = self.measurement.moments.device
+        self._on_gpu = self.device.type != "cpu"
         self._refuse_capture("make its tables")
         self.n_hypers = self.measurement.clock.numel() - 1
         t = self._tables
@@ -146,6 +150,7 @@ class GpuEngine(TableEngine):
         self._tile_counts = np.bincount(t.tiles["tensor"], minlength=n) if len(t.tiles) else np.zeros(n, np.int64)
         self._dtype_ranges = self._ranges_by_dtype()
         self._launches_for: tuple[bytes, list[Launch]] = (b"", [])
+        self._present_launches: list[Launch] = []  # of what _sent says
         # The host's side of the inputs, whose parts TableEngine fills in place.
         self._host = Inputs.empty(n, self.n_hypers, torch.device("cpu"))
         self._addresses = self._host.addresses.numpy().view(np.uint64)
@@ -157,7 +162,7 @@ class GpuEngine(TableEngine):
             self._stream = torch.cuda.Stream(self.device)
             self._ring = [self._slot() for _ in range(RING)]
         self._turn = 0
-        self._sent = b""  # what the slot whose turn it is holds
+        self._sent = b""  # what the slot whose turn it is holds; nothing: the next inputs are sent whatever they are
         self._spare: list[Slot] = []  # for CUDA graphs to come
         self._captured: list[Slot] = []  # what CUDA graphs read, as long as this engine lives
 
@@ -172,10 +177,6 @@ class GpuEngine(TableEngine):
 
     # ---- what crosses to the device ---------------------------------------------------------------------------------
 
-    @property
-    def _on_gpu(self) -> bool:
-        return self.device.type != "cpu"
-
     def _capturing(self) -> bool:
         return self._on_gpu and torch.cuda.is_current_stream_capturing()
 
@@ -189,12 +190,16 @@ class GpuEngine(TableEngine):
     def _slot(self) -> Slot:
         return Slot(len(self.params), self.n_hypers, self.device, self._stream)
 
-    def _send(self) -> Inputs:
-        """Send the host's inputs on their way to the device, if it lacks them; where they will be when kernels run."""
+    def _send(self) -> tuple[Inputs, bool]:
+        """Send the host's inputs on their way to the device, if it lacks them.
+
+        Returns:
+            Where they will be when kernels run, and whether they differ from the last ones.
+        """
         if not self._on_gpu:
             self.inputs.block.copy_(self._host.block)
             self._derive(self.inputs)
-            return self.inputs
+            return self.inputs, True
         if self._capturing():  # each replay copies what the pinned block holds, so the slot belongs to the graph alone
             if not self._spare:
                 self._refuse_capture("prepare memory for one more graph")
@@ -203,12 +208,13 @@ class GpuEngine(TableEngine):
             slot.pinned.copy_(self._host.block)
             slot.inputs.block.copy_(slot.pinned, non_blocking=True)
             self._derive(slot.inputs)
-            return slot.inputs
+            self._sent = b""
+            return slot.inputs, True
         while len(self._spare) < RING:
             self._spare.append(self._slot())
         block = self._host.block.numpy().tobytes()
-        lrs_are_here = not self._host_lrs.any()
-        if block != self._sent:
+        is_new, lrs_are_here = block != self._sent, not self._host_lrs.any()
+        if is_new:
             self._ring[self._turn].read.record()
             self._turn = (self._turn + 1) % RING
             self._ring[self._turn].send(self._host.block, self._derive if lrs_are_here else None)
@@ -216,7 +222,7 @@ class GpuEngine(TableEngine):
         inputs = self._ring[self._turn].inputs
         if not lrs_are_here:  # what the current stream has yet to do may change them
             self._derive(inputs)
-        return inputs
+        return inputs, is_new
 
     def _lay_out(self, i: int, field: str, strides: tuple[int, ...], known: list[tuple[int, ...] | None]) -> None:
         tensor = self._tables.tensors[i : i + 1]
@@ -235,7 +241,8 @@ class GpuEngine(TableEngine):
 
     def _as_current(self) -> AbstractContextManager[object]:
         """Make this engine's device the current one, on whose current stream kernels are queued."""
-        return torch.cuda.device(self.device) if self._on_gpu else nullcontext()
+        is_current = not self._on_gpu or torch.cuda.current_device() == self.device.index
+        return nullcontext() if is_current else torch.cuda.device(self.device)
 
     # ---- the step ---------------------------------------------------------------------------------------------------
 
@@ -247,7 +254,8 @@ class GpuEngine(TableEngine):
         self._host_lrs[:] = 0
         launches = [Launch(dtype, MEASURE, begin, end) for dtype, begin, end in self._dtype_ranges]
         with self._as_current():
-            self._launch(launches, self._send(), measuring=True, scaled=False)
+            self._launch(launches, self._send()[0], measuring=True, scaled=False)
+        self._sent = b""  # the next step's launches are others, even if it has the same inputs
 
     def step(
         self,
@@ -263,12 +271,16 @@ class GpuEngine(TableEngine):
         self._send_layouts()
         self._first[:] = np.frombuffer(bytes(first), np.uint8)
         self._host_hypers[:] = self._hyper_table_for(hypers)
-        self._host_lrs[:] = [self._lr(lr) for lr in on_device.lrs]
+        for i, lr in enumerate(on_device.lrs):
+            self._host_lrs[i] = self._lr(lr)
         scaled = on_device.grad_scale is not None
         self._host_scalars[0] = self._float32("grad_scale", on_device.grad_scale)
         self._host_scalars[1] = self._float32("found_inf", on_device.found_inf)
         with self._as_current():
-            self._launch(self._launches(hypers), self._send(), measuring=False, scaled=scaled)
+            inputs, is_new = self._send()
+            if is_new:
+                self._present_launches = self._launches(hypers)
+            self._launch(self._present_launches, inputs, measuring=False, scaled=scaled)
 
     def _launches(self, hypers: Sequence[Hyper]) -> list[Launch]:
         """Stage 1's kernels: one for each dtype and mode that occur."""
