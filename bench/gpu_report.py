@@ -379,13 +379,24 @@ class Session:
         results = BUILD / f"{name.replace(' ', '-')}.xml"
         results.unlink(missing_ok=True)
         # Warnings of versions that nobody has tried yet are shown, and stop nothing.
-        options = ["-q", "--maxfail=20", "--tb=short", "-rfE", "-p", "no:cacheprovider", "-W", "default"]
+        options = [
+            "-v",
+            "--maxfail=20",
+            "--tb=short",
+            "-rfE",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "no:benchmark",
+            "-W",
+            "default",
+        ]
         options += ["-o", "faulthandler_timeout=60", f"--junitxml={results}"]
         if n_workers > 1 and "xdist" in self.machine.found["modules"]:
             options += ["-n", str(n_workers)]
         chosen = ["-k", f"{backend} and not emulated and not interpreted"]
         part = self.run(name, [self.python, "-m", "pytest", *paths, *chosen, *options], limit)
-        return judge_tests(part, results)
+        return judge_tests(part, results, self.log(name))
 
     def _compile(self, share: str, end: float) -> Part:
         """Triton's kernels of a share of the benchmarks; those that there is no time for are compiled there."""
@@ -462,11 +473,19 @@ def find_sanitizer(nvcc: Path | None) -> Path | None:
     return next((place for place in places if place.is_file() and os.access(place, os.X_OK)), None)
 
 
-def judge_tests(part: Part, results: Path) -> Part:
-    """A part with what pytest's XML says. No test at all, or none that was not skipped, is a failure."""
+def judge_tests(part: Part, results: Path, log: Path) -> Part:
+    """A part with what pytest's XML says, or its output (-v) where it was stopped before it could write any.
+
+    No test at all, or none that was not skipped, is a failure.
+    """
     try:
         suites = list(ElementTree.parse(results).getroot().iter("testsuite"))
     except (OSError, ElementTree.ParseError):
+        lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+        failed = [line.strip() for line in lines if re.search(r"\b(FAILED|ERROR)\b.*::|::.* (FAILED|ERROR)\b", line)]
+        n_passed = sum(bool(re.search(r"\bPASSED\b", line)) for line in lines)
+        part.detail = ", ".join(filter(None, [f"{n_passed} passed", f"{len(failed)} failed", part.detail]))
+        part.output = "\n".join([*failed, part.output]) if failed else part.output
         return part
     counts = {
         key: sum(int(suite.get(key, 0)) for suite in suites) for key in ("tests", "failures", "errors", "skipped")

@@ -1,11 +1,19 @@
-"""What a GPU run says, as Markdown: the targets as measured, the tables, what failed. Needs nothing but Python."""
+"""What a GPU run says, as Markdown: the targets as measured, the tables, what failed. Needs nothing but Python.
 
+python -m bench.gpu_tables     # puts bench/results/gpu.json into the documentation's page of figures
+"""
+
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bench import page
 from bench.markdown import Notes, ratio, seconds, table
 from bench.timing import Spread
+
+RESULT = page.DOCUMENT.parents[1] / "bench" / "results" / "gpu.json"
+COMMAND = "python -m bench.gpu_tables"
 
 Info = Mapping[str, Any]
 Found = tuple[float, Info]  # a figure and the case it is of
@@ -292,3 +300,36 @@ def report(result: Mapping[str, Any]) -> str:
         if part.get("output"):
             pieces.append(f"### Last words of: {part['part']}\n\n```\n{part['output']}\n```")
     return "\n\n".join(pieces) + "\n"
+
+
+def short_table(infos: Sequence[Info], backends: Sequence[str], notes: Notes) -> str:
+    """Every case by what matters most of it: fractions of the copy's bandwidth, multiples of torch's fused step."""
+    head = ["case", "copy", *(f"{name}, of copy" for name in (*backends, "torch fused"))]
+    head += [f"{name} × torch fused" for name in backends]
+    head += [f"{LABELS['eager']}, × {backends[0]}"]
+    rows = [
+        [
+            info["case"],
+            bandwidth(info, "copy"),
+            *(cell(info, name, "of copy", notes) for name in (*backends, "fused")),
+            *(cell(info, name, "per fused", notes) for name in backends),
+            "—" if info["view"] == "none" else cell(info, "eager", f"per {backends[0]}", notes),
+        ]
+        for info in infos
+    ]
+    return table(head, rows)
+
+
+def section(result: Mapping[str, Any]) -> str:
+    """What the documentation shows of a run."""
+    bench, notes = result["bench"], Notes()
+    timed = [info for info in bench["cases"] if info["suite"] != "host"]
+    pieces = [targets_table(bench), short_table(timed, bench["backends"], notes), str(notes)]
+    source = (
+        f"Written by `make gpu-report` on {describe(result['environment'])}; all of it is in `bench/results/gpu.md`."
+    )
+    return "\n\n".join(piece for piece in [*pieces, source] if piece) + "\n"
+
+
+if __name__ == "__main__":
+    page.write("gpu", COMMAND, section(json.loads(RESULT.read_text())))

@@ -20,7 +20,7 @@ from noetherperf.engines.reference import ReferenceEngine
 
 pytest.importorskip("noetherperf._cpu", reason="the benchmarks measure the compiled CPU engine, which is not built")
 
-from bench import gpu, gpu_report, gpu_tables
+from bench import gpu, gpu_report, gpu_tables, page
 from bench.cases import LARGE_MODELS, Case
 from bench.gpu_report import Machine, Part, Session
 
@@ -136,7 +136,7 @@ def judged(tmp_path: Path, status: str, tests: int, failures: int, skipped: int)
     path = tmp_path / "results.xml"
     skips = '<testcase><skipped message="cuda: not built"/></testcase>' * skipped
     path.write_text(XML.format(tests=tests, failures=failures, skipped=skipped, skips=skips))
-    return gpu_report.judge_tests(Part("t", status), path)
+    return gpu_report.judge_tests(Part("t", status), path, tmp_path / "log")
 
 
 def test_tests_are_counted(tmp_path: Path) -> None:
@@ -147,8 +147,24 @@ def test_tests_are_counted(tmp_path: Path) -> None:
     assert judged(tmp_path, "failed", 0, 0, 0).status == "failed"
     skipped = judged(tmp_path, "passed", 4, 0, 4)
     assert (skipped.status, skipped.detail) == ("not run", "cuda: not built")
-    untold = gpu_report.judge_tests(Part("t", "timed out", detail="stopped"), tmp_path / "none.xml")
-    assert (untold.status, untold.detail) == ("timed out", "stopped")
+
+
+LOG = """tests/test_a.py::test_one[cuda-a b] PASSED [ 25%]
+[gw1] [ 50%] PASSED tests/test_a.py::test_one[triton]
+[gw0] [ 75%] FAILED tests/test_a.py::test_two[c d]
+[gw0] [100%] SKIPPED tests/test_a.py::test_three
+"""
+
+
+def test_tests_that_were_stopped_are_counted_by_what_they_printed(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text(LOG)
+    part = Part("t", "timed out", detail="stopped", output="its end")
+    stopped = gpu_report.judge_tests(part, tmp_path / "none.xml", log)
+    assert (stopped.status, stopped.detail) == ("timed out", "2 passed, 1 failed, stopped")
+    assert stopped.output == "[gw0] [ 75%] FAILED tests/test_a.py::test_two[c d]\nits end"
+    untold = gpu_report.judge_tests(Part("t", "timed out", detail="stopped"), tmp_path / "none.xml", tmp_path / "none")
+    assert (untold.status, untold.detail) == ("timed out", "0 passed, 0 failed, stopped")
 
 
 # ---- the whole report, by parts that only pretend -------------------------------------------------------------------
@@ -257,6 +273,12 @@ def test_tables_say_what_is_missing_and_why() -> None:
     assert "90 µs, 2 + 1" in sections["Host time of a step, and kernels + copies launched"]
     assert "| billion | no time |" in sections["Without a time"]
     assert "triton: parameter w0: 1 beyond its bound" in sections["Without a time"]
+
+
+def test_the_documentation_shows_the_run_that_is_kept() -> None:
+    text = gpu_tables.section(json.loads(gpu_tables.RESULT.read_text()))
+    document = page.DOCUMENT.read_text()
+    assert page.insert(document, "gpu", gpu_tables.COMMAND, text) == document
 
 
 # ---- the benchmarks, on a CPU ---------------------------------------------------------------------------------------
