@@ -515,8 +515,7 @@ __global__ void __launch_bounds__(n_threads, (n_blocks<Type, variant>()))
   }
 }
 
-// ---- what moves the laws
-// ---------------------------------------------------------------------------------------------
+// ---- what moves the laws --------------------------------------------------------------------------------------------
 
 // A block for each parameter group, whose threads take a law each, with and without a first step.
 __global__ void find_transitions(const __grid_constant__ Inputs inputs) {
