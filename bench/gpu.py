@@ -1,6 +1,6 @@
 """The benchmarks on a GPU: the same cases and peers as on a CPU, timed by the device's own events.
 
-    python -m bench.gpu [--out gpu.json] [--seconds 200] [--cases 'resnet50-*'] [--device cuda]
+    python -m bench.gpu --out gpu.json [--seconds 200] [--cases 'resnet50-*'] [--device cuda]
 
 The device's time of a step is what lies between two events of its stream. A pause queued before the first one lets the
 host run ahead, so that no launch is waited for in between; what the host takes for a step is timed apart. Input sets
@@ -396,8 +396,9 @@ def compile_kernels(cases: Sequence[Case], device: Device) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("gpu.json"), help="the JSON to write")
-    parser.add_argument("--compile", metavar="I/N", help="only compile, for every N-th case from the I-th on")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--out", type=Path, help="the JSON to write")
+    what.add_argument("--compile", metavar="I/N", help="only compile, for every N-th case from the I-th on")
     parser.add_argument("--seconds", type=float, default=200.0, help="after so many no case begins")
     parser.add_argument("--case-seconds", type=float, default=Bench.case_seconds, help="for the rounds of each case")
     parser.add_argument("--cases", default="", help="names or patterns of names, separated by commas")

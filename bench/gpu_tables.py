@@ -1,6 +1,8 @@
 """What a GPU run says, as Markdown: the targets as measured, the tables, what failed. Needs nothing but Python.
 
-python -m bench.gpu_tables     # puts bench/results/gpu.json into the documentation's page of figures
+    python -m bench.gpu_tables
+
+puts bench/results/gpu.json into the documentation's page of figures.
 """
 
 import json

@@ -375,7 +375,7 @@ struct TileWalk {
   const Stepper<Type, variant>& stepper;
   const Place& place;
   Shared<Type, variant>& shared;
-  const View* row_view;  // null: rows are not summed
+  bool by_row;  // rows are summed; their view is found again when they are written, for registers are scarce
 
   NPERF_D Scalar* row_in_shared(int row) const { return shared.rows + row * (place.across * n_slots + 1); }
 
@@ -395,7 +395,7 @@ struct TileWalk {
       const Scalar* const from = row_in_shared(i) + slot_of<n>(m);
       Scalar sum = from[0];
       for (int a = 1; a < place.across; ++a) sum += from[a * n_slots];
-      lines_of<Scalar>(problem, *row_view, tensor.n_rows, tile.row_slice, m)[row + i] = sum;
+      lines_of<Scalar>(problem, problem.views[tensor.view], tensor.n_rows, tile.row_slice, m)[row + i] = sum;
     }
     __syncthreads();
   }
@@ -426,7 +426,7 @@ struct TileWalk {
 
   // Row after row, with the sums of a row in registers, and those of the columns of a tile not wider than the block.
   template <bool by_col>
-  NPERF_D void walk(const View* col_view) const {
+  NPERF_D void walk() const {
     constexpr int depth = n_stages<Type, variant>;
     const int n_rows = int(tile.row_end - tile.row_begin), width = int(tile.col_end - tile.col_begin);
     const int first_col = place.vector() * L;
@@ -472,11 +472,11 @@ struct TileWalk {
           stage = stage + 1 == depth ? 0 : stage + 1;
           advance(here);
         } while (here.row == row);
-        if (row_view != nullptr) keep_row(row_sums, row - block);
+        if (by_row) keep_row(row_sums, row - block);
       }
-      if (row_view != nullptr) write_rows(tile.row_begin + block, block_end - block);
+      if (by_row) write_rows(tile.row_begin + block, block_end - block);
     }
-    if (by_col) write_cols(col_sums, *col_view);
+    if (by_col) write_cols(col_sums, problem.views[tensor.view + by_row]);
   }
 };
 
@@ -507,11 +507,11 @@ __global__ void __launch_bounds__(n_threads, (n_blocks<Type, variant>()))
   using Step = Stepper<Type, variant>;
   const Step stepper(problem, inputs, tensor, tile.tensor, mode);
   const Place place((tile.col_end - tile.col_begin + Step::L - 1) / Step::L, tile.row_end - tile.row_begin, by_col);
-  const TileWalk<Type, variant> walk{problem, tile, tensor, stepper, place, shared, by_row ? views : nullptr};
+  const TileWalk<Type, variant> walk{problem, tile, tensor, stepper, place, shared, by_row};
   if (by_col) {
-    walk.template walk<true>(views + by_row);
+    walk.template walk<true>();
   } else {
-    walk.template walk<false>(nullptr);
+    walk.template walk<false>();
   }
 }
 
@@ -614,7 +614,7 @@ NPERF_D void write_state(const Problem& problem, int64_t segment, const double (
     problem.states[law][k * problem.states_stride[law] + segment] = state[k];
 }
 
-// A block for each span of segments, and one for the step as a whole.
+// A block for each span of segments, and one for the step as a whole; ten of them on a multiprocessor, as registers go.
 __global__ void __launch_bounds__(n_finishers, 10)
     finish_spans(const __grid_constant__ Problem problem, const __grid_constant__ Inputs inputs) {
   if (blockIdx.x == problem.n_spans) {

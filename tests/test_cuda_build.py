@@ -23,8 +23,6 @@ MODES = ["plain", "momentum", "nesterov", "any"]
 REGISTERS = 64 * 1024  # of a multiprocessor
 SHARED = {"sm_80": 164 << 10, "sm_90": 228 << 10, "sm_100": 228 << 10}  # bytes of a multiprocessor's shared memory
 AHEAD = {"Float32": 2, "Float64": 1, "BFloat16": 2, "Float16": 2}  # vectors on their way while one is stepped
-# Sums of eight columns by eight moments, and the rows' beside them, are more than A100's compiler finds registers for.
-SPILLED = {("sm_80", "BFloat16", "nesterov"): 8, ("sm_80", "Float16", "nesterov"): 8}
 THREADS = 256  # of a block
 
 
@@ -101,7 +99,7 @@ def test_registers_and_stack() -> None:
             f" {k.bytes_in_flight:9,} B"
         )
     for k in kernels():
-        assert k.stack <= SPILLED.get(k[:3], 0), k[:5]
+        assert k.stack == 0, k[:5]
         # 16.5 bytes a clock for 800 ns of latency at 1.98 GHz are 26 KB in flight, of which a step with momentum reads
         # three fifths. Without momentum it would be two thirds, 17.3 KB, which float64 misses by 5 %.
         if k.hot:
@@ -129,5 +127,4 @@ def test_memory_is_moved_sixteen_bytes_at_a_time() -> None:
         # twice: with columns' sums and without; the gradient is stored where it is unscaled
         assert loads >= 2 * reads, k[:5]
         assert stores >= 2 * (writes + 1), k[:5]
-        if k[:3] not in SPILLED:
-            assert not re.search(r"\b(LDL|STL)\b", k.code), k[:5]
+        assert not re.search(r"\b(LDL|STL)\b", k.code), k[:5]

@@ -62,7 +62,7 @@ RUNS, ROWS, COLUMNS, BOTH, WIDE, NARROW, STRIDED, VIEWED = (tl.constexpr(1 << i)
 # How a tile's elements are reached.
 BY_VECTORS, BY_ELEMENTS, BY_STRIDES = (tl.constexpr(i) for i in range(3))
 
-N_THREADS = 128  # of a program of stage 2
+N_THREADS = tl.constexpr(128)  # of a program of stage 2
 # Segments of a program of stage 2, where each has many terms or few; noetherperf.tiling.TRITON.span_segments.
 SHORT_SPAN, LONG_SPAN = tl.constexpr(32), tl.constexpr(128)
 FLAGS = tl.constexpr(128)  # of fresh buffers, that a program looks after at once
@@ -627,7 +627,9 @@ def gather(slices, view, tensor, segments, end, n_acc, TERMS: tl.constexpr, WIDT
 
 
 @triton.jit
-def gather_span(span, view, tensor, workspace, n_acc, TERMS: tl.constexpr, WIDTH: tl.constexpr):
+def gather_span(span, view, tensor, workspace, n_acc, WIDTH: tl.constexpr):
+    """The moments of a span of at most WIDTH segments, two elements a thread at a time."""
+    TERMS: tl.constexpr = 2 * N_THREADS // WIDTH
     segments = span.begin + tl.arange(0, WIDTH)
     if tensor.dtype == FLOAT64:
         m = gather(workspace + view.workspace, view, tensor, segments, span.end, n_acc, TERMS, WIDTH)
@@ -650,11 +652,10 @@ def finish(
     hyper,
     is_first,
     propagator,
-    TERMS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
     """Brings the moments of a span together; advances its laws, and its tensor's propagators, where it has states."""
-    m = gather_span(span, view, tensor, workspace, n_acc, TERMS, WIDTH)
+    m = gather_span(span, view, tensor, workspace, n_acc, WIDTH)
     segments = span.begin + tl.arange(0, WIDTH)
     mask = segments < span.end
     store_columns(moments + view.segment, m, segments, span.end, stride, NESTEROV)
@@ -741,41 +742,11 @@ def stage_2(
     own = propagators + span.tensor * 16
     n_segments = span.end - span.begin
     if n_segments <= FEW:
-        finish(
-            span, view, tensor, workspace, moments, moments_stride, n_acc, states, hyper, is_first, own, 256 // FEW, FEW
-        )
+        finish(span, view, tensor, workspace, moments, moments_stride, n_acc, states, hyper, is_first, own, FEW)
     elif n_segments <= SHORT_SPAN:
-        finish(
-            span,
-            view,
-            tensor,
-            workspace,
-            moments,
-            moments_stride,
-            n_acc,
-            states,
-            hyper,
-            is_first,
-            own,
-            256 // SHORT_SPAN,
-            SHORT_SPAN,
-        )
+        finish(span, view, tensor, workspace, moments, moments_stride, n_acc, states, hyper, is_first, own, SHORT_SPAN)
     else:
-        finish(
-            span,
-            view,
-            tensor,
-            workspace,
-            moments,
-            moments_stride,
-            n_acc,
-            states,
-            hyper,
-            is_first,
-            own,
-            256 // LONG_SPAN,
-            LONG_SPAN,
-        )
+        finish(span, view, tensor, workspace, moments, moments_stride, n_acc, states, hyper, is_first, own, LONG_SPAN)
 
 
 def options(dtype: int, mode: int, kinds: int, lanes: int, hip: bool) -> dict[str, int]:

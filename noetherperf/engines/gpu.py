@@ -150,7 +150,6 @@ class GpuEngine(TableEngine):
         self._tile_counts = np.bincount(t.tiles["tensor"], minlength=n) if len(t.tiles) else np.zeros(n, np.int64)
         self._dtype_ranges = self._ranges_by_dtype()
         self._launches_for: tuple[bytes, list[Launch]] = (b"", [])
-        self._present_launches: list[Launch] = []  # of what _sent says
         # The host's side of the inputs, whose parts TableEngine fills in place.
         self._host = Inputs.empty(n, self.n_hypers, torch.device("cpu"))
         self._addresses = self._host.addresses.numpy().view(np.uint64)
@@ -278,9 +277,8 @@ class GpuEngine(TableEngine):
         self._host_scalars[1] = self._float32("found_inf", on_device.found_inf)
         with self._as_current():
             inputs, is_new = self._send()
-            if is_new:
-                self._present_launches = self._launches(hypers)
-            self._launch(self._present_launches, inputs, measuring=False, scaled=scaled)
+            launches = self._launches(hypers) if is_new else self._launches_for[1]
+            self._launch(launches, inputs, measuring=False, scaled=scaled)
 
     def _launches(self, hypers: Sequence[Hyper]) -> list[Launch]:
         """Stage 1's kernels: one for each dtype and mode that occur."""

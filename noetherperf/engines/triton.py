@@ -85,5 +85,5 @@ class TritonEngine(GpuEngine):
             n_tensors,
             self.n_hypers,
             MEASURING=measuring,
-            num_warps=N_THREADS // self._lanes,
+            num_warps=N_THREADS.value // self._lanes,
         )
