@@ -303,11 +303,13 @@ def info() -> None:
         table.add_row(f"backend {name}", state)
     if backends()["cpu"] == "available":
         from noetherperf import _cpu
+        from noetherperf.engines import isa
 
-        used, *others = _cpu.isas()
-        table.add_row(
-            "instructions", f"{used} is used by backend cpu" + (f"; it also has {', '.join(others)}" if others else "")
-        )
+        used = isa.choose()
+        for name in _cpu.isas():
+            wrong = isa.fault(name)
+            passed = f"fails its self-check: {wrong}" if wrong else "passes its self-check"
+            table.add_row(f"instructions {name}", passed + (f", used ({isa.VARIABLE} chooses)" if name == used else ""))
     Console().print(table, highlight=False)
 
 
