@@ -161,7 +161,8 @@ def run(
         console = Console()
         console.print(
             f"accuracy: train {result.train_accuracy:.2%}, test {result.test_accuracy:.2%}; "
-            f"{result.steps} steps in {result.seconds:.1f} s, backend {result.backend}",
+            f"{result.steps} steps in {result.seconds:.1f} s, backend {result.backend}\n"
+            f"charges at the end equal plain sums over the parameters to {result.charge_error:.1e}",
             highlight=False,
         )
         record = open_record(record_path)

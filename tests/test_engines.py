@@ -59,7 +59,8 @@ def engines() -> Iterator[tuple[str, MakeEngine]]:
 def stand_in(isa: str, *args: Any) -> Engine:
     from noetherperf.engines.cpu import CpuEngine
 
-    return CpuEngine(*args, isa, cpu_stand_in.load())
+    make: MakeEngine = CpuEngine
+    return make(*args, isa, cpu_stand_in.load())
 
 
 def emulated_cuda(*args: Any) -> Engine:
