@@ -193,7 +193,7 @@ template <Law law>
 std::string check_law(const Kernels& kernels) {
   constexpr int64_t n = 21, stride = 23;
   Transitions t;
-  t.discrete[law] = {0.5, -0.25, 0.125, 0.5, -0.5, 1.0, 0.25, -0.5, 0.125};
+  t.discrete[law] = {0.5, -0.25, 0.125, 0.5, -0.5, 1.0, 0.25, -0.5, 0.125, -0.5, 0.25, 0.5, -0.25, 0.125};
   t.flow[law] = {0.5, 0.25, -0.125, 0.5, 0.25, 2.0, -0.5};
   double state[n_state * stride], other[n_state * stride], moments[n_moments * stride];
   for (int64_t i = 0; i < n_state * stride; ++i) state[i] = other[i] = double(i * 7 % 11) - 5.0;

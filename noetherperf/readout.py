@@ -26,21 +26,19 @@ class Prediction:
         free: From the initial charge (and a warm momentum buffer) alone: decay, oscillation.
         forced: From the finite steps: |u|² (discrete law), |g|² or |θ̇|² (flow law); zero for a translation.
         defect: From the gradient constraint's violation; zero where the symmetry holds, and always in the flow law.
+        budget: free + forced + defect: in the discrete law an identity of the update, up to rounding, for any set of
+            parameters. It is kept by itself, for its parts may be large and cancel.
     """
 
     free: Tensor
     forced: Tensor
     defect: Tensor
+    budget: Tensor
 
     @property
     def total(self) -> Tensor:
         """free + forced: what the law predicts where the symmetry holds."""
-        return self.free + self.forced
-
-    @property
-    def budget(self) -> Tensor:
-        """free + forced + defect: an identity of the update, up to rounding, for any set of parameters."""
-        return self.free + self.forced + self.defect
+        return self.budget - self.defect
 
 
 @dataclass(frozen=True)
@@ -145,7 +143,7 @@ class _Sums(NamedTuple):
     """Sums over parts [n groups]: the moments and the laws' components with coefficients, and three without."""
 
     moments: Tensor  # [N_MOMENTS, n]
-    components: Tensor  # [6, n]: initial; discrete free, forced, defect; flow free, forced
+    components: Tensor  # [7, n]: initial; discrete free, forced, defect, budget; flow free, forced
     sq_gradient: Tensor
     sq_generator: Tensor
     n_elements: Tensor
@@ -162,16 +160,14 @@ def _part_sums(law: Law, planned: PlannedPart, source: Source) -> _Sums:
     flow_xx = measured.propagators[view.tensor, law, 1, 0, 0]
     x0 = state[State.X0]
     none = torch.zeros_like(x0)
-    components = torch.stack(
-        [
-            x0,
-            xx * x0 + xy * state[State.Y0],
-            none if law == Law.TRANSLATION else state[State.FORCED_X],
-            state[State.DEFECT_X],
-            flow_xx * x0,
-            none if law == Law.TRANSLATION else state[State.FLOW_X],
-        ]
-    )
+    free = xx * x0 + xy * state[State.Y0]
+    budget = state[State.X] + state[State.X_REST]
+    if law == Law.TRANSLATION:
+        forced, defect, flow_forced = none, budget - free, none
+    else:
+        defect, flow_forced = state[State.DEFECT_X], state[State.FLOW_X]
+        forced = budget - free - defect
+    components = torch.stack([x0, free, forced, defect, budget, flow_xx * x0, flow_forced])
     sums = planned.reduce(torch.cat([moments, components]))
     weight = planned.part.weight
     n_elements = torch.full_like(sums[0], float(planned.n_elements))
@@ -202,7 +198,7 @@ def _mean_square_gradient(totals: Iterable[_Sums]) -> float:
 
 def _read_one(symmetry: Symmetry, total: _Sums, mean_square_gradient: float, reason: str) -> ChargeReadout:
     translation = Law[symmetry.law.upper()] == Law.TRANSLATION
-    initial, free, forced, defect, flow_free, flow_forced = total.components
+    initial, free, forced, defect, budget, flow_free, flow_forced = total.components
     constraint = total.moments[Moment.SUM_G if translation else Moment.DOT_PG]
     sq_gradient = torch.maximum(total.sq_gradient, FLOOR**2 * mean_square_gradient * total.n_elements)
     scale = (sq_gradient * total.sq_generator).sqrt()
@@ -210,8 +206,8 @@ def _read_one(symmetry: Symmetry, total: _Sums, mean_square_gradient: float, rea
         symmetry,
         total.moments[Moment.SUM_P if translation else Moment.SQ_P],
         initial,
-        Prediction(free, forced, defect),
-        Prediction(flow_free, flow_forced, torch.zeros_like(flow_free)),
+        Prediction(free, forced, defect, budget),
+        Prediction(flow_free, flow_forced, torch.zeros_like(flow_free), flow_free + flow_forced),
         constraint,
         torch.where(scale == 0.0, 0.0, constraint.abs() / scale),
         {name: total.moments[moment] for name, moment in READOUT_MOMENTS.items()},
