@@ -19,6 +19,7 @@ from noetherperf.distributed import Ranks, check_whole, is_distributed, local, l
 from noetherperf.engines import Engine, OnDevice
 from noetherperf.engines.reader import make_gatherer
 from noetherperf.hyper import Hyper, device_lr
+from noetherperf.names import check_order, unwrapped
 from noetherperf.openness import Openness
 from noetherperf.plan import Measurement, make_plan
 from noetherperf.readout import Readout, Source, read
@@ -189,11 +190,7 @@ class SGD(Optimizer):
 
     def _names(self) -> list[str | None]:
         """One name per parameter, over all groups; None where parameters came, or were put there, without names."""
-        names: list[str | None] = []
-        for group in self.param_groups:
-            given, n = group.get("param_names", ()), len(group["params"])
-            names += given if len(given) == n else [None] * n
-        return names
+        return _names_in(self.param_groups)
 
     def _check_symmetries(self, symmetries: Sequence[Symmetry]) -> tuple[Symmetry, ...]:
         names = [name for name in self._names() if name is not None]
@@ -473,6 +470,7 @@ class SGD(Optimizer):
         return {
             "version": MEASUREMENT_VERSION,
             "id": self._measurement_id,
+            "names": self._names(),
             "symmetries": to_json(self._symmetries),
             "began": self._began,
             "openness": self._openness.state_dict(),
@@ -483,8 +481,12 @@ class SGD(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state_dict of this class or of torch.optim.SGD; without measurement in it, measuring starts anew.
 
+        Goes by position, as torch does, and keeps this optimizer's names; where the checkpoint has names too, they say
+        whether positions mean the same parameters.
+
         Raises:
-            ValueError: It was measured with other symmetries; raised before anything is changed.
+            ValueError: It has this optimizer's names in other places, or was measured with other symmetries; raised
+                before anything is changed.
         """
         measured = state_dict.get("measurement")
         self._check_measurement(measured)
@@ -511,7 +513,12 @@ class SGD(Optimizer):
             self._carried = carried
             self._measurement_id = measured.get("id", self._measurement_id)  # older checkpoints have none
             self._step_count = int(carried[0][-1][0])
-            self._open_reasons = copy.deepcopy(measured["openness"])
+            saved_names = [s.name for s in from_json(measured["symmetries"])]  # with other wrappers, perhaps
+            own_names = dict(zip(saved_names, (s.name for s in self._symmetries), strict=True))
+            self._open_reasons = {
+                key: {own_names[name]: reason for name, reason in value.items()} if isinstance(value, dict) else value
+                for key, value in copy.deepcopy(measured["openness"]).items()
+            }
 
     def _check_measurement(self, measured: Mapping[str, Any] | None) -> None:
         if measured is None:
@@ -521,10 +528,11 @@ class SGD(Optimizer):
                 f"state_dict: its measurement has version {measured['version']}, this is version "
                 f'{MEASUREMENT_VERSION}; drop it (del state_dict["measurement"]) to load the rest and measure anew'
             )
-        saved = from_json(measured["symmetries"])
-        if tuple(saved) != self._symmetries:
-            saved_names, own_names = {s.name for s in saved}, {s.name for s in self._symmetries}
-            changed = sorted(saved_names ^ own_names) or sorted(s.name for s in set(saved) ^ set(self._symmetries))
+        check_order(measured.get("names", []), self._names())  # older ones have no names
+        saved, mine = (from_json(unwrapped(text)) for text in (measured["symmetries"], to_json(self._symmetries)))
+        if saved != mine:
+            saved_names, own_names = {s.name for s in saved}, {s.name for s in mine}
+            changed = sorted(saved_names ^ own_names) or sorted(s.name for s in set(saved) ^ set(mine))
             raise ValueError(
                 f"state_dict: it was measured with other symmetries (they differ in: {', '.join(changed) or 'order'}); "
                 "make the optimizer with the same ones, or drop the measurement "
@@ -562,8 +570,12 @@ class SGD(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
         measured = state.pop("_measured", None)
+        if measured is None:  # load_state_dict, which has changed nothing yet: from here on names are our own
+            check_order(_names_in(state["param_groups"]), self._names())
+            for group, own in zip(state["param_groups"], self.param_groups, strict=True):
+                group.update({"param_names": own["param_names"]} if "param_names" in own else {})
         super().__setstate__(state)
-        if measured is not None:  # unpickling or copying; load_state_dict comes here too, without it
+        if measured is not None:  # unpickling or copying
             self.__dict__.update(measured)
             self._devices, self._sharded = None, False
             self._note_parameters()
@@ -579,6 +591,15 @@ def _add_measurement(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
     """A state_dict hook of every SGD, its first."""
     if isinstance(optimizer, SGD) and optimizer.symmetries:
         state_dict["measurement"] = optimizer._measured()
+
+
+def _names_in(groups: Iterable[Mapping[str, Any]]) -> list[str | None]:
+    """One name per parameter of these groups, None where there is none."""
+    names: list[str | None] = []
+    for group in groups:
+        given, n = group.get("param_names", ()), len(group["params"])
+        names += given if len(given) == n else [None] * n
+    return names
 
 
 def _kind(p: Tensor) -> tuple[torch.device, torch.dtype, torch.Size]:
