@@ -24,6 +24,7 @@ from noetherperf.openness import Openness
 from noetherperf.plan import Measurement, make_plan
 from noetherperf.readout import Readout, Source, read
 from noetherperf.symmetry import Symmetry, from_json, to_json, validate
+from noetherperf.watched import Tensors, Watched
 
 MEASUREMENT_VERSION = 2
 
@@ -137,6 +138,7 @@ class SGD(Optimizer):
         self._kinds: list[object] = []
         self._here: list[Tensor] = []  # what of them is in this rank's memory
         self._sharded = False
+        self._watched: Watched | None = None  # none before there is something to compare with
         self._symmetries: tuple[Symmetry, ...] = ()
         defaults = {
             "lr": lr,
@@ -221,6 +223,7 @@ class SGD(Optimizer):
         self._measurement_id = uuid.uuid4().hex
         self._carried: list[list[Tensor]] | None = None  # measurements to go on from when engines are made
         self._open_reasons: dict[str, Any] | None = None
+        self._watched = None
 
     def _prepare(self) -> list[_Device]:
         """The devices with their plans and engines, made when first needed and after every change of parameters.
@@ -273,6 +276,8 @@ class SGD(Optimizer):
         if self._open_reasons is not None:
             self._openness.load_state_dict(self._open_reasons)
         self._carried = self._open_reasons = None  # they live on in the engines' measurements
+        if self._watched is not None:
+            self._watched.know_here(self._here)
         self._devices = devices
         return devices
 
@@ -349,11 +354,11 @@ class SGD(Optimizer):
             grads = list(map(local_gradient, self._labels, self._params, grads))
         for device in devices:
             device.engine.admit(device.pick(grads))
-        if not self._began:
-            self._begin()
+        held, buffers, unwritten = self._buffers()
+        self._catch_up(held, buffers)
 
         hypers = [Hyper.of(group) for group in self.param_groups]
-        buffers, first = self._ready_buffers(missing)
+        first = self._make_buffers(held, buffers, unwritten, missing)
         self._may_be_fresh |= on_device.found_inf is not None and 1 in first
         for device in devices:
             engine_hypers, inputs = device.bring(hypers, on_device)
@@ -364,7 +369,8 @@ class SGD(Optimizer):
         )
         torch.autograd.graph.increment_version(written)
         self._step_count += 1
-        if self._symmetries:
+        if self._watched is not None:
+            self._watched.stepped(missing, first, held, buffers)
             self._openness.update(self._step_count, hypers, on_device.lrs, bytes(first), missing)
         return loss
 
@@ -382,25 +388,25 @@ class SGD(Optimizer):
             found_inf = None
         return OnDevice([device_lr(group) for group in self.param_groups], getattr(self, "grad_scale", None), found_inf)
 
-    def _buffers(self) -> tuple[list[Tensor | None], bytes]:
-        """Every parameter's momentum buffer as the state holds it now, None where there is none; and 1 where so."""
-        buffers, missing = self._gatherer.items(self.state, "momentum_buffer")
-        if self._sharded:
-            buffers = list(map(local_buffer, self._labels, self._params, buffers))
-        return buffers, missing
+    def _buffers(self) -> tuple[Tensors, Tensors, bytes]:
+        """Every parameter's momentum buffer as the state holds it now, None where there is none; what of it is in this
+        rank's memory; and 1 where there is none."""
+        held, unwritten = self._gatherer.items(self.state, "momentum_buffer")
+        buffers = list(map(local_buffer, self._labels, self._params, held)) if self._sharded else held
+        return held, buffers, unwritten
 
-    def _ready_buffers(self, without_grad: bytes) -> tuple[list[Tensor | None], bytearray]:
-        """The buffers, made where this step writes one for the first time; and where it does."""
-        buffers, missing = self._buffers()
-        first = bytearray(len(buffers))
-        if 1 in missing:
+    def _make_buffers(self, held: Tensors, buffers: Tensors, unwritten: bytes, without_grad: bytes) -> bytearray:
+        """Make buffers where this step writes one for the first time; where it does."""
+        first = bytearray(len(held))
+        if 1 in unwritten:
             momentum = [group["momentum"] != 0 for group in self.param_groups for _ in group["params"]]
             for i, p in enumerate(self._params):
-                if missing[i] and momentum[i] and not without_grad[i]:
+                if unwritten[i] and momentum[i] and not without_grad[i]:
                     first[i] = 1
-                    self.state[p]["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-                    buffers[i] = local(self.state[p]["momentum_buffer"])
-        return buffers, first
+                    made = torch.zeros_like(p, memory_format=torch.preserve_format)
+                    self.state[p]["momentum_buffer"] = held[i] = made
+                    buffers[i] = local(made)
+        return first
 
     def _drop_fresh_buffers(self) -> None:
         """Unmake the buffers whose first step a device skipped, as the host would not have made them; waits for it."""
@@ -409,6 +415,8 @@ class SGD(Optimizer):
                 fresh = device.engine.fresh
                 for i in itertools.compress(device.members, fresh.tolist() if isinstance(fresh, Tensor) else fresh):
                     self.state.get(self._params[i], {}).pop("momentum_buffer", None)
+                    if self._watched is not None:
+                        self._watched.know_buffer(i, None, None)
         self._may_be_fresh = False
 
     # ---- measuring --------------------------------------------------------------------------------------------------
@@ -416,12 +424,61 @@ class SGD(Optimizer):
     @torch.no_grad()
     def _begin(self) -> None:
         """Measure the parameters and buffers as they are: where the laws start."""
-        for device in self._prepare():
-            buffers = device.pick(self._buffers()[0])
-            device.engine.measure(buffers)
-            device.measurement.start(device.ranks.plan, [v is not None for v in buffers])
+        devices = self._prepare()
+        held, buffers, _ = self._buffers()
+        for device in devices:
+            own = device.pick(buffers)
+            device.engine.measure(own)
+            device.measurement.start(device.ranks.plan, [v is not None for v in own])
         self._openness.reset()
         self._began = True
+        self._watch(held, buffers)
+
+    def _watch(self, held: Tensors, buffers: Tensors) -> None:
+        """Know what is measured as it is now."""
+        devices = self._prepare()
+        measured = sorted({device.members[view.tensor] for device in devices for view in device.ranks.whole.views})
+        self._watched = Watched(measured, self._params, self._here, held, buffers) if measured else None
+
+    def _catch_up(self, held: Tensors, buffers: Tensors) -> None:
+        """Begin to measure, or take note of what others have written since; held, buffers: as _buffers gives them."""
+        if not self._began:
+            self._begin()
+        elif self._watched is not None:
+            parameters, changed_buffers = self._watched.changed(self._params, self._here, held, buffers)
+            if parameters or changed_buffers:
+                self._follow_changes(parameters, changed_buffers, held, buffers)
+        elif self._symmetries:  # loaded, or a copy: there is nothing yet to compare with
+            self._watch(held, buffers)
+
+    def _follow_changes(self, parameters: set[int], changed_buffers: set[int], held: Tensors, buffers: Tensors) -> None:
+        """Go on from what others have written; before the first step, start anew from it."""
+        if self._step_count == 0:
+            self._restart()
+            self._begin()
+            return
+        for device in self._prepare():
+            changed = [i in parameters or i in changed_buffers for i in device.members]
+            if any(changed):
+                before, own = device.measurement.moments.clone(), device.pick(buffers)
+                device.engine.measure(own)
+                device.measurement.follow(device.ranks.plan, before, [v is not None for v in own], changed)
+        self._openness.changed(self._step_count, parameters, changed_buffers)
+        self._watch(held, buffers)
+
+    def _catch_up_now(self) -> list[_Device]:
+        """The devices, with what others have written taken note of, if measuring has begun."""
+        devices = self._prepare()
+        if self._began:
+            self._catch_up(*self._buffers()[:2])
+        return devices
+
+    def _gather(self) -> list[Measurement]:
+        """Each device's measurement of the whole parameters; a collective where they are sharded."""
+        gathered = [device.ranks.gather(device.measurement, self._openness.flags()) for device in self._prepare()]
+        if gathered:
+            self._openness.agree(torch.stack([flags for _, flags in gathered]).sum(0))
+        return [whole for whole, _ in gathered]
 
     @torch.no_grad()
     def reset_measurement(self) -> None:
@@ -443,9 +500,8 @@ class SGD(Optimizer):
             RuntimeError: The ranks measure different things, or are not at the same step.
         """
         devices = self._prepare()
-        if not self._began:
-            self._begin()
-        sources = [Source(device.ranks.whole, device.ranks.gather(device.measurement).cpu()) for device in devices]
+        self._catch_up(*self._buffers()[:2])
+        sources = [Source(device.ranks.whole, x.cpu()) for device, x in zip(devices, self._gather(), strict=True)]
         self._step_count = int(sources[0].measurement.clock[0])
         home = next((i for i, device in enumerate(devices) if 0 in device.groups), 0)
         time = sources[home].measurement.clock[1].item()
@@ -460,13 +516,13 @@ class SGD(Optimizer):
         collective, as readout() is.
         """
         if self._symmetries:
-            self._prepare()
+            self._catch_up_now()
         self._drop_fresh_buffers()
         return super().state_dict()  # _add_measurement, the first of the hooks, adds it
 
     def _measured(self) -> dict[str, Any]:
         """What a checkpoint needs to go on measuring."""
-        wholes = [device.ranks.gather(device.measurement) for device in self._prepare()]
+        wholes = self._gather()
         return {
             "version": MEASUREMENT_VERSION,
             "id": self._measurement_id,
@@ -548,12 +604,13 @@ class SGD(Optimizer):
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        self._drop_fresh_buffers()
-        state = dict(super().__getstate__())
         carried = self._carried
         openness = self._open_reasons
-        if self._devices is not None:
-            carried = [device.measurement.tensors() for device in self._prepare()]
+        devices = None if self._devices is None else self._catch_up_now()
+        self._drop_fresh_buffers()
+        state = dict(super().__getstate__())
+        if devices is not None:
+            carried = [device.measurement.tensors() for device in devices]
             openness = self._openness.state_dict()
         state["_measured"] = {
             "_requested": self._requested,
@@ -577,7 +634,7 @@ class SGD(Optimizer):
         super().__setstate__(state)
         if measured is not None:  # unpickling or copying
             self.__dict__.update(measured)
-            self._devices, self._sharded = None, False
+            self._devices, self._sharded, self._watched = None, False, None
             self._note_parameters()
             self.register_state_dict_post_hook(_add_measurement)
         for group in self.param_groups:

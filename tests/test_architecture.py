@@ -36,6 +36,7 @@ RANKS = {
     "cost": 4,
     "backends": 5,
     "distributed": 5,
+    "watched": 5,
     "sgd": 6,
     "constraints": 6,
     "recorder": 7,

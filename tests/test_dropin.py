@@ -751,7 +751,7 @@ class TestState:
 class TestNamesInCheckpoints:
     """torch loads by position. Names stay the optimizer's own, and say whether positions mean the same parameters."""
 
-    OPTIONS = MappingProxyType({"lr": 0.1, "momentum": 0.9})
+    OPTIONS: MappingProxyType[str, Any] = MappingProxyType({"lr": 0.1, "momentum": 0.9})
     NORM = Norm("fc1", [Part("fc1.weight", 0)])
     REORDERED = ("fc1.bias", "fc1.weight", "fc2.weight", "fc2.bias")
     NAMES = ("fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias")
