@@ -233,10 +233,10 @@ PYBIND11_MODULE(_cpu, m) {
       .def("attributes", &attributes, py::arg("params"), py::arg("name"))
       .def("items", &items, py::arg("state"), py::arg("name"));
   py::class_<Watch>(m, "Watch")
-      .def(py::init([](const std::vector<int64_t>& which, const py::object& counter) {
-             return std::make_unique<Watch>(which, counter.ptr());
+      .def(py::init([](const std::vector<int64_t>& which, const py::object& tensor_type) {
+             return std::make_unique<Watch>(which, tensor_type.attr("_version").ptr(), describe(tensor_type));
            }),
-           py::arg("which"), py::arg("counter"))
+           py::arg("which"), py::arg("tensor_type"))
       .def("look", &look, py::arg("tensors"))
       .def("know", &know, py::arg("i"), py::arg("tensor"))
       .def("expect", &expect, py::arg("missing"));

@@ -217,11 +217,12 @@ class Watch {
  public:
   // which: the numbers of the tensors that are watched. counter: the descriptor of torch.Tensor._version, whose getter
   // is called directly: looking it up for each tensor takes twice as long.
-  Watch(const std::vector<int64_t>& which, PyObject* counter) : known_(which.size()) {
+  Watch(const std::vector<int64_t>& which, PyObject* counter, Describe describe)
+      : known_(which.size()), describe_(describe) {
     for (size_t k = 0; k < which.size(); ++k) {
       known_[k].number = which[k];
       place_[which[k]] = k;
-      if (which[k] >= at_least_) at_least_ = which[k] + 1;
+      at_least_ = std::max(at_least_, which[k] + 1);
     }
     if (Py_IS_TYPE(counter, &PyGetSetDescr_Type)) {
       const auto* const descriptor = reinterpret_cast<const PyGetSetDescrObject*>(counter);
@@ -244,7 +245,7 @@ class Watch {
     for (size_t k = 0; k < n; ++k) {
       if (k + objects_ahead < n) {
         const Known& next = known_[k + objects_ahead];
-        __builtin_prefetch(PyList_GET_ITEM(list, next.number));
+        ask_for_tensor(PyList_GET_ITEM(list, next.number), next.shape);
         __builtin_prefetch(next.reference);
       }
       const Known& known = known_[k];
@@ -259,12 +260,18 @@ class Watch {
   bool know(int64_t i, PyObject* object) {
     const auto found = place_.find(i);
     if (found == place_.end()) return true;
+    Known now;
+    now.number = i;
+    if (object != Py_None) {
+      now.reference = PyWeakref_NewRef(object, nullptr);
+      if (now.reference == nullptr) return false;
+      now.version = version(object);
+      dlpack::Tensor x;
+      if (describe_(object, x)) now.shape = reinterpret_cast<uintptr_t>(x.shape);
+    }
     Known& known = known_[found->second];
-    PyObject* const reference = object == Py_None ? nullptr : PyWeakref_NewRef(object, nullptr);
-    if (object != Py_None && reference == nullptr) return false;
     Py_XDECREF(known.reference);
-    known.reference = reference;
-    known.version = object == Py_None ? 0 : version(object);
+    known = now;
     return true;
   }
 
@@ -279,6 +286,7 @@ class Watch {
     int64_t number = 0;
     PyObject* reference = nullptr;  // a weak one: an address alone may be that of a later tensor
     int64_t version = 0;
+    uintptr_t shape = 0;  // where torch has written it, beside all else that it knows of the tensor
 
     bool is(PyObject* object) const {
       if (reference == nullptr) return false;
@@ -305,6 +313,7 @@ class Watch {
   }
 
   std::vector<Known> known_;
+  Describe describe_;
   std::unordered_map<int64_t, size_t> place_;
   int64_t at_least_ = 0;
   PyTypeObject* type_ = nullptr;

@@ -171,8 +171,9 @@ class Measurement:
             changed: Per tensor, whether it or its buffer was changed.
         """
         device = self.moments.device
-        is_warm, is_changed = (torch.tensor(flags, dtype=torch.bool).to(device) for flags in (warm, changed))
-        tensor, *law_segments = (x.to(device) for x in plan.indices)
+        flags = (torch.tensor(x, dtype=torch.bool) for x in (warm, changed))
+        # Copied without blocking: the host must not wait until the device is through with its steps.
+        is_warm, is_changed, tensor, *law_segments = (x.to(device, non_blocking=True) for x in (*flags, *plan.indices))
         measured = self.moments.clone()
         self.moments.copy_(before)
         here = is_changed[tensor]

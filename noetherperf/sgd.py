@@ -277,7 +277,7 @@ class SGD(Optimizer):
             self._openness.load_state_dict(self._open_reasons)
         self._carried = self._open_reasons = None  # they live on in the engines' measurements
         if self._watched is not None:
-            self._watched.know_here(self._here)
+            self._watched.know_moved(self._here)
         self._devices = devices
         return devices
 
@@ -432,40 +432,44 @@ class SGD(Optimizer):
             device.measurement.start(device.ranks.plan, [v is not None for v in own])
         self._openness.reset()
         self._began = True
-        self._watch(held, buffers)
+        if self._symmetries:
+            self._watch(held, buffers)
 
     def _watch(self, held: Tensors, buffers: Tensors) -> None:
         """Know what is measured as it is now."""
         devices = self._prepare()
         measured = sorted({device.members[view.tensor] for device in devices for view in device.ranks.whole.views})
-        self._watched = Watched(measured, self._params, self._here, held, buffers) if measured else None
+        self._watched = Watched(measured, self._params, self._here, held, buffers)
 
     def _catch_up(self, held: Tensors, buffers: Tensors) -> None:
         """Begin to measure, or take note of what others have written since; held, buffers: as _buffers gives them."""
         if not self._began:
             self._begin()
-        elif self._watched is not None:
-            parameters, changed_buffers = self._watched.changed(self._params, self._here, held, buffers)
-            if parameters or changed_buffers:
-                self._follow_changes(parameters, changed_buffers, held, buffers)
-        elif self._symmetries:  # loaded, or a copy: there is nothing yet to compare with
-            self._watch(held, buffers)
+        elif self._watched is None:
+            if self._symmetries:  # loaded, or a copy: there is nothing yet to compare with
+                self._watch(held, buffers)
+        else:
+            parameters, others = self._watched.changed(held, buffers)
+            if not parameters and not others:
+                return
+            if self._step_count == 0:  # no law has begun to run
+                self._restart()
+                self._begin()
+                return
+            self._follow_changes(parameters | others, buffers)
+            self._openness.changed(self._step_count, parameters, others)
+            self._watched.know(parameters | others, held, buffers)
 
-    def _follow_changes(self, parameters: set[int], changed_buffers: set[int], held: Tensors, buffers: Tensors) -> None:
-        """Go on from what others have written; before the first step, start anew from it."""
-        if self._step_count == 0:
-            self._restart()
-            self._begin()
-            return
+    def _follow_changes(self, which: set[int], buffers: Tensors) -> None:
+        """Measure what others have written, and have the laws go on from there."""
         for device in self._prepare():
-            changed = [i in parameters or i in changed_buffers for i in device.members]
+            changed = [i in which for i in device.members]
             if any(changed):
                 before, own = device.measurement.moments.clone(), device.pick(buffers)
                 device.engine.measure(own)
                 device.measurement.follow(device.ranks.plan, before, [v is not None for v in own], changed)
-        self._openness.changed(self._step_count, parameters, changed_buffers)
-        self._watch(held, buffers)
 
+    @torch.no_grad()
     def _catch_up_now(self) -> list[_Device]:
         """The devices, with what others have written taken note of, if measuring has begun."""
         devices = self._prepare()

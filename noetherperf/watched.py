@@ -5,7 +5,7 @@ raises no counter (`p.data.clamp_()`, other libraries that write to memory) is n
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
@@ -29,34 +29,39 @@ class Watched:
     def __init__(
         self, measured: Sequence[int], params: Sequence[Tensor], here: Sequence[Tensor], held: Tensors, buffers: Tensors
     ) -> None:
+        self._params, self._here = params, here
         cut = [i for i in measured if params[i] is not here[i]]
-        self._params, self._held, self._here, self._buffers = map(make_watch, (measured, measured, cut, cut))
-        for i, p in enumerate(params):
-            self._params.know(i, p)
-            self.know_buffer(i, held[i], buffers[i])
-        self.know_here(here)
+        self._of_params, self._of_held, self._of_here, self._of_buffers = map(
+            make_watch, (measured, measured, cut, cut)
+        )
+        self.know(measured, held, buffers)
 
-    def know_here(self, here: Sequence[Tensor]) -> None:
-        """What is in this rank's memory was brought to another place."""
-        for i, x in enumerate(here):
-            self._here.know(i, x)
+    def changed(self, held: Tensors, buffers: Tensors) -> tuple[set[int], set[int]]:
+        """The numbers of the parameters, and of those whose buffers, somebody else has written or replaced since."""
+        parameters, parts = self._of_params.look(self._params), self._of_here.look(self._here)
+        return {*parameters, *parts}, {*self._of_held.look(held), *self._of_buffers.look(buffers)}
+
+    def know(self, which: Iterable[int], held: Tensors, buffers: Tensors) -> None:
+        """Take these parameters and their buffers as they are now."""
+        for i in which:
+            self._of_params.know(i, self._params[i])
+            self._of_here.know(i, self._here[i])
+            self.know_buffer(i, held[i], buffers[i])
 
     def know_buffer(self, i: int, held: Tensor | None, buffer: Tensor | None) -> None:
         """Parameter i has been given another buffer by the optimizer itself."""
-        self._held.know(i, held)
-        self._buffers.know(i, buffer)
+        self._of_held.know(i, held)
+        self._of_buffers.know(i, buffer)
+
+    def know_moved(self, here: Sequence[Tensor]) -> None:
+        """What is in this rank's memory is now there."""
+        self._here = here
+        for i, x in enumerate(here):
+            self._of_here.know(i, x)
 
     def stepped(self, missing: bytes, first: bytearray, held: Tensors, buffers: Tensors) -> None:
         """A step has raised the counters of all parameters but the missing ones, and made the first ones' buffers."""
-        self._params.expect(missing)
+        self._of_params.expect(missing)
         if 1 in first:
             for i in itertools.compress(range(len(first)), first):
                 self.know_buffer(i, held[i], buffers[i])
-
-    def changed(
-        self, params: Sequence[Tensor], here: Sequence[Tensor], held: Tensors, buffers: Tensors
-    ) -> tuple[set[int], set[int]]:
-        """The numbers of the parameters, and of those whose buffers, somebody else has written or replaced since."""
-        parameters, parts = self._params.look(params), self._here.look(here)
-        whole, of_whole = self._held.look(held), self._buffers.look(buffers)
-        return {*parameters, *parts}, {*whole, *of_whole}

@@ -904,7 +904,7 @@ class TestNamesInCheckpoints:
         optimizer = nperf.SGD(net.named_parameters(), lr=1.0, symmetries=[self.NORM], backend=backend)
         optimizer.register_load_state_dict_pre_hook(by_name)
         net.load_state_dict(other.state_dict())
-        optimizer.load_state_dict(first.state_dict())
+        optimizer.load_state_dict(copy.deepcopy(first.state_dict()))
         train(net, optimizer, range(3, 6))
         train(other, first, range(3, 6))
         for name in self.NAMES:

@@ -178,7 +178,7 @@ def make_watch(which: Sequence[int]) -> Watch:
         return PythonWatch(which)
     from noetherperf._cpu import Watch
 
-    return Watch(which, Tensor._version)
+    return Watch(which, Tensor)
 
 
 def _is_compiled() -> bool:
