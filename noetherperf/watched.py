@@ -29,7 +29,7 @@ class Watched:
     def __init__(
         self, measured: Sequence[int], params: Sequence[Tensor], here: Sequence[Tensor], held: Tensors, buffers: Tensors
     ) -> None:
-        self._params, self._here = params, here
+        self._params, self._here = params, list(here)
         cut = [i for i in measured if params[i] is not here[i]]
         self._of_params, self._of_held, self._of_here, self._of_buffers = map(
             make_watch, (measured, measured, cut, cut)
@@ -54,10 +54,11 @@ class Watched:
         self._of_buffers.know(i, buffer)
 
     def know_moved(self, here: Sequence[Tensor]) -> None:
-        """What is in this rank's memory is now there."""
-        self._here = here
-        for i, x in enumerate(here):
-            self._of_here.know(i, x)
+        """What is in this rank's memory is now there; parameters that came since are at the end."""
+        for i, (old, new) in enumerate(zip(self._here, here, strict=False)):
+            if old.data_ptr() != new.data_ptr():  # each asking gives another tensor of the same memory and counter
+                self._here[i] = new
+                self._of_here.know(i, new)
 
     def stepped(self, missing: bytes, first: bytearray, held: Tensors, buffers: Tensors) -> None:
         """A step has raised the counters of all parameters but the missing ones, and made the first ones' buffers."""

@@ -407,6 +407,8 @@ def write_outside(directory: str) -> dict[str, Any]:
             change(net, optimizer)
             readouts.append(optimizer.readout())
         shard: Any = net.get_parameter("fc1.bias")
+        shard._local_tensor = shard.to_local().detach().clone()  # which is no change
+        readouts.append(optimizer.readout())
         with torch.no_grad():
             if torch.distributed.get_rank() == 0:
                 shard.to_local().mul_(0.5)
@@ -608,6 +610,7 @@ def test_what_is_written_between_steps_is_noticed_by_all_ranks(tmp_path: Path) -
         alone.append(optimizer.readout())
     assert [alone[i]["fc1->fc2"].closed for i in range(6)] == [True, True, True, False, False, False]
     assert alone[-1]["norm->fc1"].reason.startswith("fc1.weight was changed outside step() after step 5")
+    alone.append(alone[-1])
     reasons = [{name: law.reason for name, law in readout.items()} for readout in alone]
     on_some = "; on some ranks a tensor of it was changed outside step(), on others not; reset_measurement() starts the"
     reasons.append({**reasons[-1], "fc1.bias": f"{reasons[-1]['fc1.bias']}{on_some} laws anew"})
