@@ -25,7 +25,8 @@ class Prediction:
     Fields:
         free: From the initial charge (and a warm momentum buffer) alone: decay, oscillation.
         forced: From the finite steps: |u|² (discrete law), |g|² or |θ̇|² (flow law); zero for a translation.
-        defect: From the gradient constraint's violation; zero where the symmetry holds, and always in the flow law.
+        defect: From the gradient constraint's violation, and from what others wrote between steps; zero where the
+            symmetry holds and nobody did, and always in the flow law.
     """
 
     free: Tensor

@@ -456,9 +456,10 @@ class SGD(Optimizer):
                 self._restart()
                 self._begin()
                 return
-            self._follow_changes(parameters | others, buffers)
+            which = {*parameters, *others}
+            self._follow_changes(which, buffers)
             self._openness.changed(self._step_count, parameters, others)
-            self._watched.know(parameters | others, held, buffers)
+            self._watched.know(which, held, buffers)
 
     def _follow_changes(self, which: set[int], buffers: Tensors) -> None:
         """Measure what others have written, and have the laws go on from there."""

@@ -31,15 +31,19 @@ class Watched:
     ) -> None:
         self._params, self._here = params, list(here)
         cut = [i for i in measured if params[i] is not here[i]]
+        self._any_cut = bool(cut)
         self._of_params, self._of_held, self._of_here, self._of_buffers = map(
             make_watch, (measured, measured, cut, cut)
         )
         self.know(measured, held, buffers)
 
-    def changed(self, held: Tensors, buffers: Tensors) -> tuple[set[int], set[int]]:
+    def changed(self, held: Tensors, buffers: Tensors) -> tuple[list[int], list[int]]:
         """The numbers of the parameters, and of those whose buffers, somebody else has written or replaced since."""
-        parameters, parts = self._of_params.look(self._params), self._of_here.look(self._here)
-        return {*parameters, *parts}, {*self._of_held.look(held), *self._of_buffers.look(buffers)}
+        parameters, others = self._of_params.look(self._params), self._of_held.look(held)
+        if self._any_cut:
+            parameters += self._of_here.look(self._here)
+            others += self._of_buffers.look(buffers)
+        return parameters, others
 
     def know(self, which: Iterable[int], held: Tensors, buffers: Tensors) -> None:
         """Take these parameters and their buffers as they are now."""
