@@ -8,14 +8,21 @@ whole tensor (axis None) borrows the segments of any view the tensor has.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import gcd, prod
 
 import torch
 from torch import Tensor
 
-from noetherperf.laws import N_STATE, Law, State
+from noetherperf.laws import N_STATE, Law, State, two_sum
 from noetherperf.moments import N_MOMENTS, Moment
 from noetherperf.symmetry import Part, Symmetry
+
+#: Where Engine.measure leaves a law's charge x and its y, ⟨v, 1⟩ or ⟨p, v⟩.
+CHARGE_AND_MOMENTUM = {
+    Law.TRANSLATION: (Moment.SUM_P, Moment.SUM_G),
+    Law.NORM: (Moment.SQ_P, Moment.DOT_PG),
+}
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,17 @@ class Plan:
 
     def n_law_segments(self, law: Law) -> int:
         return sum(view.n_segments for view in self.views if view.law_segment[law] >= 0)
+
+    @cached_property
+    def indices(self) -> tuple[Tensor, ...]:
+        """Each segment's tensor [n_segments], and for each law the segment of each of its states, int64."""
+        tensors = [view.tensor for view in self.views for _ in range(view.n_segments)]
+        segments: dict[Law, list[int]] = {law: [0] * self.n_law_segments(law) for law in Law}
+        for view in self.views:
+            for law, own in segments.items():
+                if (at := view.law_segment[law]) >= 0:
+                    own[at : at + view.n_segments] = range(view.segment, view.segment + view.n_segments)
+        return tuple(torch.tensor(x, dtype=torch.int64) for x in (tensors, *segments.values()))
 
 
 @dataclass
@@ -147,7 +165,7 @@ class Measurement:
         """
         for view in plan.views:
             segments = slice(view.segment, view.segment + view.n_segments)
-            for law, x, y in ((Law.TRANSLATION, Moment.SUM_P, Moment.SUM_G), (Law.NORM, Moment.SQ_P, Moment.DOT_PG)):
+            for law, (x, y) in CHARGE_AND_MOMENTUM.items():
                 at = view.law_segment[law]
                 if at >= 0:
                     state = self.states[law][:, at : at + view.n_segments]
@@ -160,6 +178,40 @@ class Measurement:
             torch.eye(2, dtype=torch.float64, device=self.propagators.device).expand_as(self.propagators)
         )
         self.clock.zero_()
+
+    def follow(self, plan: Plan, before: Tensor, warm: Sequence[bool], changed: Sequence[bool]) -> None:
+        """Take over what Engine.measure left in the moments after tensors were changed by other means than steps.
+
+        Their charges are what they are now, and the jump is the defect's: of x the difference to the charge as it was
+        stored, of y the difference to the budget. Rounding stays what storing lost, and the identity holds for what
+        comes after. All other moments are those of the last step.
+
+        Args:
+            plan: The plan of this measurement.
+            before: The moments before they were measured anew.
+            warm: Per tensor, whether it has a momentum buffer.
+            changed: Per tensor, whether it or its buffer was changed.
+        """
+        device = self.moments.device
+        flags = (torch.tensor(x, dtype=torch.bool) for x in (warm, changed))
+        # Copied without blocking: the host must not wait until the device is through with its steps.
+        is_warm, is_changed, tensor, *law_segments = (x.to(device, non_blocking=True) for x in (*flags, *plan.indices))
+        measured = self.moments.clone()
+        self.moments.copy_(before)
+        here = is_changed[tensor]
+        for row in (Moment.SUM_P, Moment.SQ_P):
+            self.moments[row] = torch.where(here, measured[row], before[row])
+        for (law, (x, y)), segment in zip(CHARGE_AND_MOMENTUM.items(), law_segments, strict=True):
+            state, jumps, owner = self.states[law], here[segment], tensor[segment]
+            now = torch.where(is_warm[owner], measured[y, segment], 0.0)
+            x_jump = torch.where(jumps, measured[x, segment] - before[x, segment], 0.0)
+            y_jump = torch.where(jumps, now - state[State.Y], 0.0)
+            state[State.X], rest = two_sum(state[State.X], x_jump)
+            state[State.X_REST] += rest
+            state[State.Y] += y_jump
+            if law == Law.NORM:
+                state[State.DEFECT_X] += x_jump
+                state[State.DEFECT_Y] += y_jump
 
 
 def _rows(n_rows: int, n: int, device: torch.device | str) -> Tensor:

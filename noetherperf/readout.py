@@ -25,7 +25,8 @@ class Prediction:
     Fields:
         free: From the initial charge (and a warm momentum buffer) alone: decay, oscillation.
         forced: From the finite steps: |u|² (discrete law), |g|² or |θ̇|² (flow law); zero for a translation.
-        defect: From the gradient constraint's violation; zero where the symmetry holds, and always in the flow law.
+        defect: From the gradient constraint's violation, and from what others wrote between steps; zero where the
+            symmetry holds and nobody did, and always in the flow law.
         budget: free + forced + defect: in the discrete law an identity of the update, up to rounding, for any set of
             parameters. It is kept by itself, for its parts may be large and cancel.
     """
