@@ -1,24 +1,26 @@
 """SGD: torch.optim.SGD that measures its symmetries' charges, and every law's integrals, while it steps."""
 
 import copy
+import functools
 import itertools
 import operator
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
-from noetherperf.backends import Backend, check_parameter, resolve
+from noetherperf.backends import Backend, check_measured, check_parameter, resolve, why_reference
 from noetherperf.distributed import Ranks, check_whole, is_distributed, local, local_buffer, local_gradient, moved
-from noetherperf.engines import Engine, OnDevice
-from noetherperf.engines.reader import make_gatherer
+from noetherperf.engines import Call, Engine, OnDevice, carry_out, gradient_dtypes
+from noetherperf.engines.reader import has_own_dispatch, make_gatherer, unreadable
 from noetherperf.hyper import Hyper, device_lr
 from noetherperf.openness import Openness
+from noetherperf.overlap import check_apart
 from noetherperf.plan import Measurement, make_plan
 from noetherperf.readout import Readout, Source, read
 from noetherperf.symmetry import Symmetry, from_json, to_json, validate
@@ -26,11 +28,25 @@ from noetherperf.symmetry import Symmetry, from_json, to_json, validate
 MEASUREMENT_VERSION = 2
 
 T = TypeVar("T")
+P = ParamSpec("P")
+
+
+def _outside_inference(method: Callable[P, T]) -> Callable[P, T]:
+    """A method that runs as outside of torch.inference_mode(): the tensors that it makes are written later."""
+
+    @functools.wraps(method)
+    def outside(*args: P.args, **kwargs: P.kwargs) -> T:
+        if not torch.is_inference_mode_enabled():
+            return method(*args, **kwargs)
+        with torch.inference_mode(False), torch.no_grad():
+            return method(*args, **kwargs)
+
+    return outside
 
 
 @dataclass
 class _Device:
-    """The parameters on one device, and what steps and measures them."""
+    """The parameters on one device that one backend steps, and what steps and measures them."""
 
     device: torch.device
     members: list[int]  # their numbers among all parameters
@@ -39,7 +55,7 @@ class _Device:
     ranks: Ranks  # and the plan
     measurement: Measurement  # of what is on this rank
     engine: Engine
-    alone: bool  # there is no other device
+    alone: bool  # there are no others
 
     @property
     def is_host(self) -> bool:
@@ -90,8 +106,9 @@ class SGD(Optimizer):
         backend: "auto", or one of noetherperf.backends().
 
     Raises:
-        ValueError: A hyperparameter out of range; symmetries that do not fit the parameters; an unknown backend.
-        TypeError: A parameter of a dtype that the backend cannot step.
+        ValueError: A hyperparameter out of range; symmetries that do not fit the parameters; an unknown backend;
+            parameters that share memory.
+        TypeError: A parameter of a kind that the backend cannot step or measure.
         RuntimeError: The named backend cannot run here; differentiable=True; foreach and fused both True.
 
     Source: Kunin et al. (2021), "Neural Mechanics", arXiv:2012.04728; Sutskever et al. (2013) for the momentum.
@@ -167,7 +184,7 @@ class SGD(Optimizer):
 
     @property
     def backend(self) -> str:
-        """Name of the backend that makes the step; joined by "+" where devices have different ones."""
+        """Name of the backend that makes the step; joined by "+" where parameters have different ones."""
         return "+".join(dict.fromkeys(device.backend.name for device in self._prepare()))
 
     @property
@@ -225,8 +242,11 @@ class SGD(Optimizer):
             self._follow()
         elif len(self.param_groups) > len(self._group_sizes) or (self._sharded and moved(self._params, self._here)):
             self._set_down()
-        if self._devices is not None:
-            return self._devices
+        return self._build() if self._devices is None else self._devices
+
+    @_outside_inference
+    def _build(self) -> list[_Device]:
+        """Make the devices."""
         self._note_parameters()
         self._sharded = any(map(is_distributed, self._params))
         self._here = list(map(local, self._params))
@@ -241,17 +261,23 @@ class SGD(Optimizer):
             )
         ]
         hyper_index = [g for g, group in enumerate(self.param_groups) for _ in group["params"]]
-        by_device: dict[torch.device, list[int]] = {}
-        for i, p in enumerate(self._params):
-            by_device.setdefault(p.device, []).append(i)
+        by_place: dict[tuple[torch.device, str], list[int]] = {}
+        for i, (label, p, x) in enumerate(zip(self._labels, self._params, self._here, strict=True)):
+            backend = resolve(self._requested, p.device, only_reference=why_reference(x) is not None)
+            check_parameter(label, x, backend)
+            by_place.setdefault((p.device, backend.name), []).append(i)
+        in_memory = [i for i, x in enumerate(self._here) if unreadable(x) is None]
+        check_apart([self._labels[i] for i in in_memory], [self._here[i] for i in in_memory])
+        tensors = dict(zip(names, self._here, strict=True))
+        for symmetry in self._symmetries:
+            for part in symmetry.parts:
+                check_measured(part.parameter, tensors[part.parameter], symmetry.name)
         devices = []
-        for number, (device, members) in enumerate(by_device.items()):
-            backend = resolve(self._requested, device)
+        for number, ((device, name), members) in enumerate(by_place.items()):
+            backend = resolve(name, device)
             params = [self._params[i] for i in members]
             here = [self._here[i] for i in members]
             labels = [self._labels[i] for i in members]
-            for label, x in zip(labels, here, strict=True):
-                check_parameter(label, x, backend)
             plan = make_plan(self._symmetries, [names[i] for i in members], [tuple(p.shape) for p in params])
             ranks = Ranks(plan, labels, params)
             measurement = Measurement.empty(ranks.plan, device, len(self.param_groups))
@@ -260,13 +286,13 @@ class SGD(Optimizer):
                     _take_over(mine, carried)
             groups = [hyper_index[i] for i in members]
             engine = backend.engine(ranks.plan, here, labels, groups, measurement)
-            alone = len(by_device) == 1
+            alone = len(by_place) == 1
             devices.append(_Device(device, members, frozenset(groups), backend, ranks, measurement, engine, alone))
-        self._openness = Openness(self._symmetries, self._labels, hyper_index)
+        openness = Openness(self._symmetries, self._labels, hyper_index)
         if self._open_reasons is not None:
-            self._openness.load_state_dict(self._open_reasons)
-        self._carried = self._open_reasons = None  # they live on in the engines' measurements
-        self._devices = devices
+            openness.load_state_dict(self._open_reasons)
+        # At once, for an interrupt between would lose what was carried; that lives on in the engines' measurements.
+        self.__dict__.update(_openness=openness, _devices=devices, _carried=None, _open_reasons=None)
         return devices
 
     def _note_parameters(self) -> None:
@@ -314,6 +340,7 @@ class SGD(Optimizer):
     # ---- the step ---------------------------------------------------------------------------------------------------
 
     @_disable_dynamo  # as torch.compiler.disable, which would import the compiler together with this module
+    @_outside_inference
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Make one step and measure it.
@@ -340,25 +367,29 @@ class SGD(Optimizer):
         grads, missing = self._gatherer.attributes(self._params, "grad")
         if self._sharded:
             grads = list(map(local_gradient, self._labels, self._params, grads))
-        for device in devices:
-            device.engine.admit(device.pick(grads))
+        admitted = [device.engine.admit(device.pick(grads)) for device in devices]
         if not self._began:
             self._begin()
 
+        # All that is written, engines' and the host's own, is written at once: an interrupt finds all or nothing done.
         hypers = [Hyper.of(group) for group in self.param_groups]
-        buffers, first = self._ready_buffers(missing)
-        self._may_be_fresh |= on_device.found_inf is not None and 1 in first
-        for device in devices:
+        buffers, first, calls = self._ready_buffers(grads)
+        for device, taken in zip(devices, admitted, strict=True):
             engine_hypers, inputs = device.bring(hypers, on_device)
-            device.engine.step(device.pick(grads), device.pick(buffers), engine_hypers, device.pick(first), inputs)
+            calls += device.engine.prepare(taken, device.pick(buffers), engine_hypers, device.pick(first), inputs)
+            if inputs.grad_scale is not None:
+                calls += _leave_divided(device.pick(grads), taken)
+        openness = self._openness
+        if self._symmetries:
+            openness = openness.after(self._step_count + 1, hypers, on_device.lrs, bytes(first), missing)
+        may_be_fresh = self._may_be_fresh or (on_device.found_inf is not None and 1 in first)
+        noted = {"_step_count": self._step_count + 1, "_may_be_fresh": may_be_fresh, "_openness": openness}
+        carry_out([*calls, functools.partial(self.__dict__.update, noted)])
         # Engines write past autograd's eyes; what it saved for a backward pass must be seen to have changed.
         written = (
             self._params if 1 not in missing else [p for p, no in zip(self._params, missing, strict=True) if not no]
         )
         torch.autograd.graph.increment_version(written)
-        self._step_count += 1
-        if self._symmetries:
-            self._openness.update(self._step_count, hypers, on_device.lrs, bytes(first), missing)
         return loss
 
     def _on_device(self, devices: list[_Device]) -> OnDevice | None:
@@ -382,18 +413,19 @@ class SGD(Optimizer):
             buffers = list(map(local_buffer, self._labels, self._params, buffers))
         return buffers, missing
 
-    def _ready_buffers(self, without_grad: bytes) -> tuple[list[Tensor | None], bytearray]:
-        """The buffers, made where this step writes one for the first time; and where it does."""
+    def _ready_buffers(self, grads: Sequence[Tensor | None]) -> tuple[list[Tensor | None], bytearray, list[Call]]:
+        """The buffers, made where this step writes one for the first time; where it does; what puts them into the state."""
         buffers, missing = self._buffers()
-        first = bytearray(len(buffers))
+        first, calls = bytearray(len(buffers)), list[Call]()
         if 1 in missing:
             momentum = [group["momentum"] != 0 for group in self.param_groups for _ in group["params"]]
             for i, p in enumerate(self._params):
-                if missing[i] and momentum[i] and not without_grad[i]:
+                if missing[i] and momentum[i] and (grad := grads[i]) is not None:
                     first[i] = 1
-                    self.state[p]["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-                    buffers[i] = local(self.state[p]["momentum_buffer"])
-        return buffers, first
+                    made = _new_buffer(p, grad)
+                    calls.append(functools.partial(self.state[p].__setitem__, "momentum_buffer", made))
+                    buffers[i] = local(made)
+        return buffers, first, calls
 
     def _drop_fresh_buffers(self) -> None:
         """Unmake the buffers whose first step a device skipped, as the host would not have made them; waits for it."""
@@ -416,6 +448,7 @@ class SGD(Optimizer):
         self._openness.reset()
         self._began = True
 
+    @_outside_inference
     @torch.no_grad()
     def reset_measurement(self) -> None:
         """Start the laws anew from the present parameters and momentum buffers; parameters and buffers stay."""
@@ -425,6 +458,7 @@ class SGD(Optimizer):
         self._restart()
         self._begin()
 
+    @_outside_inference
     @torch.no_grad()
     def readout(self) -> Readout:
         """Charges, predictions and residuals of every symmetry, after the last step; a copy on the CPU.
@@ -446,6 +480,7 @@ class SGD(Optimizer):
 
     # ---- checkpoints ------------------------------------------------------------------------------------------------
 
+    @_outside_inference
     def state_dict(self) -> dict[str, Any]:
         """torch.optim.SGD's state_dict, with everything that was measured under "measurement".
 
@@ -468,6 +503,7 @@ class SGD(Optimizer):
             "tensors": [[x.clone() for x in whole.tensors()] for whole in wholes],
         }
 
+    @_outside_inference
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state_dict of this class or of torch.optim.SGD; without measurement in it, measuring starts anew.
@@ -478,8 +514,11 @@ class SGD(Optimizer):
         measured = state_dict.get("measurement")
         self._check_measurement(measured)
         super().load_state_dict({key: value for key, value in state_dict.items() if key != "measurement"})
+        for slot in self.state.values():  # what was made in inference mode could not be written in a step
+            slot.update({key: x.clone() for key, x in slot.items() if isinstance(x, Tensor) and x.is_inference()})
         self.load_measurement(measured)
 
+    @_outside_inference
     @torch.no_grad()
     def load_measurement(self, measured: Mapping[str, Any] | None) -> None:
         """Go on from what was measured, a state_dict's "measurement", and leave all else; None: measuring starts anew.
@@ -568,9 +607,27 @@ def _add_measurement(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
         state_dict["measurement"] = optimizer._measured()
 
 
-def _kind(p: Tensor) -> tuple[torch.device, torch.dtype, torch.Size]:
-    """What model.to() may change of a parameter."""
-    return p.device, p.dtype, p.shape
+def _kind(p: Tensor) -> tuple[object, ...]:
+    """What model.to(), and others, may change of a parameter."""
+    return type(p), p.device, p.dtype, p.shape, gradient_dtypes(p)
+
+
+def _new_buffer(p: Tensor, grad: Tensor) -> Tensor:
+    """A momentum buffer of zeros, as torch.optim.SGD makes it from the first gradient: of its dtype, and beside a
+    parameter that is a tensor subclass of its type; laid out as the parameter."""
+    if has_own_dispatch(p) and not is_distributed(p):
+        return torch.zeros_like(grad)
+    return torch.zeros_like(p, dtype=grad.dtype, memory_format=torch.preserve_format)
+
+
+def _leave_divided(grads: Sequence[Tensor | None], taken: Sequence[Tensor | None]) -> list[Call]:
+    """The calls that bring gradients that were written out for a step, and divided, back to where they came from."""
+    pairs = zip(grads, taken, strict=True) if taken is not grads else ()
+    return [
+        functools.partial(g.copy_, x)
+        for g, x in pairs
+        if g is not None and x is not None and x is not g and not g._is_zerotensor()
+    ]
 
 
 def _take_over(mine: Tensor, carried: Tensor) -> None:

@@ -20,6 +20,7 @@ RANKS = {
     "hyper": 0,
     "explanation": 0,
     "locking": 0,
+    "overlap": 0,
     "reference": 1,
     "symmetry": 1,
     "evaluation": 1,
