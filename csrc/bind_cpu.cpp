@@ -113,10 +113,12 @@ const dlpack::ExchangeTable& exchange_table(const py::object& tensor_type) {
 
 Describe describe(const py::object& tensor_type) { return Describe(exchange_table(tensor_type)); }
 
-// The method lives as long as its type.
-Negated negated(const py::object& tensor_type, const py::list& plain, const py::list& negated) {
+Readable readable(const py::object& tensor_type, const py::object& usual, const py::list& plain,
+                  const py::list& negated) {
   if (plain.size() != negated.size()) throw py::value_error("expected as many negated tensors as plain ones");
-  return Negated(plain.ptr(), negated.ptr(), tensor_type.attr("is_neg").ptr(), describe(tensor_type));
+  const Readable made(tensor_type.ptr(), usual.ptr(), plain.ptr(), negated.ptr(), describe(tensor_type));
+  if (PyErr_Occurred()) throw py::error_already_set();
+  return made;
 }
 
 std::vector<int64_t> read(TensorReader& reader, const py::list& tensors,
@@ -204,14 +206,14 @@ PYBIND11_MODULE(_cpu, m) {
       .def("measure", &PyEngine::measure, py::arg("addresses"), py::arg("first"), py::arg("hypers"),
            py::arg("n_threads"))
       .def_property_readonly("isa", &PyEngine::isa);
-  py::class_<Negated>(m, "Negated")
-      .def(py::init(&negated), py::arg("tensor_type"), py::arg("plain"), py::arg("negated"))
-      .def_property_readonly("is_quick", &Negated::is_quick);
+  py::class_<Readable>(m, "Readable")
+      .def(py::init(&readable), py::arg("tensor_type"), py::arg("usual"), py::arg("plain"), py::arg("negated"))
+      .def_property_readonly("is_quick", &Readable::is_quick);
   py::class_<TensorReader>(m, "TensorReader")
-      .def(py::init([](int64_t n, const py::object& tensor_type, const Negated& negated) {
-             return TensorReader(n, describe(tensor_type), negated);
+      .def(py::init([](int64_t n, const py::object& tensor_type, const Readable& readable) {
+             return TensorReader(n, describe(tensor_type), readable);
            }),
-           py::arg("n"), py::arg("tensor_type"), py::arg("negated"))
+           py::arg("n"), py::arg("tensor_type"), py::arg("readable"))
       .def("read", &read, py::arg("tensors"), py::arg("addresses").noconvert(), py::arg("column"))
       .def("remember", &remember, py::arg("i"), py::arg("tensor"));
   py::class_<Gatherer>(m, "Gatherer")

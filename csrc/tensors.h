@@ -57,17 +57,21 @@ class Describe {
   int (*describe_)(void*, dlpack::Tensor*);
 };
 
-// Tells which tensors are negated lazily: their elements are the numbers in memory with the other sign. DLPack does not
-// say so, and torch's own method takes longer than all else that a step asks of a tensor.
+// Tells whether a tensor's elements are the numbers at its address. DLPack does not say so of a tensor that has no memory,
+// of a subclass that answers torch's operations itself, and of a view that torch negates when it is read.
 //
-// torch notes it in one bit, at a fixed distance behind the shape of a tensor of few dimensions. The distance is that of
-// this torch, found by comparing tensors that differ in nothing else; where none is found, the method is asked.
-class Negated {
+// Torch notes the last in one bit, at a fixed distance behind the shape of a tensor of few dimensions. The distance is
+// that of this torch, found by comparing tensors that differ in nothing else. Where none is found torch's own method is
+// asked, which takes longer than all else that a step asks of a tensor.
+class Readable {
  public:
-  static constexpr int32_t most_dims = 5;  // more, and the shape is elsewhere
-
-  // plain, negated: lists of tensors that differ pairwise in the bit alone. method: torch.Tensor.is_neg.
-  Negated(PyObject* plain, PyObject* negated, PyObject* method, Describe describe) : method_(method) {
+  // type: torch.Tensor. usual: torch.nn.Parameter, another type without a dispatch of its own.
+  // plain, negated: lists of tensors that differ pairwise in the bit alone.
+  Readable(PyObject* type, PyObject* usual, PyObject* plain, PyObject* negated, Describe describe)
+      : type_(type),
+        usual_(usual),
+        dispatch_(attribute(type, "__torch_dispatch__")),
+        is_neg_(attribute(type, "is_neg")) {
     for (int64_t distance = 0; distance <= last_distance && bit_ == 0; distance += 8) {
       uint64_t always = ~uint64_t(0);
       for (Py_ssize_t i = 0; i < PyList_GET_SIZE(plain); ++i) {
@@ -81,16 +85,32 @@ class Negated {
 
   bool is_quick() const { return bit_ != 0; }
 
-  // Whether a described tensor is negated. False with a Python exception set: it would not tell.
+  // Of a tensor as described. False with a Python exception set: that could not be told.
   bool operator()(PyObject* object, const dlpack::Tensor& x) const {
-    if (bit_ != 0 && x.n_dims <= most_dims) return (word(x, distance_) & bit_) != 0;
-    PyObject* const answer = PyObject_CallOneArg(method_, object);
+    if (has_own_dispatch(Py_TYPE(object))) return false;
+    if (x.data == nullptr) return std::find(x.shape, x.shape + x.n_dims, 0) != x.shape + x.n_dims;
+    if (bit_ != 0 && x.n_dims <= most_dims) return (word(x, distance_) & bit_) == 0;
+    PyObject* const answer = PyObject_CallOneArg(is_neg_, object);
     Py_XDECREF(answer);
-    return answer == Py_True;
+    return answer == Py_False;
   }
 
  private:
+  static constexpr int32_t most_dims = 5;  // of more, the shape is elsewhere
   static constexpr int64_t last_distance = 112;
+
+  // Of a type that outlives us, and so does what it has.
+  static PyObject* attribute(PyObject* type, const char* name) {
+    PyObject* const found = PyObject_GetAttrString(type, name);
+    Py_XDECREF(found);
+    return found;
+  }
+
+  bool has_own_dispatch(PyTypeObject* type) const {
+    PyObject* const object = reinterpret_cast<PyObject*>(type);
+    if (object == type_ || object == usual_) return false;
+    return attribute(object, "__torch_dispatch__") != dispatch_;
+  }
 
   static uint64_t word(const dlpack::Tensor& x, int64_t distance) {
     uint64_t value;
@@ -104,7 +124,7 @@ class Negated {
     return (both & (both - 1)) == 0 ? both : 0;
   }
 
-  PyObject* method_;
+  PyObject *type_, *usual_, *dispatch_, *is_neg_;
   int64_t distance_ = 0;
   uint64_t bit_ = 0;
 };
@@ -122,14 +142,14 @@ inline __attribute__((always_inline)) void ask_for_tensor(const PyObject* object
 // Reads where tensors are, and knows how each of them lay when it was last told to remember that.
 class TensorReader {
  public:
-  TensorReader(int64_t n, Describe describe, Negated negated)
-      : describe_(describe), negated_(negated), known_(n) {}
+  TensorReader(int64_t n, Describe describe, Readable readable)
+      : describe_(describe), readable_(readable), known_(n) {}
 
   int64_t size() const { return static_cast<int64_t>(known_.size()); }
 
   // Writes the address of every tensor of a list to to[i * stride]: 0 where it is None, 1 where it is empty. Returns
-  // the numbers of those that are not of the type remembered or do not lie so; what DLPack does not describe (a sparse
-  // tensor), or whose elements are not the numbers at its address (no memory, negated), is always among them, at 0.
+  // the numbers of those that do not lie as remembered; what DLPack does not describe (a sparse tensor), or is not
+  // readable, is always among them, at 0.
   std::vector<int64_t> read(PyObject* list, uint64_t* to, int64_t stride) {
     std::vector<int64_t> changed;
     for (int64_t i = 0; i < size(); ++i, to += stride) {
@@ -142,9 +162,9 @@ class TensorReader {
       *to = 0;
       if (object == Py_None) continue;
       dlpack::Tensor x;
-      const bool readable = describe_(object, x) && is_readable(object, x);
+      const bool readable = describe_(object, x) && readable_(object, x);
       if (readable) *to = x.data != nullptr ? reinterpret_cast<uint64_t>(x.data) + x.byte_offset : 1;
-      if (!readable || !known_[i].is_of(object, x)) changed.push_back(i);
+      if (!readable || !known_[i].is_of(x)) changed.push_back(i);
       if (readable) known_[i].place = reinterpret_cast<uintptr_t>(x.shape);
     }
     return changed;
@@ -154,7 +174,7 @@ class TensorReader {
   bool remember(int64_t i, PyObject* tensor) {
     dlpack::Tensor x;
     if (!describe_(tensor, x)) return false;
-    known_[i] = Layout(tensor, x);
+    known_[i] = Layout(x);
     return true;
   }
 
@@ -162,14 +182,7 @@ class TensorReader {
   void hint(int64_t i, uintptr_t storage) { known_[i].storage = storage; }
 
  private:
-  // Whether a described tensor's elements are the numbers at its address.
-  bool is_readable(PyObject* object, const dlpack::Tensor& x) const {
-    if (x.data == nullptr) return std::find(x.shape, x.shape + x.n_dims, 0) != x.shape + x.n_dims;
-    return !negated_(object, x);
-  }
-
   struct Layout {
-    const PyTypeObject* type = nullptr;
     int32_t device_type = -1, device_id = 0;
     uint8_t type_code = 0, type_bits = 0;
     std::vector<int64_t> sizes;  // shape and strides
@@ -177,9 +190,8 @@ class TensorReader {
     uintptr_t storage = 0;       // and what it knew of the tensor's memory
 
     Layout() = default;
-    Layout(PyObject* object, const dlpack::Tensor& x)
-        : type(Py_TYPE(object)),
-          device_type(x.device_type),
+    explicit Layout(const dlpack::Tensor& x)
+        : device_type(x.device_type),
           device_id(x.device_id),
           type_code(x.type_code),
           type_bits(x.type_bits),
@@ -187,8 +199,8 @@ class TensorReader {
       sizes.insert(sizes.end(), x.strides, x.strides + x.n_dims);
     }
 
-    bool is_of(PyObject* object, const dlpack::Tensor& x) const {
-      return type == Py_TYPE(object) && device_type == x.device_type && device_id == x.device_id && type_code == x.type_code &&
+    bool is_of(const dlpack::Tensor& x) const {
+      return device_type == x.device_type && device_id == x.device_id && type_code == x.type_code &&
              type_bits == x.type_bits && static_cast<int64_t>(sizes.size()) == 2 * x.n_dims &&
              std::equal(x.shape, x.shape + x.n_dims, sizes.begin()) &&
              std::equal(x.strides, x.strides + x.n_dims, sizes.begin() + x.n_dims);
@@ -196,7 +208,7 @@ class TensorReader {
   };
 
   Describe describe_;
-  Negated negated_;
+  Readable readable_;
   std::vector<Layout> known_;
 };
 

@@ -153,6 +153,7 @@ class SGD(Optimizer):
         self._here: list[Tensor] = []  # what of them is in this rank's memory
         self._sharded = False
         self._symmetries: tuple[Symmetry, ...] = ()
+        self._openness: Openness
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -251,23 +252,11 @@ class SGD(Optimizer):
         self._sharded = any(map(is_distributed, self._params))
         self._here = list(map(local, self._params))
         self._gatherer = make_gatherer(self._params)
-        names = self._names()
-        self._labels = [
-            name or f"parameter {i} of group {g}"
-            for (g, i), name in zip(
-                ((g, i) for g, group in enumerate(self.param_groups) for i in range(len(group["params"]))),
-                names,
-                strict=True,
-            )
-        ]
+        names, self._labels = self._names(), self._label()
         hyper_index = [g for g, group in enumerate(self.param_groups) for _ in group["params"]]
         by_place: dict[tuple[torch.device, str], list[int]] = {}
-        for i, (label, p, x) in enumerate(zip(self._labels, self._params, self._here, strict=True)):
-            backend = resolve(self._requested, p.device, only_reference=why_reference(x) is not None)
-            check_parameter(label, x, backend)
+        for i, (p, backend) in enumerate(zip(self._params, self._resolve(self._labels, self._here), strict=True)):
             by_place.setdefault((p.device, backend.name), []).append(i)
-        in_memory = [i for i, x in enumerate(self._here) if unreadable(x) is None]
-        check_apart([self._labels[i] for i in in_memory], [self._here[i] for i in in_memory])
         tensors = dict(zip(names, self._here, strict=True))
         for symmetry in self._symmetries:
             for part in symmetry.parts:
@@ -294,6 +283,41 @@ class SGD(Optimizer):
         # At once, for an interrupt between would lose what was carried; that lives on in the engines' measurements.
         self.__dict__.update(_openness=openness, _devices=devices, _carried=None, _open_reasons=None)
         return devices
+
+    def _label(self) -> list[str]:
+        """What errors call every parameter."""
+        places = [(g, i) for g, group in enumerate(self.param_groups) for i in range(len(group["params"]))]
+        named = zip(places, self._names(), strict=True)
+        return [name or f"parameter {i} of group {g}" for (g, i), name in named]
+
+    def _resolve(self, labels: Sequence[str], here: Sequence[Tensor]) -> list[Backend]:
+        """The backend that steps each of these parameters.
+
+        Raises:
+            TypeError, ValueError: None does, or two of them share memory.
+        """
+        backends = []
+        for label, x in zip(labels, here, strict=True):
+            backends.append(resolve(self._requested, x.device, only_reference=why_reference(x) is not None))
+            check_parameter(label, x, backends[-1])
+        in_memory = [i for i, x in enumerate(here) if unreadable(x) is None]
+        check_apart([labels[i] for i in in_memory], [here[i] for i in in_memory])
+        return backends
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a parameter group, as torch.optim.SGD does.
+
+        Raises:
+            TypeError, ValueError: A parameter in it cannot be stepped; the optimizer is as it was.
+        """
+        super().add_param_group(param_group)
+        if hasattr(self, "_began"):  # else the optimizer is being made, and will look at all groups together
+            try:
+                params = [p for group in self.param_groups for p in group["params"]]
+                self._resolve(self._label(), list(map(local, params)))
+            except BaseException:
+                self.param_groups.pop()
+                raise
 
     def _note_parameters(self) -> None:
         """Remember what is in param_groups: what is measured from now on is measured on these."""
@@ -414,7 +438,7 @@ class SGD(Optimizer):
         return buffers, missing
 
     def _ready_buffers(self, grads: Sequence[Tensor | None]) -> tuple[list[Tensor | None], bytearray, list[Call]]:
-        """The buffers, made where this step writes one for the first time; where it does; what puts them into the state."""
+        """The buffers, made where this step writes one first; where it does; the calls that put them into the state."""
         buffers, missing = self._buffers()
         first, calls = bytearray(len(buffers)), list[Call]()
         if 1 in missing:
@@ -514,8 +538,6 @@ class SGD(Optimizer):
         measured = state_dict.get("measurement")
         self._check_measurement(measured)
         super().load_state_dict({key: value for key, value in state_dict.items() if key != "measurement"})
-        for slot in self.state.values():  # what was made in inference mode could not be written in a step
-            slot.update({key: x.clone() for key, x in slot.items() if isinstance(x, Tensor) and x.is_inference()})
         self.load_measurement(measured)
 
     @_outside_inference
@@ -585,6 +607,7 @@ class SGD(Optimizer):
         }
         return state
 
+    @_outside_inference
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
         measured = state.pop("_measured", None)
@@ -594,6 +617,8 @@ class SGD(Optimizer):
             self._devices, self._sharded = None, False
             self._note_parameters()
             self.register_state_dict_post_hook(_add_measurement)
+        for slot in self.state.values():  # what was made in inference mode could not be written in a step
+            slot.update({key: x.clone() for key, x in slot.items() if isinstance(x, Tensor) and x.is_inference()})
         for group in self.param_groups:
             for option, default in (("nesterov", False), ("maximize", False), ("differentiable", False)):
                 group.setdefault(option, default)

@@ -109,7 +109,7 @@ class Slot:
         self._stream = stream
         self.inputs = Inputs.empty(n_tensors, n_hypers, device)
         stream.wait_stream(torch.cuda.current_stream(device))  # which may still use this memory for something else
-        self.pinned = torch.empty(self.inputs.block.shape, dtype=torch.uint8, pin_memory=True)
+        self.pinned = torch.empty(self.inputs.block.shape, dtype=torch.uint8, device="cpu", pin_memory=True)
         self.sent, self.read = torch.cuda.Event(), torch.cuda.Event()
 
     def send(self, block: Tensor, derive: Callable[[Inputs], None] | None) -> None:

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from noetherperf._cpu import Negated
+    from noetherperf._cpu import Readable
 
 
 def unreadable(x: Tensor) -> str | None:
-    """Why a tensor's elements are not the numbers at its address, which is all that compiled code knows; None: they are.
+    """Why a tensor's elements are not the numbers at its address, all that compiled code knows; None where they are.
 
-    The words go after "it".
+    The words go after its name.
     """
     if x.layout != torch.strided:
         return f"has layout {x.layout}"
@@ -38,7 +38,7 @@ def unreadable(x: Tensor) -> str | None:
 
 def has_own_dispatch(x: Tensor) -> bool:
     """Whether x is of a subclass that answers torch's operations itself; as a rule it has no memory of its own."""
-    return type(x).__torch_dispatch__ != Tensor.__torch_dispatch__  # type: ignore[attr-defined]
+    return type(x).__torch_dispatch__ != Tensor.__torch_dispatch__
 
 
 class Reader(Protocol):
@@ -53,7 +53,7 @@ class Reader(Protocol):
             column: Which column.
 
         Returns:
-            The numbers of tensors whose type, dtype, device, shape or strides are not the remembered ones. What is not
+            The numbers of tensors whose dtype, device, shape or strides are not the remembered ones. What is not
             readable (a sparse tensor, a negated view) is always among them, and has the address 0.
 
         Raises:
@@ -139,25 +139,25 @@ def make_reader(n: int) -> Reader:
         return PythonReader(n)
     from noetherperf._cpu import TensorReader
 
-    return TensorReader(n, Tensor, _negated())
+    return TensorReader(n, Tensor, _readable())
 
 
 @functools.cache
-def _negated() -> "Negated":
-    """What tells lazily negated tensors, after it has seen some."""
-    from noetherperf._cpu import Negated
+def _readable() -> "Readable":
+    """X"""
+    from noetherperf._cpu import Readable
 
     dtypes = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
     shapes = [tuple(range(2, 2 + n)) for n in range(6)]
     with torch.inference_mode(False):
         plain = [torch.ones(shape, dtype=dtype, device="cpu") for dtype in dtypes for shape in shapes]
         plain += [torch.ones(9, device="cpu")[k::2] for k in range(3)]
-        return Negated(Tensor, plain, [torch._neg_view(x) for x in plain])
+        return Readable(Tensor, torch.nn.Parameter, plain, [torch._neg_view(x) for x in plain])
 
 
 def make_gatherer(params: list[Tensor]) -> Gatherer:
     """A gatherer of what these parameters have."""
-    if not _is_compiled():
+    if not _is_compiled() or any(map(has_own_dispatch, params)):  # whose place in memory compiled code must not ask
         return PythonGatherer(params)
     from noetherperf._cpu import Gatherer
 
@@ -176,4 +176,4 @@ def _missing(found: list[Any]) -> bytes:
 def _layout(x: object) -> object:
     if not isinstance(x, Tensor) or unreadable(x) is not None:
         return None
-    return type(x), x.dtype, x.device, x.shape, x.stride()
+    return x.dtype, x.device, x.shape, x.stride()

@@ -120,7 +120,9 @@ class ReferenceEngine(Stepping):
 
 
 def _copies(written: Sequence[tuple[Tensor, Tensor]]) -> list[Call]:
-    """The calls that copy values to tensors: one for all, save tensor subclasses, which may know no other than copy_."""
+    """The calls that copy values to tensors: one for all, save subclasses, which may know no other than copy_."""
     calls: list[Call] = [partial(to.copy_, value) for to, value in written if has_own_dispatch(to)]
     plain = [(to, value) for to, value in written if not has_own_dispatch(to)]
-    return [*calls, partial(torch._foreach_copy_, [to for to, _ in plain], [value for _, value in plain])]
+    if plain:
+        calls.append(partial(torch._foreach_copy_, [to for to, _ in plain], [value for _, value in plain]))
+    return calls
