@@ -85,9 +85,14 @@ class Readable {
 
   bool is_quick() const { return bit_ != 0; }
 
-  // Of a tensor as described. False with a Python exception set: that could not be told.
+  // Whether a tensor's type answers torch's operations itself. Such a one is better not described: it may complain.
+  bool has_own_dispatch(PyObject* tensor) const {
+    PyObject* const type = reinterpret_cast<PyObject*>(Py_TYPE(tensor));
+    return type != type_ && type != usual_ && attribute(type, "__torch_dispatch__") != dispatch_;
+  }
+
+  // Of any other tensor, as described. False with a Python exception set: that could not be told.
   bool operator()(PyObject* object, const dlpack::Tensor& x) const {
-    if (has_own_dispatch(Py_TYPE(object))) return false;
     if (x.data == nullptr) return std::find(x.shape, x.shape + x.n_dims, 0) != x.shape + x.n_dims;
     if (bit_ != 0 && x.n_dims <= most_dims) return (word(x, distance_) & bit_) == 0;
     PyObject* const answer = PyObject_CallOneArg(is_neg_, object);
@@ -104,12 +109,6 @@ class Readable {
     PyObject* const found = PyObject_GetAttrString(type, name);
     Py_XDECREF(found);
     return found;
-  }
-
-  bool has_own_dispatch(PyTypeObject* type) const {
-    PyObject* const object = reinterpret_cast<PyObject*>(type);
-    if (object == type_ || object == usual_) return false;
-    return attribute(object, "__torch_dispatch__") != dispatch_;
   }
 
   static uint64_t word(const dlpack::Tensor& x, int64_t distance) {
@@ -162,7 +161,7 @@ class TensorReader {
       *to = 0;
       if (object == Py_None) continue;
       dlpack::Tensor x;
-      const bool readable = describe_(object, x) && readable_(object, x);
+      const bool readable = !readable_.has_own_dispatch(object) && describe_(object, x) && readable_(object, x);
       if (readable) *to = x.data != nullptr ? reinterpret_cast<uint64_t>(x.data) + x.byte_offset : 1;
       if (!readable || !known_[i].is_of(x)) changed.push_back(i);
       if (readable) known_[i].place = reinterpret_cast<uintptr_t>(x.shape);

@@ -136,8 +136,7 @@ def check_parameter(name: str, p: Tensor, backend: Backend) -> None:
 
     Raises:
         TypeError: Complex or an unsupported dtype; a kind that only "reference" steps, for another backend.
-        ValueError: A view that torch negates when it is read; made in inference mode, where nothing can be written
-            later.
+        ValueError: A view that torch negates when it is read.
     """
     if p.is_complex():
         raise TypeError(
@@ -154,11 +153,6 @@ def check_parameter(name: str, p: Tensor, backend: Backend) -> None:
         )
     if p.layout == torch.strided and p.is_neg():
         raise ValueError(f"{name} {unreadable(p)}; give it memory of its own (.resolve_neg())")
-    if p.is_inference():
-        raise ValueError(
-            f"{name} was made in torch.inference_mode() and cannot be changed outside; make the model outside, or "
-            "clone the parameter there"
-        )
 
 
 def check_measured(name: str, p: Tensor, symmetry: str) -> None:

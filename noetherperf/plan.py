@@ -133,10 +133,8 @@ class Measurement:
                     state[State.X0] = self.moments[x, segments]
                     if warm[view.tensor]:
                         state[State.Y0] = self.moments[y, segments]
-        self.moments[Moment.SUM_G :] = 0.0
-        self.propagators.copy_(
-            torch.eye(2, dtype=torch.float64, device=self.propagators.device).expand_as(self.propagators)
-        )
+        self.moments[Moment.SUM_G :].zero_()
+        self.propagators.zero_().diagonal(dim1=-2, dim2=-1).fill_(1.0)
         self.clock.zero_()
 
 

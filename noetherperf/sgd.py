@@ -442,11 +442,11 @@ class SGD(Optimizer):
         buffers, missing = self._buffers()
         first, calls = bytearray(len(buffers)), list[Call]()
         if 1 in missing:
-            momentum = [group["momentum"] != 0 for group in self.param_groups for _ in group["params"]]
+            groups = [group for group in self.param_groups for _ in group["params"]]
             for i, p in enumerate(self._params):
-                if missing[i] and momentum[i] and (grad := grads[i]) is not None:
+                if missing[i] and groups[i]["momentum"] != 0 and (grad := grads[i]) is not None:
                     first[i] = 1
-                    made = _new_buffer(p, grad)
+                    made = _new_buffer(p, grad, decays=groups[i]["weight_decay"] != 0)
                     calls.append(functools.partial(self.state[p].__setitem__, "momentum_buffer", made))
                     buffers[i] = local(made)
         return buffers, first, calls
@@ -637,12 +637,15 @@ def _kind(p: Tensor) -> tuple[object, ...]:
     return type(p), p.device, p.dtype, p.shape, gradient_dtypes(p)
 
 
-def _new_buffer(p: Tensor, grad: Tensor) -> Tensor:
-    """A momentum buffer of zeros, as torch.optim.SGD makes it from the first gradient: of its dtype, and beside a
-    parameter that is a tensor subclass of its type; laid out as the parameter."""
+def _new_buffer(p: Tensor, grad: Tensor, *, decays: bool) -> Tensor:
+    """A momentum buffer of zeros, of the dtype that torch.optim.SGD gives it: that of the first g, or g + λp.
+
+    Laid out as the parameter; beside one that is a tensor subclass it is like the gradient, as torch's.
+    """
+    dtype = torch.promote_types(p.dtype, grad.dtype) if decays else grad.dtype
     if has_own_dispatch(p) and not is_distributed(p):
-        return torch.zeros_like(grad)
-    return torch.zeros_like(p, dtype=grad.dtype, memory_format=torch.preserve_format)
+        return torch.zeros_like(grad, dtype=dtype)
+    return torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
 
 
 def _leave_divided(grads: Sequence[Tensor | None], taken: Sequence[Tensor | None]) -> list[Call]:

@@ -1,5 +1,6 @@
 """The reference engine: noetherperf.reference, tensor by tensor, on any device and layout."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from noetherperf import laws, reference
 from noetherperf.engines import Call, OnDevice, Stepping, check_gradient, gradient_dtypes
-from noetherperf.engines.reader import has_own_dispatch
+from noetherperf.engines.reader import unreadable
 from noetherperf.hyper import Hyper
 from noetherperf.laws import Law
 from noetherperf.moments import Moment
@@ -40,6 +41,11 @@ class ReferenceEngine(Stepping):
         for name, p, g in zip(self.names, self.params, grads, strict=True):
             if g is not None:
                 check_gradient(name, p, g, gradient_dtypes(p))
+                if p.is_inference():
+                    raise RuntimeError(
+                        f"{name} was made in torch.inference_mode(), and torch does not change it outside; make the "
+                        "model outside, or replace the parameter by a clone made there"
+                    )
         return grads
 
     def _need_elements(self) -> None:
@@ -120,9 +126,10 @@ class ReferenceEngine(Stepping):
 
 
 def _copies(written: Sequence[tuple[Tensor, Tensor]]) -> list[Call]:
-    """The calls that copy values to tensors: one for all, save subclasses, which may know no other than copy_."""
-    calls: list[Call] = [partial(to.copy_, value) for to, value in written if has_own_dispatch(to)]
-    plain = [(to, value) for to, value in written if not has_own_dispatch(to)]
+    """The calls that copy values to tensors: one for all in memory; others may know no other than copy_."""
+    odd = [unreadable(to) is not None for to, _ in written]
+    calls: list[Call] = [partial(to.copy_, value) for to, value in itertools.compress(written, odd)]
+    plain = [pair for pair, is_odd in zip(written, odd, strict=True) if not is_odd]
     if plain:
         calls.append(partial(torch._foreach_copy_, [to for to, _ in plain], [value for _, value in plain]))
     return calls

@@ -154,11 +154,13 @@ class TableEngine(Stepping):
 
 def _write_out(name: str, grad: Tensor, reason: str) -> Tensor:
     """A gradient that torch keeps in a lazy form, with its elements in memory."""
-    if grad._is_zerotensor():
+    if not has_own_dispatch(grad) and grad._is_zerotensor():
         return torch.zeros_like(grad)
-    if grad.is_neg() and not has_own_dispatch(grad):
+    if has_own_dispatch(grad):
+        raise TypeError(
+            f"{name}: the gradient {reason}; compiled backends cannot read it. Convert it before step(), or use "
+            'backend="reference"'
+        )
+    if grad.is_neg():
         return grad.resolve_neg()
-    raise TypeError(
-        f"{name}: the gradient {reason}; compiled backends cannot read it. Convert it before step(), or use "
-        'backend="reference"'
-    )
+    raise RuntimeError(f"{name}: the gradient {reason}; set it anew before step()")
