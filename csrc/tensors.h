@@ -88,7 +88,10 @@ class Readable {
   // Whether a tensor's type answers torch's operations itself. Such a one is better not described: it may complain.
   bool has_own_dispatch(PyObject* tensor) const {
     PyObject* const type = reinterpret_cast<PyObject*>(Py_TYPE(tensor));
-    return type != type_ && type != usual_ && attribute(type, "__torch_dispatch__") != dispatch_;
+    if (type == type_ || type == usual_) return false;
+    const PyObject* const dispatch = attribute(type, "__torch_dispatch__");
+    if (dispatch == nullptr) PyErr_Clear();  // no tensor at all
+    return dispatch != dispatch_;
   }
 
   // Of any other tensor, as described. False with a Python exception set: that could not be told.
