@@ -1,12 +1,12 @@
 """SGD: torch.optim.SGD that measures its symmetries' charges, and every law's integrals, while it steps."""
 
 import copy
-import functools
 import itertools
 import operator
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial, wraps
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -34,7 +34,7 @@ P = ParamSpec("P")
 def _outside_inference(method: Callable[P, T]) -> Callable[P, T]:
     """A method that runs as outside of torch.inference_mode(): the tensors that it makes are written later."""
 
-    @functools.wraps(method)
+    @wraps(method)
     def outside(*args: P.args, **kwargs: P.kwargs) -> T:
         if not torch.is_inference_mode_enabled():
             return method(*args, **kwargs)
@@ -403,12 +403,12 @@ class SGD(Optimizer):
             calls += device.engine.prepare(taken, device.pick(buffers), engine_hypers, device.pick(first), inputs)
             if inputs.grad_scale is not None:
                 calls += _leave_divided(device.pick(grads), taken)
-        openness = self._openness
+        step, openness = self._step_count + 1, self._openness
         if self._symmetries:
-            openness = openness.after(self._step_count + 1, hypers, on_device.lrs, bytes(first), missing)
+            openness = openness.after(step, hypers, on_device.lrs, bytes(first), missing)
         may_be_fresh = self._may_be_fresh or (on_device.found_inf is not None and 1 in first)
-        noted = {"_step_count": self._step_count + 1, "_may_be_fresh": may_be_fresh, "_openness": openness}
-        carry_out([*calls, functools.partial(self.__dict__.update, noted)])
+        calls.append(partial(self.__dict__.update, _step_count=step, _may_be_fresh=may_be_fresh, _openness=openness))
+        carry_out(calls)
         # Engines write past autograd's eyes; what it saved for a backward pass must be seen to have changed.
         written = (
             self._params if 1 not in missing else [p for p, no in zip(self._params, missing, strict=True) if not no]
@@ -440,14 +440,15 @@ class SGD(Optimizer):
     def _ready_buffers(self, grads: Sequence[Tensor | None]) -> tuple[list[Tensor | None], bytearray, list[Call]]:
         """The buffers, made where this step writes one first; where it does; the calls that put them into the state."""
         buffers, missing = self._buffers()
-        first, calls = bytearray(len(buffers)), list[Call]()
+        first = bytearray(len(buffers))
+        calls: list[Call] = []
         if 1 in missing:
             groups = [group for group in self.param_groups for _ in group["params"]]
             for i, p in enumerate(self._params):
                 if missing[i] and groups[i]["momentum"] != 0 and (grad := grads[i]) is not None:
                     first[i] = 1
                     made = _new_buffer(p, grad, decays=groups[i]["weight_decay"] != 0)
-                    calls.append(functools.partial(self.state[p].__setitem__, "momentum_buffer", made))
+                    calls.append(partial(self.state[p].__setitem__, "momentum_buffer", made))
                     buffers[i] = local(made)
         return buffers, first, calls
 
@@ -652,7 +653,7 @@ def _leave_divided(grads: Sequence[Tensor | None], taken: Sequence[Tensor | None
     """The calls that bring gradients that were written out for a step, and divided, back to where they came from."""
     pairs = zip(grads, taken, strict=True) if taken is not grads else ()
     return [
-        functools.partial(g.copy_, x)
+        partial(g.copy_, x)
         for g, x in pairs
         if g is not None and x is not None and x is not g and not g._is_zerotensor()
     ]

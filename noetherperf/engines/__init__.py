@@ -1,7 +1,6 @@
 """Engines: what makes a plan's step on one device. One file each; noetherperf.backends says which there are."""
 
 import operator
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -96,7 +95,7 @@ def carry_out(calls: Iterable[Call]) -> None:
 
     An interrupt raises between two such instructions (so do signal handlers); so a step is made as a whole or not.
     """
-    deque(map(operator.call, calls), maxlen=0)
+    list(map(operator.call, calls))
 
 
 class Stepping:
