@@ -117,12 +117,23 @@ const dlpack::ExchangeTable& exchange_table(const py::object& tensor_type) {
 
 Describe describe(const py::object& tensor_type) { return Describe(exchange_table(tensor_type)); }
 
+Readable readable(const py::object& tensor_type, const py::object& usual, const py::list& plain,
+                  const py::list& negated) {
+  if (plain.size() != negated.size()) throw py::value_error("expected as many negated tensors as plain ones");
+  const Readable made(tensor_type.ptr(), usual.ptr(), plain.ptr(), negated.ptr(), describe(tensor_type));
+  if (PyErr_Occurred()) throw py::error_already_set();
+  return made;
+}
+
 std::vector<int64_t> read(TensorReader& reader, const py::list& tensors,
                           py::array_t<uint64_t, py::array::c_style>& addresses, int64_t column) {
   if (static_cast<int64_t>(tensors.size()) != reader.size() || addresses.ndim() != 2 ||
       addresses.shape(0) != reader.size() || column < 0 || column >= addresses.shape(1))
     throw py::value_error("expected " + std::to_string(reader.size()) + " tensors, and a row of addresses for each");
-  return reader.read(tensors.ptr(), addresses.mutable_data() + column, addresses.shape(1));
+  const std::vector<int64_t> changed =
+      reader.read(tensors.ptr(), addresses.mutable_data() + column, addresses.shape(1));
+  if (PyErr_Occurred()) throw py::error_already_set();
+  return changed;
 }
 
 void remember(TensorReader& reader, int64_t i, const py::object& tensor) {
@@ -220,9 +231,14 @@ PYBIND11_MODULE(_cpu, m) {
       .def("measure", &PyEngine::measure, py::arg("addresses"), py::arg("first"), py::arg("hypers"),
            py::arg("n_threads"))
       .def_property_readonly("isa", &PyEngine::isa);
+  py::class_<Readable>(m, "Readable", py::module_local())
+      .def(py::init(&readable), py::arg("tensor_type"), py::arg("usual"), py::arg("plain"), py::arg("negated"))
+      .def_property_readonly("is_quick", &Readable::is_quick);
   py::class_<TensorReader>(m, "TensorReader", py::module_local())
-      .def(py::init([](int64_t n, const py::object& tensor_type) { return TensorReader(n, describe(tensor_type)); }),
-           py::arg("n"), py::arg("tensor_type"))
+      .def(py::init([](int64_t n, const py::object& tensor_type, const Readable& readable) {
+             return TensorReader(n, describe(tensor_type), readable);
+           }),
+           py::arg("n"), py::arg("tensor_type"), py::arg("readable"))
       .def("read", &read, py::arg("tensors"), py::arg("addresses").noconvert(), py::arg("column"))
       .def("remember", &remember, py::arg("i"), py::arg("tensor"));
   py::class_<Gatherer>(m, "Gatherer", py::module_local())

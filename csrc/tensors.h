@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <unordered_map>
 #include <vector>
 
@@ -57,6 +58,80 @@ class Describe {
   int (*describe_)(void*, dlpack::Tensor*);
 };
 
+// Tells whether a tensor's elements are the numbers at its address. DLPack does not say so of a tensor that has no memory,
+// of a subclass that answers torch's operations itself, and of a view that torch negates when it is read.
+//
+// Torch notes the last in one bit, at a fixed distance behind the shape of a tensor of few dimensions. The distance is
+// that of this torch, found by comparing tensors that differ in nothing else. Where none is found torch's own method is
+// asked, which takes longer than all else that a step asks of a tensor.
+class Readable {
+ public:
+  // type: torch.Tensor. usual: torch.nn.Parameter, another type without a dispatch of its own.
+  // plain, negated: lists of tensors that differ pairwise in the bit alone.
+  Readable(PyObject* type, PyObject* usual, PyObject* plain, PyObject* negated, Describe describe)
+      : type_(type),
+        usual_(usual),
+        dispatch_(attribute(type, "__torch_dispatch__")),
+        is_neg_(attribute(type, "is_neg")) {
+    for (int64_t distance = 0; distance <= last_distance && bit_ == 0; distance += 8) {
+      uint64_t always = ~uint64_t(0);
+      for (Py_ssize_t i = 0; i < PyList_GET_SIZE(plain); ++i) {
+        dlpack::Tensor x, y;
+        if (!describe(PyList_GET_ITEM(plain, i), x) || !describe(PyList_GET_ITEM(negated, i), y)) return;
+        if (x.n_dims <= most_dims) always &= ~word(x, distance) & word(y, distance) & only_bit(x, y, distance);
+      }
+      if (always != 0) distance_ = distance, bit_ = always;
+    }
+  }
+
+  bool is_quick() const { return bit_ != 0; }
+
+  // Whether a tensor's type answers torch's operations itself. Such a one is better not described: it may complain.
+  bool has_own_dispatch(PyObject* tensor) const {
+    PyObject* const type = reinterpret_cast<PyObject*>(Py_TYPE(tensor));
+    if (type == type_ || type == usual_) return false;
+    const PyObject* const dispatch = attribute(type, "__torch_dispatch__");
+    if (dispatch == nullptr) PyErr_Clear();  // no tensor at all
+    return dispatch != dispatch_;
+  }
+
+  // Of any other tensor, as described. False with a Python exception set: that could not be told.
+  bool operator()(PyObject* object, const dlpack::Tensor& x) const {
+    if (x.data == nullptr) return std::find(x.shape, x.shape + x.n_dims, 0) != x.shape + x.n_dims;
+    if (bit_ != 0 && x.n_dims <= most_dims) return (word(x, distance_) & bit_) == 0;
+    PyObject* const answer = PyObject_CallOneArg(is_neg_, object);
+    Py_XDECREF(answer);
+    return answer == Py_False;
+  }
+
+ private:
+  static constexpr int32_t most_dims = 5;  // of more, the shape is elsewhere
+  static constexpr int64_t last_distance = 112;
+
+  // Of a type that outlives us, and so does what it has.
+  static PyObject* attribute(PyObject* type, const char* name) {
+    PyObject* const found = PyObject_GetAttrString(type, name);
+    Py_XDECREF(found);
+    return found;
+  }
+
+  static uint64_t word(const dlpack::Tensor& x, int64_t distance) {
+    uint64_t value;
+    std::memcpy(&value, reinterpret_cast<const char*>(x.shape) + distance, sizeof value);
+    return value;
+  }
+
+  // The bit in which two tensors' words differ, if it is one.
+  static uint64_t only_bit(const dlpack::Tensor& x, const dlpack::Tensor& y, int64_t distance) {
+    const uint64_t both = word(x, distance) ^ word(y, distance);
+    return (both & (both - 1)) == 0 ? both : 0;
+  }
+
+  PyObject *type_, *usual_, *dispatch_, *is_neg_;
+  int64_t distance_ = 0;
+  uint64_t bit_ = 0;
+};
+
 // How many objects ahead memory is asked for.
 constexpr int64_t objects_ahead = 8;
 
@@ -70,13 +145,14 @@ inline __attribute__((always_inline)) void ask_for_tensor(const PyObject* object
 // Reads where tensors are, and knows how each of them lay when it was last told to remember that.
 class TensorReader {
  public:
-  TensorReader(int64_t n, Describe describe) : describe_(describe), known_(n) {}
+  TensorReader(int64_t n, Describe describe, Readable readable)
+      : describe_(describe), readable_(readable), known_(n) {}
 
   int64_t size() const { return static_cast<int64_t>(known_.size()); }
 
   // Writes the address of every tensor of a list to to[i * stride]: 0 where it is None, 1 where it is empty. Returns
-  // the numbers of those that do not lie as remembered; what DLPack does not describe (a sparse tensor) is among them,
-  // at 0.
+  // the numbers of those that do not lie as remembered; what DLPack does not describe (a sparse tensor), or is not
+  // readable, is always among them, at 0.
   std::vector<int64_t> read(PyObject* list, uint64_t* to, int64_t stride) {
     std::vector<int64_t> changed;
     for (int64_t i = 0; i < size(); ++i, to += stride) {
@@ -89,10 +165,10 @@ class TensorReader {
       *to = 0;
       if (object == Py_None) continue;
       dlpack::Tensor x;
-      const bool described = describe_(object, x);
-      if (described) *to = x.data != nullptr ? reinterpret_cast<uint64_t>(x.data) + x.byte_offset : 1;
-      if (!described || !known_[i].is_of(x)) changed.push_back(i);
-      if (described) known_[i].place = reinterpret_cast<uintptr_t>(x.shape);
+      const bool readable = !readable_.has_own_dispatch(object) && describe_(object, x) && readable_(object, x);
+      if (readable) *to = x.data != nullptr ? reinterpret_cast<uint64_t>(x.data) + x.byte_offset : 1;
+      if (!readable || !known_[i].is_of(x)) changed.push_back(i);
+      if (readable) known_[i].place = reinterpret_cast<uintptr_t>(x.shape);
     }
     return changed;
   }
@@ -135,6 +211,7 @@ class TensorReader {
   };
 
   Describe describe_;
+  Readable readable_;
   std::vector<Layout> known_;
 };
 

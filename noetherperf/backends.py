@@ -7,9 +7,8 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from noetherperf.engines import Engine
-
-FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+from noetherperf.engines import FLOATING, Engine, gradient_dtypes
+from noetherperf.engines.reader import has_own_dispatch, unreadable
 
 
 @dataclass(frozen=True)
@@ -94,18 +93,21 @@ def backends() -> dict[str, str]:
     return {name: backend.missing() or "available" for name, backend in BACKENDS.items()}
 
 
-def resolve(name: str, device: torch.device) -> Backend:
+def resolve(name: str, device: torch.device, *, only_reference: bool = False) -> Backend:
     """The backend that a name means for parameters on a device.
 
     Args:
         name: A backend's name, or "auto": the first available one that serves the device.
         device: Where the parameters are.
+        only_reference: Whether they are such that "auto" means "reference" (why_reference).
 
     Raises:
         ValueError: Unknown name, or the named backend does not serve the device.
         RuntimeError: The named backend cannot run here.
     """
     if name == "auto":
+        if only_reference:
+            return BACKENDS["reference"]
         return next(b for b in BACKENDS.values() if b.device in (None, device.type) and b.missing() is None)
     if name not in BACKENDS:
         raise ValueError(f"backend={name!r} is unknown; choose one of {', '.join(['auto', *BACKENDS])}")
@@ -121,12 +123,20 @@ def resolve(name: str, device: torch.device) -> Backend:
     return backend
 
 
+def why_reference(p: Tensor) -> str | None:
+    """Why no backend but "reference" steps a parameter; None: others do. The words go after its name."""
+    if has_own_dispatch(p):
+        return unreadable(p)
+    others = [str(dtype) for dtype in gradient_dtypes(p) if dtype != p.dtype]
+    return f"is {p.dtype} and its grad_dtype lets gradients be {', '.join(others)}" if others else None
+
+
 def check_parameter(name: str, p: Tensor, backend: Backend) -> None:
-    """Raise where a backend cannot step a parameter of this dtype or layout.
+    """Raise where a backend cannot step a parameter of this kind.
 
     Raises:
-        TypeError: Complex or an unsupported dtype.
-        ValueError: Elements that share memory, which no in-place step can write.
+        TypeError: Complex or an unsupported dtype; a kind that only "reference" steps, for another backend.
+        ValueError: A view that torch negates when it is read.
     """
     if p.is_complex():
         raise TypeError(
@@ -136,5 +146,23 @@ def check_parameter(name: str, p: Tensor, backend: Backend) -> None:
     if p.dtype not in FLOATING:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATING)
         raise TypeError(f'{name} is {p.dtype}, which backend="{backend.name}" cannot step; it takes {names}')
-    if any(size > 1 and stride == 0 for size, stride in zip(p.shape, p.stride(), strict=True)):
-        raise ValueError(f"{name} is expanded: its elements share memory; give it memory of its own (.contiguous())")
+    if backend.name != "reference" and (reason := why_reference(p)) is not None:
+        raise TypeError(
+            f'{name} {reason}, which backend="{backend.name}" cannot step; use backend="auto", which leaves it to '
+            '"reference" and steps the others fast, or backend="reference"'
+        )
+    if p.layout == torch.strided and p.is_neg():
+        raise ValueError(f"{name} {unreadable(p)}; give it memory of its own (.resolve_neg())")
+
+
+def check_measured(name: str, p: Tensor, symmetry: str) -> None:
+    """Raise where a symmetry's charges cannot be summed over a parameter.
+
+    Raises:
+        TypeError: Only its own operations know its elements.
+    """
+    if has_own_dispatch(p):
+        raise TypeError(
+            f"symmetry {symmetry!r}: {name} {unreadable(p)}, so that its charges cannot be measured; leave out the "
+            "symmetries of this parameter, or measure before the model is converted"
+        )

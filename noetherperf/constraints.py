@@ -410,10 +410,10 @@ class _Point:
 
     def probes(self, n: int, seed: int) -> Iterator[Vector]:
         """Vectors of independent normal numbers, the same for every stage."""
-        random = torch.Generator().manual_seed(seed)
+        random = torch.Generator("cpu").manual_seed(seed)
         for _ in range(n):
             yield self._vector(
-                torch.randn(p.shape, generator=random, dtype=torch.float64).to(p.device, p.dtype)
+                torch.randn(p.shape, generator=random, dtype=torch.float64, device="cpu").to(p.device, p.dtype)
                 for p in self._parameters
             )
 
@@ -441,7 +441,7 @@ class _Defects:
         self._drift = point.nothing if translation else point.gradient  # ∂ψ_A/∂θ g = C_A drift
         self._share = groups.total(0, point.ones, point.ones) / point.n_elements
         self._generator = groups.total(2, self._base, self._base).sqrt()
-        self._sq_columns, self._sq_projections = torch.zeros(2, groups.n_groups, dtype=torch.float64)
+        self._sq_columns, self._sq_projections = torch.zeros(2, groups.n_groups, dtype=torch.float64, device="cpu")
         self._n_probes = 0
         self._norms: list[float] = []
 
@@ -476,7 +476,7 @@ class _Defects:
         if not self._n_probes:
             return None
         if self._norms:
-            return torch.tensor(self._norms, dtype=torch.float64)
+            return torch.tensor(self._norms, dtype=torch.float64, device="cpu")
         return torch.sqrt(self._sq_projections / self._n_probes)
 
     @property

@@ -109,7 +109,7 @@ def _placed(x: Tensor) -> str:
 def _indices(label: str, p: Tensor) -> Indices:
     """What of a parameter is here."""
     if not is_distributed(p):
-        return [torch.arange(n) for n in p.shape or (1,)]
+        return [torch.arange(n, device="cpu") for n in p.shape or (1,)]
     from torch.distributed.tensor import Replicate, distribute_tensor
 
     mesh, shape = p.device_mesh, p.shape or (1,)
@@ -189,7 +189,7 @@ class Ranks:
         if self._shards is None:
             return measurement, flags
         here = measurement.cpu()
-        total = [torch.zeros(())] * 5
+        total = [torch.zeros((), dtype=torch.float64, device="cpu")] * 5
         for cut in self._shards.cuts:
             partial = self._shards.partial(here, cut)
             sums = [flags, partial.moments, *partial.states, partial.propagators]
@@ -203,7 +203,8 @@ class Ranks:
         from torch.distributed import all_reduce
 
         mark = float(crc32(agreed.encode()) % CHECKSUMS)
-        flat = torch.cat([torch.tensor([mark, mark * mark], dtype=torch.float64), *(x.flatten() for x in sums)])
+        marked = torch.tensor([mark, mark * mark], dtype=torch.float64, device="cpu")
+        flat = torch.cat([marked, *(x.flatten() for x in sums)])
         n_ranks = 1
         for ranks in cut:
             group, device = self._groups[ranks]

@@ -236,7 +236,7 @@ def advance(law: Law, state: Tensor, moments: Tensor, step: Transition, flow: Fl
 
 def propagate(propagator: Tensor, step: Transition | FlowTransition) -> None:
     """Multiply a propagator [2, 2] in place, from the left, by one step's matrix."""
-    propagator.copy_(torch.tensor(step[:4], dtype=torch.float64).view(2, 2) @ propagator.cpu())
+    propagator.copy_(torch.tensor(step[:4], dtype=torch.float64, device="cpu").view(2, 2) @ propagator.cpu())
 
 
 def damping(law: Law, h: Hyper) -> tuple[float, float]:

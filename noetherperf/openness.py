@@ -13,6 +13,7 @@ does it know of a step that a device skipped, so that a law may be called open f
 Derived in docs/theory.md, section 3.
 """
 
+import copy
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
@@ -57,10 +58,10 @@ class Openness:
         both = (self._reasons, self._changes)
         return {name: "; ".join(x[name] for x in both if name in x) for name in {**self._reasons, **self._changes}}
 
-    def update(
+    def after(
         self, step: int, hypers: Sequence[Hyper], lrs: Sequence[Tensor | None], first: bytes, missing: bytes
-    ) -> None:
-        """Take note of one step.
+    ) -> "Openness":
+        """What is known after one more step; this one stays as it is.
 
         Args:
             step: Its number, for the reason.
@@ -73,7 +74,21 @@ class Openness:
         alike = [next(j for j, other in enumerate(groups) if group.acts_like(other)) for group in groups]
         pattern = (tuple(alike), first, missing)
         if pattern == self._last:
-            return
+            return self
+        new = copy.copy(self)
+        new._reasons, new._changes = dict(self._reasons), dict(self._changes)
+        new._take_note(step, pattern, hypers, groups)
+        return new
+
+    def _take_note(
+        self,
+        step: int,
+        pattern: tuple[tuple[int, ...], bytes, bytes],
+        hypers: Sequence[Hyper],
+        groups: "Sequence[_Group]",
+    ) -> None:
+        """Split the classes whose tensors a step of this pattern treats differently."""
+        alike, first, missing = pattern
         self._last = pattern
         keys: list[Hashable] = []
         for i, group in enumerate(self._hyper_index):

@@ -173,10 +173,8 @@ class Measurement:
                     state[State.X0] = state[State.X] = self.moments[x, segments]
                     if warm[view.tensor]:
                         state[State.Y0] = state[State.Y] = self.moments[y, segments]
-        self.moments[Moment.SUM_G :] = 0.0
-        self.propagators.copy_(
-            torch.eye(2, dtype=torch.float64, device=self.propagators.device).expand_as(self.propagators)
-        )
+        self.moments[Moment.SUM_G :].zero_()
+        self.propagators.zero_().diagonal(dim1=-2, dim2=-1).fill_(1.0)
         self.clock.zero_()
 
     def follow(self, plan: Plan, before: Tensor, warm: Sequence[bool], changed: Sequence[bool]) -> None:

@@ -52,7 +52,7 @@ CHUNK_VALUES = 2**18  # a chunk is 2 MiB of float64, and the rows of one chunk a
 CHUNK_GROUPS = 2**14
 CODECS = ("bytes", "zstd", "gzip", "blosc", "crc32c")  # of arrays of numbers; none of them executes anything
 
-_NOTHING = torch.empty(0, dtype=torch.float64)
+_NOTHING = torch.empty(0, dtype=torch.float64, device="cpu")
 
 Probe = Callable[[], Any]
 Law = Literal["flow", "discrete", "budget"]

@@ -7,20 +7,22 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from functools import partial, wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
-from noetherperf.backends import Backend, check_parameter, resolve
+from noetherperf.backends import Backend, check_measured, check_parameter, resolve, why_reference
 from noetherperf.distributed import Ranks, check_whole, is_distributed, local, local_buffer, local_gradient, moved
-from noetherperf.engines import Engine, OnDevice
-from noetherperf.engines.reader import make_gatherer
+from noetherperf.engines import Call, Engine, OnDevice, carry_out, gradient_dtypes
+from noetherperf.engines.reader import has_own_dispatch, make_gatherer, unreadable
 from noetherperf.hyper import Hyper, device_lr
 from noetherperf.names import check_order, unwrapped
 from noetherperf.openness import Openness
+from noetherperf.overlap import check_apart
 from noetherperf.plan import Measurement, make_plan
 from noetherperf.readout import Readout, Source, read
 from noetherperf.symmetry import Symmetry, from_json, to_json, validate
@@ -29,11 +31,25 @@ from noetherperf.watched import Tensors, Watched
 MEASUREMENT_VERSION = 2
 
 T = TypeVar("T")
+P = ParamSpec("P")
+
+
+def _outside_inference(method: Callable[P, T]) -> Callable[P, T]:
+    """A method that runs as outside of torch.inference_mode(): the tensors that it makes are written later."""
+
+    @wraps(method)
+    def outside(*args: P.args, **kwargs: P.kwargs) -> T:
+        if not torch.is_inference_mode_enabled():
+            return method(*args, **kwargs)
+        with torch.inference_mode(False), torch.no_grad():
+            return method(*args, **kwargs)
+
+    return outside
 
 
 @dataclass
 class _Device:
-    """The parameters on one device, and what steps and measures them."""
+    """The parameters on one device that one backend steps, and what steps and measures them."""
 
     device: torch.device
     members: list[int]  # their numbers among all parameters
@@ -42,7 +58,7 @@ class _Device:
     ranks: Ranks  # and the plan
     measurement: Measurement  # of what is on this rank
     engine: Engine
-    alone: bool  # there is no other device
+    alone: bool  # there are no others
 
     @property
     def is_host(self) -> bool:
@@ -93,8 +109,9 @@ class SGD(Optimizer):
         backend: "auto", or one of noetherperf.backends().
 
     Raises:
-        ValueError: A hyperparameter out of range; symmetries that do not fit the parameters; an unknown backend.
-        TypeError: A parameter of a dtype that the backend cannot step.
+        ValueError: A hyperparameter out of range; symmetries that do not fit the parameters; an unknown backend;
+            parameters that share memory.
+        TypeError: A parameter of a kind that the backend cannot step or measure.
         RuntimeError: The named backend cannot run here; differentiable=True; foreach and fused both True.
 
     Source: Kunin et al. (2021), "Neural Mechanics", arXiv:2012.04728; Sutskever et al. (2013) for the momentum.
@@ -140,6 +157,7 @@ class SGD(Optimizer):
         self._sharded = False
         self._watched: Watched | None = None  # none before there is something to compare with
         self._symmetries: tuple[Symmetry, ...] = ()
+        self._openness: Openness
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -171,7 +189,7 @@ class SGD(Optimizer):
 
     @property
     def backend(self) -> str:
-        """Name of the backend that makes the step; joined by "+" where devices have different ones."""
+        """Name of the backend that makes the step; joined by "+" where parameters have different ones."""
         return "+".join(dict.fromkeys(device.backend.name for device in self._prepare()))
 
     @property
@@ -235,33 +253,30 @@ class SGD(Optimizer):
             self._follow()
         elif len(self.param_groups) > len(self._group_sizes) or (self._sharded and moved(self._params, self._here)):
             self._set_down()
-        if self._devices is not None:
-            return self._devices
+        return self._build() if self._devices is None else self._devices
+
+    @_outside_inference
+    def _build(self) -> list[_Device]:
+        """Make the devices."""
         self._note_parameters()
         self._sharded = any(map(is_distributed, self._params))
         self._here = list(map(local, self._params))
         self._gatherer = make_gatherer(self._params)
-        names = self._names()
-        self._labels = [
-            name or f"parameter {i} of group {g}"
-            for (g, i), name in zip(
-                ((g, i) for g, group in enumerate(self.param_groups) for i in range(len(group["params"]))),
-                names,
-                strict=True,
-            )
-        ]
+        names, self._labels = self._names(), self._label()
         hyper_index = [g for g, group in enumerate(self.param_groups) for _ in group["params"]]
-        by_device: dict[torch.device, list[int]] = {}
-        for i, p in enumerate(self._params):
-            by_device.setdefault(p.device, []).append(i)
+        by_place: dict[tuple[torch.device, str], list[int]] = {}
+        for i, (p, backend) in enumerate(zip(self._params, self._resolve(self._labels, self._here), strict=True)):
+            by_place.setdefault((p.device, backend.name), []).append(i)
+        tensors = dict(zip(names, self._here, strict=True))
+        for symmetry in self._symmetries:
+            for part in symmetry.parts:
+                check_measured(part.parameter, tensors[part.parameter], symmetry.name)
         devices = []
-        for number, (device, members) in enumerate(by_device.items()):
-            backend = resolve(self._requested, device)
+        for number, ((device, name), members) in enumerate(by_place.items()):
+            backend = resolve(name, device)
             params = [self._params[i] for i in members]
             here = [self._here[i] for i in members]
             labels = [self._labels[i] for i in members]
-            for label, x in zip(labels, here, strict=True):
-                check_parameter(label, x, backend)
             plan = make_plan(self._symmetries, [names[i] for i in members], [tuple(p.shape) for p in params])
             ranks = Ranks(plan, labels, params)
             measurement = Measurement.empty(ranks.plan, device, len(self.param_groups))
@@ -270,16 +285,51 @@ class SGD(Optimizer):
                     _take_over(mine, carried)
             groups = [hyper_index[i] for i in members]
             engine = backend.engine(ranks.plan, here, labels, groups, measurement)
-            alone = len(by_device) == 1
+            alone = len(by_place) == 1
             devices.append(_Device(device, members, frozenset(groups), backend, ranks, measurement, engine, alone))
-        self._openness = Openness(self._symmetries, self._labels, hyper_index)
+        openness = Openness(self._symmetries, self._labels, hyper_index)
         if self._open_reasons is not None:
-            self._openness.load_state_dict(self._open_reasons)
-        self._carried = self._open_reasons = None  # they live on in the engines' measurements
+            openness.load_state_dict(self._open_reasons)
         if self._watched is not None:
             self._watched.know_moved(self._here)
-        self._devices = devices
+        # At once, for an interrupt between would lose what was carried; that lives on in the engines' measurements.
+        self.__dict__.update(_openness=openness, _devices=devices, _carried=None, _open_reasons=None)
         return devices
+
+    def _label(self) -> list[str]:
+        """What errors call every parameter."""
+        places = [(g, i) for g, group in enumerate(self.param_groups) for i in range(len(group["params"]))]
+        named = zip(places, self._names(), strict=True)
+        return [name or f"parameter {i} of group {g}" for (g, i), name in named]
+
+    def _resolve(self, labels: Sequence[str], here: Sequence[Tensor]) -> list[Backend]:
+        """The backend that steps each of these parameters.
+
+        Raises:
+            TypeError, ValueError: None does, or two of them share memory.
+        """
+        backends = []
+        for label, x in zip(labels, here, strict=True):
+            backends.append(resolve(self._requested, x.device, only_reference=why_reference(x) is not None))
+            check_parameter(label, x, backends[-1])
+        in_memory = [i for i, x in enumerate(here) if unreadable(x) is None]
+        check_apart([labels[i] for i in in_memory], [here[i] for i in in_memory])
+        return backends
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a parameter group, as torch.optim.SGD does.
+
+        Raises:
+            TypeError, ValueError: A parameter in it cannot be stepped; the optimizer is as it was.
+        """
+        super().add_param_group(param_group)
+        if hasattr(self, "_began"):  # else the optimizer is being made, and will look at all groups together
+            try:
+                params = [p for group in self.param_groups for p in group["params"]]
+                self._resolve(self._label(), list(map(local, params)))
+            except BaseException:
+                self.param_groups.pop()
+                raise
 
     def _note_parameters(self) -> None:
         """Remember what is in param_groups: what is measured from now on is measured on these."""
@@ -326,6 +376,7 @@ class SGD(Optimizer):
     # ---- the step ---------------------------------------------------------------------------------------------------
 
     @_disable_dynamo  # as torch.compiler.disable, which would import the compiler together with this module
+    @_outside_inference
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Make one step and measure it.
@@ -352,26 +403,31 @@ class SGD(Optimizer):
         grads, missing = self._gatherer.attributes(self._params, "grad")
         if self._sharded:
             grads = list(map(local_gradient, self._labels, self._params, grads))
-        for device in devices:
-            device.engine.admit(device.pick(grads))
+        admitted = [device.engine.admit(device.pick(grads)) for device in devices]
         held, buffers, unwritten = self._buffers()
         self._catch_up(held, buffers)
 
+        # All that is written, engines' and the host's own, is written at once: an interrupt finds all or nothing done.
         hypers = [Hyper.of(group) for group in self.param_groups]
-        first = self._make_buffers(held, buffers, unwritten, missing)
-        self._may_be_fresh |= on_device.found_inf is not None and 1 in first
-        for device in devices:
+        first, calls = self._ready_buffers(held, buffers, unwritten, grads)
+        for device, taken in zip(devices, admitted, strict=True):
             engine_hypers, inputs = device.bring(hypers, on_device)
-            device.engine.step(device.pick(grads), device.pick(buffers), engine_hypers, device.pick(first), inputs)
+            calls += device.engine.prepare(taken, device.pick(buffers), engine_hypers, device.pick(first), inputs)
+            if inputs.grad_scale is not None:
+                calls += _leave_divided(device.pick(grads), taken)
+        step, openness = self._step_count + 1, self._openness
+        if self._symmetries:
+            openness = openness.after(step, hypers, on_device.lrs, bytes(first), missing)
+        may_be_fresh = self._may_be_fresh or (on_device.found_inf is not None and 1 in first)
+        calls.append(partial(self.__dict__.update, _step_count=step, _may_be_fresh=may_be_fresh, _openness=openness))
         # Engines write past autograd's eyes; what it saved for a backward pass must be seen to have changed.
         written = (
             self._params if 1 not in missing else [p for p, no in zip(self._params, missing, strict=True) if not no]
         )
-        torch.autograd.graph.increment_version(written)
-        self._step_count += 1
+        calls.append(partial(torch._C._increment_version, written))
         if self._watched is not None:
-            self._watched.stepped(missing, first, held, buffers)
-            self._openness.update(self._step_count, hypers, on_device.lrs, bytes(first), missing)
+            calls += self._watched.stepped(missing, first, held, buffers)
+        carry_out(calls)
         return loss
 
     def _on_device(self, devices: list[_Device]) -> OnDevice | None:
@@ -395,18 +451,22 @@ class SGD(Optimizer):
         buffers = list(map(local_buffer, self._labels, self._params, held)) if self._sharded else held
         return held, buffers, unwritten
 
-    def _make_buffers(self, held: Tensors, buffers: Tensors, unwritten: bytes, without_grad: bytes) -> bytearray:
-        """Make buffers where this step writes one for the first time; where it does."""
+    def _ready_buffers(
+        self, held: Tensors, buffers: Tensors, unwritten: bytes, grads: Sequence[Tensor | None]
+    ) -> tuple[bytearray, list[Call]]:
+        """Make buffers where this step writes one for the first time; where it does, and the calls that put them into
+        the state."""
         first = bytearray(len(held))
+        calls: list[Call] = []
         if 1 in unwritten:
-            momentum = [group["momentum"] != 0 for group in self.param_groups for _ in group["params"]]
+            groups = [group for group in self.param_groups for _ in group["params"]]
             for i, p in enumerate(self._params):
-                if unwritten[i] and momentum[i] and not without_grad[i]:
+                if unwritten[i] and groups[i]["momentum"] != 0 and (grad := grads[i]) is not None:
                     first[i] = 1
-                    made = torch.zeros_like(p, memory_format=torch.preserve_format)
-                    self.state[p]["momentum_buffer"] = held[i] = made
+                    held[i] = made = _new_buffer(p, grad, decays=groups[i]["weight_decay"] != 0)
+                    calls.append(partial(self.state[p].__setitem__, "momentum_buffer", made))
                     buffers[i] = local(made)
-        return first
+        return first, calls
 
     def _drop_fresh_buffers(self) -> None:
         """Unmake the buffers whose first step a device skipped, as the host would not have made them; waits for it."""
@@ -485,6 +545,7 @@ class SGD(Optimizer):
             self._openness.agree(torch.stack([flags for _, flags in gathered]).sum(0))
         return [whole for whole, _ in gathered]
 
+    @_outside_inference
     @torch.no_grad()
     def reset_measurement(self) -> None:
         """Start the laws anew from the present parameters and momentum buffers; parameters and buffers stay."""
@@ -494,6 +555,7 @@ class SGD(Optimizer):
         self._restart()
         self._begin()
 
+    @_outside_inference
     @torch.no_grad()
     def readout(self) -> Readout:
         """Charges, predictions and residuals of every symmetry, after the last step; a copy on the CPU.
@@ -514,6 +576,7 @@ class SGD(Optimizer):
 
     # ---- checkpoints ------------------------------------------------------------------------------------------------
 
+    @_outside_inference
     def state_dict(self) -> dict[str, Any]:
         """torch.optim.SGD's state_dict, with everything that was measured under "measurement".
 
@@ -538,6 +601,7 @@ class SGD(Optimizer):
             "tensors": [[x.clone() for x in whole.tensors()] for whole in wholes],
         }
 
+    @_outside_inference
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state_dict of this class or of torch.optim.SGD; without measurement in it, measuring starts anew.
@@ -554,6 +618,7 @@ class SGD(Optimizer):
         super().load_state_dict({key: value for key, value in state_dict.items() if key != "measurement"})
         self.load_measurement(measured)
 
+    @_outside_inference
     @torch.no_grad()
     def load_measurement(self, measured: Mapping[str, Any] | None) -> None:
         """Go on from what was measured, a state_dict's "measurement", and leave all else; None: measuring starts anew.
@@ -629,6 +694,7 @@ class SGD(Optimizer):
         }
         return state
 
+    @_outside_inference
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
         measured = state.pop("_measured", None)
@@ -642,6 +708,8 @@ class SGD(Optimizer):
             self._devices, self._sharded, self._watched = None, False, None
             self._note_parameters()
             self.register_state_dict_post_hook(_add_measurement)
+        for slot in self.state.values():  # what was made in inference mode could not be written in a step
+            slot.update({key: x.clone() for key, x in slot.items() if isinstance(x, Tensor) and x.is_inference()})
         for group in self.param_groups:
             for option, default in (("nesterov", False), ("maximize", False), ("differentiable", False)):
                 group.setdefault(option, default)
@@ -664,9 +732,30 @@ def _names_in(groups: Iterable[Mapping[str, Any]]) -> list[str | None]:
     return names
 
 
-def _kind(p: Tensor) -> tuple[torch.device, torch.dtype, torch.Size]:
-    """What model.to() may change of a parameter."""
-    return p.device, p.dtype, p.shape
+def _kind(p: Tensor) -> tuple[object, ...]:
+    """What model.to(), and others, may change of a parameter."""
+    return type(p), p.device, p.dtype, p.shape, gradient_dtypes(p)
+
+
+def _new_buffer(p: Tensor, grad: Tensor, *, decays: bool) -> Tensor:
+    """A momentum buffer of zeros, of the dtype that torch.optim.SGD gives it: that of the first g, or g + λp.
+
+    Laid out as the parameter; beside one that is a tensor subclass it is like the gradient, as torch's.
+    """
+    dtype = torch.promote_types(p.dtype, grad.dtype) if decays else grad.dtype
+    if has_own_dispatch(p) and not is_distributed(p):
+        return torch.zeros_like(grad, dtype=dtype)
+    return torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
+
+
+def _leave_divided(grads: Sequence[Tensor | None], taken: Sequence[Tensor | None]) -> list[Call]:
+    """The calls that bring gradients that were written out for a step, and divided, back to where they came from."""
+    pairs = zip(grads, taken, strict=True) if taken is not grads else ()
+    return [
+        partial(g.copy_, x)
+        for g, x in pairs
+        if g is not None and x is not None and x is not g and not g._is_zerotensor()
+    ]
 
 
 def _take_over(mine: Tensor, carried: Tensor) -> None:

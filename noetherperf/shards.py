@@ -40,7 +40,7 @@ class _Links:
 
     @classmethod
     def join(cls, links: Iterable["_Links"]) -> "_Links":
-        none = torch.empty(0, dtype=torch.int64)
+        none = torch.empty(0, dtype=torch.int64, device="cpu")
         columns = zip((none, none, none.bool()), *((x.local, x.whole, x.owned) for x in links), strict=True)
         return cls(*map(torch.cat, columns))
 
@@ -58,7 +58,7 @@ def _shard(view: View, indices: Indices) -> tuple[int, _Links] | None:
     fold = int(np.gcd.reduce(runs.numpy()))
     first_elsewhere = all(int(other[0]) == 0 for axis, other in enumerate(indices) if axis != view.axis)
     owned = (index % view.fold == 0).view(-1, fold)[:, 0]
-    return fold, _Links(torch.arange(len(owned)), segments[::fold], owned & first_elsewhere)
+    return fold, _Links(torch.arange(len(owned), device="cpu"), segments[::fold], owned & first_elsewhere)
 
 
 class Shards:

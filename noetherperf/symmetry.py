@@ -579,7 +579,7 @@ def _overlapping(parts: Sequence[Part], shape: Shape) -> tuple[Part, Part] | Non
         if part.axis is None:
             return parts[0], parts[max(1, number)]
         if part.axis not in owners:  # rows and columns do not overlap: a recurrent weight enters and leaves its units
-            owners[part.axis] = torch.full((shape[part.axis],), -1)
+            owners[part.axis] = torch.full((shape[part.axis],), -1, device="cpu")
         start, stop = part.bounds(shape)
         own = owners[part.axis].view(-1, part.period or shape[part.axis])[:, start:stop]
         if (earlier := int(own.max())) >= 0:

@@ -6,9 +6,11 @@ raises no counter (`p.data.clamp_()`, other libraries that write to memory) is n
 
 import itertools
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 from torch import Tensor
 
+from noetherperf.engines import Call
 from noetherperf.engines.reader import make_watch
 
 Tensors = list[Tensor | None]
@@ -64,9 +66,12 @@ class Watched:
                 self._here[i] = new
                 self._of_here.know(i, new)
 
-    def stepped(self, missing: bytes, first: bytearray, held: Tensors, buffers: Tensors) -> None:
-        """A step has raised the counters of all parameters but the missing ones, and made the first ones' buffers."""
-        self._of_params.expect(missing)
+    def stepped(self, missing: bytes, first: bytearray, held: Tensors, buffers: Tensors) -> list[Call]:
+        """The calls after which a step is known that raises the counters of all parameters but the missing ones, and
+        makes the first ones' buffers."""
+        calls: list[Call] = [partial(self._of_params.expect, missing)]
         if 1 in first:
             for i in itertools.compress(range(len(first)), first):
-                self.know_buffer(i, held[i], buffers[i])
+                calls.append(partial(self._of_held.know, i, held[i]))
+                calls.append(partial(self._of_buffers.know, i, buffers[i]))
+        return calls

@@ -1,12 +1,13 @@
 """An engine on a GPU for tests whose tensors are on the CPU: everything crosses before and after every call."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from noetherperf.engines import Engine, OnDevice
+from noetherperf.engines import Call, Engine, OnDevice, Stepping
 from noetherperf.hyper import Hyper
 from noetherperf.plan import Measurement, Plan
 
@@ -33,7 +34,7 @@ def tensors(mirrors: Mirrors) -> list[Tensor | None]:
     return [None if mirror is None else mirror.tensor for mirror in mirrors]
 
 
-class OnGpu:
+class OnGpu(Stepping):
     """Engine over tensors on the CPU that lets another one step copies of them on a device.
 
     Args:
@@ -78,15 +79,19 @@ class OnGpu:
             if mirror is not None:
                 mirror.fetch()
 
-    def admit(self, grads: Sequence[Tensor | None]) -> None:
+    def admit(self, grads: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
         self._grads = self._mirror(grads)
         self._engine.admit(tensors(self._grads))
+        return grads
 
     def measure(self, buffers: Sequence[Tensor | None]) -> None:
         mirrors = self._mirror(buffers)
         self._call(mirrors, lambda: self._engine.measure(tensors(mirrors)))
 
-    def step(
+    def prepare(self, *args: Any) -> list[Call]:
+        return [partial(self._step, *args)]
+
+    def _step(
         self,
         grads: Sequence[Tensor | None],
         buffers: Sequence[Tensor | None],

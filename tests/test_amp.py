@@ -31,7 +31,7 @@ import noetherperf as nperf
 import noetherperf.hyper
 import noetherperf.sgd
 from noetherperf import Norm, Part
-from noetherperf.engines import OnDevice
+from noetherperf.engines import Call, OnDevice
 
 # The step that unscales by itself; what leaves it to the scaler is as torch's, and needs few tests.
 ours = partial(make_ours, fused=True)
@@ -295,13 +295,13 @@ class TestOnDevice:
         optimizer, plain = self.make(net, lr=lr), self.make(other, lr=0.1)
         seen = []
         engine = optimizer._prepare()[0].engine
-        step = engine.step
+        prepare = engine.prepare
 
-        def watched(grads: Any, buffers: Any, hypers: Any, first: Any, on_device: OnDevice) -> None:
+        def watched(grads: Any, buffers: Any, hypers: Any, first: Any, on_device: OnDevice) -> list[Call]:
             seen.append((hypers[0].lr, on_device.lrs[0]))
-            step(grads, buffers, hypers, first, on_device)
+            return prepare(grads, buffers, hypers, first, on_device)
 
-        monkeypatch.setattr(engine, "step", watched)
+        monkeypatch.setattr(engine, "prepare", watched)
         train(net, optimizer, range(3))
         train(other, plain, range(3))
         assert len(seen) == 3

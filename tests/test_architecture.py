@@ -21,6 +21,7 @@ RANKS = {
     "explanation": 0,
     "locking": 0,
     "names": 0,
+    "overlap": 0,
     "reference": 1,
     "symmetry": 1,
     "evaluation": 1,

@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 import sanitized
 import torch
-from training import buffers, loss_of, make_net, ours, theirs, train
+from training import BACKENDS, buffers, loss_of, make_net, ours, theirs, train
 
 import noetherperf as nperf
-from noetherperf import Norm, Part, symmetry
+from noetherperf import Norm, Part, laws, symmetry
+from noetherperf.openness import Openness
 
 OPTIONS: dict[str, Any] = {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.01}
 TESTS = Path(__file__).parent
@@ -39,6 +40,109 @@ def in_a_process(code: str, *arguments: str, before: tuple[str, ...] = ()) -> st
 
 def test_killed_training_resumes_bit_for_bit(tmp_path: Path) -> None:
     in_a_process(f"import crashes, pathlib; crashes.kill_many(pathlib.Path({str(tmp_path)!r}), 4, 0, 200)")
+
+
+# --- interrupts
+
+
+class Interrupt:
+    """Raises KeyboardInterrupt at an event (a call, a line, a return) of Python code; 0: it counts them."""
+
+    def __init__(self, at: int) -> None:
+        self.at, self.count = at, 0
+
+    def __call__(self, frame: Any, event: str, arg: Any) -> "Interrupt":
+        self.count += 1
+        if self.count == self.at:
+            sys.settrace(None)
+            raise KeyboardInterrupt
+        return self
+
+    def during(self, call: Callable[[], object]) -> None:
+        before = sys.gettrace()
+        sys.settrace(self)
+        try:
+            call()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(before)
+            torch.set_grad_enabled(True)  # torch's no_grad may be left half open
+
+
+class Interrupted:
+    """A training whose next step is ready to be made; gradients are scaled, which the step undoes."""
+
+    def __init__(self, backend: str, steps: int) -> None:
+        self.net = make_net(backend)
+        self.optimizer = ours(self.net, backend, fused=True, dampening=0.2, **OPTIONS)
+        self.optimizer.readout()
+        for _ in range(steps):
+            self.backward()
+            self.optimizer.step()
+        self.backward()
+
+    def backward(self) -> None:
+        self.optimizer.zero_grad()
+        (8 * loss_of(self.net, self.optimizer.step_count)).backward()
+        device = next(self.net.parameters()).device
+        self.optimizer.grad_scale = torch.tensor(8.0, device=device)  # type: ignore[attr-defined]
+        self.optimizer.found_inf = torch.tensor(0.0, device=device)  # type: ignore[attr-defined]
+
+    def all(self) -> list[Any]:
+        """All numbers that a step changes, on the device and on the host."""
+        sgd, params = self.optimizer, list(self.net.parameters())
+        device = sgd._prepare()[0]
+        tensors = [*params, *(p.grad for p in params), *buffers(sgd), *device.measurement.tensors()]
+        values = [None if x is None else x.tolist() for x in tensors]
+        return [*values, sgd.step_count, sgd._openness.state_dict(), list(map(bool, device.engine.fresh))]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # where Python drops the interrupt
+@pytest.mark.parametrize("steps", [0, 2], ids=["first step", "later step"])
+@pytest.mark.parametrize("backend", sorted({"reference", "cpu"} & set(BACKENDS)))
+def test_an_interrupted_step_is_made_or_not(backend: str, steps: int) -> None:
+    counter, counted = Interrupt(0), Interrupted(backend, steps)
+    counter.during(counted.optimizer.step)
+    assert counter.count > 200
+    unmade, whole = Interrupted(backend, steps).all(), counted.all()
+    assert unmade != whole
+    outcomes = set()
+    for at in [*range(1, counter.count, counter.count // 50), *range(counter.count - 40, counter.count)]:
+        here = Interrupted(backend, steps)
+        Interrupt(at).during(here.optimizer.step)
+        found = here.all()
+        assert found in (unmade, whole), at
+        outcomes.add(found == whole)
+        while here.optimizer.step_count < steps + 2:
+            here.backward()
+            here.optimizer.step()
+        expected = Interrupted(backend, steps + 1)
+        expected.optimizer.step()
+        assert here.all() == expected.all(), at
+    assert outcomes == {True, False}
+
+
+@pytest.mark.parametrize("backend", sorted({"reference", "cpu"} & set(BACKENDS)))
+def test_an_error_in_a_step_changes_nothing(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the last tensor's law, when all others' are done; or of the last of the engines."""
+    training = Interrupted(backend, 2)
+    before = training.all()
+    if backend == "reference":
+        advance, calls = laws.advance, []
+
+        def failing(*args: Any) -> None:
+            calls.append(args)
+            if len(calls) == 4:
+                raise ZeroDivisionError
+            advance(*args)
+
+        monkeypatch.setattr(laws, "advance", failing)
+    else:
+        monkeypatch.setattr(Openness, "after", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        training.optimizer.step()
+    assert training.all() == before
 
 
 # --- disks

@@ -157,7 +157,7 @@ class Probe:
         self.model = _exact_copy(model)
         self.parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad and p.numel()}
         self.initial = {name: p.detach().clone() for name, p in self.parameters.items()}
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator("cpu").manual_seed(seed)
         self.batch: int | None = BATCH
         self._vocabulary: dict[int, int] = {}
         self.shapes = self._look()
@@ -210,10 +210,11 @@ class Probe:
                     p.copy_((start + size * self._normal(p)) / 2**0.5)
 
     def _uniform(self, like: Tensor) -> Tensor:
-        return torch.rand(like.shape, generator=self.generator, dtype=torch.float64).to(like.device)
+        return torch.rand(like.shape, generator=self.generator, dtype=torch.float64, device="cpu").to(like.device)
 
     def _normal(self, like: Tensor) -> Tensor:
-        return torch.randn(like.shape, generator=self.generator, dtype=torch.float32).to(like.device, torch.float64)
+        drawn = torch.randn(like.shape, generator=self.generator, dtype=torch.float32, device="cpu")
+        return drawn.to(like.device, torch.float64)
 
     def draw(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """A random batch like the examples."""
@@ -229,11 +230,11 @@ class Probe:
                 mean, std = float(x.double().mean()), float(x.double().std(correction=0)) or 1.0
                 return mean + std * self._normal(torch.empty(shape, device=x.device))
             if x.dtype == torch.bool:
-                return x[torch.arange(shape[0]) % len(x)] if shape else x
+                return x[torch.arange(shape[0], device=x.device) % len(x)] if shape else x
             low, high = int(x.min()), int(x.max()) + 1
             if x.data_ptr() in self._vocabulary:
                 low, high = 0, self._vocabulary[x.data_ptr()]
-            return torch.randint(low, high, shape, generator=self.generator, dtype=x.dtype).to(x.device)
+            return torch.randint(low, high, shape, generator=self.generator, dtype=x.dtype, device="cpu").to(x.device)
 
         return _map(like, self.inputs), _map(like, self.options)
 
@@ -245,7 +246,7 @@ class Probe:
         """
         parameters = list(self.parameters.values())
         inputs, options = self.draw()
-        seed = int(torch.randint(1 << 31, (), generator=self.generator))
+        seed = int(torch.randint(1 << 31, (), generator=self.generator, device="cpu"))
         with guarded(seed), torch.enable_grad():
             out = self.model(*inputs, **options)
             outputs = [self.loss(out)] if callable(self.loss) else logits(out)
@@ -270,7 +271,7 @@ class Probe:
             NotImplementedError, RuntimeError: An operation has no forward derivative, or there are fewer outputs.
         """
         inputs, options = self.draw()
-        seed = int(torch.randint(1 << 31, (), generator=self.generator))
+        seed = int(torch.randint(1 << 31, (), generator=self.generator, device="cpu"))
         columns = []
         for name in names:
             p = self.parameters[name].detach()
@@ -284,7 +285,7 @@ class Probe:
             if len(columns) == 1:
                 if len(columns[0]) < 2 * n:
                     raise RuntimeError(f"{len(columns[0])} outputs are too few to tell {len(names)} tensors apart")
-                some = torch.randperm(len(columns[0]), generator=self.generator)[: 2 * n].to(p.device)
+                some = torch.randperm(len(columns[0]), generator=self.generator, device="cpu")[: 2 * n].to(p.device)
             columns[-1] = columns[-1][some].cpu()
         matrix: Matrix = torch.stack(columns, 1).numpy()
         return matrix

@@ -137,10 +137,16 @@ class Search:
         self.sums: dict[Axis, _Sums] = {}
         for axis, collected in rows.items():
             shape = self.shapes[axis[0]]
-            values = torch.stack(collected, 1) if collected else torch.zeros(4, 0, shape[axis[1]], dtype=torch.float64)
+            values = (
+                torch.stack(collected, 1)
+                if collected
+                else torch.zeros(4, 0, shape[axis[1]], dtype=torch.float64, device="cpu")
+            )
             products = {Law.TRANSLATION: values[0], Law.NORM: values[1]}
             self.sums[axis] = _Sums(products, values[2], values[3], prod(shape) // shape[axis[1]])
-        self.scale = self._scales({name: torch.tensor(x, dtype=torch.float64) for name, x in scales.items()})
+        self.scale = self._scales(
+            {name: torch.tensor(x, dtype=torch.float64, device="cpu") for name, x in scales.items()}
+        )
 
     def _sums_of(self, name: str, a: Tensor, b: Tensor) -> dict[int | None, Tensor]:
         """Sums of the product over all axes but one, by that axis; None: the sum of all."""
@@ -160,7 +166,7 @@ class Search:
     def _scales(self, rms: dict[str, Tensor]) -> dict[str, Tensor]:
         """For each parameter and loss, the size of a gradient that is none but rounding's neighbour: the largest
         root mean square in its module, but not less than 1e-4 of the largest anywhere."""
-        top = torch.stack(list(rms.values())).amax(0) if rms else torch.zeros(0)
+        top = torch.stack(list(rms.values())).amax(0) if rms else torch.zeros(0, dtype=torch.float64, device="cpu")
         best: dict[str, Tensor] = {}
         for name, x in rms.items():
             module = name.rpartition(".")[0]
@@ -199,7 +205,7 @@ class Search:
         if part not in self._masks:
             length = self.shapes[part.parameter][part.axis or 0]
             self._masks[part] = np.zeros(length, bool)
-            self._masks[part][part.gather(torch.arange(length)).flatten().numpy()] = True
+            self._masks[part][part.gather(torch.arange(length, device="cpu")).flatten().numpy()] = True
         return self._masks[part]
 
     def _untouched(self, part: Part, law: Law) -> bool:

@@ -1,13 +1,17 @@
 """Engines: what makes a plan's step on one device. One file each; noetherperf.backends says which there are."""
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from noetherperf.hyper import Hyper
+
+#: What parameters and gradients may be of.
+FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -40,12 +44,37 @@ class Engine(Protocol):
     def fresh(self) -> Sequence[bool] | Tensor:
         """The tensors whose buffer has been made and not been written, because steps were skipped: none, if empty."""
 
-    def admit(self, grads: Sequence[Tensor | None]) -> None:
-        """Raise if these gradients cannot be stepped with, before anything is changed."""
+    def admit(self, grads: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+        """The gradients as a step takes them: those that torch keeps in a lazy form are written out.
+
+        Raises:
+            RuntimeError, TypeError: They cannot be stepped with; raised before anything is changed.
+        """
 
     def measure(self, buffers: Sequence[Tensor | None]) -> None:
         """Fill the moments from the parameters as they are, with the buffer v in the gradient's place: sum_g is
         ⟨v, 1⟩ and dot_pg ⟨p, v⟩. Where there is no buffer those mean nothing."""
+
+    def prepare(
+        self,
+        grads: Sequence[Tensor | None],
+        buffers: Sequence[Tensor | None],
+        hypers: Sequence[Hyper],
+        first: Sequence[int],
+        on_device: OnDevice,
+    ) -> list["Call"]:
+        """Get one step ready and write nothing yet: the calls that make it, for carry_out.
+
+        They advance the measurement's clock too: by one step, and by Hyper.duration for each group.
+
+        Args:
+            grads: One per tensor, as admit gave them; None: the tensor takes no part.
+            buffers: One per tensor; None where it has none.
+            hypers: One per parameter group.
+            first: Per tensor 1 where its momentum buffer has just been made (of zeros) and is written for the first
+                time, else 0. Told once: if that step is skipped, the tensor's next one that is not is its first.
+            on_device: What the host has not read.
+        """
 
     def step(
         self,
@@ -55,20 +84,44 @@ class Engine(Protocol):
         first: Sequence[int],
         on_device: OnDevice,
     ) -> None:
-        """Make one step, and advance the measurement's clock: by one step, and by Hyper.duration for each group.
-
-        Args:
-            grads: One per tensor; None: the tensor takes no part.
-            buffers: One per tensor; None where it has none.
-            hypers: One per parameter group.
-            first: Per tensor 1 where its momentum buffer has just been made (of zeros) and is written for the first
-                time, else 0. Told once: if that step is skipped, the tensor's next one that is not is its first.
-            on_device: What the host has not read.
-        """
+        """Make one step: prepare it and carry it out."""
 
 
-def check_gradient(name: str, p: Tensor, grad: Tensor) -> None:
-    """Raise where a gradient is of a kind that no engine steps with."""
+#: A part of a step that writes: compiled code with its arguments, so that Python runs nothing of its own inside.
+Call = Callable[[], object]
+
+
+def carry_out(calls: Iterable[Call]) -> None:
+    """Make calls one after the other, with no instruction of Python between them.
+
+    An interrupt raises between two such instructions (so do signal handlers); so a step is made as a whole or not.
+    """
+    list(map(operator.call, calls))
+
+
+class Stepping:
+    """What engines have beside `prepare`."""
+
+    def step(self, *args: Any, **kwargs: Any) -> None:
+        """Make one step: prepare it and carry it out."""
+        carry_out(self.prepare(*args, **kwargs))  # type: ignore[attr-defined]
+
+
+def gradient_dtypes(p: Tensor) -> tuple[torch.dtype, ...]:
+    """What torch lets a parameter's gradient be of (Parameter.grad_dtype); its own dtype, as a rule."""
+    dtype: torch.dtype | None = getattr(p, "grad_dtype", p.dtype) if p.is_leaf else p.dtype
+    return FLOATING if dtype is None else (dtype,)
+
+
+def check_gradient(name: str, p: Tensor, grad: Tensor, dtypes: Iterable[torch.dtype] = ()) -> None:
+    """Raise where a gradient is of a kind that an engine does not step with.
+
+    Args:
+        name: Of the parameter.
+        p: The parameter.
+        grad: Its gradient.
+        dtypes: What it may be of beside the parameter's own dtype.
+    """
     if grad.layout != torch.strided:
         raise RuntimeError(
             f"{name}: noetherperf.SGD does not support sparse gradients, got layout {grad.layout}; "
@@ -79,8 +132,9 @@ def check_gradient(name: str, p: Tensor, grad: Tensor) -> None:
             f"{name}: noetherperf.SGD does not support complex gradients, got {grad.dtype}; "
             "store real and imaginary parts as a real parameter (torch.view_as_real)"
         )
-    if grad.dtype != p.dtype or grad.device != p.device or grad.shape != p.shape:
+    if (grad.dtype != p.dtype and grad.dtype not in dtypes) or grad.device != p.device or grad.shape != p.shape:
         raise TypeError(
             f"{name}: the gradient ({grad.dtype}, {grad.device}, {tuple(grad.shape)}) must match its parameter "
-            f"({p.dtype}, {p.device}, {tuple(p.shape)}); convert the gradient before step()"
+            f"({p.dtype}, {p.device}, {tuple(p.shape)}); convert the gradient before step(), or where torch allows "
+            "another dtype, set the parameter's grad_dtype before the first step"
         )

@@ -1,6 +1,7 @@
 """The compiled CPU engine: hands the tables, and what is new each step, to csrc/step_cpu.cpp."""
 
 from collections.abc import Sequence
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from noetherperf import _cpu
-from noetherperf.engines import OnDevice
+from noetherperf.engines import Call, OnDevice
 from noetherperf.engines.isa import choose
 from noetherperf.engines.tables import TableEngine
 from noetherperf.hyper import Hyper
@@ -68,19 +69,23 @@ class CpuEngine(TableEngine):
         self._admit_to_measure(buffers)
         self._engine.measure(self._addresses, self._first, self._hyper_table_for([Hyper(0.0)]), torch.get_num_threads())
 
-    def step(
+    def prepare(
         self,
         grads: Sequence[Tensor | None],
         buffers: Sequence[Tensor | None],
         hypers: Sequence[Hyper],
         first: Sequence[int],
         on_device: OnDevice,
-    ) -> None:
+    ) -> list[Call]:
         self._admit_buffers(buffers)
         self._first[:] = np.frombuffer(bytes(first), np.uint8)
         # In float32, as torch unscales; the step computes with it, so that small numbers in 16 bits are not lost.
         unscale = 1.0 if on_device.grad_scale is None else float(np.float32(1.0 / on_device.grad_scale.item()))
-        self._engine.step(self._addresses, self._first, self._hyper_table_for(hypers), torch.get_num_threads(), unscale)
+        table = self._hyper_table_for(hypers)
+        calls: list[Call] = [
+            partial(self._engine.step, self._addresses, self._first, table, torch.get_num_threads(), unscale),
+            partial(np.add, self._clock, self._tick, self._clock),
+        ]
         if unscale != 1.0 and (scaled := [g for g in grads if g is not None]):
-            torch._foreach_mul_(scaled, unscale)
-        self._clock += self._tick
+            calls.append(partial(torch._foreach_mul_, scaled, unscale))
+        return calls

@@ -2,11 +2,13 @@
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from types import ModuleType
 from typing import Any
 
 import torch
 
+from noetherperf.engines import Call
 from noetherperf.engines.gpu import GpuEngine, Inputs, Launch
 from noetherperf.tiling import CUDA
 
@@ -119,14 +121,14 @@ class CudaEngine(GpuEngine):
             self._wanted_for = [], []
         super()._send_layouts()
 
-    def _launch(self, launches: Sequence[Launch], inputs: Inputs, *, measuring: bool, scaled: bool) -> None:
+    def _launch(self, launches: Sequence[Launch], inputs: Inputs, *, measuring: bool, scaled: bool) -> list[Call]:
         if launches is not self._wanted_for[0]:
             last = self._module.ANY
             wanted = {(x.dtype, min(x.mode, last), x.begin, x.end) for x in launches}
             wanted |= {(x.dtype, last, x.begin, x.end) for x in launches if x.dtype in self._strided}
             self._wanted_for = launches, sorted(wanted)
-        wanted_now, stream = self._wanted_for[1], self._queue()
-        self._engine.launch(wanted_now, inputs.pointers, scaled=scaled, measuring=measuring, stream=stream)
+        how = {"scaled": scaled, "measuring": measuring, "stream": self._queue()}
+        return [partial(self._engine.launch, self._wanted_for[1], inputs.pointers, **how)]
 
     def _derive(self, inputs: Inputs) -> None:
         self._engine.find_transitions(inputs.pointers, stream=self._queue())

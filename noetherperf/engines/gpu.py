@@ -13,12 +13,13 @@ that should write it is skipped (found_inf), so the flag lives on the device: st
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from noetherperf.engines import OnDevice
+from noetherperf.engines import Call, OnDevice, carry_out
 from noetherperf.engines.tables import TableEngine
 from noetherperf.hyper import Hyper
 from noetherperf.laws import FlowTransition, Law, Transition
@@ -108,7 +109,7 @@ class Slot:
         self._stream = stream
         self.inputs = Inputs.empty(n_tensors, n_hypers, device)
         stream.wait_stream(torch.cuda.current_stream(device))  # which may still use this memory for something else
-        self.pinned = torch.empty(self.inputs.block.shape, dtype=torch.uint8, pin_memory=True)
+        self.pinned = torch.empty(self.inputs.block.shape, dtype=torch.uint8, device="cpu", pin_memory=True)
         self.sent, self.read = torch.cuda.Event(), torch.cuda.Event()
 
     def send(self, block: Tensor, derive: Callable[[Inputs], None] | None) -> None:
@@ -161,7 +162,8 @@ class GpuEngine(TableEngine):
             self._stream = torch.cuda.Stream(self.device)
             self._ring = [self._slot() for _ in range(RING)]
         self._turn = 0
-        self._sent = b""  # what the slot whose turn it is holds; nothing: the next inputs are sent whatever they are
+        self._held = b""  # what the slot whose turn it is holds
+        self._sent = b""  # that, once its launches are known; nothing: the next inputs are sent whatever they are
         self._spare: list[Slot] = []  # for CUDA graphs to come
         self._captured: list[Slot] = []  # what CUDA graphs read, as long as this engine lives
 
@@ -207,17 +209,18 @@ class GpuEngine(TableEngine):
             slot.pinned.copy_(self._host.block)
             slot.inputs.block.copy_(slot.pinned, non_blocking=True)
             self._derive(slot.inputs)
-            self._sent = b""
+            self._held = self._sent = b""
             return slot.inputs, True
         while len(self._spare) < RING:
             self._spare.append(self._slot())
         block = self._host.block.numpy().tobytes()
         is_new, lrs_are_here = block != self._sent, not self._host_lrs.any()
         if is_new:
+            self._sent = b""
             self._ring[self._turn].read.record()
             self._turn = (self._turn + 1) % RING
             self._ring[self._turn].send(self._host.block, self._derive if lrs_are_here else None)
-            self._sent = block
+            self._held = block
         inputs = self._ring[self._turn].inputs
         if not lrs_are_here:  # what the current stream has yet to do may change them
             self._derive(inputs)
@@ -238,10 +241,16 @@ class GpuEngine(TableEngine):
             self.dims.copy_(_words(self._tables.dims))
             self._layouts_changed = False
 
+    def _is_current(self) -> bool:
+        return not self._on_gpu or torch.cuda.current_device() == self.device.index
+
     def _as_current(self) -> AbstractContextManager[object]:
         """Make this engine's device the current one, on whose current stream kernels are queued."""
-        is_current = not self._on_gpu or torch.cuda.current_device() == self.device.index
-        return nullcontext() if is_current else torch.cuda.device(self.device)
+        return nullcontext() if self._is_current() else torch.cuda.device(self.device)
+
+    def _carry_out_here(self, calls: Sequence[Call]) -> None:
+        with self._as_current():
+            carry_out(calls)
 
     # ---- the step ---------------------------------------------------------------------------------------------------
 
@@ -253,17 +262,17 @@ class GpuEngine(TableEngine):
         self._host_lrs[:] = 0
         launches = [Launch(dtype, MEASURE, begin, end) for dtype, begin, end in self._dtype_ranges]
         with self._as_current():
-            self._launch(launches, self._send()[0], measuring=True, scaled=False)
+            carry_out(self._launch(launches, self._send()[0], measuring=True, scaled=False))
         self._sent = b""  # the next step's launches are others, even if it has the same inputs
 
-    def step(
+    def prepare(
         self,
         grads: Sequence[Tensor | None],
         buffers: Sequence[Tensor | None],
         hypers: Sequence[Hyper],
         first: Sequence[int],
         on_device: OnDevice,
-    ) -> None:
+    ) -> list[Call]:
         if 1 in first:
             self._refuse_capture("make momentum buffers")
         self._admit_buffers(buffers)
@@ -278,7 +287,9 @@ class GpuEngine(TableEngine):
         with self._as_current():
             inputs, is_new = self._send()
             launches = self._launches(hypers) if is_new else self._launches_for[1]
-            self._launch(launches, inputs, measuring=False, scaled=scaled)
+            self._sent = self._held
+            calls = self._launch(launches, inputs, measuring=False, scaled=scaled)
+        return calls if self._is_current() else [partial(self._carry_out_here, calls)]
 
     def _launches(self, hypers: Sequence[Hyper]) -> list[Launch]:
         """Stage 1's kernels: one for each dtype and mode that occur."""
@@ -315,8 +326,8 @@ class GpuEngine(TableEngine):
     def _derive(self, inputs: Inputs) -> None:
         """Queue on the current stream what derives from inputs and is not made anew each step, but when they change."""
 
-    def _launch(self, launches: Sequence[Launch], inputs: Inputs, *, measuring: bool, scaled: bool) -> None:
-        """Queue both stages on the device's current stream.
+    def _launch(self, launches: Sequence[Launch], inputs: Inputs, *, measuring: bool, scaled: bool) -> list[Call]:
+        """The calls that queue both stages on the device's current stream.
 
         Args:
             launches: Stage 1's kernels, in any order; may be none.

@@ -4,15 +4,44 @@ A Gatherer gathers what parameters have (gradients, momentum buffers), a Reader 
 Watch which were written or replaced by somebody else.
 """
 
+import functools
 import operator
 import weakref
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from noetherperf._cpu import Readable
+
+
+def unreadable(x: Tensor) -> str | None:
+    """Why a tensor's elements are not the numbers at its address, all that compiled code knows; None where they are.
+
+    The words go after its name.
+    """
+    if x.layout != torch.strided:
+        return f"has layout {x.layout}"
+    if has_own_dispatch(x):
+        return f"is a {type(x).__name__}, a tensor subclass that keeps its elements in its own way"
+    if x.device.type == "meta":
+        return "is on the meta device, where tensors have no elements"
+    if x.is_neg() or x.is_conj():
+        return "is a view that torch negates or conjugates when it is read"
+    if x._is_zerotensor():
+        return "is one of torch's zeros without memory"
+    if x.numel() > 0 and x.data_ptr() == 0:
+        return "has no memory: its storage was emptied"
+    return None
+
+
+def has_own_dispatch(x: Tensor) -> bool:
+    """Whether x is of a subclass that answers torch's operations itself; as a rule it has no memory of its own."""
+    return type(x).__torch_dispatch__ != Tensor.__torch_dispatch__
 
 
 class Reader(Protocol):
@@ -27,8 +56,8 @@ class Reader(Protocol):
             column: Which column.
 
         Returns:
-            The numbers of tensors whose dtype, device, shape or strides are not the remembered ones. What is no tensor
-            with strides (a sparse one, say) is always among them, and has the address 0.
+            The numbers of tensors whose dtype, device, shape or strides are not the remembered ones. What is not
+            readable (a sparse tensor, a negated view) is always among them, and has the address 0.
 
         Raises:
             ValueError: Another number of tensors.
@@ -160,12 +189,25 @@ def make_reader(n: int) -> Reader:
         return PythonReader(n)
     from noetherperf._cpu import TensorReader
 
-    return TensorReader(n, Tensor)
+    return TensorReader(n, Tensor, _readable())
+
+
+@functools.cache
+def _readable() -> "Readable":
+    """X"""
+    from noetherperf._cpu import Readable
+
+    dtypes = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+    shapes = [tuple(range(2, 2 + n)) for n in range(6)]
+    with torch.inference_mode(False):
+        plain = [torch.ones(shape, dtype=dtype, device="cpu") for dtype in dtypes for shape in shapes]
+        plain += [torch.ones(9, device="cpu")[k::2] for k in range(3)]
+        return Readable(Tensor, torch.nn.Parameter, plain, [torch._neg_view(x) for x in plain])
 
 
 def make_gatherer(params: list[Tensor]) -> Gatherer:
     """A gatherer of what these parameters have."""
-    if not _is_compiled():
+    if not _is_compiled() or any(map(has_own_dispatch, params)):  # whose place in memory compiled code must not ask
         return PythonGatherer(params)
     from noetherperf._cpu import Gatherer
 
@@ -199,6 +241,6 @@ def _version(x: Tensor) -> int:
 
 
 def _layout(x: object) -> object:
-    if not isinstance(x, Tensor) or x.layout != torch.strided:
+    if not isinstance(x, Tensor) or unreadable(x) is not None:
         return None
     return x.dtype, x.device, x.shape, x.stride()

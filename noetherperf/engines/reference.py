@@ -1,21 +1,27 @@
 """The reference engine: noetherperf.reference, tensor by tensor, on any device and layout."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from noetherperf import laws, reference
-from noetherperf.engines import OnDevice, check_gradient
+from noetherperf.engines import Call, OnDevice, Stepping, check_gradient, gradient_dtypes
+from noetherperf.engines.reader import unreadable
 from noetherperf.hyper import Hyper
 from noetherperf.laws import Law
 from noetherperf.moments import Moment
 from noetherperf.plan import Measurement, Plan
 
 
-class ReferenceEngine:
-    """Engine in plain torch. Computes in float32, in float64 for float64 parameters; allocates and waits as it goes."""
+class ReferenceEngine(Stepping):
+    """Engine in plain torch. Computes in float32, in float64 for float64 tensors; allocates and waits as it goes.
+
+    It steps what no compiled engine can: tensor subclasses, gradients of another dtype than their parameter's.
+    """
 
     def __init__(
         self,
@@ -30,67 +36,100 @@ class ReferenceEngine:
         self.fresh = [False] * len(params)  # buffers that no step has written yet
         self.views = [[view for view in plan.views if view.tensor == i] for i in range(len(params))]
 
-    def admit(self, grads: Sequence[Tensor | None]) -> None:
+    def admit(self, grads: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+        self._need_elements()
         for name, p, g in zip(self.names, self.params, grads, strict=True):
             if g is not None:
-                check_gradient(name, p, g)
+                check_gradient(name, p, g, gradient_dtypes(p))
+                if p.is_inference():
+                    raise RuntimeError(
+                        f"{name} was made in torch.inference_mode(), and torch does not change it outside; make the "
+                        "model outside, or replace the parameter by a clone made there"
+                    )
+        return grads
+
+    def _need_elements(self) -> None:
+        """Raise where there is nothing to measure yet."""
+        for name, p, views in zip(self.names, self.params, self.views, strict=True):
+            if views and p.device.type == "meta":
+                raise RuntimeError(
+                    f"{name} is on the meta device and has no elements to measure; give the model memory first "
+                    "(model.to_empty(device=...) and loading its weights)"
+                )
 
     def measure(self, buffers: Sequence[Tensor | None]) -> None:
+        self._need_elements()
         still = Hyper(lr=0.0).coefficients(first=False)
         for p, v, views in zip(self.params, buffers, self.views, strict=True):
-            v = torch.zeros_like(p) if v is None else v
             for view in views:
+                zeros = torch.zeros_like(p)
                 segments = slice(view.segment, view.segment + view.n_segments)
-                sums = reference.moments(view.grouped, p, p, v, torch.zeros_like(p), None, still)
+                sums = reference.moments(view.grouped, p, p, zeros if v is None else v, zeros, None, still)
                 self.measurement.moments[:, segments] = sums
 
-    def step(
+    def prepare(
         self,
         grads: Sequence[Tensor | None],
         buffers: Sequence[Tensor | None],
         hypers: Sequence[Hyper],
         first: Sequence[int],
         on_device: OnDevice,
-    ) -> None:
-        self.fresh = [old or new == 1 for old, new in zip(self.fresh, first, strict=True)]
+    ) -> list[Call]:
+        fresh = [old or new == 1 for old, new in zip(self.fresh, first, strict=True)]
         if on_device.found_inf is not None and on_device.found_inf.item() != 0.0:
-            return
+            return [partial(setattr, self, "fresh", fresh)]
         hypers = [
             hyper if lr is None else replace(hyper, lr=lr.item())
             for hyper, lr in zip(hypers, on_device.lrs, strict=True)
         ]
-        clock = self.measurement.clock
-        clock += torch.tensor([1.0, *(hyper.duration for hyper in hypers)], dtype=clock.dtype, device=clock.device)
+        new = Measurement.of(x.clone() for x in self.measurement.tensors())
+        for i, duration in enumerate([1.0, *(hyper.duration for hyper in hypers)]):
+            new.clock[i] += duration
+        written: list[tuple[Tensor, Tensor]] = []
         for i, (p, g, v) in enumerate(zip(self.params, grads, buffers, strict=True)):
             if g is None:
                 for view in self.views[i]:
                     segments = slice(view.segment, view.segment + view.n_segments)
-                    self.measurement.moments[Moment.SUM_G :, segments] = 0.0
+                    new.moments[Moment.SUM_G :, segments] = 0.0
                 continue
             hyper = hypers[self.hyper_index[i]]
-            c = hyper.coefficients(first=self.fresh[i])
-            self.fresh[i] &= hyper.momentum == 0.0
-            dtype = torch.float64 if p.dtype == torch.float64 else torch.float32
+            c = hyper.coefficients(first=fresh[i])
+            fresh[i] &= hyper.momentum == 0.0
+            dtype = torch.promote_types(torch.promote_types(p.dtype, g.dtype), torch.float32)
             before, grad = p.to(dtype, copy=True), g.to(dtype)
             if on_device.grad_scale is not None:
                 grad = grad / on_device.grad_scale.to(dtype)
-                g.copy_(grad)
+                if not g._is_zerotensor():  # which are zeros still, and cannot be written
+                    written.append((g, grad))
             p_new, v_new, u = reference.step(before, grad, None if v is None else v.to(dtype), c)
-            p.data.copy_(p_new)  # not to raise a version counter, which is the caller's business
+            stored = p_new.to(p.dtype)
+            written.append((p.data, stored))  # not to raise a version counter, which is the caller's business
             if v is not None and v_new is not None and c.mix_v != 0.0:
-                v.data.copy_(v_new)
+                written.append((v.data, v_new))
             for view in self.views[i]:
                 segments = slice(view.segment, view.segment + view.n_segments)
-                sums = reference.moments(view.grouped, p, before, grad, u, v_new, c)
-                self.measurement.moments[:, segments] = sums
+                sums = reference.moments(view.grouped, stored, before, grad, u, v_new, c)
+                new.moments[:, segments] = sums
                 for law in Law:
                     at = view.law_segment[law]
                     if at >= 0:
-                        state = self.measurement.states[law][:, at : at + view.n_segments]
+                        state = new.states[law][:, at : at + view.n_segments]
                         laws.advance(
                             law, state, sums, laws.discrete_transition(law, c), laws.flow_transition(law, hyper)
                         )
             if self.views[i]:
                 for law in Law:
-                    laws.propagate(self.measurement.propagators[i, law, 0], laws.discrete_transition(law, c))
-                    laws.propagate(self.measurement.propagators[i, law, 1], laws.flow_transition(law, hyper))
+                    laws.propagate(new.propagators[i, law, 0], laws.discrete_transition(law, c))
+                    laws.propagate(new.propagators[i, law, 1], laws.flow_transition(law, hyper))
+        written += zip(self.measurement.tensors(), new.tensors(), strict=True)
+        return [*_copies(written), partial(setattr, self, "fresh", fresh)]
+
+
+def _copies(written: Sequence[tuple[Tensor, Tensor]]) -> list[Call]:
+    """The calls that copy values to tensors: one for all in memory; others may know no other than copy_."""
+    odd = [unreadable(to) is not None for to, _ in written]
+    calls: list[Call] = [partial(to.copy_, value) for to, value in itertools.compress(written, odd)]
+    plain = [pair for pair, is_odd in zip(written, odd, strict=True) if not is_odd]
+    if plain:
+        calls.append(partial(torch._foreach_copy_, [to for to, _ in plain], [value for _, value in plain]))
+    return calls

@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from noetherperf.engines import check_gradient
-from noetherperf.engines.reader import make_reader
+from noetherperf.engines import Stepping, check_gradient
+from noetherperf.engines.reader import has_own_dispatch, make_reader, unreadable
 from noetherperf.hyper import Hyper
+from noetherperf.overlap import check_apart
 from noetherperf.plan import Measurement, Plan
 from noetherperf.tiling import HYPER, Tiling, is_dense, make_tables, memory_order
 
@@ -17,11 +18,12 @@ from noetherperf.tiling import HYPER, Tiling, is_dense, make_tables, memory_orde
 PARAMETER, GRADIENT, BUFFER = range(3)
 
 
-class TableEngine:
+class TableEngine(Stepping):
     """Keeps the tables and what is new each step; a subclass hands both to its kernels.
 
     _tables, _workspace: made by _build for the parameters' present layout.
     _addresses [n, 3]: each tensor's parameter, gradient, momentum buffer; null where it takes no part or has none.
+    _places: the column of parameters as it was when they were last seen to share no memory.
     _first [n]: whether a step writes the momentum buffer for the first time.
     """
 
@@ -37,6 +39,7 @@ class TableEngine:
     ) -> None:
         self.plan, self.params, self.names, self.hyper_index = plan, params, names, hyper_index
         self.measurement = measurement
+        self._places = b""
         self._build()
 
     def _build(self) -> None:
@@ -68,6 +71,11 @@ class TableEngine:
         changed = self._read(PARAMETER, self.params)
         for i in changed:
             p, (dtype, device, shape) = self.params[i], self._kinds[i]
+            if (reason := unreadable(p)) is not None:
+                raise RuntimeError(
+                    f"{self.names[i]} {reason}; give it memory of its own before step() and readout(), as it had when "
+                    "the optimizer was made"
+                )
             if (p.dtype, p.device, p.shape) != (dtype, device, shape):
                 raise RuntimeError(
                     f"{self.names[i]} was {dtype} {tuple(shape)} on {device} and is now {p.dtype} {tuple(p.shape)} on "
@@ -76,6 +84,10 @@ class TableEngine:
         if changed:
             self._build()
             self._read(PARAMETER, self.params)
+        places = self._addresses[:, PARAMETER].tobytes()
+        if places != self._places:
+            check_apart(self.names, self.params)
+            self._places = places
 
     def _lay_out(self, i: int, field: str, strides: tuple[int, ...], known: list[tuple[int, ...] | None]) -> None:
         """Write a gradient's or buffer's strides into the tables: dense if p, g and v agree with a matrix."""
@@ -87,13 +99,20 @@ class TableEngine:
         all_strides = (p.stride(), self._grad_strides[i], self._buffer_strides[i])
         tensor["dense"] = all(is_dense(shape, [s[axis] for axis in order]) for s in all_strides if s is not None)
 
-    def admit(self, grads: Sequence[Tensor | None]) -> None:
+    def admit(self, grads: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
         self._relocate()
+        written_out: dict[int, Tensor] = {}
         for i in self._read(GRADIENT, grads):
             if (g := grads[i]) is not None:
                 check_gradient(self.names[i], self.params[i], g)
+                if (reason := unreadable(g)) is not None:
+                    g = written_out[i] = _write_out(self.names[i], g, reason)
                 self._lay_out(i, "stride_g", g.stride(), self._grad_strides)
                 self._readers[GRADIENT].remember(i, g)
+        if written_out:
+            grads = [written_out.get(i, g) for i, g in enumerate(grads)]
+            self._read(GRADIENT, grads)
+        return grads
 
     def _admit_buffers(self, buffers: Sequence[Tensor | None]) -> None:
         for i in self._read(BUFFER, buffers):
@@ -104,6 +123,11 @@ class TableEngine:
 
     def _check_buffer(self, i: int, v: Tensor) -> None:
         p = self.params[i]
+        if (reason := unreadable(v)) is not None:
+            raise RuntimeError(
+                f"{self.names[i]}: its momentum_buffer {reason}; put a tensor with memory of its own into the state "
+                "(buffer.resolve_neg().clone())"
+            )
         if (v.dtype, v.device, v.shape) != (p.dtype, p.device, p.shape):
             raise RuntimeError(
                 f"{self.names[i]}: its momentum_buffer ({v.dtype}, {v.device}, {tuple(v.shape)}) must match the "
@@ -126,3 +150,17 @@ class TableEngine:
             self._tick = np.array([1.0, *(h.duration for h in hypers)])
             self._hypers = list(hypers)
         return self._hyper_table
+
+
+def _write_out(name: str, grad: Tensor, reason: str) -> Tensor:
+    """A gradient that torch keeps in a lazy form, with its elements in memory."""
+    if not has_own_dispatch(grad) and grad._is_zerotensor():
+        return torch.zeros_like(grad)
+    if has_own_dispatch(grad):
+        raise TypeError(
+            f"{name}: the gradient {reason}; compiled backends cannot read it. Convert it before step(), or use "
+            'backend="reference"'
+        )
+    if grad.is_neg():
+        return grad.resolve_neg()
+    raise RuntimeError(f"{name}: the gradient {reason}; set it anew before step()")

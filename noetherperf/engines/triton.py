@@ -1,9 +1,11 @@
 """The Triton engine: hands the tables, and what is new each step, to the kernels of noetherperf.triton_kernels."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
+from noetherperf.engines import Call
 from noetherperf.engines.gpu import GpuEngine, Inputs, Launch
 from noetherperf.tiling import TRITON
 from noetherperf.triton_kernels.launch import N_THREADS, kinds, options, stage_1, stage_2
@@ -37,7 +39,10 @@ class TritonEngine(GpuEngine):
         hip = torch.version.hip is not None
         return options(launch.dtype, launch.mode, self._tile_kinds[launch.dtype], self._lanes, hip)
 
-    def _launch(self, launches: Sequence[Launch], inputs: Inputs, *, measuring: bool, scaled: bool) -> None:
+    def _launch(self, launches: Sequence[Launch], inputs: Inputs, *, measuring: bool, scaled: bool) -> list[Call]:
+        return [partial(self._queue, launches, inputs, measuring, scaled)]
+
+    def _queue(self, launches: Sequence[Launch], inputs: Inputs, measuring: bool, scaled: bool) -> None:
         n_tensors, n_spans, m = len(self.params), len(self._tables.spans), self.measurement
         for launch in launches:
             stage_1[(launch.end - launch.begin,)](

@@ -179,10 +179,10 @@ def driven(charge_0: Tensor, sq_update: Tensor, hyper: Hyper) -> Tensor:
     charge_0, sq_update = charge_0.to(torch.float64), sq_update.to(torch.float64)
     flow = laws.flow_transition(Law.NORM, hyper)
     nothing = laws.discrete_transition(Law.NORM, hyper.coefficients(first=False))
-    state = torch.zeros(laws.N_STATE[Law.NORM], len(charge_0), dtype=torch.float64)
+    state = torch.zeros(laws.N_STATE[Law.NORM], len(charge_0), dtype=torch.float64, device=charge_0.device)
     forced = [state[laws.State.FLOW_X].clone()]
     for sq in sq_update:
-        moments = torch.zeros(N_MOMENTS, len(charge_0), dtype=torch.float64)
+        moments = torch.zeros(N_MOMENTS, len(charge_0), dtype=torch.float64, device=charge_0.device)
         moments[Moment.SQ_G if hyper.momentum == 0.0 else Moment.SQ_U] = sq
         laws.advance(Law.NORM, state, moments, nothing, flow)
         forced.append(state[laws.State.FLOW_X].clone())

@@ -162,7 +162,7 @@ def descent(loss: Loss, theta_0: Tensor, n_steps: int, hyper: Hyper) -> Tensor:
 
     Source: `reference.step`, torch.optim.SGD's update; docs/theory.md, section 2.
     """
-    gradient, p, v = grad(loss), _vector(theta_0), torch.zeros(theta_0.shape, dtype=torch.float64)
+    gradient, p, v = grad(loss), _vector(theta_0), torch.zeros(theta_0.shape, dtype=torch.float64, device="cpu")
     path = [p]
     for k in range(n_steps):
         p, buffer, _ = step(p, gradient(p), v, hyper.coefficients(first=k == 0))

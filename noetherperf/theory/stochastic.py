@@ -90,7 +90,7 @@ def stochastic_flow(
     for _ in range(n_steps):
         for _ in range(substeps):
             g, factor = noise(losses, theta)
-            kick = factor @ torch.randn(factor.shape[1], generator=generator, dtype=torch.float64)
+            kick = factor @ torch.randn(factor.shape[1], generator=generator, dtype=torch.float64, device=theta.device)
             drift = hyper.sign * g + hyper.weight_decay * theta
             theta = theta - inverse * (dt * drift - size * kick)
         path.append(theta)
