@@ -113,7 +113,7 @@ class Openness:
 
     def flags(self) -> Tensor:
         """1, and for each symmetry whether one of its tensors was changed so: what ranks add up, to agree on it."""
-        return torch.tensor([1, *(name in self._changes for name in self._members)], dtype=torch.float64)
+        return torch.tensor([1, *(name in self._changes for name in self._members)], dtype=torch.float64, device="cpu")
 
     def agree(self, totals: Tensor) -> None:
         """Take note of what other ranks noticed.

@@ -83,7 +83,7 @@ class Plan:
             for law, own in segments.items():
                 if (at := view.law_segment[law]) >= 0:
                     own[at : at + view.n_segments] = range(view.segment, view.segment + view.n_segments)
-        return tuple(torch.tensor(x, dtype=torch.int64) for x in (tensors, *segments.values()))
+        return tuple(torch.tensor(x, dtype=torch.int64, device="cpu") for x in (tensors, *segments.values()))
 
 
 @dataclass
@@ -191,7 +191,7 @@ class Measurement:
             changed: Per tensor, whether it or its buffer was changed.
         """
         device = self.moments.device
-        flags = (torch.tensor(x, dtype=torch.bool) for x in (warm, changed))
+        flags = (torch.tensor(x, dtype=torch.bool, device="cpu") for x in (warm, changed))
         # Copied without blocking: the host must not wait until the device is through with its steps.
         is_warm, is_changed, tensor, *law_segments = (x.to(device, non_blocking=True) for x in (*flags, *plan.indices))
         measured = self.moments.clone()
