@@ -63,9 +63,9 @@ class EffectiveLearningRate(LRScheduler):
     A torch scheduler: call step() after each optimizer.step(), that is, once a batch. Behind a warmup (SequentialLR) it
     takes over on target. What a chainable scheduler beside it (ChainedScheduler) does to the learning rate scales what
     names alone hold; a target that is given is held whatever others do. η changes between reads only with f and with
-    such scheduling. A read is `optimizer.readout()`. On the CPU it waits for nothing. On any other device it is a synchronous
-    copy, which waits for the steps launched so far: with `every=k` once in k steps, and η is then up to k − 1 steps
-    late. Where parameters are sharded over ranks a read is a collective, so every rank must call step().
+    such scheduling. A read is `optimizer.readout()`. On the CPU it waits for nothing. On any other device it is a
+    synchronous copy, which waits for the steps launched so far: with `every=k` once in k steps, and η is then up to
+    k − 1 steps late. Where parameters are sharded over ranks a read is a collective, so every rank must call step().
 
     Args:
         optimizer: `nperf.SGD`, which measures the symmetries.
@@ -75,7 +75,7 @@ class EffectiveLearningRate(LRScheduler):
         factor: f, of the number of scheduler steps so far (0 before the first); by default 1. Parameter groups that
             neither this nor another EffectiveLearningRate of the optimizer holds follow it too, as in torch's LambdaLR:
             η = initial η · f(t).
-        last_epoch: As in torch's schedulers: −1, or the steps made so far where a training goes on without a state_dict.
+        last_epoch: As in torch's schedulers: −1, or the last one where a training goes on without a state_dict.
 
     Raises:
         TypeError: The optimizer measures no charges.
