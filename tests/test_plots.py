@@ -261,7 +261,12 @@ def test_the_users_settings_stay(record: Record) -> None:
 
 def test_pictures_do_not_depend_on_the_users_settings(record: Record, tmp_path: Path) -> None:
     plain = plots.save_all(record, tmp_path / "plain")
-    theirs = {"text.usetex": True, "axes.facecolor": "red", "savefig.bbox": "tight", "font.family": "monospace"}
+    theirs: dict[Any, Any] = {
+        "text.usetex": True,
+        "axes.facecolor": "red",
+        "savefig.bbox": "tight",
+        "font.family": "monospace",
+    }
     theirs |= {"pdf.use14corefonts": True, "savefig.transparent": True, "axes.formatter.use_mathtext": True}
     with matplotlib.rc_context(theirs):
         styled = plots.save_all(record, tmp_path / "styled")
