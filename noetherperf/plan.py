@@ -10,7 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import gcd, prod
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from noetherperf.laws import N_STATE, Law, State
@@ -66,6 +68,20 @@ class Plan:
 
     def n_law_segments(self, law: Law) -> int:
         return sum(view.n_segments for view in self.views if view.law_segment[law] >= 0)
+
+    def law_places(self, law: Law) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The segment and the tensor of each of a law's states, [n segments with that law] each."""
+        views = [
+            (view.law_segment[law], view.segment, view.tensor, view.n_segments)
+            for view in self.views
+            if view.law_segment[law] >= 0
+        ]
+        at, segment, tensor, lengths = np.array(views, dtype=np.int64).reshape(-1, 4).T
+        within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        segments, tensors = np.empty((2, len(within)), dtype=np.int64)
+        places = np.repeat(at, lengths) + within
+        segments[places], tensors[places] = np.repeat(segment, lengths) + within, np.repeat(tensor, lengths)
+        return segments, tensors
 
 
 @dataclass
@@ -123,16 +139,15 @@ class Measurement:
             plan: The plan of this measurement.
             warm: Per tensor, whether it has a momentum buffer.
         """
-        for view in plan.views:
-            segments = slice(view.segment, view.segment + view.n_segments)
-            for law, x, y in ((Law.TRANSLATION, Moment.SUM_P, Moment.SUM_G), (Law.NORM, Moment.SQ_P, Moment.DOT_PG)):
-                at = view.law_segment[law]
-                if at >= 0:
-                    state = self.states[law][:, at : at + view.n_segments]
-                    state.zero_()
-                    state[State.X0] = self.moments[x, segments]
-                    if warm[view.tensor]:
-                        state[State.Y0] = self.moments[y, segments]
+        is_warm = torch.tensor(warm, dtype=torch.bool)
+        for law, x, y in ((Law.TRANSLATION, Moment.SUM_P, Moment.SUM_G), (Law.NORM, Moment.SQ_P, Moment.DOT_PG)):
+            segments, tensors = map(torch.from_numpy, plan.law_places(law))
+            warm_segments = is_warm[tensors].to(self.moments.device)
+            segments = segments.to(self.moments.device)
+            state = self.states[law]
+            state.zero_()
+            state[State.X0] = self.moments[x, segments]
+            state[State.Y0] = torch.where(warm_segments, self.moments[y, segments], 0.0)
         self.moments[Moment.SUM_G :] = 0.0
         self.propagators.copy_(
             torch.eye(2, dtype=torch.float64, device=self.propagators.device).expand_as(self.propagators)
