@@ -658,11 +658,13 @@ def _build(path: Path, attributes: Mapping[str, Any], initial: NDArray[np.float6
     coordinate("symmetry", np.repeat(np.arange(len(n_groups)), n_groups), long_name="index into attribute symmetries")
     positions = np.concatenate([np.empty(0, np.int64), *map(np.arange, n_groups)])
     coordinate("position", positions, long_name="index of the group in its symmetry")
-    root.update_attributes(dict(attributes))  # last, for zarr writes them again with every array
     with warnings.catch_warnings():
         # Readers that do not know consolidated metadata still find every array by itself.
         warnings.filterwarnings("ignore", "Consolidated metadata", ZarrUserWarning)
         zarr.consolidate_metadata(root.store)
+    # Attributes come last: zarr would write them again with every array, and of many symmetries they are megabytes.
+    file = path / "zarr.json"
+    file.write_text(json.dumps(json.loads(file.read_bytes()) | {"attributes": dict(attributes)}), encoding="utf-8")
 
 
 def _open_arrays(path: Path) -> dict[str, zarr.Array[Any]]:
