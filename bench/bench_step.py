@@ -8,7 +8,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.cases import Case
-from bench.correctness import check
+from bench.correctness import check, check_in_float64
 from bench.inputs import Inputs, TooLarge, input_sets
 from bench.settings import SETTINGS
 from bench.timing import Rounds, Step, figures
@@ -65,6 +65,7 @@ def test_step(case: Case, benchmark: BenchmarkFixture) -> None:
         pytest.skip(str(error))
     for measuring in (True, False):
         check(case, sets[0], ours(case, sets[0], measuring=measuring))
+    check_in_float64(case)
     steps, reasons = admit(case, sets)
     floors = floor(case, sets)
     reasons |= {name: "needs two input sets, and memory holds one" for name in FLOORS if name not in floors}

@@ -11,7 +11,7 @@ import torch
 
 import noetherperf as nperf
 from bench.inputs import caches
-from noetherperf import _cpu
+from noetherperf.engines import isa
 
 ROOT = Path(__file__).parents[1]
 
@@ -37,7 +37,7 @@ def environment(cpu: str) -> dict[str, Any]:
         "torch": torch.__version__,
         "pytest-benchmark": importlib.metadata.version("pytest-benchmark"),
         "noetherperf": nperf.__version__,
-        "instructions": _cpu.isas()[0],
+        "instructions": isa.choose(),
         "commit": _git("rev-parse", "--short=12", "HEAD"),
         "dirty": None if status is None else bool(status),
     }

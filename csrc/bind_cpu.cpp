@@ -8,6 +8,7 @@
 #include <string>
 
 #include "floor_cpu.h"
+#include "self_check.h"
 #include "step_cpu.h"
 #include "tensors.h"
 
@@ -34,6 +35,16 @@ const T* values(const py::array& array, int64_t at_least, const char* name) {
 }
 
 double* pointer(uint64_t address) { return reinterpret_cast<double*>(address); }
+
+// The kernels of an instruction set.
+Kernels find(const std::string& isa) {
+  std::string names;
+  for (const Kernels& kernels : available_kernels()) {
+    if (isa == kernels.isa) return kernels;
+    names += std::string(names.empty() ? "" : ", ") + kernels.isa;
+  }
+  throw py::value_error("isa \"" + isa + "\" is not available here; choose one of: " + names);
+}
 
 // Keeps the tables alive beside the engine that reads them.
 class PyEngine {
@@ -79,15 +90,6 @@ class PyEngine {
   std::string isa() const { return engine_.isa(); }
 
  private:
-  static Kernels find(const std::string& isa) {
-    std::string names;
-    for (const Kernels& kernels : available_kernels()) {
-      if (isa.empty() || isa == kernels.isa) return kernels;
-      names += std::string(names.empty() ? "" : ", ") + kernels.isa;
-    }
-    throw py::value_error("isa \"" + isa + "\" is not available here; choose one of: " + names);
-  }
-
   Inputs inputs(const py::array& addresses, const py::array& first, const py::array& hypers) const {
     return {values<uint64_t>(addresses, 3 * n_tensors_, "addresses"), values<uint8_t>(first, n_tensors_, "first"),
             values<Hyper>(hypers, n_hypers_, "hypers"), hypers.size(), 1.0};
@@ -184,23 +186,23 @@ py::dict layouts() {
 
 PYBIND11_MODULE(_cpu, m) {
   m.doc() = "noetherperf's CPU engine; use it through noetherperf.SGD.";
-  py::class_<PyEngine>(m, "Engine")
+  py::class_<PyEngine>(m, "Engine", py::module_local())
       .def(py::init<py::array, py::array, py::array, py::array, py::array, uint64_t, uint64_t, int64_t,
                     std::array<uint64_t, n_laws>, std::array<int64_t, n_laws>, uint64_t, const std::string&>(),
            py::arg("tensors"), py::arg("dims"), py::arg("views"), py::arg("tiles"), py::arg("spans"),
            py::arg("workspace"), py::arg("moments"), py::arg("moments_stride"), py::arg("states"),
-           py::arg("states_stride"), py::arg("propagators"), py::arg("isa") = "")
+           py::arg("states_stride"), py::arg("propagators"), py::arg("isa"))
       .def("step", &PyEngine::step, py::arg("addresses"), py::arg("first"), py::arg("hypers"), py::arg("n_threads"),
            py::arg("unscale") = 1.0)
       .def("measure", &PyEngine::measure, py::arg("addresses"), py::arg("first"), py::arg("hypers"),
            py::arg("n_threads"))
       .def_property_readonly("isa", &PyEngine::isa);
-  py::class_<TensorReader>(m, "TensorReader")
+  py::class_<TensorReader>(m, "TensorReader", py::module_local())
       .def(py::init([](int64_t n, const py::object& tensor_type) { return TensorReader(n, describe(tensor_type)); }),
            py::arg("n"), py::arg("tensor_type"))
       .def("read", &read, py::arg("tensors"), py::arg("addresses").noconvert(), py::arg("column"))
       .def("remember", &remember, py::arg("i"), py::arg("tensor"));
-  py::class_<Gatherer>(m, "Gatherer")
+  py::class_<Gatherer>(m, "Gatherer", py::module_local())
       .def(py::init([](const py::list& params, const py::object& tensor_type) {
              return Gatherer(params.ptr(), describe(tensor_type));
            }),
@@ -212,6 +214,10 @@ PYBIND11_MODULE(_cpu, m) {
     for (const Kernels& kernels : available_kernels()) names.emplace_back(kernels.isa);
     return names;
   });
+  m.def(
+      "self_check", [](const std::string& isa, bool mix_up) { return self_check(find(isa), mix_up); },
+      "What is wrong with the kernels of an instruction set on this processor; empty if all is right.", py::arg("isa"),
+      py::arg("mix_up") = false);
   m.def("layouts", &layouts);
   m.def(
       "memory_floor",

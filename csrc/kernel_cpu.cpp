@@ -1,8 +1,9 @@
 // The CPU kernel: steps a block of a matrix and takes its moments in the same pass, in SIMD.
 //
-// Compiled once per instruction set (NPERF_ISA = baseline, avx2, avx512) from vector extensions that GCC and Clang
-// share; intrinsics only where those have no word for it (half precision, masked loads). Everything but the one
-// exported function has internal linkage, so that no build's code can stand in for another's.
+// Compiled once per instruction set (NPERF_ISA = baseline, avx2, avx512, of NPERF_WIDTH = 2, 4, 8) from vector
+// extensions that GCC and Clang share and the operations of simd.h. What the code does follows from the width alone, so
+// that a machine without an instruction set can run the code of its width. Everything but the one exported function has
+// internal linkage, so that no build's code can stand in for another's.
 //
 // Arithmetic is in float32 (float64 for float64 parameters), sums in float64. A block of N elements is one vector
 // register of the compute type; W is a register's worth of float64.
@@ -13,9 +14,7 @@
 #include <cstring>
 #include <utility>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
+#include "simd.h"
 
 #define NPERF_JOIN_(a, b) a##b
 #define NPERF_JOIN(a, b) NPERF_JOIN_(a, b)
@@ -23,98 +22,7 @@
 namespace noetherperf {
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int W = 8;
-#elif defined(__AVX2__)
-constexpr int W = 4;
-#else
-constexpr int W = 2;
-#endif
-
-using F64 = double __attribute__((vector_size(8 * W)));
-using F32 = float __attribute__((vector_size(8 * W)));  // twice as many
-using F32Half = float __attribute__((vector_size(4 * W)));
-using U32 = uint32_t __attribute__((vector_size(8 * W)));
-using U16 = uint16_t __attribute__((vector_size(4 * W)));
 static_assert(2 * W <= 16, "a vector past the width must fit into the padding of col_sums");
-
-template <class V>
-inline V load_vector(const void* from) {
-  V x;
-  std::memcpy(&x, from, sizeof x);
-  return x;
-}
-
-template <class V>
-inline void store_vector(void* to, const V& x) {
-  std::memcpy(to, &x, sizeof x);
-}
-
-#if defined(__AVX2__) && !defined(__AVX512F__)
-// All bits of a vector's first n elements of type T, none of the others.
-template <class V, class T>
-inline V first(int64_t n) {
-  static const T bits[] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
-  return load_vector<V>(bits + 8 - n);
-}
-#endif
-
-// The first n of a vector's elements, zeros after them; and their store, which touches nothing past them.
-template <class V, class T>
-inline V load_first(const T* from, int64_t n) {
-#if defined(__AVX512BW__) && defined(__AVX512VL__)
-  const __mmask32 mask = (1u << n) - 1;
-  if constexpr (sizeof(T) == 8) return (V)_mm512_maskz_loadu_epi64(static_cast<__mmask8>(mask), from);
-  if constexpr (sizeof(T) == 4) return (V)_mm512_maskz_loadu_epi32(static_cast<__mmask16>(mask), from);
-  if constexpr (sizeof(T) == 2) return (V)_mm256_maskz_loadu_epi16(static_cast<__mmask16>(mask), from);
-#elif defined(__AVX2__)
-  if constexpr (sizeof(T) == 8)
-    return (V)_mm256_maskload_epi64(reinterpret_cast<const long long*>(from), first<__m256i, int64_t>(n));
-  if constexpr (sizeof(T) == 4)
-    return (V)_mm256_maskload_epi32(reinterpret_cast<const int*>(from), first<__m256i, int32_t>(n));
-  if constexpr (sizeof(T) == 2) {  // in pairs, and the odd one
-    const int* const pairs = reinterpret_cast<const int*>(from);
-    V x;
-    if constexpr (sizeof(V) == 32) {
-      x = (V)_mm256_maskload_epi32(pairs, first<__m256i, int32_t>(n / 2));
-    } else {
-      x = (V)_mm_maskload_epi32(pairs, first<__m128i, int32_t>(n / 2));
-    }
-    if (n % 2) x[n - 1] = from[n - 1];
-    return x;
-  }
-#else
-  V x{};
-  std::memcpy(&x, from, n * sizeof(T));
-  return x;
-#endif
-}
-
-template <class V, class T>
-inline void store_first(T* to, const V& x, int64_t n) {
-#if defined(__AVX512BW__) && defined(__AVX512VL__)
-  const __mmask32 mask = (1u << n) - 1;
-  if constexpr (sizeof(T) == 8) _mm512_mask_storeu_epi64(to, static_cast<__mmask8>(mask), (__m512i)x);
-  if constexpr (sizeof(T) == 4) _mm512_mask_storeu_epi32(to, static_cast<__mmask16>(mask), (__m512i)x);
-  if constexpr (sizeof(T) == 2) _mm256_mask_storeu_epi16(to, static_cast<__mmask16>(mask), (__m256i)x);
-#elif defined(__AVX2__)
-  if constexpr (sizeof(T) == 8)
-    _mm256_maskstore_epi64(reinterpret_cast<long long*>(to), first<__m256i, int64_t>(n), (__m256i)x);
-  if constexpr (sizeof(T) == 4)
-    _mm256_maskstore_epi32(reinterpret_cast<int*>(to), first<__m256i, int32_t>(n), (__m256i)x);
-  if constexpr (sizeof(T) == 2) {
-    int* const pairs = reinterpret_cast<int*>(to);
-    if constexpr (sizeof(V) == 32) {
-      _mm256_maskstore_epi32(pairs, first<__m256i, int32_t>(n / 2), (__m256i)x);
-    } else {
-      _mm_maskstore_epi32(pairs, first<__m128i, int32_t>(n / 2), (__m128i)x);
-    }
-    if (n % 2) to[n - 1] = x[n - 1];
-  }
-#else
-  std::memcpy(to, &x, n * sizeof(T));
-#endif
-}
 
 // Storage types: what lies in memory (Raw), what it is computed in (Vec), and the way between the two. order(i): where
 // in memory that holds a Vec its elements from i on lie, W of them.
@@ -140,9 +48,8 @@ struct Float64 : InOrder {
   static Raw narrow(const Vec& x) { return x; }
 };
 
-#if defined(__AVX2__) && !defined(__AVX512F__)
-// Two registers' worth of float32 as one vector, in the order in which 16-bit values unpack without crossing lanes:
-// elements 0-3 and 8-11 of sixteen, then 4-7 and 12-15.
+#if NPERF_WIDTH == 4
+// Two registers' worth of float32 as one vector, in the order in which 16-bit values unpack without crossing lanes.
 struct Unpacked {
   F32 lo, hi;
 };
@@ -169,25 +76,21 @@ struct BFloat16 : InOrder {
     const U32 bits = (U32)x;
     return (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   }
-#if defined(__AVX2__) && !defined(__AVX512F__)
-  using Raw = uint16_t __attribute__((vector_size(8 * W)));
+#if NPERF_WIDTH == 4
+  using Raw = U16Full;
   using Vec = Unpacked;
   static Vec widen(const Raw& x) {
-    const __m256i zero = _mm256_setzero_si256();
-    return {(F32)_mm256_unpacklo_epi16(zero, (__m256i)x), (F32)_mm256_unpackhi_epi16(zero, (__m256i)x)};
+    U32 lo, hi;
+    unpack_upper_halves(x, lo, hi);
+    return {(F32)lo, (F32)hi};
   }
-  static Raw narrow(const Vec& x) { return (Raw)_mm256_packus_epi32((__m256i)round(x.lo), (__m256i)round(x.hi)); }
+  static Raw narrow(const Vec& x) { return pack_lower_halves(round(x.lo), round(x.hi)); }
   static constexpr int64_t order(int64_t i) { return i == 4 ? 8 : i == 8 ? 4 : i; }
 #else
   using Raw = U16;
   using Vec = F32;
-#if defined(__AVX512F__)
-  static Vec widen(const Raw& x) { return (Vec)((U32)_mm512_cvtepu16_epi32((__m256i)x) << 16); }
-  static Raw narrow(const Vec& x) { return (Raw)_mm512_cvtepi32_epi16((__m512i)round(x)); }
-#else
-  static Vec widen(const Raw& x) { return (Vec)(__builtin_convertvector(x, U32) << 16); }
-  static Raw narrow(const Vec& x) { return __builtin_convertvector(round(x), U16); }
-#endif
+  static Vec widen(const Raw& x) { return (Vec)upper_halves(x); }
+  static Raw narrow(const Vec& x) { return lower_halves(round(x)); }
 #endif
 };
 
@@ -196,74 +99,9 @@ struct Float16 : InOrder {
   using Scalar = float;
   using Raw = U16;
   using Vec = F32;
-#if defined(__AVX512F__)
-  static Vec widen(const Raw& x) { return (Vec)_mm512_cvtph_ps((__m256i)x); }
-  static Raw narrow(const Vec& x) { return (Raw)_mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT); }
-#elif defined(__F16C__)
-  static Vec widen(const Raw& x) { return (Vec)_mm256_cvtph_ps((__m128i)x); }
-  static Raw narrow(const Vec& x) { return (Raw)_mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT); }
-#else
-  static Vec widen(const Raw& x) {
-    Vec wide;
-    for (int i = 0; i < 2 * W; ++i) {
-      _Float16 half;
-      const uint16_t bits = x[i];
-      std::memcpy(&half, &bits, sizeof half);
-      wide[i] = static_cast<float>(half);
-    }
-    return wide;
-  }
-  static Raw narrow(const Vec& x) {
-    Raw raw;
-    for (int i = 0; i < 2 * W; ++i) {
-      const _Float16 half = static_cast<_Float16>(x[i]);
-      uint16_t bits;
-      std::memcpy(&bits, &half, sizeof half);
-      raw[i] = bits;
-    }
-    return raw;
-  }
-#endif
+  static Vec widen(const Raw& x) { return widen_half(x); }
+  static Raw narrow(const Vec& x) { return narrow_half(x); }
 };
-
-// W values in memory as float64. On x86 a conversion that reads memory (just written, so in the store buffer or the
-// nearest cache) spares the arithmetic ports the shuffles that one of half a register would need; left alone, a
-// compiler would know the value that it has just stored, and convert that.
-inline F64 as_f64(const double* from) { return load_vector<F64>(from); }
-inline F64 as_f64(const float* from) {
-#if defined(__AVX2__)
-  using Unaligned = float __attribute__((vector_size(4 * W), aligned(4), may_alias));
-  F64 x;
-  __asm__("vcvtps2pd %1, %0" : "=v"(x) : "m"(*reinterpret_cast<const Unaligned*>(from)));
-  return x;
-#else
-  return __builtin_convertvector(load_vector<F32Half>(from), F64);
-#endif
-}
-
-// The sums of W vectors, element i that of vector i: a transposition and its additions at once.
-inline F64 sum_each(const F64* x) {
-#if defined(__AVX512F__)
-  F64 pairs[4], quads[2];
-  for (int i = 0; i < 4; ++i)
-    pairs[i] = __builtin_shufflevector(x[2 * i], x[2 * i + 1], 0, 8, 2, 10, 4, 12, 6, 14) +
-               __builtin_shufflevector(x[2 * i], x[2 * i + 1], 1, 9, 3, 11, 5, 13, 7, 15);
-  for (int i = 0; i < 2; ++i)
-    quads[i] = __builtin_shufflevector(pairs[2 * i], pairs[2 * i + 1], 0, 1, 8, 9, 4, 5, 12, 13) +
-               __builtin_shufflevector(pairs[2 * i], pairs[2 * i + 1], 2, 3, 10, 11, 6, 7, 14, 15);
-  return __builtin_shufflevector(quads[0], quads[1], 0, 1, 2, 3, 8, 9, 10, 11) +
-         __builtin_shufflevector(quads[0], quads[1], 4, 5, 6, 7, 12, 13, 14, 15);
-#elif defined(__AVX2__)
-  F64 pairs[2];
-  for (int i = 0; i < 2; ++i)
-    pairs[i] = __builtin_shufflevector(x[2 * i], x[2 * i + 1], 0, 4, 2, 6) +
-               __builtin_shufflevector(x[2 * i], x[2 * i + 1], 1, 5, 3, 7);
-  return __builtin_shufflevector(pairs[0], pairs[1], 0, 1, 4, 5) +
-         __builtin_shufflevector(pairs[0], pairs[1], 2, 3, 6, 7);
-#else
-  return __builtin_shufflevector(x[0], x[1], 0, 2) + __builtin_shufflevector(x[0], x[1], 1, 3);
-#endif
-}
 
 // A vector of the compute type holds so many elements. Sums by position are walked in whole cache lines and whole
 // vectors.
@@ -438,6 +276,8 @@ template <Half half, int group, bool by_row, class Type, Mode mode, bool whole, 
 inline __attribute__((always_inline)) void add_group(const Strip<Type, mode, whole, n_rows, one_run>& x, Line* lines,
                                                      F64 (*row_acc)[n_accumulated(mode)]) {
   constexpr int n_acc = n_accumulated(mode);
+  constexpr int n_parts = unit_cols<Type> < 2 * W ? 1 : 2;  // vectors of sums in registers at a time
+  static_assert(unit_cols<Type> % (n_parts * W) == 0, "a unit is whole vectors");
   const auto taken = [](int m) { return belongs(half, m) && (n_groups(by_row, n_rows) == 1 || group_of(m) == group); };
   const auto line = [&](int64_t i, int m) { return lines[i / 8 * n_acc + m].at + i % 8; };
   F64 row_sums[n_rows][n_acc];
@@ -453,21 +293,21 @@ inline __attribute__((always_inline)) void add_group(const Strip<Type, mode, who
       if constexpr (half == Half::after && group == 0) x.ask_v(r, unit);
     }
 #pragma GCC unroll 4
-    for (int64_t i = 0; i < unit_cols<Type>; i += 2 * W) {
-      F64 sums[2][n_acc];
+    for (int64_t i = 0; i < unit_cols<Type>; i += n_parts * W) {
+      F64 sums[n_parts][n_acc];
 #pragma GCC unroll 2
-      for (int part = 0; part < 2; ++part)
+      for (int part = 0; part < n_parts; ++part)
 #pragma GCC unroll 8
         for (int m = 0; m < n_acc; ++m) sums[part][m] = taken(m) ? load_vector<F64>(line(i + part * W, m)) : F64{};
 #pragma GCC unroll 4
       for (int r = 0; r < n_rows; ++r)
 #pragma GCC unroll 2
-        for (int part = 0; part < 2; ++part) {
+        for (int part = 0; part < n_parts; ++part) {
           accumulate<half>(sums[part], x, r, unit, i + part * W);
           if constexpr (by_row) accumulate<half>(row_sums[r], x, r, unit, i + part * W);
         }
 #pragma GCC unroll 2
-      for (int part = 0; part < 2; ++part)
+      for (int part = 0; part < n_parts; ++part)
 #pragma GCC unroll 8
         for (int m = 0; m < n_acc; ++m)
           if (taken(m)) store_vector(line(i + part * W, m), sums[part][m]);
@@ -627,6 +467,19 @@ void fill(BlockKernel (&table)[n_modes][2][2]) {
   fill<Type, Mode::measure>(table[int(Mode::measure)]);
 }
 
+// Advances a law's state of the segments [begin, end) by their moments.
+template <Law law>
+void advance(double* state, int64_t stride, const double* moments, int64_t moment_stride, const Transitions& t,
+             int64_t begin, int64_t end) {
+#pragma GCC ivdep
+  for (int64_t i = begin; i < end; ++i)
+    if constexpr (law == translation) {
+      advance_translation(state, stride, moments, moment_stride, t, i);
+    } else {
+      advance_norm(state, stride, moments, moment_stride, t, i);
+    }
+}
+
 }  // namespace
 
 #define NPERF_STRING_(x) #x
@@ -635,6 +488,9 @@ void fill(BlockKernel (&table)[n_modes][2][2]) {
 Kernels NPERF_JOIN(kernels_, NPERF_ISA)() {
   Kernels kernels{};
   kernels.isa = NPERF_STRING(NPERF_ISA);
+  kernels.is_native = is_native;
+  kernels.advance[translation] = advance<translation>;
+  kernels.advance[norm] = advance<norm>;
   fill<Float32>(kernels.step[float32]);
   fill<Float64>(kernels.step[float64]);
   fill<BFloat16>(kernels.step[bfloat16]);

@@ -1,8 +1,10 @@
-// The CPU kernel's interface: one block of a matrix stepped and summed, in one build per instruction set.
+// The CPU kernels' interface: a block of a matrix stepped and summed, and laws advanced, in one build per instruction
+// set.
 #pragma once
 
 #include <cstdint>
 
+#include "laws.h"
 #include "plan.h"
 #include "step.h"
 
@@ -36,15 +38,19 @@ constexpr int64_t n_lines(int64_t width, int n_acc) { return (width / 8 + 2) * n
 
 using BlockKernel = void (*)(const Block&);
 
+// state, its stride, moments, their stride, transitions, the segments' begin and end
+using AdvanceKernel = void (*)(double*, int64_t, const double*, int64_t, const Transitions&, int64_t, int64_t);
+
 struct Kernels {
   const char* isa;
+  bool is_native;                             // made of that instruction set's code; else its code's width alone
   BlockKernel step[n_dtypes][n_modes][2][2];  // dtype, mode, sums by row, sums by column
+  AdvanceKernel advance[n_laws];
 };
 
+// One for each that the build has (CMakeLists.txt).
 Kernels kernels_baseline();
-#if defined(NPERF_X86_DISPATCH)
 Kernels kernels_avx2();
 Kernels kernels_avx512();
-#endif
 
 }  // namespace noetherperf

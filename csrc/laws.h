@@ -16,7 +16,10 @@ struct Hyper {
 };
 
 enum Law : int { translation, norm, n_laws };
-enum State : int { x0, y0, defect_x, defect_y, forced_x, forced_y, flow_x, flow_v, n_state };
+enum State : int { x0, y0, x_sum, x_rest, y_sum, defect_x, defect_y, flow_x, flow_v, n_state };
+
+// Rows of a law's state, of which a step changes those from x_sum on.
+NPERF_HD constexpr int n_rows(Law law) { return law == norm ? n_state : defect_x; }
 
 // The mode of a tensor's step; without views nothing reads the buffer that a step without momentum leaves.
 NPERF_HD Mode mode_of(const Hyper& h, bool has_buffer, bool has_views) {
@@ -25,7 +28,8 @@ NPERF_HD Mode mode_of(const Hyper& h, bool has_buffer, bool has_views) {
 }
 
 struct Transition {
-  double xx, xy, yx, yy, x_delta, y_delta, x_sq_u, y_sq_u, y_dot_uv;
+  double xx, xy, yx, yy, x_delta, y_delta, x_sq_u, y_sq_u, y_dot_uv, x_pull;
+  double x_pull_rest, xy_rest, x_delta_rest, x_sq_u_rest;
 };
 
 struct FlowTransition {
@@ -40,20 +44,47 @@ NPERF_HD Coefficients<double> coefficients(const Hyper& h, bool first) {
   return {h.lr, h.weight_decay, sign, h.momentum, gain, 0.0, 1.0};
 }
 
+// A number and what its rounding left out.
+struct Exact {
+  double value, rest;
+};
+
+// a + b and a · b, exactly.
+NPERF_HD Exact two_sum(double a, double b) {
+  const double total = a + b, of_b = total - a;
+  return {total, (a - (total - of_b)) + (b - of_b)};
+}
+NPERF_HD Exact two_product(double a, double b) {
+  const double product = a * b, rest = std::fma(a, b, -product);
+  return {product, std::isfinite(rest) ? rest : 0.0};
+}
+NPERF_HD Exact times(const Exact& a, double b) {
+  const Exact product = two_product(a.value, b);
+  return {product.value, product.rest + a.rest * b};
+}
+
 NPERF_HD Transition discrete_transition(Law law, const Coefficients<double>& c) {
-  const double kappa = law + 1.0;
-  const double pull = kappa * c.lr * (c.mix_d + c.mix_v * c.buffer_gain);
+  const double kappa_lr = (law + 1.0) * c.lr;
   const double is_norm = law == norm ? 1.0 : 0.0;
   const bool same = c.mix_d == 0.0;  // u = v', whose ⟨u, v'⟩ is |u|²
-  return {1.0 - pull * c.decay,
-          -kappa * c.lr * c.mix_v * c.buffer_decay,
+  const Exact x_delta = times(two_sum(c.mix_d, c.mix_v * c.buffer_gain), -kappa_lr * c.sign);
+  const Exact x_pull = times(x_delta, c.sign * c.decay);
+  const Exact xy = times(times({c.mix_v, 0.0}, c.buffer_decay), -kappa_lr);
+  const Exact x_sq_u = times({c.lr, 0.0}, is_norm * c.lr);
+  return {1.0 + x_pull.value,
+          xy.value,
           c.buffer_gain * c.decay,
           c.buffer_decay,
-          -pull * c.sign,
+          x_delta.value,
           c.buffer_gain * c.sign,
-          is_norm * c.lr * c.lr,
+          x_sq_u.value,
           same ? -is_norm * c.lr : 0.0,
-          same ? 0.0 : -is_norm * c.lr};
+          same ? 0.0 : -is_norm * c.lr,
+          x_pull.value,
+          x_pull.rest,
+          xy.rest,
+          x_delta.rest,
+          x_sq_u.rest};
 }
 
 // T, the time of one step in units of the learning rate.
@@ -73,8 +104,7 @@ NPERF_HD void sin_cos(double x, double& sine, double& cosine) {
 NPERF_HD void oscillator(double mu, double w, double& xx, double& s) {
   const double delta = mu * mu - w;
   if (delta > 0.01) {
-    const double root = std::sqrt(delta);
-    const double fast = -(mu + root);
+    const double fast = -(mu + std::copysign(std::sqrt(delta), mu));  // below zero where the oscillator is damped
     const double slow = w / fast;
     s = (std::exp(slow) - std::exp(fast)) / (slow - fast);
     xx = std::exp(slow) - slow * s;
@@ -135,33 +165,45 @@ NPERF_HD Transitions transitions(const Hyper& h, bool first) {
   return t;
 }
 
-// Advances segment i of a translation's state [4, stride] by moments [n_moments, moment_stride] of segment i.
-NPERF_HD void advance_translation(double* state, int64_t stride, const double* moments, int64_t moment_stride,
-                                  const Transitions& t, int64_t i) {
-  const Transition& step = t.discrete[translation];
-  const double delta = moments[sum_g * moment_stride + i];
-  const double x = state[defect_x * stride + i], y = state[defect_y * stride + i];
-  state[defect_x * stride + i] = step.xx * x + step.xy * y + step.x_delta * delta;
-  state[defect_y * stride + i] = step.yx * x + step.yy * y + step.y_delta * delta;
+// Advances the budget of segment i by moments [n_moments, moment_stride] of segment i, the source δ among them.
+template <Law law>
+NPERF_HD void advance_budget(double* state, int64_t stride, const double* moments, int64_t moment_stride,
+                             const Transition& step, double delta, int64_t i) {
+  const double x = state[x_sum * stride + i], y = state[y_sum * stride + i];
+  double x_added = step.x_pull * x + step.xy * y + step.x_delta * delta + state[x_rest * stride + i];
+  x_added += step.x_pull_rest * x + step.xy_rest * y + step.x_delta_rest * delta;
+  double y_new = step.yx * x + step.yy * y + step.y_delta * delta;
+  if constexpr (law == norm) {
+    const double sq_update = moments[sq_u * moment_stride + i];
+    x_added += step.x_sq_u * sq_update + step.x_sq_u_rest * sq_update;
+    y_new += step.y_sq_u * sq_update + step.y_dot_uv * moments[dot_uv * moment_stride + i];
+  }
+  const Exact x_new = two_sum(x, x_added);
+  state[x_sum * stride + i] = x_new.value;
+  state[x_rest * stride + i] = x_new.rest;
+  state[y_sum * stride + i] = y_new;
 }
 
-// The same for a norm's state [n_state, stride].
+// Advances segment i of a translation's state [n_rows, stride] by moments [n_moments, moment_stride].
+NPERF_HD void advance_translation(double* state, int64_t stride, const double* moments, int64_t moment_stride,
+                                  const Transitions& t, int64_t i) {
+  const double delta = moments[sum_g * moment_stride + i];
+  advance_budget<translation>(state, stride, moments, moment_stride, t.discrete[translation], delta, i);
+}
+
+// The same for a norm's state.
 NPERF_HD void advance_norm(double* state, int64_t stride, const double* moments, int64_t moment_stride,
                            const Transitions& t, int64_t i) {
   const Transition& step = t.discrete[norm];
-  const double delta = moments[dot_pg * moment_stride + i], sq_update = moments[sq_u * moment_stride + i];
+  const double delta = moments[dot_pg * moment_stride + i];
+  advance_budget<norm>(state, stride, moments, moment_stride, step, delta, i);
   double x = state[defect_x * stride + i], y = state[defect_y * stride + i];
   state[defect_x * stride + i] = step.xx * x + step.xy * y + step.x_delta * delta;
   state[defect_y * stride + i] = step.yx * x + step.yy * y + step.y_delta * delta;
-  x = state[forced_x * stride + i];
-  y = state[forced_y * stride + i];
-  state[forced_x * stride + i] = step.xx * x + step.xy * y + step.x_sq_u * sq_update;
-  state[forced_y * stride + i] =
-      step.yx * x + step.yy * y + step.y_sq_u * sq_update + step.y_dot_uv * moments[dot_uv * moment_stride + i];
   const FlowTransition& flow = t.flow[norm];
   x = state[flow_x * stride + i] + flow.x_sq_g * moments[sq_g * moment_stride + i];
-  const double v =
-      state[flow_v * stride + i] + flow.v_sq_u * sq_update + flow.v_dot_gu * moments[dot_gu * moment_stride + i];
+  const double v = state[flow_v * stride + i] + flow.v_sq_u * moments[sq_u * moment_stride + i] +
+                   flow.v_dot_gu * moments[dot_gu * moment_stride + i];
   state[flow_x * stride + i] = flow.xx * x + flow.xv * v;
   state[flow_v * stride + i] = flow.vx * x + flow.vv * v;
 }

@@ -11,13 +11,6 @@
 #include <algorithm>
 #include <type_traits>
 
-// Compiled for the widest vectors of the machine that runs it.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define NPERF_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define NPERF_CLONES
-#endif
-
 namespace noetherperf {
 
 namespace {
@@ -268,33 +261,30 @@ void unscale_moments(const Problem& problem, const View& view, const Span& span,
   }
 }
 
-NPERF_CLONES void advance_translations(double* state, int64_t stride, const double* moments, int64_t moment_stride,
-                                       const Transitions& t, int64_t begin, int64_t end) {
-#pragma GCC ivdep
-  for (int64_t i = begin; i < end; ++i) advance_translation(state, stride, moments, moment_stride, t, i);
-}
-
-NPERF_CLONES void advance_norms(double* state, int64_t stride, const double* moments, int64_t moment_stride,
-                                const Transitions& t, int64_t begin, int64_t end) {
-#pragma GCC ivdep
-  for (int64_t i = begin; i < end; ++i) advance_norm(state, stride, moments, moment_stride, t, i);
-}
-
 }  // namespace
 
 std::vector<Kernels> available_kernels() {
   std::vector<Kernels> kernels;
-#if defined(NPERF_X86_DISPATCH)
+  const auto offer = [&](const Kernels& built, bool runs_here) {
+    if (runs_here || !built.is_native) kernels.push_back(built);
+  };
+#if defined(__x86_64__)
   __builtin_cpu_init();
   const auto has = [](bool supported) { return supported; };
   const bool avx2 = has(__builtin_cpu_supports("avx2")) && has(__builtin_cpu_supports("fma")) &&
                     has(__builtin_cpu_supports("bmi2")) && has(__builtin_cpu_supports("f16c"));
   const bool avx512 = avx2 && has(__builtin_cpu_supports("avx512f")) && has(__builtin_cpu_supports("avx512bw")) &&
                       has(__builtin_cpu_supports("avx512dq")) && has(__builtin_cpu_supports("avx512vl"));
-  if (avx512) kernels.push_back(kernels_avx512());
-  if (avx2) kernels.push_back(kernels_avx2());
+#else
+  constexpr bool avx2 = false, avx512 = false;
 #endif
-  kernels.push_back(kernels_baseline());
+#if defined(NPERF_HAS_AVX512)
+  offer(kernels_avx512(), avx512);
+#endif
+#if defined(NPERF_HAS_AVX2)
+  offer(kernels_avx2(), avx2);
+#endif
+  offer(kernels_baseline(), true);
   return kernels;
 }
 
@@ -324,12 +314,11 @@ void Engine::finish(const Inputs& inputs, const Span& span, Mode mode) {
   if (inputs.unscale != 1.0) unscale_moments(problem_, view, span, n_acc, inputs.unscale);
   const double* const moments = problem_.moments + view.segment;
   const Transitions& t = transitions_[2 * problem_.tensors[view.tensor].hyper + (inputs.first[view.tensor] ? 1 : 0)];
-  if (view.translation >= 0)
-    advance_translations(problem_.states[translation] + view.translation, problem_.states_stride[translation], moments,
-                         problem_.moments_stride, t, span.begin, span.end);
-  if (view.norm >= 0)
-    advance_norms(problem_.states[norm] + view.norm, problem_.states_stride[norm], moments, problem_.moments_stride, t,
-                  span.begin, span.end);
+  const int64_t starts[n_laws] = {view.translation, view.norm};
+  for (int law = 0; law < n_laws; ++law)
+    if (starts[law] >= 0)
+      kernels_.advance[law](problem_.states[law] + starts[law], problem_.states_stride[law], moments,
+                            problem_.moments_stride, t, span.begin, span.end);
   if (span.begin == 0 && span.view == problem_.tensors[view.tensor].view)
     propagate(problem_.propagators + view.tensor * 8 * n_laws, t);
 }

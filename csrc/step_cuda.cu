@@ -603,15 +603,13 @@ NPERF_D void finish_step(const Problem& problem, const Inputs& inputs, bool skip
 template <Law law>
 NPERF_D void read_state(const Problem& problem, int64_t segment, double (&state)[n_state]) {
 #pragma unroll
-  for (int k = defect_x; k < (law == norm ? n_state : forced_x); ++k)
-    state[k] = problem.states[law][k * problem.states_stride[law] + segment];
+  for (int k = x_sum; k < n_rows(law); ++k) state[k] = problem.states[law][k * problem.states_stride[law] + segment];
 }
 
 template <Law law>
 NPERF_D void write_state(const Problem& problem, int64_t segment, const double (&state)[n_state]) {
 #pragma unroll
-  for (int k = defect_x; k < (law == norm ? n_state : forced_x); ++k)
-    problem.states[law][k * problem.states_stride[law] + segment] = state[k];
+  for (int k = x_sum; k < n_rows(law); ++k) problem.states[law][k * problem.states_stride[law] + segment] = state[k];
 }
 
 // A block for each span of segments, and one for the step as a whole; ten of them on a multiprocessor, as registers go.

@@ -61,7 +61,9 @@ def _cuda_missing() -> str | None:
 def _cpu_missing() -> str | None:
     if find_spec("noetherperf._cpu") is None:
         return "the compiled module noetherperf._cpu is not there; install with a C++17 compiler (pip install -e .)"
-    return None
+    from noetherperf.engines.isa import unusable
+
+    return unusable()
 
 
 def _triton_engine(*args: object, **kwargs: object) -> Engine:

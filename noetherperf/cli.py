@@ -161,7 +161,8 @@ def run(
         console = Console()
         console.print(
             f"accuracy: train {result.train_accuracy:.2%}, test {result.test_accuracy:.2%}; "
-            f"{result.steps} steps in {result.seconds:.1f} s, backend {result.backend}",
+            f"{result.steps} steps in {result.seconds:.1f} s, backend {result.backend}\n"
+            f"charges at the end equal plain sums over the parameters to {result.charge_error:.1e}",
             highlight=False,
         )
         record = open_record(record_path)
@@ -305,11 +306,13 @@ def info() -> None:
         table.add_row(f"backend {name}", state)
     if backends()["cpu"] == "available":
         from noetherperf import _cpu
+        from noetherperf.engines import isa
 
-        used, *others = _cpu.isas()
-        table.add_row(
-            "instructions", f"{used} is used by backend cpu" + (f"; it also has {', '.join(others)}" if others else "")
-        )
+        used = isa.choose()
+        for name in _cpu.isas():
+            wrong = isa.fault(name)
+            passed = f"fails its self-check: {wrong}" if wrong else "passes its self-check"
+            table.add_row(f"instructions {name}", passed + (f", used ({isa.VARIABLE} chooses)" if name == used else ""))
     Console().print(table, highlight=False)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from noetherperf.laws import Law
+from noetherperf.laws import N_STATE, Law, State
 from noetherperf.moments import Moment
 from noetherperf.plan import Measurement, make_plan
 from noetherperf.symmetry import Symmetry, validate
@@ -15,7 +15,7 @@ from noetherperf.tiling import make_tables
 #: Moments that a step with plain momentum accumulates; Nesterov adds two.
 N_ACCUMULATED = int(Moment.DOT_UV)
 #: Rows of a law's state that a step reads and writes: all but the initial x₀ and y₀.
-N_ADVANCED = {Law.TRANSLATION: 2, Law.NORM: 6}
+N_ADVANCED = {law: N_STATE[law] - State.X for law in Law}
 FLOAT64 = 8
 
 

@@ -9,7 +9,11 @@ Discrete law, an identity of the update itself. x is the charge, y = ⟨v, 1⟩ 
     x' = x − κ η m + [norm] η² |u|²
     y' = ŷ         − [norm] η ⟨u, v'⟩
 
-It splits by source: `free` starts from (x₀, y₀) and has none, `forced` has |u|² and ⟨u, v'⟩, `defect` has δ.
+It splits by source: `free` starts from (x₀, y₀) and has none, `forced` has |u|² and ⟨u, v'⟩, `defect` has δ. Their
+sum is the budget. Kept are the budget itself and, of a norm, the defect; forced is the rest. For forced and defect may
+grow without bound and cancel, and then their sum is their rounding, while the budget stays as large as the charge. Its
+x, and the coefficients of what a step adds to x, are each kept as a rounded number and what its rounding left out:
+charge − budget is what storing the parameters lost, after however many steps.
 
 Flow law, the continuous-time dynamics, with ẋ the charge's velocity and T the time of one step:
 
@@ -30,13 +34,15 @@ Source: discrete law, Nesterov and schedules: this project. Flow law: Kunin et a
 import cmath
 import math
 from enum import IntEnum
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from noetherperf.hyper import Coefficients, Hyper
 from noetherperf.moments import Moment
+
+T = TypeVar("T", float, Tensor)
 
 
 class Law(IntEnum):
@@ -47,20 +53,21 @@ class Law(IntEnum):
 
 
 class State(IntEnum):
-    """Rows of a law's state [n rows, n segments]; a translation has no source but δ and keeps the first four."""
+    """Rows of a law's state [n rows, n segments]; a translation has no source but δ and keeps the first five."""
 
     X0 = 0
     Y0 = 1
-    DEFECT_X = 2
-    DEFECT_Y = 3
-    FORCED_X = 4
-    FORCED_Y = 5
-    FLOW_X = 6
-    FLOW_V = 7
+    X = 2  # the budget's, which is X + X_REST
+    X_REST = 3
+    Y = 4
+    DEFECT_X = 5
+    DEFECT_Y = 6
+    FLOW_X = 7
+    FLOW_V = 8
 
 
 #: Rows kept per law.
-N_STATE = {Law.TRANSLATION: 4, Law.NORM: 8}
+N_STATE = {Law.TRANSLATION: 5, Law.NORM: 9}
 
 
 class Transition(NamedTuple):
@@ -75,6 +82,12 @@ class Transition(NamedTuple):
     x_sq_u: float  # η², norms only
     y_sq_u: float  # −η where u = v', so that ⟨u, v'⟩ = |u|², norms only
     y_dot_uv: float  # −η elsewhere, norms only
+    x_pull: float  # xx − 1, which xx has lost digits of
+    # What rounding left out of x_pull, xy, x_delta, x_sq_u: the same in each step, it would add up.
+    x_pull_rest: float
+    xy_rest: float
+    x_delta_rest: float
+    x_sq_u_rest: float
 
 
 class FlowTransition(NamedTuple):
@@ -89,23 +102,67 @@ class FlowTransition(NamedTuple):
     v_dot_gu: float
 
 
+def two_sum(a: T, b: T) -> tuple[T, T]:
+    """a + b as the rounded sum and what its rounding left out, exactly.
+
+    Source: Knuth, The Art of Computer Programming, volume 2, section 4.2.2.
+    """
+    total = a + b
+    of_b = total - a
+    return total, (a - (total - of_b)) + (b - of_b)
+
+
+def two_product(a: float, b: float) -> tuple[float, float]:
+    """a · b as the rounded product and what its rounding left out; exactly, unless that is too small or the halves
+    overflow: then no number, or 0.
+
+    Source: Dekker (1971), "A floating-point technique for extending the available precision", Numer. Math. 18.
+    """
+    product = a * b
+    (a_high, a_low), (b_high, b_low) = _halves(a), _halves(b)
+    rest = ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low
+    return product, rest if math.isfinite(rest) else 0.0
+
+
+def _halves(a: float) -> tuple[float, float]:
+    """A number as the sum of two of 26 bits."""
+    scaled = 134217729.0 * a  # 2²⁷ + 1
+    high = scaled - (scaled - a)
+    return high, a - high
+
+
 def discrete_transition(law: Law, c: Coefficients) -> Transition:
     """The discrete law's step for one set of coefficients (docs/theory.md, section 3). Valid for any λ, η, β, τ."""
-    kappa = law + 1.0
-    pull = kappa * c.lr * (c.mix_d + c.mix_v * c.buffer_gain)
+    kappa_lr = (law + 1.0) * c.lr
     norm = float(law == Law.NORM)
     same = c.mix_d == 0.0
+    mix, mix_rest = two_sum(c.mix_d, c.mix_v * c.buffer_gain)
+    x_delta, x_delta_rest = _times((mix, mix_rest), -kappa_lr * c.sign)
+    x_pull, x_pull_rest = _times((x_delta, x_delta_rest), c.sign * c.decay)
+    xy, xy_rest = _times(_times((c.mix_v, 0.0), c.buffer_decay), -kappa_lr)
+    x_sq_u, x_sq_u_rest = _times((c.lr, 0.0), norm * c.lr)
     return Transition(
-        1.0 - pull * c.decay,
-        -kappa * c.lr * c.mix_v * c.buffer_decay,
-        c.buffer_gain * c.decay,
-        c.buffer_decay,
-        -pull * c.sign,
-        c.buffer_gain * c.sign,
-        norm * c.lr * c.lr,
-        -norm * c.lr if same else 0.0,
-        0.0 if same else -norm * c.lr,
+        xx=1.0 + x_pull,
+        xy=xy,
+        yx=c.buffer_gain * c.decay,
+        yy=c.buffer_decay,
+        x_delta=x_delta,
+        y_delta=c.buffer_gain * c.sign,
+        x_sq_u=x_sq_u,
+        y_sq_u=-norm * c.lr if same else 0.0,
+        y_dot_uv=0.0 if same else -norm * c.lr,
+        x_pull=x_pull,
+        x_pull_rest=x_pull_rest,
+        xy_rest=xy_rest,
+        x_delta_rest=x_delta_rest,
+        x_sq_u_rest=x_sq_u_rest,
     )
+
+
+def _times(a: tuple[float, float], b: float) -> tuple[float, float]:
+    """A number and its rest times a number, in as many digits."""
+    product, rest = two_product(a[0], b)
+    return product, rest + a[1] * b
 
 
 def oscillator(mu: float, w: float) -> tuple[float, float]:
@@ -116,8 +173,7 @@ def oscillator(mu: float, w: float) -> tuple[float, float]:
     """
     delta = mu * mu - w
     if delta > 0.01:
-        root = math.sqrt(delta)
-        fast = -(mu + root)
+        fast = -(mu + math.copysign(math.sqrt(delta), mu))  # below zero where the oscillator is damped
         slow = w / fast
         s = (math.exp(slow) - math.exp(fast)) / (slow - fast)
         return math.exp(slow) - slow * s, s
@@ -158,15 +214,20 @@ def flow_transition(law: Law, h: Hyper) -> FlowTransition:
 def advance(law: Law, state: Tensor, moments: Tensor, step: Transition, flow: FlowTransition) -> None:
     """Advance a law's state [N_STATE[law], n] in place by one step with moments [N_MOMENTS, n]; all float64."""
     delta = moments[Moment.SUM_G if law == Law.TRANSLATION else Moment.DOT_PG]
+    x, y = state[State.X].clone(), state[State.Y].clone()
+    x_added = step.x_pull * x + step.xy * y + step.x_delta * delta + state[State.X_REST]
+    x_added += step.x_pull_rest * x + step.xy_rest * y + step.x_delta_rest * delta
+    y_new = step.yx * x + step.yy * y + step.y_delta * delta
+    if law == Law.NORM:
+        x_added += step.x_sq_u * moments[Moment.SQ_U] + step.x_sq_u_rest * moments[Moment.SQ_U]
+        y_new += step.y_sq_u * moments[Moment.SQ_U] + step.y_dot_uv * moments[Moment.DOT_UV]
+    state[State.X], state[State.X_REST] = two_sum(x, x_added)
+    state[State.Y] = y_new
+    if law == Law.TRANSLATION:
+        return
     x, y = state[State.DEFECT_X].clone(), state[State.DEFECT_Y].clone()
     state[State.DEFECT_X] = step.xx * x + step.xy * y + step.x_delta * delta
     state[State.DEFECT_Y] = step.yx * x + step.yy * y + step.y_delta * delta
-    if law == Law.TRANSLATION:
-        return
-    x, y = state[State.FORCED_X].clone(), state[State.FORCED_Y].clone()
-    state[State.FORCED_X] = step.xx * x + step.xy * y + step.x_sq_u * moments[Moment.SQ_U]
-    y_source = step.y_sq_u * moments[Moment.SQ_U] + step.y_dot_uv * moments[Moment.DOT_UV]
-    state[State.FORCED_Y] = step.yx * x + step.yy * y + y_source
     x = state[State.FLOW_X] + flow.x_sq_g * moments[Moment.SQ_G]
     v = state[State.FLOW_V] + flow.v_sq_u * moments[Moment.SQ_U] + flow.v_dot_gu * moments[Moment.DOT_GU]
     state[State.FLOW_X] = flow.xx * x + flow.xv * v

@@ -125,6 +125,28 @@ class Measurement:
         moments, translation, norm, propagators, clock = tensors
         return cls(moments, (translation, norm), propagators, clock)
 
+    @classmethod
+    def of_version_2(cls, tensors: Iterable[Tensor], plan: Plan) -> "Measurement":
+        """The measurement of a checkpoint of version 2, whose laws kept forced and defect instead of the budget."""
+        old = cls.of(tensors)
+        new = cls.empty(plan, old.moments.device, old.clock.numel() - 1)
+        new.moments, new.propagators, new.clock = old.moments, old.propagators, old.clock
+        for view in plan.views:
+            for law in Law:
+                if (at := view.law_segment[law]) >= 0:
+                    start, sources = old.states[law][:, at : at + view.n_segments].split_with_sizes(
+                        [2, old.states[law].shape[0] - 2]
+                    )
+                    state = new.states[law][:, at : at + view.n_segments]
+                    state[State.X0 : State.Y0 + 1] = start
+                    free = old.propagators[view.tensor, law, 0] @ start
+                    defect, forced = sources[:2], sources[2:4] if law == Law.NORM else torch.zeros_like(free)
+                    state[State.X], state[State.Y] = free + forced + defect
+                    if law == Law.NORM:
+                        state[State.DEFECT_X : State.DEFECT_Y + 1] = defect
+                        state[State.FLOW_X : State.FLOW_V + 1] = sources[4:]
+        return new
+
     def cpu(self) -> "Measurement":
         """A copy on the CPU."""
         return Measurement.of(x.to("cpu", copy=True) for x in self.tensors())
@@ -146,8 +168,8 @@ class Measurement:
             segments = segments.to(self.moments.device)
             state = self.states[law]
             state.zero_()
-            state[State.X0] = self.moments[x, segments]
-            state[State.Y0] = torch.where(warm_segments, self.moments[y, segments], 0.0)
+            state[State.X0] = state[State.X] = self.moments[x, segments]
+            state[State.Y0] = state[State.Y] = torch.where(warm_segments, self.moments[y, segments], 0.0)
         self.moments[Moment.SUM_G :] = 0.0
         self.propagators.copy_(
             torch.eye(2, dtype=torch.float64, device=self.propagators.device).expand_as(self.propagators)

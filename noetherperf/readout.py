@@ -32,21 +32,19 @@ class Prediction:
         free: From the initial charge (and a warm momentum buffer) alone: decay, oscillation.
         forced: From the finite steps: |u|² (discrete law), |g|² or |θ̇|² (flow law); zero for a translation.
         defect: From the gradient constraint's violation; zero where the symmetry holds, and always in the flow law.
+        budget: free + forced + defect: in the discrete law an identity of the update, up to rounding, for any set of
+            parameters. It is kept by itself, for its parts may be large and cancel.
     """
 
     free: Tensor
     forced: Tensor
     defect: Tensor
+    budget: Tensor
 
     @property
     def total(self) -> Tensor:
         """free + forced: what the law predicts where the symmetry holds."""
-        return self.free + self.forced
-
-    @property
-    def budget(self) -> Tensor:
-        """free + forced + defect: an identity of the update, up to rounding, for any set of parameters."""
-        return self.free + self.forced + self.defect
+        return self.budget - self.defect
 
 
 class _Row(IntEnum):
@@ -56,11 +54,12 @@ class _Row(IntEnum):
     FREE = N_MOMENTS + 1
     FORCED = N_MOMENTS + 2
     DEFECT_SOURCE = N_MOMENTS + 3
-    FLOW_FREE = N_MOMENTS + 4
-    FLOW_FORCED = N_MOMENTS + 5
-    CHARGE = N_MOMENTS + 6
-    DEFECT = N_MOMENTS + 7
-    RELATIVE_DEFECT = N_MOMENTS + 8
+    BUDGET = N_MOMENTS + 4
+    FLOW_FREE = N_MOMENTS + 5
+    FLOW_FORCED = N_MOMENTS + 6
+    CHARGE = N_MOMENTS + 7
+    DEFECT = N_MOMENTS + 8
+    RELATIVE_DEFECT = N_MOMENTS + 9
 
 
 N_SUMS = _Row.CHARGE  # rows that are sums over segments; what follows from them comes after
@@ -101,12 +100,12 @@ class Charges:
 
     @property
     def discrete(self) -> Prediction:
-        return Prediction(*map(self._row, (_Row.FREE, _Row.FORCED, _Row.DEFECT_SOURCE)))
+        return Prediction(*map(self._row, (_Row.FREE, _Row.FORCED, _Row.DEFECT_SOURCE, _Row.BUDGET)))
 
     @property
     def flow(self) -> Prediction:
         free, forced = map(self._row, (_Row.FLOW_FREE, _Row.FLOW_FORCED))
-        return Prediction(free, forced, torch.zeros_like(free))
+        return Prediction(free, forced, torch.zeros_like(free), free + forced)
 
     @property
     def defect(self) -> Tensor:
@@ -320,7 +319,7 @@ def _terms(symmetries: Sequence[Symmetry], sources: Sequence[Source]) -> tuple[_
 
 
 def _components(source: Source, law: Law) -> NDArray[np.float64]:
-    """Of every state of a law: initial; discrete free, forced, defect; flow free, forced; [6, n segments with it]."""
+    """Of every state of a law: initial; discrete free, forced, defect, budget; flow free, forced; [7, n segments]."""
     _, tensors = source.plan.law_places(law)
     state = source.measurement.states[law].numpy()
     propagators = source.measurement.propagators.numpy()[:, law]
@@ -328,8 +327,14 @@ def _components(source: Source, law: Law) -> NDArray[np.float64]:
     flow_xx = propagators[tensors, 1, 0, 0]
     x0 = state[State.X0]
     none = np.zeros_like(x0)
-    forced, flow_forced = (none, none) if law == Law.TRANSLATION else (state[State.FORCED_X], state[State.FLOW_X])
-    return np.stack([x0, xx * x0 + xy * state[State.Y0], forced, state[State.DEFECT_X], flow_xx * x0, flow_forced])
+    free = xx * x0 + xy * state[State.Y0]
+    budget = state[State.X] + state[State.X_REST]
+    if law == Law.TRANSLATION:
+        forced, defect, flow_forced = none, budget - free, none
+    else:
+        defect, flow_forced = state[State.DEFECT_X], state[State.FLOW_X]
+        forced = budget - free - defect
+    return np.stack([x0, free, forced, defect, budget, flow_xx * x0, flow_forced])
 
 
 def read(

@@ -288,6 +288,28 @@ class Symmetry:
         """
         return explanation.explain(self.kind, self.name, self.parts)
 
+    def charge(self, parameters: Mapping[str, Tensor], *, magnitude: bool = False) -> Tensor:
+        """The charge of these parameters in plain torch: Σ c ⟨θ, 1⟩ over a translation's parts, else Σ c |θ|².
+
+        What a readout says is measured in the step; this is the same by its definition, to compare with.
+
+        Args:
+            parameters: Tensors by name, such as dict(model.named_parameters()).
+            magnitude: Sum the terms' magnitudes instead: what a rounding error of the charge is relative to.
+
+        Returns:
+            [n groups], float64, on the parameters' device.
+
+        Raises:
+            KeyError: A part names a parameter that is not there.
+        """
+        shares = []
+        for part in self.parts:
+            theta = part.grouped(parameters[part.parameter].detach().double())
+            terms = part.weight * (theta if self.law == "translation" else theta.square())
+            shares.append((terms.abs() if magnitude else terms).sum(1))
+        return torch.stack(shares).sum(0)
+
     def to_dict(self) -> dict[str, Any]:
         """This symmetry as plain data for JSON: {"kind", "name", and the lists of parts it is built from}."""
         return {"kind": self.kind, "name": self.name, "parts": [part.to_dict() for part in self.parts]}

@@ -1,6 +1,7 @@
 """What every test starts from: known threads, known seeds, no screen; and no GPU test where there is no GPU."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 
 # Read once, when torch is imported: threads that wait asleep let several test processes share few cores.
@@ -23,7 +24,34 @@ N_PROCESSES = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 N_THREADS = max(1, (os.cpu_count() or 1) // N_PROCESSES)
 
 
+def execution(engine: str) -> str:
+    """How this machine executes the kernels of an engine of the tests."""
+    if engine.endswith("-stand-in"):
+        return "by stand-in, lane by lane: this processor lacks the instruction set"
+    if engine == "cuda-emulated":
+        return "by emulation of CUDA's threads on the CPU"
+    if engine == "triton" and not torch.cuda.is_available():
+        return "in Triton's interpreter"
+    return "natively"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which kernels the tests executed, and how: a green run proves nothing of the others."""
+    counts: Counter[str] = Counter()
+    for report in terminalreporter.stats.get("passed", []):
+        counts.update(engine for name, engine in getattr(report, "user_properties", ()) if name == "engine")
+    del counts["reference"]  # plain torch, which has none
+    if counts:
+        terminalreporter.section("kernels")
+    for engine, n in sorted(counts.items()):
+        terminalreporter.write_line(f"{engine.removesuffix('-stand-in'):15} {execution(engine)}: {n} tests passed")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        engine = item.callspec.params.get("engine") if hasattr(item, "callspec") else None
+        if isinstance(engine, str):
+            item.user_properties.append(("engine", engine))
     if torch.cuda.is_available():
         return
     for item in items:

@@ -14,7 +14,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-import pybind11
+import cpu_stand_in
 
 ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "build" / "sanitize"
@@ -38,19 +38,8 @@ def _libraries() -> list[str]:
 
 
 def build() -> None:
-    tools = Path(sys.executable).parent
-    cmake = str(tools / "cmake") if (tools / "cmake").exists() else "cmake"
-    options = {
-        "CMAKE_BUILD_TYPE": "None",
-        "CMAKE_CXX_COMPILER": "g++",
-        "NPERF_SANITIZE": "ON",
-        "NPERF_CUDA": "OFF",
-        "Python_EXECUTABLE": sys.executable,
-        "pybind11_DIR": pybind11.get_cmake_dir(),
-    }
-    definitions = [f"-D{name}={value}" for name, value in options.items()]
-    subprocess.run([cmake, "-S", str(ROOT), "-B", str(BUILD), "-G", "Ninja", *definitions], check=True)
-    subprocess.run([cmake, "--build", str(BUILD)], check=True)
+    """Every width's kernels, lane by lane where the processor lacks the instruction set."""
+    cpu_stand_in.build(cpu_stand_in.wanted(), BUILD, NPERF_SANITIZE="ON", CMAKE_CXX_COMPILER="g++")
 
 
 def environment() -> dict[str, str]:

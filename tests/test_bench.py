@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 pytest.importorskip("noetherperf._cpu", reason="the benchmarks measure the compiled CPU engine, which is not built")
 
 from bench import kernel, page, paper, phases, report
 from bench.cases import EVERYTHING, MODELS, QUICK_STEPS, Case, selected
-from bench.correctness import Mismatch, check
+from bench.correctness import Mismatch, check, check_in_float64
 from bench.inputs import TooLarge, input_sets, make_inputs, n_sets
 from bench.markdown import ratio, seconds, size
 from bench.memory import extra_bytes
@@ -175,6 +176,22 @@ def test_the_gate_admits_a_right_step(view: str, dtype: str, momentum: float, mo
     case = Case("step", "small", SMALL.shapes, dtype, view, momentum)
     inputs = make_inputs(case, 0)
     check(case, inputs, ours(case, inputs))
+
+
+def test_every_case_of_the_quick_set_is_checked_in_float64_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a sum that is wrong in float64 alone is refused."""
+    monkeypatch.setattr("bench.correctness.CHUNK", 1 << 16)
+    quick = selected("quick")
+    for case in quick:
+        check_in_float64(case)
+    moments = reference.moments
+
+    def spoiled(grouped: Callable[[Tensor], Tensor], stored: Tensor, *rest: Any) -> Tensor:
+        return moments(grouped, stored, *rest) * (2.0 if stored.dtype == torch.float64 else 1.0)
+
+    monkeypatch.setattr(reference, "moments", spoiled)
+    with pytest.raises(Mismatch, match="moments"):
+        check_in_float64(next(case for case in quick if case.view != "none"))
 
 
 @pytest.mark.parametrize("what", ["parameter", "buffer", "moments"])

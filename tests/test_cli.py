@@ -526,11 +526,15 @@ def test_info_tells_versions_and_backends() -> None:
 
 
 @pytest.mark.skipif(backends()["cpu"] != "available", reason="the compiled engine is not here")
-def test_info_tells_the_instructions_that_are_used() -> None:
+def test_info_tells_the_instruction_sets_and_which_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     from noetherperf import _cpu
 
-    (line,) = (line for line in call("info").stdout.splitlines() if line.startswith("instructions "))
-    assert f" {_cpu.isas()[0]} is used" in line
+    for used in _cpu.isas():
+        monkeypatch.setenv("NOETHERPERF_ISA", used)
+        lines = [line for line in call("info").stdout.splitlines() if line.startswith("instructions ")]
+        assert [line.split()[1] for line in lines] == _cpu.isas()
+        assert all("passes its self-check" in line for line in lines)
+        assert [line.split()[1] for line in lines if ", used " in line] == [used]
 
 
 def test_the_module_is_the_command() -> None:

@@ -8,7 +8,7 @@ import noetherperf as nperf
 from noetherperf import Norm, Part
 from noetherperf.cost import N_ACCUMULATED, N_ADVANCED
 from noetherperf.hyper import Hyper
-from noetherperf.laws import Law, State, advance, discrete_transition, flow_transition
+from noetherperf.laws import N_STATE, Law, State, advance, discrete_transition, flow_transition
 from noetherperf.moments import N_MOMENTS
 
 pytest.importorskip("noetherperf._cpu")
@@ -49,7 +49,7 @@ def test_slices_that_are_counted_are_slices_that_are_written() -> None:
     counted = sum(int(v["n_slices"] * v["n_segments"]) * N_ACCUMULATED for v in views if v["n_slices"] > 1)
     assert written == counted
     moved = sum(
-        int(v["n_segments"]) * (N_ACCUMULATED * (2 + (2 * int(v["n_slices"]) if v["n_slices"] > 1 else 0)) + 2 * 6)
+        int(v["n_segments"]) * (N_ACCUMULATED * (2 + (2 * int(v["n_slices"]) if v["n_slices"] > 1 else 0)) + 2 * 7)
         for v in views
     )
     assert nperf.cost(net, symmetries).measuring == 8 * moved
@@ -57,14 +57,14 @@ def test_slices_that_are_counted_are_slices_that_are_written() -> None:
 
 @pytest.mark.parametrize("law", Law)
 def test_rows_that_are_counted_are_rows_that_advance(law: Law) -> None:
-    state = torch.ones({Law.TRANSLATION: 4, Law.NORM: 8}[law], 3, dtype=torch.float64)
+    state = torch.ones(N_STATE[law], 3, dtype=torch.float64)
     hyper = Hyper(0.1, momentum=0.9, weight_decay=0.3)
     c = hyper.coefficients(first=False)
     moments = torch.full((N_MOMENTS, 3), 2.5, dtype=torch.float64)
     advance(law, state, moments, discrete_transition(law, c), flow_transition(law, hyper))
     moved = [row for row in range(len(state)) if not (state[row] == 1.0).all()]
     assert len(moved) == N_ADVANCED[law]
-    assert min(moved) == State.DEFECT_X
+    assert min(moved) == State.X
 
 
 def test_shapes_alone_will_do_and_16_bits_move_half() -> None:

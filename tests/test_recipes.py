@@ -21,7 +21,7 @@ from noetherperf.recipes.resnet import resnet18
 from noetherperf.recipes.settings import Settings
 from noetherperf.recipes.train import Loop, accuracy, train
 from noetherperf.recipes.vgg import centre, vgg16
-from noetherperf.recorder import open_record
+from noetherperf.recorder import open_record, relative_error
 from noetherperf.sgd import SGD
 from noetherperf.symmetry import Part, Symmetry
 
@@ -198,6 +198,23 @@ def test_a_short_training_classifies_and_is_recorded(tmp_path: Path) -> None:
     assert probes["loss"][-1] < probes["loss"][1]
     assert probes["parameters"].shape == (len(record.steps), 64)
     assert (np.diff(probes["parameters"], axis=0) != 0).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_charges_at_the_end_are_those_of_the_parameters(tmp_path: Path, dtype: torch.dtype) -> None:
+    result = train(tmp_path / "record.zarr", replace(SHORT, dtype=dtype), progress=False)
+    assert result.charge_error < 1e-14
+    if dtype == torch.float64:  # what README says of it
+        record = open_record(tmp_path / "record.zarr")
+        for name, bound in (("fc1->fc2", 1e-13), ("fc2", 1e-11)):
+            assert relative_error(record[name], "discrete").max() < bound
+
+
+def test_a_wrong_charge_ends_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    charge = Symmetry.charge
+    monkeypatch.setattr(Symmetry, "charge", lambda *args, **how: charge(*args, **how) * 1.0001)
+    with pytest.raises(RuntimeError, match=r"measured charge of 'conv1' is 1\.0e-04 of its terms off"):
+        train(tmp_path / "record.zarr", SHORT, progress=False)
 
 
 def test_the_seed_decides_everything(tmp_path: Path) -> None:

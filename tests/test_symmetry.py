@@ -663,3 +663,19 @@ class TestExplain:
     @staticmethod
     def charge(p: torch.Tensor, translation: bool) -> float:
         return float(p.detach().sum() if translation else p.detach().square().sum())
+
+
+def test_a_charge_is_what_its_definition_says() -> None:
+    w, b, v = torch.randn(4, 6), torch.randn(4), torch.randn(3, 8)
+    named = {"w": w, "b": b, "v": v}
+    outward = Part("v", axis=1, fold=2, weight=2.0)
+    rescale = Rescale("r", inward=[Part("w", axis=0), Part("b", axis=0)], outward=[outward])
+    truth = w.double().square().sum(1) + b.double().square()
+    out = v.double().view(3, 4, 2).square().sum((0, 2))
+    torch.testing.assert_close(rescale.charge(named), truth - 2 * out, rtol=1e-15, atol=1e-14)
+    torch.testing.assert_close(rescale.charge(named, magnitude=True), truth + 2 * out, rtol=1e-15, atol=1e-14)
+    columns = Translation("t", [Part("w", axis=1)])
+    torch.testing.assert_close(columns.charge(named), w.double().sum(0), rtol=1e-15, atol=1e-14)
+    torch.testing.assert_close(columns.charge(named, magnitude=True), w.double().abs().sum(0), rtol=1e-15, atol=1e-14)
+    with pytest.raises(KeyError, match="b"):
+        rescale.charge({"w": w, "v": v})

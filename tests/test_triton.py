@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,15 +60,22 @@ def interpret(*arguments: str) -> int:
     return int(passed)
 
 
-def test_tensors_of_some_layouts() -> None:
+@pytest.fixture
+def interpreted(record_property: Callable[[str, object], None]) -> Callable[..., int]:
+    """`interpret`; the run's closing lines name the engine that it executes."""
+    record_property("engine", "triton")
+    return interpret
+
+
+def test_tensors_of_some_layouts(interpreted: Callable[..., int]) -> None:
     """Each in another dtype."""
     dtypes = [str(dtype).removeprefix("torch.") for dtype in DTYPES]
     names = [f"{STEP}[triton-{dtypes[i % len(dtypes)]}-{tensor}]" for i, tensor in enumerate(SOME)]
-    assert interpret(*(f"tests/test_engines.py::{name}" for name in names)) == len(SOME)
+    assert interpreted(*(f"tests/test_engines.py::{name}" for name in names)) == len(SOME)
 
 
-def test_a_skipped_step() -> None:
-    assert interpret("tests/test_engines.py", "-k", "triton-2.0 and overflows") == 1
+def test_a_skipped_step(interpreted: Callable[..., int]) -> None:
+    assert interpreted("tests/test_engines.py", "-k", "triton-2.0 and overflows") == 1
 
 
 SINES = """
@@ -105,14 +113,14 @@ def test_sines_for_angles_of_any_size(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_models_flags_and_scales() -> None:
-    assert interpret("tests/test_engines.py", "-k", f"triton and not {STEP}") >= 11
+def test_models_flags_and_scales(interpreted: Callable[..., int]) -> None:
+    assert interpreted("tests/test_engines.py", "-k", f"triton and not {STEP}") >= 11
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [str(dtype).removeprefix("torch.") for dtype in DTYPES])
-def test_every_tensor_in_every_dtype(dtype: str) -> None:
-    assert interpret("tests/test_engines.py", "-k", f"{STEP} and triton-{dtype}") == len(TENSORS)
+def test_every_tensor_in_every_dtype(dtype: str, interpreted: Callable[..., int]) -> None:
+    assert interpreted("tests/test_engines.py", "-k", f"{STEP} and triton-{dtype}") == len(TENSORS)
 
 
 # ---- what mirrors what -----------------------------------------------------------------------------------------------

@@ -8,9 +8,9 @@ import triton.language as tl
 from noetherperf.triton_kernels.step import MOMENTUM, NESTEROV, PLAIN, STALE, Coefficients
 
 TRANSLATION, NORM = tl.constexpr(0), tl.constexpr(1)
-NAN = tl.constexpr(float("nan"))
+NAN, INFINITY = tl.constexpr(float("nan")), tl.constexpr(float("inf"))
 TURN, TURN_REST = tl.constexpr(6.2831853069365025), tl.constexpr(2.430840202602477e-10)  # 2π; the first has 33 bits
-X0, Y0, DEFECT_X, DEFECT_Y, FORCED_X, FORCED_Y, FLOW_X, FLOW_V = (tl.constexpr(i) for i in range(8))
+X0, Y0, X, X_REST, Y, DEFECT_X, DEFECT_Y, FLOW_X, FLOW_V = (tl.constexpr(i) for i in range(9))
 
 
 @triton.jit
@@ -30,6 +30,11 @@ class Transition(NamedTuple):
     x_sq_u: tl.tensor
     y_sq_u: tl.tensor
     y_dot_uv: tl.tensor
+    x_pull: tl.tensor
+    x_pull_rest: tl.tensor
+    xy_rest: tl.tensor
+    x_delta_rest: tl.tensor
+    x_sq_u_rest: tl.tensor
 
 
 class FlowTransition(NamedTuple):
@@ -59,22 +64,54 @@ def coefficients(h, first):
     )
 
 
+class Exact(NamedTuple):
+    """A number and what its rounding left out."""
+
+    value: tl.tensor
+    rest: tl.tensor
+
+
+@triton.jit
+def two_sum(a, b):
+    """a + b, exactly."""
+    total = a + b
+    of_b = total - a
+    return Exact(total, (a - (total - of_b)) + (b - of_b))
+
+
+@triton.jit
+def times(a, b):
+    """A number and its rest times a number, in as many digits."""
+    product = a.value * b
+    rest = tl.fma(a.value, b, -product)
+    return Exact(product, tl.where(tl.abs(rest) < INFINITY, rest, 0.0) + a.rest * b)
+
+
 @triton.jit
 def discrete_transition(LAW: tl.constexpr, c):
-    kappa = LAW + 1.0
-    pull = kappa * c.lr * (c.mix_d + c.mix_v * c.buffer_gain)
+    kappa_lr = (LAW + 1.0) * c.lr
     is_norm = LAW * 1.0
     same = c.mix_d == 0.0  # u = v', whose ⟨u, v'⟩ is |u|²
+    zero = tl.cast(0.0, tl.float64)
+    x_delta = times(two_sum(c.mix_d, c.mix_v * c.buffer_gain), -kappa_lr * c.sign)
+    x_pull = times(x_delta, c.sign * c.decay)
+    xy = times(times(Exact(c.mix_v, zero), c.buffer_decay), -kappa_lr)
+    x_sq_u = times(Exact(c.lr, zero), is_norm * c.lr)
     return Transition(
-        1.0 - pull * c.decay,
-        -kappa * c.lr * c.mix_v * c.buffer_decay,
+        1.0 + x_pull.value,
+        xy.value,
         c.buffer_gain * c.decay,
         c.buffer_decay,
-        -pull * c.sign,
+        x_delta.value,
         c.buffer_gain * c.sign,
-        is_norm * c.lr * c.lr,
+        x_sq_u.value,
         tl.where(same, -is_norm * c.lr, 0.0),
         tl.where(same, 0.0, -is_norm * c.lr),
+        x_pull.value,
+        x_pull.rest,
+        xy.rest,
+        x_delta.rest,
+        x_sq_u.rest,
     )
 
 
@@ -113,7 +150,7 @@ def oscillator(mu, w):
     decay = tl.exp(-mu)
     if delta > 0.01:
         root = tl.sqrt(delta)
-        fast = -(mu + root)
+        fast = -(mu + tl.where(mu < 0.0, -root, root))  # below zero where the oscillator is damped
         slow = w / fast
         s = (tl.exp(slow) - tl.exp(fast)) / (slow - fast)
         xx = tl.exp(slow) - slow * s
@@ -178,26 +215,37 @@ def transitions(h, first):
 
 
 @triton.jit
+def advance_budget(LAW: tl.constexpr, state, stride, m, step, delta, mask):
+    """Advances the budget of segments by moments m, the source δ among them."""
+    x = tl.load(state + X * stride, mask)
+    y = tl.load(state + Y * stride, mask)
+    rest = tl.load(state + X_REST * stride, mask)
+    x_added = step.x_pull * x + step.xy * y + step.x_delta * delta + rest
+    x_added += step.x_pull_rest * x + step.xy_rest * y + step.x_delta_rest * delta
+    y_new = step.yx * x + step.yy * y + step.y_delta * delta
+    if LAW == NORM:
+        x_added += step.x_sq_u * m.sq_u + step.x_sq_u_rest * m.sq_u
+        y_new += step.y_sq_u * m.sq_u + step.y_dot_uv * m.dot_uv
+    x_new = two_sum(x, x_added)
+    tl.store(state + X * stride, x_new.value, mask)
+    tl.store(state + X_REST * stride, x_new.rest, mask)
+    tl.store(state + Y * stride, y_new, mask)
+
+
+@triton.jit
 def advance_translation(state, stride, m, step, mask):
-    """Advances segments of a translation's state [4, stride], whose first row `state` points to, by moments m."""
-    x = tl.load(state + DEFECT_X * stride, mask)
-    y = tl.load(state + DEFECT_Y * stride, mask)
-    tl.store(state + DEFECT_X * stride, step.xx * x + step.xy * y + step.x_delta * m.sum_g, mask)
-    tl.store(state + DEFECT_Y * stride, step.yx * x + step.yy * y + step.y_delta * m.sum_g, mask)
+    """Advances segments of a translation's state [5, stride], whose first row `state` points to, by moments m."""
+    advance_budget(TRANSLATION, state, stride, m, step, m.sum_g, mask)
 
 
 @triton.jit
 def advance_norm(state, stride, m, step, flow, mask):
-    """The same for a norm's state [8, stride]."""
+    """The same for a norm's state [9, stride]."""
+    advance_budget(NORM, state, stride, m, step, m.dot_pg, mask)
     x = tl.load(state + DEFECT_X * stride, mask)
     y = tl.load(state + DEFECT_Y * stride, mask)
     tl.store(state + DEFECT_X * stride, step.xx * x + step.xy * y + step.x_delta * m.dot_pg, mask)
     tl.store(state + DEFECT_Y * stride, step.yx * x + step.yy * y + step.y_delta * m.dot_pg, mask)
-    x = tl.load(state + FORCED_X * stride, mask)
-    y = tl.load(state + FORCED_Y * stride, mask)
-    tl.store(state + FORCED_X * stride, step.xx * x + step.xy * y + step.x_sq_u * m.sq_u, mask)
-    y_source = step.y_sq_u * m.sq_u + step.y_dot_uv * m.dot_uv
-    tl.store(state + FORCED_Y * stride, step.yx * x + step.yy * y + y_source, mask)
     x = tl.load(state + FLOW_X * stride, mask) + flow.x_sq_g * m.sq_g
     v = tl.load(state + FLOW_V * stride, mask) + flow.v_sq_u * m.sq_u + flow.v_dot_gu * m.dot_gu
     tl.store(state + FLOW_X * stride, flow.xx * x + flow.xv * v, mask)

@@ -1,6 +1,8 @@
 """The compiled CPU engine: hands the tables, and what is new each step, to csrc/step_cpu.cpp."""
 
 from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,6 +10,7 @@ from torch import Tensor
 
 from noetherperf import _cpu
 from noetherperf.engines import OnDevice
+from noetherperf.engines.isa import choose
 from noetherperf.engines.tables import TableEngine
 from noetherperf.hyper import Hyper
 from noetherperf.plan import Measurement, Plan
@@ -19,6 +22,10 @@ class CpuEngine(TableEngine):
 
     Computes in float32, in float64 for float64 parameters; moments and laws in float64. Results do not depend on the
     number of threads.
+
+    Args:
+        isa: The instruction set, one of `module.isas()`; the one that noetherperf.engines.isa chooses if empty.
+        module: What has the kernels; another one than noetherperf._cpu in tests, where vectors are taken lane by lane.
     """
 
     tiling = CPU
@@ -32,15 +39,17 @@ class CpuEngine(TableEngine):
         hyper_index: Sequence[int],
         measurement: Measurement,
         isa: str = "",
+        module: ModuleType | None = None,
     ) -> None:
-        self.isa = isa
+        self.isa = isa or choose()
+        self._module: Any = module or _cpu
         super().__init__(plan, params, names, hyper_index, measurement)
 
     def _build(self) -> None:
         super()._build()
         m = self.measurement
         self._clock = m.clock.numpy()
-        self._engine = _cpu.Engine(
+        self._engine = self._module.Engine(
             self._tables.tensors,
             self._tables.dims,
             self._tables.views,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from noetherperf.hyper import Hyper
 from noetherperf.readout import ChargeReadout, Readout
 from noetherperf.recipes import digits
-from noetherperf.recipes.train import Loop, accuracy
+from noetherperf.recipes.train import Loop, accuracy, charge_error
 from noetherperf.recipes.vgg import centre, vgg16
 from noetherperf.sgd import SGD
 from noetherperf.symmetry import Symmetry
@@ -66,6 +66,9 @@ def train(
         batch_size: Images in a batch, drawn without replacement within a pass.
         every: Steps between readouts; the first is before any step, the last after the last.
         probe: Called with each readout; gives a vector.
+
+    Raises:
+        RuntimeError: The charges at the end are not those of the parameters.
     """
     optimizer = SGD(model.named_parameters(), **asdict(hyper), symmetries=symmetries)
     loop = Loop(model, optimizer)
@@ -83,6 +86,7 @@ def train(
             steps.append(step)
             readouts.append(optimizer.readout())
             probes.append(_kept(probe))
+    charge_error(optimizer)
     tests = zip(data.test_images.split(128), data.test_labels.split(128), strict=True)
     return Run(hyper, np.array(steps), readouts, np.stack(probes), np.array(losses), accuracy(model, tests))
 

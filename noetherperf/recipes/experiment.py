@@ -15,7 +15,7 @@ from tqdm import tqdm
 from noetherperf.recipes import datasets
 from noetherperf.recipes.resnet import resnet18
 from noetherperf.recipes.settings import Settings
-from noetherperf.recipes.train import Batch, Loop, Result, accuracy, make_optimizer
+from noetherperf.recipes.train import Batch, Loop, Result, accuracy, charge_error, make_optimizer
 from noetherperf.recipes.vgg import vgg16
 from noetherperf.recorder import Recorder
 from noetherperf.sgd import SGD
@@ -137,6 +137,7 @@ def run(
         seconds=time.perf_counter() - start,
         steps=loop.n_steps,
         backend=optimizer.backend,
+        charge_error=charge_error(optimizer),
     )
 
 

@@ -76,6 +76,37 @@ def accuracy(model: nn.Module, batches: Iterable[Batch]) -> float:
     return float(correct.double().mean())
 
 
+def charge_error(optimizer: SGD) -> float:
+    """Compare every measured charge with the plain sum over the parameters as they are now.
+
+    Returns:
+        The largest difference of all groups, relative to Σ|terms|.
+
+    Raises:
+        RuntimeError: One is larger than sums of this precision can differ: what was measured is wrong.
+    """
+    parameters = {
+        name: p
+        for group in optimizer.param_groups
+        for name, p in zip(group["param_names"], group["params"], strict=True)
+    }
+    largest = 0.0
+    for name, law in optimizer.readout().items():
+        dtypes = {parameters[part.parameter].dtype for part in law.symmetry.parts}
+        size = law.symmetry.charge(parameters, magnitude=True).cpu()
+        error = (law.charge - law.symmetry.charge(parameters).cpu()).abs() / size.clamp(
+            min=torch.finfo(size.dtype).tiny
+        )
+        worst = float(error.max()) if len(error) else 0.0
+        if not worst <= (1e-12 if dtypes == {torch.float64} else 1e-5):
+            raise RuntimeError(
+                f"the measured charge of {name!r} is {worst:.1e} of its terms off the sum over its parameters; please "
+                "report it, with what `noetherperf info` prints"
+            )
+        largest = max(largest, worst)
+    return largest
+
+
 def make_optimizer(model: nn.Module, symmetries: Sequence[Symmetry], settings: Settings) -> SGD:
     """The optimizer that the settings ask for, measuring these symmetries."""
     return SGD(
@@ -99,6 +130,7 @@ class Result:
         seconds: Time of training and recording, without loading data and without pictures.
         steps: How many steps were made.
         backend: Which backend made them.
+        charge_error: Of `charge_error`, at the end.
     """
 
     train_accuracy: float
@@ -107,6 +139,7 @@ class Result:
     seconds: float
     steps: int
     backend: str
+    charge_error: float
 
 
 def train(
@@ -170,4 +203,5 @@ def train(
         seconds=seconds,
         steps=loop.n_steps,
         backend=optimizer.backend,
+        charge_error=charge_error(optimizer),
     )

@@ -1,0 +1,223 @@
+// Every kernel of an instruction set against plain loops, on small blocks whose every number is exact.
+//
+// Parameters, gradients and buffers are small whole numbers and coefficients powers of two, so that whatever a step and
+// its moments give has few enough bits for each dtype: results are compared with ==, whatever order or contraction a
+// kernel has. What lies between and behind the rows is NaN, which a read past a row carries into its sums and a write
+// past a row replaces.
+
+#include "self_check.h"
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+namespace noetherperf {
+namespace {
+
+struct Shape {
+  int64_t rows, width, gap;  // gap: elements between rows; −1: as many as make rows a page apart
+};
+// Rows that lie within a page; odd ones, more than a bank of sums; several strips; rows a page apart; wider than what
+// stays in the nearest cache.
+constexpr Shape shapes[] = {{5, 7, 0}, {11, 19, 5}, {3, 150, 0}, {2, 40, -1}, {4, 776, 1}};
+constexpr int64_t behind = 64;  // NaN after the last row
+
+constexpr Coefficients<double> coefficients_of(Mode mode) {
+  switch (mode) {
+    case Mode::momentum:
+      return {0.5, 0.25, 1.0, 0.5, 0.5, 0.0, 1.0};
+    case Mode::nesterov:
+      return {0.5, 0.25, -1.0, 0.5, 0.5, 1.0, 0.5};
+    default:
+      return {0.5, 0.25, 1.0, 1.0, 0.0, 1.0, 0.0};
+  }
+}
+
+const char* const dtype_names[n_dtypes] = {"float32", "float64", "bfloat16", "float16"};
+const char* const mode_names[n_modes] = {"plain", "momentum", "nesterov", "stale", "measure"};
+
+// One tensor's block before and after a step, in float64, and its moments by row and by column.
+struct Expected {
+  Shape shape;
+  std::vector<double> p, g, v, p_after, v_after, rows, columns;
+};
+
+template <Mode mode>
+Expected expected(const Shape& shape) {
+  const int64_t n = shape.rows * shape.width;
+  const int n_acc = n_accumulated(mode);
+  Expected e{shape, std::vector<double>(n), {}, {}, {}, {}, {}, {}};
+  e.g = e.v = e.p;
+  e.rows.assign(n_acc * shape.rows, 0.0);
+  e.columns.assign(n_acc * shape.width, 0.0);
+  uint32_t state = 1;
+  const auto number = [&] {  // −4 … 4
+    state = state * 1664525u + 1013904223u;
+    return double((state >> 16) % 9) - 4.0;
+  };
+  for (int64_t i = 0; i < n; ++i) {
+    e.p[i] = number();
+    e.g[i] = number();
+    e.v[i] = number();
+  }
+  e.p_after = e.p;
+  e.v_after = e.v;
+  for (int64_t i = 0; i < n; ++i) {
+    double moments[n_moments] = {}, u = 0.0;
+    const double g = mode == Mode::measure ? e.v[i] : e.g[i];
+    if constexpr (mode != Mode::measure) update<mode>(e.p_after[i], g, e.v_after[i], u, coefficients_of(mode));
+    accumulate<mode>(moments, e.p_after[i], e.p[i], g, u, e.v_after[i]);
+    for (int m = 0; m < n_acc; ++m) {
+      e.rows[m * shape.rows + i / shape.width] += moments[m];
+      e.columns[m * shape.width + i % shape.width] += moments[m];
+    }
+  }
+  return e;
+}
+
+// Whole and half numbers in each dtype and back; all that occur here are exact in it.
+struct Stored {
+  int dtype;
+
+  int64_t size() const { return dtype == float64 ? 8 : dtype == float32 ? 4 : 2; }
+
+  void write(char* to, double x) const {
+    const float single = float(x);
+    uint32_t bits;
+    std::memcpy(&bits, &single, sizeof bits);
+    uint16_t half = uint16_t(bits >> 16);
+    if (dtype == float16)  // of a normal number, or of zero or NaN
+      half = uint16_t((bits >> 16 & 0x8000u) | (x != x     ? 0x7e00u
+                                                : x == 0.0 ? 0u
+                                                           : ((bits >> 13 & 0x3ffffu) - (112u << 10))));
+    if (dtype == float64) std::memcpy(to, &x, 8);
+    if (dtype == float32) std::memcpy(to, &single, 4);
+    if (dtype == bfloat16 || dtype == float16) std::memcpy(to, &half, 2);
+  }
+};
+
+// A matrix in memory of its own, NaN where it has no elements.
+class Matrix {
+ public:
+  Matrix(const Stored& stored, const Shape& shape, const std::vector<double>& values)
+      : stride_(shape.gap < 0 ? 4096 / stored.size() : shape.width + shape.gap),
+        bytes_((shape.rows * stride_ + behind) * stored.size()) {
+    const int64_t size = stored.size();
+    for (int64_t i = 0; i < shape.rows * stride_ + behind; ++i) {
+      const int64_t r = i / stride_, c = i % stride_;
+      const bool inside = r < shape.rows && c < shape.width;
+      stored.write(&bytes_[i * size], inside ? values[r * shape.width + c] : std::numeric_limits<double>::quiet_NaN());
+    }
+  }
+
+  int64_t stride() const { return stride_; }
+  void* data() { return bytes_.data(); }
+  bool operator==(const Matrix& other) const { return bytes_ == other.bytes_; }
+
+ private:
+  int64_t stride_;
+  std::vector<char> bytes_;
+};
+
+// What a step is given and what it should leave, as stored in one dtype.
+struct Matrices {
+  Matrix p, g, v, p_after, v_after;
+
+  Matrices(const Stored& stored, const Expected& e)
+      : p(stored, e.shape, e.p),
+        g(stored, e.shape, e.g),
+        v(stored, e.shape, e.v),
+        p_after(stored, e.shape, e.p_after),
+        v_after(stored, e.shape, e.v_after) {}
+};
+
+// What is wrong with a kernel's step of one block, nothing if all is right.
+std::string fault(BlockKernel kernel, const Expected& e, const Matrices& given, Mode mode, bool by_row, bool by_col) {
+  Matrix p = given.p, g = given.g, v = given.v;
+  const int n_acc = n_accumulated(mode);
+  const Shape& shape = e.shape;
+  std::vector<double> rows(n_acc * shape.rows, 1.0);
+  std::vector<Line> lines(n_lines(shape.width, n_acc));
+  for (Line& line : lines)
+    for (double& x : line.at) x = NAN;
+
+  Block block{};
+  block.p = p.data();
+  block.g = g.data();
+  block.v = v.data();
+  block.row_stride = p.stride();
+  block.rows = shape.rows;
+  block.width = shape.width;
+  block.c = coefficients_of(mode);
+  block.row_sums = rows.data();
+  block.row_sums_stride = shape.rows;
+  block.col_sums = lines.data();
+  block.fresh = true;
+  kernel(block);
+
+  if (!(p == given.p_after)) return "parameters";
+  if (!(v == given.v_after)) return "buffers";
+  if (!(g == given.g)) return "gradients";
+  for (int m = 0; by_row && m < n_acc; ++m)
+    for (int64_t r = 0; r < shape.rows; ++r)
+      if (!(rows[m * shape.rows + r] == 1.0 + e.rows[m * shape.rows + r])) return "sums by row";
+  for (int m = 0; by_col && m < n_acc; ++m)
+    for (int64_t c = 0; c < shape.width; ++c)
+      if (!(lines[c / 8 * n_acc + m].at[c % 8] == e.columns[m * shape.width + c])) return "sums by column";
+  return "";
+}
+
+template <Mode mode>
+std::string check_mode(const Kernels& kernels, Mode made_for) {
+  for (const Shape& shape : shapes) {
+    const Expected e = expected<mode>(shape);
+    for (int dtype = 0; dtype < n_dtypes; ++dtype) {
+      const Matrices given(Stored{dtype}, e);
+      for (const bool by_row : {false, true})
+        for (const bool by_col : {false, true}) {
+          if (mode == Mode::measure && !by_row && !by_col) continue;  // does nothing
+          const BlockKernel kernel = kernels.step[dtype][int(made_for)][by_row][by_col];
+          const std::string wrong = fault(kernel, e, given, mode, by_row, by_col);
+          if (!wrong.empty())
+            return std::string(dtype_names[dtype]) + ", " + mode_names[int(mode)] + ", a block of " +
+                   std::to_string(shape.rows) + " x " + std::to_string(shape.width) + ": wrong " + wrong;
+        }
+    }
+  }
+  return "";
+}
+
+// Laws of numbers and transitions that are exact, too.
+template <Law law>
+std::string check_law(const Kernels& kernels) {
+  constexpr int64_t n = 21, stride = 23;
+  Transitions t;
+  t.discrete[law] = {0.5, -0.25, 0.125, 0.5, -0.5, 1.0, 0.25, -0.5, 0.125, -0.5, 0.25, 0.5, -0.25, 0.125};
+  t.flow[law] = {0.5, 0.25, -0.125, 0.5, 0.25, 2.0, -0.5};
+  double state[n_state * stride], other[n_state * stride], moments[n_moments * stride];
+  for (int64_t i = 0; i < n_state * stride; ++i) state[i] = other[i] = double(i * 7 % 11) - 5.0;
+  for (int64_t i = 0; i < n_moments * stride; ++i) moments[i] = double(i * 5 % 13) - 6.0;
+  kernels.advance[law](state, stride, moments, stride, t, 0, n);
+  for (int64_t i = 0; i < n; ++i) {
+    if constexpr (law == translation) advance_translation(other, stride, moments, stride, t, i);
+    if constexpr (law == norm) advance_norm(other, stride, moments, stride, t, i);
+  }
+  return std::memcmp(state, other, sizeof state) == 0 ? "" : "wrong laws";
+}
+
+}  // namespace
+
+std::string self_check(const Kernels& kernels, bool mix_up) {
+  const auto made_for = [&](Mode mode) { return Mode((int(mode) + (mix_up ? 1 : 0)) % n_modes); };
+  std::string wrong = check_mode<Mode::plain>(kernels, made_for(Mode::plain));
+  if (wrong.empty()) wrong = check_mode<Mode::momentum>(kernels, made_for(Mode::momentum));
+  if (wrong.empty()) wrong = check_mode<Mode::nesterov>(kernels, made_for(Mode::nesterov));
+  if (wrong.empty()) wrong = check_mode<Mode::stale>(kernels, made_for(Mode::stale));
+  if (wrong.empty()) wrong = check_mode<Mode::measure>(kernels, made_for(Mode::measure));
+  if (wrong.empty()) wrong = check_law<translation>(kernels);
+  if (wrong.empty()) wrong = check_law<norm>(kernels);
+  return wrong;
+}
+
+}  // namespace noetherperf
