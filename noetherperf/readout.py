@@ -225,22 +225,20 @@ class Readout(Mapping[str, ChargeReadout]):
 
 def _logged(names: Sequence[str]) -> list[str]:
     """Names as loggers take them, those that they take as they are unchanged; all different, as they were."""
-    cleaned = [name if _TAKEN.fullmatch(name) else _clean(name) for name in names]
+    cleaned = list(map(_clean, names))
     used = {name for name, clean in zip(names, cleaned, strict=True) if name == clean}
     for i, (name, clean) in enumerate(zip(names, cleaned, strict=True)):
         if name != clean:
-            numbered = (f"{clean}.{number}" for number in itertools.count(2))
-            cleaned[i] = next(new for new in itertools.chain([clean], numbered) if new not in used)
+            candidates = itertools.chain([clean], (f"{clean}.{number}" for number in itertools.count(2)))
+            cleaned[i] = next(candidate for candidate in candidates if candidate not in used)
             used.add(cleaned[i])
     return cleaned
 
 
-_TAKEN = re.compile(r"(?!\.)[\w\-.: ]+(/(?!\.)[\w\-.: ]+)*")  # that is a path, too, and no part of it is "." or ".."
-
-
 def _clean(name: str) -> str:
+    """With no character that a logger refuses, and a path without empty parts, "." and ".."."""
     parts = re.sub(r"[^\w\-./: ]", "_", name).split("/")
-    return "/".join(part if part.strip(".") else "_" * max(1, len(part)) for part in parts)
+    return "/".join("_" * max(1, len(part)) if part in ("", ".", "..") else part for part in parts)
 
 
 class Source(NamedTuple):

@@ -1,6 +1,8 @@
 """Training libraries, the real ones: laws hold, scalars arrive, and training goes on where it stopped."""
 
 import os
+import posixpath
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -284,6 +286,47 @@ def test_a_readout_becomes_tags() -> None:
     written.clear()
     add_readout(writer, readout, step=40)
     assert {step for *_, step in written} == {40}
+
+
+def test_scalars_have_names_that_loggers_take() -> None:
+    """Those that mlflow takes: of few characters, and a path that cannot be written in a shorter way."""
+    names = {
+        "fc1->fc2": "fc1-_fc2",
+        "fc1-_fc2.2": "fc1-_fc2.2",
+        "fc1-<fc2": "fc1-_fc2.3",
+        "conv[relu]": "conv_relu_.2",
+        "conv_relu_": "conv_relu_",
+        "conv(relu)": "conv_relu_.3",
+        "a.b_c-d/e f: 0": "a.b_c-d/e f: 0",
+        "größe": "größe",
+        "../x": "__/x",
+        "/x": "_/x",
+        "x//y/./z/": "x/_/y/_/z/_",
+        ".hidden/...": ".hidden/...",
+        "two\nlines": "two_lines",
+        "$%": "__",
+    }
+    model = network()
+    parts = [Part("0.weight", axis=0), Part("0.bias", axis=0)]
+    optimizer = nperf.SGD(model.named_parameters(), symmetries=[nperf.Norm(name, parts) for name in names])
+    scalars = optimizer.readout().scalars()
+    quantities = ("charge", "residual", "rounding", "relative_defect")
+    assert list(scalars) == ["step", "time", *(f"{name}/{what}" for name in names.values() for what in quantities)]
+    for name in scalars:
+        assert re.fullmatch(r"[/\w.\- :]*", name)
+        assert posixpath.normpath(name) == name
+        assert not name.startswith(("..", "/"))
+
+
+def test_scalars_are_the_readouts() -> None:
+    readout = plain_loop(3)
+    scalars = readout.scalars()
+    for name, law in readout.items():
+        assert scalars[f"{name}/charge"] == pytest.approx(law.charge.mean().item(), rel=1e-14)
+        assert scalars[f"{name}/residual"] == law.residual.abs().max().item()
+        assert scalars[f"{name}/rounding"] == law.rounding.abs().max().item()
+        assert scalars[f"{name}/relative_defect"] == law.relative_defect.max().item()
+    assert nperf.SGD(network().named_parameters()).readout().scalars() == {"step": 0.0, "time": 0.0}
 
 
 # ---- TensorBoard ----------------------------------------------------------------------------------------------------
