@@ -5,7 +5,9 @@
 #include <pybind11/stl.h>
 
 #include <cstddef>
+#include <memory>
 #include <string>
+#include <string_view>
 
 #include "floor_cpu.h"
 #include "self_check.h"
@@ -155,6 +157,27 @@ py::tuple items(Gatherer& gatherer, const py::dict& state, const py::str& name) 
   return gather(gatherer, [&](PyObject* to) { return gatherer.items(state.ptr(), name.ptr(), to); });
 }
 
+void check_length(const Watch& watch, size_t n) {
+  if (static_cast<int64_t>(n) < watch.at_least())
+    throw py::value_error("expected at least " + std::to_string(watch.at_least()) + " tensors, got " +
+                          std::to_string(n));
+}
+
+std::vector<int64_t> look(const Watch& watch, const py::list& tensors) {
+  check_length(watch, tensors.size());
+  return watch.look(tensors.ptr());
+}
+
+void know(Watch& watch, int64_t i, const py::object& tensor) {
+  if (!watch.know(i, tensor.ptr())) throw py::error_already_set();
+}
+
+void expect(Watch& watch, const py::bytes& missing) {
+  const std::string_view view = missing;
+  check_length(watch, view.size());
+  watch.expect(view.data());
+}
+
 // Field offsets, so that a test can hold the Python dtypes against these structs.
 #define FIELD(Struct, name) layout[#name] = py::make_tuple(offsetof(Struct, name), sizeof(Struct::name))
 
@@ -209,6 +232,14 @@ PYBIND11_MODULE(_cpu, m) {
            py::arg("params"), py::arg("tensor_type"))
       .def("attributes", &attributes, py::arg("params"), py::arg("name"))
       .def("items", &items, py::arg("state"), py::arg("name"));
+  py::class_<Watch>(m, "Watch")
+      .def(py::init([](const std::vector<int64_t>& which, const py::object& tensor_type) {
+             return std::make_unique<Watch>(which, tensor_type.attr("_version").ptr(), describe(tensor_type));
+           }),
+           py::arg("which"), py::arg("tensor_type"))
+      .def("look", &look, py::arg("tensors"))
+      .def("know", &know, py::arg("i"), py::arg("tensor"))
+      .def("expect", &expect, py::arg("missing"));
   m.def("isas", [] {
     std::vector<std::string> names;
     for (const Kernels& kernels : available_kernels()) names.emplace_back(kernels.isa);

@@ -21,6 +21,12 @@
 namespace noetherperf {
 namespace {
 
+#if defined(__aarch64__)
+using Binary16 = __fp16;  // GCC knows the other name there from version 13 on
+#else
+using Binary16 = _Float16;
+#endif
+
 constexpr int W = NPERF_WIDTH;
 
 // Whether operations are made of intrinsics, or of vector extensions as the baseline's all are.
@@ -151,7 +157,7 @@ inline U16Full pack_lower_halves(const U32& lo, const U32& hi) {
 #if NPERF_AVX2
   return (U16Full)_mm256_packus_epi32((__m256i)lo, (__m256i)hi);
 #else
-  U16Full x;
+  U16Full x{};
   for (int i = 0; i < 8; ++i) {
     const int at = i < 4 ? i : i + 4;
     x[at] = uint16_t(lo[i]);
@@ -169,9 +175,9 @@ inline F32 widen_half(const U16& x) {
 #elif NPERF_AVX2
   return (F32)_mm256_cvtph_ps((__m128i)x);
 #else
-  F32 wide;
+  F32 wide{};
   for (int i = 0; i < 2 * W; ++i) {
-    _Float16 half;
+    Binary16 half;
     const uint16_t bits = x[i];
     std::memcpy(&half, &bits, sizeof half);
     wide[i] = static_cast<float>(half);
@@ -185,9 +191,9 @@ inline U16 narrow_half(const F32& x) {
 #elif NPERF_AVX2
   return (U16)_mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT);
 #else
-  U16 raw;
+  U16 raw{};
   for (int i = 0; i < 2 * W; ++i) {
-    const _Float16 half = static_cast<_Float16>(x[i]);
+    const Binary16 half = static_cast<Binary16>(x[i]);
     uint16_t bits;
     std::memcpy(&bits, &half, sizeof half);
     raw[i] = bits;

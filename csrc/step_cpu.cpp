@@ -276,7 +276,7 @@ std::vector<Kernels> available_kernels() {
   const bool avx512 = avx2 && has(__builtin_cpu_supports("avx512f")) && has(__builtin_cpu_supports("avx512bw")) &&
                       has(__builtin_cpu_supports("avx512dq")) && has(__builtin_cpu_supports("avx512vl"));
 #else
-  constexpr bool avx2 = false, avx512 = false;
+  [[maybe_unused]] constexpr bool avx2 = false, avx512 = false;
 #endif
 #if defined(NPERF_HAS_AVX512)
   offer(kernels_avx512(), avx512);

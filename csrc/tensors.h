@@ -1,4 +1,5 @@
-// What a step asks of thousands of Python objects: gradients, momentum buffers, and where tensors are and how they lie.
+// What a step asks of thousands of Python objects: gradients, momentum buffers, where tensors are and how they lie, and
+// whether somebody else has written them.
 //
 // Without torch's headers, so one build serves every torch: torch.Tensor.__dlpack_c_exchange_api__ is a capsule that
 // holds functions of a stable C ABI, DLPack's; one of them describes a tensor where it is, and waits for nothing.
@@ -209,6 +210,114 @@ class Gatherer {
   std::vector<Seen> seen_;
   std::unordered_map<PyObject*, int64_t> place_;
   std::vector<Key> keys_;  // of the state, in its order
+};
+
+// Knows tensors by identity and version counter, and sees which were written or replaced since. Holds none alive.
+class Watch {
+ public:
+  // which: the numbers of the tensors that are watched. counter: the descriptor of torch.Tensor._version, whose getter
+  // is called directly: looking it up for each tensor takes twice as long.
+  Watch(const std::vector<int64_t>& which, PyObject* counter, Describe describe)
+      : known_(which.size()), describe_(describe) {
+    for (size_t k = 0; k < which.size(); ++k) {
+      known_[k].number = which[k];
+      place_[which[k]] = k;
+      at_least_ = std::max(at_least_, which[k] + 1);
+    }
+    if (Py_IS_TYPE(counter, &PyGetSetDescr_Type)) {
+      const auto* const descriptor = reinterpret_cast<const PyGetSetDescrObject*>(counter);
+      type_ = PyDescr_TYPE(descriptor);
+      get_ = *descriptor->d_getset;
+    }
+  }
+  Watch(const Watch&) = delete;
+  ~Watch() {
+    for (const Known& known : known_) Py_XDECREF(known.reference);
+  }
+
+  // So many tensors a list must have.
+  int64_t at_least() const { return at_least_; }
+
+  // The numbers of the watched ones that are not as they are known.
+  std::vector<int64_t> look(PyObject* list) const {
+    std::vector<int64_t> changed;
+    const size_t n = known_.size();
+    for (size_t k = 0; k < n; ++k) {
+      if (k + objects_ahead < n) {
+        const Known& next = known_[k + objects_ahead];
+        ask_for_tensor(PyList_GET_ITEM(list, next.number), next.shape);
+        __builtin_prefetch(next.reference);
+      }
+      const Known& known = known_[k];
+      PyObject* const object = PyList_GET_ITEM(list, known.number);
+      if (object == Py_None ? known.reference != nullptr : !known.is(object) || version(object) != known.version)
+        changed.push_back(known.number);
+    }
+    return changed;
+  }
+
+  // Takes tensor i, or None, as it is now, if it is watched. False: Python has an exception set.
+  bool know(int64_t i, PyObject* object) {
+    const auto found = place_.find(i);
+    if (found == place_.end()) return true;
+    Known now;
+    now.number = i;
+    if (object != Py_None) {
+      now.reference = PyWeakref_NewRef(object, nullptr);
+      if (now.reference == nullptr) return false;
+      now.version = version(object);
+      dlpack::Tensor x;
+      if (describe_(object, x)) now.shape = reinterpret_cast<uintptr_t>(x.shape);
+    }
+    Known& known = known_[found->second];
+    Py_XDECREF(known.reference);
+    known = now;
+    return true;
+  }
+
+  // Tensors are about to be written once, but those that missing has a 1 for.
+  void expect(const char* missing) {
+    for (Known& known : known_)
+      if (known.version >= 0) known.version += missing[known.number] == 0;
+  }
+
+ private:
+  struct Known {
+    int64_t number = 0;
+    PyObject* reference = nullptr;  // a weak one: an address alone may be that of a later tensor
+    int64_t version = 0;
+    uintptr_t shape = 0;  // where torch has written it, beside all else that it knows of the tensor
+
+    bool is(PyObject* object) const {
+      if (reference == nullptr) return false;
+#if PY_VERSION_HEX >= 0x030d0000
+      PyObject* now = nullptr;
+      PyWeakref_GetRef(reference, &now);
+      Py_XDECREF(now);
+      return now == object;
+#else
+      return PyWeakref_GET_OBJECT(reference) == object;
+#endif
+    }
+  };
+
+  // −1 where a tensor has no counter, as one that was made in inference mode.
+  int64_t version(PyObject* object) const {
+    PyObject* const value = type_ != nullptr && PyObject_TypeCheck(object, type_)
+                                ? get_.get(object, get_.closure)
+                                : PyObject_GetAttrString(object, "_version");
+    const int64_t number = value != nullptr ? PyLong_AsLongLong(value) : -1;
+    Py_XDECREF(value);
+    if (number == -1) PyErr_Clear();
+    return number;
+  }
+
+  std::vector<Known> known_;
+  Describe describe_;
+  std::unordered_map<int64_t, size_t> place_;
+  int64_t at_least_ = 0;
+  PyTypeObject* type_ = nullptr;
+  PyGetSetDef get_ = {};
 };
 
 }  // namespace noetherperf

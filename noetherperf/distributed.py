@@ -171,25 +171,32 @@ class Ranks:
             self._groups.setdefault(ranks, (group, mesh.device_type))
         return cut
 
-    def gather(self, measurement: Measurement) -> Measurement:
+    def gather(self, measurement: Measurement, flags: Tensor) -> tuple[Measurement, Tensor]:
         """The measurement of the whole parameters, from every rank's own: one all-reduce for each cut that there is.
 
         A collective where parameters are sharded, and a copy on the CPU; else the measurement itself.
+
+        Args:
+            measurement: This rank's.
+            flags: More numbers, float64 on the CPU [n].
+
+        Returns:
+            That measurement, and the flags' sum over the ranks and over the cuts.
 
         Raises:
             RuntimeError: The ranks measure different things, or are not at the same step.
         """
         if self._shards is None:
-            return measurement
+            return measurement, flags
         here = measurement.cpu()
-        total = [torch.zeros(())] * 4
+        total = [torch.zeros(())] * 5
         for cut in self._shards.cuts:
             partial = self._shards.partial(here, cut)
-            sums = [partial.moments, *partial.states, partial.propagators]
+            sums = [flags, partial.moments, *partial.states, partial.propagators]
             if self.whole.n_segments > 0:
                 sums = self._add_up(sums, cut, f"{self._what} in step {here.clock[0].item():.0f}")
             total = [old + new for old, new in zip(total, sums, strict=True)]
-        return Measurement.of([*total, here.clock])
+        return Measurement.of([*total[1:], here.clock]), total[0]
 
     def _add_up(self, sums: Sequence[Tensor], cut: Cut, agreed: str) -> list[Tensor]:
         """Add up every rank's sums over the ranks of a cut, all of which must agree on something."""

@@ -4,20 +4,26 @@ A law adds up its parts' charges, and what cancels by symmetry cancels only if a
 coefficients, and a gradient for all or for none. Tensors start in one class; a step in which two tensors of a class
 are treated differently splits it, and every symmetry with parts in different classes is open from then on.
 
+Who writes a parameter or a momentum buffer between two steps has made a step that no law knows: every symmetry with a
+part in that tensor is open too.
+
 A learning rate that is a tensor on a device is known by being that tensor; the host does not ask what it holds. Nor
 does it know of a step that a device skipped, so that a law may be called open for one that was not made.
 
 Derived in docs/theory.md, section 3.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from noetherperf.hyper import Hyper
 from noetherperf.symmetry import Symmetry
+
+ANEW = "reset_measurement() starts the laws anew"
 
 
 class Openness:
@@ -32,17 +38,24 @@ class Openness:
     def __init__(self, symmetries: Sequence[Symmetry], names: Sequence[str], hyper_index: Sequence[int]) -> None:
         index = {name: i for i, name in enumerate(names)}
         self._names, self._hyper_index = names, hyper_index
-        self._members = {s.name: sorted({index[part.parameter] for part in s.parts}) for s in symmetries if s.claimed}
+        self._members = {s.name: sorted({index[part.parameter] for part in s.parts}) for s in symmetries}
         self._unclaimed = [s.name for s in symmetries if not s.claimed]
         self.reset()
 
     def reset(self) -> None:
         """Start anew: all tensors in one class."""
-        self.reasons: dict[str, str] = dict.fromkeys(
+        self._reasons: dict[str, str] = dict.fromkeys(
             self._unclaimed, "no symmetry is claimed: free + forced leaves out the gradient's part, which defect holds"
         )
+        self._changes: dict[str, str] = {}  # beside those, what was written between steps
         self._classes = [0] * len(self._names)
         self._last: Hashable = None
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """The symmetries whose laws are open, by name, and why."""
+        both = (self._reasons, self._changes)
+        return {name: "; ".join(x[name] for x in both if name in x) for name in {**self._reasons, **self._changes}}
 
     def update(
         self, step: int, hypers: Sequence[Hyper], lrs: Sequence[Tensor | None], first: bytes, missing: bytes
@@ -69,10 +82,34 @@ class Openness:
         number: dict[Hashable, int] = {}
         self._classes = [number.setdefault(pair, len(number)) for pair in zip(self._classes, keys, strict=True)]
         for name, members in self._members.items():
-            if name not in self.reasons:
+            if name not in self._reasons:
                 other = next((i for i in members if self._classes[i] != self._classes[members[0]]), None)
                 if other is not None:
-                    self.reasons[name] = self._reason(step, members[0], other, groups, missing)
+                    self._reasons[name] = self._reason(step, members[0], other, groups, missing)
+
+    def changed(self, step: int, parameters: Iterable[int], buffers: Iterable[int]) -> None:
+        """Take note of tensors that were written, or buffers that were replaced, after so many steps and by none."""
+        what = {i: f"the momentum buffer of {self._names[i]}" for i in buffers}
+        what |= {i: self._names[i] for i in parameters}
+        for name, members in self._members.items():
+            first = next((what[i] for i in members if i in what), None)
+            if first is not None:
+                self._changes.setdefault(name, f"{first} was changed outside step() after step {step}; {ANEW}")
+
+    def flags(self) -> Tensor:
+        """1, and for each symmetry whether one of its tensors was changed so: what ranks add up, to agree on it."""
+        return torch.tensor([1, *(name in self._changes for name in self._members)], dtype=torch.float64)
+
+    def agree(self, totals: Tensor) -> None:
+        """Take note of what other ranks noticed.
+
+        Args:
+            totals: The sum of flags().
+        """
+        n_ranks, *counts = totals.tolist()
+        for name, count in zip(self._members, counts, strict=True):
+            if 0 < count < n_ranks:
+                self._changes[name] = f"on some ranks a tensor of it was changed outside step(), on others not; {ANEW}"
 
     def _reason(self, step: int, i: int, j: int, groups: "Sequence[_Group]", missing: bytes) -> str:
         a, b = self._names[i], self._names[j]
@@ -87,13 +124,14 @@ class Openness:
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs."""
-        return {"classes": list(self._classes), "reasons": dict(self.reasons)}
+        return {"classes": list(self._classes), "reasons": dict(self._reasons), "changes": dict(self._changes)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint of the same symmetries; tensors that came since are in no symmetry yet."""
         classes = [int(c) for c in state["classes"]]
         self._classes = classes + [0] * (len(self._names) - len(classes))
-        self.reasons = {str(name): str(reason) for name, reason in state["reasons"].items()}
+        self._reasons = {str(name): str(reason) for name, reason in state["reasons"].items()}
+        self._changes = {str(name): str(reason) for name, reason in state.get("changes", {}).items()}
         self._last = None
 
 

@@ -8,16 +8,22 @@ whole tensor (axis None) borrows the segments of any view the tensor has.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import gcd, prod
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from noetherperf.laws import N_STATE, Law, State
+from noetherperf.laws import N_STATE, Law, State, two_sum
 from noetherperf.moments import N_MOMENTS, Moment
 from noetherperf.symmetry import Part, Symmetry
+
+#: Where Engine.measure leaves a law's charge x and its y, ⟨v, 1⟩ or ⟨p, v⟩.
+CHARGE_AND_MOMENTUM = {
+    Law.TRANSLATION: (Moment.SUM_P, Moment.SUM_G),
+    Law.NORM: (Moment.SQ_P, Moment.DOT_PG),
+}
 
 
 @dataclass(frozen=True)
@@ -69,19 +75,20 @@ class Plan:
     def n_law_segments(self, law: Law) -> int:
         return sum(view.n_segments for view in self.views if view.law_segment[law] >= 0)
 
-    def law_places(self, law: Law) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The segment and the tensor of each of a law's states, [n segments with that law] each."""
-        views = [
-            (view.law_segment[law], view.segment, view.tensor, view.n_segments)
-            for view in self.views
-            if view.law_segment[law] >= 0
-        ]
-        at, segment, tensor, lengths = np.array(views, dtype=np.int64).reshape(-1, 4).T
-        within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        segments, tensors = np.empty((2, len(within)), dtype=np.int64)
-        places = np.repeat(at, lengths) + within
-        segments[places], tensors[places] = np.repeat(segment, lengths) + within, np.repeat(tensor, lengths)
-        return segments, tensors
+    @cached_property
+    def indices(self) -> tuple[Tensor, ...]:
+        """Each segment's tensor [n_segments], and for each law the segment of each of its states, int64."""
+        views = [(view.tensor, view.segment, view.n_segments, *view.law_segment) for view in self.views]
+        tensor, segment, length, *law_segments = np.array(views, dtype=np.int64).reshape(-1, 3 + len(Law)).T
+        found = [np.repeat(tensor, length)]
+        for law, at in zip(Law, law_segments, strict=True):
+            asked = at >= 0
+            n = length[asked]
+            within = np.arange(n.sum()) - np.repeat(np.cumsum(n) - n, n)
+            segments = np.zeros(self.n_law_segments(law), np.int64)
+            segments[np.repeat(at[asked], n) + within] = np.repeat(segment[asked], n) + within
+            found.append(segments)
+        return tuple(map(torch.from_numpy, found))
 
 
 @dataclass
@@ -161,20 +168,55 @@ class Measurement:
             plan: The plan of this measurement.
             warm: Per tensor, whether it has a momentum buffer.
         """
-        is_warm = torch.tensor(warm, dtype=torch.bool)
-        for law, x, y in ((Law.TRANSLATION, Moment.SUM_P, Moment.SUM_G), (Law.NORM, Moment.SQ_P, Moment.DOT_PG)):
-            segments, tensors = map(torch.from_numpy, plan.law_places(law))
-            warm_segments = is_warm[tensors].to(self.moments.device)
-            segments = segments.to(self.moments.device)
+        device = self.moments.device
+        is_warm, tensor, *law_segments = (
+            x.to(device, non_blocking=True) for x in (torch.tensor(warm, dtype=torch.bool), *plan.indices)
+        )
+        for (law, (x, y)), segment in zip(CHARGE_AND_MOMENTUM.items(), law_segments, strict=True):
             state = self.states[law]
             state.zero_()
-            state[State.X0] = state[State.X] = self.moments[x, segments]
-            state[State.Y0] = state[State.Y] = torch.where(warm_segments, self.moments[y, segments], 0.0)
+            state[State.X0] = state[State.X] = self.moments[x, segment]
+            momentum = torch.where(is_warm[tensor[segment]], self.moments[y, segment], 0.0)
+            state[State.Y0] = state[State.Y] = momentum
         self.moments[Moment.SUM_G :] = 0.0
         self.propagators.copy_(
             torch.eye(2, dtype=torch.float64, device=self.propagators.device).expand_as(self.propagators)
         )
         self.clock.zero_()
+
+    def follow(self, plan: Plan, before: Tensor, warm: Sequence[bool], changed: Sequence[bool]) -> None:
+        """Take over what Engine.measure left in the moments after tensors were changed by other means than steps.
+
+        Their charges are what they are now, and the jump is the defect's: of x the difference to the charge as it was
+        stored, of y the difference to the budget. Rounding stays what storing lost, and the identity holds for what
+        comes after. All other moments are those of the last step.
+
+        Args:
+            plan: The plan of this measurement.
+            before: The moments before they were measured anew.
+            warm: Per tensor, whether it has a momentum buffer.
+            changed: Per tensor, whether it or its buffer was changed.
+        """
+        device = self.moments.device
+        flags = (torch.tensor(x, dtype=torch.bool) for x in (warm, changed))
+        # Copied without blocking: the host must not wait until the device is through with its steps.
+        is_warm, is_changed, tensor, *law_segments = (x.to(device, non_blocking=True) for x in (*flags, *plan.indices))
+        measured = self.moments.clone()
+        self.moments.copy_(before)
+        here = is_changed[tensor]
+        for row in (Moment.SUM_P, Moment.SQ_P):
+            self.moments[row] = torch.where(here, measured[row], before[row])
+        for (law, (x, y)), segment in zip(CHARGE_AND_MOMENTUM.items(), law_segments, strict=True):
+            state, jumps, owner = self.states[law], here[segment], tensor[segment]
+            now = torch.where(is_warm[owner], measured[y, segment], 0.0)
+            x_jump = torch.where(jumps, measured[x, segment] - before[x, segment], 0.0)
+            y_jump = torch.where(jumps, now - state[State.Y], 0.0)
+            state[State.X], rest = two_sum(state[State.X], x_jump)
+            state[State.X_REST] += rest
+            state[State.Y] += y_jump
+            if law == Law.NORM:
+                state[State.DEFECT_X] += x_jump
+                state[State.DEFECT_Y] += y_jump
 
 
 def _rows(n_rows: int, n: int, device: torch.device | str) -> Tensor:

@@ -31,7 +31,8 @@ class Prediction:
     Fields:
         free: From the initial charge (and a warm momentum buffer) alone: decay, oscillation.
         forced: From the finite steps: |u|² (discrete law), |g|² or |θ̇|² (flow law); zero for a translation.
-        defect: From the gradient constraint's violation; zero where the symmetry holds, and always in the flow law.
+        defect: From the gradient constraint's violation, and from what others wrote between steps; zero where the
+            symmetry holds and nobody did, and always in the flow law.
         budget: free + forced + defect: in the discrete law an identity of the update, up to rounding, for any set of
             parameters. It is kept by itself, for its parts may be large and cancel.
     """
@@ -318,7 +319,8 @@ def _terms(symmetries: Sequence[Symmetry], sources: Sequence[Source]) -> tuple[_
 
 def _components(source: Source, law: Law) -> NDArray[np.float64]:
     """Of every state of a law: initial; discrete free, forced, defect, budget; flow free, forced; [7, n segments]."""
-    _, tensors = source.plan.law_places(law)
+    tensor, *law_segments = (x.numpy() for x in source.plan.indices)
+    tensors = tensor[law_segments[law]]
     state = source.measurement.states[law].numpy()
     propagators = source.measurement.propagators.numpy()[:, law]
     xx, xy = propagators[tensors, 0, 0].T

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import operator
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,10 +19,12 @@ from noetherperf.distributed import Ranks, check_whole, is_distributed, local, l
 from noetherperf.engines import Engine, OnDevice
 from noetherperf.engines.reader import make_gatherer
 from noetherperf.hyper import Hyper, device_lr
+from noetherperf.names import check_order, unwrapped
 from noetherperf.openness import Openness
 from noetherperf.plan import Measurement, make_plan
 from noetherperf.readout import Readout, Source, read
 from noetherperf.symmetry import Symmetry, from_json, to_json, validate
+from noetherperf.watched import Tensors, Watched
 
 MEASUREMENT_VERSION = 2
 
@@ -135,6 +138,7 @@ class SGD(Optimizer):
         self._kinds: list[object] = []
         self._here: list[Tensor] = []  # what of them is in this rank's memory
         self._sharded = False
+        self._watched: Watched | None = None  # none before there is something to compare with
         self._symmetries: tuple[Symmetry, ...] = ()
         defaults = {
             "lr": lr,
@@ -178,13 +182,17 @@ class SGD(Optimizer):
         """
         return self._step_count
 
+    @property
+    def measurement_id(self) -> str:
+        """Names this measurement: another one whenever measuring starts anew, the same in its checkpoints and copies.
+
+        Readouts of one measurement_id belong to one series; readout() itself may start a measurement anew.
+        """
+        return self._measurement_id
+
     def _names(self) -> list[str | None]:
         """One name per parameter, over all groups; None where parameters came, or were put there, without names."""
-        names: list[str | None] = []
-        for group in self.param_groups:
-            given, n = group.get("param_names", ()), len(group["params"])
-            names += given if len(given) == n else [None] * n
-        return names
+        return _names_in(self.param_groups)
 
     def _check_symmetries(self, symmetries: Sequence[Symmetry]) -> tuple[Symmetry, ...]:
         names = [name for name in self._names() if name is not None]
@@ -212,8 +220,10 @@ class SGD(Optimizer):
         """Forget what was measured; measuring begins at the next step or readout."""
         self._began = False
         self._step_count = 0
+        self._measurement_id = uuid.uuid4().hex
         self._carried: list[list[Tensor]] | None = None  # measurements to go on from when engines are made
         self._open_reasons: dict[str, Any] | None = None
+        self._watched = None
 
     def _prepare(self) -> list[_Device]:
         """The devices with their plans and engines, made when first needed and after every change of parameters.
@@ -266,6 +276,8 @@ class SGD(Optimizer):
         if self._open_reasons is not None:
             self._openness.load_state_dict(self._open_reasons)
         self._carried = self._open_reasons = None  # they live on in the engines' measurements
+        if self._watched is not None:
+            self._watched.know_moved(self._here)
         self._devices = devices
         return devices
 
@@ -342,11 +354,11 @@ class SGD(Optimizer):
             grads = list(map(local_gradient, self._labels, self._params, grads))
         for device in devices:
             device.engine.admit(device.pick(grads))
-        if not self._began:
-            self._begin()
+        held, buffers, unwritten = self._buffers()
+        self._catch_up(held, buffers)
 
         hypers = [Hyper.of(group) for group in self.param_groups]
-        buffers, first = self._ready_buffers(missing)
+        first = self._make_buffers(held, buffers, unwritten, missing)
         self._may_be_fresh |= on_device.found_inf is not None and 1 in first
         for device in devices:
             engine_hypers, inputs = device.bring(hypers, on_device)
@@ -357,7 +369,8 @@ class SGD(Optimizer):
         )
         torch.autograd.graph.increment_version(written)
         self._step_count += 1
-        if self._symmetries:
+        if self._watched is not None:
+            self._watched.stepped(missing, first, held, buffers)
             self._openness.update(self._step_count, hypers, on_device.lrs, bytes(first), missing)
         return loss
 
@@ -375,25 +388,25 @@ class SGD(Optimizer):
             found_inf = None
         return OnDevice([device_lr(group) for group in self.param_groups], getattr(self, "grad_scale", None), found_inf)
 
-    def _buffers(self) -> tuple[list[Tensor | None], bytes]:
-        """Every parameter's momentum buffer as the state holds it now, None where there is none; and 1 where so."""
-        buffers, missing = self._gatherer.items(self.state, "momentum_buffer")
-        if self._sharded:
-            buffers = list(map(local_buffer, self._labels, self._params, buffers))
-        return buffers, missing
+    def _buffers(self) -> tuple[Tensors, Tensors, bytes]:
+        """Every parameter's momentum buffer as the state holds it now, None where there is none; what of it is in this
+        rank's memory; and 1 where there is none."""
+        held, unwritten = self._gatherer.items(self.state, "momentum_buffer")
+        buffers = list(map(local_buffer, self._labels, self._params, held)) if self._sharded else held
+        return held, buffers, unwritten
 
-    def _ready_buffers(self, without_grad: bytes) -> tuple[list[Tensor | None], bytearray]:
-        """The buffers, made where this step writes one for the first time; and where it does."""
-        buffers, missing = self._buffers()
-        first = bytearray(len(buffers))
-        if 1 in missing:
+    def _make_buffers(self, held: Tensors, buffers: Tensors, unwritten: bytes, without_grad: bytes) -> bytearray:
+        """Make buffers where this step writes one for the first time; where it does."""
+        first = bytearray(len(held))
+        if 1 in unwritten:
             momentum = [group["momentum"] != 0 for group in self.param_groups for _ in group["params"]]
             for i, p in enumerate(self._params):
-                if missing[i] and momentum[i] and not without_grad[i]:
+                if unwritten[i] and momentum[i] and not without_grad[i]:
                     first[i] = 1
-                    self.state[p]["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-                    buffers[i] = local(self.state[p]["momentum_buffer"])
-        return buffers, first
+                    made = torch.zeros_like(p, memory_format=torch.preserve_format)
+                    self.state[p]["momentum_buffer"] = held[i] = made
+                    buffers[i] = local(made)
+        return first
 
     def _drop_fresh_buffers(self) -> None:
         """Unmake the buffers whose first step a device skipped, as the host would not have made them; waits for it."""
@@ -402,6 +415,8 @@ class SGD(Optimizer):
                 fresh = device.engine.fresh
                 for i in itertools.compress(device.members, fresh.tolist() if isinstance(fresh, Tensor) else fresh):
                     self.state.get(self._params[i], {}).pop("momentum_buffer", None)
+                    if self._watched is not None:
+                        self._watched.know_buffer(i, None, None)
         self._may_be_fresh = False
 
     # ---- measuring --------------------------------------------------------------------------------------------------
@@ -409,12 +424,66 @@ class SGD(Optimizer):
     @torch.no_grad()
     def _begin(self) -> None:
         """Measure the parameters and buffers as they are: where the laws start."""
-        for device in self._prepare():
-            buffers = device.pick(self._buffers()[0])
-            device.engine.measure(buffers)
-            device.measurement.start(device.ranks.plan, [v is not None for v in buffers])
+        devices = self._prepare()
+        held, buffers, _ = self._buffers()
+        for device in devices:
+            own = device.pick(buffers)
+            device.engine.measure(own)
+            device.measurement.start(device.ranks.plan, [v is not None for v in own])
         self._openness.reset()
         self._began = True
+        if self._symmetries:
+            self._watch(held, buffers)
+
+    def _watch(self, held: Tensors, buffers: Tensors) -> None:
+        """Know what is measured as it is now."""
+        devices = self._prepare()
+        measured = sorted({device.members[view.tensor] for device in devices for view in device.ranks.whole.views})
+        self._watched = Watched(measured, self._params, self._here, held, buffers)
+
+    def _catch_up(self, held: Tensors, buffers: Tensors) -> None:
+        """Begin to measure, or take note of what others have written since; held, buffers: as _buffers gives them."""
+        if not self._began:
+            self._begin()
+        elif self._watched is None:
+            if self._symmetries:  # loaded, or a copy: there is nothing yet to compare with
+                self._watch(held, buffers)
+        else:
+            parameters, others = self._watched.changed(held, buffers)
+            if not parameters and not others:
+                return
+            if self._step_count == 0:  # no law has begun to run
+                self._restart()
+                self._begin()
+                return
+            which = {*parameters, *others}
+            self._follow_changes(which, buffers)
+            self._openness.changed(self._step_count, parameters, others)
+            self._watched.know(which, held, buffers)
+
+    def _follow_changes(self, which: set[int], buffers: Tensors) -> None:
+        """Measure what others have written, and have the laws go on from there."""
+        for device in self._prepare():
+            changed = [i in which for i in device.members]
+            if any(changed):
+                before, own = device.measurement.moments.clone(), device.pick(buffers)
+                device.engine.measure(own)
+                device.measurement.follow(device.ranks.plan, before, [v is not None for v in own], changed)
+
+    @torch.no_grad()
+    def _catch_up_now(self) -> list[_Device]:
+        """The devices, with what others have written taken note of, if measuring has begun."""
+        devices = self._prepare()
+        if self._began:
+            self._catch_up(*self._buffers()[:2])
+        return devices
+
+    def _gather(self) -> list[Measurement]:
+        """Each device's measurement of the whole parameters; a collective where they are sharded."""
+        gathered = [device.ranks.gather(device.measurement, self._openness.flags()) for device in self._prepare()]
+        if gathered:
+            self._openness.agree(torch.stack([flags for _, flags in gathered]).sum(0))
+        return [whole for whole, _ in gathered]
 
     @torch.no_grad()
     def reset_measurement(self) -> None:
@@ -436,9 +505,8 @@ class SGD(Optimizer):
             RuntimeError: The ranks measure different things, or are not at the same step.
         """
         devices = self._prepare()
-        if not self._began:
-            self._begin()
-        sources = [Source(device.ranks.whole, device.ranks.gather(device.measurement).cpu()) for device in devices]
+        self._catch_up(*self._buffers()[:2])
+        sources = [Source(device.ranks.whole, x.cpu()) for device, x in zip(devices, self._gather(), strict=True)]
         self._step_count = int(sources[0].measurement.clock[0])
         home = next((i for i, device in enumerate(devices) if 0 in device.groups), 0)
         time = sources[home].measurement.clock[1].item()
@@ -453,15 +521,17 @@ class SGD(Optimizer):
         collective, as readout() is.
         """
         if self._symmetries:
-            self._prepare()
+            self._catch_up_now()
         self._drop_fresh_buffers()
         return super().state_dict()  # _add_measurement, the first of the hooks, adds it
 
     def _measured(self) -> dict[str, Any]:
         """What a checkpoint needs to go on measuring."""
-        wholes = [device.ranks.gather(device.measurement) for device in self._prepare()]
+        wholes = self._gather()
         return {
             "version": MEASUREMENT_VERSION,
+            "id": self._measurement_id,
+            "names": self._names(),
             "symmetries": to_json(self._symmetries),
             "began": self._began,
             "openness": self._openness.state_dict(),
@@ -472,8 +542,12 @@ class SGD(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state_dict of this class or of torch.optim.SGD; without measurement in it, measuring starts anew.
 
+        Goes by position, as torch does, and keeps this optimizer's names; where the checkpoint has names too, they say
+        whether positions mean the same parameters.
+
         Raises:
-            ValueError: It was measured with other symmetries; raised before anything is changed.
+            ValueError: It has this optimizer's names in other places, or was measured with other symmetries; raised
+                before anything is changed.
         """
         measured = state_dict.get("measurement")
         self._check_measurement(measured)
@@ -498,8 +572,14 @@ class SGD(Optimizer):
         if measured is not None and carried is not None:
             self._began = measured["began"]
             self._carried = carried
+            self._measurement_id = measured.get("id", self._measurement_id)  # older checkpoints have none
             self._step_count = int(carried[0][-1][0])
-            self._open_reasons = copy.deepcopy(measured["openness"])
+            saved_names = [s.name for s in from_json(measured["symmetries"])]  # with other wrappers, perhaps
+            own_names = dict(zip(saved_names, (s.name for s in self._symmetries), strict=True))
+            self._open_reasons = {
+                key: {own_names[name]: reason for name, reason in value.items()} if isinstance(value, dict) else value
+                for key, value in copy.deepcopy(measured["openness"]).items()
+            }
 
     def _check_measurement(self, measured: Mapping[str, Any] | None) -> None:
         if measured is None:
@@ -509,10 +589,11 @@ class SGD(Optimizer):
                 f"state_dict: its measurement has version {measured['version']}, this is version "
                 f'{MEASUREMENT_VERSION}; drop it (del state_dict["measurement"]) to load the rest and measure anew'
             )
-        saved = from_json(measured["symmetries"])
-        if tuple(saved) != self._symmetries:
-            saved_names, own_names = {s.name for s in saved}, {s.name for s in self._symmetries}
-            changed = sorted(saved_names ^ own_names) or sorted(s.name for s in set(saved) ^ set(self._symmetries))
+        check_order(measured.get("names", []), self._names())  # older ones have no names
+        saved, mine = (from_json(unwrapped(text)) for text in (measured["symmetries"], to_json(self._symmetries)))
+        if saved != mine:
+            saved_names, own_names = {s.name for s in saved}, {s.name for s in mine}
+            changed = sorted(saved_names ^ own_names) or sorted(s.name for s in set(saved) ^ set(mine))
             raise ValueError(
                 f"state_dict: it was measured with other symmetries (they differ in: {', '.join(changed) or 'order'}); "
                 "make the optimizer with the same ones, or drop the measurement "
@@ -528,12 +609,13 @@ class SGD(Optimizer):
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        self._drop_fresh_buffers()
-        state = dict(super().__getstate__())
         carried = self._carried
         openness = self._open_reasons
-        if self._devices is not None:
-            carried = [device.measurement.tensors() for device in self._prepare()]
+        devices = None if self._devices is None else self._catch_up_now()
+        self._drop_fresh_buffers()
+        state = dict(super().__getstate__())
+        if devices is not None:
+            carried = [device.measurement.tensors() for device in devices]
             openness = self._openness.state_dict()
         state["_measured"] = {
             "_requested": self._requested,
@@ -541,6 +623,7 @@ class SGD(Optimizer):
             "_symmetries": self._symmetries,
             "_began": self._began,
             "_step_count": self._step_count,
+            "_measurement_id": self._measurement_id,
             "_carried": carried,
             "_open_reasons": openness,
         }
@@ -549,10 +632,14 @@ class SGD(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
         measured = state.pop("_measured", None)
+        if measured is None:  # load_state_dict, which has changed nothing yet: from here on names are our own
+            check_order(_names_in(state["param_groups"]), self._names())
+            for group, own in zip(state["param_groups"], self.param_groups, strict=True):
+                group.update({"param_names": own["param_names"]} if "param_names" in own else {})
         super().__setstate__(state)
-        if measured is not None:  # unpickling or copying; load_state_dict comes here too, without it
+        if measured is not None:  # unpickling or copying
             self.__dict__.update(measured)
-            self._devices, self._sharded = None, False
+            self._devices, self._sharded, self._watched = None, False, None
             self._note_parameters()
             self.register_state_dict_post_hook(_add_measurement)
         for group in self.param_groups:
@@ -566,6 +653,15 @@ def _add_measurement(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
     """A state_dict hook of every SGD, its first."""
     if isinstance(optimizer, SGD) and optimizer.symmetries:
         state_dict["measurement"] = optimizer._measured()
+
+
+def _names_in(groups: Iterable[Mapping[str, Any]]) -> list[str | None]:
+    """One name per parameter of these groups, None where there is none."""
+    names: list[str | None] = []
+    for group in groups:
+        given, n = group.get("param_names", ()), len(group["params"])
+        names += given if len(given) == n else [None] * n
+    return names
 
 
 def _kind(p: Tensor) -> tuple[torch.device, torch.dtype, torch.Size]:

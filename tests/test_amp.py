@@ -287,6 +287,7 @@ class TestOnDevice:
         assert all((p - q).abs().max() <= 1e-13 for p, q in zip(net.parameters(), other.parameters(), strict=True))
         if isinstance(going_on, nperf.SGD):
             assert_identities(going_on, 1e-12)
+            assert not any("outside" in law.reason for law in going_on.readout().values())
 
     def test_a_learning_rate_is_not_read(self, net: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
         lr = torch.tensor(0.1, dtype=torch.float64)

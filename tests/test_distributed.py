@@ -394,6 +394,61 @@ def record(directory: str) -> dict[str, Any]:
     return {"charge": torch.from_numpy(recorded.dataset["charge"].to_numpy()), "steps": recorded.steps.tolist()}
 
 
+def write_outside(directory: str) -> dict[str, Any]:
+    """Tensors that others write between two steps: whole ones on every rank, then what is on one rank alone."""
+    found: dict[str, Any] = {}
+    for distribute in (fsdp, fsdp_columns, tensor_parallel):
+        net = make_net(N_CHECKPOINT)
+        over = distribute(net)
+        optimizer = optimizer_of(net, NESTEROV)
+        readouts = []
+        for steps, change in OUTSIDE:
+            train(over.net, optimizer, steps, share=over.share)
+            change(net, optimizer)
+            readouts.append(optimizer.readout())
+        shard: Any = net.get_parameter("fc1.bias")
+        shard._local_tensor = shard.to_local().detach().clone()  # which is no change
+        readouts.append(optimizer.readout())
+        with torch.no_grad():
+            if torch.distributed.get_rank() == 0:
+                shard.to_local().mul_(0.5)
+        alone = optimizer.readout()
+        optimizer.step()
+        found[distribute.__name__] = {
+            "values": [values_of(readout) for readout in readouts],
+            "reasons": [{name: law.reason for name, law in readout.items()} for readout in (*readouts, alone)],
+            "whole": shard.full_tensor().detach(),
+            "end": values_of(optimizer.readout()),
+            "saved": optimizer.state_dict()["measurement"]["openness"],
+        }
+    return found
+
+
+@torch.no_grad()
+def double_weight(net: nn.Module, optimizer: nperf.SGD) -> None:
+    net.get_parameter("fc1.weight").mul_(2.0)
+
+
+@torch.no_grad()
+def zero_buffer(net: nn.Module, optimizer: nperf.SGD) -> None:
+    optimizer.state[net.get_parameter("fc2.weight")]["momentum_buffer"].zero_()
+
+
+def leave(net: nn.Module, optimizer: nperf.SGD) -> None:
+    """Change nothing."""
+
+
+#: Before the first step measuring starts anew; later the laws are open.
+OUTSIDE = [
+    (range(0), leave),
+    (range(0), double_weight),
+    (range(2), leave),
+    (range(2, 4), zero_buffer),
+    (range(4, 5), double_weight),
+    (range(5, 6), leave),
+]
+
+
 def raised(function: Callable[[], Any]) -> str:
     try:
         function()
@@ -542,6 +597,33 @@ def test_without_symmetries_it_steps_like_torch(tmp_path: Path) -> None:
         assert found["readout"] == 0
         assert len(found["differences"]) == 2 * len(list(make_net(5).parameters()))
         assert max(found["differences"]) <= 1e-14
+
+
+def test_what_is_written_between_steps_is_noticed_by_all_ranks(tmp_path: Path) -> None:
+    """As by one process; and what one rank alone has written, all of them are told of."""
+    net = make_net(N_CHECKPOINT)
+    optimizer = optimizer_of(net, NESTEROV)
+    alone = []
+    for steps, change in OUTSIDE:
+        train(net, optimizer, steps)
+        change(net, optimizer)
+        alone.append(optimizer.readout())
+    assert [alone[i]["fc1->fc2"].closed for i in range(6)] == [True, True, True, False, False, False]
+    assert alone[-1]["norm->fc1"].reason.startswith("fc1.weight was changed outside step() after step 5")
+    alone.append(alone[-1])
+    reasons = [{name: law.reason for name, law in readout.items()} for readout in alone]
+    on_some = "; on some ranks a tensor of it was changed outside step(), on others not; reset_measurement() starts the"
+    reasons.append({**reasons[-1], "fc1.bias": f"{reasons[-1]['fc1.bias']}{on_some} laws anew"})
+    ranks = run_world(2, write_outside, tmp_path)
+    for found in ranks:
+        for way, seen in found.items():
+            for i, (values, one) in enumerate(zip(seen["values"], alone, strict=True)):
+                assert difference(values, values_of(one)) == "", (way, i)
+            assert seen["reasons"] == reasons, way
+            assert (seen["end"]["fc1.bias: charge"] - seen["whole"].square().sum()).abs() <= TOLERANCE
+            for name in alone[-1]:
+                assert seen["end"][f"{name}: rounding"].abs().max() <= TOLERANCE, (way, name)
+            assert seen["saved"] == ranks[0][way]["saved"]
 
 
 def test_every_rank_has_a_record(tmp_path: Path) -> None:

@@ -3,8 +3,9 @@
 import copy
 import inspect
 import io
+import itertools
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -26,7 +27,7 @@ from training import (
 )
 
 import noetherperf as nperf
-from noetherperf import Norm, Part, layers, neurons
+from noetherperf import Norm, Part, Scale, layers, neurons
 
 # The hyperparameters of one group, by what is special about them.
 CASES: dict[str, dict[str, Any]] = {
@@ -745,6 +746,170 @@ class TestState:
         train(net, optimizer, range(n_steps, n_steps + 5))
         assert_same(other, twin, net, optimizer, tolerance=0.0)
         assert_same_readout(twin.readout(), optimizer.readout())
+
+
+class TestNamesInCheckpoints:
+    """torch loads by position. Names stay the optimizer's own, and say whether positions mean the same parameters."""
+
+    OPTIONS: MappingProxyType[str, Any] = MappingProxyType({"lr": 0.1, "momentum": 0.9})
+    NORM = Norm("fc1", [Part("fc1.weight", 0)])
+    REORDERED = ("fc1.bias", "fc1.weight", "fc2.weight", "fc2.bias")
+    NAMES = ("fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias")
+
+    @staticmethod
+    def named(net: nn.Module, names: Sequence[str], rename: str = "{}") -> list[tuple[str, Tensor]]:
+        return [(rename.format(name), net.get_parameter(name)) for name in names]
+
+    @pytest.mark.parametrize("source", ["torch", "ours", "ours without a measurement"])
+    @pytest.mark.parametrize("rename", ["{}", "module.{}"])
+    @pytest.mark.parametrize("sizes", [(4,), (2, 2), (1, 3)], ids=str)
+    def test_another_order_is_refused(self, backend: str, source: str, rename: str, sizes: tuple[int, ...]) -> None:
+        """Within a parameter group and across them; before anything is changed."""
+
+        def groups(net: nn.Module, names: Sequence[str], rename: str = "{}") -> list[dict[str, Any]]:
+            named = iter(self.named(net, names, rename))
+            return [{"params": list(itertools.islice(named, n))} for n in sizes]
+
+        saver = make_net(backend)
+        first: torch.optim.Optimizer
+        if source == "torch":
+            first = torch.optim.SGD(groups(saver, self.REORDERED, rename), **self.OPTIONS)
+        else:
+            norm = Norm("fc1", [Part(rename.format("fc1.weight"), 0)])
+            watched = [norm] if source == "ours" else []
+            first = nperf.SGD(
+                groups(saver, self.REORDERED, rename), symmetries=watched, backend=backend, **self.OPTIONS
+            )
+        train(saver, first, range(2))
+
+        net = make_net(backend)
+        own = groups(net, self.NAMES)
+        optimizer = nperf.SGD(own, lr=0.25, momentum=0.9, symmetries=[self.NORM], backend=backend)
+        train(net, optimizer, range(3))
+        state, readout = copy.deepcopy(optimizer.state_dict()), optimizer.readout()
+        with pytest.raises(ValueError, match=r"'fc1.weight' is parameter 0 of this optimizer and 1 of the"):
+            optimizer.load_state_dict(first.state_dict())
+        assert optimizer.param_groups[0]["lr"] == 0.25
+        assert all(
+            torch.equal(old["momentum_buffer"], new["momentum_buffer"])
+            for old, new in zip(state["state"].values(), optimizer.state_dict()["state"].values(), strict=True)
+        )
+        assert_same_readout(optimizer.readout(), readout)
+
+    def test_another_order_across_groups_of_one_size(self, backend: str) -> None:
+        net = make_net(backend)
+        a, b = self.named(net, self.NAMES[:2]), self.named(net, self.NAMES[2:])
+        swapped = torch.optim.SGD([{"params": b}, {"params": a}], lr=0.1)
+        optimizer = nperf.SGD([{"params": a}, {"params": b}], lr=0.1, symmetries=[self.NORM], backend=backend)
+        with pytest.raises(ValueError, match=r"'fc1.weight' is parameter 0 of this optimizer and 2 of"):
+            optimizer.load_state_dict(swapped.state_dict())
+
+    @pytest.mark.parametrize(
+        ("theirs_as", "ours_as"),
+        [
+            ("module.{}", "{}"),
+            ("_orig_mod.{}", "{}"),
+            ("_orig_mod.module.{}", "{}"),
+            ("{}", "module.{}"),
+            ("_fsdp_wrapped_module.net._orig_mod.{}", "net.{}"),
+            ("wholly.different.{}", "{}"),
+        ],
+    )
+    @pytest.mark.parametrize("measures", [False, True], ids=["torch", "ours"])
+    def test_wrapped_names_and_others_load(self, backend: str, theirs_as: str, ours_as: str, measures: bool) -> None:
+        net, other = make_net(backend), make_net(backend)
+        first: torch.optim.Optimizer
+        if measures:
+            watched = [Norm("fc1", [Part(theirs_as.format("fc1.weight"), 0)])]
+            named = self.named(other, self.NAMES, theirs_as)
+            first = nperf.SGD(named, symmetries=watched, backend=backend, **self.OPTIONS)
+        else:
+            first = torch.optim.SGD(self.named(other, self.NAMES, theirs_as), **self.OPTIONS)
+        train(other, first, range(3))
+        mine = [Norm("fc1", [Part(ours_as.format("fc1.weight"), 0)])]
+        named = self.named(net, self.NAMES, ours_as)
+        optimizer = nperf.SGD(named, lr=1.0, symmetries=mine, backend=backend)
+        state = copy.deepcopy(first.state_dict())
+        if measures and "different" in theirs_as:
+            with pytest.raises(ValueError, match="other symmetries"):
+                optimizer.load_state_dict(state)
+            del state["measurement"]
+        net.load_state_dict(other.state_dict())
+        optimizer.load_state_dict(state)
+        assert optimizer.param_groups[0]["param_names"] == [ours_as.format(name) for name in self.NAMES]
+        train(net, optimizer, range(3, 6))
+        train(other, first, range(3, 6))
+        assert_same(net, optimizer, other, first)
+        law = optimizer.readout()["fc1"]
+        assert optimizer.step_count == (6 if "measurement" in state else 3)
+        torch.testing.assert_close(law.charge, net.get_parameter("fc1.weight").detach().cpu().square().sum(1))
+        assert law.rounding.abs().max() <= 1e-13
+        assert optimizer.state_dict()["measurement"]["names"] == [ours_as.format(name) for name in self.NAMES]
+
+    def test_reasons_go_to_the_same_symmetry_under_its_own_name(self, backend: str) -> None:
+        net = make_net(backend)
+        rows = [Part("module.fc1.weight", 0), Part("module.fc1.bias", 0)]
+        first = nperf.SGD(
+            self.named(net, self.NAMES, "module.{}"), symmetries=[Scale("module.fc1", rows)], backend=backend
+        )
+        train(net, first, range(1))
+        net.get_parameter("fc1.bias").requires_grad_(False)
+        net.get_parameter("fc1.bias").grad = None
+        train(net, first, range(1, 2))
+        mine = [Scale("fc1", [Part("fc1.weight", 0), Part("fc1.bias", 0)])]
+        optimizer = nperf.SGD(net.named_parameters(), symmetries=mine, backend=backend)
+        optimizer.load_state_dict(first.state_dict())
+        assert "had no gradient" in optimizer.readout()["fc1"].reason
+
+    def test_loading_only_the_measurement_looks_at_names_too(self, backend: str) -> None:
+        """And an older measurement, which has none, loads as it is."""
+        net, other = make_net(backend), make_net(backend)
+        first = nperf.SGD(self.named(other, self.REORDERED), lr=0.1, symmetries=[self.NORM], backend=backend)
+        train(other, first, range(2))
+        optimizer = nperf.SGD(net.named_parameters(), lr=0.1, symmetries=[self.NORM], backend=backend)
+        train(net, optimizer, range(2))
+        before = optimizer.readout()
+        with pytest.raises(ValueError, match="in another order"):
+            optimizer.load_measurement(first.state_dict()["measurement"])
+        assert_same_readout(optimizer.readout(), before)
+        measured = copy.deepcopy(optimizer.state_dict()["measurement"])
+        del measured["names"], measured["id"]
+        optimizer.load_measurement(measured)
+        assert_same_readout(optimizer.readout(), before)
+
+    def test_an_added_group_and_copies_keep_the_names(self, backend: str) -> None:
+        net, other = make_net(backend), make_net(backend)
+        first = torch.optim.SGD(self.named(other, self.NAMES[:2], "module.{}"), lr=0.1)
+        first.add_param_group({"params": self.named(other, self.NAMES[2:], "module.{}")})
+        optimizer = nperf.SGD(self.named(net, self.NAMES[:2]), lr=0.1, symmetries=[self.NORM], backend=backend)
+        optimizer.add_param_group({"params": self.named(net, self.NAMES[2:])})
+        optimizer.load_state_dict(first.state_dict())
+        net, optimizer = copy.deepcopy((net, optimizer))
+        assert [group["param_names"] for group in optimizer.param_groups] == [[*self.NAMES[:2]], [*self.NAMES[2:]]]
+        train(net, optimizer, range(2))
+        assert optimizer.readout()["fc1"].rounding.abs().max() <= 1e-13
+
+    def test_a_hook_may_sort_a_checkpoint(self, backend: str) -> None:
+        """As torch's documentation of register_load_state_dict_pre_hook has it."""
+        net, other = make_net(backend), make_net(backend)
+        first = torch.optim.SGD(self.named(other, self.REORDERED), **self.OPTIONS)
+        train(other, first, range(3))
+
+        def by_name(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+            (own,), (group,) = optimizer.param_groups, state_dict["param_groups"]
+            place = [group["param_names"].index(name) for name in own["param_names"]]
+            state = {i: state_dict["state"][j] for i, j in enumerate(place)}
+            return {"state": state, "param_groups": [{**group, "param_names": own["param_names"]}]}
+
+        optimizer = nperf.SGD(net.named_parameters(), lr=1.0, symmetries=[self.NORM], backend=backend)
+        optimizer.register_load_state_dict_pre_hook(by_name)
+        net.load_state_dict(other.state_dict())
+        optimizer.load_state_dict(copy.deepcopy(first.state_dict()))
+        train(net, optimizer, range(3, 6))
+        train(other, first, range(3, 6))
+        for name in self.NAMES:
+            torch.testing.assert_close(net.get_parameter(name), other.get_parameter(name))
+        assert optimizer.readout()["fc1"].rounding.abs().max() <= 1e-13
 
 
 class TestRefusals:

@@ -32,7 +32,8 @@ class Engine(Protocol):
     """Steps the tensors of one plan and measures them.
 
     Engines are made for fixed parameters (Python objects; their storage may change), one Measurement, and one
-    parameter group per tensor. They change parameters, buffers and the measurement, and nothing else.
+    parameter group per tensor. They change parameters, buffers and the measurement, and nothing else: no version
+    counter either.
     """
 
     @property

@@ -1,9 +1,12 @@
 """What a step asks of thousands of tensors: by compiled code where there is some.
 
-A Gatherer gathers what parameters have (gradients, momentum buffers), a Reader where tensors are and how they lie.
+A Gatherer gathers what parameters have (gradients, momentum buffers), a Reader where tensors are and how they lie, a
+Watch which were written or replaced by somebody else.
 """
 
 import operator
+import weakref
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any, Protocol
 
@@ -104,6 +107,53 @@ class PythonGatherer:
         return found, _missing(found)
 
 
+class Watch(Protocol):
+    """Knows some tensors of a list by identity and version counter (torch.Tensor._version), and keeps none alive.
+
+    At first it knows None for each. Every method takes a list of all, or bytes for all.
+    """
+
+    def look(self, tensors: Sequence[Tensor | None]) -> list[int]:
+        """The numbers of the watched ones that are not as they are known: others, or written since."""
+
+    def know(self, i: int, tensor: Tensor | None) -> None:
+        """Take tensor i, if it is watched, as it is now."""
+
+    def expect(self, missing: bytes) -> None:
+        """Tensors are about to be written once, and their counters raised by one; not those with a 1 in missing."""
+
+
+class PythonWatch:
+    """A Watch in plain Python."""
+
+    def __init__(self, which: Sequence[int]) -> None:
+        self._known: dict[int, tuple[weakref.ref[Tensor] | None, int]] = dict.fromkeys(which, (None, 0))
+        self._at_least = max(which, default=-1) + 1
+
+    def look(self, tensors: Sequence[Tensor | None]) -> list[int]:
+        self._check(len(tensors))
+        changed = []
+        for i, (reference, version) in self._known.items():
+            x, known = tensors[i], None if reference is None else reference()
+            if x is not known or (x is None) != (reference is None) or (x is not None and _version(x) != version):
+                changed.append(i)
+        return changed
+
+    def know(self, i: int, tensor: Tensor | None) -> None:
+        if i in self._known:
+            self._known[i] = (None, 0) if tensor is None else (weakref.ref(tensor), _version(tensor))
+
+    def expect(self, missing: bytes) -> None:
+        self._check(len(missing))
+        for i, (reference, version) in self._known.items():
+            if version >= 0 and not missing[i]:
+                self._known[i] = reference, version + 1
+
+    def _check(self, n: int) -> None:
+        if n < self._at_least:
+            raise ValueError(f"expected at least {self._at_least} tensors, got {n}")
+
+
 def make_reader(n: int) -> Reader:
     """A reader of n tensors."""
     if not _is_compiled():
@@ -122,6 +172,15 @@ def make_gatherer(params: list[Tensor]) -> Gatherer:
     return Gatherer(params, Tensor)
 
 
+def make_watch(which: Sequence[int]) -> Watch:
+    """A watch over the tensors with these numbers, each once."""
+    if not _is_compiled():
+        return PythonWatch(which)
+    from noetherperf._cpu import Watch
+
+    return Watch(which, Tensor)
+
+
 def _is_compiled() -> bool:
     """Whether the compiled ones were built, and torch describes its tensors to others."""
     return find_spec("noetherperf._cpu") is not None and hasattr(Tensor, "__dlpack_c_exchange_api__")
@@ -129,6 +188,14 @@ def _is_compiled() -> bool:
 
 def _missing(found: list[Any]) -> bytes:
     return bytes([x is None for x in found])
+
+
+def _version(x: Tensor) -> int:
+    """A tensor's version counter, −1 where it has none, as one that was made in inference mode."""
+    try:
+        return x._version
+    except RuntimeError:
+        return -1
 
 
 def _layout(x: object) -> object:

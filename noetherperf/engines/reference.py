@@ -76,9 +76,9 @@ class ReferenceEngine:
                 grad = grad / on_device.grad_scale.to(dtype)
                 g.copy_(grad)
             p_new, v_new, u = reference.step(before, grad, None if v is None else v.to(dtype), c)
-            p.copy_(p_new)
+            p.data.copy_(p_new)  # not to raise a version counter, which is the caller's business
             if v is not None and v_new is not None and c.mix_v != 0.0:
-                v.copy_(v_new)
+                v.data.copy_(v_new)
             for view in self.views[i]:
                 segments = slice(view.segment, view.segment + view.n_segments)
                 sums = reference.moments(view.grouped, p, before, grad, u, v_new, c)

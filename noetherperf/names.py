@@ -1,0 +1,47 @@
+"""Parameters' names in checkpoints: torch loads by position, and names say whether positions mean the same tensors."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+#: Modules that wrap another one and put their name before its parameters' names: DataParallel and
+#: DistributedDataParallel, torch.compile, FullyShardedDataParallel, checkpoint_wrapper.
+_WRAPPERS = re.compile(r"\b(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+
+
+def unwrapped(name: str) -> str:
+    """A name, or any text with names in it, without the names of wrappers."""
+    return _WRAPPERS.sub("", name)
+
+
+def check_order(saved: Sequence[str | None], own: Sequence[str | None]) -> None:
+    """Raise where a checkpoint has a parameter of this optimizer in another place.
+
+    Names of wrappers are left out on both sides. A name of one side alone is no matter, and neither is one that a side
+    has twice: what is named wholly otherwise is loaded by position, as torch does.
+
+    Args:
+        saved: The checkpoint's names, over all parameter groups; None where a parameter has none.
+        own: The optimizer's.
+
+    Raises:
+        ValueError: With the first place where they differ.
+    """
+    at_saved, at_own = _places(saved), _places(own)
+    for name, i in at_own.items():
+        there = at_saved.get(name, i)
+        if there != i:
+            raise ValueError(
+                f"state_dict: it has the parameters in another order: {own[i]!r} is parameter {i} of this optimizer "
+                f"and {there} of the checkpoint. Loading goes by position, so that momentum buffers would go to "
+                "other parameters; make the optimizer with its parameters in the checkpoint's order, or sort the "
+                "checkpoint's state (Optimizer.register_load_state_dict_pre_hook) and drop its measurement "
+                '(del state_dict["measurement"]), if it has one'
+            )
+
+
+def _places(names: Sequence[str | None]) -> dict[str, int]:
+    """Where each name stands, of those that stand once."""
+    plain = [None if name is None else unwrapped(name) for name in names]
+    counts = Counter(plain)
+    return {name: i for i, name in enumerate(plain) if name is not None and counts[name] == 1}

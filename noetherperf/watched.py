@@ -1,0 +1,72 @@
+"""What is measured, watched between two steps: others may write parameters and momentum buffers too.
+
+Autograd counts the writes to a tensor, and step() tells it of its own; a buffer may be another tensor than it was. What
+raises no counter (`p.data.clamp_()`, other libraries that write to memory) is not seen.
+"""
+
+import itertools
+from collections.abc import Iterable, Sequence
+
+from torch import Tensor
+
+from noetherperf.engines.reader import make_watch
+
+Tensors = list[Tensor | None]
+
+
+class Watched:
+    """Parameters and momentum buffers as the last step, or whoever else is known to have written them, left them.
+
+    Four lists are watched: parameters, buffers, and what of both is in this rank's memory where ranks share them out;
+    for the whole and the part have a counter each, and who writes one does not raise the other's.
+
+    Args:
+        measured: The numbers of the parameters that are measured.
+        params, here: All parameters, and what of each is in this rank's memory.
+        held, buffers: Their momentum buffers, None where there is none, and what of each is in this rank's memory.
+    """
+
+    def __init__(
+        self, measured: Sequence[int], params: Sequence[Tensor], here: Sequence[Tensor], held: Tensors, buffers: Tensors
+    ) -> None:
+        self._params, self._here = params, list(here)
+        cut = [i for i in measured if params[i] is not here[i]]
+        self._any_cut = bool(cut)
+        self._of_params, self._of_held, self._of_here, self._of_buffers = map(
+            make_watch, (measured, measured, cut, cut)
+        )
+        self.know(measured, held, buffers)
+
+    def changed(self, held: Tensors, buffers: Tensors) -> tuple[list[int], list[int]]:
+        """The numbers of the parameters, and of those whose buffers, somebody else has written or replaced since."""
+        parameters, others = self._of_params.look(self._params), self._of_held.look(held)
+        if self._any_cut:
+            parameters += self._of_here.look(self._here)
+            others += self._of_buffers.look(buffers)
+        return parameters, others
+
+    def know(self, which: Iterable[int], held: Tensors, buffers: Tensors) -> None:
+        """Take these parameters and their buffers as they are now."""
+        for i in which:
+            self._of_params.know(i, self._params[i])
+            self._of_here.know(i, self._here[i])
+            self.know_buffer(i, held[i], buffers[i])
+
+    def know_buffer(self, i: int, held: Tensor | None, buffer: Tensor | None) -> None:
+        """Parameter i has been given another buffer by the optimizer itself."""
+        self._of_held.know(i, held)
+        self._of_buffers.know(i, buffer)
+
+    def know_moved(self, here: Sequence[Tensor]) -> None:
+        """What is in this rank's memory is now there; parameters that came since are at the end."""
+        for i, (old, new) in enumerate(zip(self._here, here, strict=False)):
+            if old.data_ptr() != new.data_ptr():  # each asking gives another tensor of the same memory and counter
+                self._here[i] = new
+                self._of_here.know(i, new)
+
+    def stepped(self, missing: bytes, first: bytearray, held: Tensors, buffers: Tensors) -> None:
+        """A step has raised the counters of all parameters but the missing ones, and made the first ones' buffers."""
+        self._of_params.expect(missing)
+        if 1 in first:
+            for i in itertools.compress(range(len(first)), first):
+                self.know_buffer(i, held[i], buffers[i])
