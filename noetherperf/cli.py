@@ -22,16 +22,16 @@ import numpy as np
 import torch
 import typer
 import xarray as xr
-from rich.box import SIMPLE
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 from noetherperf.backends import backends, resolve
 from noetherperf.constraints import check_constraints
 from noetherperf.detect import Symmetries, find_symmetries
+from noetherperf.printing import encode_everything, printable
 from noetherperf.recipes.settings import Settings
 from noetherperf.recorder import TERMS, Law, Record, open_record, relative_error
+from noetherperf.report import ReportTable
 from noetherperf.symmetry import Symmetry, from_json
 
 __all__ = ["app", "main"]
@@ -167,7 +167,7 @@ def run(
         )
         record = open_record(record_path)
         console.print(law_table(record))
-        console.print(law_states(record), highlight=False, markup=False)
+        console.print(law_states(record), highlight=False, markup=False, emoji=False, soft_wrap=True)
         report_files([record_path, *plots.save_all(record, out)])
     if small and not result.test_accuracy > EXPECTED_ACCURACY:
         fail(
@@ -237,7 +237,7 @@ def check(
     model, closure, claimed = made_by(target)
     with clean_errors():
         if symmetries is not None:
-            claimed = from_json(symmetries.read_text())
+            claimed = from_json(symmetries.read_text(encoding="utf-8"))
         elif claimed is None:
             claimed = found_by_search(model, closure, loss)
         if explain:
@@ -247,16 +247,16 @@ def check(
         )
         console = Console()
         console.print(result)
-        console.print(result.summary(), highlight=False, markup=False, soft_wrap=True)
+        console.print(result.summary(), highlight=False, markup=False, emoji=False, soft_wrap=True)
         if out is not None:
             from noetherperf import plots
 
             pictures = plots.save_constraints(result, out)
             numbers = out / "constraints.json"
-            numbers.write_text(json.dumps(result.to_dict(), ensure_ascii=False))
+            numbers.write_text(json.dumps(result.to_dict(), ensure_ascii=False), encoding="utf-8")
             report_files([numbers, *pictures])
     if result.failed:
-        fail(f"the constraints of {', '.join(result.failed)} do not hold", status=1)
+        fail(f"the constraints of {', '.join(map(printable, result.failed))} do not hold", status=1)
 
 
 @app.command()
@@ -295,7 +295,9 @@ def figures(
 @app.command()
 def info() -> None:
     """Print versions and backends; of a backend that cannot run here, why."""
-    table = Table.grid(padding=(0, 2))
+    table = ReportTable(box=None, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column()
+    table.add_column(folds=True)
     table.add_row("python", platform.python_version())
     for package in ("noetherperf", "torch", "numpy"):
         table.add_row(package, importlib.metadata.version(package))
@@ -353,22 +355,16 @@ def found_by_search(model: nn.Module, closure: Callable[[], Tensor], loss: Searc
     return find_symmetries(model, *args, loss=after.get(loss), **options)
 
 
-def law_table(record: Record) -> Table:
+def law_table(record: Record) -> ReportTable:
     """How the laws of each symmetry did: the range of its charges at the end, and the worst of all groups and rows.
 
     The errors are `recorder.relative_error`; the defect is the gradient constraint as a cosine.
     """
-    table = Table(
-        title="Charges at the end, and each law's largest relative error on the way",
-        title_justify="left",
-        box=SIMPLE,
-        padding=0,
-        show_edge=False,  # eight columns in a terminal of 80
-    )
-    table.add_column("symmetry", overflow="fold")  # a long name takes two lines, and nothing is cut off
-    table.add_column("kind", no_wrap=True)
+    table = ReportTable("Charges at the end, and each law's largest relative error on the way")
+    table.add_column("symmetry", folds=True)
+    table.add_column("kind")
     for heading in ("groups", "charge", "flow", "discrete", "budget", "defect"):
-        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(heading, justify="right")
     for name, data in record.items():
         last = data["charge"].isel(step=-1)
         ends = sorted({f"{float(last.min()):.2g}", f"{float(last.max()):.2g}"}, key=float)
@@ -385,10 +381,14 @@ def law_table(record: Record) -> Table:
 
 def law_states(record: Record) -> str:
     """Which laws are closed, that is, predict anything; of the others, why not; and what is no longer a number."""
-    still_open = [f"{name}: {data.attrs['reason']}" for name, data in record.items() if not data.attrs["closed"]]
+    still_open = [
+        f"{printable(name)}: {printable(data.attrs['reason'])}"
+        for name, data in record.items()
+        if not data.attrs["closed"]
+    ]
     lines = ["these laws are open and predict nothing:", *still_open] if still_open else ["all laws are closed"]
     lost = {name: first_not_finite(data) for name, data in record.items()}
-    broken = [f"{name}: from step {step} on" for name, step in lost.items() if step is not None]
+    broken = [f"{printable(name)}: from step {step} on" for name, step in lost.items() if step is not None]
     if broken:
         lines += ["NaN or infinity in these charges or their laws; what follows it means nothing:", *broken]
     return "\n".join(lines)
@@ -433,6 +433,8 @@ def clean_errors() -> Iterator[None]:
         if str(error.name).partition(".")[0] not in EXTRA:
             raise
         fail(f"{error.name} is not installed; it comes with the extra: pip install 'noetherperf[run]'")
+    except (UnicodeEncodeError, BrokenPipeError):  # of where output goes, and no mistake in what was asked for
+        raise
     except (ValueError, OSError) as error:
         fail(str(error))
 
@@ -442,10 +444,12 @@ def first_line(error: BaseException) -> str:
 
 
 def fail(message: str, *, status: int = USAGE_ERROR) -> NoReturn:
-    print(f"noetherperf: error: {message}", file=sys.stderr)
+    line = " ".join(map(printable, message.splitlines()))  # of a library's error, too
+    print(f"noetherperf: error: {line}", file=sys.stderr)
     raise typer.Exit(status)
 
 
 def main() -> None:
     """The console entry point."""
+    encode_everything((sys.stdout, sys.stderr))
     app()

@@ -40,7 +40,7 @@ from zarr.errors import ZarrUserWarning
 
 from noetherperf.locking import Lock
 from noetherperf.moments import READOUT_MOMENTS
-from noetherperf.readout import ChargeReadout, Readout
+from noetherperf.readout import Charges, Readout
 from noetherperf.sgd import SGD
 from noetherperf.symmetry import Symmetry
 
@@ -62,7 +62,7 @@ Row = dict[str, NDArray[np.float64]]
 class Series(NamedTuple):
     """One recorded variable of every symmetry: where the readout has it, and what it is."""
 
-    read: Callable[[ChargeReadout], Tensor]
+    read: Callable[[Charges], Tensor]
     meaning: str
 
 
@@ -453,9 +453,10 @@ def open_record(path: str | os.PathLike[str]) -> Record:
     return Record(path, dataset)
 
 
-def _concatenate(readout: Readout, read: Callable[[ChargeReadout], Tensor]) -> NDArray[np.float64]:
+def _concatenate(readout: Readout, read: Callable[[Charges], Tensor]) -> NDArray[np.float64]:
     """One variable of all symmetries side by side, [all groups], float64."""
-    values: NDArray[np.float64] = torch.cat([_NOTHING, *map(read, readout.values())]).numpy()
+    charges = [readout.together] if isinstance(readout, Readout) else readout.values()
+    values: NDArray[np.float64] = torch.cat([_NOTHING, *map(read, charges)]).numpy()
     return values
 
 
@@ -617,7 +618,7 @@ def _create(path: Path, attributes: Mapping[str, Any], initial: NDArray[np.float
 
 
 def _build(path: Path, attributes: Mapping[str, Any], initial: NDArray[np.float64], row: Row) -> None:
-    root = zarr.create_group(path, attributes=dict(attributes))
+    root = zarr.create_group(path)
     n_groups = attributes["n_groups"]
     n_rows = min(1024, max(16, CHUNK_VALUES // max(1, len(initial))))
 
@@ -661,6 +662,9 @@ def _build(path: Path, attributes: Mapping[str, Any], initial: NDArray[np.float6
         # Readers that do not know consolidated metadata still find every array by itself.
         warnings.filterwarnings("ignore", "Consolidated metadata", ZarrUserWarning)
         zarr.consolidate_metadata(root.store)
+    # Attributes come last: zarr would write them again with every array, and of many symmetries they are megabytes.
+    file = path / "zarr.json"
+    file.write_text(json.dumps(json.loads(file.read_bytes()) | {"attributes": dict(attributes)}), encoding="utf-8")
 
 
 def _open_arrays(path: Path) -> dict[str, zarr.Array[Any]]:

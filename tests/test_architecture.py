@@ -18,11 +18,13 @@ RANKS = {
     "_cuda": 0,
     "moments": 0,
     "hyper": 0,
-    "explanation": 0,
     "locking": 0,
     "names": 0,
     "overlap": 0,
+    "explanation": 0,
+    "printing": 0,
     "reference": 1,
+    "report": 1,
     "symmetry": 1,
     "evaluation": 1,
     "laws": 1,
@@ -54,6 +56,7 @@ RANKS = {
 
 # Neighbours of one rank that may look at each other in this direction, and why.
 NEIGHBOURS = {
+    ("explanation", "printing"): "names are explained as they are printed",
     ("reference", "laws"): "the reference step advances the law states, as csrc/step.h and csrc/laws.h do",
     ("plots", "theory"): "the figures draw the continuous models beside the measurement",
     ("cli", "recipes"): "the command line starts the main job",

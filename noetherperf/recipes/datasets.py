@@ -104,13 +104,29 @@ class _Files:
         path = self.paths[index]
         try:
             with Image.open(path) as image:
-                pixels = np.array(image.convert("RGB"))
+                pixels = _rgb(image)
         except OSError as error:  # also PIL's own for what is no image, and for a truncated one
             raise ValueError(f"{path}: cannot be read as an image ({error}); unpack the archive again") from error
         if pixels.shape[:2] != (TINY_IMAGENET_SIZE, TINY_IMAGENET_SIZE):
             size = TINY_IMAGENET_SIZE
             raise ValueError(f"{path}: expected {size}×{size} pixels, got {pixels.shape[1]}×{pixels.shape[0]}")
         return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _rgb(image: Any) -> NDArray[Any]:
+    """A PIL image's colours as they are stored, [height, width, 3], whatever its mode: uint8, or of 16 bits 0 to 1.
+
+    Raises:
+        OSError: Its pixels are of 32 bits, and what is white among them is not known.
+    """
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):  # PIL clips these
+        grey = np.asarray(image).astype(np.float32) / 65535
+        return np.repeat(grey[:, :, np.newaxis], 3, axis=2)
+    if image.mode in ("I", "F"):
+        raise OSError("its pixels have 32 bits and no known range; save it with 8 or 16")
+    if "transparency" in image.info:  # PIL warns where a palette's colours are read without their transparency
+        image = image.convert("RGBA")
+    return np.array(image.convert("RGB"))
 
 
 def tiny_imagenet(folder: Path | str, *, augment: bool = True) -> ImageData:
@@ -137,7 +153,7 @@ def tiny_imagenet(folder: Path | str, *, augment: bool = True) -> ImageData:
     _require(folder, folder.is_dir(), "a folder", layout)
     wnids = folder / "wnids.txt"
     _require(wnids, wnids.is_file(), "the list of classes", layout)
-    classes = sorted(set(wnids.read_text().split()))
+    classes = sorted(set(wnids.read_text(encoding="utf-8").split()))
     _require(wnids, bool(classes), "one class a line, not an empty file,", layout)
     label_of = {name: label for label, name in enumerate(classes)}
 
@@ -146,7 +162,7 @@ def tiny_imagenet(folder: Path | str, *, augment: bool = True) -> ImageData:
     for name in classes:
         images = folder / "train" / name / "images"
         _require(images, images.is_dir(), f"the images of class {name}", layout)
-        found = sorted(images.glob("*.JPEG"))
+        found = sorted(path for path in images.glob("*.JPEG") if not path.name.startswith("."))  # ._a.JPEG of macOS
         _require(images, bool(found), f"*.JPEG files of class {name}", layout)
         train_paths += found
         train_labels += [label_of[name]] * len(found)
@@ -157,7 +173,7 @@ def tiny_imagenet(folder: Path | str, *, augment: bool = True) -> ImageData:
     test_paths: list[Path] = []
     test_labels: list[int] = []
     present = {path.name for path in images.iterdir()}
-    for number, line in enumerate(annotations.read_text().splitlines(), start=1):
+    for number, line in enumerate(annotations.read_text(encoding="utf-8").splitlines(), start=1):
         fields = line.split("\t")
         if len(fields) < 2 or fields[1] not in label_of:
             raise ValueError(
