@@ -52,6 +52,12 @@ class Openness:
         self._classes = [0] * len(self._names)
         self._last: Hashable = None
 
+    def copy(self) -> "Openness":
+        """What is known now, apart from what this one will take note of."""
+        new = copy.copy(self)
+        new._reasons, new._changes = dict(self._reasons), dict(self._changes)
+        return new
+
     @property
     def reasons(self) -> dict[str, str]:
         """The symmetries whose laws are open, by name, and why."""
@@ -75,8 +81,7 @@ class Openness:
         pattern = (tuple(alike), first, missing)
         if pattern == self._last:
             return self
-        new = copy.copy(self)
-        new._reasons, new._changes = dict(self._reasons), dict(self._changes)
+        new = self.copy()
         new._take_note(step, pattern, hypers, groups)
         return new
 

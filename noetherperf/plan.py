@@ -154,6 +154,10 @@ class Measurement:
                         state[State.FLOW_X : State.FLOW_V + 1] = sources[4:]
         return new
 
+    def clone(self) -> "Measurement":
+        """A copy where it is."""
+        return Measurement.of(x.clone() for x in self.tensors())
+
     def cpu(self) -> "Measurement":
         """A copy on the CPU."""
         return Measurement.of(x.to("cpu", copy=True) for x in self.tensors())
@@ -168,16 +172,16 @@ class Measurement:
             plan: The plan of this measurement.
             warm: Per tensor, whether it has a momentum buffer.
         """
-        device = self.moments.device
-        is_warm, tensor, *law_segments = (
-            x.to(device, non_blocking=True) for x in (torch.tensor(warm, dtype=torch.bool, device="cpu"), *plan.indices)
-        )
-        for (law, (x, y)), segment in zip(CHARGE_AND_MOMENTUM.items(), law_segments, strict=True):
-            state = self.states[law]
-            state.zero_()
-            state[State.X0] = state[State.X] = self.moments[x, segment]
-            momentum = torch.where(is_warm[tensor[segment]], self.moments[y, segment], 0.0)
-            state[State.Y0] = state[State.Y] = momentum
+        if plan.views:
+            flags = torch.tensor(warm, dtype=torch.bool, device="cpu")
+            device = self.moments.device
+            is_warm, tensor, *law_segments = (x.to(device, non_blocking=True) for x in (flags, *plan.indices))
+            for (law, (x, y)), segment in zip(CHARGE_AND_MOMENTUM.items(), law_segments, strict=True):
+                state = self.states[law]
+                state.zero_()
+                state[State.X0] = state[State.X] = self.moments[x, segment]
+                momentum = torch.where(is_warm[tensor[segment]], self.moments[y, segment], 0.0)
+                state[State.Y0] = state[State.Y] = momentum
         self.moments[Moment.SUM_G :].zero_()
         self.propagators.zero_().diagonal(dim1=-2, dim2=-1).fill_(1.0)
         self.clock.zero_()
