@@ -1,4 +1,4 @@
-"""One thread trains and others read, reset, save and record: what each gets is of one step; in processes of their own."""
+"""One thread trains and others read, save, reset and record: each gets one step. In processes of their own."""
 
 import subprocess
 import sys
