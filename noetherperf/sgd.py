@@ -3,6 +3,7 @@
 import copy
 import itertools
 import operator
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -178,6 +179,14 @@ class SGD(Optimizer):
         """
         return self._step_count
 
+    @property
+    def measurement_id(self) -> str:
+        """Names this measurement: another one whenever measuring starts anew, the same in its checkpoints and copies.
+
+        Readouts of one measurement_id belong to one series; readout() itself may start a measurement anew.
+        """
+        return self._measurement_id
+
     def _names(self) -> list[str | None]:
         """One name per parameter, over all groups; None where parameters came, or were put there, without names."""
         names: list[str | None] = []
@@ -212,6 +221,7 @@ class SGD(Optimizer):
         """Forget what was measured; measuring begins at the next step or readout."""
         self._began = False
         self._step_count = 0
+        self._measurement_id = uuid.uuid4().hex
         self._carried: list[list[Tensor]] | None = None  # measurements to go on from when engines are made
         self._open_reasons: dict[str, Any] | None = None
 
@@ -462,6 +472,7 @@ class SGD(Optimizer):
         wholes = [device.ranks.gather(device.measurement) for device in self._prepare()]
         return {
             "version": MEASUREMENT_VERSION,
+            "id": self._measurement_id,
             "symmetries": to_json(self._symmetries),
             "began": self._began,
             "openness": self._openness.state_dict(),
@@ -498,6 +509,7 @@ class SGD(Optimizer):
         if measured is not None and carried is not None:
             self._began = measured["began"]
             self._carried = carried
+            self._measurement_id = measured.get("id", self._measurement_id)  # older checkpoints have none
             self._step_count = int(carried[0][-1][0])
             self._open_reasons = copy.deepcopy(measured["openness"])
 
@@ -541,6 +553,7 @@ class SGD(Optimizer):
             "_symmetries": self._symmetries,
             "_began": self._began,
             "_step_count": self._step_count,
+            "_measurement_id": self._measurement_id,
             "_carried": carried,
             "_open_reasons": openness,
         }
