@@ -50,6 +50,7 @@ class FakeSGD(torch.optim.Optimizer):
         self.symmetries = symmetries
         self.n_groups = n_groups
         self.step_count = 0
+        self.measurement_id = "first"
         self.n_readouts = 0
         self.offset = 0.0
 
@@ -118,8 +119,15 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def contents(path: Path) -> dict[str, Any]:
+    """All that two records of the same training have in common."""
     values: dict[str, Any] = xr.open_zarr(path, chunks=None).load().to_dict()
+    for identity in ("record", "writer", "measurement"):
+        del values["attrs"][identity]
     return values
+
+
+def every_byte(path: Path) -> dict[Path, bytes]:
+    return {file: file.read_bytes() for file in sorted([path, *path.rglob("*")]) if file.is_file()}
 
 
 class LateSGD(FakeSGD):
@@ -151,7 +159,8 @@ def test_steps_that_turn_out_to_have_been_skipped(tmp_path: Path, user_reads: bo
     record = open_record(tmp_path / "a.zarr")
     assert record.steps.tolist() == [0, 3, 6, 9, 12]
     if not user_reads:
-        assert optimizer.n_readouts == 10  # at the start, at each number that may be a row's, at one step back
+        # At the start, before the first step, at each number that may be a row's, at one step back.
+        assert optimizer.n_readouts == 11
     np.testing.assert_array_equal(record["head"].charge[:, 0], float(record["head"].initial[0]) + record.steps)
 
 
@@ -211,7 +220,7 @@ def test_a_readout_only_where_a_row_is_due(tmp_path: Path) -> None:
     optimizer = fake()
     with Recorder(optimizer, tmp_path / "a", every=7):
         train(optimizer, 70)
-    assert optimizer.n_readouts == 1 + 10
+    assert optimizer.n_readouts == 1 + 1 + 10  # one more before the first step, for what was loaded since
 
 
 def test_closed_recorder_leaves_the_optimizer_alone(tmp_path: Path) -> None:
@@ -222,7 +231,7 @@ def test_closed_recorder_leaves_the_optimizer_alone(tmp_path: Path) -> None:
     recorder.close()
     train(optimizer, 2)
     assert open_record(tmp_path / "a").steps.tolist() == [0, 1, 2]
-    assert optimizer.n_readouts == 3
+    assert optimizer.n_readouts == 4
 
 
 def test_rows_are_written_when_training_raises(tmp_path: Path) -> None:
@@ -352,7 +361,7 @@ def test_more_rows_than_a_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with Recorder(optimizer, tmp_path / "a") as recorder:
         for _ in range(50):
             optimizer.step()
-            assert len(recorder._rows) < 16
+            assert len(recorder._writer._waiting) < 16
     record = open_record(tmp_path / "a")
     assert record.steps.tolist() == list(range(51))
     np.testing.assert_array_equal(record["head"].charge[:, 1], np.arange(51) + 0.125)
@@ -375,10 +384,10 @@ def test_changed_and_added_parameter_groups(tmp_path: Path, eager: None) -> None
 
 def test_an_existing_path_is_left_alone(tmp_path: Path) -> None:
     path = recorded(tmp_path / "a", 3)
-    before = contents(path)
+    before = every_byte(path)
     with pytest.raises(FileExistsError, match=r"exists='resume'.*exists='overwrite'"):
         Recorder(fake(), path)
-    np.testing.assert_equal(contents(path), before)
+    assert every_byte(path) == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
 
 
@@ -416,10 +425,10 @@ def _record_with_company(path: Path) -> None:
 def test_overwrite_deletes_records_only(tmp_path: Path, make: Callable[[Path], None]) -> None:
     path = tmp_path / "a"
     make(path)
-    before = sorted((file, file.read_bytes()) for file in [path, *path.rglob("*")] if file.is_file())
+    before = every_byte(path)
     with pytest.raises(FileExistsError, match="overwrite"):
         Recorder(fake(), path, exists="overwrite")
-    assert before == sorted((file, file.read_bytes()) for file in [path, *path.rglob("*")] if file.is_file())
+    assert every_byte(path) == before
 
 
 def test_an_empty_directory_holds_nothing_to_lose(tmp_path: Path) -> None:
@@ -532,9 +541,9 @@ def test_a_skipped_step_is_no_row(tmp_path: Path) -> None:
 
 def test_another_measurement_is_not_mixed_in(tmp_path: Path) -> None:
     path = recorded(tmp_path / "a", 3)
-    before = contents(path)
+    before = every_byte(path)
     other = fake()
-    other.offset = 1.0
+    other.measurement_id, other.offset = "other", 1.0
     with pytest.raises(ValueError, match=r"another measurement.*checkpoint"):
         Recorder(other, path, exists="resume")
     with pytest.raises(ValueError, match="other symmetries"):
@@ -543,7 +552,7 @@ def test_another_measurement_is_not_mixed_in(tmp_path: Path) -> None:
         Recorder(fake(SYMMETRIES, (4, 1, 2)), path, exists="resume")
     with pytest.raises(ValueError, match="other probes"):
         Recorder(fake(), path, exists="resume", probes={"loss": lambda: 0.0})
-    np.testing.assert_equal(contents(path), before)
+    assert every_byte(path) == before
 
 
 def test_a_probe_of_another_length_is_not_mixed_in(tmp_path: Path) -> None:
@@ -556,7 +565,7 @@ def test_a_measurement_begun_anew_is_told(tmp_path: Path) -> None:
     optimizer = fake()
     with Recorder(optimizer, tmp_path / "a"):
         train(optimizer, 3)
-        optimizer.step_count, optimizer.offset = 0, 1.0
+        optimizer.measurement_id, optimizer.step_count, optimizer.offset = "second", 0, 1.0
         with pytest.raises(ValueError, match="another measurement"):
             optimizer.step()
     assert open_record(tmp_path / "a").steps.tolist() == [0, 1, 2, 3]
@@ -703,6 +712,12 @@ def fail_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, BaseException], N
     return arm
 
 
+def gone(recorder: Recorder) -> None:
+    """Its process has ended: it writes no more, and holds nothing."""
+    recorder._writer.forget()
+    recorder.close()
+
+
 def n_writes_of_a_flush() -> int:
     """Metadata and a chunk of each array, then the commit."""
     return 2 * (len(noetherperf.recorder.SERIES) + 5) + 1
@@ -736,6 +751,7 @@ def test_an_end_between_any_two_writes(tmp_path: Path, n: int, fail_at: Callable
     assert record["head"].charge.shape == (committed + 1, 4)
     assert not np.isnan(record["head"].charge).any()
 
+    gone(recorder)
     optimizer = fake()
     train(optimizer, 4)
     with Recorder(optimizer, path, exists="resume"):
@@ -790,7 +806,7 @@ def test_a_disk_that_never_comes_back(tmp_path: Path, monkeypatch: pytest.Monkey
         train(optimizer, 200)
         recorder.close()
     assert len(told) == 1
-    assert len(recorder._rows) == 64  # bounded memory
+    assert len(recorder._writer._waiting) == 64  # bounded memory
     assert open_record(path).steps.tolist() == [0]
 
 
@@ -831,12 +847,12 @@ sys.stdin.readline()
 
 
 def assert_others_may_not_write(path: Path) -> None:
-    before = contents(path)
+    before = every_byte(path)
     for exists in ("resume", "overwrite"):
         with pytest.raises(BlockingIOError, match=f"another process is writing to the record {str(path)!r}; end it or"):
             Recorder(fake(), path, exists=exists)
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]  # nothing half-made beside it
-    np.testing.assert_equal(contents(path), before)
+    assert every_byte(path) == before
 
 
 def test_one_process_at_a_time_writes(tmp_path: Path, other_process: subprocess.Popen[str]) -> None:
@@ -859,21 +875,25 @@ def test_a_killed_process_holds_nothing(tmp_path: Path, other_process: subproces
     Recorder(fake(), tmp_path / "a", exists="overwrite").close()
 
 
-def test_one_process_may_resume_what_it_has_not_closed(tmp_path: Path) -> None:
-    """As a notebook does when a cell is run again; the record is held until the last one is closed, or gone."""
-    first, second = fake(), fake()
-    recorders = [Recorder(first, tmp_path / "a"), Recorder(second, tmp_path / "a", exists="resume")]
-    lock = Lock(tmp_path / "a" / "initial" / "zarr.json")
-    held = lock._held
-    assert held is not None
-    assert held.count == 3
-    lock.release()
-    lock.release()
-    recorders.pop().close()
-    assert held.count == 1
-    del recorders, first
+@pytest.mark.parametrize("exists", ["resume", "overwrite"])
+def test_a_lock_outlives_the_recorder_that_was_replaced(tmp_path: Path, exists: Any) -> None:
+    """The record is held until the last Recorder is closed, or gone."""
+    first = fake()
+    recorder = Recorder(first, tmp_path / "a")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        second = Recorder(fake(), tmp_path / "a", exists=exists)
+    recorder.close()
+    key = (tmp_path / "a" / "initial" / "zarr.json").stat()
+    assert locking._held[key.st_dev, key.st_ino].count == 1
+    second.close()
+    assert (key.st_dev, key.st_ino) not in locking._held
+    recorder = Recorder(first, tmp_path / "b")
+    key = (tmp_path / "b" / "initial" / "zarr.json").stat()
+    assert locking._held[key.st_dev, key.st_ino].count == 1
+    del recorder, first
     gc.collect()
-    assert held not in locking._held.values()
+    assert (key.st_dev, key.st_ino) not in locking._held
 
 
 def test_file_systems_without_locks_are_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
