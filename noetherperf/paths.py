@@ -1,4 +1,4 @@
-"""Paths as a user writes them: `~` is their home, and what names no directory of this machine is refused."""
+"""Paths as a user writes them: `~` is a home directory, and what is no path of this machine is refused."""
 
 import os
 import re
@@ -15,26 +15,26 @@ _URL = re.compile(
 
 
 def local_path(path: str | bytes | os.PathLike[str] | os.PathLike[bytes], option: str = "path") -> Path:
-    """The absolute path of a file or directory, links resolved; it need not exist.
+    """The path of a file or directory of this machine; it need not exist.
 
     Args:
-        path: As it was given; `~` and `~user` stand for home directories.
+        path: As it was given; a leading `~` or `~user` stands for a home directory.
         option: What it was given as, for the error's text.
 
     Raises:
-        ValueError: It is empty, a URL, or the home of nobody.
+        ValueError: It is empty, a URL, or in the home of nobody.
     """
     text = os.fsdecode(path)
     if not text:
         raise ValueError(f"{option}: is empty; name a directory ('.' is the present one)")
     if _URL.match(text):
         raise ValueError(
-            f"{option}: {text!r} is a URL, but files are written to local directories only; write there, and copy the "
-            "directory to where the URL points (of a file:// URL, give the path alone)"
+            f"{option}: {text!r} is a URL, but files are read and written in local directories only; write there, and "
+            "copy the directory to where the URL points (of a file:// URL, give the path alone)"
         )
     try:
-        return Path(text).expanduser().resolve()
-    except RuntimeError as error:  # no such user; or links that lead in a circle
+        return Path(text).expanduser()
+    except RuntimeError as error:
         raise ValueError(
-            f"{option}: {text!r} cannot be followed ({error}); a name that begins with '~' is written './~...'"
+            f"{option}: {text!r} cannot be followed ({error}); write './{text}' if '~' is part of a name"
         ) from error

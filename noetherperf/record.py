@@ -225,7 +225,7 @@ def open_record(path: str | PathLike[str]) -> Record:
         FileNotFoundError: There is nothing at the path.
         ValueError: What is there is no record, is damaged throughout, or is of a later format.
     """
-    record, fault = read_record(local_path(path))
+    record, fault = read_record(local_path(path).resolve())
     if fault:
         warnings.warn(f"{fault}, and those rows are left out", RuntimeWarning, stacklevel=2)
     return record

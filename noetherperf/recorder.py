@@ -320,7 +320,7 @@ class Recorder:
             raise ValueError(f"every: must be a whole number of steps, at least 1, got {every!r}")
         if exists not in ("error", "resume", "overwrite"):
             raise ValueError(f"exists: must be 'error', 'resume' or 'overwrite', got {exists!r}")
-        self.path = local_path(path)
+        self.path = local_path(path).resolve()
         self.every = int(every)
         self._optimizer = optimizer
         self._probes = dict(probes or {})
@@ -333,14 +333,15 @@ class Recorder:
         # The name in a checkpoint is rank 0's; records of other ranks are known by the charges that they began with.
         self._is_named = rank() == 0
         self._has_begun_only = True  # the record has no more than the first row
-        self._starts_over = False  # it has more, of a run that began as this one begins
+        # It has more, of a run that began as this one does; the name of this one's measurement, and its first row.
+        self._starts_over: tuple[str, Row] | None = None
         self._seen = readout.step
         self._keep: float = readout.step
         attributes = self._attributes(readout)
         occupied = self.path.exists() and not (self.path.is_dir() and not any(self.path.iterdir()))
         attributes["writer"] = uuid4().hex
         if occupied and exists == "resume":
-            self._writer, steps = self._resume(readout, attributes)
+            self._writer, steps = self._resume(readout, row, attributes)
         else:
             if occupied:
                 _require_overwritable(self.path, exists)
@@ -457,23 +458,23 @@ class Recorder:
         """
         if self._optimizer.measurement_id == self._measurement:
             return
-        initial = _initial(readout)
-        is_alike = np.array_equal(initial, self._initial, equal_nan=True)
-        if is_alike and not self._is_named:
-            self._measurement = self._optimizer.measurement_id
+        name, initial = self._optimizer.measurement_id, _initial(readout)
+        if not self._is_named and np.array_equal(initial, self._initial, equal_nan=True):
+            self._measurement = name
             return
-        if not (self._has_begun_only or (is_alike and self._starts_over)):
-            raise self._is_another()
         before = self._measurement, self._is_named
-        self._measurement, self._is_named = self._optimizer.measurement_id, rank() == 0
+        self._measurement, self._is_named = name, rank() == 0
         attributes = self._attributes(readout)
-        if any(attributes[name] != self._writer.attributes[name] for name in ("symmetries", "n_groups")):
+        is_start = self._starts_over is not None and self._starts_over[0] == name
+        fits = all(attributes[key] == self._writer.attributes[key] for key in ("symmetries", "n_groups"))
+        if not fits or not (self._has_begun_only or is_start):
             self._measurement, self._is_named = before
             raise self._is_another()
+        row = self._starts_over[1] if self._starts_over and is_start else self._take(readout)
         self._initial, self._seen, self._keep = initial, readout.step, -1
-        self._has_begun_only, self._starts_over = True, False
+        self._has_begun_only, self._starts_over = True, None
         self._writer.attributes = self._writer.attributes | attributes
-        self._append(self._take(readout), initial)
+        self._append(row, initial)
         self.flush()
 
     def _is_another(self) -> ValueError:
@@ -483,27 +484,30 @@ class Recorder:
             "or for a new run, record to another path"
         )
 
-    def _resume(self, readout: Readout, attributes: dict[str, Any]) -> tuple[Writer, NDArray[np.int64]]:
+    def _resume(self, readout: Readout, row: Row, attributes: dict[str, Any]) -> tuple[Writer, NDArray[np.int64]]:
         """Take over the record that is there.
 
         Returns:
             What writes to it, and the steps that it has.
         """
-        lock = _lock(self.path)
+        lock, earlier = _lock(self.path), _writer_of(self.path)
         try:
-            if (earlier := _writer_of(self.path)) is not None:
+            if earlier:
                 with earlier.quiet():
-                    earlier.close()
+                    pass
+                earlier.flush()
+            record, fault = read_record(self.path)
+            if fault:
+                raise ValueError(f"{fault}, so that it cannot be resumed; record to another path")
+            self._check_resumable(record, readout, row, attributes)
+            if earlier:
+                earlier.close()
                 warnings.warn(
                     f"path: another Recorder of this process was writing to the record {str(self.path)!r}; its last "
                     "rows are written, it is closed, and this one goes on",
                     RuntimeWarning,
                     stacklevel=3,
                 )
-            record, fault = read_record(self.path)
-            if fault:
-                raise ValueError(f"{fault}, so that it cannot be resumed; record to another path")
-            self._check_resumable(record, readout, attributes)
             attributes["measurement"] = record.attrs.get("measurement")
             writer = Writer(self.path, lock, attributes)
             writer.claim()
@@ -513,7 +517,7 @@ class Recorder:
         self._has_begun_only = len(record.steps) <= 1
         return writer, record.steps
 
-    def _check_resumable(self, record: Record, readout: Readout, attributes: dict[str, Any]) -> None:
+    def _check_resumable(self, record: Record, readout: Readout, row: Row, attributes: dict[str, Any]) -> None:
         for key, what in (("symmetries", "symmetries"), ("n_groups", "numbers of groups"), ("probes", "probes")):
             if record.attrs[key] != attributes[key]:
                 raise ValueError(
@@ -536,7 +540,8 @@ class Recorder:
             # A run that was killed before its first checkpoint begins again as it began; its rows are written anew.
             if not (is_alike and readout.step == 0):
                 raise self._is_another()
-            self._measurement, self._starts_over = name, True
+            self._starts_over = self._measurement, row
+            self._measurement = name
 
 
 def _concatenate(readout: Readout, read: Callable[[ChargeReadout], Tensor]) -> NDArray[np.float64]:

@@ -6,10 +6,12 @@ import fcntl
 import gc
 import json
 import os
+import pickle
 import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections import OrderedDict
@@ -680,6 +682,520 @@ def test_reset_measurement_needs_a_new_record(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="another measurement"):
         training.recorder(tmp_path / "a", exists="resume")
     assert open_record(tmp_path / "a").steps.tolist() == [0, 1, 2, 3]
+
+
+def rescale_weights(training: Training) -> None:
+    """As if the weights of another training were loaded."""
+    with torch.no_grad():
+        for p in training.model.parameters():
+            p.mul_(3.0)
+
+
+def reset(training: Training) -> None:
+    rescale_weights(training)
+    training.optimizer.reset_measurement()
+
+
+def drop_measurement(training: Training) -> None:
+    rescale_weights(training)
+    training.optimizer.load_measurement(None)
+
+
+def load_another_run(training: Training) -> None:
+    """At the same step."""
+    other = Training()
+    rescale_weights(other)
+    other.train(training.optimizer.step_count)
+    training.load(other.checkpoint())
+
+
+def load_torch_checkpoint(training: Training) -> None:
+    rescale_weights(training)
+    state = training.optimizer.state_dict()
+    del state["measurement"]
+    training.optimizer.load_state_dict(state)
+
+
+BEGIN_ANEW = [reset, drop_measurement, load_another_run, load_torch_checkpoint]
+
+
+@pytest.mark.parametrize("begin_anew", BEGIN_ANEW)
+def test_a_record_that_has_only_begun_begins_anew(tmp_path: Path, begin_anew: Callable[[Training], None]) -> None:
+    """As pretrained weights are loaded after the recorder was made."""
+    training, twin = Training(), Training()
+    with Recorder(training.optimizer, tmp_path / "a"):
+        begin_anew(training)
+        training.train(3)
+    begin_anew(twin)
+    with Recorder(twin.optimizer, tmp_path / "b"):
+        twin.train(3)
+    np.testing.assert_equal(contents(tmp_path / "a"), contents(tmp_path / "b"))
+    assert open_record(tmp_path / "a").attrs["measurement"] == training.optimizer.measurement_id
+    readout = training.optimizer.readout()
+    for name, data in open_record(tmp_path / "a").items():
+        np.testing.assert_array_equal(data.initial, readout[name].initial)
+        np.testing.assert_array_equal(data.charge[0], data.initial)
+
+
+def test_a_measurement_that_begins_within_the_step(tmp_path: Path) -> None:
+    """The record begins after that step, with what the laws start from."""
+    training = Training()
+    with training.recorder(tmp_path / "a", every=2):
+
+        def closure() -> torch.Tensor:
+            if training.optimizer.step_count == 0:
+                reset(training)
+            return torch.zeros(())
+
+        training.optimizer.step(closure)
+        training.train(2)
+    record = open_record(tmp_path / "a")
+    assert record.steps.tolist() == [1, 2]
+    np.testing.assert_array_equal(record["head"].initial, training.optimizer.readout()["head"].initial)
+
+
+@pytest.mark.parametrize("n_steps", [1, 2, 3])
+@pytest.mark.parametrize("begin_anew", BEGIN_ANEW)
+def test_a_record_of_one_measurement(tmp_path: Path, begin_anew: Callable[[Training], None], n_steps: int) -> None:
+    training = Training()
+    with training.recorder(tmp_path / "a"):
+        training.train(n_steps)
+        begin_anew(training)
+        before = [p.clone() for p in training.model.parameters()]
+        for _ in range(2):  # whoever goes on all the same is told again
+            with pytest.raises(ValueError, match="another measurement"):
+                training.train(1)
+        assert all(map(torch.equal, before, training.model.parameters()))  # the step was not made
+        with pytest.raises(ValueError, match="another measurement"):  # and the first recorder is left as it is
+            training.recorder(tmp_path / "a", exists="resume")
+    with pytest.raises(ValueError, match="another measurement"):
+        training.recorder(tmp_path / "a", exists="resume")
+    assert open_record(tmp_path / "a").steps.tolist() == list(range(n_steps + 1))
+
+
+def test_a_new_measurement_of_the_same_charges_is_another(tmp_path: Path) -> None:
+    """The charges that both began with are no sign: all translations' are zero where biases are."""
+    training = Training()
+    with training.recorder(tmp_path / "a"):
+        checkpoint = training.checkpoint()
+        training.train(3)
+        training.load(checkpoint)
+        training.optimizer.reset_measurement()
+        with pytest.raises(ValueError, match="another measurement"):
+            training.train(1)
+    other = Training()  # the same initial charges
+    other.train(2)
+    with pytest.raises(ValueError, match="another measurement"):
+        other.recorder(tmp_path / "a", exists="resume")
+
+
+def test_a_run_that_begins_again_as_it_began_resumes(tmp_path: Path) -> None:
+    """It was killed before its first checkpoint. Its rows are written anew, those of the killed run go."""
+    first, again, whole = Training(), Training(), Training()
+    with first.recorder(tmp_path / "a"):
+        first.train(4)
+    again.optimizer.param_groups[0]["lr"] = 0.01
+    with again.recorder(tmp_path / "a", exists="resume"):
+        again.train(2)
+    whole.optimizer.param_groups[0]["lr"] = 0.01
+    with whole.recorder(tmp_path / "b"):
+        whole.train(2)
+    np.testing.assert_equal(contents(tmp_path / "a"), contents(tmp_path / "b"))
+
+
+def test_a_checkpoint_loaded_after_the_recorder_resumes(tmp_path: Path) -> None:
+    first, second = Training(), Training()
+    with first.recorder(tmp_path / "a"):
+        first.train(4)
+        checkpoint = first.checkpoint()
+        first.train(3)
+    with second.recorder(tmp_path / "a", exists="resume"):
+        second.load(checkpoint)
+        second.train(1)
+    assert open_record(tmp_path / "a").steps.tolist() == list(range(6))
+    with Training().recorder(tmp_path / "a", exists="resume") as recorder:
+        training = Training()
+        recorder._optimizer.load_state_dict(training.checkpoint()["optimizer"])  # of another measurement
+        with pytest.raises(ValueError, match="another measurement"):
+            rescale_and_step(recorder._optimizer)
+    assert open_record(tmp_path / "a").steps.tolist() == list(range(6))
+
+
+def rescale_and_step(optimizer: SGD) -> None:
+    with torch.no_grad():
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                p.mul_(2.0)
+                p.grad = torch.ones_like(p)
+    optimizer.reset_measurement()
+    optimizer.step()
+
+
+def test_other_numbers_of_groups_need_a_new_record(tmp_path: Path) -> None:
+    optimizer = fake()
+    with Recorder(optimizer, tmp_path / "a"):
+        optimizer.measurement_id, optimizer.n_groups = "second", (4, 1, 2)
+        with pytest.raises(ValueError, match="another measurement"):
+            optimizer.step()
+    assert open_record(tmp_path / "a").steps.tolist() == [0]
+
+
+def test_a_copy_of_the_optimizer_is_not_recorded_and_resumes(tmp_path: Path) -> None:
+    training = Training()
+    with training.recorder(tmp_path / "a"):
+        training.train(2)
+        copied = copy.deepcopy((training.model, training.optimizer))
+        rescale_and_step(copied[1])
+        training.train(1)
+    assert open_record(tmp_path / "a").steps.tolist() == [0, 1, 2, 3]
+    with Recorder(
+        copy.deepcopy(training.optimizer),
+        tmp_path / "a",
+        exists="resume",
+        probes={"loss": float, "parameters": lambda: [0.0] * 8},
+    ):
+        pass
+
+
+def test_records_of_later_ranks_are_known_by_their_charges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They load rank 0's checkpoint, whose measurement has rank 0's name."""
+    monkeypatch.setattr(noetherperf.recorder, "rank", lambda: 1)
+    rank_0, rank_1 = Training(), Training()
+    rank_0.train(2)
+    with rank_1.recorder(tmp_path / "a"):
+        rank_1.train(4)
+        rank_1.load(rank_0.checkpoint())
+        rank_1.train(1)
+    assert open_record(tmp_path / "a").steps.tolist() == [0, 1, 2, 3]
+    with rank_0.recorder(tmp_path / "a", exists="resume"):
+        rank_0.train(2)
+    other = Training()
+    rescale_weights(other)
+    with pytest.raises(ValueError, match="another measurement"):
+        other.recorder(tmp_path / "a", exists="resume")
+
+
+# --- two Recorders, one record
+
+
+def test_a_cell_run_again_overwrites(tmp_path: Path) -> None:
+    """The new Recorder wins; the old one says once that its record is gone, if it is used at all."""
+    path, old, new = tmp_path / "a", fake(), fake()
+    first = Recorder(old, path)
+    train(old, 3)
+    second = Recorder(new, path, exists="overwrite")
+    new.offset = 500.0
+    train(new, 2)
+    second.flush()
+    before = every_byte(path)
+    first.flush()  # nothing to say: its rows went with its record
+    train(old, 2)
+    with pytest.warns(RuntimeWarning, match="another Recorder has taken its place") as told:
+        old.state_dict()
+        train(old, 200)
+        first.close()
+    assert len(told) == 1
+    assert every_byte(path) == before
+    train(new, 1)
+    second.close()
+    record = open_record(path)
+    assert record.steps.tolist() == [0, 1, 2, 3]
+    assert record["head"].charge[:, 0].values.tolist() == [0.0, 501.0, 502.0, 503.0]
+
+
+@pytest.mark.parametrize("alias", ["same", "link", "relative"])
+def test_a_cell_run_again_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alias: str) -> None:
+    """No row is lost, by whatever path."""
+    path, optimizer = tmp_path / "a", fake()
+    (tmp_path / "link").symlink_to(path)
+    monkeypatch.chdir(tmp_path)
+    first = Recorder(optimizer, path)
+    train(optimizer, 3)
+    with pytest.warns(RuntimeWarning, match="another Recorder of this process") as told:
+        second = Recorder(
+            optimizer, {"same": path, "link": tmp_path / "link", "relative": Path("a")}[alias], exists="resume"
+        )
+    assert len(told) == 1
+    train(optimizer, 3)
+    first.close()
+    optimizer.step()
+    second.close()
+    assert open_record(path).steps.tolist() == list(range(8))
+
+
+def test_a_record_that_was_moved_or_deleted_is_not_made_again(tmp_path: Path) -> None:
+    optimizer = fake()
+    recorder = Recorder(optimizer, tmp_path / "a")
+    (tmp_path / "a").rename(tmp_path / "b")
+    train(optimizer, 3)
+    with pytest.warns(RuntimeWarning, match="there is no record"):
+        recorder.flush()
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "b").rename(tmp_path / "a")
+    recorder.close()
+    assert open_record(tmp_path / "a").steps.tolist() == [0, 1, 2, 3]
+
+
+def test_a_recorder_cannot_be_copied(tmp_path: Path) -> None:
+    with Recorder(fake(), tmp_path / "a") as recorder:
+        for of in (copy.copy, copy.deepcopy, pickle.dumps):
+            with pytest.raises(TypeError, match="a Recorder cannot be copied"):
+                of(recorder)
+
+
+# --- paths and settings
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "lr::0.1.zarr",
+        "a b",
+        "a#b?c=d",
+        "a%20b",
+        "a\nb",
+        "x" * 255,
+        "\udcff\udcfe",
+        "a/",
+        "ü",
+        "-",
+        "s3:",
+        "a*b[c]",
+        "{x}",
+    ],
+)
+def test_any_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    path = f"{tmp_path}/{name}"
+    before = recorded(path, 2)  # type: ignore[arg-type]
+    assert open_record(path).steps.tolist() == [0, 1, 2]
+    assert open_record(path)["head"].charge[2].values.tolist() == [2.0, 2.125, 2.25, 2.375]
+    optimizer = fake()
+    monkeypatch.chdir(tmp_path)
+    with Recorder(optimizer, f"./{name}", exists="overwrite"):
+        monkeypatch.chdir("/")
+        train(optimizer, 3)
+    assert open_record(before).steps.tolist() == [0, 1, 2, 3]
+    assert open_record(os.fsencode(path)).steps.tolist() == [0, 1, 2, 3]  # type: ignore[arg-type]
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    recorded("~/runs/a", 1)  # type: ignore[arg-type]
+    assert open_record(Path("~/runs/a")).path == tmp_path / "runs" / "a"
+    for use in (open_record, lambda path: recorded(path, 1)):
+        with pytest.raises(ValueError, match="path: '~nobody-of-this-name/a' cannot be followed"):
+            use("~nobody-of-this-name/a")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://b/a.zarr",
+        "gs://b/a",
+        "file:///tmp/a",
+        "memory://a",
+        "HTTPS://x.org/a",
+        "simplecache::s3://b/a",
+        Path("s3://b/a"),
+    ],
+)
+def test_a_url_is_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str | Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    for use in (open_record, lambda path: Recorder(fake(), path)):
+        with pytest.raises(ValueError, match=r"path: .* is a URL, .* local directories only"):
+            use(url)
+    with pytest.raises(ValueError, match="path: is empty"):
+        Recorder(fake(), "")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"default_zarr_format": 2},
+        {"array.write_empty_chunks": True},
+        {"array.order": "F"},
+        {"async.concurrency": 1, "threading.max_workers": 1},
+        {"codecs.zstd": "nowhere.Codec", "codec_pipeline.path": "nowhere.Pipeline"},
+    ],
+)
+def test_zarr_settings_change_nothing(tmp_path: Path, settings: dict[str, Any]) -> None:
+    with zarr.config.set(settings):
+        path = recorded(tmp_path / "a", 3)
+        values = {name: data.load() for name, data in open_record(path).items()}
+    np.testing.assert_equal(contents(path), contents(recorded(tmp_path / "b", 3)))
+    assert values["head"].charge[:, 0].values.tolist() == [0.0, 1.0, 2.0, 3.0]
+
+
+# --- ends of processes
+
+
+def script(path: Path, end: str) -> subprocess.CompletedProcess[str]:
+    """A training of five steps that ends without close()."""
+    code = f"""
+import gc, os, signal, sys, threading, pathlib, test_recorder
+optimizer = test_recorder.fake()
+recorder = test_recorder.Recorder(optimizer, pathlib.Path({str(path)!r}))
+test_recorder.train(optimizer, 5)
+{end}
+"""
+    search = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        env={**os.environ, "PYTHONPATH": search},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+ENDS = {
+    "normal": ("", 0),
+    "exit": ("sys.exit(3)", 3),
+    "exception": ("raise KeyError('a mistake')", 1),
+    "interrupt": ("signal.raise_signal(signal.SIGINT)", -signal.SIGINT),
+    "exit in a thread's company": ("threading.Thread(target=threading.Event().wait, daemon=True).start()", 0),
+    "exit in a function": (
+        "def main():\n    global optimizer, recorder\n    del optimizer\n    sys.exit(3)\nmain()",
+        3,
+    ),
+    "in a forked child": ("if os.fork() == 0:\n    sys.exit(0)\nos.wait()", 0),
+    "exit handler": ("import atexit; atexit.register(lambda: test_recorder.train(optimizer, 2))", 0),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_rows_are_written_at_the_end_of_a_process(tmp_path: Path, end: str) -> None:
+    done = script(tmp_path / "a", ENDS[end][0])
+    assert done.returncode == ENDS[end][1], done.stderr
+    assert ("Error" in done.stderr) == (end == "exception")
+    steps = list(range(8 if end == "exit handler" else 6))
+    assert open_record(tmp_path / "a").steps.tolist() == steps
+
+
+def test_a_forked_process_writes_nothing(tmp_path: Path) -> None:
+    end = """
+if os.fork() == 0:
+    import warnings
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        optimizer.offset = 900.0
+        test_recorder.train(optimizer, 3)
+        recorder.close()
+    assert [str(w.message) for w in told if "forked" in str(w.message)] and len(told) == 1, told
+    os._exit(0)
+assert os.wait()[1] == 0
+test_recorder.train(optimizer, 2)
+"""
+    done = script(tmp_path / "a", end)
+    assert done.returncode == 0, done.stderr
+    record = open_record(tmp_path / "a")
+    assert record["head"].charge[:, 0].values.tolist() == record.steps.tolist() == list(range(8))
+
+
+def test_rows_are_written_when_the_recorder_is_gone(tmp_path: Path) -> None:
+    optimizer = fake()
+    Recorder(optimizer, tmp_path / "a")
+    train(optimizer, 5)
+    del optimizer
+    gc.collect()
+    assert open_record(tmp_path / "a").steps.tolist() == list(range(6))
+
+
+# --- threads and signals
+
+
+def test_flush_from_other_threads(tmp_path: Path) -> None:
+    optimizer, errors, stop = fake(), list[BaseException](), threading.Event()
+    recorder = Recorder(optimizer, tmp_path / "a")
+
+    def flush() -> None:
+        while not stop.is_set():
+            try:
+                recorder.flush()
+                optimizer.state_dict()
+            except BaseException as error:
+                errors.append(error)
+
+    threads = [threading.Thread(target=flush) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for goal in (150, 250):
+        train(optimizer, goal - optimizer.step_count)
+        optimizer.step_count -= 50  # set back while others write
+    stop.set()
+    for thread in threads:
+        thread.join()
+    train(optimizer, 20)
+    recorder.close()
+    assert not errors
+    record = open_record(tmp_path / "a")
+    assert record.steps.tolist() == list(range(221))
+    np.testing.assert_array_equal(record["head"].charge[:, 0], record.steps)
+
+
+@pytest.mark.parametrize("action", ["flush", "state_dict", "close", "steps", "resume", "overwrite"])
+def test_a_signal_handler_amid_a_flush(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: str) -> None:
+    """At each of the first writes: it returns at once, and no row is lost."""
+    optimizer = fake()
+    recorder = Recorder(optimizer, tmp_path / "a")
+    refused = []
+
+    def handler(*_: Any) -> None:
+        match action:
+            case "flush":
+                recorder.flush()
+            case "state_dict":
+                optimizer.state_dict()
+            case "close":
+                recorder.close()
+            case "steps":
+                train(optimizer, 2)
+                recorder.flush()
+            case exists:
+                with pytest.raises(BlockingIOError, match=r"this process is writing .* at this moment"):
+                    Recorder(optimizer, tmp_path / "a", exists=exists)  # type: ignore[arg-type]
+                refused.append(exists)
+
+    n_calls, replace = 0, Path.replace
+
+    def interrupted(self: Path, target: Any) -> Path:
+        nonlocal n_calls
+        n_calls += 1
+        if n_calls in (1, 2, 20):
+            signal.raise_signal(signal.SIGUSR1)
+        return replace(self, target)
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        train(optimizer, 3)
+        monkeypatch.setattr(Path, "replace", interrupted)
+        recorder.flush()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert n_calls > 20
+    n_steps = 3 + 6 * (action == "steps")
+    assert open_record(tmp_path / "a").steps.tolist() == list(range(n_steps + 1))
+    assert len(refused) == (3 if action in ("resume", "overwrite") else 0)
+    if action == "close":
+        key = (tmp_path / "a" / "initial" / "zarr.json").stat()
+        assert (key.st_dev, key.st_ino) not in locking._held
+    recorder.close()
+
+
+def test_memory_does_not_grow_with_the_rows_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(noetherperf.recorder, "CHUNK_VALUES", 8)
+    optimizer = fake()
+    with Recorder(optimizer, tmp_path / "a") as recorder:
+        sizes = []
+        for _ in range(3):
+            train(optimizer, 160)
+            recorder.flush()
+            sizes.append(
+                len(pickle.dumps({k: v for k, v in vars(recorder._writer).items() if k not in ("_mutex", "_lock")}))
+            )
+    assert max(sizes) - min(sizes) < 200, sizes
 
 
 # --- interruptions

@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from typing import Literal
 
+from noetherperf.paths import local_path
 from noetherperf.recorder import Recorder
 from noetherperf.sgd import SGD
 
@@ -85,7 +86,8 @@ class Watch:
             )
         optimizer = found[0]
         if self._record is not None:
-            path = os.fspath(self._record) + (f".rank{rank}" if rank else "")
+            path = local_path(self._record, "record")
+            path = path.with_name(f"{path.name}.rank{rank}") if rank else path
             exists = "resume" if optimizer.step_count else self._exists
             self._recorder = Recorder(optimizer, path, self._every, exists=exists)
         self._optimizer, self._seen = optimizer, optimizer.step_count
