@@ -194,7 +194,7 @@ class Array(NamedTuple):
             ]
             try:
                 values = self._chunk(place)
-            except (Damaged, FileNotFoundError) as error:
+            except (Damaged, OSError) as error:
                 why = "is missing" if isinstance(error, FileNotFoundError) else str(error)
                 rows = ", ".join(f"{name} {r.start}:{r.stop}" for name, r in zip(self.dims, part, strict=True))
                 lost.append(f"[{rows}] {why}")
@@ -259,9 +259,8 @@ class Array(NamedTuple):
         return [min(chunk, RATIO * file.stat().st_size) for file in files]
 
     def _encode(self, place: Sequence[int], values: NDArray[Any]) -> bytes:
-        data: bytes = values.astype(values.dtype.newbyteorder(">" if self.big_endian else "<"), copy=False).tobytes()
-        if "zstd" in self.codecs:
-            data = bytes(zstd.compress(data, 0))
+        values = values.astype(values.dtype.newbyteorder(">" if self.big_endian else "<"), copy=False)
+        data: bytes = zstd.compress(values, 0) if "zstd" in self.codecs else values.tobytes()
         if "crc32c" in self.codecs:
             if self.record and "zstd" in self.codecs:
                 data += self._address(place)
@@ -273,14 +272,11 @@ class Array(NamedTuple):
 
         Raises:
             Damaged: The file is not what was written there.
-            FileNotFoundError: There is none.
+            OSError: There is none, or the disk fails.
         """
         n_bytes = 8 * math.prod(self.chunk)
         path = self._path(place)
-        try:
-            status = path.stat()
-        except NotADirectoryError as error:
-            raise FileNotFoundError(*error.args) from None
+        status = path.stat()
         if not stat.S_ISREG(status.st_mode):  # reading a pipe would never end
             raise Damaged("is no file")
         if status.st_size > 2 * n_bytes + 4096 or n_bytes > SLACK + 64 * status.st_size:
@@ -293,26 +289,27 @@ class Array(NamedTuple):
             if self.record and data[-24:-16] == ADDRESS and data[-24:] != self._address(place):
                 raise Damaged("is the chunk of another place, array or record")
         try:
-            data = _decompress(self.codecs[1] if self.codecs[1:] else "", data, n_bytes)
+            numbers = _decompress(self.codecs[1] if self.codecs[1:] else "", data, n_bytes)
         except (RuntimeError, ValueError, zlib.error) as error:
             raise Damaged(f"cannot be decompressed ({error})") from error
-        if len(data) != n_bytes:
-            raise Damaged(f"has {len(data)} bytes of numbers instead of {n_bytes}")
-        values = np.frombuffer(data, dtype=np.dtype(self.dtype).newbyteorder(">" if self.big_endian else "<"))
-        return values.astype(self.dtype).reshape(self.chunk)
+        if len(numbers) != n_bytes:
+            raise Damaged(f"has {len(numbers)} bytes of numbers instead of {n_bytes}")
+        values = np.frombuffer(numbers, dtype=np.dtype(self.dtype).newbyteorder(">" if self.big_endian else "<"))
+        return values.astype(self.dtype, copy=False).reshape(self.chunk)
 
 
-def _decompress(codec: str, data: bytes, n_bytes: int) -> bytes:
+def _decompress(codec: str, data: bytes, n_bytes: int) -> bytearray:
     """Decompress what must have a size, and never more: a few bytes can say that they are many."""
     if codec == "gzip":
-        return zlib.decompressobj(wbits=31).decompress(data, n_bytes + 1)
+        return bytearray(zlib.decompressobj(wbits=31).decompress(data, n_bytes + 1))
     if codec not in COMPRESSORS:
-        return data
+        return bytearray(data)
     declared = _zstd_size(data) if codec == "zstd" else int.from_bytes(data[4:8], "little")
     if declared != n_bytes:
         raise ValueError(f"it declares {declared} bytes of numbers instead of {n_bytes}")
     decompress = zstd.decompress if codec == "zstd" else blosc.decompress
-    return bytes(decompress(data, bytearray(n_bytes)))
+    numbers: bytearray = decompress(data, bytearray(n_bytes))
+    return numbers
 
 
 def _zstd_size(data: bytes) -> int | None:

@@ -52,12 +52,10 @@ app = typer.Typer(
 )
 
 
-def local(path: Path | None) -> Path | None:
+def local(param: typer.CallbackParam, path: Path | None) -> Path | None:
     """A path as it was typed: the shell leaves `~` in --out=~/runs as it is."""
-    try:
-        return None if path is None else local_path(path, "path")
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
+    with clean_errors():
+        return path and local_path(path, param.opts[0])
 
 
 class Precision(StrEnum):

@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -245,7 +246,7 @@ def test_rows_are_written_when_training_raises(tmp_path: Path) -> None:
 
 
 def test_plain_tools_read_it(tmp_path: Path) -> None:
-    path = recorded(tmp_path / "a", 5)
+    path = recorded(tmp_path / "a", 5, probes={"loss": lambda: 0.5, "w": lambda: torch.ones(3)})
     plain = xr.open_zarr(path, chunks=None)
     assert dict(plain.charge.sizes) == {"step": 6, "group": sum(N_GROUPS)}
     assert {"step", "time", "symmetry", "position"} <= set(plain.coords)
@@ -256,6 +257,68 @@ def test_plain_tools_read_it(tmp_path: Path) -> None:
         charge = group["charge"]
         assert isinstance(charge, zarr.Array)
         np.testing.assert_array_equal(np.asarray(charge[:]), plain.charge)
+    xr.testing.assert_identical(open_record(path).dataset.load(), plain.load())
+
+
+def test_any_part_of_a_dataset_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(noetherperf.recorder, "CHUNK_VALUES", 8)
+    monkeypatch.setattr(noetherperf.recorder, "CHUNK_GROUPS", 3)
+    lazy = open_record(recorded(tmp_path / "a", 40)).dataset
+    charge = xr.open_zarr(tmp_path / "a", chunks=None).charge.load()
+    for rows in (slice(None), slice(3, 30, 4), slice(30, 3, -7), 17, -1, [0, 39, 16], slice(5, 5)):
+        for groups in (slice(None), slice(None, None, -1), 3, [7, 0], slice(2, 7, 3)):
+            xr.testing.assert_identical(lazy.charge[rows, groups], charge[rows, groups])
+    with pytest.raises(IndexError):
+        lazy.charge[41].load()
+
+
+def test_a_copy_by_plain_tools_is_a_record(tmp_path: Path) -> None:
+    path = recorded(tmp_path / "a", 5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        xr.open_zarr(path, chunks=None).to_zarr(tmp_path / "b")
+        open_record(path).dataset.to_zarr(tmp_path / "c")
+    for copied in ("b", "c"):
+        np.testing.assert_array_equal(open_record(tmp_path / copied)["head"].charge, open_record(path)["head"].charge)
+    (tmp_path / "a").rename(tmp_path / "d")
+    assert open_record(shutil.copytree(tmp_path / "d", tmp_path / "e")).steps.tolist() == list(range(6))
+
+
+def as_of_before(path: Path) -> None:
+    """Without checksums and names, as zarr itself wrote records."""
+    group = zarr.open_group(path, mode="r")
+    values = {
+        name: (np.asarray(array[:]), array.chunks, array.metadata.dimension_names)  # type: ignore[union-attr]
+        for name, array in group.arrays()
+    }
+    attributes = {name: value for name, value in group.attrs.items() if name not in ("record", "writer", "measurement")}
+    shutil.rmtree(path)
+    group = zarr.create_group(path, attributes=attributes, zarr_format=3)
+    for name, (data, chunks, dims) in values.items():
+        array = group.create_array(name, shape=data.shape, chunks=chunks, dtype=data.dtype, dimension_names=dims)
+        array[:] = data
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        zarr.consolidate_metadata(group.store)
+
+
+def test_records_without_checksums_are_read_and_resumed(tmp_path: Path) -> None:
+    optimizer = fake()
+    path = tmp_path / "a"
+    with Recorder(optimizer, path):
+        train(optimizer, 3)
+    as_of_before(path)
+    assert "crc32c" not in (path / "zarr.json").read_text()
+    assert open_record(path)["head"].charge[:, 0].values.tolist() == [0.0, 1.0, 2.0, 3.0]
+    optimizer.measurement_id = "another, since checkpoints of then had none"
+    with Recorder(optimizer, path, exists="resume"):
+        train(optimizer, 3)
+    assert open_record(path)["head"].charge[:, 0].values.tolist() == list(range(7))
+    np.testing.assert_array_equal(xr.open_zarr(path, chunks=None).charge[:, 0], range(7))
+    other = fake()
+    other.offset = 1.0
+    with pytest.raises(ValueError, match="another measurement"):
+        Recorder(other, path, exists="resume")
 
 
 def test_nothing_but_numbers_and_json(tmp_path: Path) -> None:
@@ -379,6 +442,20 @@ def test_changed_and_added_parameter_groups(tmp_path: Path, eager: None) -> None
         optimizer.step()
     lr = open_record(tmp_path / "a").hyperparameters.lr
     np.testing.assert_array_equal(lr, [[0.1, np.nan], [0.5, np.nan], [0.5, 0.25]])
+
+
+def test_parameter_groups_added_beyond_a_chunk(tmp_path: Path, eager: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(noetherperf.recorder, "CHUNK_VALUES", 8)
+    optimizer = fake()
+    with Recorder(optimizer, tmp_path / "a"):
+        train(optimizer, 20)
+        for n in range(20):
+            optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(1))], "lr": n / 8})
+        train(optimizer, 20)
+    lr = open_record(tmp_path / "a").hyperparameters.lr  # a missing chunk would be told
+    assert lr.shape == (41, 21)
+    assert np.isnan(lr[:21, 1:]).all()
+    np.testing.assert_array_equal(lr[21:, 1:], np.tile(np.arange(20) / 8, (20, 1)))
 
 
 # --- paths that exist
