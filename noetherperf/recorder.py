@@ -274,7 +274,7 @@ class Recorder:
     when the process ends, unless it is killed, or the recorder is gone with its optimizer.
 
     A record is of one measurement, which `SGD.measurement_id` names. When measuring starts anew, or another
-    measurement is loaded, the next step raises ValueError; but where the record has no more than its first row, as when
+    measurement is loaded, the next row raises ValueError; but where the record has no more than its first row, as when
     pretrained weights are loaded after the recorder was made, it begins anew too.
 
     Rows are keyed by the step: when the optimizer is set back (a checkpoint is loaded), rows later than its present
@@ -335,7 +335,7 @@ class Recorder:
         self._has_begun_only = True  # the record has no more than the first row
         # It has more, of a run that began as this one does; the name of this one's measurement, and its first row.
         self._starts_over: tuple[str, Row] | None = None
-        self._seen = readout.step
+        self._seen = self._before = readout.step
         self._keep: float = readout.step
         attributes = self._attributes(readout)
         occupied = self.path.exists() and not (self.path.is_dir() and not any(self.path.iterdir()))
@@ -384,30 +384,26 @@ class Recorder:
         self._writer.flush()
 
     def _before_step(self, *_: object) -> None:
-        optimizer = self._optimizer
         if self._writer.closed:
             return
-        # Before the first step parameters may have been loaded that the first row does not know; reading tells.
-        if optimizer.step_count == 0 or optimizer.measurement_id != self._measurement:
-            self._follow(optimizer.readout())
+        # Before the first step parameters may have been loaded that the first row does not know; reading tells. All
+        # ranks read here, and where a row is due: nowhere else, for one that reads alone would wait for ever.
+        if self._optimizer.step_count == 0:
+            self._follow(self._optimizer.readout())
+        self._before = self._optimizer.step_count
+        if self._before != self._seen:  # a checkpoint was loaded
+            self._keep = self._before
 
     def _after_step(self, *_: object) -> None:
-        optimizer = self._optimizer
-        if self._writer.closed:
-            return
-        if optimizer.measurement_id != self._measurement:  # the step itself may begin a measurement
-            self._follow(optimizer.readout())
         # A GPU tells only when it is read which steps a gradient scaler skipped; until then they count as steps.
-        step = optimizer.step_count
-        if step == self._seen:
+        step = self._optimizer.step_count
+        if self._writer.closed or step == self._before:
             return
-        if step != self._seen + 1:
-            self._keep = step - 1
         self._seen = step
         if step % self.every == 0:
-            readout = optimizer.readout()
+            readout = self._optimizer.readout()
             self._seen = readout.step
-            if readout.step == step:
+            if not self._follow(readout) and readout.step == step:
                 self._has_begun_only = False
                 self._writer.attributes = self._writer.attributes | _law_states(readout)
                 self._append(self._take(readout))
@@ -450,18 +446,21 @@ class Recorder:
             "coordinates": " ".join(COORDINATES),
         }
 
-    def _follow(self, readout: Readout) -> None:
+    def _follow(self, readout: Readout) -> bool:
         """See that a readout is of the record's measurement; begin the record anew where nothing is lost by it.
+
+        Returns:
+            Whether the record begins anew, with this readout.
 
         Raises:
             ValueError: It is of another, and rows of the record's would be lost.
         """
         if self._optimizer.measurement_id == self._measurement:
-            return
+            return False
         name, initial = self._optimizer.measurement_id, _initial(readout)
         if not self._is_named and np.array_equal(initial, self._initial, equal_nan=True):
             self._measurement = name
-            return
+            return False
         before = self._measurement, self._is_named
         self._measurement, self._is_named = name, rank() == 0
         attributes = self._attributes(readout)
@@ -476,6 +475,7 @@ class Recorder:
         self._writer.attributes = self._writer.attributes | attributes
         self._append(row, initial)
         self.flush()
+        return True
 
     def _is_another(self) -> ValueError:
         return ValueError(

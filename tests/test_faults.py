@@ -215,13 +215,37 @@ class Bomb:
         return (Path.touch, (self.path,))
 
 
-@pytest.fixture
-def record(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two records, of which tests damage copies."""
+    folder = tmp_path_factory.mktemp("records")
     net = make_net("cpu")
     optimizer = ours(net, "cpu", **OPTIONS)
-    with nperf.Recorder(optimizer, tmp_path / "record", probes={"one": lambda: 1.0}):
+    with nperf.Recorder(optimizer, folder / "record", probes={"one": lambda: 1.0}):
         train(net, optimizer, range(4))
-    return tmp_path / "record"
+    make_long_record(folder / "long")
+    return folder
+
+
+def make_long_record(path: Path) -> None:
+    """Of several chunks along rows and groups, with numbers that are all different."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(noetherperf.recorder, "CHUNK_VALUES", 8)
+        patch.setattr(noetherperf.recorder, "CHUNK_GROUPS", 3)
+        net = make_net("cpu")
+        optimizer = ours(net, "cpu", **OPTIONS)
+        with nperf.Recorder(optimizer, path, probes={"one": lambda: 1.0}):
+            train(net, optimizer, range(40))
+
+
+@pytest.fixture
+def record(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made / "record", tmp_path / "record"))
+
+
+@pytest.fixture
+def long_record(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made / "long", tmp_path / "long"))
 
 
 def edit(record: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -496,23 +520,6 @@ def test_a_chunk_in_anothers_place_is_not_read(long_record: Path, tmp_path: Path
         free = nperf.open_record(long_record).dataset.discrete_free.to_numpy()
     assert np.isnan(free[16:32, :3]).all()
     assert np.isnan(free).sum() == 16 * 3
-
-
-def make_long_record(path: Path) -> None:
-    """Of several chunks along rows and groups, with numbers that are all different."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(noetherperf.recorder, "CHUNK_VALUES", 8)
-        patch.setattr(noetherperf.recorder, "CHUNK_GROUPS", 3)
-        net = make_net("cpu")
-        optimizer = ours(net, "cpu", **OPTIONS)
-        with nperf.Recorder(optimizer, path, probes={"one": lambda: 1.0}):
-            train(net, optimizer, range(40))
-
-
-@pytest.fixture
-def long_record(tmp_path: Path) -> Path:
-    make_long_record(tmp_path / "long")
-    return tmp_path / "long"
 
 
 @pytest.mark.parametrize("how", ["missing", "torn", "changed"])

@@ -17,6 +17,7 @@ import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -162,7 +163,7 @@ def test_steps_that_turn_out_to_have_been_skipped(tmp_path: Path, user_reads: bo
     record = open_record(tmp_path / "a.zarr")
     assert record.steps.tolist() == [0, 3, 6, 9, 12]
     if not user_reads:
-        # At the start, before the first step, at each number that may be a row's, at one step back.
+        # At the start, before the first step, and at each number that may be a row's.
         assert optimizer.n_readouts == 11
     np.testing.assert_array_equal(record["head"].charge[:, 0], float(record["head"].initial[0]) + record.steps)
 
@@ -815,7 +816,7 @@ def test_a_record_that_has_only_begun_begins_anew(tmp_path: Path, begin_anew: Ca
 
 
 def test_a_measurement_that_begins_within_the_step(tmp_path: Path) -> None:
-    """The record begins after that step, with what the laws start from."""
+    """The record begins with the next row, and with what the laws start from."""
     training = Training()
     with training.recorder(tmp_path / "a", every=2):
 
@@ -827,7 +828,7 @@ def test_a_measurement_that_begins_within_the_step(tmp_path: Path) -> None:
         training.optimizer.step(closure)
         training.train(2)
     record = open_record(tmp_path / "a")
-    assert record.steps.tolist() == [1, 2]
+    assert record.steps.tolist() == [2]
     np.testing.assert_array_equal(record["head"].initial, training.optimizer.readout()["head"].initial)
 
 
@@ -842,7 +843,8 @@ def test_a_record_of_one_measurement(tmp_path: Path, begin_anew: Callable[[Train
         for _ in range(2):  # whoever goes on all the same is told again
             with pytest.raises(ValueError, match="another measurement"):
                 training.train(1)
-        assert all(map(torch.equal, before, training.model.parameters()))  # the step was not made
+        if begin_anew != load_another_run:  # of a measurement from its beginning, no step is made
+            assert all(map(torch.equal, before, training.model.parameters()))
         with pytest.raises(ValueError, match="another measurement"):  # and the first recorder is left as it is
             training.recorder(tmp_path / "a", exists="resume")
     with pytest.raises(ValueError, match="another measurement"):
@@ -932,6 +934,58 @@ def test_a_copy_of_the_optimizer_is_not_recorded_and_resumes(tmp_path: Path) -> 
         probes={"loss": float, "parameters": lambda: [0.0] * 8},
     ):
         pass
+
+
+def test_set_back_by_one_step(tmp_path: Path) -> None:
+    """The step that is made again is no skipped one."""
+    training, twin = Training(), Training()
+    with training.recorder(tmp_path / "a"):
+        training.train(3)
+        checkpoint = training.checkpoint()
+        training.train(1)
+        training.load(checkpoint)
+        training.optimizer.param_groups[0]["lr"] = 0.01
+        training.train(1)
+    with twin.recorder(tmp_path / "b"):
+        twin.train(3)
+        twin.optimizer.param_groups[0]["lr"] = 0.01
+        twin.train(1)
+    np.testing.assert_equal(contents(tmp_path / "a"), contents(tmp_path / "b"))
+
+
+class Counting(SGD):
+    """Remembers after which steps it was read out."""
+
+    read_at: list[int]
+
+    def readout(self) -> Any:
+        self.read_at.append(self.step_count)
+        return super().readout()
+
+
+@pytest.mark.parametrize("event", ["back", "reset", "other"])
+def test_all_ranks_read_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, event: str) -> None:
+    """Where parameters are sharded, a readout is a collective."""
+    read_at, checkpoint = [], None
+    for rank in (0, 1):
+        monkeypatch.setattr(noetherperf.recorder, "rank", lambda rank=rank: rank)
+        training = Training()
+        training.optimizer.__class__, training.optimizer.read_at = Counting, []  # type: ignore[attr-defined]
+        with training.recorder(tmp_path / str(rank), every=3):
+            training.train(4)
+            checkpoint = checkpoint or training.checkpoint()  # rank 0's
+            training.train(4)
+            with suppress(ValueError):
+                if event == "back":
+                    training.load(checkpoint)
+                elif event == "reset":
+                    reset(training)
+                else:
+                    load_another_run(training)
+                training.train(5)
+        read_at.append(training.optimizer.read_at)  # type: ignore[attr-defined]
+    assert read_at[0] == read_at[1]
+    assert len(read_at[0]) > 3
 
 
 def test_records_of_later_ranks_are_known_by_their_charges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
