@@ -501,13 +501,13 @@ class Recorder:
                 raise ValueError(f"{fault}, so that it cannot be resumed; record to another path")
             self._check_resumable(record, readout, row, attributes)
             if earlier:
-                earlier.close()
                 warnings.warn(
                     f"path: another Recorder of this process was writing to the record {str(self.path)!r}; its last "
                     "rows are written, it is closed, and this one goes on",
                     RuntimeWarning,
                     stacklevel=3,
                 )
+                earlier.close()
             attributes["measurement"] = record.attrs.get("measurement")
             writer = Writer(self.path, lock, attributes)
             writer.claim()
