@@ -195,9 +195,8 @@ class Writer:
             rows.append(entry.row)
         initial = next((entry.initial for entry in reversed(entries) if entry.initial is not None), None)
         n_kept = self._n_rows_up_to(min(entry.keep for entry in entries))
-        if (
-            n_kept < self._n_rows or initial is not None
-        ):  # first commit that the dropped rows are gone, only then write over them
+        if n_kept < self._n_rows or initial is not None:
+            # First commit that the dropped rows are gone, only then write over them.
             self._commit(root, n_kept, self._arrays)
         if initial is not None:
             self._initial.write(0, initial)
@@ -236,7 +235,7 @@ class Writer:
             return self._n_rows
         steps, lost = self._arrays["step"].read()
         if lost:
-            raise OSError(f"its array step {lost[0]}")
+            raise OSError(f"its array step{lost[0]}")
         return int(np.searchsorted(steps, step, side="right"))
 
     def _commit(self, root: dict[str, Any], n_rows: int, arrays: dict[str, Array]) -> None:
