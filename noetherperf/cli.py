@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from noetherperf.backends import backends, resolve
 from noetherperf.constraints import check_constraints
 from noetherperf.detect import Symmetries, find_symmetries
+from noetherperf.paths import local_path
 from noetherperf.printing import encode_everything, printable
 from noetherperf.recipes.settings import Settings
 from noetherperf.recorder import TERMS, Law, Record, open_record, relative_error
@@ -51,6 +52,12 @@ app = typer.Typer(
 )
 
 
+def local(param: typer.CallbackParam, path: Path | None) -> Path | None:
+    """A path as it was typed: the shell leaves `~` in --out=~/runs as it is."""
+    with clean_errors():
+        return path and local_path(path, param.opts[0])
+
+
 class Precision(StrEnum):
     float32 = "float32"
     float64 = "float64"
@@ -71,7 +78,9 @@ class SearchLoss(StrEnum):
 def run(
     context: typer.Context,
     dataset: Annotated[str, typer.Option(help="digits, synthetic, cifar10, tiny-imagenet.")] = "digits",
-    data_dir: Annotated[Path | None, typer.Option(help="Folder of cifar10 or tiny-imagenet, unpacked.")] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(callback=local, help="Folder of cifar10 or tiny-imagenet, unpacked.")
+    ] = None,
     image_size: Annotated[
         int | None, typer.Option(min=1, help="Pixels of a side of digits or synthetic images.")
     ] = None,
@@ -97,7 +106,9 @@ def run(
         str, typer.Option(help="What makes the step; `noetherperf info` lists them.")
     ] = DEFAULTS.backend,
     every: Annotated[int, typer.Option(min=1, help="Steps between two records.")] = DEFAULTS.every,
-    out: Annotated[Path, typer.Option(help="Folder for the record and the pictures.")] = Path("runs/digits"),
+    out: Annotated[Path, typer.Option(callback=local, help="Folder for the record and the pictures.")] = Path(
+        "runs/digits"
+    ),
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = DEFAULTS.device,
     dtype: Annotated[Precision, typer.Option(help="Of parameters and images.")] = Precision.float32,
     threads: Annotated[int, typer.Option(min=1, help="Of torch; the small network gains nothing from more.")] = 1,
@@ -179,16 +190,19 @@ def run(
 
 @app.command()
 def plot(
-    record: Annotated[Path, typer.Argument(help="Folder of a record, such as runs/digits/record.zarr.")],
+    record: Annotated[
+        Path, typer.Argument(callback=local, help="Folder of a record, such as runs/digits/record.zarr.")
+    ],
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the pictures; by default the one the record is in.")
+        Path | None, typer.Option(callback=local, help="Folder for the pictures; by default the one the record is in.")
     ] = None,
 ) -> None:
     """Draw the pictures of a record again."""
     with clean_errors():
         from noetherperf import plots
 
-        report_files(plots.save_all(open_record(record), out or record.resolve().parent))
+        opened = open_record(record)
+        report_files(plots.save_all(opened, out or opened.path.parent))
 
 
 @app.command()
@@ -203,7 +217,8 @@ def check(
         ),
     ],
     symmetries: Annotated[
-        Path | None, typer.Option(help="JSON file (`to_json`) of symmetries, instead of the callable's.")
+        Path | None,
+        typer.Option(callback=local, help="JSON file (`to_json`) of symmetries, instead of the callable's."),
     ] = None,
     loss: Annotated[
         SearchLoss, typer.Option(help="What follows the output, for a search: a softmax, squares, or anything.")
@@ -223,7 +238,9 @@ def check(
             "far above what rounding leaves there and far below a broken symmetry; else √ε of the dtype."
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for constraints.json and the picture.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(callback=local, help="Folder for constraints.json and the picture.")
+    ] = None,
     explain: Annotated[
         bool, typer.Option("--explain", help="Print every symmetry in words and formulas first.")
     ] = False,
@@ -264,7 +281,9 @@ def figures(
     names: Annotated[
         list[str] | None, typer.Argument(metavar="[NAME]...", help="Which figures; by default all.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for pictures, data and claims.")] = Path("runs/figures"),
+    out: Annotated[Path, typer.Option(callback=local, help="Folder for pictures, data and claims.")] = Path(
+        "runs/figures"
+    ),
     quick: Annotated[bool, typer.Option("--quick", help="Smaller networks and fewer steps.")] = False,
     redraw: Annotated[bool, typer.Option("--redraw", help="Draw the data in --out again, without computing.")] = False,
     threads: Annotated[int, typer.Option(min=1, help="Of torch.")] = 1,

@@ -370,6 +370,20 @@ def test_plot_draws_beside_the_record(done: tuple[Path, Result]) -> None:
     assert sorted(out.glob("*.png")) == pictures
 
 
+def test_paths_are_a_users(done: tuple[Path, Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, _ = done
+    monkeypatch.setenv("HOME", str(out))
+    monkeypatch.chdir(tmp_path)
+    result = call("plot", "~/record.zarr", "--out=~/at home")
+    assert result.exit_code == 0, result.output
+    assert list((out / "at home").glob("*.png"))
+    assert_refused(call("plot", "s3://bucket/record.zarr"), "record: ", "is a URL")
+    assert_refused(call("plot", out / "record.zarr", "--out", "gs://bucket/x"), "--out: ", "is a URL")
+    assert_refused(call("run", "--out=~nobody-of-this-name/x"), "--out: ", "cannot be followed")
+    assert_refused(call("figures", "--out", "file:///x"), "--out: ", "is a URL")
+    assert not list(tmp_path.iterdir())
+
+
 def test_plot_of_no_record_is_refused(tmp_path: Path) -> None:
     assert_refused(call("plot", tmp_path / "nothing"), "nothing")
     (tmp_path / "file").write_text("")

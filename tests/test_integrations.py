@@ -126,8 +126,9 @@ def test_a_new_training_leaves_an_old_record_alone(tmp_path: Path) -> None:
     Watch(1, tmp_path / "record", "overwrite").start([sgd(network())], 0, "")
 
 
-def test_other_ranks_write_beside_the_first(tmp_path: Path) -> None:
-    Watch(1, tmp_path / "record").start([sgd(network())], 3, "")
+@pytest.mark.parametrize("end", ["", "/"])
+def test_other_ranks_write_beside_the_first(tmp_path: Path, end: str) -> None:
+    Watch(1, f"{tmp_path}/record{end}").start([sgd(network())], 3, "")
     assert [path.name for path in tmp_path.iterdir()] == ["record.rank3"]
 
 

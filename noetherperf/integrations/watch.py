@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.utils.hooks import RemovableHandle
 
+from noetherperf.paths import local_path
 from noetherperf.readout import Readout
 from noetherperf.recorder import Recorder, open_record
 from noetherperf.sgd import SGD
@@ -110,7 +111,7 @@ class Watch:
         goes on with its record. A measurement that begins anew never writes over one that this callback has recorded.
         """
         assert self._record is not None
-        base = os.fspath(self._record)
+        base = os.fspath(local_path(self._record, "record"))
 
         def path(number: int) -> str:
             return f"{base}{'' if number == 1 else f'.{number}'}{suffix}"
@@ -179,6 +180,8 @@ def _is_of(path: str, readout: Readout) -> bool:
         return False
     if [law.symmetry for law in readout.values()] != list(record.symmetries):
         return False
-    initial = torch.cat([torch.empty(0, dtype=torch.float64), *(law.initial for law in readout.values())]).numpy()
+    initial = torch.cat(
+        [torch.empty(0, dtype=torch.float64, device="cpu"), *(law.initial for law in readout.values())]
+    ).numpy()
     same = np.array_equal(record.dataset["initial"].to_numpy(), initial, equal_nan=True)
     return same and (readout.step > 0 or record.steps.tolist() in ([], [0]))

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from noetherperf.constraints import Constraints
 from noetherperf.evaluation import Stage
+from noetherperf.paths import local_path
 from noetherperf.plots.style import (
     BLUE,
     FLOW,
@@ -245,7 +246,7 @@ def save_all(record: Record, directory: str | os.PathLike[str]) -> list[Path]:
     Returns:
         The files: charges, residuals, parameters, loss, each .png and .pdf.
     """
-    return [file for draw in FIGURES for file in save(draw(record), Path(directory) / draw.__name__)]
+    return [file for draw in FIGURES for file in save(draw(record), local_path(directory, "directory") / draw.__name__)]
 
 
 def save_constraints(checked: Constraints, directory: str | os.PathLike[str]) -> list[Path]:
@@ -258,7 +259,7 @@ def save_constraints(checked: Constraints, directory: str | os.PathLike[str]) ->
     Returns:
         The files: constraints.png and constraints.pdf.
     """
-    return save(constraints(checked), Path(directory) / "constraints")
+    return save(constraints(checked), local_path(directory, "directory") / "constraints")
 
 
 def _draw_charges(axes: Axes, record: Record, kind: str) -> None:

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from noetherperf.paths import local_path
 from noetherperf.printing import printable
 
 Source = TypeVar("Source")
@@ -81,7 +82,8 @@ def styled(draw: Callable[[Source], Figure]) -> Callable[[Source], Figure]:
 
 def save(figure: Figure, stem: str | os.PathLike[str]) -> list[Path]:
     """Save a figure as stem.png (150 dpi) and stem.pdf, the same bytes for the same data; makes the folder."""
-    Path(stem).parent.mkdir(parents=True, exist_ok=True)
+    stem = local_path(stem)
+    stem.parent.mkdir(parents=True, exist_ok=True)
     files = []
     for suffix, backend, metadata in ((".png", "agg", {}), (".pdf", "pdf", {"CreationDate": None})):
         files.append(Path(f"{os.fspath(stem)}{suffix}"))

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from noetherperf.paths import local_path
 from noetherperf.recipes import digits
 
 __all__ = ["DATASETS", "ImageData", "Images", "cifar10", "enlarged_digits", "load", "synthetic", "tiny_imagenet"]
@@ -148,7 +149,7 @@ def tiny_imagenet(folder: Path | str, *, augment: bool = True) -> ImageData:
         FileNotFoundError: Something is not where it should be; the message says what was expected where.
         ValueError: val_annotations.txt cannot be read, or (when an image is asked for) an image.
     """
-    folder = Path(folder)
+    folder = local_path(folder, "folder")
     layout = "Tiny ImageNet's folder holds wnids.txt, train/<class>/images/*.JPEG, val/val_annotations.txt, val/images"
     _require(folder, folder.is_dir(), "a folder", layout)
     wnids = folder / "wnids.txt"
@@ -255,7 +256,7 @@ def cifar10(folder: Path | str, *, augment: bool = True) -> ImageData:
         FileNotFoundError: A file is not where it should be; the message says what was expected where.
         ValueError: A file is broken, or asks for anything but numpy arrays.
     """
-    folder = Path(folder)
+    folder = local_path(folder, "folder")
     inner = folder / "cifar-10-batches-py"
     folder = inner if inner.is_dir() else folder
     _require(folder, folder.is_dir(), "a folder", _CIFAR10_LAYOUT)
