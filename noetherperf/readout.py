@@ -253,24 +253,50 @@ _NONE = np.empty(0, np.int64)
 
 
 class _Terms(NamedTuple):
-    """The terms of all groups' sums, [n terms], those of one group side by side: a segment each, with a coefficient.
+    """The terms of all groups' sums: those of one group side by side, and of these those of one part of its symmetry.
 
-    first: [n groups], each group's first term. segment: Into the moments of all sources side by side. state: Into the
-    laws' components of all sources, of each first those of translations. n_elements: Of the segment.
+    A share is what one part contributes to one group; its terms are segments.
+
+    segment: [n terms], into the moments of all sources side by side. state: [n terms], into the laws' components of
+    all sources, of each first those of translations. share: [n shares], the first term of each. weight, n_elements:
+    [n shares]. group: The first share of each group that has one. filled: Those groups. n_groups: How many there are.
     """
 
-    first: NDArray[np.int64]
     segment: NDArray[np.int64]
     state: NDArray[np.int64]
+    share: NDArray[np.int64]
     weight: NDArray[np.float64]
     n_elements: NDArray[np.float64]
+    group: NDArray[np.int64]
+    filled: NDArray[np.int64]
+    n_groups: int
 
-    def sums(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """[..., n terms] summed to [..., n groups]."""
-        if len(self.first) == values.shape[-1]:
-            return values
-        total: NDArray[np.float64] = np.add.reduceat(values, self.first, axis=-1)
-        return total
+    def shares(self, terms: NDArray[np.float64]) -> NDArray[np.float64]:
+        """[..., n terms] summed to [..., n shares]; no coefficient applied."""
+        return _sums(terms, self.share)
+
+    def groups(self, shares: NDArray[np.float64]) -> NDArray[np.float64]:
+        """[..., n shares] summed to [..., n groups]; zero for a group of no elements."""
+        sums = np.zeros((*shares.shape[:-1], self.n_groups))
+        sums[..., self.filled] = _sums(shares, self.group)
+        return sums
+
+
+def _sums(values: NDArray[np.float64], first: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Over the last dimension, from each first value to the one before the next."""
+    if len(first) == values.shape[-1]:
+        return values
+    total: NDArray[np.float64] = np.add.reduceat(values, first, axis=-1)
+    return total
+
+
+def _changes(*columns: NDArray[Any]) -> NDArray[np.int64]:
+    """Where one of the columns is another than in the row before; the first row is such a place."""
+    new = np.zeros(len(columns[0]), dtype=bool)
+    for column in columns:
+        new[1:] |= column[1:] != column[:-1]
+    new[:1] = True
+    return np.flatnonzero(new)
 
 
 @functools.lru_cache(4096)
@@ -301,20 +327,29 @@ def _terms(symmetries: Sequence[Symmetry], sources: Sequence[Source]) -> tuple[_
                 segments.append(own)
                 groups.append(group)
                 state = n_states[len(Law) * i + law] + view.law_segment[law]
-                each = planned.n_elements * n // len(own)
-                parts.append((number, len(own), n_measured[i] + view.segment, state, each))
+                parts.append((number, len(own), n_measured[i] + view.segment, state, planned.n_elements))
                 weights.append(part.weight)
         n_groups.append(n)
-    symmetry_of, lengths, *offsets, elements = np.array(parts, dtype=np.int64).reshape(-1, 5).T
+    symmetry_of, lengths, *offsets, n_elements = np.array(parts, dtype=np.int64).reshape(-1, 5).T
     first_group = np.cumsum([0, *n_groups])
     group = np.concatenate([_NONE, *groups]) + np.repeat(first_group[symmetry_of], lengths)
     order = np.argsort(group, kind="stable")
+    group, of_part = group[order], np.repeat(np.arange(len(parts)), lengths)[order]
     segment, state = ((np.concatenate([_NONE, *segments]) + np.repeat(offset, lengths))[order] for offset in offsets)
-    weight, n_elements = (
-        np.repeat(np.array(column, dtype=np.float64), lengths)[order] for column in (weights, elements)
+    share = _changes(group, of_part)
+    shares_group, shares_part = group[share], of_part[share]
+    first_share = _changes(shares_group)
+    terms = _Terms(
+        segment,
+        state,
+        share,
+        np.array(weights, dtype=np.float64)[shares_part],
+        n_elements.astype(np.float64)[shares_part],
+        first_share,
+        shares_group[first_share],
+        int(first_group[-1]),
     )
-    first = np.searchsorted(group[order], np.arange(first_group[-1]))
-    return _Terms(first, segment, state, weight, n_elements), n_groups
+    return terms, n_groups
 
 
 def _components(source: Source, law: Law) -> NDArray[np.float64]:
@@ -350,20 +385,21 @@ def read(
 def _table(
     symmetries: Sequence[Symmetry], sources: Sequence[Source], terms: _Terms, n_groups: Sequence[int]
 ) -> NDArray[np.float64]:
-    moments = np.concatenate([source.measurement.moments.numpy() for source in sources], axis=1)[:, terms.segment]
+    measured = np.concatenate([source.measurement.moments.numpy() for source in sources], axis=1)
     components = np.concatenate([_components(source, law) for source in sources for law in Law], axis=1)
-    table = np.empty((N_ROWS, len(terms.first)))
-    table[:N_MOMENTS] = terms.sums(moments * terms.weight)
-    table[N_MOMENTS:N_SUMS] = terms.sums(components[:, terms.state] * terms.weight)
+    moments = terms.shares(measured[:, terms.segment])
+    table = np.empty((N_ROWS, terms.n_groups))
+    table[:N_MOMENTS] = terms.groups(moments * terms.weight)
+    table[N_MOMENTS:N_SUMS] = terms.groups(terms.shares(components[:, terms.state]) * terms.weight)
 
     translation = np.repeat([Law[symmetry.law.upper()] == Law.TRANSLATION for symmetry in symmetries], n_groups) == 1
     table[_Row.CHARGE] = np.where(translation, table[Moment.SUM_P], table[Moment.SQ_P])
     table[_Row.DEFECT] = np.where(translation, table[Moment.SUM_G], table[Moment.DOT_PG])
     sq_weight = terms.weight * terms.weight
-    n_elements = terms.sums(terms.n_elements)
-    sq_gradient = terms.sums(moments[Moment.SQ_G])
+    n_elements = terms.groups(terms.n_elements)
+    sq_gradient = terms.groups(moments[Moment.SQ_G])
     sq_generator = np.where(
-        translation, terms.sums(sq_weight * terms.n_elements), terms.sums(sq_weight * moments[Moment.SQ_P])
+        translation, terms.groups(sq_weight * terms.n_elements), terms.groups(sq_weight * moments[Moment.SQ_P])
     )
     finite = np.isfinite(sq_gradient)  # groups with a gradient that is not are left out of the average
     counted = n_elements[finite].sum()
