@@ -57,6 +57,7 @@ SERIES: dict[str, Series] = {
     "discrete_free": Series(lambda charge: charge.discrete.free, "discrete law: what the initial charge became"),
     "discrete_forced": Series(lambda charge: charge.discrete.forced, "discrete law: what finite steps drove"),
     "discrete_defect": Series(lambda charge: charge.discrete.defect, "discrete law: what a broken constraint drove"),
+    "discrete_budget": Series(lambda charge: charge.discrete.budget, "discrete law: the sum of these, kept by itself"),
     "flow_free": Series(lambda charge: charge.flow.free, "flow law: what the initial charge became"),
     "flow_forced": Series(lambda charge: charge.flow.forced, "flow law: what the gradient's norm drove"),
     "defect": Series(lambda charge: charge.defect, "gradient constraint of the last step"),
@@ -68,6 +69,7 @@ TERMS: dict[Law, tuple[str, ...]] = {
     "discrete": ("discrete_free", "discrete_forced"),
     "budget": ("discrete_free", "discrete_forced", "discrete_defect"),
 }
+LATER = ("discrete_budget",)  # of the arrays, those that the first records do without
 HYPERPARAMETERS = ("lr", "momentum", "weight_decay")
 COORDINATES = ("time", "symmetry", "position")
 
@@ -138,9 +140,10 @@ class Record(Mapping[str, xr.Dataset]):
     """A record as labelled arrays: symmetry name -> dataset. `open_record` makes one.
 
     `record[name]` has dims (step, group) and holds what was recorded (`charge`, `discrete_free`, `discrete_forced`,
-    `discrete_defect`, `flow_free`, `flow_forced`, `defect`, `relative_defect`, the moments `sum_p`, `sq_p`, `sum_g`,
-    `sq_g`, `dot_pg`, `sq_u`), what follows from it (`discrete_total`, `flow_total`, `residual`, `rounding`), `initial`
-    [group], and coordinates `step` and `time`. Its attributes are `name`, `kind`, `closed` and `reason`.
+    `discrete_defect`, `discrete_budget`, `flow_free`, `flow_forced`, `defect`, `relative_defect`, the moments `sum_p`,
+    `sq_p`, `sum_g`, `sq_g`, `dot_pg`, `sq_u`), what follows from it (`discrete_total`, `flow_total`, `residual`,
+    `rounding`), `initial` [group], and coordinates `step` and `time`. Its attributes are `name`, `kind`, `closed` and
+    `reason`.
 
     Arrays are read from disk when they are asked for, each time anew. Where a chunk of one is missing or damaged, it is
     NaN, and a RuntimeWarning says where.
@@ -169,12 +172,15 @@ class Record(Mapping[str, xr.Dataset]):
         if name not in self._slices:
             raise KeyError(f"no symmetry {name!r} in {str(self.path)!r}; recorded: {', '.join(map(repr, self))}")
         index, groups = self._slices[name]
-        data = self.dataset[["initial", *SERIES]].drop_vars(["symmetry", "position"]).isel(group=groups).load()
+        recorded = [series for series in SERIES if series in self.dataset]
+        data = self.dataset[["initial", *recorded]].drop_vars(["symmetry", "position"]).isel(group=groups).load()
         data = data.assign_coords(group=np.arange(data.sizes["group"]))
-        data["discrete_total"] = data.discrete_free + data.discrete_forced
+        if "discrete_budget" not in data:
+            data["discrete_budget"] = data.discrete_free + data.discrete_forced + data.discrete_defect
+        data["discrete_total"] = data.discrete_budget - data.discrete_defect
         data["flow_total"] = data.flow_free + data.flow_forced
         data["residual"] = data.charge - data.discrete_total
-        data["rounding"] = data.charge - (data.discrete_total + data.discrete_defect)
+        data["rounding"] = data.charge - data.discrete_budget
         laws = {key: self.attrs[key][index] for key in ("closed", "reason")}
         data.attrs = {"name": name, "kind": self.symmetries[index].kind, **laws}
         return data
@@ -328,7 +334,7 @@ def arrays_of(path: Path, metadata: Mapping[str, Any]) -> dict[str, Array]:
         key = probe_key(index)
         kinds[key] = probe_kind(index, name, len(arrays[key].shape) if key in arrays else 1)
     sizes = {"group": sum(attributes["n_groups"])}
-    if missing := [name for name in kinds if name not in arrays]:
+    if missing := [name for name in kinds if name not in arrays and name not in LATER]:
         raise Damaged(f"its array {missing[0]} is missing")
     for name, array in arrays.items():
         kind = kinds.get(name, array)  # others may add arrays of their own

@@ -80,16 +80,16 @@ class FakeSGD(torch.optim.Optimizer):
         )
 
     def reading(self, index: int, symmetry: Symmetry) -> Any:
-        of = [self.value(variable, index) for variable in range(16)]
+        of = [self.value(variable, index) for variable in range(17)]
         return SimpleNamespace(
             symmetry=symmetry,
             charge=of[0],
             initial=self.offset + torch.arange(self.n_groups[index], dtype=torch.float64),
-            discrete=SimpleNamespace(free=of[1], forced=of[2], defect=of[3]),
-            flow=SimpleNamespace(free=of[4], forced=of[5]),
-            defect=of[6],
-            relative_defect=of[7],
-            moments=dict(zip(READOUT_MOMENTS, of[8:], strict=False)),
+            discrete=SimpleNamespace(free=of[1], forced=of[2], defect=of[3], budget=of[4]),
+            flow=SimpleNamespace(free=of[5], forced=of[6]),
+            defect=of[7],
+            relative_defect=of[8],
+            moments=dict(zip(READOUT_MOMENTS, of[9:], strict=False)),
             closed=index != 1,
             reason="" if index != 1 else f"open at step {self.step_count}",
         )
@@ -196,16 +196,28 @@ def test_rows_come_back_labelled(tmp_path: Path) -> None:
 
 def test_derived_variables(tmp_path: Path) -> None:
     data = open_record(recorded(tmp_path / "a", 3))["fc1->fc2"]
-    np.testing.assert_array_equal(data.discrete_total, data.discrete_free + data.discrete_forced)
+    np.testing.assert_array_equal(data.discrete_total, data.discrete_budget - data.discrete_defect)
     np.testing.assert_array_equal(data.flow_total, data.flow_free + data.flow_forced)
     np.testing.assert_array_equal(data.residual, data.charge - data.discrete_total)
-    np.testing.assert_array_equal(data.rounding, data.residual - data.discrete_defect)
+    np.testing.assert_array_equal(data.rounding, data.charge - data.discrete_budget)
     laws: tuple[Literal["flow", "discrete"], ...] = ("flow", "discrete")
     for law in laws:
         total = data[f"{law}_free"] + data[f"{law}_forced"]
         np.testing.assert_allclose(relative_error(data, law), abs(data.charge - total) / abs(total))  # terms outweigh
-    budget = data.discrete_total + data.discrete_defect
-    np.testing.assert_allclose(relative_error(data, "budget"), abs(data.rounding) / budget)
+    parts = data.discrete_free + data.discrete_forced + data.discrete_defect
+    np.testing.assert_allclose(relative_error(data, "budget"), abs(data.charge - parts) / parts)
+
+
+def test_a_record_of_before_has_no_budget_of_its_own(tmp_path: Path) -> None:
+    path = recorded(tmp_path / "a", 3)
+    root = json.loads((path / "zarr.json").read_text())
+    del root["consolidated_metadata"]["metadata"]["discrete_budget"]
+    (path / "zarr.json").write_text(json.dumps(root))
+    shutil.rmtree(path / "discrete_budget")
+    data = open_record(path)["fc1->fc2"]
+    parts = data.discrete_free + data.discrete_forced + data.discrete_defect
+    np.testing.assert_array_equal(data.discrete_budget, parts)
+    np.testing.assert_array_equal(data.rounding, data.charge - parts)
 
 
 def test_relative_error_where_charges_vanish() -> None:
