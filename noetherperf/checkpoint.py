@@ -9,7 +9,7 @@ made by hand, or of another model: what cannot be gone on from is refused with t
 
 import json
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -95,52 +95,52 @@ def read(
     saved_names = measured.get("names") if is_old else _field(measured, "names", list)
     if saved_names is not None:
         if not isinstance(saved_names, list) or not all(x is None or isinstance(x, str) for x in saved_names):
-            raise _refused("names", f"must be a list of names, got {shown(saved_names)}")
+            raise _refused('["names"]', f"must be a list of names, got {shown(saved_names)}")
         if len(saved_names) != len(names):
-            raise _refused("names", f"has {len(saved_names)} names, but the optimizer has {len(names)} parameters")
+            raise _refused('["names"]', f"has {len(saved_names)} names, but the optimizer has {len(names)} parameters")
         check_order(saved_names, names)
     own_names = _check_symmetries(_field(measured, "symmetries", str), symmetries)
     identity = measured.get("id") if is_old and "id" not in measured else _field(measured, "id", str)
     began = _field(measured, "began", bool)
     state = dict(_field(measured, "openness", dict))
     for field in ("reasons", "changes"):
-        values = state.get(field, {} if is_old else None)
-        if isinstance(values, dict):
+        if field == "changes" and is_old:
+            state.setdefault(field, {})
+        if isinstance(values := state.get(field), dict):
             state[field] = {own_names.get(name, name): reason for name, reason in values.items()}
     try:
         openness.check(state)
     except ValueError as error:
-        raise _refused("openness", str(error)) from None
+        raise _refused('["openness"]', str(error)) from None
     tensors = _field(measured, "tensors", list)
     if len(tensors) != len(plans):
         raise _refused(
-            "tensors",
+            '["tensors"]',
             f"is of {len(tensors)} device(s), but the optimizer's parameters are on {len(plans)}; it was measured on "
             "parameters of other shapes, groups or devices",
         )
     wholes = [
-        _read_tensors(f'tensors"][{i}', x, plan, groups, is_old=is_old)
+        _read_tensors(f'["tensors"][{i}]', x, plan, groups, is_old=is_old)
         for i, (x, plan) in enumerate(zip(tensors, plans, strict=True))
     ]
     steps = sorted({whole.clock[0].item() for whole in wholes})
     if len(steps) > 1:
-        raise _refused("tensors", f"its devices' clocks are at different steps ({steps[0]:.0f} and {steps[-1]:.0f})")
+        raise _refused('["tensors"]', f"has clocks at different steps ({steps[0]:.0f} and {steps[-1]:.0f})")
     if not began and steps[:1] != [0.0]:
-        raise _refused("began", "is False, but its clock counts steps")
+        raise _refused('["began"]', "is False, but its clock counts steps")
     return Saved(identity, began, int(steps[0]) if steps else 0, state, wholes)
 
 
-def _refused(field: str, why: str) -> ValueError:
-    place = f'measurement["{field}"]' if field else "measurement"
-    return ValueError(f"state_dict: {place} {why}; {_DROP}")
+def _refused(place: str, why: str) -> ValueError:
+    return ValueError(f"state_dict: measurement{place} {why}; {_DROP}")
 
 
 def _field(measured: Mapping[str, Any], name: str, kind: type) -> Any:
     if name not in measured:
-        raise _refused(name, "is missing")
+        raise _refused(f'["{name}"]', "is missing")
     value = measured[name]
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise _refused(name, f"must be of type {kind.__name__}, got {shown(value)}")
+        raise _refused(f'["{name}"]', f"must be of type {kind.__name__}, got {shown(value)}")
     return value
 
 
@@ -149,7 +149,7 @@ def _check_symmetries(text: str, symmetries: Sequence[Symmetry]) -> dict[str, st
     try:
         theirs, saved = from_json(text), from_json(unwrapped(text))
     except ValueError as error:
-        raise _refused("symmetries", f"cannot be read: {error}") from error
+        raise _refused('["symmetries"]', f"cannot be read: {error}") from error
     own = from_json(unwrapped(to_json(symmetries)))
     if saved != own:
         differ = {s.name for s in saved} ^ {s.name for s in own} or {s.name for s in set(saved) ^ set(own)}
@@ -182,7 +182,7 @@ def _read_tensors(
         for law, n_rows in N_STATE_VERSION_2.items():
             expected[law.name.lower()] = (n_rows, plan.n_law_segments(law))
     for name, shape in expected.items():
-        where = f'{place}]["{name}'
+        where = f'{place}["{name}"]'
         if name not in tensors:
             raise _refused(where, "is missing")
         x = tensors[name]
@@ -208,7 +208,7 @@ def _check_values(place: str, read: Measurement, plan: Plan, groups: Sequence[Ma
     spoils it, such as a learning rate that is NaN, spoils the law's state too, for that was multiplied by the same
     matrix; and the group's time.
     """
-    clock = f'{place}]["clock'
+    clock = f'{place}["clock"]'
     steps, *times = read.clock.tolist()
     if not (math.isfinite(steps) and steps >= 0 and steps.is_integer()):
         raise _refused(clock, f"must count whole steps, got {steps}")
@@ -220,7 +220,7 @@ def _check_values(place: str, read: Measurement, plan: Plan, groups: Sequence[Ma
             raise _refused(clock, f"has the time {time} for parameter group {number}: a time below zero")
         if time != 0 and steps == 0:
             raise _refused(clock, f"has no step, but the time {time} for parameter group {number}")
-    where = f'{place}]["propagators'
+    where = f'{place}["propagators"]'
     if steps == 0 and not torch.equal(propagators, torch.eye(2, dtype=torch.float64).expand_as(propagators)):
         raise _refused(where, "must be the identity before the first step")
     for view in plan.views:
@@ -278,22 +278,26 @@ def check_state(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any
         groups: The optimizer's own.
 
     Raises:
-        ValueError: With the field's name; or it has the parameters in another order. Of groups of other sizes
-            torch itself complains.
+        ValueError: With the field's name; or it has the parameters in another order, or groups of other sizes.
     """
-    state, saved_groups = (_entry(state_dict, field, kind) for field, kind in (("state", dict), ("param_groups", list)))
+    state = _entry(state_dict, "state", Mapping, "dict")
+    saved_groups = _entry(state_dict, "param_groups", list | tuple, "list")
     for g, group in enumerate(saved_groups):
         place = f"param_groups[{g}]"
         if not isinstance(group, Mapping):
             raise ValueError(f"state_dict: {place} must be a dict, got {shown(group)}")
         ids = group.get("params")
-        if not isinstance(ids, list | tuple) or not all(isinstance(i, Hashable) for i in ids):
+        if not isinstance(ids, list | tuple) or not all(isinstance(i, int | str) for i in ids):
             raise ValueError(f"state_dict: {place}['params'] must be a list of parameters' numbers, got {shown(ids)}")
         given = group.get("param_names", [])
         if not isinstance(given, list | tuple) or not all(x is None or isinstance(x, str) for x in given):
             raise ValueError(f"state_dict: {place}['param_names'] must be a list of names, got {shown(given)}")
-    if [len(group["params"]) for group in saved_groups] != [len(group["params"]) for group in groups]:
-        return
+    if len(saved_groups) != len(groups):
+        raise ValueError("loaded state dict has a different number of parameter groups")  # in torch's words
+    if any(len(theirs["params"]) != len(own["params"]) for theirs, own in zip(saved_groups, groups, strict=True)):
+        raise ValueError(
+            "loaded state dict contains a parameter group that doesn't match the size of optimizer's group"
+        )
     names = names_in(groups)
     check_order(names_in(saved_groups), names)
     for g, group in enumerate(saved_groups):
@@ -308,17 +312,18 @@ def check_state(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any
         if key in places:
             i = places[key]
             _check_slot(f"state[{shown(key)}]", slot, params[i], names[i])
-        elif not isinstance(key, str) or any(isinstance(i, str) for i in ids):  # else it is somebody's own
+        elif not isinstance(key, str) or key in map(str, ids) or any(isinstance(i, str) for i in ids):
+            # else it is somebody's own, which torch keeps as it is
             raise ValueError(
                 f"state_dict: state[{shown(key)}] is of no parameter: param_groups have {shown(ids)} in their 'params'"
             )
 
 
-def _entry(state_dict: Mapping[str, Any], field: str, kind: type) -> Any:
+def _entry(state_dict: Mapping[str, Any], field: str, kind: Any, called: str) -> Any:
     if field not in state_dict:
         raise ValueError(f"state_dict: {field!r} is missing; an optimizer's state_dict() has it")
     if not isinstance(state_dict[field], kind):
-        raise ValueError(f"state_dict: {field!r} must be a {kind.__name__}, got {shown(state_dict[field])}")
+        raise ValueError(f"state_dict: {field!r} must be a {called}, got {shown(state_dict[field])}")
     return state_dict[field]
 
 

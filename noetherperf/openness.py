@@ -166,7 +166,7 @@ class Openness:
             for name, reason in state[field].items():
                 if not isinstance(name, str) or name not in self._members:
                     raise ValueError(f"has {field!r} for {name!r:.100}, which is none of the symmetries")
-                if not isinstance(reason, str):
+                if not isinstance(reason, str) or not reason:
                     raise ValueError(f"has {field!r} for {name!r} that are no text")
         for name, members in self._members.items():
             is_open = name in self._unclaimed or len({classes[i] for i in members}) > 1

@@ -216,9 +216,11 @@ class SGD(Optimizer):
         params = [p for group in self.param_groups for p in group["params"]]
         if len(names) < len(params) and not (isinstance(symmetries, Sequence) and len(symmetries) == 0):
             raise ValueError(
-                "symmetries name parameters, and these parameters came without names; "
-                "pass model.named_parameters() instead of model.parameters(), and where you change group['params'] "
-                "of a parameter group, change its group['param_names'] too"
+                "symmetries name parameters, and these parameters came without names; pass model.named_parameters() "
+                "instead of model.parameters(), and where you change group['params'] of a parameter group, change its "
+                "group['param_names'] too. ZeroRedundancyOptimizer hands each rank some parameters without names, so "
+                "that nothing can be measured in it: give it no symmetries, or shard "
+                "with torch.distributed.fsdp.fully_shard instead"
             )
         if symmetries:
             check_whole(names, params)

@@ -30,7 +30,7 @@ def make() -> tuple[nn.Module, nperf.SGD]:
     ]
     named = list(net.named_parameters())
     groups: list[dict[str, Any]] = [{"params": named[:2]}, {"params": named[2:], "weight_decay": 0.01}]
-    options = {"lr": 0.1, "momentum": 0.9, "dampening": 0.2, "weight_decay": 0.05}
+    options: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "dampening": 0.2, "weight_decay": 0.05}
     return net, nperf.SGD(groups, **options, symmetries=symmetries, backend="reference")
 
 
