@@ -206,7 +206,7 @@ def _check_values(place: str, read: Measurement, plan: Plan, groups: Sequence[Ma
 
     Moments and laws may well be NaN: one gradient does that. A propagator is made of hyperparameters alone, and what
     spoils it, such as a learning rate that is NaN, spoils the law's state too, for that was multiplied by the same
-    matrix; and the group's time.
+    matrix; and the group's time. (A translation keeps no state of its flow law, and there nothing can be said.)
     """
     clock = f'{place}["clock"]'
     steps, *times = read.clock.tolist()
@@ -214,9 +214,10 @@ def _check_values(place: str, read: Measurement, plan: Plan, groups: Sequence[Ma
         raise _refused(clock, f"must count whole steps, got {steps}")
     propagators = read.propagators.cpu()
     for number, (time, group) in enumerate(zip(times, groups, strict=True)):
-        if not math.isfinite(time) and bool(propagators.isfinite().all()):
-            raise _refused(clock, f"has the time {time} for parameter group {number}, but every law went on")
-        if time < 0 and not (float(group["dampening"]) > 1 or float(group["lr"]) < 0):
+        if not math.isfinite(time):
+            if bool(propagators.isfinite().all()):
+                raise _refused(clock, f"has the time {time} for parameter group {number}, but every law went on")
+        elif time < 0 and not (float(group["dampening"]) > 1 or float(group["lr"]) < 0):
             raise _refused(clock, f"has the time {time} for parameter group {number}: a time below zero")
         if time != 0 and steps == 0:
             raise _refused(clock, f"has no step, but the time {time} for parameter group {number}")
@@ -225,11 +226,12 @@ def _check_values(place: str, read: Measurement, plan: Plan, groups: Sequence[Ma
         raise _refused(where, "must be the identity before the first step")
     for view in plan.views:
         for law in Law:
-            at = view.law_segment[law]
-            if at >= 0 and bool(propagators[view.tensor, law].isnan().any()):
-                state = read.states[law][:, at : at + view.n_segments]
-                if view.n_segments > 0 and bool(state.isfinite().all()):
-                    raise _refused(where, f"is NaN for the {law.name.lower()} law of a tensor whose state is not")
+            if (at := view.law_segment[law]) >= 0 and view.n_segments > 0:
+                rows = read.states[law][:, at : at + view.n_segments]
+                own = [rows] if law == Law.TRANSLATION else [rows[:-2], rows[-2:]]  # of the discrete and the flow law
+                for matrix, state in zip(propagators[view.tensor, law], own, strict=False):
+                    if bool(matrix.isnan().any()) and bool(state.isfinite().all()):
+                        raise _refused(where, f"is NaN for the {law.name.lower()} law of a tensor whose state is not")
 
 
 def _kind(x: Tensor) -> str:

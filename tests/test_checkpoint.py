@@ -114,7 +114,7 @@ class TestVersions:
         assert loading.state_dict()["measurement"]["version"] == 3
 
     def test_version_2_between_ranks(self) -> None:
-        net, optimizer = trained()
+        _, optimizer = trained()
         expected = numbers(optimizer)
         measured = old_measurement()
         packed = {"tensors": measured.pop("tensors"), "about": json.dumps(measured)}
@@ -418,14 +418,31 @@ class TestWhatOnlyLooksDamaged:
         optimizer.step()
         self.goes_on(net, optimizer)
 
+    @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
     @pytest.mark.parametrize("option", ["lr", "weight_decay", "momentum", "dampening"])
-    def test_a_hyperparameter_that_spoiled_all(self, option: str) -> None:
+    def test_a_hyperparameter_that_spoiled_all(self, option: str, value: float) -> None:
         net, optimizer = trained(3)
         group = optimizer.param_groups[1]
-        before, group[option] = group[option], math.nan
+        before, group[option] = group[option], value
         optimizer.step()
         group[option] = before
-        assert numbers(optimizer)["columns: discrete.free"].isnan().all()
+        assert not numbers(optimizer)["columns: charge"].isfinite().any()
+        self.goes_on(net, optimizer)
+
+    @pytest.mark.parametrize(
+        ("option", "value"),
+        [("momentum", -1.0), ("lr", 1e308), ("weight_decay", -1e9), ("momentum", -1.0 - 1e-9)],
+    )
+    @pytest.mark.parametrize("momentum", [0.0, 0.9])
+    def test_steps_whose_flow_does_not_exist(self, option: str, value: float, momentum: float) -> None:
+        """Outside of what torch's constructor takes, but a parameter group may hold it, and torch makes the step."""
+        net, optimizer = version_2.make()
+        for group in optimizer.param_groups:
+            group |= {"momentum": momentum, option: value}
+        version_2.train(net, optimizer, range(1))
+        for group in optimizer.param_groups:
+            group |= {"momentum": momentum, "lr": 0.1, "weight_decay": 0.0}
+        assert numbers(optimizer)["fc1: flow.free"].shape == (3,)
         self.goes_on(net, optimizer)
 
     def test_time_that_runs_back(self) -> None:
