@@ -6,7 +6,6 @@ may be cut: a rank steps and measures its shards, and no step communicates for t
 added up over the ranks that a tensor is cut over, and over those alone, so that replicas count once.
 """
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
@@ -15,6 +14,7 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
+from noetherperf import checkpoint
 from noetherperf.plan import Measurement, Plan
 from noetherperf.shards import Cut, Indices, Shards
 
@@ -261,7 +261,7 @@ def get_measurement_state_dict(optimizer: Measuring) -> dict[str, Any]:
     measured = optimizer.state_dict().get("measurement")
     if measured is None:
         raise ValueError("the optimizer measures nothing: it was given no symmetries")
-    return {"tensors": measured.pop("tensors"), "about": json.dumps(measured)}
+    return checkpoint.pack(measured)
 
 
 def set_measurement_state_dict(optimizer: Measuring, state_dict: Mapping[str, Any]) -> None:
@@ -275,9 +275,9 @@ def set_measurement_state_dict(optimizer: Measuring, state_dict: Mapping[str, An
         state_dict: What get_measurement_state_dict gave.
 
     Raises:
-        ValueError: It was measured with other symmetries; raised before anything is changed.
+        ValueError: It was measured with other symmetries, or is damaged; raised before anything is changed.
     """
-    optimizer.load_measurement({**json.loads(state_dict["about"]), "tensors": state_dict["tensors"]})
+    optimizer.load_measurement(checkpoint.unpack(state_dict))
 
 
 class MeasurementState:

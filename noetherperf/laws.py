@@ -194,8 +194,16 @@ def flow_transition(law: Law, h: Hyper) -> FlowTransition:
     """The flow law's step of time T for hyperparameters held over that step (docs/theory.md, section 5).
 
     With momentum and dampening 1 a step takes no time and its velocity −u/(1−τ) is infinite: the forcing is NaN, so
-    that the law's prediction of a norm says it does not exist.
+    that the law's prediction of a norm says it does not exist. So is all of it where the flow itself does not exist
+    (an infinite learning rate, momentum −1) or leaves float64 in one step.
     """
+    try:
+        return _flow_transition(law, h)
+    except (ArithmeticError, ValueError):
+        return FlowTransition(*[math.nan] * len(FlowTransition._fields))
+
+
+def _flow_transition(law: Law, h: Hyper) -> FlowTransition:
     kappa = law + 1.0
     norm = float(law == Law.NORM)
     if h.momentum == 0.0:

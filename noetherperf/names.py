@@ -2,7 +2,8 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 #: Modules that wrap another one and put their name before its parameters' names: DataParallel and
 #: DistributedDataParallel, torch.compile, FullyShardedDataParallel, checkpoint_wrapper.
@@ -12,6 +13,15 @@ _WRAPPERS = re.compile(r"\b(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_
 def unwrapped(name: str) -> str:
     """A name, or any text with names in it, without the names of wrappers."""
     return _WRAPPERS.sub("", name)
+
+
+def names_in(groups: Iterable[Mapping[str, Any]]) -> list[str | None]:
+    """One name per parameter of these groups, None where there is none."""
+    names: list[str | None] = []
+    for group in groups:
+        given, n = group.get("param_names", ()), len(group["params"])
+        names += given if len(given) == n else [None] * n
+    return names
 
 
 def check_order(saved: Sequence[str | None], own: Sequence[str | None]) -> None:

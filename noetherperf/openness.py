@@ -146,12 +146,47 @@ class Openness:
         """What a checkpoint needs."""
         return {"classes": list(self._classes), "reasons": dict(self._reasons), "changes": dict(self._changes)}
 
+    def check(self, state: Mapping[str, Any]) -> None:
+        """Raise where a checkpoint's state is none that these symmetries and tensors can have.
+
+        Raises:
+            ValueError: A field is missing or of the wrong kind, or reasons and classes contradict each other.
+        """
+        for field, kind in (("classes", list), ("reasons", dict), ("changes", dict)):
+            if field not in state:
+                raise ValueError(f"has no {field!r}")
+            if not isinstance(state[field], kind):
+                raise ValueError(
+                    f"has {field!r} of type {type(state[field]).__name__}, which must be a {kind.__name__}"
+                )
+        classes, reasons = state["classes"], state["reasons"]
+        if len(classes) != len(self._names):
+            raise ValueError(f"has {len(classes)} 'classes', but there are {len(self._names)} parameters")
+        n_classes = 0
+        for c in classes:  # numbered as they come
+            if type(c) is not int or not 0 <= c <= n_classes:
+                raise ValueError("has 'classes' that are not numbered 0, 1, … in the order in which they come")
+            n_classes = max(n_classes, c + 1)
+        for field in ("reasons", "changes"):
+            for name, reason in state[field].items():
+                if not isinstance(name, str) or name not in self._members:
+                    raise ValueError(f"has {field!r} for {name!r:.100}, which is none of the symmetries")
+                if not isinstance(reason, str) or not reason:
+                    raise ValueError(f"has {field!r} for {name!r} that are no text")
+        for name, members in self._members.items():
+            is_open = name in self._unclaimed or len({classes[i] for i in members}) > 1
+            if is_open != (name in reasons):
+                raise ValueError(
+                    f"has 'classes' in which the law of {name!r} is {'open' if is_open else 'closed'}, and "
+                    f"{'no reason' if is_open else 'a reason'} why it is open"
+                )
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint of the same symmetries; tensors that came since are in no symmetry yet."""
         classes = [int(c) for c in state["classes"]]
         self._classes = classes + [0] * (len(self._names) - len(classes))
         self._reasons = {str(name): str(reason) for name, reason in state["reasons"].items()}
-        self._changes = {str(name): str(reason) for name, reason in state.get("changes", {}).items()}
+        self._changes = {str(name): str(reason) for name, reason in state["changes"].items()}
         self._last = None
 
 

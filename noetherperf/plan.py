@@ -26,6 +26,10 @@ CHARGE_AND_MOMENTUM = {
 }
 
 
+#: Rows of a law's state in checkpoints of version 2: x₀, y₀, defect's two, and of a norm forced's and the flow's two.
+N_STATE_VERSION_2 = {Law.TRANSLATION: 4, Law.NORM: 8}
+
+
 @dataclass(frozen=True)
 class View:
     """One tensor split along one axis: element i of that axis belongs to segment `segment + i // fold`.

@@ -1,6 +1,5 @@
 """SGD: torch.optim.SGD that measures its symmetries' charges, and every law's integrals, while it steps."""
 
-import copy
 import itertools
 import operator
 import threading
@@ -17,20 +16,20 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
+from noetherperf import checkpoint
 from noetherperf.backends import Backend, check_measured, check_parameter, resolve, why_reference
 from noetherperf.distributed import Ranks, check_whole, is_distributed, local, local_buffer, local_gradient, moved
 from noetherperf.engines import Call, Engine, OnDevice, carry_out, gradient_dtypes
 from noetherperf.engines.reader import has_own_dispatch, make_gatherer, unreadable
 from noetherperf.hyper import Hyper, device_lr
-from noetherperf.names import check_order, unwrapped
+from noetherperf.names import names_in
 from noetherperf.openness import Openness
 from noetherperf.overlap import check_apart
 from noetherperf.plan import Measurement, make_plan
 from noetherperf.readout import Readout, Source, read
-from noetherperf.symmetry import Symmetry, from_json, to_json, validate
+from noetherperf.symmetry import Symmetry, validate
+from noetherperf.untrusted import shown
 from noetherperf.watched import Tensors, Watched
-
-MEASUREMENT_VERSION = 2
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -256,16 +255,18 @@ class SGD(Optimizer):
 
     def _names(self) -> list[str | None]:
         """One name per parameter, over all groups; None where parameters came, or were put there, without names."""
-        return _names_in(self.param_groups)
+        return names_in(self.param_groups)
 
     def _check_symmetries(self, symmetries: Sequence[Symmetry]) -> tuple[Symmetry, ...]:
         names = [name for name in self._names() if name is not None]
         params = [p for group in self.param_groups for p in group["params"]]
         if len(names) < len(params) and not (isinstance(symmetries, Sequence) and len(symmetries) == 0):
             raise ValueError(
-                "symmetries name parameters, and these parameters came without names; "
-                "pass model.named_parameters() instead of model.parameters(), and where you change group['params'] "
-                "of a parameter group, change its group['param_names'] too"
+                "symmetries name parameters, and these parameters came without names; pass model.named_parameters() "
+                "instead of model.parameters(), and where you change group['params'] of a parameter group, change its "
+                "group['param_names'] too. ZeroRedundancyOptimizer hands each rank some parameters without names, so "
+                "that nothing can be measured in it: give it no symmetries, or shard "
+                "with torch.distributed.fsdp.fully_shard instead"
             )
         if symmetries:
             check_whole(names, params)
@@ -678,16 +679,14 @@ class SGD(Optimizer):
     def _measured(self) -> dict[str, Any]:
         """What a checkpoint needs to go on measuring."""
         copies = self._copy(begin=False)
-        wholes = self._gather(copies)
-        return {
-            "version": MEASUREMENT_VERSION,
-            "id": copies.measurement_id,
-            "names": self._names(),
-            "symmetries": to_json(self._symmetries),
-            "began": copies.began,
-            "openness": copies.openness.state_dict(),
-            "tensors": [whole.tensors() for whole in wholes],
-        }
+        return checkpoint.write(
+            self._gather(copies),
+            self._symmetries,
+            self._names(),
+            copies.openness,
+            identity=copies.measurement_id,
+            began=copies.began,
+        )
 
     @_outside_inference
     @torch.no_grad()
@@ -698,14 +697,27 @@ class SGD(Optimizer):
         whether positions mean the same parameters.
 
         Raises:
-            ValueError: It has this optimizer's names in other places, or was measured with other symmetries; raised
-                before anything is changed.
+            TypeError: It is no dict.
+            ValueError: It has this optimizer's names in other places, was measured with other symmetries, or is
+                damaged; raised before anything is changed.
         """
-        measured = state_dict.get("measurement")
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(f"state_dict must be a dict, got {shown(state_dict)}")
+        rest = {key: value for key, value in state_dict.items() if key != "measurement"}
+        saved: list[checkpoint.Saved | None] = []
+
+        def check(_: Optimizer, hooked: dict[str, Any]) -> None:
+            """The last of the hooks: what the others have made of it is what torch will load."""
+            checkpoint.check_state(hooked, self.param_groups)
+            saved.append(self._read(state_dict.get("measurement"), hooked["param_groups"]))
+
         with self._lock:
-            self._check_measurement(measured)
-            super().load_state_dict({key: value for key, value in state_dict.items() if key != "measurement"})
-            self.load_measurement(measured)
+            handle = self.register_load_state_dict_pre_hook(check)
+            try:
+                super().load_state_dict(rest)
+            finally:
+                handle.remove()
+            self._resume(saved[0])
 
     @_outside_inference
     @torch.no_grad()
@@ -713,59 +725,32 @@ class SGD(Optimizer):
         """Go on from what was measured, a state_dict's "measurement", and leave all else; None: measuring starts anew.
 
         Raises:
-            ValueError: It was measured with other symmetries; raised before anything is changed.
+            ValueError: It was measured with other symmetries, or is damaged; raised before anything is changed.
         """
         with self._lock:
-            self._load_measurement(measured)
+            self._resume(self._read(measured, self.param_groups))
 
-    def _load_measurement(self, measured: Mapping[str, Any] | None) -> None:
-        """The lock is held."""
-        self._check_measurement(measured)
+    def _read(self, measured: object, groups: Sequence[Mapping[str, Any]]) -> checkpoint.Saved | None:
+        """A state_dict's "measurement" as it fits this optimizer; groups: the options that it was measured with."""
+        if measured is None:
+            return None
+        plans = [device.ranks.whole for device in self._prepare()]
+        return checkpoint.read(measured, plans, self._symmetries, self._names(), self._openness, groups)
+
+    def _resume(self, saved: checkpoint.Saved | None) -> None:
+        """Go on from what was read; None: measuring starts anew."""
         carried = None
-        if measured is not None and self._symmetries:
-            wholes = map(Measurement.of, measured["tensors"])
-            scattered = [device.ranks.scatter(whole) for device, whole in zip(self._prepare(), wholes, strict=True)]
-            carried = [[x.clone() for x in measurement.tensors()] for measurement in scattered]
+        if saved is not None and self._symmetries:
+            places = zip(self._prepare(), saved.wholes, strict=True)
+            carried = [[x.clone() for x in device.ranks.scatter(whole).tensors()] for device, whole in places]
         self._devices = None
         self._restart()
-        if measured is not None and carried is not None:
-            self._began = measured["began"]
+        if saved is not None and carried is not None:
+            self._began = saved.began
             self._carried = carried
-            self._measurement_id = measured.get("id", self._measurement_id)  # older checkpoints have none
-            self._step_count = int(carried[0][-1][0])
-            saved_names = [s.name for s in from_json(measured["symmetries"])]  # with other wrappers, perhaps
-            own_names = dict(zip(saved_names, (s.name for s in self._symmetries), strict=True))
-            self._open_reasons = {
-                key: {own_names[name]: reason for name, reason in value.items()} if isinstance(value, dict) else value
-                for key, value in copy.deepcopy(measured["openness"]).items()
-            }
-
-    def _check_measurement(self, measured: Mapping[str, Any] | None) -> None:
-        if measured is None:
-            return
-        if measured["version"] != MEASUREMENT_VERSION:
-            raise ValueError(
-                f"state_dict: its measurement has version {measured['version']}, this is version "
-                f'{MEASUREMENT_VERSION}; drop it (del state_dict["measurement"]) to load the rest and measure anew'
-            )
-        check_order(measured.get("names", []), self._names())  # older ones have no names
-        saved, mine = (from_json(unwrapped(text)) for text in (measured["symmetries"], to_json(self._symmetries)))
-        if saved != mine:
-            saved_names, own_names = {s.name for s in saved}, {s.name for s in mine}
-            changed = sorted(saved_names ^ own_names) or sorted(s.name for s in set(saved) ^ set(mine))
-            raise ValueError(
-                f"state_dict: it was measured with other symmetries (they differ in: {', '.join(changed) or 'order'}); "
-                "make the optimizer with the same ones, or drop the measurement "
-                '(del state_dict["measurement"]) to measure anew'
-            )
-        shapes = [[tuple(x.shape) for x in tensors] for tensors in measured["tensors"]]
-        n_groups = len(self.param_groups)
-        own = [Measurement.empty(device.ranks.whole, "meta", n_groups).tensors() for device in self._prepare()]
-        if shapes != [[tuple(x.shape) for x in tensors] for tensors in own]:
-            raise ValueError(
-                "state_dict: it was measured on parameters of other shapes, groups or devices; "
-                'drop the measurement (del state_dict["measurement"]) to measure anew'
-            )
+            self._measurement_id = saved.id or self._measurement_id
+            self._step_count = saved.steps
+            self._open_reasons = saved.openness
 
     def __getstate__(self) -> dict[str, Any]:
         self._drop_fresh_buffers()
@@ -781,6 +766,7 @@ class SGD(Optimizer):
             openness = self._openness.state_dict()
         state = dict(super().__getstate__())
         state["_measured"] = {
+            "_version": checkpoint.VERSION,
             "_requested": self._requested,
             "_may_be_fresh": False,
             "_symmetries": self._symmetries,
@@ -796,10 +782,15 @@ class SGD(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
         measured = state.pop("_measured", None)
+        version = measured.pop("_version", None) if measured is not None else None
         if measured is None:  # load_state_dict, which has changed nothing yet: from here on names are our own
-            check_order(_names_in(state["param_groups"]), self._names())
             for group, own in zip(state["param_groups"], self.param_groups, strict=True):
                 group.update({"param_names": own["param_names"]} if "param_names" in own else {})
+        elif measured["_carried"] is not None and version != checkpoint.VERSION:
+            raise ValueError(
+                "optimizer: it was pickled by another version, and its measurement cannot be read; what is "
+                "to be kept is an optimizer's state_dict(), which later versions read"
+            )
         super().__setstate__(state)
         if measured is not None:  # unpickling or copying
             self.__dict__.update(measured, _lock=threading.RLock(), _n_corrections=0)
@@ -819,15 +810,6 @@ def _add_measurement(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
     """A state_dict hook of every SGD, its first."""
     if isinstance(optimizer, SGD) and optimizer.symmetries:
         state_dict["measurement"] = optimizer._measured()
-
-
-def _names_in(groups: Iterable[Mapping[str, Any]]) -> list[str | None]:
-    """One name per parameter of these groups, None where there is none."""
-    names: list[str | None] = []
-    for group in groups:
-        given, n = group.get("param_names", ()), len(group["params"])
-        names += given if len(given) == n else [None] * n
-    return names
 
 
 def _kind(p: Tensor) -> tuple[object, ...]:

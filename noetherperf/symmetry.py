@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from noetherperf import explanation
+from noetherperf.untrusted import load_json, shown
 
 __all__ = [
     "Norm",
@@ -76,7 +77,7 @@ class Part:
 
     def __post_init__(self) -> None:
         if not isinstance(self.parameter, str):
-            raise TypeError(f"Part: parameter must be a name (str), got {self.parameter!r}")
+            raise TypeError(f"Part: parameter must be a name (str), got {shown(self.parameter)}")
         if not self.parameter:
             raise ValueError("Part: parameter is an empty name")
         for field, least in (("axis", 0), ("start", 0), ("stop", 1), ("fold", 1), ("stride", 1), ("period", 1)):
@@ -104,20 +105,20 @@ class Part:
                 raise TypeError
             number = operator.index(value)  # type: ignore[arg-type]
         except TypeError:
-            raise TypeError(f"Part of {self.parameter!r}: {field} must be an integer, got {value!r}") from None
+            raise TypeError(f"Part of {self.parameter!r}: {field} must be an integer, got {shown(value)}") from None
         if number < least:
-            raise ValueError(f"Part of {self.parameter!r}: {field} must be at least {least}, got {number}")
+            raise ValueError(f"Part of {self.parameter!r}: {field} must be at least {least}, got {shown(number)}")
         return number
 
     def _coefficient(self, value: object) -> float:
         if isinstance(value, bool | str | bytes) or not hasattr(value, "__float__"):
-            raise TypeError(f"Part of {self.parameter!r}: weight must be a number, got {value!r}")
+            raise TypeError(f"Part of {self.parameter!r}: weight must be a number, got {shown(value)}")
         try:
             number = float(value)
         except OverflowError:
             number = math.inf
         if not math.isfinite(number) or number == 0:
-            raise ValueError(f"Part of {self.parameter!r}: weight must be finite and not zero, got {value!r}")
+            raise ValueError(f"Part of {self.parameter!r}: weight must be finite and not zero, got {shown(value)}")
         return number
 
     def __repr__(self) -> str:
@@ -259,7 +260,7 @@ class Symmetry:
         if type(self) is Symmetry:
             raise TypeError("Symmetry has no charge of its own: use Translation, Scale, Rescale or Norm")
         if not isinstance(name, str):
-            raise TypeError(f"{type(self).__name__}: name must be a str, got {name!r}")
+            raise TypeError(f"{type(self).__name__}: name must be a str, got {shown(name)}")
         if not name:
             raise ValueError(f"{type(self).__name__}: name is empty, but the readout lists charges by name")
         object.__setattr__(self, "name", name)
@@ -322,16 +323,16 @@ class Symmetry:
             ValueError: The kind or a field is unknown, or a field is missing or of no use.
         """
         if not isinstance(data, Mapping):
-            raise ValueError(f"a symmetry must be an object, got {data!r}")
+            raise ValueError(f"a symmetry must be an object, got {shown(data)}")
         kind = data.get("kind")
         if not isinstance(kind, str) or kind not in _KINDS:
-            raise ValueError(f"unknown kind of symmetry {kind!r}; known are {', '.join(_KINDS)}")
+            raise ValueError(f"unknown kind of symmetry {shown(kind)}; known are {', '.join(_KINDS)}")
         lists = ("inward", "outward") if kind == Rescale.kind else ("parts",)
         fields = {"kind", "name", *lists}
         _check_fields(kind, data, required=fields, known=fields)
         for field in lists:
             if not isinstance(data[field], list | tuple):
-                raise ValueError(f"{kind}: {field} must be a list of parts, got {data[field]!r}")
+                raise ValueError(f"{kind}: {field} must be a list of parts, got {shown(data[field])}")
         try:
             return _KINDS[kind](data["name"], *([Part.from_dict(part) for part in data[field]] for field in lists))
         except TypeError as error:
@@ -477,9 +478,9 @@ def _negated(part: Part) -> Part:
 
 def _check_fields(what: str, data: object, *, required: set[str], known: set[str]) -> None:
     if not isinstance(data, Mapping):
-        raise ValueError(f"{what}: must be an object, got {data!r}")
+        raise ValueError(f"{what}: must be an object, got {shown(data)}")
     if unknown := [key for key in data if key not in known]:
-        raise ValueError(f"{what}: unknown field {unknown[0]!r}; known are {', '.join(sorted(known))}")
+        raise ValueError(f"{what}: unknown field {shown(unknown[0])}; known are {', '.join(sorted(known))}")
     if missing := sorted(required - set(data)):
         raise ValueError(f"{what}: field {missing[0]!r} is missing")
 
@@ -507,18 +508,15 @@ def from_json(text: str) -> tuple[Symmetry, ...]:
         The symmetries in their order.
 
     Raises:
-        ValueError: The text is no JSON, of another version, or has an unknown kind or field.
+        ValueError: The text is no JSON, of another version, has an unknown kind or field, or a field twice.
     """
-    try:
-        data = json.loads(text)
-    except RecursionError as error:
-        raise ValueError("symmetries file: its JSON is nested too deeply") from error
+    data = load_json(text, "symmetries file")
     fields = {"version", "symmetries"}
     _check_fields("symmetries file", data, required=fields, known=fields)
-    if data["version"] != JSON_VERSION:
-        raise ValueError(f"symmetries file: version {data['version']!r}, but only {JSON_VERSION} can be read")
+    if type(data["version"]) is not int or data["version"] != JSON_VERSION:
+        raise ValueError(f"symmetries file: version {shown(data['version'])}, but only {JSON_VERSION} can be read")
     if not isinstance(data["symmetries"], list):
-        raise ValueError(f"symmetries file: symmetries must be a list, got {data['symmetries']!r}")
+        raise ValueError(f"symmetries file: symmetries must be a list, got {shown(data['symmetries'])}")
     return tuple(Symmetry.from_dict(item) for item in data["symmetries"])
 
 

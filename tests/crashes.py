@@ -70,7 +70,7 @@ def verify(folder: Path) -> None:
     assert record.steps.tolist() == list(range(n_rows)), "a step is missing or there twice"
     if (folder / "checkpoint.pt").exists():
         measured = torch.load(folder / "checkpoint.pt", weights_only=True)["optimizer"]["measurement"]
-        assert n_rows - 1 >= int(measured["tensors"][0][-1][0]), "the record is behind the checkpoint"
+        assert n_rows - 1 >= int(measured["tensors"][0]["clock"][0]), "the record is behind the checkpoint"
     for name, values in whole.dataset.isel(step=slice(n_rows)).variables.items():
         np.testing.assert_array_equal(record.dataset[name].to_numpy(), values.to_numpy(), err_msg=str(name))
 

@@ -511,6 +511,34 @@ def make_mistakes(directory: str) -> dict[str, Any]:
     return found
 
 
+def cut_by_zero(directory: str) -> dict[str, Any]:
+    """ZeroRedundancyOptimizer around ours and torch's, over a checkpoint; its error, and what that advises."""
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    nets = [make_net(5), make_net(5)]
+    for net, optimizer_class in zip(nets, (nperf.SGD, torch.optim.SGD), strict=True):
+        over = ddp(net)
+        optimizer: Any = ZeroRedundancyOptimizer(net.parameters(), optimizer_class=optimizer_class, **MOMENTUM)
+        train(over.net, optimizer, range(3), share=over.share)
+        optimizer.consolidate_state_dict(to=0)
+        state = [optimizer.state_dict() if torch.distributed.get_rank() == 0 else None]
+        torch.distributed.broadcast_object_list(state, src=0)
+        optimizer.load_state_dict(state[0])
+        train(over.net, optimizer, range(3, N_STEPS), share=over.share)
+    net = make_net(5)
+    options = {"optimizer_class": nperf.SGD, "symmetries": make_symmetries(net), **MOMENTUM}
+    error = raised(lambda: ZeroRedundancyOptimizer(net.parameters(), **options))
+    over = fsdp(net)
+    advised = optimizer_of(net, MOMENTUM)
+    train(over.net, advised, range(N_STEPS), share=over.share)
+    pairs = zip(*(net.parameters() for net in nets), strict=True)
+    return {
+        "differences": [(a - b).abs().max().item() for a, b in pairs],
+        "error": error,
+        "advised": values_of(advised.readout()),
+    }
+
+
 def wait_in_vain(directory: str) -> dict[str, Any]:
     """One rank reads, the other does not; in a world of its own, for torch takes equal meshes for one."""
     impatient = torch.distributed.new_group(timeout=timedelta(seconds=1))
@@ -670,6 +698,19 @@ def test_mistakes_are_told_on_every_rank(tmp_path: Path) -> None:
         "nothing",
         "ValueError: w: this rank is not on its mesh",
     ]
+
+
+def test_zero_redundancy_optimizer(tmp_path: Path) -> None:
+    """Without symmetries it is a drop-in there too; with them the error says what to do, and that works."""
+    net = make_net(5)
+    alone = optimizer_of(net, MOMENTUM)
+    train(net, alone, range(N_STEPS))
+    for found in run_world(2, cut_by_zero, tmp_path):
+        assert len(found["differences"]) == len(list(net.parameters()))
+        assert max(found["differences"]) <= 1e-14
+        assert found["error"].startswith("ValueError: symmetries name parameters")
+        assert "give it no symmetries, or shard with torch.distributed.fsdp.fully_shard" in found["error"]
+        assert difference(found["advised"], values_of(alone.readout())) == ""
 
 
 def test_a_rank_that_reads_alone_waits_and_fails(tmp_path: Path) -> None:

@@ -1,0 +1,367 @@
+"""Checkpoints: how a measurement is written, and what is checked before any of a checkpoint is taken over.
+
+    {"version": 3, "id", "names", "symmetries", "began", "openness": {"classes", "reasons", "changes"},
+     "tensors": [{"moments", "translation", "norm", "propagators", "clock"}, one for each device]}
+
+What was measured is that of the whole parameters, however they are sharded. A checkpoint may be damaged, cut short,
+made by hand, or of another model: what cannot be gone on from is refused with the field's name, while all is as it was.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from noetherperf.laws import Law
+from noetherperf.names import check_order, names_in, unwrapped
+from noetherperf.openness import Openness
+from noetherperf.plan import N_STATE_VERSION_2, Measurement, Plan
+from noetherperf.symmetry import Symmetry, from_json, to_json
+from noetherperf.untrusted import load_json, shown
+
+VERSION = 3
+_TENSORS = ("moments", "translation", "norm", "propagators", "clock")  # in the order of Measurement.tensors()
+_OPTIONS = ("lr", "momentum", "dampening", "weight_decay")
+_DROP = 'drop the measurement (del state_dict["measurement"]) to load the rest and measure anew'
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A measurement as it was read: checked, of this version, under the optimizer's own names."""
+
+    id: str | None  # None where an older version kept none
+    began: bool
+    steps: int
+    openness: dict[str, Any]
+    wholes: list[Measurement]  # one for each device
+
+
+# ---- a measurement --------------------------------------------------------------------------------------------------
+
+
+def write(
+    wholes: Sequence[Measurement],
+    symmetries: Sequence[Symmetry],
+    names: Sequence[str | None],
+    openness: Openness,
+    *,
+    identity: str,
+    began: bool,
+) -> dict[str, Any]:
+    """What a checkpoint needs to go on measuring; its tensors are copies."""
+    return {
+        "version": VERSION,
+        "id": identity,
+        "names": list(names),
+        "symmetries": to_json(symmetries),
+        "began": began,
+        "openness": openness.state_dict(),
+        "tensors": [{name: x.clone() for name, x in zip(_TENSORS, whole.tensors(), strict=True)} for whole in wholes],
+    }
+
+
+def read(
+    measured: object,
+    plans: Sequence[Plan],
+    symmetries: Sequence[Symmetry],
+    names: Sequence[str | None],
+    openness: Openness,
+    groups: Sequence[Mapping[str, Any]],
+) -> Saved:
+    """Read what `write` wrote, this version or the one before.
+
+    Args:
+        measured: A state_dict's "measurement".
+        plans: Of the whole parameters, one for each device.
+        symmetries, names, openness: The optimizer's own.
+        groups: The parameter groups' options that it was measured with.
+
+    Raises:
+        ValueError: It was measured with other symmetries or parameters, or is damaged; with the field's name.
+    """
+    if not isinstance(measured, Mapping):
+        raise _refused("", f"must be a dict, got {shown(measured)}")
+    version = _field(measured, "version", int)
+    if version not in (2, VERSION):
+        raise ValueError(
+            f"state_dict: its measurement has version {shown(version)}, this is version {VERSION}; {_DROP}"
+        )
+    is_old = version == 2
+    saved_names = measured.get("names") if is_old else _field(measured, "names", list)
+    if saved_names is not None:
+        if not isinstance(saved_names, list) or not all(x is None or isinstance(x, str) for x in saved_names):
+            raise _refused('["names"]', f"must be a list of names, got {shown(saved_names)}")
+        if len(saved_names) != len(names):
+            raise _refused('["names"]', f"has {len(saved_names)} names, but the optimizer has {len(names)} parameters")
+        check_order(saved_names, names)
+    own_names = _check_symmetries(_field(measured, "symmetries", str), symmetries)
+    identity = measured.get("id") if is_old and "id" not in measured else _field(measured, "id", str)
+    began = _field(measured, "began", bool)
+    state = dict(_field(measured, "openness", dict))
+    for field in ("reasons", "changes"):
+        if field == "changes" and is_old:
+            state.setdefault(field, {})
+        if isinstance(values := state.get(field), dict):
+            state[field] = {own_names.get(name, name): reason for name, reason in values.items()}
+    try:
+        openness.check(state)
+    except ValueError as error:
+        raise _refused('["openness"]', str(error)) from None
+    tensors = _field(measured, "tensors", list)
+    if len(tensors) != len(plans):
+        raise _refused(
+            '["tensors"]',
+            f"is of {len(tensors)} device(s), but the optimizer's parameters are on {len(plans)}; it was measured on "
+            "parameters of other shapes, groups or devices",
+        )
+    wholes = [
+        _read_tensors(f'["tensors"][{i}]', x, plan, groups, is_old=is_old)
+        for i, (x, plan) in enumerate(zip(tensors, plans, strict=True))
+    ]
+    steps = sorted({whole.clock[0].item() for whole in wholes})
+    if len(steps) > 1:
+        raise _refused('["tensors"]', f"has clocks at different steps ({steps[0]:.0f} and {steps[-1]:.0f})")
+    if not began and steps[:1] != [0.0]:
+        raise _refused('["began"]', "is False, but its clock counts steps")
+    return Saved(identity, began, int(steps[0]) if steps else 0, state, wholes)
+
+
+def _refused(place: str, why: str) -> ValueError:
+    return ValueError(f"state_dict: measurement{place} {why}; {_DROP}")
+
+
+def _field(measured: Mapping[str, Any], name: str, kind: type) -> Any:
+    if name not in measured:
+        raise _refused(f'["{name}"]', "is missing")
+    value = measured[name]
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise _refused(f'["{name}"]', f"must be of type {kind.__name__}, got {shown(value)}")
+    return value
+
+
+def _check_symmetries(text: str, symmetries: Sequence[Symmetry]) -> dict[str, str]:
+    """The optimizer's own names of the symmetries, by the saved ones: wrappers' names may stand in either."""
+    try:
+        theirs, saved = from_json(text), from_json(unwrapped(text))
+    except ValueError as error:
+        raise _refused('["symmetries"]', f"cannot be read: {error}") from error
+    own = from_json(unwrapped(to_json(symmetries)))
+    if saved != own:
+        differ = {s.name for s in saved} ^ {s.name for s in own} or {s.name for s in set(saved) ^ set(own)}
+        raise ValueError(
+            f"state_dict: it was measured with other symmetries (they differ in: {', '.join(sorted(differ)) or 'order'}"
+            f"); make the optimizer with the same ones, or {_DROP}"
+        )
+    return dict(zip((s.name for s in theirs), (s.name for s in symmetries), strict=True))
+
+
+def _read_tensors(
+    place: str, tensors: object, plan: Plan, groups: Sequence[Mapping[str, Any]], *, is_old: bool
+) -> Measurement:
+    """One device's measurement.
+
+    Raises:
+        ValueError: A tensor is missing, of another kind, or holds what no step can have left.
+    """
+    if is_old:
+        if not isinstance(tensors, list | tuple) or len(tensors) != len(_TENSORS):
+            raise _refused(place, f"must be a list of {len(_TENSORS)} tensors")
+        tensors = dict(zip(_TENSORS, tensors, strict=True))
+    if not isinstance(tensors, Mapping):
+        raise _refused(place, f"must be a dict of tensors, got {shown(tensors)}")
+    expected = {
+        name: tuple(x.shape)
+        for name, x in zip(_TENSORS, Measurement.empty(plan, "meta", len(groups)).tensors(), strict=True)
+    }
+    if is_old:
+        for law, n_rows in N_STATE_VERSION_2.items():
+            expected[law.name.lower()] = (n_rows, plan.n_law_segments(law))
+    for name, shape in expected.items():
+        where = f'{place}["{name}"]'
+        if name not in tensors:
+            raise _refused(where, "is missing")
+        x = tensors[name]
+        if not isinstance(x, Tensor):
+            raise _refused(where, f"must be a tensor, got {shown(x)}")
+        if x.dtype != torch.float64 or x.layout != torch.strided or x.is_meta:
+            raise _refused(where, f"must be a dense float64 tensor, got {_kind(x)}")
+        if tuple(x.shape) != shape:
+            raise _refused(
+                where,
+                f"must have shape {shape}, got {tuple(x.shape)}: it was measured on parameters of other shapes, groups "
+                "or devices",
+            )
+    read = Measurement.of(tensors[name].detach() for name in _TENSORS)
+    _check_values(place, read, plan, groups)
+    return Measurement.of_version_2(read.tensors(), plan) if is_old else read
+
+
+def _check_values(place: str, read: Measurement, plan: Plan, groups: Sequence[Mapping[str, Any]]) -> None:
+    """Raise where a clock or a propagator holds what no step can have left.
+
+    Moments and laws may well be NaN: one gradient does that. A propagator is made of hyperparameters alone, and what
+    spoils it, such as a learning rate that is NaN, spoils the law's state too, for that was multiplied by the same
+    matrix; and the group's time. (A translation keeps no state of its flow law, and there nothing can be said.)
+    """
+    clock = f'{place}["clock"]'
+    steps, *times = read.clock.tolist()
+    if not (math.isfinite(steps) and steps >= 0 and steps.is_integer()):
+        raise _refused(clock, f"must count whole steps, got {steps}")
+    propagators = read.propagators.cpu()
+    for number, (time, group) in enumerate(zip(times, groups, strict=True)):
+        if not math.isfinite(time):
+            if bool(propagators.isfinite().all()):
+                raise _refused(clock, f"has the time {time} for parameter group {number}, but every law went on")
+        elif time < 0 and not (float(group["dampening"]) > 1 or float(group["lr"]) < 0):
+            raise _refused(clock, f"has the time {time} for parameter group {number}: a time below zero")
+        if time != 0 and steps == 0:
+            raise _refused(clock, f"has no step, but the time {time} for parameter group {number}")
+    where = f'{place}["propagators"]'
+    if steps == 0 and not torch.equal(propagators, torch.eye(2, dtype=torch.float64).expand_as(propagators)):
+        raise _refused(where, "must be the identity before the first step")
+    for view in plan.views:
+        for law in Law:
+            if (at := view.law_segment[law]) >= 0 and view.n_segments > 0:
+                rows = read.states[law][:, at : at + view.n_segments]
+                own = [rows] if law == Law.TRANSLATION else [rows[:-2], rows[-2:]]  # of the discrete and the flow law
+                for matrix, state in zip(propagators[view.tensor, law], own, strict=False):
+                    if bool(matrix.isnan().any()) and bool(state.isfinite().all()):
+                        raise _refused(where, f"is NaN for the {law.name.lower()} law of a tensor whose state is not")
+
+
+def _kind(x: Tensor) -> str:
+    layout = "" if x.layout == torch.strided else f", {x.layout}"
+    return f"{x.dtype}{layout}{' on meta' if x.is_meta else ''}"
+
+
+# ---- for torch.distributed.checkpoint -------------------------------------------------------------------------------
+
+
+def pack(measured: Mapping[str, Any]) -> dict[str, Any]:
+    """A measurement as tensors of fixed shapes and one text: {"tensors", "about"}."""
+    about = {name: value for name, value in measured.items() if name != "tensors"}
+    return {"tensors": measured["tensors"], "about": json.dumps(about)}
+
+
+def unpack(state_dict: object) -> dict[str, Any]:
+    """The measurement that `pack` packed.
+
+    Raises:
+        ValueError: A field is missing or of another kind.
+    """
+    if not isinstance(state_dict, Mapping):
+        raise ValueError(f"state_dict: must be a dict, got {shown(state_dict)}")
+    for field in ("tensors", "about"):
+        if field not in state_dict:
+            raise ValueError(f"state_dict: {field!r} is missing; get_measurement_state_dict gives it")
+    if not isinstance(state_dict["about"], str):
+        raise ValueError(f"state_dict: 'about' must be JSON text, got {shown(state_dict['about'])}")
+    about = load_json(state_dict["about"], "state_dict: 'about'")
+    if not isinstance(about, dict):
+        raise ValueError(f"state_dict: 'about' must be a JSON object, got {shown(about)}")
+    return {**about, "tensors": state_dict["tensors"]}
+
+
+# ---- the optimizer's own state --------------------------------------------------------------------------------------
+
+
+def check_state(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> None:
+    """Raise where torch would load what no step can be made with, or would fail for another reason than the true one.
+
+    All that torch.optim.SGD writes passes: buffers of another float dtype or device are converted, None is none yet.
+
+    Args:
+        state_dict: {"state", "param_groups"}.
+        groups: The optimizer's own.
+
+    Raises:
+        ValueError: With the field's name; or it has the parameters in another order, or groups of other sizes.
+    """
+    state = _entry(state_dict, "state", Mapping, "dict")
+    saved_groups = _entry(state_dict, "param_groups", list | tuple, "list")
+    for g, group in enumerate(saved_groups):
+        place = f"param_groups[{g}]"
+        if not isinstance(group, Mapping):
+            raise ValueError(f"state_dict: {place} must be a dict, got {shown(group)}")
+        ids = group.get("params")
+        if not isinstance(ids, list | tuple) or not all(isinstance(i, int | str) for i in ids):
+            raise ValueError(f"state_dict: {place}['params'] must be a list of parameters' numbers, got {shown(ids)}")
+        given = group.get("param_names", [])
+        if not isinstance(given, list | tuple) or not all(x is None or isinstance(x, str) for x in given):
+            raise ValueError(f"state_dict: {place}['param_names'] must be a list of names, got {shown(given)}")
+    if len(saved_groups) != len(groups):
+        raise ValueError("loaded state dict has a different number of parameter groups")  # in torch's words
+    if any(len(theirs["params"]) != len(own["params"]) for theirs, own in zip(saved_groups, groups, strict=True)):
+        raise ValueError(
+            "loaded state dict contains a parameter group that doesn't match the size of optimizer's group"
+        )
+    names = names_in(groups)
+    check_order(names_in(saved_groups), names)
+    for g, group in enumerate(saved_groups):
+        for option in _OPTIONS:
+            _check_option(f"param_groups[{g}]", group, option)
+    ids = [i for group in saved_groups for i in group["params"]]
+    places = {key: i for i, key in enumerate(ids)}
+    if len(places) < len(ids):
+        raise ValueError(f"state_dict: param_groups name a parameter twice in their 'params', {shown(ids)}")
+    params = [p for group in groups for p in group["params"]]
+    for key, slot in state.items():
+        if key in places:
+            i = places[key]
+            _check_slot(f"state[{shown(key)}]", slot, params[i], names[i])
+        elif not isinstance(key, str) or key in map(str, ids) or any(isinstance(i, str) for i in ids):
+            # else it is somebody's own, which torch keeps as it is
+            raise ValueError(
+                f"state_dict: state[{shown(key)}] is of no parameter: param_groups have {shown(ids)} in their 'params'"
+            )
+
+
+def _entry(state_dict: Mapping[str, Any], field: str, kind: Any, called: str) -> Any:
+    if field not in state_dict:
+        raise ValueError(f"state_dict: {field!r} is missing; an optimizer's state_dict() has it")
+    if not isinstance(state_dict[field], kind):
+        raise ValueError(f"state_dict: {field!r} must be a {called}, got {shown(state_dict[field])}")
+    return state_dict[field]
+
+
+def _check_option(place: str, group: Mapping[str, Any], option: str) -> None:
+    if option not in group:
+        raise ValueError(f"state_dict: {place}[{option!r}] is missing; it is no checkpoint of an SGD")
+    value = group[option]
+    if isinstance(value, Tensor):
+        if value.numel() != 1 or value.layout != torch.strided or value.is_complex() or value.is_meta:
+            raise ValueError(f"state_dict: {place}[{option!r}] must be a number, got {_kind(value)} of {value.numel()}")
+    elif not isinstance(value, Real):
+        raise ValueError(f"state_dict: {place}[{option!r}] must be a number, got {shown(value)}")
+    else:
+        try:
+            float(value)
+        except OverflowError:
+            raise ValueError(f"state_dict: {place}[{option!r}] is out of range, {shown(value)}") from None
+
+
+def _check_slot(place: str, slot: object, p: Tensor, name: str | None) -> None:
+    """Raise where a parameter's state cannot be its state."""
+    whose = f"state_dict: {place}" + (f" of {name!r}" if name else "")
+    if not isinstance(slot, dict):
+        raise ValueError(f"{whose} must be a dict, got {shown(slot)}")
+    for key, value in slot.items():
+        if isinstance(value, Tensor) and value.is_meta and not p.is_meta:
+            raise ValueError(f"{whose}: {shown(key)} is on meta and holds no numbers; load the checkpoint to a device")
+    buffer = slot.get("momentum_buffer")
+    if buffer is None:
+        return
+    if not isinstance(buffer, Tensor):
+        raise ValueError(f"{whose}: momentum_buffer must be a tensor, got {shown(buffer)}")
+    if not buffer.is_floating_point() or buffer.layout != torch.strided:
+        raise ValueError(f"{whose}: momentum_buffer must be a dense tensor of floats, got {_kind(buffer)}")
+    if buffer.shape != p.shape:
+        raise ValueError(
+            f"{whose}: momentum_buffer has shape {tuple(buffer.shape)}, but the parameter has {tuple(p.shape)}; is it "
+            "a checkpoint of another model?"
+        )

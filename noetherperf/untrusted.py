@@ -1,0 +1,45 @@
+"""Data from anywhere: JSON as it is written, and how errors show what was found instead."""
+
+import json
+import reprlib
+from collections import Counter
+from typing import Any
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 4
+_SHORT.maxstring = _SHORT.maxother = 200
+
+
+def shown(x: object) -> str:
+    """repr for an error message, cut short where it is long or deep."""
+    try:
+        return _SHORT.repr(x)
+    except Exception:  # such as an integer of more digits than Python writes
+        return f"a value of type {type(x).__name__}"
+
+
+def load_json(text: str | bytes, what: str) -> Any:
+    """Plain data from JSON: no field twice in one object, and no NaN or Infinity, which JSON has not.
+
+    Args:
+        text: JSON.
+        what: What errors call it.
+
+    Raises:
+        ValueError: The text is no such JSON.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        data = dict(pairs)
+        if len(data) < len(pairs):
+            (twice, _), *_ = Counter(key for key, _ in pairs).most_common(1)
+            raise ValueError(f"{what}: field {shown(twice)} is there twice in one object")
+        return data
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{what}: {constant} is not finite, and no number in JSON")
+
+    try:
+        return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+    except RecursionError as error:
+        raise ValueError(f"{what}: its JSON is nested too deeply") from error
