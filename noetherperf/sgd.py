@@ -16,7 +16,16 @@ from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
 from noetherperf.backends import Backend, check_measured, check_parameter, resolve, why_reference
-from noetherperf.distributed import Ranks, check_whole, is_distributed, local, local_buffer, local_gradient, moved
+from noetherperf.distributed import (
+    Ranks,
+    check_alike,
+    check_whole,
+    is_distributed,
+    local,
+    local_buffer,
+    local_gradient,
+    moved,
+)
 from noetherperf.engines import Call, Engine, OnDevice, carry_out, gradient_dtypes
 from noetherperf.engines.reader import has_own_dispatch, make_gatherer, unreadable
 from noetherperf.hyper import Hyper, device_lr
@@ -287,7 +296,8 @@ class SGD(Optimizer):
             engine = backend.engine(ranks.plan, here, labels, groups, measurement)
             alone = len(by_place) == 1
             devices.append(_Device(device, members, frozenset(groups), backend, ranks, measurement, engine, alone))
-        openness = Openness(self._symmetries, self._labels, hyper_index)
+        n_groups = len(self.param_groups)
+        openness = Openness(self._symmetries, self._labels, hyper_index, n_groups, shared=self._sharded)
         if self._open_reasons is not None:
             openness.load_state_dict(self._open_reasons)
         if self._watched is not None:
@@ -539,8 +549,16 @@ class SGD(Optimizer):
         return devices
 
     def _gather(self) -> list[Measurement]:
-        """Each device's measurement of the whole parameters; a collective where they are sharded."""
-        gathered = [device.ranks.gather(device.measurement, self._openness.flags()) for device in self._prepare()]
+        """Each device's measurement of the whole parameters; a collective where they are sharded.
+
+        Raises:
+            RuntimeError: The ranks measure different things, are not at the same step, or made different steps.
+        """
+        devices = self._prepare()
+        if self._sharded and self._symmetries:
+            clocks = [device.measurement.clock.tolist() for device in devices]
+            check_alike([device.ranks for device in devices], self._openness.marks(clocks))
+        gathered = [device.ranks.gather(device.measurement, self._openness.flags()) for device in devices]
         if gathered:
             self._openness.agree(torch.stack([flags for _, flags in gathered]).sum(0))
         return [whole for whole, _ in gathered]
@@ -564,7 +582,7 @@ class SGD(Optimizer):
         must call it, after the same step.
 
         Raises:
-            RuntimeError: The ranks measure different things, or are not at the same step.
+            RuntimeError: The ranks measure different things, are not at the same step, or made different steps.
         """
         devices = self._prepare()
         self._catch_up(*self._buffers()[:2])

@@ -22,6 +22,7 @@ RANKS = {
     "locking": 0,
     "names": 0,
     "overlap": 0,
+    "agreement": 1,
     "reference": 1,
     "symmetry": 1,
     "evaluation": 1,
