@@ -21,7 +21,10 @@ from noetherperf.hyper import Hyper
 
 
 class Kind(IntEnum):
-    """Kinds of marks. Where one differs, later ones may differ for the same reason, and are not told of."""
+    """Kinds of marks. Where one differs, later ones may differ for the same reason, and are not told of.
+
+    The last is no fault: what some ranks noticed, all of them are told.
+    """
 
     LAYOUT = 0
     STEP = 1
@@ -30,6 +33,7 @@ class Kind(IntEnum):
     BUFFER = 4
     LAWS = 5
     TIME = 6
+    CHANGED = 7
 
 
 _ANEW = "reset_measurement() on every rank starts the laws anew"

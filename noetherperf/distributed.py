@@ -173,7 +173,7 @@ class Ranks:
                 self.groups.setdefault(ranks, (group, mesh.device_type))
         return tuple(ranks for is_cut, ranks, _ in lines if is_cut)
 
-    def gather(self, measurement: Measurement, flags: Tensor) -> tuple[Measurement, Tensor]:
+    def gather(self, measurement: Measurement) -> Measurement:
         """The measurement of the whole parameters, from every rank's own: one all-reduce for each cut that there is.
 
         A collective where parameters are sharded, and a copy on the CPU; else the measurement itself. Only after
@@ -181,22 +181,18 @@ class Ranks:
 
         Args:
             measurement: This rank's.
-            flags: More numbers, float64 on the CPU [n].
-
-        Returns:
-            That measurement, and the flags' sum over the ranks and over the cuts.
         """
         if self._shards is None:
-            return measurement, flags
+            return measurement
         here = measurement.cpu()
-        total = [torch.zeros((), dtype=torch.float64, device="cpu")] * 5
+        total = [torch.zeros((), dtype=torch.float64, device="cpu")] * 4
         for cut in self._shards.cuts:
             partial = self._shards.partial(here, cut)
-            sums = [flags, partial.moments, *partial.states, partial.propagators]
+            sums = [partial.moments, *partial.states, partial.propagators]
             if self.whole.n_segments > 0:
                 sums = self._add_up(sums, cut)
             total = [old + new for old, new in zip(total, sums, strict=True)]
-        return Measurement.of([*total[1:], here.clock]), total[0]
+        return Measurement.of([*total, here.clock])
 
     def _add_up(self, sums: Sequence[Tensor], cut: Cut) -> list[Tensor]:
         """Add up every rank's sums over the ranks of a cut."""
@@ -215,16 +211,19 @@ class Ranks:
         return whole if self._shards is None else self._shards.scatter(whole)
 
 
-def check_alike(devices: Sequence[Ranks], marks: Sequence[Mark]) -> None:
+def check_alike(devices: Sequence[Ranks], marks: Sequence[Mark]) -> list[str]:
     """Raise on every rank where the ranks that share out parameters do not have the same marks.
 
     A collective where parameters are sharded: one small all-reduce for each process group of their meshes, replicas
-    too, and others only before an error, to name what differs. It goes before all other ones, whose sizes depend on
+    too, and others only where something differs, to name it. It goes before all other ones, whose sizes depend on
     what is measured.
 
     Args:
         devices: This rank's devices.
         marks: This rank's marks, beside those of its devices.
+
+    Returns:
+        What was changed on some ranks and not on others, by Kind.CHANGED.
 
     Raises:
         RuntimeError: They differ; the message names what.
@@ -234,8 +233,9 @@ def check_alike(devices: Sequence[Ranks], marks: Sequence[Mark]) -> None:
     differing = _differing(summary(own), groups)
     if differing and differing[0].kind != Kind.LAYOUT:
         differing = _differing(own, groups)
-    if differing:
+    if any(mark.kind != Kind.CHANGED for mark in differing):
         raise RuntimeError(explain(differing))
+    return [mark.of for mark in differing]
 
 
 def _differing(marks: Sequence[Mark], groups: Mapping[tuple[int, ...], "tuple[ProcessGroup, str]"]) -> list[Mark]:

@@ -19,7 +19,6 @@ from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 from zlib import crc32
 
-import torch
 from torch import Tensor
 
 from noetherperf.agreement import Digests, Kind, Mark
@@ -134,20 +133,10 @@ class Openness:
             if first is not None:
                 self._changes.setdefault(name, f"{first} was changed outside step() after step {step}; {ANEW}")
 
-    def flags(self) -> Tensor:
-        """1, and for each symmetry whether one of its tensors was changed so: what ranks add up, to agree on it."""
-        return torch.tensor([1, *(name in self._changes for name in self._members)], dtype=torch.float64, device="cpu")
-
-    def agree(self, totals: Tensor) -> None:
-        """Take note of what other ranks noticed.
-
-        Args:
-            totals: The sum of flags().
-        """
-        n_ranks, *counts = totals.tolist()
-        for name, count in zip(self._members, counts, strict=True):
-            if 0 < count < n_ranks:
-                self._changes[name] = f"on some ranks a tensor of it was changed outside step(), on others not; {ANEW}"
+    def agree(self, names: Iterable[str]) -> None:
+        """Take note of symmetries of which some ranks noticed that a tensor was changed so, and others did not."""
+        for name in names:
+            self._changes[name] = f"on some ranks a tensor of it was changed outside step(), on others not; {ANEW}"
 
     def marks(self, clocks: Sequence[Sequence[float]]) -> list[Mark]:
         """What all ranks must have alike, where they share out the tensors: of those that are measured, and no others.
@@ -168,6 +157,7 @@ class Openness:
         classes = [number.setdefault(self._classes[i], len(number)) for i in measured]
         marks += [Mark(Kind.LAWS, name, name in self._reasons) for name in self._members]
         marks.append(Mark(Kind.LAWS, "tensors' classes", crc32(repr(classes).encode())))
+        marks += [Mark(Kind.CHANGED, name, name in self._changes) for name in self._members]
         return marks + [Mark(Kind.TIME, label, clock[1 + g]) for clock in clocks for g, label in groups.items()]
 
     def _reason(self, step: int, i: int, j: int, groups: "Sequence[_Group]", missing: bytes) -> str:

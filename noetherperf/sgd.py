@@ -557,11 +557,8 @@ class SGD(Optimizer):
         devices = self._prepare()
         if self._sharded and self._symmetries:
             clocks = [device.measurement.clock.tolist() for device in devices]
-            check_alike([device.ranks for device in devices], self._openness.marks(clocks))
-        gathered = [device.ranks.gather(device.measurement, self._openness.flags()) for device in devices]
-        if gathered:
-            self._openness.agree(torch.stack([flags for _, flags in gathered]).sum(0))
-        return [whole for whole, _ in gathered]
+            self._openness.agree(check_alike([device.ranks for device in devices], self._openness.marks(clocks)))
+        return [device.ranks.gather(device.measurement) for device in devices]
 
     @_outside_inference
     @torch.no_grad()

@@ -6,7 +6,6 @@ saw; the comparison with one process, which needs no ranks, is made here.
 
 import copy
 import multiprocessing
-import pickle
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -426,6 +425,20 @@ def write_outside(directory: str) -> dict[str, Any]:
     return found
 
 
+def write_to_replicas(directory: str) -> dict[str, Any]:
+    """What one rank alone has written, of two replicas of two shards; and the same on all."""
+    net = make_net(N_CHECKPOINT)
+    over = hsdp(net)
+    optimizer = optimizer_of(net, MOMENTUM)
+    train(over.net, optimizer, range(2), share=over.share)
+    shards: list[Any] = [net.get_parameter(name) for name in ("fc1.bias", "fc2.bias")]
+    with torch.no_grad():
+        shards[0].to_local().mul_(0.5 if torch.distributed.get_rank() == 3 else 1.0)
+        if torch.distributed.get_rank() == 3:
+            shards[1].to_local().mul_(0.5)
+    return {name: law.reason for name, law in optimizer.readout().items()}
+
+
 @torch.no_grad()
 def double_weight(net: nn.Module, optimizer: nperf.SGD) -> None:
     net.get_parameter("fc1.weight").mul_(2.0)
@@ -552,10 +565,19 @@ def step_twice(net: nn.Module, optimizer: nperf.SGD) -> None:
     optimizer.step()
 
 
+def advance_clock(row: int, by: float) -> Callable[[nn.Module, nperf.SGD], None]:
+    """What only a device knows: learning rates that lie there, and the steps that it skips."""
+
+    def change(net: nn.Module, optimizer: nperf.SGD) -> None:
+        optimizer._prepare()[0].measurement.clock[row] += by
+
+    return change
+
+
 OPTIONS_OF = "the options of parameter group 0 (of norm.weight) "
 UNLIKE = {
     "lr": Unlike(set_option("lr", 0.05), OPTIONS_OF),
-    "lr, in the eighth digit": Unlike(set_option("lr", 0.1 + 1e-9), OPTIONS_OF),
+    "lr, in the ninth digit": Unlike(set_option("lr", 0.1 + 1e-9), OPTIONS_OF),
     "momentum": Unlike(set_option("momentum", 0.8), OPTIONS_OF),
     "weight decay": Unlike(set_option("weight_decay", 0.0), OPTIONS_OF),
     "maximize": Unlike(set_option("maximize", True), OPTIONS_OF),
@@ -564,6 +586,9 @@ UNLIKE = {
     "gradient of a replica": Unlike(lose_bias_gradient, "fc2.bias had a gradient on some ranks", tensor_parallel),
     "buffer": Unlike(lose_buffer, "fc2.weight wrote its momentum_buffer for the first time", hyper=DAMPENED),
     "skipped": Unlike(overflow, "they are not after the same step"),
+    "skipped on a device": Unlike(advance_clock(0, -1.0), "they are not after the same step"),
+    "lr on a device": Unlike(advance_clock(1, 1e-6), "the learning rates of parameter group 0 (of norm.weight), on a"),
+    "lr on a device, not finite": Unlike(advance_clock(1, float("nan")), "the learning rates of parameter group 0"),
     "twice": Unlike(step_twice, "they are not after the same step"),
 }
 #: In a mesh of two dimensions the last rank is told of by replicas, and by those across.
@@ -638,14 +663,16 @@ def step_alike(directory: str) -> dict[str, Any]:
         if rank == 1 and step == 2:  # engines are made anew, and measure on
             weight: Any = net.get_parameter("fc1.weight")
             weight._local_tensor = weight.to_local().detach().clone()
+        optimizer.zero_grad()  # torch cannot copy a DTensor's gradient
         if rank == 1 and step == 3:
-            copy.deepcopy(optimizer), pickle.dumps(optimizer)
+            copy.deepcopy(optimizer)
+        optimizer._prepare()[0].measurement.clock[1] *= 1.0 + rank * 4e-16  # as that of another processor
         told.append(raised(optimizer.readout))
         if step == 3:
             copied = copy.deepcopy(optimizer)
     state = optimizer.state_dict()
     if rank == 0:
-        optimizer = pickle.loads(pickle.dumps(optimizer))
+        optimizer = copy.deepcopy(optimizer)
     told += [raised(optimizer.readout), raised(copied.readout)]
     optimizer.load_state_dict(state)
     optimizer.step()
@@ -765,6 +792,15 @@ def test_what_is_written_between_steps_is_noticed_by_all_ranks(tmp_path: Path) -
             for name in alone[-1]:
                 assert seen["end"][f"{name}: rounding"].abs().max() <= TOLERANCE, (way, name)
             assert seen["saved"] == ranks[0][way]["saved"]
+
+
+def test_what_one_replica_has_written_is_noticed_by_all(tmp_path: Path) -> None:
+    ranks = run_world(4, write_to_replicas, tmp_path)
+    for reasons in ranks:
+        assert "fc1.bias was changed outside step() after step 2" in reasons["fc1->fc2"]
+        assert "on some ranks a tensor of it was changed outside step()" in reasons["classes, biases"]
+        assert reasons == ranks[0]
+        assert reasons["classes"] == ""
 
 
 def test_every_rank_has_a_record(tmp_path: Path) -> None:
