@@ -22,16 +22,17 @@ import numpy as np
 import torch
 import typer
 import xarray as xr
-from rich.box import SIMPLE
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 from noetherperf.backends import backends, resolve
 from noetherperf.constraints import check_constraints
 from noetherperf.detect import Symmetries, find_symmetries
+from noetherperf.paths import local_path
+from noetherperf.printing import encode_everything, printable
 from noetherperf.recipes.settings import Settings
 from noetherperf.recorder import TERMS, Law, Record, open_record, relative_error
+from noetherperf.report import ReportTable
 from noetherperf.symmetry import Symmetry, from_json
 
 __all__ = ["app", "main"]
@@ -49,6 +50,12 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def local(param: typer.CallbackParam, path: Path | None) -> Path | None:
+    """A path as it was typed: the shell leaves `~` in --out=~/runs as it is."""
+    with clean_errors():
+        return path and local_path(path, param.opts[0])
 
 
 class Precision(StrEnum):
@@ -71,7 +78,9 @@ class SearchLoss(StrEnum):
 def run(
     context: typer.Context,
     dataset: Annotated[str, typer.Option(help="digits, synthetic, cifar10, tiny-imagenet.")] = "digits",
-    data_dir: Annotated[Path | None, typer.Option(help="Folder of cifar10 or tiny-imagenet, unpacked.")] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(callback=local, help="Folder of cifar10 or tiny-imagenet, unpacked.")
+    ] = None,
     image_size: Annotated[
         int | None, typer.Option(min=1, help="Pixels of a side of digits or synthetic images.")
     ] = None,
@@ -97,7 +106,9 @@ def run(
         str, typer.Option(help="What makes the step; `noetherperf info` lists them.")
     ] = DEFAULTS.backend,
     every: Annotated[int, typer.Option(min=1, help="Steps between two records.")] = DEFAULTS.every,
-    out: Annotated[Path, typer.Option(help="Folder for the record and the pictures.")] = Path("runs/digits"),
+    out: Annotated[Path, typer.Option(callback=local, help="Folder for the record and the pictures.")] = Path(
+        "runs/digits"
+    ),
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = DEFAULTS.device,
     dtype: Annotated[Precision, typer.Option(help="Of parameters and images.")] = Precision.float32,
     threads: Annotated[int, typer.Option(min=1, help="Of torch; the small network gains nothing from more.")] = 1,
@@ -167,7 +178,7 @@ def run(
         )
         record = open_record(record_path)
         console.print(law_table(record))
-        console.print(law_states(record), highlight=False, markup=False)
+        console.print(law_states(record), highlight=False, markup=False, emoji=False, soft_wrap=True)
         report_files([record_path, *plots.save_all(record, out)])
     if small and not result.test_accuracy > EXPECTED_ACCURACY:
         fail(
@@ -179,16 +190,19 @@ def run(
 
 @app.command()
 def plot(
-    record: Annotated[Path, typer.Argument(help="Folder of a record, such as runs/digits/record.zarr.")],
+    record: Annotated[
+        Path, typer.Argument(callback=local, help="Folder of a record, such as runs/digits/record.zarr.")
+    ],
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the pictures; by default the one the record is in.")
+        Path | None, typer.Option(callback=local, help="Folder for the pictures; by default the one the record is in.")
     ] = None,
 ) -> None:
     """Draw the pictures of a record again."""
     with clean_errors():
         from noetherperf import plots
 
-        report_files(plots.save_all(open_record(record), out or record.resolve().parent))
+        opened = open_record(record)
+        report_files(plots.save_all(opened, out or opened.path.parent))
 
 
 @app.command()
@@ -203,7 +217,8 @@ def check(
         ),
     ],
     symmetries: Annotated[
-        Path | None, typer.Option(help="JSON file (`to_json`) of symmetries, instead of the callable's.")
+        Path | None,
+        typer.Option(callback=local, help="JSON file (`to_json`) of symmetries, instead of the callable's."),
     ] = None,
     loss: Annotated[
         SearchLoss, typer.Option(help="What follows the output, for a search: a softmax, squares, or anything.")
@@ -223,7 +238,9 @@ def check(
             "far above what rounding leaves there and far below a broken symmetry; else √ε of the dtype."
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for constraints.json and the picture.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(callback=local, help="Folder for constraints.json and the picture.")
+    ] = None,
     explain: Annotated[
         bool, typer.Option("--explain", help="Print every symmetry in words and formulas first.")
     ] = False,
@@ -237,7 +254,7 @@ def check(
     model, closure, claimed = made_by(target)
     with clean_errors():
         if symmetries is not None:
-            claimed = from_json(symmetries.read_text())
+            claimed = from_json(symmetries.read_text(encoding="utf-8"))
         elif claimed is None:
             claimed = found_by_search(model, closure, loss)
         if explain:
@@ -247,16 +264,16 @@ def check(
         )
         console = Console()
         console.print(result)
-        console.print(result.summary(), highlight=False, markup=False, soft_wrap=True)
+        console.print(result.summary(), highlight=False, markup=False, emoji=False, soft_wrap=True)
         if out is not None:
             from noetherperf import plots
 
             pictures = plots.save_constraints(result, out)
             numbers = out / "constraints.json"
-            numbers.write_text(json.dumps(result.to_dict(), ensure_ascii=False))
+            numbers.write_text(json.dumps(result.to_dict(), ensure_ascii=False), encoding="utf-8")
             report_files([numbers, *pictures])
     if result.failed:
-        fail(f"the constraints of {', '.join(result.failed)} do not hold", status=1)
+        fail(f"the constraints of {', '.join(map(printable, result.failed))} do not hold", status=1)
 
 
 @app.command()
@@ -264,7 +281,9 @@ def figures(
     names: Annotated[
         list[str] | None, typer.Argument(metavar="[NAME]...", help="Which figures; by default all.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for pictures, data and claims.")] = Path("runs/figures"),
+    out: Annotated[Path, typer.Option(callback=local, help="Folder for pictures, data and claims.")] = Path(
+        "runs/figures"
+    ),
     quick: Annotated[bool, typer.Option("--quick", help="Smaller networks and fewer steps.")] = False,
     redraw: Annotated[bool, typer.Option("--redraw", help="Draw the data in --out again, without computing.")] = False,
     threads: Annotated[int, typer.Option(min=1, help="Of torch.")] = 1,
@@ -295,7 +314,9 @@ def figures(
 @app.command()
 def info() -> None:
     """Print versions and backends; of a backend that cannot run here, why."""
-    table = Table.grid(padding=(0, 2))
+    table = ReportTable(box=None, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column()
+    table.add_column(folds=True)
     table.add_row("python", platform.python_version())
     for package in ("noetherperf", "torch", "numpy"):
         table.add_row(package, importlib.metadata.version(package))
@@ -353,22 +374,16 @@ def found_by_search(model: nn.Module, closure: Callable[[], Tensor], loss: Searc
     return find_symmetries(model, *args, loss=after.get(loss), **options)
 
 
-def law_table(record: Record) -> Table:
+def law_table(record: Record) -> ReportTable:
     """How the laws of each symmetry did: the range of its charges at the end, and the worst of all groups and rows.
 
     The errors are `recorder.relative_error`; the defect is the gradient constraint as a cosine.
     """
-    table = Table(
-        title="Charges at the end, and each law's largest relative error on the way",
-        title_justify="left",
-        box=SIMPLE,
-        padding=0,
-        show_edge=False,  # eight columns in a terminal of 80
-    )
-    table.add_column("symmetry", overflow="fold")  # a long name takes two lines, and nothing is cut off
-    table.add_column("kind", no_wrap=True)
+    table = ReportTable("Charges at the end, and each law's largest relative error on the way")
+    table.add_column("symmetry", folds=True)
+    table.add_column("kind")
     for heading in ("groups", "charge", "flow", "discrete", "budget", "defect"):
-        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(heading, justify="right")
     for name, data in record.items():
         last = data["charge"].isel(step=-1)
         ends = sorted({f"{float(last.min()):.2g}", f"{float(last.max()):.2g}"}, key=float)
@@ -385,10 +400,14 @@ def law_table(record: Record) -> Table:
 
 def law_states(record: Record) -> str:
     """Which laws are closed, that is, predict anything; of the others, why not; and what is no longer a number."""
-    still_open = [f"{name}: {data.attrs['reason']}" for name, data in record.items() if not data.attrs["closed"]]
+    still_open = [
+        f"{printable(name)}: {printable(data.attrs['reason'])}"
+        for name, data in record.items()
+        if not data.attrs["closed"]
+    ]
     lines = ["these laws are open and predict nothing:", *still_open] if still_open else ["all laws are closed"]
     lost = {name: first_not_finite(data) for name, data in record.items()}
-    broken = [f"{name}: from step {step} on" for name, step in lost.items() if step is not None]
+    broken = [f"{printable(name)}: from step {step} on" for name, step in lost.items() if step is not None]
     if broken:
         lines += ["NaN or infinity in these charges or their laws; what follows it means nothing:", *broken]
     return "\n".join(lines)
@@ -433,6 +452,8 @@ def clean_errors() -> Iterator[None]:
         if str(error.name).partition(".")[0] not in EXTRA:
             raise
         fail(f"{error.name} is not installed; it comes with the extra: pip install 'noetherperf[run]'")
+    except (UnicodeEncodeError, BrokenPipeError):  # of where output goes, and no mistake in what was asked for
+        raise
     except (ValueError, OSError) as error:
         fail(str(error))
 
@@ -442,10 +463,12 @@ def first_line(error: BaseException) -> str:
 
 
 def fail(message: str, *, status: int = USAGE_ERROR) -> NoReturn:
-    print(f"noetherperf: error: {message}", file=sys.stderr)
+    line = " ".join(map(printable, message.splitlines()))  # of a library's error, too
+    print(f"noetherperf: error: {line}", file=sys.stderr)
     raise typer.Exit(status)
 
 
 def main() -> None:
     """The console entry point."""
+    encode_everything((sys.stdout, sys.stderr))
     app()

@@ -43,14 +43,14 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 from torch import Tensor, nn
 
 from noetherperf.evaluation import Stage, Workbench
+from noetherperf.printing import printable
 from noetherperf.readout import FLOOR
+from noetherperf.report import ReportTable
 from noetherperf.symmetry import Symmetry, validate
 
 __all__ = ["Constraints", "check_constraints"]
@@ -177,17 +177,11 @@ class Constraints(Mapping[str, xr.Dataset]):
             "symmetries": checked,
         }
 
-    def table(self) -> Table:
+    def table(self) -> ReportTable:
         """The worst group of every symmetry, a row for each constraint and a column for each stage."""
         headings = {"as_is": "as is", "float64": "float64", "no_eps": "eps → 0"}
-        table = Table(
-            title="Largest relative defect of the gradient and Hessian constraints",
-            title_justify="left",
-            box=SIMPLE,
-            padding=0,
-            show_edge=False,
-        )
-        table.add_column("symmetry", overflow="fold")
+        table = ReportTable("Largest relative defect of the gradient and Hessian constraints")
+        table.add_column("symmetry", folds=True)
         table.add_column("kind")
         table.add_column("groups", justify="right")
         table.add_column("constraint")
@@ -219,15 +213,17 @@ class Constraints(Mapping[str, xr.Dataset]):
             f"(relative defects ≤ {self.tolerance:.0e} {_WHERE[self.stages[-1]]})"
         ]
         if self.failed:
-            lines.append(f"these do not: {', '.join(self.failed)}")
+            lines.append(f"these do not: {', '.join(map(printable, self.failed))}")
         if self.epsilons and "no_eps" in self.stages:
             values = ", ".join(f"{value:.0e}" for value in sorted(set(self.epsilons.values())))
             lines.append(f"eps: {values} in {_plural(len(self.epsilons), 'module')}, {self.eps:.0e} instead at eps → 0")
         if self.unused:
-            lines.append(f"the loss does not depend on {', '.join(self.unused)}: nothing was checked there")
+            lines.append(
+                f"the loss does not depend on {', '.join(map(printable, self.unused))}: nothing was checked there"
+            )
         return "\n".join(lines)
 
-    def __rich__(self) -> Table:
+    def __rich__(self) -> ReportTable:
         return self.table()
 
     def __repr__(self) -> str:

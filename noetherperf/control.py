@@ -12,14 +12,18 @@ What an effective learning rate does is told in docs/theory.md, section 6.
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from noetherperf.sgd import SGD
 from noetherperf.symmetry import Scale, Symmetry
 
 __all__ = ["EffectiveLearningRate", "groups"]
+
+PRESENT = "present_lrs"  # in a state_dict: the groups' learning rates, whoever has set them
 
 
 def groups(model: nn.Module, symmetries: Sequence[Symmetry]) -> list[dict[str, Any]]:
@@ -56,21 +60,26 @@ class EffectiveLearningRate(LRScheduler):
     Without weight decay |θ|² only grows, and η in proportion, so both grow exponentially and in the end overflow. With
     weight decay λ both settle where decay and growth balance.
 
-    A torch scheduler: call step() after each optimizer.step(), that is, once a batch. η changes between reads only
-    with f. A read is `optimizer.readout()`. On the CPU it waits for nothing. On any other device it is a synchronous
-    copy, which waits for the steps launched so far: with `every=k` once in k steps, and η is then up to k − 1 steps
-    late. Where parameters are sharded over ranks a read is a collective, so every rank must call step().
+    A torch scheduler: call step() after each optimizer.step(), that is, once a batch. Behind a warmup (SequentialLR) it
+    takes over on target. What a chainable scheduler beside it (ChainedScheduler) does to the learning rate scales what
+    names alone hold; a target that is given is held whatever others do. η changes between reads only with f and with
+    such scheduling. A read is `optimizer.readout()`. On the CPU it waits for nothing. On any other device it is a
+    synchronous copy, which waits for the steps launched so far: with `every=k` once in k steps, and η is then up to
+    k − 1 steps late. Where parameters are sharded over ranks a read is a collective, so every rank must call step().
 
     Args:
         optimizer: `nperf.SGD`, which measures the symmetries.
-        targets: Symmetry name → target of η/Q̄, with f = 1; or names alone, to hold what their groups have now.
+        targets: Symmetry name → target of η/Q̄, with f = 1; or names alone: then it is their groups' initial η over Q̄
+            now. A group's initial η is its "initial_lr", as in torch's schedulers, and "lr" where there is none yet.
         every: Steps between reads.
-        factor: f, of the number of scheduler steps so far (0 before the first); by default 1. Parameter groups that no
-            target names follow it too, as in torch's LambdaLR: η = initial η · f(t).
+        factor: f, of the number of scheduler steps so far (0 before the first); by default 1. Parameter groups that
+            neither this nor another EffectiveLearningRate of the optimizer holds follow it too, as in torch's LambdaLR:
+            η = initial η · f(t).
+        last_epoch: As in torch's schedulers: −1, or the last one where a training goes on without a state_dict.
 
     Raises:
         TypeError: The optimizer measures no charges.
-        KeyError: A name is no symmetry of the optimizer.
+        KeyError: A name is no symmetry of the optimizer; or last_epoch is not −1, and there is no "initial_lr".
         ValueError: A symmetry is no Scale, has parts in several parameter groups, shares its group with another one or
             has Q̄ = 0; a target is not positive; `every` is not a whole number of steps, or no target is given.
 
@@ -85,6 +94,7 @@ class EffectiveLearningRate(LRScheduler):
         *,
         every: int = 1,
         factor: Callable[[int], float] | None = None,
+        last_epoch: int = -1,
     ) -> None:
         if not isinstance(optimizer, SGD):
             raise TypeError(f"optimizer: {type(optimizer).__name__} measures no charges; control a noetherperf.SGD")
@@ -111,11 +121,14 @@ class EffectiveLearningRate(LRScheduler):
             if not self._charges[name] > 0:
                 raise ValueError(f"targets: the charge of {name!r} is {self._charges[name]}; it must be above 0")
             if target is None:
-                target = float(optimizer.param_groups[self._group[name]]["lr"]) / self._charges[name]
+                group = optimizer.param_groups[self._group[name]]
+                target = float(group.get("initial_lr", group["lr"])) / self._charges[name]
             if not (target > 0 and math.isfinite(target)):
                 raise ValueError(f"targets: that of {name!r} must be positive and finite, got {target}")
             self.targets[name] = float(target)
-        super().__init__(optimizer)
+        self._scaled = {name: 1.0 for name, target in given.items() if target is None}
+        _SCHEDULERS.setdefault(optimizer, WeakSet()).add(self)
+        super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[float | Tensor]:
         """The learning rates for the next step, one per parameter group; step() calls this.
@@ -123,32 +136,59 @@ class EffectiveLearningRate(LRScheduler):
         Raises:
             FloatingPointError: A charge is NaN or infinite: the training has diverged.
         """
-        if self.last_epoch > 0 and self.last_epoch % self.every == 0:
+        if self.last_epoch == 0:  # what schedulers that were made before this one have done to the learning rates
+            self._follow(self.base_lrs)
+        elif not self._is_initial:
+            self._follow(self._last_lr)
+        return self._lrs()
+
+    def _get_closed_form_lr(self) -> list[float | Tensor]:
+        """The learning rates where nobody else has scaled them: torch calls this at a milestone of SequentialLR."""
+        self._scaled = dict.fromkeys(self._scaled, 1.0)
+        return self._lrs()
+
+    def _follow(self, before: Sequence[float | Tensor]) -> None:
+        """Take over what has been done to the learning rates since they were these; exactly nothing if they still are.
+
+        0 is left alone, for nothing can be told from it.
+        """
+        for name, scale in self._scaled.items():
+            lr, last = (float(lrs[self._group[name]]) for lrs in (self._present_lrs(), before))
+            self._scaled[name] = scale * lr / last if lr != last != 0.0 else scale
+
+    def _present_lrs(self) -> list[float]:
+        return [float(group["lr"]) for group in self.optimizer.param_groups]
+
+    def _lrs(self) -> list[float | Tensor]:
+        if self.last_epoch % self.every == 0:
             readout = self.optimizer.readout()  # type: ignore[attr-defined]
             self._charges = {name: float(readout[name].charge.mean()) for name in self.targets}
         factor = 1.0 if self._factor is None else float(self._factor(self.last_epoch))
-        lrs: list[float | Tensor] = [
-            group["lr"] if self._factor is None else factor * float(base)
-            for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=False)
-        ]
+        control = (self, *_SCHEDULERS.get(self.optimizer, ()))
+        held = {group for scheduler in control for group in scheduler._group.values()}
+        lrs: list[float | Tensor] = [group["lr"] for group in self.optimizer.param_groups]
+        for number, base in enumerate(self.base_lrs if self._factor is not None else ()):
+            if number not in held:
+                lrs[number] = factor * float(base)
         for name, target in self.targets.items():
             if not math.isfinite(self._charges[name]):
                 raise FloatingPointError(
                     f"the charge of {name!r} is {self._charges[name]} at step {self.last_epoch}: the training has "
                     "diverged; begin again with a smaller target or learning rate, or with weight decay"
                 )
-            lrs[self._group[name]] = target * factor * self._charges[name]
+            lrs[self._group[name]] = target * factor * self._scaled.get(name, 1.0) * self._charges[name]
         return lrs
 
     def measured(self) -> dict[str, float]:
         """η/Q̄ of every held symmetry now: a read."""
         readout = self.optimizer.readout()  # type: ignore[attr-defined]
-        lrs = [float(group["lr"]) for group in self.optimizer.param_groups]
+        lrs = self._present_lrs()
         return {name: lrs[self._group[name]] / float(readout[name].charge.mean()) for name in self.targets}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the optimizer and `factor`, which must be given again."""
-        return {name: value for name, value in super().state_dict().items() if name != "_factor"}
+        state = {name: value for name, value in super().state_dict().items() if name != "_factor"}
+        return state | {PRESENT: self._present_lrs()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a state_dict, with its targets, `every` and present learning rates.
@@ -161,12 +201,17 @@ class EffectiveLearningRate(LRScheduler):
                 f"state_dict: it holds {_shown(state_dict['_group'])}, and this scheduler {_shown(self._group)}; "
                 "make it with the same names and parameter groups"
             )
-        super().load_state_dict(dict(state_dict))
-        for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+        own = {name: value for name, value in state_dict.items() if name != PRESENT}
+        super().load_state_dict(own)
+        # Not _last_lr: others may have changed them since, and before its milestone this scheduler has set none.
+        for group, lr in zip(self.optimizer.param_groups, state_dict.get(PRESENT, self._last_lr), strict=True):
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(float(lr))
             else:
                 group["lr"] = lr
+
+
+_SCHEDULERS: WeakKeyDictionary[Optimizer, WeakSet[EffectiveLearningRate]] = WeakKeyDictionary()  # by what they control
 
 
 def _group_of(optimizer: SGD, name: str) -> int:

@@ -32,6 +32,13 @@ def is_distributed(x: object) -> "TypeGuard[DTensor]":
     return module is not None and isinstance(x, module.DTensor)
 
 
+def rank() -> int:
+    """This process's number among the ranks; 0 where there are none."""
+    module = sys.modules.get("torch.distributed")
+    n: int = module.get_rank() if module is not None and module.is_available() and module.is_initialized() else 0
+    return n
+
+
 # ---- shards in ------------------------------------------------------------------------------------------------------
 
 

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Protocol
 
+from noetherperf.printing import printable
+
 WIDTH, INDENT = 110, 12
 JOIN = "\N{NO-BREAK SPACE}"  # where a line must not break; an ordinary space in the end
 SCATTERED = "I"  # an index, where it is no slice; what it stands for is told apart
@@ -61,7 +63,9 @@ def explain(kind: str, name: str, parts: Sequence[Described]) -> Explanation:
     """
     many = any(part.axis is not None for part in parts)
     scattered = [line for part in parts if (line := _scattered(part))]
-    title = f"{kind.capitalize()} “{name}”" + (", a law for each group i = 0, 1, 2, …" if many else ", one law")
+    title = f"{kind.capitalize()} “{printable(name)}”" + (
+        ", a law for each group i = 0, 1, 2, …" if many else ", one law"
+    )
     if kind == "norm":
         sections = [_charge(kind, parts), *_BUDGET]
     else:
@@ -162,7 +166,7 @@ _BUDGET = (
 def _place(part: Described) -> str:
     """The elements of group i: "fc.weight[:, i]"; of a slice or a fold: "fc.weight[:, 8+4i:12+4i]"."""
     if part.axis is None:
-        return part.parameter
+        return printable(part.parameter)
     start, fold = part.start or 0, part.fold
     if part.stride != 1 or part.period is not None:
         index = SCATTERED
@@ -170,7 +174,7 @@ def _place(part: Described) -> str:
         index = f"{start}+i" if start else "i"
     else:
         index = f"{f'{start}+' if start else ''}{fold}i:{start + fold}+{fold}i"
-    return f"{part.parameter}[{f':,{JOIN}' * part.axis}{index}]"
+    return f"{printable(part.parameter)}[{f':,{JOIN}' * part.axis}{index}]"
 
 
 def _scattered(part: Described) -> str:
@@ -182,7 +186,7 @@ def _scattered(part: Described) -> str:
     stop = part.period if part.stop is None else part.stop
     among = f" among {part.start or 0}:{'' if stop is None else stop}" if part.start or stop is not None else ""
     every = f" of every {part.period}" if part.period is not None else ""
-    return f"in {part.parameter}: the i-th {number}{indices}{among}{every} along axis {part.axis}"
+    return f"in {printable(part.parameter)}: the i-th {number}{indices}{among}{every} along axis {part.axis}"
 
 
 def _sum(parts: Sequence[Described], term: str) -> str:

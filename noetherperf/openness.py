@@ -64,6 +64,12 @@ class Openness:
         self._last: Hashable = None
         self._digests = Digests(len(self._names), self._n_groups) if self._shared else None
 
+    def copy(self) -> "Openness":
+        """What is known now, apart from what this one will take note of."""
+        new = copy.copy(self)
+        new._reasons, new._changes = dict(self._reasons), dict(self._changes)
+        return new
+
     @property
     def reasons(self) -> dict[str, str]:
         """The symmetries whose laws are open, by name, and why."""
@@ -88,9 +94,8 @@ class Openness:
         if pattern == self._last and self._digests is None:
             return self
         undampened = self._undampened(hypers, first)
-        new = copy.copy(self)
+        new = self.copy()
         if pattern != self._last:
-            new._reasons, new._changes = dict(self._reasons), dict(self._changes)
             new._take_note(step, pattern, undampened, groups)
         if self._digests is not None:
             new._digests = self._digests.after(hypers, undampened, missing)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import gcd, prod
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -77,13 +78,17 @@ class Plan:
     @cached_property
     def indices(self) -> tuple[Tensor, ...]:
         """Each segment's tensor [n_segments], and for each law the segment of each of its states, int64."""
-        tensors = [view.tensor for view in self.views for _ in range(view.n_segments)]
-        segments: dict[Law, list[int]] = {law: [0] * self.n_law_segments(law) for law in Law}
-        for view in self.views:
-            for law, own in segments.items():
-                if (at := view.law_segment[law]) >= 0:
-                    own[at : at + view.n_segments] = range(view.segment, view.segment + view.n_segments)
-        return tuple(torch.tensor(x, dtype=torch.int64, device="cpu") for x in (tensors, *segments.values()))
+        views = [(view.tensor, view.segment, view.n_segments, *view.law_segment) for view in self.views]
+        tensor, segment, length, *law_segments = np.array(views, dtype=np.int64).reshape(-1, 3 + len(Law)).T
+        found = [np.repeat(tensor, length)]
+        for law, at in zip(Law, law_segments, strict=True):
+            asked = at >= 0
+            n = length[asked]
+            within = np.arange(n.sum()) - np.repeat(np.cumsum(n) - n, n)
+            segments = np.zeros(self.n_law_segments(law), np.int64)
+            segments[np.repeat(at[asked], n) + within] = np.repeat(segment[asked], n) + within
+            found.append(segments)
+        return tuple(map(torch.from_numpy, found))
 
 
 @dataclass
@@ -149,6 +154,10 @@ class Measurement:
                         state[State.FLOW_X : State.FLOW_V + 1] = sources[4:]
         return new
 
+    def clone(self) -> "Measurement":
+        """A copy where it is."""
+        return Measurement.of(x.clone() for x in self.tensors())
+
     def cpu(self) -> "Measurement":
         """A copy on the CPU."""
         return Measurement.of(x.to("cpu", copy=True) for x in self.tensors())
@@ -163,16 +172,16 @@ class Measurement:
             plan: The plan of this measurement.
             warm: Per tensor, whether it has a momentum buffer.
         """
-        for view in plan.views:
-            segments = slice(view.segment, view.segment + view.n_segments)
-            for law, (x, y) in CHARGE_AND_MOMENTUM.items():
-                at = view.law_segment[law]
-                if at >= 0:
-                    state = self.states[law][:, at : at + view.n_segments]
-                    state.zero_()
-                    state[State.X0] = state[State.X] = self.moments[x, segments]
-                    if warm[view.tensor]:
-                        state[State.Y0] = state[State.Y] = self.moments[y, segments]
+        if plan.views:
+            flags = torch.tensor(warm, dtype=torch.bool, device="cpu")
+            device = self.moments.device
+            is_warm, tensor, *law_segments = (x.to(device, non_blocking=True) for x in (flags, *plan.indices))
+            for (law, (x, y)), segment in zip(CHARGE_AND_MOMENTUM.items(), law_segments, strict=True):
+                state = self.states[law]
+                state.zero_()
+                state[State.X0] = state[State.X] = self.moments[x, segment]
+                momentum = torch.where(is_warm[tensor[segment]], self.moments[y, segment], 0.0)
+                state[State.Y0] = state[State.Y] = momentum
         self.moments[Moment.SUM_G :].zero_()
         self.propagators.zero_().diagonal(dim1=-2, dim2=-1).fill_(1.0)
         self.clock.zero_()

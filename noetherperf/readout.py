@@ -3,17 +3,23 @@
 What free, forced, defect and rounding are is derived in docs/theory.md, section 3.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import functools
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from enum import IntEnum
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from noetherperf.laws import Law, State
 from noetherperf.moments import N_MOMENTS, READOUT_MOMENTS, Moment
-from noetherperf.plan import Measurement, Plan, PlannedPart
-from noetherperf.symmetry import Symmetry
+from noetherperf.plan import Measurement, Plan
+from noetherperf.symmetry import Part, Symmetry
 
 FLOOR = 1e-3  # of the average, below which a group's own gradient is no measure: it may be rounding and nothing else
 
@@ -42,12 +48,29 @@ class Prediction:
         return self.budget - self.defect
 
 
-@dataclass(frozen=True)
-class ChargeReadout:
-    """One symmetry after a step; arrays are float64 CPU tensors [n groups].
+class _Row(IntEnum):
+    """Rows of a readout's table after the moments, whose rows are the first."""
 
-    Fields:
-        symmetry: What was measured.
+    INITIAL = N_MOMENTS
+    FREE = N_MOMENTS + 1
+    FORCED = N_MOMENTS + 2
+    DEFECT_SOURCE = N_MOMENTS + 3
+    BUDGET = N_MOMENTS + 4
+    FLOW_FREE = N_MOMENTS + 5
+    FLOW_FORCED = N_MOMENTS + 6
+    CHARGE = N_MOMENTS + 7
+    DEFECT = N_MOMENTS + 8
+    RELATIVE_DEFECT = N_MOMENTS + 9
+
+
+N_SUMS = _Row.CHARGE  # rows that are sums over segments; what follows from them comes after
+N_ROWS = N_MOMENTS + len(_Row)
+
+
+class Charges:
+    """What is read after a step; arrays are float64 CPU tensors [n groups], of one symmetry or of all side by side.
+
+    Attributes:
         charge: Q now: Σ c⟨θ, 1⟩ for a translation, Σ c|θ|² else, of the values as stored.
         initial: Q when measuring began.
         discrete: The discrete law's prediction, exact to rounding where the symmetry holds.
@@ -58,35 +81,78 @@ class ChargeReadout:
             |g_A| counts as no less than a thousandth of what a group of that size has on average in all that is
             measured.
         moments: sum_p, sq_p, sum_g, sq_g, dot_pg, sq_u of the last step, summed over parts with their coefficients.
-        closed: Whether free + forced is a prediction.
-        reason: Why not, empty if it is.
+        residual: charge − discrete.total: the defect's part and rounding.
+        rounding: charge − discrete.budget: what rounding to the stored dtype lost.
     """
 
-    symmetry: Symmetry
-    charge: Tensor
-    initial: Tensor
-    discrete: Prediction
-    flow: Prediction
-    defect: Tensor
-    relative_defect: Tensor
-    moments: dict[str, Tensor]
-    closed: bool
-    reason: str
+    def __init__(self, rows: NDArray[np.float64]) -> None:
+        self._rows = rows  # [N_ROWS, n groups]
+
+    def _row(self, number: int) -> Tensor:
+        return torch.from_numpy(self._rows[number])
 
     @property
-    def name(self) -> str:
-        """The symmetry's name."""
-        return self.symmetry.name
+    def charge(self) -> Tensor:
+        return self._row(_Row.CHARGE)
+
+    @property
+    def initial(self) -> Tensor:
+        return self._row(_Row.INITIAL)
+
+    @property
+    def discrete(self) -> Prediction:
+        return Prediction(*map(self._row, (_Row.FREE, _Row.FORCED, _Row.DEFECT_SOURCE, _Row.BUDGET)))
+
+    @property
+    def flow(self) -> Prediction:
+        free, forced = map(self._row, (_Row.FLOW_FREE, _Row.FLOW_FORCED))
+        return Prediction(free, forced, torch.zeros_like(free), free + forced)
+
+    @property
+    def defect(self) -> Tensor:
+        return self._row(_Row.DEFECT)
+
+    @property
+    def relative_defect(self) -> Tensor:
+        return self._row(_Row.RELATIVE_DEFECT)
+
+    @property
+    def moments(self) -> dict[str, Tensor]:
+        return {name: self._row(moment) for name, moment in READOUT_MOMENTS.items()}
 
     @property
     def residual(self) -> Tensor:
-        """charge − discrete.total: the defect's part and rounding."""
         return self.charge - self.discrete.total
 
     @property
     def rounding(self) -> Tensor:
-        """charge − discrete.budget: what rounding to the stored dtype lost."""
         return self.charge - self.discrete.budget
+
+
+class ChargeReadout(Charges):
+    """One symmetry after a step: its charges, as `Charges` describes them, and more.
+
+    Attributes:
+        symmetry: What was measured.
+        name: The symmetry's.
+        closed: Whether free + forced is a prediction.
+        reason: Why not, empty if it is.
+    """
+
+    def __init__(self, symmetry: Symmetry, rows: NDArray[np.float64], reason: str) -> None:
+        super().__init__(rows)
+        self.symmetry, self.reason = symmetry, reason
+
+    @property
+    def name(self) -> str:
+        return self.symmetry.name
+
+    @property
+    def closed(self) -> bool:
+        return not self.reason
+
+    def __repr__(self) -> str:
+        return f"ChargeReadout({self.name!r}, charge={self.charge}, closed={self.closed})"
 
 
 class Readout(Mapping[str, ChargeReadout]):
@@ -97,40 +163,83 @@ class Readout(Mapping[str, ChargeReadout]):
         time: Σ lr·(1 − dampening) over those steps (without momentum Σ lr), of the first parameter group.
     """
 
-    def __init__(self, charges: Mapping[str, ChargeReadout], step: int, time: float) -> None:
-        self._charges = dict(charges)
+    def __init__(
+        self,
+        symmetries: Sequence[Symmetry],
+        n_groups: Sequence[int],
+        table: NDArray[np.float64],
+        reasons: Mapping[str, str],
+        step: int,
+        time: float,
+    ) -> None:
         self.step = step
         self.time = time
+        self._table = table  # [N_ROWS, groups of all symmetries side by side]
+        self._reasons = dict(reasons)
+        stops = np.cumsum(n_groups).tolist()
+        self._places = {
+            symmetry.name: (symmetry, slice(stop - n, stop))
+            for symmetry, n, stop in zip(symmetries, n_groups, stops, strict=True)
+        }
+
+    @property
+    def together(self) -> Charges:
+        """The groups of all symmetries side by side, in their order."""
+        return Charges(self._table)
 
     def __getitem__(self, name: str) -> ChargeReadout:
-        try:
-            return self._charges[name]
-        except KeyError:
-            known = ", ".join(self._charges) or "none; give SGD symmetries to measure"
-            raise KeyError(f"no symmetry {name!r} is measured; there are: {known}") from None
+        if name not in self._places:
+            known = ", ".join(self) or "none; give SGD symmetries to measure"
+            raise KeyError(f"no symmetry {name!r} is measured; there are: {known}")
+        symmetry, groups = self._places[name]
+        # a copy: who keeps one symmetry's charges of every step does not keep those of all
+        return ChargeReadout(symmetry, self._table[:, groups].copy(), self._reasons.get(name, ""))
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._charges)
+        return iter(self._places)
 
     def __len__(self) -> int:
-        return len(self._charges)
+        return len(self._places)
 
     def __repr__(self) -> str:
-        return f"Readout(step={self.step}, time={self.time:g}, symmetries=[{', '.join(self._charges)}])"
+        return f"Readout(step={self.step}, time={self.time:g}, symmetries=[{', '.join(self)}])"
 
     def scalars(self) -> dict[str, float]:
         """A few numbers per symmetry for a logger, as a flat dict.
 
         "<name>/charge" is the mean over groups; "<name>/residual", "<name>/rounding" and "<name>/relative_defect" are
-        the largest absolute values over groups.
+        the largest absolute values over groups. Names are as loggers take them: what is neither letter nor digit nor
+        one of `_ - . / :` nor a space is a `_`, and where two names become the same, the later has ".2" behind it.
         """
         flat: dict[str, float] = {"step": float(self.step), "time": self.time}
-        for name, law in self._charges.items():
-            flat[f"{name}/charge"] = law.charge.mean().item()
-            flat[f"{name}/residual"] = law.residual.abs().max().item()
-            flat[f"{name}/rounding"] = law.rounding.abs().max().item()
-            flat[f"{name}/relative_defect"] = law.relative_defect.max().item()
+        if not self:
+            return flat
+        starts, stops = np.array([(groups.start, groups.stop) for _, groups in self._places.values()]).T
+        charges = self.together
+        columns = {"charge": np.add.reduceat(charges.charge.numpy(), starts) / (stops - starts)}
+        for quantity in ("residual", "rounding", "relative_defect"):
+            columns[quantity] = np.maximum.reduceat(getattr(charges, quantity).abs().numpy(), starts)
+        for name, *values in zip(_logged(list(self)), *(column.tolist() for column in columns.values()), strict=True):
+            flat.update(zip((f"{name}/{quantity}" for quantity in columns), values, strict=True))
         return flat
+
+
+def _logged(names: Sequence[str]) -> list[str]:
+    """Names as loggers take them, those that they take as they are unchanged; all different, as they were."""
+    cleaned = list(map(_clean, names))
+    used = {name for name, clean in zip(names, cleaned, strict=True) if name == clean}
+    for i, (name, clean) in enumerate(zip(names, cleaned, strict=True)):
+        if name != clean:
+            candidates = itertools.chain([clean], (f"{clean}.{number}" for number in itertools.count(2)))
+            cleaned[i] = next(candidate for candidate in candidates if candidate not in used)
+            used.add(cleaned[i])
+    return cleaned
+
+
+def _clean(name: str) -> str:
+    """With no character that a logger refuses, and a path without empty parts, "." and ".."."""
+    parts = re.sub(r"[^\w\-./: ]", "_", name).split("/")
+    return "/".join("_" * max(1, len(part)) if part in ("", ".", "..") else part for part in parts)
 
 
 class Source(NamedTuple):
@@ -140,27 +249,84 @@ class Source(NamedTuple):
     measurement: Measurement
 
 
-class _Sums(NamedTuple):
-    """Sums over parts [n groups]: the moments and the laws' components with coefficients, and three without."""
-
-    moments: Tensor  # [N_MOMENTS, n]
-    components: Tensor  # [7, n]: initial; discrete free, forced, defect, budget; flow free, forced
-    sq_gradient: Tensor
-    sq_generator: Tensor
-    n_elements: Tensor
+_NONE = np.empty(0, np.int64)
 
 
-def _part_sums(law: Law, planned: PlannedPart, source: Source) -> _Sums:
-    """One part's contribution, reduced from segments to groups."""
-    plan, measured = source
-    view = plan.views[planned.view]
-    moments = measured.moments[:, view.segment : view.segment + view.n_segments]
-    at = view.law_segment[law]
-    state = measured.states[law][:, at : at + view.n_segments]
-    (xx, xy), _ = measured.propagators[view.tensor, law, 0]
-    flow_xx = measured.propagators[view.tensor, law, 1, 0, 0]
+class _Terms(NamedTuple):
+    """The terms of all groups' sums, [n terms], those of one group side by side: a segment each, with a coefficient.
+
+    first: [n groups], each group's first term. segment: Into the moments of all sources side by side. state: Into the
+    laws' components of all sources, of each first those of translations. n_elements: Of the segment.
+    """
+
+    first: NDArray[np.int64]
+    segment: NDArray[np.int64]
+    state: NDArray[np.int64]
+    weight: NDArray[np.float64]
+    n_elements: NDArray[np.float64]
+
+    def sums(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """[..., n terms] summed to [..., n groups]."""
+        if len(self.first) == values.shape[-1]:
+            return values
+        total: NDArray[np.float64] = np.add.reduceat(values, self.first, axis=-1)
+        return total
+
+
+@functools.lru_cache(4096)
+def _groups(shape: "tuple[Any, ...]", fold: int, n_segments: int) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
+    """Of parts of one shape: their segments, counted from their view's first; the group of each; how many groups."""
+    axis, start, stop, run, stride, period = shape
+    part = Part("any", axis, start=start, stop=stop, fold=run, stride=stride, period=period)
+    segments = part.gather(torch.arange(n_segments), fold).numpy()
+    return segments.ravel(), np.repeat(np.arange(len(segments)), segments.shape[1]), len(segments)
+
+
+def _terms(symmetries: Sequence[Symmetry], sources: Sequence[Source]) -> tuple[_Terms, list[int]]:
+    """The terms, and how many groups each symmetry has."""
+    n_groups: list[int] = []
+    segments: list[NDArray[np.int64]] = []
+    groups: list[NDArray[np.int64]] = []
+    parts: list[tuple[int, ...]] = []
+    weights: list[float] = []
+    n_measured = np.cumsum([0, *(source.measurement.moments.shape[1] for source in sources)]).tolist()
+    n_states = np.cumsum([0, *(state.shape[1] for source in sources for state in source.measurement.states)]).tolist()
+    for number, symmetry in enumerate(symmetries):
+        law = Law[symmetry.law.upper()]
+        for i, (plan, _) in enumerate(sources):
+            for planned in plan.parts[symmetry.name]:
+                part, view = planned.part, plan.views[planned.view]
+                shape = (part.axis, part.start, part.stop, part.fold, part.stride, part.period)
+                own, group, n = _groups(shape, planned.fold, view.n_segments)
+                segments.append(own)
+                groups.append(group)
+                state = n_states[len(Law) * i + law] + view.law_segment[law]
+                each = planned.n_elements * n // len(own)
+                parts.append((number, len(own), n_measured[i] + view.segment, state, each))
+                weights.append(part.weight)
+        n_groups.append(n)
+    symmetry_of, lengths, *offsets, elements = np.array(parts, dtype=np.int64).reshape(-1, 5).T
+    first_group = np.cumsum([0, *n_groups])
+    group = np.concatenate([_NONE, *groups]) + np.repeat(first_group[symmetry_of], lengths)
+    order = np.argsort(group, kind="stable")
+    segment, state = ((np.concatenate([_NONE, *segments]) + np.repeat(offset, lengths))[order] for offset in offsets)
+    weight, n_elements = (
+        np.repeat(np.array(column, dtype=np.float64), lengths)[order] for column in (weights, elements)
+    )
+    first = np.searchsorted(group[order], np.arange(first_group[-1]))
+    return _Terms(first, segment, state, weight, n_elements), n_groups
+
+
+def _components(source: Source, law: Law) -> NDArray[np.float64]:
+    """Of every state of a law: initial; discrete free, forced, defect, budget; flow free, forced; [7, n segments]."""
+    tensor, *law_segments = (x.numpy() for x in source.plan.indices)
+    tensors = tensor[law_segments[law]]
+    state = source.measurement.states[law].numpy()
+    propagators = source.measurement.propagators.numpy()[:, law]
+    xx, xy = propagators[tensors, 0, 0].T
+    flow_xx = propagators[tensors, 1, 0, 0]
     x0 = state[State.X0]
-    none = torch.zeros_like(x0)
+    none = np.zeros_like(x0)
     free = xx * x0 + xy * state[State.Y0]
     budget = state[State.X] + state[State.X_REST]
     if law == Law.TRANSLATION:
@@ -168,61 +334,41 @@ def _part_sums(law: Law, planned: PlannedPart, source: Source) -> _Sums:
     else:
         defect, flow_forced = state[State.DEFECT_X], state[State.FLOW_X]
         forced = budget - free - defect
-    components = torch.stack([x0, free, forced, defect, budget, flow_xx * x0, flow_forced])
-    sums = planned.reduce(torch.cat([moments, components]))
-    weight = planned.part.weight
-    n_elements = torch.full_like(sums[0], float(planned.n_elements))
-    return _Sums(
-        weight * sums[:N_MOMENTS],
-        weight * sums[N_MOMENTS:],
-        sums[Moment.SQ_G],
-        weight * weight * (n_elements if law == Law.TRANSLATION else sums[Moment.SQ_P]),
-        n_elements,
-    )
-
-
-def _sums(symmetry: Symmetry, sources: Sequence[Source]) -> _Sums:
-    law = Law[symmetry.law.upper()]
-    parts = [_part_sums(law, planned, source) for source in sources for planned in source.plan.parts[symmetry.name]]
-    return _Sums(*(torch.stack(column).sum(0) for column in zip(*parts, strict=True)))
-
-
-def _mean_square_gradient(totals: Iterable[_Sums]) -> float:
-    """Of one element, over all that is measured; groups with a gradient that is not finite are left out."""
-    sq_gradient = n_elements = 0.0
-    for total in totals:
-        finite = total.sq_gradient.isfinite()
-        sq_gradient += total.sq_gradient[finite].sum().item()
-        n_elements += total.n_elements[finite].sum().item()
-    return sq_gradient / n_elements if n_elements else 0.0
-
-
-def _read_one(symmetry: Symmetry, total: _Sums, mean_square_gradient: float, reason: str) -> ChargeReadout:
-    translation = Law[symmetry.law.upper()] == Law.TRANSLATION
-    initial, free, forced, defect, budget, flow_free, flow_forced = total.components
-    constraint = total.moments[Moment.SUM_G if translation else Moment.DOT_PG]
-    sq_gradient = torch.maximum(total.sq_gradient, FLOOR**2 * mean_square_gradient * total.n_elements)
-    scale = (sq_gradient * total.sq_generator).sqrt()
-    return ChargeReadout(
-        symmetry,
-        total.moments[Moment.SUM_P if translation else Moment.SQ_P],
-        initial,
-        Prediction(free, forced, defect, budget),
-        Prediction(flow_free, flow_forced, torch.zeros_like(flow_free), flow_free + flow_forced),
-        constraint,
-        torch.where(scale == 0.0, 0.0, constraint.abs() / scale),
-        {name: total.moments[moment] for name, moment in READOUT_MOMENTS.items()},
-        not reason,
-        reason,
-    )
+    return np.stack([x0, free, forced, defect, budget, flow_xx * x0, flow_forced])
 
 
 def read(
     symmetries: Sequence[Symmetry], sources: Sequence[Source], reasons: Mapping[str, str], step: int, time: float
 ) -> Readout:
     """Combine measurements of parts into a Readout; reasons names the open laws and why they are."""
-    totals = {s.name: _sums(s, sources) for s in symmetries}
-    mean = _mean_square_gradient(totals.values())
-    return Readout(
-        {s.name: _read_one(s, totals[s.name], mean, reasons.get(s.name, "")) for s in symmetries}, step, time
+    terms, n_groups = _terms(symmetries, sources)
+    with np.errstate(all="ignore"):  # a training that has diverged is read as it is
+        table = _table(symmetries, sources, terms, n_groups)
+    return Readout(symmetries, n_groups, table, reasons, step, time)
+
+
+def _table(
+    symmetries: Sequence[Symmetry], sources: Sequence[Source], terms: _Terms, n_groups: Sequence[int]
+) -> NDArray[np.float64]:
+    moments = np.concatenate([source.measurement.moments.numpy() for source in sources], axis=1)[:, terms.segment]
+    components = np.concatenate([_components(source, law) for source in sources for law in Law], axis=1)
+    table = np.empty((N_ROWS, len(terms.first)))
+    table[:N_MOMENTS] = terms.sums(moments * terms.weight)
+    table[N_MOMENTS:N_SUMS] = terms.sums(components[:, terms.state] * terms.weight)
+
+    translation = np.repeat([Law[symmetry.law.upper()] == Law.TRANSLATION for symmetry in symmetries], n_groups) == 1
+    table[_Row.CHARGE] = np.where(translation, table[Moment.SUM_P], table[Moment.SQ_P])
+    table[_Row.DEFECT] = np.where(translation, table[Moment.SUM_G], table[Moment.DOT_PG])
+    sq_weight = terms.weight * terms.weight
+    n_elements = terms.sums(terms.n_elements)
+    sq_gradient = terms.sums(moments[Moment.SQ_G])
+    sq_generator = np.where(
+        translation, terms.sums(sq_weight * terms.n_elements), terms.sums(sq_weight * moments[Moment.SQ_P])
     )
+    finite = np.isfinite(sq_gradient)  # groups with a gradient that is not are left out of the average
+    counted = n_elements[finite].sum()
+    mean_square_gradient = sq_gradient[finite].sum() / counted if counted else 0.0  # of one element
+    sq_gradient = np.maximum(sq_gradient, FLOOR**2 * mean_square_gradient * n_elements)
+    scale = np.sqrt(sq_gradient * sq_generator)
+    table[_Row.RELATIVE_DEFECT] = np.where(scale == 0.0, 0.0, np.abs(table[_Row.DEFECT]) / scale)
+    return table

@@ -1,18 +1,9 @@
-"""Time series of readouts on disk: appended while training runs, safe to kill at any moment, and to resume.
+"""Time series of readouts on disk, written while training runs: safe to kill at any moment, and to resume.
 
-A record is one zarr (version 3) group of numeric arrays and JSON, which any zarr or xarray reads without this package:
-
-    xr.open_zarr(path)        dims (step, group), (step, parameter_group); nothing in it is ever executed
-
-Every variable is **one** array over the groups of all symmetries, side by side; the coordinates `symmetry` and
-`position` say whose group a column is. A node per symmetry would look neater in a tree and costs a file per variable,
-symmetry and flush: about 4 ms each, seconds a flush for a ResNet, where this takes tens of milliseconds for any model.
-Names of symmetries are then data (attributes) and never file names, so they may hold any character.
-
-What is committed is what the root's `zarr.json` says: it holds the metadata, and so the length, of all arrays
-(consolidated metadata), and is replaced atomically after the rows are written. Chunks are replaced atomically too (zarr
-does so from 3.1.3 on), so a process that is killed between any two instructions leaves a record that ends with its last
-commit. Losing power is another matter: nothing waits for the disk.
+`record.py` says what a record is, `chunks.py` how its numbers are stored. What is committed is what the root's
+`zarr.json` says; it is replaced atomically after the rows are written. Chunks are replaced atomically too, so a process
+that is killed between any two instructions leaves a record that ends with its last commit. Losing power is another
+matter: nothing waits for the disk.
 """
 
 import importlib.metadata
@@ -20,96 +11,254 @@ import json
 import os
 import platform
 import shutil
+import threading
 import time
 import warnings
 import weakref
-from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, NoReturn, Self
 from uuid import uuid4
 
 import numpy as np
 import torch
-import xarray as xr
-import zarr
 from numpy.typing import NDArray
 from torch import Tensor
-from zarr.errors import ZarrUserWarning
 
+from noetherperf.chunks import Array, replace_file
+from noetherperf.distributed import rank
 from noetherperf.locking import Lock
-from noetherperf.moments import READOUT_MOMENTS
-from noetherperf.readout import ChargeReadout, Readout
+from noetherperf.paths import local_path
+from noetherperf.readout import Charges, Readout
+from noetherperf.record import (
+    COORDINATES,
+    FORMAT,
+    HYPERPARAMETERS,
+    KINDS,
+    SERIES,
+    TERMS,
+    Law,
+    Record,
+    arrays_of,
+    open_record,
+    positions,
+    probe_key,
+    probe_kind,
+    read_metadata,
+    read_record,
+    relative_error,
+)
 from noetherperf.sgd import SGD
-from noetherperf.symmetry import Symmetry
 
-__all__ = ["Record", "Recorder", "open_record", "relative_error"]
+__all__ = ["SERIES", "TERMS", "Law", "Record", "Recorder", "open_record", "relative_error"]
 
-FORMAT = 1
 FLUSH_SECONDS = 10.0
 CHUNK_VALUES = 2**18  # a chunk is 2 MiB of float64, and the rows of one chunk are what memory holds at most
 CHUNK_GROUPS = 2**14
-CODECS = ("bytes", "zstd", "gzip", "blosc", "crc32c")  # of arrays of numbers; none of them executes anything
 
 _NOTHING = torch.empty(0, dtype=torch.float64, device="cpu")
 
 Probe = Callable[[], Any]
-Law = Literal["flow", "discrete", "budget"]
 Row = dict[str, NDArray[np.float64]]
 
 
-class Series(NamedTuple):
-    """One recorded variable of every symmetry: where the readout has it, and what it is."""
+class Entry(NamedTuple):
+    """A row that waits for the disk, and what becomes of those before it."""
 
-    read: Callable[[ChargeReadout], Tensor]
-    meaning: str
-
-
-def _moment(name: str) -> Series:
-    return Series(lambda charge: charge.moments[name], f"moment {name} of the last step, summed over parts")
+    row: Row
+    keep: float  # rows of later steps go
+    initial: NDArray[np.float64] | None = None  # where a measurement begins with the row: what its laws start from
 
 
-SERIES: dict[str, Series] = {
-    "charge": Series(lambda charge: charge.charge, "measured charge"),
-    "discrete_free": Series(lambda charge: charge.discrete.free, "discrete law: what the initial charge became"),
-    "discrete_forced": Series(lambda charge: charge.discrete.forced, "discrete law: what finite steps drove"),
-    "discrete_defect": Series(lambda charge: charge.discrete.defect, "discrete law: what a broken constraint drove"),
-    "flow_free": Series(lambda charge: charge.flow.free, "flow law: what the initial charge became"),
-    "flow_forced": Series(lambda charge: charge.flow.forced, "flow law: what the gradient's norm drove"),
-    "defect": Series(lambda charge: charge.defect, "gradient constraint of the last step"),
-    "relative_defect": Series(lambda charge: charge.relative_defect, "gradient constraint, as a cosine"),
-    **{name: _moment(name) for name in READOUT_MOMENTS},
-}
-TERMS: dict[Law, tuple[str, ...]] = {
-    "flow": ("flow_free", "flow_forced"),
-    "discrete": ("discrete_free", "discrete_forced"),
-    "budget": ("discrete_free", "discrete_forced", "discrete_defect"),
-}
-HYPERPARAMETERS = ("lr", "momentum", "weight_decay")
+class Writer:
+    """The record on disk, and the rows that wait for it; it knows nothing of the optimizer, and so may outlive it.
 
-
-def relative_error(data: xr.Dataset, law: Law) -> xr.DataArray:
-    """How far a prediction is from the measured charge, relative to what both are made of.
-
-        |charge − Σ terms| / max(|charge|, Σ |terms|)
-
-    The terms are free and forced; of the budget, the defect as well. The denominator keeps its size where a charge
-    passes through zero or is a small difference of large terms. The error is zero where charge and terms all are.
+    Any thread may flush, and a signal handler amid a flush: another thread waits, while a call from within a flush
+    returns at once, and the flush that it came upon writes its rows too.
 
     Args:
-        data: `record[name]`, or any dataset with `charge` and the terms.
-        law: "flow", "discrete" or "budget".
-
-    Returns:
-        (step, group), float64, no unit.
+        path: Of a record that is there and in order.
+        lock: On it.
+        attributes: What the next commit says of the record.
     """
-    terms = [data[name] for name in TERMS[law]]
-    error = abs(data["charge"] - sum(terms[1:], terms[0]))
-    size, of_terms = abs(data["charge"]), sum(map(abs, terms[1:]), abs(terms[0]))
-    size = size.where(size > of_terms, of_terms)
-    relative: xr.DataArray = (error / size.where(size != 0, 1.0)).rename(f"{law}_relative_error")
-    return relative
+
+    def __init__(self, path: Path, lock: Lock, attributes: dict[str, Any]) -> None:
+        self.path, self.attributes, self.closed = path, attributes, False
+        self.id: str = attributes["writer"]
+        self.last_flush = time.monotonic()
+        self._lock = lock
+        self._waiting: list[Entry] = []
+        self._mutex = threading.RLock()  # reentrant, for no signal handler can wait for the code that it interrupts
+        self._is_busy = self._again = self._warned = self._forked = False
+        arrays = arrays_of(path, read_metadata(path))
+        self._initial = arrays["initial"]
+        self._arrays = {name: array for name, array in arrays.items() if array.dims[0] == "step"}
+        self.n_rows_chunk = arrays["charge"].chunk[0]
+        steps, _ = arrays["step"].read()
+        self._n_rows, self._last = len(steps), int(steps[-1]) if len(steps) else -1
+        _writers.add(self)
+
+    def append(self, entry: Entry) -> None:
+        """Take a row; it reaches the disk with the next flush, and soon."""
+        self._waiting.append(entry)
+        if len(self._waiting) % self.n_rows_chunk == 0 or time.monotonic() - self.last_flush >= FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write all rows taken so far to disk and commit them. Warns, once, where the disk refuses."""
+        with self._mutex:
+            self._again = True
+            if self._is_busy:
+                return
+            self._is_busy = True
+            try:
+                while self._again:
+                    self._again = False
+                    self._attempt()
+            finally:
+                self._is_busy = False
+                if self.closed:
+                    self._lock.release()
+
+    def claim(self) -> None:
+        """Make the record that was resumed this writer's, so that no earlier one goes on with it.
+
+        Raises:
+            OSError: The disk refuses.
+        """
+        root = read_metadata(self.path)
+        root["attributes"]["writer"] = self.id
+        _write_json(self.path / "zarr.json", root)
+
+    def close(self) -> None:
+        """Write what waits, and let the record go."""
+        self.closed = True
+        self.flush()
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """While another takes the record over: nothing is written.
+
+        Raises:
+            BlockingIOError: This very thread is amid a write.
+        """
+        with self._mutex:
+            if self._is_busy:
+                raise BlockingIOError(
+                    f"path: this process is writing to the record {str(self.path)!r} at this moment (a signal handler "
+                    "interrupts it); make the Recorder later, or record to another path"
+                )
+            yield
+
+    def forget(self) -> None:
+        """Drop the rows that wait."""
+        self._waiting.clear()
+
+    def leave_to_the_parent(self) -> None:
+        """In a forked child: the record and the rows are those of the process that began it."""
+        self._mutex, self._is_busy, self._forked = threading.RLock(), False, True
+        self.forget()
+
+    def _attempt(self) -> None:
+        self.last_flush = time.monotonic()
+        if not self._waiting:
+            return
+        try:
+            self._write()
+        except (OSError, ValueError) as error:
+            if not self._warned:
+                self._warned = True
+                warnings.warn(
+                    f"the record {str(self.path)!r} could not be written ({error}); training goes on, and the last "
+                    f"{4 * self.n_rows_chunk} rows are kept and tried again",
+                    RuntimeWarning,
+                    stacklevel=4,
+                )
+            self._drop_oldest(len(self._waiting) - 4 * self.n_rows_chunk)
+
+    def _drop_oldest(self, n: int) -> None:
+        """Bound the memory; what the rows did to those before them stays to be done."""
+        if n > 0:
+            gone, first = self._waiting[:n], self._waiting[n]
+            initials = [entry.initial for entry in (*gone, first) if entry.initial is not None]
+            keep = min(entry.keep for entry in (*gone, first))
+            self._waiting[: n + 1] = [Entry(first.row, keep, initials[-1] if initials else None)]
+
+    def _write(self) -> None:
+        """Append the waiting rows, then commit. Repeating it after a failure at any point is safe."""
+        entries = list(self._waiting)  # a signal handler may add to them
+        root = self._own_metadata()
+        rows: list[Row] = []
+        for entry in entries:
+            rows = [row for row in rows if row["step"] <= entry.keep]
+            rows.append(entry.row)
+        initial = next((entry.initial for entry in reversed(entries) if entry.initial is not None), None)
+        n_kept = self._n_rows_up_to(min(entry.keep for entry in entries))
+        if n_kept < self._n_rows or initial is not None:
+            # First commit that the dropped rows are gone, only then write over them.
+            self._commit(root, n_kept, self._arrays)
+        if initial is not None:
+            self._initial.write(0, initial)
+        described = root["consolidated_metadata"]["metadata"]
+        arrays = {}
+        for name, array in self._arrays.items():
+            # A parameter group added during training widens its arrays; earlier rows are NaN there.
+            width = [max(array.shape[1], *(row[name].shape[0] for row in rows))] if array.shape[1:] else []
+            block = array.blank((len(rows), *width))
+            for target, row in zip(block, rows, strict=True) if width else ():
+                target[: row[name].shape[0]] = row[name]
+            if not width:
+                block[:] = [row[name] for row in rows]
+            arrays[name] = array.write(n_kept, block)
+            # Readers that do not know consolidated metadata find every array by itself.
+            _write_json(array.folder / "zarr.json", {**described[name], "shape": arrays[name].shape})
+        self._commit(root, n_kept + len(rows), arrays)
+        self._last = int(rows[-1]["step"])
+        del self._waiting[: len(entries)]
+
+    def _own_metadata(self) -> dict[str, Any]:
+        """The root's metadata, where the record is still the one that this writer made or resumed.
+
+        Raises:
+            OSError, ValueError: It is not.
+        """
+        if self._forked:
+            raise OSError("it is written by the process that this one was forked from")
+        root = read_metadata(self.path)
+        if root["attributes"].get("writer") != self.id:
+            raise OSError("another Recorder has taken its place since")
+        return root
+
+    def _n_rows_up_to(self, step: float) -> int:
+        if step >= self._last:
+            return self._n_rows
+        steps, lost = self._arrays["step"].read()
+        if lost:
+            raise OSError(f"its array step{lost[0]}")
+        return int(np.searchsorted(steps, step, side="right"))
+
+    def _commit(self, root: dict[str, Any], n_rows: int, arrays: dict[str, Array]) -> None:
+        """Say how many rows count: one atomic replacement of the root's metadata, which holds every array's length."""
+        arrays = {name: array._replace(shape=(n_rows, *array.shape[1:])) for name, array in arrays.items()}
+        root["attributes"] |= self.attributes
+        for name, array in arrays.items():
+            root["consolidated_metadata"]["metadata"][name]["shape"] = array.shape
+        _write_json(self.path / "zarr.json", root)
+        self._n_rows, self._arrays = n_rows, arrays
+        if n_rows == 0:
+            self._last = -1
+
+
+_writers: weakref.WeakSet[Writer] = weakref.WeakSet()
+
+
+def _leave_to_the_parent() -> None:
+    for writer in list(_writers):
+        writer.leave_to_the_parent()
+
+
+os.register_at_fork(after_in_child=_leave_to_the_parent)
 
 
 class Recorder:
@@ -120,20 +269,27 @@ class Recorder:
 
     A row is written when the recorder starts and after every step whose number is a multiple of `every`. Rows reach the
     disk in chunks, at the latest ten seconds after they were taken if training goes on; whenever the optimizer's
-    `state_dict()` is taken, so that a record is never behind a checkpoint; and at `flush` and `close`.
+    `state_dict()` is taken, so that a record is never behind a checkpoint; at `flush` and `close`, from any thread; and
+    when the process ends, unless it is killed, or the recorder is gone with its optimizer.
+
+    A record is of one measurement, which `SGD.measurement_id` names. When measuring starts anew, or another
+    measurement is loaded, the next row raises ValueError; but where the record has no more than its first row, as when
+    pretrained weights are loaded after the recorder was made, it begins anew too.
 
     Rows are keyed by the step: when the optimizer is set back (a checkpoint is loaded), rows later than its present
     step are dropped as soon as the next row is written, so that no step is there twice.
 
     While recording, a disk that fails costs rows and not the training: a RuntimeWarning says so once, waiting rows are
-    kept within bounded memory and tried again, and nothing half-written is ever read as data.
+    kept within bounded memory and tried again, and nothing half-written is ever read as data. So it is where the record
+    was moved, deleted, or overwritten by another Recorder, and in forked processes.
 
-    One process at a time writes to a record: the first to make or resume it, until `close` or its end, however it ends.
-    Any number may read.
+    One Recorder at a time writes to a record. Another process may not until `close`, or the end of this one, however
+    it ends. In the same process, as when a notebook's cell is run again, the later Recorder wins: "resume" writes the
+    earlier one's last rows and closes it, "overwrite" leaves it without a record. Any number may read.
 
     Args:
         optimizer: `nperf.SGD`.
-        path: Directory of the record; its parents are made where they are missing.
+        path: Directory of the record; its parents are made where they are missing, `~` is the user's home.
         every: Steps between rows.
         exists: What to do where the path exists: "error"; "resume", continue the record of the same measurement;
             "overwrite", delete it (a noetherperf record only) and begin anew.
@@ -142,8 +298,8 @@ class Recorder:
 
     Raises:
         TypeError: The optimizer cannot be read out.
-        ValueError: `every` or `exists` is of no use, a probe returns neither number nor vector, or the record to be
-            resumed is of other symmetries, other probes or another measurement.
+        ValueError: `every`, `exists` or the path is of no use, a probe returns neither number nor vector, or the record
+            to be resumed is damaged, or of other symmetries, other probes or another measurement.
         FileExistsError: The path exists and `exists` does not allow to touch it.
         BlockingIOError: Another process is writing to the record.
     """
@@ -163,41 +319,43 @@ class Recorder:
             raise ValueError(f"every: must be a whole number of steps, at least 1, got {every!r}")
         if exists not in ("error", "resume", "overwrite"):
             raise ValueError(f"exists: must be 'error', 'resume' or 'overwrite', got {exists!r}")
-        self.path = Path(path).resolve()
+        self.path = local_path(path).resolve()
         self.every = int(every)
         self._optimizer = optimizer
         self._probes = dict(probes or {})
         self._probe_shapes: dict[str, tuple[int, ...]] = {}
-        self._rows: list[Row] = []  # taken, not yet on disk
-        self._steps: list[int] = []  # of the rows on disk
-        self._n_kept = 0  # so many of them still count; less than all after the optimizer was set back
-        self._warned = False
-        self._closed = False
 
         readout = optimizer.readout()
         row = self._take(readout)
-        self._attributes = _attributes(optimizer, readout, self.every, list(self._probes))
-        self._initial = _concatenate(readout, lambda charge: charge.initial)
+        self._initial = _initial(readout)
+        self._measurement = optimizer.measurement_id
+        # The name in a checkpoint is rank 0's; records of other ranks are known by the charges that they began with.
+        self._is_named = rank() == 0
+        self._has_begun_only = True  # the record has no more than the first row
+        # It has more, of a run that began as this one does; the name of this one's measurement, and its first row.
+        self._starts_over: tuple[str, Row] | None = None
+        self._seen = self._before = readout.step
+        self._keep: float = readout.step
+        attributes = self._attributes(readout)
         occupied = self.path.exists() and not (self.path.is_dir() and not any(self.path.iterdir()))
+        attributes["writer"] = uuid4().hex
         if occupied and exists == "resume":
-            self._hold(_lock(self.path))
-            self._resume()
+            self._writer, steps = self._resume(readout, row, attributes)
         else:
             if occupied:
                 _require_overwritable(self.path, exists)
-            self._hold(_create(self.path, self._attributes, self._initial, row))
-        self._arrays = _open_arrays(self.path)
-        self._n_rows_chunk: int = self._arrays["charge"].chunks[0]
-
-        self._seen = readout.step
-        self._last_flush = time.monotonic()
-        self._rewind(self._seen)
-        if self._n_kept == 0:
-            self._rows.append(row)
+            attributes["record"] = uuid4().hex
+            lock = _create(self.path, attributes, self._initial, row)
+            self._writer, steps = Writer(self.path, lock, attributes), np.empty(0, np.int64)
+        self._let_go = weakref.finalize(self, self._writer.close)  # also at the end of the process
+        kept = steps[steps <= self._seen]
+        if len(kept) == 0:
+            self._append(row)
             self.flush()  # so that the record has its first row from the beginning
-        elif self._steps[self._n_kept - 1] != self._seen and self._seen % every == 0:
-            self._rows.append(row)
+        elif kept[-1] != self._seen and self._seen % every == 0:
+            self._append(row)
         self._hooks = [
+            optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
             optimizer.register_state_dict_pre_hook(lambda _: self.flush()),
         ]
@@ -208,57 +366,50 @@ class Recorder:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Recorder cannot be copied or pickled: it alone writes to its record; make another")
+
     def close(self) -> None:
         """Write what waits and leave the optimizer alone. A second call does nothing."""
-        if not self._closed:
-            self._closed = True
-            for hook in self._hooks:
-                hook.remove()
-            self.flush()
-            self._let_go()
-
-    def _hold(self, lock: Lock) -> None:
-        """Keep the record to this process until the recorder is closed, or gone without having been closed."""
-        self._let_go = weakref.finalize(self, lock.release)
+        for hook in self._hooks:
+            hook.remove()
+        self._let_go()
 
     def flush(self) -> None:
-        """Write all rows taken so far to disk and commit them. Warns, once, where the disk refuses."""
-        self._last_flush = time.monotonic()
-        if not self._rows:
+        """Write all rows taken so far to disk and commit them, from any thread. Warns, once, where the disk refuses.
+
+        In a signal handler that interrupts a flush it returns at once, and the interrupted flush writes the rows.
+        """
+        self._writer.flush()
+
+    def _before_step(self, *_: object) -> None:
+        if self._writer.closed:
             return
-        try:
-            self._write()
-        except OSError as error:
-            if not self._warned:
-                self._warned = True
-                warnings.warn(
-                    f"the record {str(self.path)!r} could not be written ({error}); training goes on, and the last "
-                    f"{4 * self._n_rows_chunk} rows are kept and tried again",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
-            del self._rows[: -4 * self._n_rows_chunk]
+        # Before the first step parameters may have been loaded that the first row does not know; reading tells. All
+        # ranks read here, and where a row is due: nowhere else, for one that reads alone would wait for ever.
+        if self._optimizer.step_count == 0:
+            self._follow(self._optimizer.readout())
+        self._before = self._optimizer.step_count
+        if self._before != self._seen:  # a checkpoint was loaded
+            self._keep = self._before
 
     def _after_step(self, *_: object) -> None:
         # A GPU tells only when it is read which steps a gradient scaler skipped; until then they count as steps.
         step = self._optimizer.step_count
-        if step == self._seen:
+        if self._writer.closed or step == self._before:
             return
-        if step != self._seen + 1:
-            self._check_initial(_concatenate(self._optimizer.readout(), lambda charge: charge.initial))
-            self._rewind(step - 1)
         self._seen = step
         if step % self.every == 0:
             readout = self._optimizer.readout()
             self._seen = readout.step
-            if readout.step == step:
-                self._record(readout)
+            if not self._follow(readout) and readout.step == step:
+                self._has_begun_only = False
+                self._writer.attributes = self._writer.attributes | _law_states(readout)
+                self._append(self._take(readout))
 
-    def _record(self, readout: Readout) -> None:
-        self._rows.append(self._take(readout))
-        self._attributes |= _law_states(readout)
-        if len(self._rows) % self._n_rows_chunk == 0 or time.monotonic() - self._last_flush >= FLUSH_SECONDS:
-            self.flush()
+    def _append(self, row: Row, initial: NDArray[np.float64] | None = None) -> None:
+        keep, self._keep = self._keep, np.inf
+        self._writer.append(Entry(row, keep, initial))
 
     def _take(self, readout: Readout) -> Row:
         """One row: every array's values at this step."""
@@ -274,216 +425,138 @@ class Recorder:
             shape = self._probe_shapes.setdefault(name, value.shape)
             if value.shape != shape:
                 raise ValueError(f"probes: {name!r} returned shape {value.shape} after {shape}; it must not change")
-            row[_probe_key(index)] = value
+            row[probe_key(index)] = value
         return row
 
-    def _rewind(self, step: int) -> None:
-        """Forget rows later than a step; those on disk go when the next rows are written over them."""
-        self._n_kept = bisect_right(self._steps, step)
-        last = self._steps[self._n_kept - 1] if self._n_kept else -1
-        self._rows = [row for row in self._rows if last < row["step"] <= step]
+    def _attributes(self, readout: Readout) -> dict[str, Any]:
+        """What a record says of the measurement that the readout is of."""
+        groups, packages = self._optimizer.param_groups, ("noetherperf", "torch", "numpy", "xarray", "zarr")
+        return {
+            "noetherperf_record": FORMAT,
+            "measurement": self._measurement if self._is_named else None,
+            "symmetries": [charge.symmetry.to_dict() for charge in readout.values()],
+            "n_groups": [charge.charge.numel() for charge in readout.values()],
+            **_law_states(readout),
+            "probes": list(self._probes),
+            "every": self.every,
+            "backend": self._optimizer.backend,
+            "dtypes": sorted({str(p.dtype).removeprefix("torch.") for group in groups for p in group["params"]}),
+            "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
+            "coordinates": " ".join(COORDINATES),
+        }
 
-    def _resume(self) -> None:
-        record = open_record(self.path)
+    def _follow(self, readout: Readout) -> bool:
+        """See that a readout is of the record's measurement; begin the record anew where nothing is lost by it.
+
+        Returns:
+            Whether the record begins anew, with this readout.
+
+        Raises:
+            ValueError: It is of another, and rows of the record's would be lost.
+        """
+        if self._optimizer.measurement_id == self._measurement:
+            return False
+        name, initial = self._optimizer.measurement_id, _initial(readout)
+        if not self._is_named and np.array_equal(initial, self._initial, equal_nan=True):
+            self._measurement = name
+            return False
+        before = self._measurement, self._is_named
+        self._measurement, self._is_named = name, rank() == 0
+        attributes = self._attributes(readout)
+        is_start = self._starts_over is not None and self._starts_over[0] == name
+        fits = all(attributes[key] == self._writer.attributes[key] for key in ("symmetries", "n_groups"))
+        if not fits or not (self._has_begun_only or is_start):
+            self._measurement, self._is_named = before
+            raise self._is_another()
+        row = self._starts_over[1] if self._starts_over and is_start else self._take(readout)
+        self._initial, self._seen, self._keep = initial, readout.step, -1
+        self._has_begun_only, self._starts_over = True, None
+        self._writer.attributes = self._writer.attributes | attributes
+        self._append(row, initial)
+        self.flush()
+        return True
+
+    def _is_another(self) -> ValueError:
+        return ValueError(
+            f"the record {str(self.path)!r} is of another measurement: measuring was begun anew since, or another "
+            "run's checkpoint was loaded. Load the checkpoint before the Recorder is made; after reset_measurement(), "
+            "or for a new run, record to another path"
+        )
+
+    def _resume(self, readout: Readout, row: Row, attributes: dict[str, Any]) -> tuple[Writer, NDArray[np.int64]]:
+        """Take over the record that is there.
+
+        Returns:
+            What writes to it, and the steps that it has.
+        """
+        lock, earlier = _lock(self.path), _writer_of(self.path)
+        try:
+            if earlier:
+                with earlier.quiet():
+                    pass
+                earlier.flush()
+            record, fault = read_record(self.path)
+            if fault:
+                raise ValueError(f"{fault}, so that it cannot be resumed; record to another path")
+            self._check_resumable(record, readout, row, attributes)
+            if earlier:
+                warnings.warn(
+                    f"path: another Recorder of this process was writing to the record {str(self.path)!r}; its last "
+                    "rows are written, it is closed, and this one goes on",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
+                earlier.close()
+            attributes["measurement"] = record.attrs.get("measurement")
+            writer = Writer(self.path, lock, attributes)
+            writer.claim()
+        except BaseException:
+            lock.release()
+            raise
+        self._has_begun_only = len(record.steps) <= 1
+        return writer, record.steps
+
+    def _check_resumable(self, record: Record, readout: Readout, row: Row, attributes: dict[str, Any]) -> None:
         for key, what in (("symmetries", "symmetries"), ("n_groups", "numbers of groups"), ("probes", "probes")):
-            if record.attrs[key] != self._attributes[key]:
+            if record.attrs[key] != attributes[key]:
                 raise ValueError(
                     f"exists='resume': {str(self.path)!r} records other {what} than this optimizer and recorder have; "
                     "record to another path, or say exists='overwrite'"
                 )
-        for name, values in record.probes.items():
-            if values.shape[1:] != self._probe_shapes[name]:
+        for probe, values in record.probes.items():
+            if values.shape[1:] != (shape := self._probe_shapes[probe]):
                 raise ValueError(
-                    f"probes: {name!r} returned shape {self._probe_shapes[name]}, but {str(self.path)!r} holds it with "
-                    f"shape {values.shape[1:]}"
+                    f"probes: {probe!r} returned shape {shape}, but {str(self.path)!r} holds it with shape "
+                    f"{values.shape[1:]}"
                 )
-        self._check_initial(record.dataset["initial"].to_numpy())
-        self._steps = record.steps.tolist()
-
-    def _check_initial(self, initial: NDArray[np.float64]) -> None:
-        """A record is of one measurement, and a measurement is known by the charges that it began with."""
-        if not np.array_equal(initial, self._initial, equal_nan=True):
-            raise ValueError(
-                f"the record {str(self.path)!r} is of another measurement: the charges that the optimizer's laws start "
-                "from are not those of the record. Load the checkpoint before the Recorder is made; after "
-                "reset_measurement(), or for a new run, record to another path"
-            )
-
-    def _write(self) -> None:
-        """Append the waiting rows, then commit. Repeating it after a failure at any point is safe."""
-        n_kept, rows = self._n_kept, self._rows
-        if n_kept < len(self._steps):  # first commit that the dropped rows are gone, only then write over them
-            self._commit(n_kept)
-            del self._steps[n_kept:]
-        for name, array in self._arrays.items():
-            # A parameter group added during training widens its arrays; earlier rows are NaN there.
-            width = [max(array.shape[1], *(row[name].shape[0] for row in rows))] if array.ndim > 1 else []
-            block = np.full((len(rows), *width), np.nan)
-            for target, row in zip(block, rows, strict=True) if width else ():
-                target[: row[name].shape[0]] = row[name]
-            if not width:
-                block[:] = [row[name] for row in rows]
-            array.resize((n_kept + len(rows), *width))
-            array[n_kept:] = block
-        self._commit(n_kept + len(rows))
-        self._steps += [int(row["step"]) for row in rows]
-        self._n_kept, self._rows = len(self._steps), []
-
-    def _commit(self, n_rows: int) -> None:
-        """Say how many rows count: one atomic replacement of the root's metadata, which holds every array's length."""
-        root = self.path / "zarr.json"
-        metadata = json.loads(root.read_bytes())
-        metadata["attributes"] |= self._attributes
-        for name, array in self._arrays.items():
-            metadata["consolidated_metadata"]["metadata"][name]["shape"] = [n_rows, *array.shape[1:]]
-        temporary = root.with_name(f".zarr.json.{uuid4().hex}")
-        try:
-            temporary.write_text(json.dumps(metadata), encoding="utf-8")
-            temporary.replace(root)
-        except BaseException:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
+        name: str | None = record.attrs.get("measurement")
+        is_alike = np.array_equal(record.dataset["initial"], self._initial, equal_nan=True)
+        if name is None or not self._is_named:
+            self._is_named = False
+            if not is_alike:
+                raise self._is_another()
+        elif name != self._measurement:
+            # A run that was killed before its first checkpoint begins again as it began; its rows are written anew.
+            if not (is_alike and readout.step == 0):
+                raise self._is_another()
+            self._starts_over = self._measurement, row
+            self._measurement = name
 
 
-class Record(Mapping[str, xr.Dataset]):
-    """A record as labelled arrays: symmetry name -> dataset. `open_record` makes one.
-
-    `record[name]` has dims (step, group) and holds what was recorded (`charge`, `discrete_free`, `discrete_forced`,
-    `discrete_defect`, `flow_free`, `flow_forced`, `defect`, `relative_defect`, the moments `sum_p`, `sq_p`, `sum_g`,
-    `sq_g`, `dot_pg`, `sq_u`), what follows from it (`discrete_total`, `flow_total`, `residual`, `rounding`), `initial`
-    [group], and coordinates `step` and `time`. Its attributes are `name`, `kind`, `closed` and `reason`.
-
-    Arrays are read from disk when they are asked for, each time anew.
-
-    Attributes:
-        path: The record's directory.
-        dataset: Everything in one dataset, the groups of all symmetries side by side, as `xr.open_zarr` gives it.
-        attrs: The record's attributes: symmetries as JSON data, backend, versions and the like.
-        symmetries: The recorded symmetries, in order.
-    """
-
-    def __init__(self, path: Path, dataset: xr.Dataset) -> None:
-        self.path = path
-        self.dataset = dataset
-        self.attrs: dict[str, Any] = dict(dataset.attrs)
-        self.symmetries = tuple(Symmetry.from_dict(data) for data in self.attrs["symmetries"])
-        stops = np.cumsum([0, *self.attrs["n_groups"]]).tolist()
-        self._slices = {
-            symmetry.name: (index, slice(stops[index], stops[index + 1]))
-            for index, symmetry in enumerate(self.symmetries)
-        }
-
-    def __getitem__(self, name: str) -> xr.Dataset:
-        if name not in self._slices:
-            raise KeyError(f"no symmetry {name!r} in {str(self.path)!r}; recorded: {', '.join(map(repr, self))}")
-        index, groups = self._slices[name]
-        data = self.dataset[["initial", *SERIES]].drop_vars(["symmetry", "position"]).isel(group=groups).load()
-        data = data.assign_coords(group=np.arange(data.sizes["group"]))
-        data["discrete_total"] = data.discrete_free + data.discrete_forced
-        data["flow_total"] = data.flow_free + data.flow_forced
-        data["residual"] = data.charge - data.discrete_total
-        data["rounding"] = data.charge - (data.discrete_total + data.discrete_defect)
-        laws = {key: self.attrs[key][index] for key in ("closed", "reason")}
-        data.attrs = {"name": name, "kind": self.symmetries[index].kind, **laws}
-        return data
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._slices)
-
-    def __len__(self) -> int:
-        return len(self._slices)
-
-    def __repr__(self) -> str:
-        return f"<Record {str(self.path)!r}: {len(self.steps)} steps of {len(self)} symmetries>"
-
-    @property
-    def steps(self) -> NDArray[np.int64]:
-        """Optimizer steps of the rows, [n rows], increasing."""
-        return self.dataset["step"].to_numpy()
-
-    @property
-    def times(self) -> NDArray[np.float64]:
-        """Time of the rows in units of lr · steps, [n rows]."""
-        return self.dataset["time"].to_numpy()
-
-    @property
-    def hyperparameters(self) -> xr.Dataset:
-        """`lr`, `momentum` and `weight_decay`, (step, parameter_group)."""
-        return self.dataset[list(HYPERPARAMETERS)]
-
-    @property
-    def probes(self) -> dict[str, xr.DataArray]:
-        """What the probes returned, by name: (step,) or (step, element)."""
-        return {name: self.dataset[_probe_key(index)].rename(name) for index, name in enumerate(self.attrs["probes"])}
-
-
-def open_record(path: str | os.PathLike[str]) -> Record:
-    """Open a record, also while a training process still writes it: the rows that were committed by now.
-
-    Nothing in a record is executed: it is numbers and JSON.
-
-    Args:
-        path: Directory that a `Recorder` wrote.
-
-    Returns:
-        The record; see `Record`.
-
-    Raises:
-        FileNotFoundError: There is nothing at the path.
-        ValueError: What is there is no record, is damaged, or is of a later format.
-    """
-    path = Path(path).resolve()
-    metadata = _read_metadata(path)
-    attributes = metadata["attributes"]
-    if attributes.get("noetherperf_record") != FORMAT:
-        raise ValueError(
-            f"{str(path)!r} is a record of format {attributes.get('noetherperf_record')!r}, but this version of "
-            f"noetherperf reads format {FORMAT}; use the version that wrote it: {attributes.get('versions')}"
-        )
-    if fault := _fault(metadata):
-        raise ValueError(f"the record {str(path)!r} is damaged: {fault}")
-    dataset = xr.open_zarr(path, consolidated=True, chunks=None)
-    try:
-        steps = dataset["step"].to_numpy()
-    except RuntimeError as error:
-        raise ValueError(f"the record {str(path)!r} is damaged: its steps cannot be read ({error})") from error
-    if np.any(np.diff(steps, prepend=-1) <= 0):
-        raise ValueError(f"the record {str(path)!r} is damaged: its steps do not increase, so chunks of it are missing")
-    return Record(path, dataset)
-
-
-def _concatenate(readout: Readout, read: Callable[[ChargeReadout], Tensor]) -> NDArray[np.float64]:
+def _concatenate(readout: Readout, read: Callable[[Charges], Tensor]) -> NDArray[np.float64]:
     """One variable of all symmetries side by side, [all groups], float64."""
-    values: NDArray[np.float64] = torch.cat([_NOTHING, *map(read, readout.values())]).numpy()
+    charges = [readout.together] if isinstance(readout, Readout) else readout.values()
+    values: NDArray[np.float64] = torch.cat([_NOTHING, *map(read, charges)]).numpy()
     return values
 
 
-def _probe_key(index: int) -> str:
-    """Array of a probe: counted, since the user's name for it may be no file name."""
-    return f"probe_{index}"
+def _initial(readout: Readout) -> NDArray[np.float64]:
+    return _concatenate(readout, lambda charge: charge.initial)
 
 
 def _law_states(readout: Readout) -> dict[str, Any]:
     charges = readout.values()
     return {"closed": [charge.closed for charge in charges], "reason": [charge.reason for charge in charges]}
-
-
-def _attributes(optimizer: SGD, readout: Readout, every: int, probes: Sequence[str]) -> dict[str, Any]:
-    dtypes = {str(p.dtype).removeprefix("torch.") for group in optimizer.param_groups for p in group["params"]}
-    packages = ("noetherperf", "torch", "numpy", "xarray", "zarr")
-    return {
-        "noetherperf_record": FORMAT,
-        "symmetries": [charge.symmetry.to_dict() for charge in readout.values()],
-        "n_groups": [charge.charge.numel() for charge in readout.values()],
-        **_law_states(readout),
-        "probes": list(probes),
-        "every": every,
-        "backend": optimizer.backend,
-        "dtypes": sorted(dtypes),
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
-        "coordinates": "time symmetry position",
-    }
 
 
 def _version(package: str) -> str:
@@ -493,60 +566,8 @@ def _version(package: str) -> str:
         return "unknown"
 
 
-def _read_metadata(path: Path) -> dict[str, Any]:
-    """The root's metadata, where the path is a record of any format."""
-    if not path.exists():
-        raise FileNotFoundError(f"there is no record at {str(path)!r}")
-    try:
-        metadata = json.loads((path / "zarr.json").read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        metadata = {}
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"the record {str(path)!r} is damaged: its zarr.json cannot be read ({error})") from error
-    attributes = metadata.get("attributes") if isinstance(metadata, dict) else None
-    if not isinstance(attributes, dict) or "noetherperf_record" not in attributes:
-        raise ValueError(f"{str(path)!r} is no noetherperf record")
-    whole: dict[str, Any] = metadata
-    return whole
-
-
-def _fault(metadata: Mapping[str, Any]) -> str | None:
-    """What in a record's metadata no recorder has written, if there is something; found before zarr acts on it.
-
-    zarr knows data types and codecs that are not plain numbers, packages may register more, and some (pickle) execute
-    what they read. So only what a recorder writes gets as far as zarr.
-    """
-    attributes = metadata["attributes"]
-    for key in ("symmetries", "n_groups", "closed", "reason", "probes"):
-        if not isinstance(attributes.get(key), list):
-            return f"its attribute {key} is no list"
-    n_groups = attributes["n_groups"]
-    if not all(type(n) is int and n >= 0 for n in n_groups):
-        return "its attribute n_groups must hold whole numbers"
-    if any(len(attributes[key]) != len(n_groups) for key in ("symmetries", "closed", "reason")):
-        return "its attributes tell of different numbers of symmetries"
-    if not all(isinstance(name, str) for name in attributes["probes"]):
-        return "its attribute probes must hold names"
-    consolidated = metadata.get("consolidated_metadata")
-    arrays = consolidated.get("metadata") if isinstance(consolidated, dict) else None
-    if not isinstance(arrays, dict):
-        return "it does not say which arrays it has"
-    probes = map(_probe_key, range(len(attributes["probes"])))
-    for name in ("step", "time", *HYPERPARAMETERS, *SERIES, "initial", "symmetry", "position", *probes):
-        if name not in arrays:
-            return f"its array {name} is missing"
-    for name, array in arrays.items():
-        plain = isinstance(array, dict) and array.get("zarr_format") == 3 and array.get("node_type") == "array"
-        if not plain or array.get("data_type") not in ("int64", "float64"):
-            return f"its array {name} is of another kind than numbers"
-        codecs = array.get("codecs")
-        if not isinstance(codecs, list) or not all(isinstance(c, dict) and c.get("name") in CODECS for c in codecs):
-            return f"its array {name} asks for a codec other than {', '.join(CODECS)}"
-    for name in ("initial", *SERIES):
-        shape = arrays[name].get("shape")
-        if not isinstance(shape, list) or not shape or shape[-1] != sum(n_groups):
-            return f"its array {name} has shape {shape}, but its symmetries have {sum(n_groups)} groups"
-    return None
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    replace_file(path, json.dumps(content).encode())
 
 
 def _require_overwritable(path: Path, exists: str) -> None:
@@ -557,8 +578,8 @@ def _require_overwritable(path: Path, exists: str) -> None:
             "it, or record to another path"
         )
     try:
-        ours = {"zarr.json", *_read_metadata(path)["consolidated_metadata"]["metadata"]}
-    except (ValueError, KeyError) as error:
+        ours = {"zarr.json", *read_metadata(path)["consolidated_metadata"]["metadata"]}
+    except (ValueError, KeyError, TypeError) as error:
         raise FileExistsError(
             f"exists='overwrite' deletes noetherperf records only, and {error}; remove it yourself, or record to "
             "another path"
@@ -576,6 +597,15 @@ def _is_leftover(entry: Path) -> bool:
     return entry.name.startswith(".zarr.json.") or entry.suffix == ".partial"
 
 
+def _writer_of(path: Path) -> Writer | None:
+    """What in this process writes to the record at a path, by whatever path it knows it."""
+    try:
+        name = read_metadata(path)["attributes"].get("writer")
+    except (OSError, ValueError):
+        return None
+    return next((writer for writer in list(_writers) if writer.id == name and not writer.closed), None)
+
+
 def _lock(path: Path) -> Lock:
     """Keep a record to this process.
 
@@ -583,7 +613,7 @@ def _lock(path: Path) -> Lock:
         BlockingIOError: Another process writes to it.
     """
     try:
-        return Lock(path / "initial" / "zarr.json")  # of what is written once; files that change are replaced by others
+        return Lock(path / "initial" / "zarr.json")  # of what is written once; files that change are replaced
     except BlockingIOError:
         raise BlockingIOError(
             f"path: another process is writing to the record {str(path)!r}; end it or close its Recorder, or record to "
@@ -601,13 +631,17 @@ def _create(path: Path, attributes: Mapping[str, Any], initial: NDArray[np.float
         BlockingIOError: Another process writes to the record that is there.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    building, old = (path.with_name(f".{path.name}.{uuid4().hex}") for _ in range(2))
+    # Their names are short whatever the record's is, which may be as long as a name can be.
+    building, old = (path.with_name(f".noetherperf.{uuid4().hex}") for _ in range(2))
     try:
         _build(building, attributes, initial, row)
         lock = _lock(building)
         if path.exists():
-            with _lock(path):
+            earlier = _writer_of(path)
+            with _lock(path), earlier.quiet() if earlier else nullcontext():
                 path.replace(old)
+                if earlier:
+                    earlier.forget()  # rows of the record that goes
         building.replace(path)
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)
@@ -617,53 +651,33 @@ def _create(path: Path, attributes: Mapping[str, Any], initial: NDArray[np.float
 
 
 def _build(path: Path, attributes: Mapping[str, Any], initial: NDArray[np.float64], row: Row) -> None:
-    root = zarr.create_group(path, attributes=dict(attributes))
-    n_groups = attributes["n_groups"]
-    n_rows = min(1024, max(16, CHUNK_VALUES // max(1, len(initial))))
-
-    def series(name: str, dims: Sequence[str], chunk: Sequence[int], **labels: str) -> None:
-        root.create_array(
-            name,
-            shape=(0, *row[name].shape),
-            chunks=(n_rows, *chunk),
-            dtype=np.int64 if name == "step" else np.float64,
-            fill_value=-1 if name == "step" else np.nan,  # of a chunk that went missing: no valid step, no number
-            dimension_names=["step", *dims],
-            attributes=dict(labels),
-        )
-
-    def coordinate(name: str, data: NDArray[Any], **labels: str) -> None:
-        array = root.create_array(
-            name,
-            shape=data.shape,
-            chunks=(max(1, data.size),),
-            dtype=data.dtype,
-            dimension_names=["group"],
-            attributes=dict(labels),
-        )
-        array[:] = data
-
-    series("step", [], [], long_name="optimizer step", units="1")
-    series("time", [], [], long_name="time", units="lr · steps")
-    for name in HYPERPARAMETERS:
-        series(name, ["parameter_group"], [16])
-    for name, (_, meaning) in SERIES.items():
-        series(name, ["group"], [min(CHUNK_GROUPS, max(1, len(initial)))], long_name=meaning)
-    for index, name in enumerate(attributes["probes"]):
-        key = _probe_key(index)
-        dims = [f"{key}_element"] if row[key].ndim else []
-        series(key, dims, [max(1, size) for size in row[key].shape], long_name=name)
-    coordinate("initial", initial, long_name="charge when measuring began")
-    coordinate("symmetry", np.repeat(np.arange(len(n_groups)), n_groups), long_name="index into attribute symmetries")
-    positions = np.concatenate([np.empty(0, np.int64), *map(np.arange, n_groups)])
-    coordinate("position", positions, long_name="index of the group in its symmetry")
-    with warnings.catch_warnings():
-        # Readers that do not know consolidated metadata still find every array by itself.
-        warnings.filterwarnings("ignore", "Consolidated metadata", ZarrUserWarning)
-        zarr.consolidate_metadata(root.store)
-
-
-def _open_arrays(path: Path) -> dict[str, zarr.Array[Any]]:
-    """The arrays that grow, with the lengths that were committed."""
-    arrays = zarr.open_group(path, mode="r+", use_consolidated=True).arrays()
-    return {name: array for name, array in arrays if name not in ("initial", "symmetry", "position")}
+    n_groups, n = attributes["n_groups"], len(initial)
+    kinds = KINDS | {
+        probe_key(index): probe_kind(index, name, 1 + row[probe_key(index)].ndim)
+        for index, name in enumerate(attributes["probes"])
+    }
+    widths = {name: values.shape for name, values in row.items()}
+    n_rows = min(1024, max(16, CHUNK_VALUES // max(1, *(size for shape in widths.values() for size in shape))))
+    metadata = {}
+    for name, kind in kinds.items():
+        if kind.dims[0] == "step":
+            shape = (0, *widths[name])
+            columns = [16 if name in HYPERPARAMETERS else min(CHUNK_GROUPS, max(1, size)) for size in widths[name]]
+            chunk = (n_rows, *columns)
+        else:
+            shape, chunk = (n,), (max(1, min(CHUNK_GROUPS, n)),)
+        array = Array(path / name, attributes["record"], kind.dtype, shape, chunk, kind.dims, attributes=kind.labels)
+        array.folder.mkdir(parents=True)
+        metadata[name] = array.metadata()
+        _write_json(array.folder / "zarr.json", metadata[name])
+        if name == "initial":
+            array.write(0, initial)
+        elif name in ("symmetry", "position"):
+            array.write(0, positions(n_groups)[name])
+    root = {
+        "zarr_format": 3,
+        "node_type": "group",
+        "attributes": dict(attributes),
+        "consolidated_metadata": {"kind": "inline", "must_understand": False, "metadata": metadata},
+    }
+    _write_json(path / "zarr.json", root)

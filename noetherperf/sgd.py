@@ -3,12 +3,14 @@
 import copy
 import itertools
 import operator
+import threading
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial, wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -68,6 +70,7 @@ class _Device:
     measurement: Measurement  # of what is on this rank
     engine: Engine
     alone: bool  # there are no others
+    stream: "torch.cuda.Stream | None" = None  # of the last step, on a GPU
 
     @property
     def is_host(self) -> bool:
@@ -77,6 +80,23 @@ class _Device:
     def pick(self, values: Sequence[T]) -> Sequence[T]:
         """This device's values among those of all parameters."""
         return values if self.alone else [values[i] for i in self.members]
+
+    def note_stream(self) -> None:
+        """A step is about to be queued on the device's current stream."""
+        if self.device.type == "cuda":
+            self.stream = torch.cuda.current_stream(self.device)
+
+    def copy(self) -> Measurement:
+        """What is measured after the last step that was queued, whichever stream that was on and which is current now;
+        on the device, and without waiting for it."""
+        here = torch.cuda.current_stream(self.device) if self.stream is not None else None
+        if here is None or here == self.stream:
+            return self.measurement.clone()
+        assert self.stream is not None
+        here.wait_stream(self.stream)
+        copied = self.measurement.clone()
+        self.stream.wait_stream(here)  # the next step must not write what is being copied
+        return copied
 
     def bring(self, hypers: list[Hyper], on_device: OnDevice) -> tuple[list[Hyper], OnDevice]:
         """A step's inputs, wherever they are, as the engine here reads them."""
@@ -89,6 +109,19 @@ class _Device:
             lrs = [None] * len(hypers)
         here = [None if x is None else x.to(self.device, non_blocking=True) for x in (*lrs, *others)]
         return hypers, OnDevice(here[:-2], *here[-2:])
+
+
+class _Copies(NamedTuple):
+    """Copies of what all devices have measured after one step; whoever has them needs the optimizer's lock no more."""
+
+    ranks: list[Ranks]
+    measurements: list[Measurement]  # where the devices are
+    openness: Openness
+    began: bool
+    measurement_id: str
+    home: int  # the device that has the first parameter group
+    step: int  # with those that a device may have skipped
+    n_corrections: int
 
 
 class SGD(Optimizer):
@@ -156,6 +189,7 @@ class SGD(Optimizer):
             raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
         if differentiable:
             raise RuntimeError("noetherperf.SGD steps in place and is not differentiable; use torch.optim.SGD for that")
+        self._lock = threading.RLock()
         self._requested = backend
         self._may_be_fresh = False  # a device may have skipped the step that a new buffer was made for
         self._devices: list[_Device] | None = None
@@ -199,7 +233,8 @@ class SGD(Optimizer):
     @property
     def backend(self) -> str:
         """Name of the backend that makes the step; joined by "+" where parameters have different ones."""
-        return "+".join(dict.fromkeys(device.backend.name for device in self._prepare()))
+        with self._lock:
+            return "+".join(dict.fromkeys(device.backend.name for device in self._prepare()))
 
     @property
     def step_count(self) -> int:
@@ -216,6 +251,17 @@ class SGD(Optimizer):
         Readouts of one measurement_id belong to one series; readout() itself may start a measurement anew.
         """
         return self._measurement_id
+
+    def paused(self) -> AbstractContextManager[object]:
+        """A context in which no other thread steps, loads or measures anew with this optimizer.
+
+        A readout needs none: it is of one step, whichever thread asks. A checkpoint from another thread than the one
+        that trains does, for it holds the parameters and momentum buffers themselves:
+
+            with optimizer.paused():
+                saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+        """
+        return self._lock
 
     def _names(self) -> list[str | None]:
         """One name per parameter, over all groups; None where parameters came, or were put there, without names."""
@@ -247,6 +293,7 @@ class SGD(Optimizer):
         """Forget what was measured; measuring begins at the next step or readout."""
         self._began = False
         self._step_count = 0
+        self._n_corrections = 0  # times that a device said it had skipped steps
         self._measurement_id = uuid.uuid4().hex
         self._carried: list[list[Tensor]] | None = None  # measurements to go on from when engines are made
         self._open_reasons: dict[str, Any] | None = None
@@ -332,14 +379,15 @@ class SGD(Optimizer):
         Raises:
             TypeError, ValueError: A parameter in it cannot be stepped; the optimizer is as it was.
         """
-        super().add_param_group(param_group)
-        if hasattr(self, "_began"):  # else the optimizer is being made, and will look at all groups together
-            try:
-                params = [p for group in self.param_groups for p in group["params"]]
-                self._resolve(self._label(), list(map(local, params)))
-            except BaseException:
-                self.param_groups.pop()
-                raise
+        with self._lock:
+            super().add_param_group(param_group)
+            if hasattr(self, "_began"):  # else the optimizer is being made, and will look at all groups together
+                try:
+                    params = [p for group in self.param_groups for p in group["params"]]
+                    self._resolve(self._label(), list(map(local, params)))
+                except BaseException:
+                    self.param_groups.pop()
+                    raise
 
     def _note_parameters(self) -> None:
         """Remember what is in param_groups: what is measured from now on is measured on these."""
@@ -406,10 +454,16 @@ class SGD(Optimizer):
             with torch.enable_grad():
                 loss = closure()
 
+        with self._lock:
+            self._step()
+        return loss
+
+    def _step(self) -> None:
+        """Make one step; the lock is held."""
         devices = self._prepare()
         on_device = self._on_device(devices)
         if on_device is None:
-            return loss
+            return
         grads, missing = self._gatherer.attributes(self._params, "grad")
         if self._sharded:
             grads = list(map(local_gradient, self._labels, self._params, grads))
@@ -422,6 +476,7 @@ class SGD(Optimizer):
         first, calls = self._ready_buffers(held, buffers, unwritten, grads)
         for device, taken in zip(devices, admitted, strict=True):
             engine_hypers, inputs = device.bring(hypers, on_device)
+            device.note_stream()
             calls += device.engine.prepare(taken, device.pick(buffers), engine_hypers, device.pick(first), inputs)
             if inputs.grad_scale is not None:
                 calls += _leave_divided(device.pick(grads), taken)
@@ -438,7 +493,6 @@ class SGD(Optimizer):
         if self._watched is not None:
             calls += self._watched.stepped(missing, first, held, buffers)
         carry_out(calls)
-        return loss
 
     def _on_device(self, devices: list[_Device]) -> OnDevice | None:
         """What this step takes from devices; None if the host sees that a gradient scaler wants it skipped.
@@ -480,14 +534,20 @@ class SGD(Optimizer):
 
     def _drop_fresh_buffers(self) -> None:
         """Unmake the buffers whose first step a device skipped, as the host would not have made them; waits for it."""
-        if self._may_be_fresh and self._devices is not None:
-            for device in self._devices:
-                fresh = device.engine.fresh
-                for i in itertools.compress(device.members, fresh.tolist() if isinstance(fresh, Tensor) else fresh):
-                    self.state.get(self._params[i], {}).pop("momentum_buffer", None)
-                    if self._watched is not None:
-                        self._watched.know_buffer(i, None, None)
-        self._may_be_fresh = False
+        while self._may_be_fresh:
+            with self._lock:
+                devices, step = self._devices or [], self._step_count
+                copies = [x.clone() if isinstance(x := device.engine.fresh, Tensor) else x for device in devices]
+            fresh = [x.tolist() if isinstance(x, Tensor) else x for x in copies]  # waits, and holds nobody up
+            with self._lock:
+                if self._step_count != step or (self._devices or []) != devices:  # another thread has stepped since
+                    continue
+                for device, flags in zip(devices, fresh, strict=True):
+                    for i in itertools.compress(device.members, flags):
+                        self.state.get(self._params[i], {}).pop("momentum_buffer", None)
+                        if self._watched is not None:
+                            self._watched.know_buffer(i, None, None)
+                self._may_be_fresh = False
 
     # ---- measuring --------------------------------------------------------------------------------------------------
 
@@ -548,46 +608,73 @@ class SGD(Optimizer):
             self._catch_up(*self._buffers()[:2])
         return devices
 
-    def _gather(self) -> list[Measurement]:
+    def _copy(self, *, begin: bool) -> _Copies:
+        """Copy what is measured, with what others have written taken note of.
+
+        Args:
+            begin: To measure now, if nothing has been measured yet.
+        """
+        with self._lock:
+            devices = self._prepare()
+            if begin or self._began:
+                self._catch_up(*self._buffers()[:2])
+            return _Copies(
+                [device.ranks for device in devices],
+                [device.copy() for device in devices],
+                self._openness.copy(),
+                self._began,
+                self._measurement_id,
+                next((i for i, device in enumerate(devices) if 0 in device.groups), 0),
+                self._step_count,
+                self._n_corrections,
+            )
+
+    def _gather(self, copies: _Copies) -> list[Measurement]:
         """Each device's measurement of the whole parameters; a collective where they are sharded.
 
         Raises:
             RuntimeError: The ranks measure different things, are not at the same step, or made different steps.
         """
-        devices = self._prepare()
-        if self._sharded and self._symmetries:
-            clocks = [device.measurement.clock.tolist() for device in devices]
-            self._openness.agree(check_alike([device.ranks for device in devices], self._openness.marks(clocks)))
-        return [device.ranks.gather(device.measurement) for device in devices]
+        if self._symmetries and any(ranks.groups for ranks in copies.ranks):
+            marks = copies.openness.marks([measurement.clock.tolist() for measurement in copies.measurements])
+            changed = check_alike(copies.ranks, marks)
+            copies.openness.agree(changed)
+            with self._lock:
+                self._openness.agree(changed)
+        return [ranks.gather(x) for ranks, x in zip(copies.ranks, copies.measurements, strict=True)]
 
     @_outside_inference
     @torch.no_grad()
     def reset_measurement(self) -> None:
         """Start the laws anew from the present parameters and momentum buffers; parameters and buffers stay."""
-        if self._replaced():
-            self._follow(anew=True)
-        self._set_down()
-        self._restart()
-        self._begin()
+        with self._lock:
+            if self._replaced():
+                self._follow(anew=True)
+            self._set_down()
+            self._restart()
+            self._begin()
 
     @_outside_inference
     @torch.no_grad()
     def readout(self) -> Readout:
         """Charges, predictions and residuals of every symmetry, after the last step; a copy on the CPU.
 
-        Where parameters are sharded over ranks this adds up what each has measured, and is a collective: every rank
-        must call it, after the same step.
+        Any thread may ask, while another one steps: what it gets is of one step. Where parameters are sharded over
+        ranks this adds up what each has measured, and is a collective: every rank must call it, after the same step.
 
         Raises:
             RuntimeError: The ranks measure different things, are not at the same step, or made different steps.
         """
-        devices = self._prepare()
-        self._catch_up(*self._buffers()[:2])
-        sources = [Source(device.ranks.whole, x.cpu()) for device, x in zip(devices, self._gather(), strict=True)]
-        self._step_count = int(sources[0].measurement.clock[0])
-        home = next((i for i, device in enumerate(devices) if 0 in device.groups), 0)
-        time = sources[home].measurement.clock[1].item()
-        return read(self._symmetries, sources, self._openness.reasons, self._step_count, time)
+        copies = self._copy(begin=True)
+        wholes = self._gather(copies)
+        sources = [Source(ranks.whole, x.cpu()) for ranks, x in zip(copies.ranks, wholes, strict=True)]
+        step, time = sources[copies.home].measurement.clock[:2].tolist()
+        if step != copies.step:  # a device has skipped steps
+            with self._lock:
+                if self._n_corrections == copies.n_corrections:  # no other thread has said so since
+                    self._step_count -= copies.step - int(step)
+                    self._n_corrections += 1
+        return read(self._symmetries, sources, copies.openness.reasons, int(step), time)
 
     # ---- checkpoints ------------------------------------------------------------------------------------------------
 
@@ -598,22 +685,21 @@ class SGD(Optimizer):
         What was measured is that of the whole parameters, however they are sharded; where they are, this is a
         collective, as readout() is.
         """
-        if self._symmetries:
-            self._catch_up_now()
         self._drop_fresh_buffers()
         return super().state_dict()  # _add_measurement, the first of the hooks, adds it
 
     def _measured(self) -> dict[str, Any]:
         """What a checkpoint needs to go on measuring."""
-        wholes = self._gather()
+        copies = self._copy(begin=False)
+        wholes = self._gather(copies)
         return {
             "version": MEASUREMENT_VERSION,
-            "id": self._measurement_id,
+            "id": copies.measurement_id,
             "names": self._names(),
             "symmetries": to_json(self._symmetries),
-            "began": self._began,
-            "openness": self._openness.state_dict(),
-            "tensors": [[x.clone() for x in whole.tensors()] for whole in wholes],
+            "began": copies.began,
+            "openness": copies.openness.state_dict(),
+            "tensors": [whole.tensors() for whole in wholes],
         }
 
     @_outside_inference
@@ -629,9 +715,10 @@ class SGD(Optimizer):
                 before anything is changed.
         """
         measured = state_dict.get("measurement")
-        self._check_measurement(measured)
-        super().load_state_dict({key: value for key, value in state_dict.items() if key != "measurement"})
-        self.load_measurement(measured)
+        with self._lock:
+            self._check_measurement(measured)
+            super().load_state_dict({key: value for key, value in state_dict.items() if key != "measurement"})
+            self.load_measurement(measured)
 
     @_outside_inference
     @torch.no_grad()
@@ -641,6 +728,11 @@ class SGD(Optimizer):
         Raises:
             ValueError: It was measured with other symmetries; raised before anything is changed.
         """
+        with self._lock:
+            self._load_measurement(measured)
+
+    def _load_measurement(self, measured: Mapping[str, Any] | None) -> None:
+        """The lock is held."""
         self._check_measurement(measured)
         carried = None
         if measured is not None and self._symmetries:
@@ -689,14 +781,18 @@ class SGD(Optimizer):
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        carried = self._carried
-        openness = self._open_reasons
-        devices = None if self._devices is None else self._catch_up_now()
         self._drop_fresh_buffers()
-        state = dict(super().__getstate__())
-        if devices is not None:
-            carried = [device.measurement.tensors() for device in devices]
+        with self._lock:
+            return self._state()
+
+    def _state(self) -> dict[str, Any]:
+        """What a copy needs; the lock is held."""
+        carried, openness = self._carried, self._open_reasons
+        if self._devices is not None:
+            devices = self._catch_up_now()
+            carried = [device.copy().tensors() for device in devices]
             openness = self._openness.state_dict()
+        state = dict(super().__getstate__())
         state["_measured"] = {
             "_requested": self._requested,
             "_may_be_fresh": False,
@@ -719,7 +815,7 @@ class SGD(Optimizer):
                 group.update({"param_names": own["param_names"]} if "param_names" in own else {})
         super().__setstate__(state)
         if measured is not None:  # unpickling or copying
-            self.__dict__.update(measured)
+            self.__dict__.update(measured, _lock=threading.RLock(), _n_corrections=0)
             self._devices, self._sharded, self._watched = None, False, None
             self._note_parameters()
             self.register_state_dict_post_hook(_add_measurement)

@@ -214,9 +214,8 @@ class Part:
 
     def to_dict(self) -> dict[str, Any]:
         """This part as plain data for JSON; fields that have their default are left out, save the axis."""
-        named = dataclasses.asdict(self)
-        defaults = {field.name: field.default for field in dataclasses.fields(self)}
-        return {key: value for key, value in named.items() if key == "axis" or value != defaults[key]}
+        named = ((field, getattr(self, field)) for field in _PART_DEFAULTS)
+        return {key: value for key, value in named if key == "axis" or value != _PART_DEFAULTS[key]}
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> "Part":
@@ -231,6 +230,9 @@ class Part:
             return Part(**data)
         except TypeError as error:
             raise ValueError(str(error)) from error
+
+
+_PART_DEFAULTS = {field.name: field.default for field in dataclasses.fields(Part)}
 
 
 @dataclass(frozen=True, init=False, repr=False)

@@ -18,12 +18,16 @@ RANKS = {
     "_cuda": 0,
     "moments": 0,
     "hyper": 0,
-    "explanation": 0,
     "locking": 0,
     "names": 0,
     "overlap": 0,
+    "explanation": 0,
+    "printing": 0,
+    "paths": 0,
+    "chunks": 0,
     "agreement": 1,
     "reference": 1,
+    "report": 1,
     "symmetry": 1,
     "evaluation": 1,
     "laws": 1,
@@ -34,6 +38,7 @@ RANKS = {
     "shards": 3,
     "readout": 3,
     "triton_kernels": 3,
+    "record": 4,
     "engines": 4,
     "cost": 4,
     "backends": 5,
@@ -55,6 +60,7 @@ RANKS = {
 
 # Neighbours of one rank that may look at each other in this direction, and why.
 NEIGHBOURS = {
+    ("explanation", "printing"): "names are explained as they are printed",
     ("reference", "laws"): "the reference step advances the law states, as csrc/step.h and csrc/laws.h do",
     ("plots", "theory"): "the figures draw the continuous models beside the measurement",
     ("cli", "recipes"): "the command line starts the main job",

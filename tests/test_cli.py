@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import cast
 import numpy as np
 import pytest
 import torch
+import typer
 import xarray as xr
 from rich.console import Console
 from typer.testing import CliRunner, Result
@@ -19,7 +21,9 @@ from typer.testing import CliRunner, Result
 from noetherperf import cli, plots
 from noetherperf.backends import backends
 from noetherperf.recipes.models import digits_network
-from noetherperf.recorder import TERMS, Law, Record, open_record, relative_error
+from noetherperf.recorder import TERMS, Law, Record, Recorder, open_record, relative_error
+from noetherperf.report import ReportTable
+from noetherperf.sgd import SGD
 from noetherperf.symmetry import Part, Scale, to_json
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -94,6 +98,141 @@ def test_the_table_fits_a_terminal(done: tuple[Path, Result]) -> None:
     for symmetry in symmetries:
         assert any(line.strip().startswith(f"{symmetry.name} ") for line in lines)
     assert not any("…" in line.replace(" … ", "") for line in lines)  # nothing cut off
+
+
+ODD_NAMES = (
+    "conv[relu]",
+    "block[/attn]",
+    "[bold red]",
+    ":smile:",
+    "two\nlines\tand a tab",
+    "\x1b[31mred\x1b[0m",
+    "back\\slash",
+    "a" * 150,
+)
+AS_PRINTED = {"two\nlines\tand a tab": "two\\nlines\\tand a tab", "\x1b[31mred\x1b[0m": "\\x1b[31mred\\x1b[0m"}
+
+
+def printed(renderable: object, width: int, encoding: str = "utf-8") -> str:
+    raw = io.BytesIO()
+    file = io.TextIOWrapper(raw, encoding)
+    Console(width=width, file=file, force_terminal=True, color_system=None).print(renderable)
+    file.flush()
+    return raw.getvalue().decode(encoding)
+
+
+@pytest.mark.parametrize("name", ODD_NAMES, ids=range(len(ODD_NAMES)))
+def test_names_are_printed_as_they_are(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = torch.nn.Linear(20, 3)
+    optimizer = SGD(model.named_parameters(), symmetries=[Scale(name, [Part("weight", axis=0)])])
+    Recorder(optimizer, tmp_path / "record").close()
+    record = open_record(tmp_path / "record")
+    shown = AS_PRINTED.get(name, name)
+    for width in (100, 40, 12):
+        text = printed(cli.law_table(record), width)
+        names = "".join(line.partition(" scale ")[0] for line in text.splitlines())
+        assert shown.replace(" ", "") in names.replace(" ", "")
+        assert "\x1b" not in text
+    assert f"“{shown}”" in optimizer.symmetries[0].explain()
+
+
+def test_an_error_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit):
+        cli.fail("it went\nwrong in \x1b[31mred\x1b[0m")
+    assert capsys.readouterr().err == "noetherperf: error: it went wrong in \\x1b[31mred\\x1b[0m\n"
+
+
+@pytest.mark.parametrize("width", [200, 80, 60, 40, 20])
+def test_the_table_cuts_nothing_off(done: tuple[Path, Result], width: int) -> None:
+    """However narrow it is, names and numbers are there in one piece, and lines are no longer than they may be."""
+    record = open_record(done[0] / "record.zarr")
+    text = printed(cli.law_table(record), width)
+    assert max(map(len, text.splitlines())) <= width
+    for name, data in record.items():
+        assert name in text
+        for law in cli.LAWS:
+            assert f"{cli.worst(relative_error(data, law)):.1e}" in text
+
+
+def test_a_name_is_folded_before_a_table_falls_apart(tmp_path: Path) -> None:
+    table = ReportTable()
+    table.add_column("name", folds=True)
+    table.add_column("number")
+    table.add_row("n" * 30, "1.234567")
+    table.add_row("m", "2.5")
+    assert printed(table, 26).splitlines()[2:] == [
+        f"{'n' * 17} 1.234567",
+        f"{'n' * 13}{' ' * 13}",
+        f"m{' ' * 17}2.5     ",
+    ]
+    assert printed(table, 24).splitlines() == ["n" * 24, "n" * 6, "  number 1.234567", "m", "  number 2.5"]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp437"])
+def test_a_table_stays_in_columns_where_characters_are_missing(done: tuple[Path, Result], encoding: str) -> None:
+    lines = printed(cli.law_table(open_record(done[0] / "record.zarr")), 80, encoding).splitlines()
+    assert " ... " in "".join(lines)
+    assert len({len(line) for line in lines[1:]}) == 1
+
+
+def in_another_encoding(code: str, encoding: str = "ascii", **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONIOENCODING": encoding, "COLUMNS": "80"} | environment,
+    )
+
+
+EVERY_COMMAND = """
+import sys
+from noetherperf.cli import app, main
+for command in ([], *([c.name or c.callback.__name__] for c in app.registered_commands)):
+    sys.argv = ["noetherperf", *command, "--help"]
+    try:
+        main()
+    except SystemExit as end:
+        assert not end.code, end.code
+sys.argv = ["noetherperf", "check", "made:make", "--explain", "--no-hessian"]
+main()
+"""
+
+
+def test_help_and_formulas_need_no_unicode(made: Path) -> None:
+    shown = in_another_encoding(EVERY_COMMAND)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    for words in (
+        "Learning rate eta.",
+        "Draw the pictures",
+        "Q = |0.weight[i]|^2 + |0.bias[i]|^2 - |2.weight[:, i]|^2",
+    ):
+        assert words in shown.stdout
+    assert "\\u" not in shown.stdout
+
+
+def test_run_ends_well_whatever_surrounds_it(tmp_path: Path) -> None:
+    """Output that knows ASCII alone, a locale that does, a backend of a notebook, and a style that needs LaTeX."""
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nfont.family: Courier\ntoolbar: toolmanager\n")
+    surroundings = {
+        "LC_ALL": "C",
+        "PYTHONCOERCECLOCALE": "0",
+        "PYTHONUTF8": "0",
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+        "MATPLOTLIBRC": str(tmp_path),
+    }
+    code = (
+        "import sys; from noetherperf.cli import main; sys.argv[1:] = ['run', '--epochs', '6', '--out', 'out']; main()"
+    )
+    shown = in_another_encoding(f"import os; os.chdir({str(tmp_path)!r}); {code}", **surroundings)
+    assert shown.returncode == 0, shown.stderr
+    assert len([path for path in (tmp_path / "out").iterdir() if path.suffix in {".png", ".pdf"}]) == 8
+
+
+def test_what_cannot_be_written_is_no_mistake_of_the_user() -> None:
+    with pytest.raises(UnicodeEncodeError), cli.clean_errors():
+        "η".encode("ascii")
+    with pytest.raises(BrokenPipeError), cli.clean_errors():
+        raise BrokenPipeError
 
 
 def recorded(reason: str, **at: float) -> xr.Dataset:
@@ -229,6 +368,20 @@ def test_plot_draws_beside_the_record(done: tuple[Path, Result]) -> None:
         picture.unlink()
     assert call("plot", out / "record.zarr").exit_code == 0
     assert sorted(out.glob("*.png")) == pictures
+
+
+def test_paths_are_a_users(done: tuple[Path, Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, _ = done
+    monkeypatch.setenv("HOME", str(out))
+    monkeypatch.chdir(tmp_path)
+    result = call("plot", "~/record.zarr", "--out=~/at home")
+    assert result.exit_code == 0, result.output
+    assert list((out / "at home").glob("*.png"))
+    assert_refused(call("plot", "s3://bucket/record.zarr"), "record: ", "is a URL")
+    assert_refused(call("plot", out / "record.zarr", "--out", "gs://bucket/x"), "--out: ", "is a URL")
+    assert_refused(call("run", "--out=~nobody-of-this-name/x"), "--out: ", "cannot be followed")
+    assert_refused(call("figures", "--out", "file:///x"), "--out: ", "is a URL")
+    assert not list(tmp_path.iterdir())
 
 
 def test_plot_of_no_record_is_refused(tmp_path: Path) -> None:

@@ -890,6 +890,20 @@ def test_the_result_is_a_mapping_of_labelled_arrays(result: Constraints) -> None
         result["nothing"]
 
 
+@pytest.mark.parametrize("name", ["conv[relu]", "block[/attn]", ":smile:", "two\nlines", "\x1b[31mred"])
+def test_the_table_takes_any_name(name: str) -> None:
+    model = nn.Linear(3, 2).double()
+    result = check_constraints(
+        model,
+        lambda: model(torch.ones(4, 3, dtype=torch.float64)).square().mean(),
+        [Scale(name, [Part("weight", axis=0)])],
+        hessian=False,
+    )
+    shown = name.encode("unicode_escape").decode()
+    assert f"\n{shown} " in repr(result)
+    assert f"these do not: {shown}" in repr(result)
+
+
 def test_the_table_tells_all(result: Constraints) -> None:
     text = repr(result)
     assert result.failed == ("bn2 (no claim that holds)",)

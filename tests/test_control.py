@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import ChainedScheduler, LinearLR, LRScheduler, SequentialLR
 
 import noetherperf as nperf
 from noetherperf.control import EffectiveLearningRate, groups
@@ -36,15 +37,13 @@ def make_optimizer(model: nn.Module, **options: Any) -> nperf.SGD:
     return nperf.SGD(groups(model, SCALES), **settings)
 
 
-def train(
-    model: nn.Module, optimizer: nperf.SGD, scheduler: EffectiveLearningRate, steps: range
-) -> list[dict[str, float]]:
+def train(model: nn.Module, optimizer: nperf.SGD, scheduler: LRScheduler, steps: range) -> list[dict[str, float]]:
     """Held quantities of each step, as its η was to |θ|² in the parameters that it found."""
     return [held for held, _ in train_and_weigh(model, optimizer, scheduler, steps)]
 
 
 def train_and_weigh(
-    model: nn.Module, optimizer: nperf.SGD, scheduler: EffectiveLearningRate, steps: range
+    model: nn.Module, optimizer: nperf.SGD, scheduler: LRScheduler, steps: range
 ) -> list[tuple[dict[str, float], dict[str, float]]]:
     """η/|θ|² and |θ|² of each step, of the parameters that it found."""
     rows = []
@@ -159,6 +158,124 @@ def test_a_resumed_training_is_the_same_training(optimizer_first: bool) -> None:
     for mine, theirs in zip(again.parameters(), model.parameters(), strict=True):
         assert torch.equal(mine, theirs)
     assert [group["lr"] for group in resumed.param_groups] == [group["lr"] for group in optimizer.param_groups]
+
+
+WARMUP = (0.1, 0.4, 0.7)  # of LinearLR(optimizer, 0.1, total_iters=3), and then 1
+
+
+def warmed_up(optimizer: nperf.SGD, **options: Any) -> tuple[SequentialLR, EffectiveLearningRate]:
+    warmup = LinearLR(optimizer, 0.1, total_iters=3)
+    then = EffectiveLearningRate(optimizer, **{"targets": NAMES, **options})
+    return SequentialLR(optimizer, [warmup, then], [3]), then
+
+
+@pytest.mark.parametrize("as_tensor", [False, True])
+@pytest.mark.parametrize("every", [1, 10])
+def test_behind_a_warmup_it_is_on_target_at_once(every: int, as_tensor: bool) -> None:
+    model = make_model()
+    optimizer = make_optimizer(model, lr=torch.tensor(0.3, dtype=torch.float64) if as_tensor else 0.3)
+    for group in optimizer.param_groups if as_tensor else ():
+        group["lr"] = group["lr"].clone()
+    charges = {name: float(optimizer.readout()[name].charge.mean()) for name in NAMES}
+    scheduler, held = warmed_up(optimizer, every=every)
+    assert held.targets == {name: 0.3 / charge for name, charge in charges.items()}
+    rows = train_and_weigh(model, optimizer, scheduler, range(3 + every))
+    for scale, (row, norms) in zip(WARMUP, rows, strict=False):
+        assert row == pytest.approx({name: 0.3 * scale / norms[name] for name in NAMES}, rel=1e-12)
+    for step in range(3, 4 if every > 1 else len(rows)):
+        assert rows[step][0] == pytest.approx(held.targets, rel=1e-12), step
+    assert held.measured() == pytest.approx(held.targets, rel=1e-12)
+    assert rows[3][1]["fc1"] > 1.001 * charges["fc1"]  # the charge has moved since the scheduler was made
+
+
+def test_a_given_target_behind_a_warmup_is_the_target() -> None:
+    model = make_model()
+    optimizer = make_optimizer(model)
+    scheduler, held = warmed_up(optimizer, targets={"fc1": 0.02}, factor=lambda step: 0.5**step)
+    train(model, optimizer, scheduler, range(3))
+    assert held.measured() == pytest.approx({"fc1": 0.02}, rel=1e-12)
+    train(model, optimizer, scheduler, range(3, 5))
+    assert held.measured() == pytest.approx({"fc1": 0.02 / 4}, rel=1e-12)
+    assert [group["lr"] for group in optimizer.param_groups[1:]] == pytest.approx([0.3 / 4] * 2, rel=1e-12)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_chained_with_a_warmup_it_is_scaled_and_then_on_target(last: bool) -> None:
+    model = make_model()
+    optimizer = make_optimizer(model)
+    warmup = LinearLR(optimizer, 0.1, total_iters=3)
+    held = EffectiveLearningRate(optimizer, NAMES)
+    scheduler = ChainedScheduler([warmup, held] if last else [held, warmup], optimizer)
+    rows = train(model, optimizer, scheduler, range(8))
+    for step, row in enumerate(rows):
+        scale = WARMUP[step] if step < len(WARMUP) else 1.0
+        assert row == pytest.approx({name: scale * held.targets[name] for name in NAMES}, rel=1e-12), step
+
+
+def test_chained_with_a_warmup_a_given_target_is_held() -> None:
+    model = make_model()
+    optimizer = make_optimizer(model)
+    warmup = LinearLR(optimizer, 0.1, total_iters=3)
+    scheduler = ChainedScheduler([warmup, EffectiveLearningRate(optimizer, {"fc1": 0.02, "fc2": 0.2})], optimizer)
+    for row in train(model, optimizer, scheduler, range(8)):
+        assert row == pytest.approx({"fc1": 0.02, "fc2": 0.2}, rel=1e-12)
+
+
+@pytest.mark.parametrize("stopped", [2, 6])
+@pytest.mark.parametrize("way", ["sequential", "chained", "chained, first"])
+def test_a_warmup_is_resumed_before_its_end_and_after(way: str, stopped: int) -> None:
+    def make(optimizer: nperf.SGD) -> LRScheduler:
+        if way == "sequential":
+            return warmed_up(optimizer)[0]
+        chained: list[LRScheduler] = [LinearLR(optimizer, 0.1, total_iters=3), EffectiveLearningRate(optimizer, NAMES)]
+        return ChainedScheduler(chained if way == "chained" else chained[::-1], optimizer)
+
+    model = make_model()
+    optimizer = make_optimizer(model)
+    scheduler = make(optimizer)
+    train(model, optimizer, scheduler, range(stopped))
+    saved = copy.deepcopy([model.state_dict(), optimizer.state_dict(), scheduler.state_dict()])
+    train(model, optimizer, scheduler, range(stopped, 9))
+    again = make_model()
+    resumed = make_optimizer(again)
+    scheduler = make(resumed)
+    again.load_state_dict(saved[0])
+    resumed.load_state_dict(saved[1])
+    scheduler.load_state_dict(saved[2])
+    train(again, resumed, scheduler, range(stopped, 9))
+    assert [group["lr"] for group in resumed.param_groups] == [group["lr"] for group in optimizer.param_groups]
+
+
+def test_without_a_state_it_goes_on_from_last_epoch() -> None:
+    def factor(step: int) -> float:
+        return 1.0 / (1 + step)
+
+    model = make_model()
+    optimizer = make_optimizer(model)
+    with pytest.raises(KeyError, match="'initial_lr' is not specified"):
+        EffectiveLearningRate(optimizer, {"fc1": 0.02}, last_epoch=3)
+    scheduler = EffectiveLearningRate(optimizer, {"fc1": 0.02}, factor=factor)
+    train(model, optimizer, scheduler, range(5))
+    loaded = make_optimizer(model)
+    loaded.load_state_dict(optimizer.state_dict())
+    again = EffectiveLearningRate(loaded, {"fc1": 0.02}, factor=factor, last_epoch=4)
+    assert again.measured() == pytest.approx({"fc1": 0.02 / 6}, rel=1e-12)
+    assert [group["lr"] for group in loaded.param_groups] == [group["lr"] for group in optimizer.param_groups]
+    names_alone = EffectiveLearningRate(loaded, ["fc1"], last_epoch=4)
+    charge = float(loaded.readout()["fc1"].charge.mean())
+    assert names_alone.targets == {"fc1": 0.3 / charge}
+    assert names_alone.measured() == pytest.approx(names_alone.targets, rel=1e-12)
+
+
+def test_two_of_them_leave_each_other_alone() -> None:
+    model = make_model()
+    optimizer = make_optimizer(model)
+    one = EffectiveLearningRate(optimizer, {"fc1": 0.02}, factor=lambda step: 0.9**step)
+    two = EffectiveLearningRate(optimizer, {"fc2": 0.2}, factor=lambda step: 0.8**step)
+    rows = train(model, optimizer, ChainedScheduler([one, two], optimizer), range(5))
+    for step, row in enumerate(rows):
+        assert row == pytest.approx({"fc1": 0.02 * 0.9**step, "fc2": 0.2 * 0.8**step}, rel=1e-12), step
+    assert optimizer.param_groups[2]["lr"] == pytest.approx(0.3 * 0.8**5, rel=1e-12)
 
 
 def test_the_state_is_plain_data(tmp_path: Any) -> None:

@@ -5,6 +5,7 @@ import os
 import pickle
 import shutil
 import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -147,6 +148,78 @@ def test_a_broken_or_strange_image_is_named(tmp_path: Path) -> None:
     for index, message in enumerate(("cannot be read", "cannot be read", "expected 64×64 pixels, got 32×32")):
         with pytest.raises(ValueError, match=rf"val_{index}\.JPEG: {message}"):
             data.test[index]
+
+
+def test_hidden_files_are_no_images(tmp_path: Path) -> None:
+    folder = make_tiny_imagenet(tmp_path)
+    for images in [folder / "train" / name / "images" for name in CLASSES] + [folder / "val" / "images"]:
+        for name in ("._n.JPEG", ".hidden.JPEG", ".DS_Store"):
+            (images / name).write_bytes(b"\x00\x05\x16\x07")  # what macOS writes beside a file it copies
+    data = datasets.tiny_imagenet(folder)
+    assert (len(data.train), len(data.test)) == (6, 3)
+    for index in range(6):
+        data.train[index]
+    for name in CLASSES[:1]:
+        for path in (folder / "train" / name / "images").glob("n*.JPEG"):
+            path.unlink()
+    with pytest.raises(FileNotFoundError, match=rf"expected \*\.JPEG files of class {CLASSES[0]}"):
+        datasets.tiny_imagenet(folder)
+
+
+def write_png(path: Path, pixels: np.ndarray[Any, Any], colour_type: int, *chunks: tuple[bytes, bytes]) -> None:
+    """A PNG of 8 or 16 bits, [height, width, channels], of those kinds that PIL does not write."""
+    height, width, _ = pixels.shape
+    depth = 8 * pixels.itemsize
+    raw = b"".join(b"\0" + row.tobytes() for row in pixels.astype(pixels.dtype.newbyteorder(">")))
+    header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
+    body = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(raw)), (b"IEND", b"")]
+    written = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in body
+    ]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(written))
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize(("colour_type", "channels"), [(0, 1), (2, 3), (4, 2), (6, 4)], ids=["L", "RGB", "LA", "RGBA"])
+def test_pngs_of_8_and_16_bits_are_read_alike(tmp_path: Path, bits: int, colour_type: int, channels: int) -> None:
+    folder = make_tiny_imagenet(tmp_path)
+    largest = 2**bits - 1
+    ramp = np.linspace(0, largest, 64 * 64 * channels).round().reshape(64, 64, channels)
+    write_png(folder / "val/images/val_0.JPEG", ramp.astype(np.uint8 if bits == 8 else np.uint16), colour_type)
+    image = datasets.tiny_imagenet(folder).test._read(0)
+    image = image / 255 if image.dtype == torch.uint8 else image
+    colours = ramp[:, :, :3] if channels >= 3 else ramp[:, :, :1].repeat(3, 2)
+    torch.testing.assert_close(
+        image.double(), torch.from_numpy(colours / largest).permute(2, 0, 1), rtol=0, atol=1 / 255
+    )
+
+
+@pytest.mark.parametrize("transparency", [(), ((b"tRNS", bytes(range(256))),)], ids=["opaque", "transparent"])
+def test_palettes_are_looked_up(tmp_path: Path, transparency: tuple[tuple[bytes, bytes], ...]) -> None:
+    folder = make_tiny_imagenet(tmp_path)
+    palette = np.random.default_rng(0).integers(0, 256, (256, 3), dtype=np.uint8)
+    indices = np.arange(64 * 64).reshape(64, 64, 1).astype(np.uint8)
+    write_png(folder / "val/images/val_0.JPEG", indices, 3, (b"PLTE", palette.tobytes()), *transparency)
+    image = datasets.tiny_imagenet(folder).test._read(0)
+    assert np.array_equal(image.permute(1, 2, 0).numpy(), palette[indices[:, :, 0]])
+
+
+def test_other_modes_are_read_or_refused(tmp_path: Path) -> None:
+    folder = make_tiny_imagenet(tmp_path)
+    path = folder / "val/images/val_0.JPEG"
+    data = datasets.tiny_imagenet(folder)
+    Image.new("CMYK", (64, 64), (0, 255, 255, 0)).save(path, "JPEG")
+    torch.testing.assert_close(data.test._read(0)[:, 5, 5].float(), torch.tensor([255.0, 0.0, 0.0]), rtol=0, atol=3)
+    Image.new("1", (64, 64), 1).save(path, "PNG")
+    assert torch.equal(data.test._read(0), torch.full((3, 64, 64), 255, dtype=torch.uint8))
+    Image.new("I;16", (64, 64), 0x8000).save(path, "TIFF")
+    torch.testing.assert_close(data.test._read(0), torch.full((3, 64, 64), 0x8000 / 65535))
+    for mode in ("I", "F"):
+        Image.new(mode, (64, 64), 1).save(path, "TIFF")
+        with pytest.raises(
+            ValueError, match=r"val_0\.JPEG: cannot be read .*32 bits and no known range; save it with 8"
+        ):
+            data.test[0]
 
 
 @pytest.mark.parametrize("inside", [True, False])

@@ -1,13 +1,21 @@
 """What training runs meet: kills, full and read-only disks, gradients that are not finite, files by strangers, size."""
 
 import json
+import math
 import os
 import pickle
+import random
+import re
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
+import time
+import tracemalloc
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +23,13 @@ import numpy as np
 import pytest
 import sanitized
 import torch
+from google_crc32c import value as crc32c
 from training import BACKENDS, buffers, loss_of, make_net, ours, theirs, train
 
 import noetherperf as nperf
+import noetherperf.recorder
 from noetherperf import Norm, Part, laws, symmetry
+from noetherperf.chunks import Array
 from noetherperf.openness import Openness
 
 OPTIONS: dict[str, Any] = {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.01}
@@ -308,13 +319,37 @@ class Bomb:
         return (Path.touch, (self.path,))
 
 
-@pytest.fixture
-def record(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two records, of which tests damage copies."""
+    folder = tmp_path_factory.mktemp("records")
     net = make_net("cpu")
     optimizer = ours(net, "cpu", **OPTIONS)
-    with nperf.Recorder(optimizer, tmp_path / "record", probes={"one": lambda: 1.0}):
+    with nperf.Recorder(optimizer, folder / "record", probes={"one": lambda: 1.0}):
         train(net, optimizer, range(4))
-    return tmp_path / "record"
+    make_long_record(folder / "long")
+    return folder
+
+
+def make_long_record(path: Path) -> None:
+    """Of several chunks along rows and groups, with numbers that are all different."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(noetherperf.recorder, "CHUNK_VALUES", 8)
+        patch.setattr(noetherperf.recorder, "CHUNK_GROUPS", 3)
+        net = make_net("cpu")
+        optimizer = ours(net, "cpu", **OPTIONS)
+        with nperf.Recorder(optimizer, path, probes={"one": lambda: 1.0}):
+            train(net, optimizer, range(40))
+
+
+@pytest.fixture
+def record(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made / "record", tmp_path / "record"))
+
+
+@pytest.fixture
+def long_record(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made / "long", tmp_path / "long"))
 
 
 def edit(record: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -346,6 +381,27 @@ def version_two(dtype: str, filters: list[dict[str, Any]]) -> Callable[[dict[str
     return change
 
 
+def lengthen(metadata: dict[str, Any], n_rows: int, chunk: int = 1024) -> None:
+    for name, array in arrays(metadata).items():
+        if array["dimension_names"][0] == "step":
+            array["shape"][0] = n_rows
+            set_chunk(metadata, name, [chunk, *array["chunk_grid"]["configuration"]["chunk_shape"][1:]])
+
+
+def widen(metadata: dict[str, Any], n_groups: int, chunk: int) -> None:
+    """As consistent as can be."""
+    attributes = metadata["attributes"]
+    attributes["n_groups"] = [n_groups] * len(attributes["n_groups"])
+    for name, array in arrays(metadata).items():
+        if array["dimension_names"][-1] == "group":
+            array["shape"][-1] = sum(attributes["n_groups"])
+            set_chunk(metadata, name, [*array["chunk_grid"]["configuration"]["chunk_shape"][:-1], chunk])
+
+
+def set_chunk(metadata: dict[str, Any], name: str, shape: list[int]) -> None:
+    arrays(metadata)[name]["chunk_grid"]["configuration"]["chunk_shape"] = shape
+
+
 ODD: dict[str, Callable[[dict[str, Any]], object]] = {
     "objects": version_two("|O", [{"id": "pickle"}]),
     "pickled numbers": version_two("<f8", [{"id": "pickle"}]),
@@ -370,6 +426,52 @@ ODD: dict[str, Callable[[dict[str, Any]], object]] = {
     "a field too many": lambda m: m["attributes"]["symmetries"][0].update(__class__="os.system"),
     "a part of no kind": lambda m: m["attributes"]["symmetries"][1].update(parts=[3]),
     "an axis of no kind": lambda m: m["attributes"]["symmetries"][1]["parts"][0].update(axis={"a": []}),
+    "shapes of text": lambda m: arrays(m)["time"].update(shape=["5"]),
+    "a shape of fractions": lambda m: arrays(m)["time"].update(shape=[5.0]),
+    "a shape of truths": lambda m: arrays(m)["lr"].update(shape=[5, True]),
+    "fewer rows in one": lambda m: arrays(m)["sq_p"]["shape"].__setitem__(0, 0),
+    "rows without end": lambda m: lengthen(m, 10**12),
+    "rows beyond all numbers": lambda m: lengthen(m, 10**400),
+    "groups without end": lambda m: widen(m, 10**12, 4),
+    "groups without end in one chunk": lambda m: widen(m, 10**12, 10**12),
+    "groups beyond all numbers": lambda m: widen(m, 10**400, 4),
+    "chunks without end": lambda m: set_chunk(m, "charge", [1024, 10**12]),
+    "chunks of nothing": lambda m: set_chunk(m, "charge", [1024, 0]),
+    "chunks of a single row": lambda m: lengthen(m, 10**7, 1),
+    "no dimension names": lambda m: arrays(m)["charge"].pop("dimension_names"),
+    "null for dimension names": lambda m: arrays(m)["charge"].update(dimension_names=[None, None]),
+    "one name for two dimensions": lambda m: arrays(m)["charge"].update(dimension_names=["step", "step"]),
+    "dimensions in another order": lambda m: arrays(m)["lr"].update(dimension_names=["parameter_group", "step"]),
+    "a name that leads elsewhere": lambda m: arrays(m).update({"../x": arrays(m)["charge"]}),
+    "a name from the root": lambda m: arrays(m).update({"/etc/x": arrays(m)["charge"]}),
+    "no name": lambda m: arrays(m).update({"": arrays(m)["charge"]}),
+    "time since": lambda m: arrays(m)["time"]["attributes"].update(units="days since 2000-01-01"),
+    "steps as durations": lambda m: arrays(m)["step"]["attributes"].update(units="days"),
+    "another missing value": lambda m: arrays(m)["charge"]["attributes"].update(_FillValue=0.0),
+    "a scale": lambda m: arrays(m)["charge"]["attributes"].update(scale_factor=2.0),
+    "an offset": lambda m: arrays(m)["sum_p"]["attributes"].update(add_offset=2.0),
+    "attributes of no kind": lambda m: arrays(m)["sum_p"].update(attributes=[1]),
+    "steps that are fractions": lambda m: arrays(m)["step"].update(data_type="float64"),
+    "charges that are whole": lambda m: arrays(m)["charge"].update(data_type="int64"),
+    "codecs in another order": lambda m: arrays(m)["charge"]["codecs"].reverse(),
+    "one codec twice": lambda m: arrays(m)["charge"]["codecs"].insert(1, arrays(m)["charge"]["codecs"][1]),
+    "no codecs": lambda m: arrays(m)["charge"].update(codecs=[]),
+    "a file name for a chunk's": lambda m: arrays(m)["charge"].update(chunk_key_encoding={"name": "v2"}),
+    "a separator that leads elsewhere": lambda m: arrays(m)["charge"]["chunk_key_encoding"].update(
+        configuration={"separator": "/../"}
+    ),
+    "a transformer": lambda m: arrays(m)["charge"].update(storage_transformers=[{"name": "x"}]),
+    "an irregular grid": lambda m: arrays(m)["charge"]["chunk_grid"].update(name="rectilinear"),
+    "reasons of no text": lambda m: m["attributes"].update(reason=[None] * 4),
+    "one name for two symmetries": lambda m: m["attributes"]["symmetries"][1].update(
+        name=m["attributes"]["symmetries"][0]["name"]
+    ),
+    "one name for two probes": lambda m: m["attributes"].update(probes=["one", "one"]),
+    "an identity of no text": lambda m: m["attributes"].update(record=3),
+    "another identity": lambda m: m["attributes"].update(record="another"),
+    "an array that fits nowhere": lambda m: arrays(m).update(
+        mine={**arrays(m)["charge"], "dimension_names": ["step", "mine"], "shape": [3, 3]}
+    ),
     "another format": lambda m: m["attributes"].update(noetherperf_record={"$": 1}),
 }
 
@@ -382,28 +484,302 @@ def test_a_crafted_record_is_refused(record: Path, tmp_path: Path, odd: str) -> 
         if chunk.is_file():
             chunk.write_bytes(bomb)
     (record / "charge" / "0.0").write_bytes(bomb)
-    with pytest.raises(ValueError, match=r"damaged|format|symmetry|unknown|part|axis"):
+    with within(8), pytest.raises(ValueError, match=r"damaged|of format"):
         nperf.open_record(record)
     assert not (tmp_path / "executed").exists()
 
 
 @pytest.mark.parametrize("array", ["step", "charge"])
 def test_chunks_that_are_something_else(record: Path, tmp_path: Path, array: str) -> None:
-    for chunk in (record / array).rglob("*"):
-        if chunk.is_file() and chunk.name != "zarr.json":
-            chunk.write_bytes(pickle.dumps(Bomb(tmp_path / "executed")))
-    with pytest.raises((ValueError, RuntimeError)):
-        nperf.open_record(record)["fc2"].charge.to_numpy()
+    for chunk in chunks(record, array):
+        chunk.write_bytes(pickle.dumps(Bomb(tmp_path / "executed")))
+    if array == "step":
+        with pytest.raises(ValueError, match=r"damaged: the steps of 5 of its 5 rows .* does not match its checksum"):
+            nperf.open_record(record)
+    else:
+        with pytest.warns(RuntimeWarning, match=r"damaged: charge\[step 0:5, group .*\] does not match its checksum"):
+            charge = nperf.open_record(record)["fc2"].charge
+        assert np.isnan(charge).all()
     assert not (tmp_path / "executed").exists()
 
 
-def test_json_nested_without_end(record: Path) -> None:
-    deep = "[" * 100_000
-    with pytest.raises(ValueError, match="nested"):
-        symmetry.from_json(deep)
-    (record / "zarr.json").write_text(deep)
+def chunks(record: Path, array: str) -> list[Path]:
+    return sorted(file for file in (record / array / "c").rglob("*") if file.is_file())
+
+
+@contextmanager
+def within(megabytes: int, seconds: float = 20.0) -> Iterator[None]:
+    """In bounded memory and time."""
+    tracemalloc.start()
+    begin = time.monotonic()
+    try:
+        yield
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < megabytes * 2**20
+    assert time.monotonic() - begin < seconds
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        '{"a":' * 100_000,
+        "9" * 5000,
+        '{"attributes": {"noetherperf_record": ' + "9" * 5000 + "}}",
+        "\xff",
+        "",
+        "nul",
+    ],
+    ids=["lists", "objects", "a number", "a format", "no UTF-8", "empty", "torn"],
+)
+def test_metadata_that_no_parser_likes(record: Path, text: str) -> None:
+    if text.startswith("["):
+        with pytest.raises(ValueError, match="nested"):
+            symmetry.from_json(text)
+    (record / "zarr.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(ValueError, match="damaged"):
         nperf.open_record(record)
+
+
+@pytest.mark.parametrize("special", ["pipe", "directory", "circle", "sparse"])
+@pytest.mark.parametrize("name", ["zarr.json", "step/c/0", "initial/c/0"])
+def test_files_of_another_kind(record: Path, name: str, special: str) -> None:
+    path = record / name
+    path.unlink()
+    match special:
+        case "pipe":
+            os.mkfifo(path)
+        case "directory":
+            path.mkdir()
+        case "circle":
+            path.symlink_to(path)
+        case "sparse":
+            path.touch()
+            os.truncate(path, 2**40)
+    with within(8), pytest.raises(ValueError, match=r"damaged|no noetherperf record"):
+        nperf.open_record(record)
+
+
+def zstd_of_zeros(n_bytes: int, declared: int) -> bytes:
+    """A frame of blocks that say: so many zeros."""
+    blocks = [min(2**17, n_bytes - at) for at in range(0, n_bytes, 2**17)]
+    heads = (size << 3 | 1 << 1 | (i == len(blocks) - 1) for i, size in enumerate(blocks))
+    frame = b"\x28\xb5\x2f\xfd\xe0" + declared.to_bytes(8, "little")
+    return frame + b"".join(head.to_bytes(3, "little") + b"\0" for head in heads)
+
+
+@pytest.mark.parametrize("declared", [2**40, 2**30, 0, -8, 8], ids=["much", "true", "nothing", "less", "more"])
+def test_few_bytes_that_become_many(record: Path, declared: int) -> None:
+    """What is decompressed is bounded, whatever a frame declares, even with a valid checksum."""
+    for array in ("step", "charge", "initial"):
+        expected = 8 * math.prod(Array.parse(record / array, "", arrays_in(record)[array]).chunk)
+        data = zstd_of_zeros(2**30, declared if declared in (2**40, 2**30, 0) else expected + declared)
+        (chunk,) = chunks(record, array)
+        content = chunk.read_bytes()
+        chunk.write_bytes(data + struct.pack("<I", crc32c(data)))
+        with within(16), pytest.raises(ValueError, match=r"damaged: .*bytes of numbers"), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            try:
+                nperf.open_record(record)["fc2"]
+            except RuntimeWarning as warning:
+                raise ValueError(str(warning)) from warning
+        chunk.write_bytes(content)
+
+
+def arrays_in(record: Path) -> dict[str, Any]:
+    return arrays(json.loads((record / "zarr.json").read_bytes()))
+
+
+def test_every_bit_of_a_chunk_counts(record: Path) -> None:
+    charge = nperf.open_record(record).dataset.charge.to_numpy()
+    (chunk,) = chunks(record, "charge")
+    content = chunk.read_bytes()
+    dataset = nperf.open_record(record).dataset
+    for place in range(len(content)):
+        chunk.write_bytes(content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :])
+        with pytest.warns(RuntimeWarning, match="damaged: charge"):
+            assert np.isnan(dataset.charge.to_numpy()).all()
+        chunk.write_bytes(content[:place])
+        with pytest.warns(RuntimeWarning, match="damaged: charge"):
+            assert np.isnan(dataset.charge.to_numpy()).all()
+    chunk.write_bytes(content)
+    np.testing.assert_array_equal(dataset.charge, charge)
+
+
+@pytest.mark.parametrize("other", ["charge", "sq_p", "another record", "another place"])
+def test_a_chunk_in_anothers_place_is_not_read(long_record: Path, tmp_path: Path, other: str) -> None:
+    """Its checksum is right; it is another's all the same."""
+    mine = long_record / "discrete_free" / "c" / "1" / "0"
+    if other == "another record":
+        twin = long_record.with_name("twin")
+        make_long_record(twin)
+        shutil.copy(twin / mine.relative_to(long_record), mine)
+    elif other == "another place":
+        shutil.copy(mine.with_name("1"), mine)
+    else:
+        shutil.copy(long_record / other / "c" / "1" / "0", mine)
+    with pytest.warns(RuntimeWarning, match=r"discrete_free\[step 16:32, group 0:3\] is the chunk of another place"):
+        free = nperf.open_record(long_record).dataset.discrete_free.to_numpy()
+    assert np.isnan(free[16:32, :3]).all()
+    assert np.isnan(free).sum() == 16 * 3
+
+
+@pytest.mark.parametrize("how", ["missing", "torn", "changed"])
+def test_the_readable_rows_are_given(long_record: Path, how: str) -> None:
+    whole = nperf.open_record(long_record).dataset.load()
+
+    def damage(file: Path) -> None:
+        content = file.read_bytes()
+        file.unlink()
+        if how != "missing":
+            file.write_bytes(content[:-1] + (b"?" if how == "changed" else b""))
+
+    file = long_record / "charge" / "c" / "1" / "2"
+    content = file.read_bytes()
+    damage(file)
+    with pytest.warns(RuntimeWarning, match=r"damaged: charge\[step 16:32, group 6:9\]"):
+        charge = nperf.open_record(long_record).dataset.charge.to_numpy()
+    assert np.isnan(charge[16:32, 6:9]).all()
+    charge[16:32, 6:9] = whole.charge[16:32, 6:9]
+    np.testing.assert_array_equal(charge, whole.charge)
+    file.write_bytes(content)
+    damage(long_record / "step" / "c" / "1")
+    with pytest.warns(
+        RuntimeWarning, match=r"damaged: the steps of 16 of its 41 rows .*step\[step 16:32\].* are left out"
+    ):
+        record = nperf.open_record(long_record)
+    assert record.steps.tolist() == [*range(16), *range(32, 41)]
+    np.testing.assert_array_equal(record.dataset.charge, whole.charge[record.steps])
+    np.testing.assert_array_equal(record.times, whole.time[record.steps])
+    with pytest.raises(ValueError, match=r"damaged: .* cannot be resumed"):
+        nperf.Recorder(ours(make_net("cpu"), "cpu", **OPTIONS), long_record, exists="resume", probes={"one": float})
+    damage(long_record / "initial" / "c" / "0")
+    with pytest.raises(ValueError, match=r"damaged: its array initial \[group 0:3\]"):
+        nperf.open_record(long_record)
+
+
+def test_steps_that_fall_end_the_record(record: Path) -> None:
+    """As a record without checksums may hold them."""
+    array = Array.parse(record / "step", metadata_of(record)["attributes"]["record"], arrays_in(record)["step"])
+    array.write(0, np.array([0, 1, 2, 2, 3]))
+    with pytest.warns(
+        RuntimeWarning, match="the steps of 2 of its 5 rows do not increase, and those rows are left out"
+    ):
+        assert nperf.open_record(record).steps.tolist() == [0, 1, 2]
+
+
+def metadata_of(record: Path) -> dict[str, Any]:
+    metadata: dict[str, Any] = json.loads((record / "zarr.json").read_bytes())
+    return metadata
+
+
+# --- files changed at random
+
+ODD_VALUES: tuple[Any, ...] = (
+    None,
+    True,
+    -1,
+    0,
+    1,
+    3,
+    10**12,
+    10**30,
+    0.5,
+    math.nan,
+    math.inf,
+    "",
+    "x",
+    "..",
+    [],
+    {},
+    [1],
+    {"a": 1},
+)
+
+
+def leaves(node: Any) -> Iterator[tuple[Any, Any]]:
+    """Every place in JSON: its container, and key or index."""
+    for key in list(node) if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ():
+        yield node, key
+        yield from leaves(node[key])
+
+
+def change_something(record: Path, dice: random.Random) -> None:
+    files = sorted(file for file in record.rglob("*") if file.is_file() and file.stat().st_size > 0)
+    root = record / "zarr.json"
+    file = dice.choice([*files, *[root for f in files[::2] if root in files]])
+    content = bytearray(file.read_bytes())
+    match dice.randrange(8):
+        case 0 | 1:  # a bit
+            content[dice.randrange(len(content))] ^= 1 << dice.randrange(8)
+            file.write_bytes(content)
+        case 2:  # the end
+            file.write_bytes(content[: dice.randrange(len(content))])
+        case 3:  # a block
+            at = dice.randrange(len(content))
+            content[at : at + 64] = dice.choice([bytes(64), dice.randbytes(64), content[:64], b""])
+            file.write_bytes(content)
+        case 4:
+            file.unlink()
+        case 5:  # two files change places
+            other = dice.choice(files)
+            file.write_bytes(other.read_bytes())
+            other.write_bytes(content)
+        case 6:  # a whole array is called another
+            folder, other = (record / dice.choice([f.name for f in record.iterdir() if f.is_dir()]) for _ in range(2))
+            folder.rename(record / "aside")
+            if other.exists():
+                other.rename(folder)
+            (record / "aside").rename(other)
+        case 7:  # metadata, as JSON that is well-formed
+            with suppress(OSError, ValueError):  # of what an earlier change has left
+                metadata = json.loads(root.read_bytes())
+                container, key = dice.choice(list(leaves(metadata)))
+                if dice.random() < 0.2:
+                    del container[key]
+                else:
+                    container[key] = dice.choice(ODD_VALUES)
+                root.write_text(json.dumps(metadata))
+
+
+def change_and_read(record: Path, whole: Any, seed: int) -> bool:
+    """Whether what is left opens; every number that it gives is the one that was recorded, or NaN."""
+    dice = random.Random(seed)
+    before = {file: file.read_bytes() for file in record.rglob("*") if file.is_file()}
+    for _ in range(dice.choice([1, 1, 2, 4])):
+        change_something(record, dice)
+    try:
+        with within(100), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            opened = nperf.open_record(record)
+            assert set(opened.steps) <= set(whole.step.to_numpy())
+            for name, values in opened.dataset.load().variables.items():
+                if name in whole.variables:
+                    expected = whole[name]
+                    expected = expected.sel(step=opened.steps) if "step" in expected.dims else expected
+                    wrong = ~((values == expected.variable) | values.isnull())
+                    assert not wrong.any(), f"seed {seed}: {name}"
+            assert all(data.sizes["step"] == len(opened.steps) for data in opened.values())
+        return True
+    except ValueError as error:
+        if not re.search(r"damaged|no noetherperf record|of format", str(error)):
+            raise
+        return False
+    finally:
+        shutil.rmtree(record)
+        for file, content in before.items():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
+
+
+@pytest.mark.parametrize("n", [30, pytest.param(600, marks=pytest.mark.slow)])
+def test_a_record_changed_at_random(long_record: Path, n: int) -> None:
+    """It opens or is told as damaged, in bounded memory and time; no number in it is wrong."""
+    whole = nperf.open_record(long_record).dataset.load()
+    opened = sum(change_and_read(long_record, whole, seed) for seed in range(n))
+    assert n / 5 < opened < n  # of both, enough
 
 
 def test_checkpoints_need_no_pickled_objects(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Training libraries, the real ones: laws hold, scalars arrive, and training goes on where it stopped."""
 
 import os
+import posixpath
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -124,8 +126,9 @@ def test_a_new_training_leaves_an_old_record_alone(tmp_path: Path) -> None:
     Watch(1, tmp_path / "record", "overwrite").start([sgd(network())], 0, "")
 
 
-def test_other_ranks_write_beside_the_first(tmp_path: Path) -> None:
-    Watch(1, tmp_path / "record").start([sgd(network())], 3, "")
+@pytest.mark.parametrize("end", ["", "/"])
+def test_other_ranks_write_beside_the_first(tmp_path: Path, end: str) -> None:
+    Watch(1, f"{tmp_path}/record{end}").start([sgd(network())], 3, "")
     assert [path.name for path in tmp_path.iterdir()] == ["record.rank3"]
 
 
@@ -144,6 +147,135 @@ def test_scalars_are_due_once() -> None:
     assert watch.scalars() == {}
 
 
+def make_steps(model: nn.Module, optimizer: torch.optim.Optimizer, n: int) -> None:
+    for _ in range(n):
+        optimizer.zero_grad()
+        loss_of(model, *examples()).backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("first", "per_batch", "logged"),
+    [(1, 2, [11, 21, 31, 41]), (3, 3, [12, 21, 30, 42]), (9, 10, [19, 29, 39]), (1, 25, [26])],
+)
+def test_scalars_are_due_where_a_batch_makes_several_steps(first: int, per_batch: int, logged: list[int]) -> None:
+    model = network()
+    optimizer, watch = sgd(model), Watch(10, None)
+    watch.start([optimizer], 0, "")
+    due = []
+    for n in (first, *[per_batch] * ((logged[-1] - first) // per_batch)):
+        make_steps(model, optimizer, n)
+        due += [optimizer.step_count] * bool(watch.scalars())
+        assert watch.scalars() == {}
+    assert due == logged
+
+
+def test_scalars_are_due_after_the_optimizer_was_set_back() -> None:
+    model = network()
+    optimizer, watch = sgd(model), Watch(4, None)
+    watch.start([optimizer], 0, "")
+    make_steps(model, optimizer, 3)
+    saved = optimizer.state_dict()
+    make_steps(model, optimizer, 1)
+    assert watch.scalars()
+    optimizer.load_state_dict(saved)
+    assert watch.scalars() == {}
+    make_steps(model, optimizer, 2)
+    assert watch.scalars()
+    optimizer.reset_measurement()
+    make_steps(model, optimizer, 3)
+    assert watch.scalars() == {}
+
+
+def test_a_skipped_step_makes_nothing_due() -> None:
+    model = network()
+    optimizer, watch = sgd(model), Watch(2, None)
+    watch.start([optimizer], 0, "")
+    make_steps(model, optimizer, 2)
+    assert watch.scalars()
+    vars(optimizer)["found_inf"] = torch.ones(())  # as a gradient scaler says that the step is to be skipped
+    optimizer.step()
+    assert (optimizer.step_count, watch.scalars()) == (2, {})
+
+
+def test_a_watch_that_stopped_leaves_the_optimizer_alone() -> None:
+    optimizer, watch = sgd(network()), Watch(1, None)
+    watch.start([optimizer], 0, "")
+    watch.stop()
+    assert not optimizer._optimizer_step_pre_hooks
+    assert not optimizer._optimizer_step_post_hooks
+
+
+def trained(watch: Watch, model: nn.Module, optimizer: nperf.SGD, n: int, rank: int = 0) -> None:
+    """A training from start to stop, as a library makes it."""
+    watch.start([optimizer], rank, "")
+    make_steps(model, optimizer, n)
+    watch.stop()
+
+
+def steps_in(folder: Path) -> dict[str, list[int]]:
+    return {path.name: nperf.open_record(path).steps.tolist() for path in sorted(folder.iterdir())}
+
+
+@pytest.mark.parametrize("exists", ["error", "overwrite"])
+def test_a_training_after_another_is_recorded_beside_it(tmp_path: Path, exists: Any) -> None:
+    model, watch = network(), Watch(1, tmp_path / "a", exists)
+    trained(watch, model, sgd(model), 2)
+    optimizer = sgd(model)
+    trained(watch, model, optimizer, 3)
+    trained(watch, model, sgd(network()), 1)  # it begins as the first did, and is another training
+    assert steps_in(tmp_path) == {"a": [0, 1, 2], "a.2": [0, 1, 2, 3], "a.3": [0, 1]}
+    trained(watch, model, optimizer, 2)
+    assert steps_in(tmp_path)["a.2"] == [0, 1, 2, 3, 4, 5]
+    trained(watch, model, sgd(model), 1)
+    assert steps_in(tmp_path) == {"a": [0, 1, 2], "a.2": [0, 1, 2, 3, 4, 5], "a.3": [0, 1], "a.4": [0, 1]}
+
+
+def test_a_training_that_made_no_step_leaves_no_record_of_its_own(tmp_path: Path) -> None:
+    model, watch = network(), Watch(1, tmp_path / "a")
+    trained(watch, model, sgd(model), 0)
+    trained(watch, model, sgd(model), 2)
+    assert steps_in(tmp_path) == {"a": [0, 1, 2]}
+
+
+def test_a_measurement_that_was_reset_is_recorded_beside_the_first(tmp_path: Path) -> None:
+    model, watch = network(), Watch(1, tmp_path / "a")
+    optimizer = sgd(model)
+    trained(watch, model, optimizer, 2, rank=1)
+    optimizer.reset_measurement()
+    trained(watch, model, optimizer, 1, rank=1)
+    optimizer.reset_measurement()
+    make_steps(model, optimizer, 1)
+    trained(watch, model, optimizer, 1, rank=1)
+    assert steps_in(tmp_path) == {"a.2.rank1": [0, 1], "a.3.rank1": [1, 2], "a.rank1": [0, 1, 2]}
+
+
+def test_a_checkpoint_goes_on_with_its_own_record_in_another_process(tmp_path: Path) -> None:
+    model, watch = network(), Watch(1, tmp_path / "a")
+    trained(watch, model, sgd(model), 2)
+    optimizer = sgd(model)
+    trained(watch, model, optimizer, 3)
+    later = Watch(1, tmp_path / "a")
+    trained(later, model, optimizer, 1)
+    assert steps_in(tmp_path) == {"a": [0, 1, 2], "a.2": [0, 1, 2, 3, 4]}
+    trained(later, model, sgd(model), 1)
+    assert steps_in(tmp_path)["a.3"] == [0, 1]
+    other = network()
+    with torch.no_grad():
+        other.get_parameter("0.weight").add_(1.0)
+    stranger = sgd(other)
+    make_steps(other, stranger, 1)
+    with pytest.raises(ValueError, match="is of another measurement"):
+        Watch(1, tmp_path / "a").start([stranger], 0, "")
+
+
+def test_what_to_do_about_a_record_that_exists_is_what_a_callback_takes(tmp_path: Path) -> None:
+    trained(Watch(1, tmp_path / "a"), network(), sgd(network()), 0)
+    with pytest.raises(FileExistsError, match=r"record: .* exists, and this is a new training; .*checkpoint") as told:
+        Watch(1, tmp_path / "a").start([sgd(network())], 0, "")
+    assert "resume" not in str(told.value)
+
+
 def test_a_readout_becomes_tags() -> None:
     written = []
     writer = SimpleNamespace(add_scalar=lambda tag, value, step: written.append((tag, value, step)))
@@ -155,6 +287,47 @@ def test_a_readout_becomes_tags() -> None:
     written.clear()
     add_readout(writer, readout, step=40)
     assert {step for *_, step in written} == {40}
+
+
+def test_scalars_have_names_that_loggers_take() -> None:
+    """Those that mlflow takes: of few characters, and a path that cannot be written in a shorter way."""
+    names = {
+        "fc1->fc2": "fc1-_fc2",
+        "fc1-_fc2.2": "fc1-_fc2.2",
+        "fc1-<fc2": "fc1-_fc2.3",
+        "conv[relu]": "conv_relu_.2",
+        "conv_relu_": "conv_relu_",
+        "conv(relu)": "conv_relu_.3",
+        "a.b_c-d/e f: 0": "a.b_c-d/e f: 0",
+        "größe": "größe",
+        "../x": "__/x",
+        "/x": "_/x",
+        "x//y/./z/": "x/_/y/_/z/_",
+        ".hidden/...": ".hidden/...",
+        "two\nlines": "two_lines",
+        "$%": "__",
+    }
+    model = network()
+    parts = [Part("0.weight", axis=0), Part("0.bias", axis=0)]
+    optimizer = nperf.SGD(model.named_parameters(), symmetries=[nperf.Norm(name, parts) for name in names])
+    scalars = optimizer.readout().scalars()
+    quantities = ("charge", "residual", "rounding", "relative_defect")
+    assert list(scalars) == ["step", "time", *(f"{name}/{what}" for name in names.values() for what in quantities)]
+    for name in scalars:
+        assert re.fullmatch(r"[/\w.\- :]*", name)
+        assert posixpath.normpath(name) == name
+        assert not name.startswith(("..", "/"))
+
+
+def test_scalars_are_the_readouts() -> None:
+    readout = plain_loop(3)
+    scalars = readout.scalars()
+    for name, law in readout.items():
+        assert scalars[f"{name}/charge"] == pytest.approx(law.charge.mean().item(), rel=1e-14)
+        assert scalars[f"{name}/residual"] == law.residual.abs().max().item()
+        assert scalars[f"{name}/rounding"] == law.rounding.abs().max().item()
+        assert scalars[f"{name}/relative_defect"] == law.relative_defect.max().item()
+    assert nperf.SGD(network().named_parameters()).readout().scalars() == {"step": 0.0, "time": 0.0}
 
 
 # ---- TensorBoard ----------------------------------------------------------------------------------------------------
@@ -295,6 +468,82 @@ def test_lightning_resumes_laws_and_record(lightning: Any, tmp_path: Path) -> No
     assert_same_record(tmp_path / "parts", tmp_path / "whole", list(range(9)))
 
 
+@pytest.mark.filterwarnings("ignore:The '(val|test)_dataloader' does not have many workers")
+def test_lightning_fits_twice(lightning: Any, tmp_path: Path) -> None:
+    from noetherperf.integrations.lightning import ChargeCallback
+
+    class Module(lightning.LightningModule):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = network()
+
+        def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
+            return loss_of(self.net, *batch)
+
+        validation_step = test_step = training_step
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return sgd(self, "net.")
+
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*examples()), batch_size=BATCH)
+    trainer = lightning.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        callbacks=[ChargeCallback(every=1, record=tmp_path / "a")],
+        default_root_dir=tmp_path,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
+    module = Module()
+    trainer.validate(module, loader, verbose=False)
+    trainer.fit(module, loader, loader)
+    trainer.test(module, loader, verbose=False)
+    trainer.fit_loop.max_epochs = 3
+    trainer.fit(module, loader, loader)
+    assert steps_in(tmp_path) == {"a": [0, 1, 2, 3], "a.2": [0, 1, 2, 3, 4, 5, 6]}
+    end, begin = nperf.open_record(tmp_path / "a")["hidden"], nperf.open_record(tmp_path / "a.2")["hidden"]
+    np.testing.assert_allclose(end["charge"][-1], begin["charge"][0], rtol=1e-12)
+
+
+def test_lightning_logs_where_a_batch_makes_several_steps(lightning: Any, tmp_path: Path) -> None:
+    from noetherperf.integrations.lightning import ChargeCallback
+
+    class Module(lightning.LightningModule):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+            self.net = network()
+
+        def training_step(self, batch: tuple[Tensor, Tensor], i: int) -> None:
+            optimizer = self.optimizers()
+            for _ in range(2 if i else 1):
+                optimizer.zero_grad()
+                self.manual_backward(loss_of(self.net, *batch))
+                optimizer.step()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return sgd(self, "net.")
+
+    logger = lightning.loggers.CSVLogger(tmp_path, name="", version="logs")
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*examples()), batch_size=4)
+    trainer = lightning.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=logger,
+        callbacks=[ChargeCallback(every=4)],
+        default_root_dir=tmp_path,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        log_every_n_steps=1,
+    )
+    trainer.fit(Module(), loader)
+    table = np.genfromtxt(tmp_path / "logs/metrics.csv", delimiter=",", names=True, deletechars="")
+    assert table["step"].tolist() == [5, 9]
+
+
 def test_lightning_without_our_optimizer(lightning: Any, tmp_path: Path) -> None:
     from noetherperf.integrations.lightning import ChargeCallback
 
@@ -407,6 +656,21 @@ def test_trainer_resumes_laws_and_record(transformers: Any, tmp_path: Path) -> N
         readouts[name] = unwrap(trainer.optimizer).readout()
     assert_same(readouts["parts"], readouts["whole"])
     assert_same_record(tmp_path / "parts.zarr", tmp_path / "whole.zarr", list(range(9)))
+
+
+def test_trainer_trains_twice(transformers: Any, tmp_path: Path) -> None:
+    """A Trainer keeps its optimizer, which goes on measuring; a new one begins a record of its own."""
+    from noetherperf.integrations.transformers import ChargeCallback
+
+    trainer = hugging_face(transformers, tmp_path / "out", 3)
+    trainer.add_callback(ChargeCallback(trainer, 1, tmp_path / "records" / "a"))
+    trainer.train()
+    trainer.evaluate(trainer.train_dataset)
+    trainer.train()
+    assert steps_in(tmp_path / "records") == {"a": [0, 1, 2, 3, 4, 5, 6]}
+    trainer.optimizer = sgd(trainer.model, "net.")
+    trainer.train()
+    assert steps_in(tmp_path / "records") == {"a": [0, 1, 2, 3, 4, 5, 6], "a.2": [0, 1, 2, 3]}
 
 
 def test_trainer_without_our_optimizer(transformers: Any, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Figures: they show what was recorded, say what was not, and never fail on a record."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from noetherperf import plots
+from noetherperf.constraints import check_constraints
 from noetherperf.recorder import Record, Recorder, open_record, relative_error
 from noetherperf.sgd import SGD
 from noetherperf.symmetry import Norm, Part, Rescale, Scale, Symmetry, Translation
@@ -255,6 +257,54 @@ def test_the_users_settings_stay(record: Record) -> None:
     before = dict(matplotlib.rcParams)
     plots.charges(record)
     assert dict(matplotlib.rcParams) == before
+
+
+def test_pictures_do_not_depend_on_the_users_settings(record: Record, tmp_path: Path) -> None:
+    plain = plots.save_all(record, tmp_path / "plain")
+    theirs: dict[Any, Any] = {
+        "text.usetex": True,
+        "axes.facecolor": "red",
+        "savefig.bbox": "tight",
+        "font.family": "monospace",
+    }
+    theirs |= {"pdf.use14corefonts": True, "savefig.transparent": True, "axes.formatter.use_mathtext": True}
+    with matplotlib.rc_context(theirs):
+        styled = plots.save_all(record, tmp_path / "styled")
+        assert matplotlib.rcParams["text.usetex"]
+    assert [file.read_bytes() for file in styled] == [file.read_bytes() for file in plain]
+
+
+@pytest.mark.parametrize(
+    ("backend", "then"), [("module://matplotlib_inline.backend_inline", None), ("nonsense", None), ("svg", "svg")]
+)
+def test_a_backend_that_is_not_there_is_in_nobodys_way(backend: str, then: str | None) -> None:
+    code = (
+        "import os, sys; sys.modules['matplotlib_inline'] = None; import noetherperf.plots, matplotlib;"
+        "print(os.environ['MPLBACKEND'], matplotlib.get_backend(auto_select=False))"
+    )
+    environment = os.environ | {"MPLBACKEND": backend}
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert shown.stdout.split() == [backend, str(then)], shown.stderr
+
+
+@pytest.mark.parametrize("name", ["$\\frac{$", "a$b$c", "two\nlines", "conv_1^2", "n" * 200, "[red]"], ids=range(6))
+def test_any_name_is_drawn(name: str, tmp_path: Path) -> None:
+    network = Network(torch.float64)
+    optimizer = SGD(network.named_parameters(), symmetries=[Scale(name, SYMMETRIES["scale"].parts)])
+    Recorder(optimizer, tmp_path / "record").close()
+    panel = panels(plots.charges(open_record(tmp_path / "record")))[1]
+    title = panel.get_title("left").removeprefix("scale\n").removesuffix(", 10 of 15 groups")
+    assert title == {"two\nlines": "two\\nlines", "n" * 200: f"{'n' * 15}…{'n' * 14}"}.get(name, name)
+    labels = torch.zeros(4, dtype=torch.long)
+    checked = check_constraints(
+        network,
+        lambda: torch.nn.functional.cross_entropy(network(torch.ones(4, 6, dtype=torch.float64)), labels),
+        optimizer.symmetries,
+        hessian=False,
+    )
+    figure = plots.constraints(checked)
+    figure.draw_without_rendering()
+    assert [label.get_text() for label in panels(figure)[0].get_yticklabels()] == [title]
 
 
 def test_no_pyplot() -> None:

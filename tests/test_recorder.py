@@ -6,14 +6,18 @@ import fcntl
 import gc
 import json
 import os
+import pickle
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -50,6 +54,7 @@ class FakeSGD(torch.optim.Optimizer):
         self.symmetries = symmetries
         self.n_groups = n_groups
         self.step_count = 0
+        self.measurement_id = "first"
         self.n_readouts = 0
         self.offset = 0.0
 
@@ -118,8 +123,15 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def contents(path: Path) -> dict[str, Any]:
+    """All that two records of the same training have in common."""
     values: dict[str, Any] = xr.open_zarr(path, chunks=None).load().to_dict()
+    for identity in ("record", "writer", "measurement"):
+        del values["attrs"][identity]
     return values
+
+
+def every_byte(path: Path) -> dict[Path, bytes]:
+    return {file: file.read_bytes() for file in sorted([path, *path.rglob("*")]) if file.is_file()}
 
 
 class LateSGD(FakeSGD):
@@ -151,7 +163,8 @@ def test_steps_that_turn_out_to_have_been_skipped(tmp_path: Path, user_reads: bo
     record = open_record(tmp_path / "a.zarr")
     assert record.steps.tolist() == [0, 3, 6, 9, 12]
     if not user_reads:
-        assert optimizer.n_readouts == 10  # at the start, at each number that may be a row's, at one step back
+        # At the start, before the first step, and at each number that may be a row's.
+        assert optimizer.n_readouts == 11
     np.testing.assert_array_equal(record["head"].charge[:, 0], float(record["head"].initial[0]) + record.steps)
 
 
@@ -211,7 +224,7 @@ def test_a_readout_only_where_a_row_is_due(tmp_path: Path) -> None:
     optimizer = fake()
     with Recorder(optimizer, tmp_path / "a", every=7):
         train(optimizer, 70)
-    assert optimizer.n_readouts == 1 + 10
+    assert optimizer.n_readouts == 1 + 1 + 10  # one more before the first step, for what was loaded since
 
 
 def test_closed_recorder_leaves_the_optimizer_alone(tmp_path: Path) -> None:
@@ -222,7 +235,7 @@ def test_closed_recorder_leaves_the_optimizer_alone(tmp_path: Path) -> None:
     recorder.close()
     train(optimizer, 2)
     assert open_record(tmp_path / "a").steps.tolist() == [0, 1, 2]
-    assert optimizer.n_readouts == 3
+    assert optimizer.n_readouts == 4
 
 
 def test_rows_are_written_when_training_raises(tmp_path: Path) -> None:
@@ -234,7 +247,7 @@ def test_rows_are_written_when_training_raises(tmp_path: Path) -> None:
 
 
 def test_plain_tools_read_it(tmp_path: Path) -> None:
-    path = recorded(tmp_path / "a", 5)
+    path = recorded(tmp_path / "a", 5, probes={"loss": lambda: 0.5, "w": lambda: torch.ones(3)})
     plain = xr.open_zarr(path, chunks=None)
     assert dict(plain.charge.sizes) == {"step": 6, "group": sum(N_GROUPS)}
     assert {"step", "time", "symmetry", "position"} <= set(plain.coords)
@@ -245,6 +258,68 @@ def test_plain_tools_read_it(tmp_path: Path) -> None:
         charge = group["charge"]
         assert isinstance(charge, zarr.Array)
         np.testing.assert_array_equal(np.asarray(charge[:]), plain.charge)
+    xr.testing.assert_identical(open_record(path).dataset.load(), plain.load())
+
+
+def test_any_part_of_a_dataset_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(noetherperf.recorder, "CHUNK_VALUES", 8)
+    monkeypatch.setattr(noetherperf.recorder, "CHUNK_GROUPS", 3)
+    lazy = open_record(recorded(tmp_path / "a", 40)).dataset
+    charge = xr.open_zarr(tmp_path / "a", chunks=None).charge.load()
+    for rows in (slice(None), slice(3, 30, 4), slice(30, 3, -7), 17, -1, [0, 39, 16], slice(5, 5)):
+        for groups in (slice(None), slice(None, None, -1), 3, [7, 0], slice(2, 7, 3)):
+            xr.testing.assert_identical(lazy.charge[rows, groups], charge[rows, groups])
+    with pytest.raises(IndexError):
+        lazy.charge[41].load()
+
+
+def test_a_copy_by_plain_tools_is_a_record(tmp_path: Path) -> None:
+    path = recorded(tmp_path / "a", 5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        xr.open_zarr(path, chunks=None).to_zarr(tmp_path / "b")
+        open_record(path).dataset.to_zarr(tmp_path / "c")
+    for copied in ("b", "c"):
+        np.testing.assert_array_equal(open_record(tmp_path / copied)["head"].charge, open_record(path)["head"].charge)
+    (tmp_path / "a").rename(tmp_path / "d")
+    assert open_record(shutil.copytree(tmp_path / "d", tmp_path / "e")).steps.tolist() == list(range(6))
+
+
+def as_of_before(path: Path) -> None:
+    """Without checksums and names, as zarr itself wrote records."""
+    group = zarr.open_group(path, mode="r")
+    values = {
+        name: (np.asarray(array[:]), array.chunks, array.metadata.dimension_names)  # type: ignore[union-attr]
+        for name, array in group.arrays()
+    }
+    attributes = {name: value for name, value in group.attrs.items() if name not in ("record", "writer", "measurement")}
+    shutil.rmtree(path)
+    group = zarr.create_group(path, attributes=attributes, zarr_format=3)
+    for name, (data, chunks, dims) in values.items():
+        array = group.create_array(name, shape=data.shape, chunks=chunks, dtype=data.dtype, dimension_names=dims)
+        array[:] = data
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        zarr.consolidate_metadata(group.store)
+
+
+def test_records_without_checksums_are_read_and_resumed(tmp_path: Path) -> None:
+    optimizer = fake()
+    path = tmp_path / "a"
+    with Recorder(optimizer, path):
+        train(optimizer, 3)
+    as_of_before(path)
+    assert "crc32c" not in (path / "zarr.json").read_text()
+    assert open_record(path)["head"].charge[:, 0].values.tolist() == [0.0, 1.0, 2.0, 3.0]
+    optimizer.measurement_id = "another, since checkpoints of then had none"
+    with Recorder(optimizer, path, exists="resume"):
+        train(optimizer, 3)
+    assert open_record(path)["head"].charge[:, 0].values.tolist() == list(range(7))
+    np.testing.assert_array_equal(xr.open_zarr(path, chunks=None).charge[:, 0], range(7))
+    other = fake()
+    other.offset = 1.0
+    with pytest.raises(ValueError, match="another measurement"):
+        Recorder(other, path, exists="resume")
 
 
 def test_nothing_but_numbers_and_json(tmp_path: Path) -> None:
@@ -352,7 +427,7 @@ def test_more_rows_than_a_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with Recorder(optimizer, tmp_path / "a") as recorder:
         for _ in range(50):
             optimizer.step()
-            assert len(recorder._rows) < 16
+            assert len(recorder._writer._waiting) < 16
     record = open_record(tmp_path / "a")
     assert record.steps.tolist() == list(range(51))
     np.testing.assert_array_equal(record["head"].charge[:, 1], np.arange(51) + 0.125)
@@ -370,15 +445,29 @@ def test_changed_and_added_parameter_groups(tmp_path: Path, eager: None) -> None
     np.testing.assert_array_equal(lr, [[0.1, np.nan], [0.5, np.nan], [0.5, 0.25]])
 
 
+def test_parameter_groups_added_beyond_a_chunk(tmp_path: Path, eager: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(noetherperf.recorder, "CHUNK_VALUES", 8)
+    optimizer = fake()
+    with Recorder(optimizer, tmp_path / "a"):
+        train(optimizer, 20)
+        for n in range(20):
+            optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(1))], "lr": n / 8})
+        train(optimizer, 20)
+    lr = open_record(tmp_path / "a").hyperparameters.lr  # a missing chunk would be told
+    assert lr.shape == (41, 21)
+    assert np.isnan(lr[:21, 1:]).all()
+    np.testing.assert_array_equal(lr[21:, 1:], np.tile(np.arange(20) / 8, (20, 1)))
+
+
 # --- paths that exist
 
 
 def test_an_existing_path_is_left_alone(tmp_path: Path) -> None:
     path = recorded(tmp_path / "a", 3)
-    before = contents(path)
+    before = every_byte(path)
     with pytest.raises(FileExistsError, match=r"exists='resume'.*exists='overwrite'"):
         Recorder(fake(), path)
-    np.testing.assert_equal(contents(path), before)
+    assert every_byte(path) == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
 
 
@@ -416,10 +505,10 @@ def _record_with_company(path: Path) -> None:
 def test_overwrite_deletes_records_only(tmp_path: Path, make: Callable[[Path], None]) -> None:
     path = tmp_path / "a"
     make(path)
-    before = sorted((file, file.read_bytes()) for file in [path, *path.rglob("*")] if file.is_file())
+    before = every_byte(path)
     with pytest.raises(FileExistsError, match="overwrite"):
         Recorder(fake(), path, exists="overwrite")
-    assert before == sorted((file, file.read_bytes()) for file in [path, *path.rglob("*")] if file.is_file())
+    assert every_byte(path) == before
 
 
 def test_an_empty_directory_holds_nothing_to_lose(tmp_path: Path) -> None:
@@ -532,9 +621,9 @@ def test_a_skipped_step_is_no_row(tmp_path: Path) -> None:
 
 def test_another_measurement_is_not_mixed_in(tmp_path: Path) -> None:
     path = recorded(tmp_path / "a", 3)
-    before = contents(path)
+    before = every_byte(path)
     other = fake()
-    other.offset = 1.0
+    other.measurement_id, other.offset = "other", 1.0
     with pytest.raises(ValueError, match=r"another measurement.*checkpoint"):
         Recorder(other, path, exists="resume")
     with pytest.raises(ValueError, match="other symmetries"):
@@ -543,7 +632,7 @@ def test_another_measurement_is_not_mixed_in(tmp_path: Path) -> None:
         Recorder(fake(SYMMETRIES, (4, 1, 2)), path, exists="resume")
     with pytest.raises(ValueError, match="other probes"):
         Recorder(fake(), path, exists="resume", probes={"loss": lambda: 0.0})
-    np.testing.assert_equal(contents(path), before)
+    assert every_byte(path) == before
 
 
 def test_a_probe_of_another_length_is_not_mixed_in(tmp_path: Path) -> None:
@@ -556,7 +645,7 @@ def test_a_measurement_begun_anew_is_told(tmp_path: Path) -> None:
     optimizer = fake()
     with Recorder(optimizer, tmp_path / "a"):
         train(optimizer, 3)
-        optimizer.step_count, optimizer.offset = 0, 1.0
+        optimizer.measurement_id, optimizer.step_count, optimizer.offset = "second", 0, 1.0
         with pytest.raises(ValueError, match="another measurement"):
             optimizer.step()
     assert open_record(tmp_path / "a").steps.tolist() == [0, 1, 2, 3]
@@ -673,6 +762,573 @@ def test_reset_measurement_needs_a_new_record(tmp_path: Path) -> None:
     assert open_record(tmp_path / "a").steps.tolist() == [0, 1, 2, 3]
 
 
+def rescale_weights(training: Training) -> None:
+    """As if the weights of another training were loaded."""
+    with torch.no_grad():
+        for p in training.model.parameters():
+            p.mul_(3.0)
+
+
+def reset(training: Training) -> None:
+    rescale_weights(training)
+    training.optimizer.reset_measurement()
+
+
+def drop_measurement(training: Training) -> None:
+    rescale_weights(training)
+    training.optimizer.load_measurement(None)
+
+
+def load_another_run(training: Training) -> None:
+    """At the same step."""
+    other = Training()
+    rescale_weights(other)
+    other.train(training.optimizer.step_count)
+    training.load(other.checkpoint())
+
+
+def load_torch_checkpoint(training: Training) -> None:
+    rescale_weights(training)
+    state = training.optimizer.state_dict()
+    del state["measurement"]
+    training.optimizer.load_state_dict(state)
+
+
+BEGIN_ANEW = [reset, drop_measurement, load_another_run, load_torch_checkpoint]
+
+
+@pytest.mark.parametrize("begin_anew", BEGIN_ANEW)
+def test_a_record_that_has_only_begun_begins_anew(tmp_path: Path, begin_anew: Callable[[Training], None]) -> None:
+    """As pretrained weights are loaded after the recorder was made."""
+    training, twin = Training(), Training()
+    with Recorder(training.optimizer, tmp_path / "a"):
+        begin_anew(training)
+        training.train(3)
+    begin_anew(twin)
+    with Recorder(twin.optimizer, tmp_path / "b"):
+        twin.train(3)
+    np.testing.assert_equal(contents(tmp_path / "a"), contents(tmp_path / "b"))
+    assert open_record(tmp_path / "a").attrs["measurement"] == training.optimizer.measurement_id
+    readout = training.optimizer.readout()
+    for name, data in open_record(tmp_path / "a").items():
+        np.testing.assert_array_equal(data.initial, readout[name].initial)
+        np.testing.assert_array_equal(data.charge[0], data.initial)
+
+
+def test_a_measurement_that_begins_within_the_step(tmp_path: Path) -> None:
+    """The record begins with the next row, and with what the laws start from."""
+    training = Training()
+    with training.recorder(tmp_path / "a", every=2):
+
+        def closure() -> torch.Tensor:
+            if training.optimizer.step_count == 0:
+                reset(training)
+            return torch.zeros(())
+
+        training.optimizer.step(closure)
+        training.train(2)
+    record = open_record(tmp_path / "a")
+    assert record.steps.tolist() == [2]
+    np.testing.assert_array_equal(record["head"].initial, training.optimizer.readout()["head"].initial)
+
+
+@pytest.mark.parametrize("n_steps", [1, 2, 3])
+@pytest.mark.parametrize("begin_anew", BEGIN_ANEW)
+def test_a_record_of_one_measurement(tmp_path: Path, begin_anew: Callable[[Training], None], n_steps: int) -> None:
+    training = Training()
+    with training.recorder(tmp_path / "a"):
+        training.train(n_steps)
+        begin_anew(training)
+        before = [p.clone() for p in training.model.parameters()]
+        for _ in range(2):  # whoever goes on all the same is told again
+            with pytest.raises(ValueError, match="another measurement"):
+                training.train(1)
+        if begin_anew != load_another_run:  # of a measurement from its beginning, no step is made
+            assert all(map(torch.equal, before, training.model.parameters()))
+        with pytest.raises(ValueError, match="another measurement"):  # and the first recorder is left as it is
+            training.recorder(tmp_path / "a", exists="resume")
+    with pytest.raises(ValueError, match="another measurement"):
+        training.recorder(tmp_path / "a", exists="resume")
+    assert open_record(tmp_path / "a").steps.tolist() == list(range(n_steps + 1))
+
+
+def test_a_new_measurement_of_the_same_charges_is_another(tmp_path: Path) -> None:
+    """The charges that both began with are no sign: all translations' are zero where biases are."""
+    training = Training()
+    with training.recorder(tmp_path / "a"):
+        checkpoint = training.checkpoint()
+        training.train(3)
+        training.load(checkpoint)
+        training.optimizer.reset_measurement()
+        with pytest.raises(ValueError, match="another measurement"):
+            training.train(1)
+    other = Training()  # the same initial charges
+    other.train(2)
+    with pytest.raises(ValueError, match="another measurement"):
+        other.recorder(tmp_path / "a", exists="resume")
+
+
+def test_a_run_that_begins_again_as_it_began_resumes(tmp_path: Path) -> None:
+    """It was killed before its first checkpoint. Its rows are written anew, those of the killed run go."""
+    first, again, whole = Training(), Training(), Training()
+    with first.recorder(tmp_path / "a"):
+        first.train(4)
+    again.optimizer.param_groups[0]["lr"] = 0.01
+    with again.recorder(tmp_path / "a", exists="resume"):
+        again.train(2)
+    whole.optimizer.param_groups[0]["lr"] = 0.01
+    with whole.recorder(tmp_path / "b"):
+        whole.train(2)
+    np.testing.assert_equal(contents(tmp_path / "a"), contents(tmp_path / "b"))
+
+
+def test_a_checkpoint_loaded_after_the_recorder_resumes(tmp_path: Path) -> None:
+    first, second = Training(), Training()
+    with first.recorder(tmp_path / "a"):
+        first.train(4)
+        checkpoint = first.checkpoint()
+        first.train(3)
+    with second.recorder(tmp_path / "a", exists="resume"):
+        second.load(checkpoint)
+        second.train(1)
+    assert open_record(tmp_path / "a").steps.tolist() == list(range(6))
+    with Training().recorder(tmp_path / "a", exists="resume") as recorder:
+        training = Training()
+        recorder._optimizer.load_state_dict(training.checkpoint()["optimizer"])  # of another measurement
+        with pytest.raises(ValueError, match="another measurement"):
+            rescale_and_step(recorder._optimizer)
+    assert open_record(tmp_path / "a").steps.tolist() == list(range(6))
+
+
+def rescale_and_step(optimizer: SGD) -> None:
+    with torch.no_grad():
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                p.mul_(2.0)
+                p.grad = torch.ones_like(p)
+    optimizer.reset_measurement()
+    optimizer.step()
+
+
+def test_other_numbers_of_groups_need_a_new_record(tmp_path: Path) -> None:
+    optimizer = fake()
+    with Recorder(optimizer, tmp_path / "a"):
+        optimizer.measurement_id, optimizer.n_groups = "second", (4, 1, 2)
+        with pytest.raises(ValueError, match="another measurement"):
+            optimizer.step()
+    assert open_record(tmp_path / "a").steps.tolist() == [0]
+
+
+def test_a_copy_of_the_optimizer_is_not_recorded_and_resumes(tmp_path: Path) -> None:
+    training = Training()
+    with training.recorder(tmp_path / "a"):
+        training.train(2)
+        copied = copy.deepcopy((training.model, training.optimizer))
+        rescale_and_step(copied[1])
+        training.train(1)
+    assert open_record(tmp_path / "a").steps.tolist() == [0, 1, 2, 3]
+    with Recorder(
+        copy.deepcopy(training.optimizer),
+        tmp_path / "a",
+        exists="resume",
+        probes={"loss": float, "parameters": lambda: [0.0] * 8},
+    ):
+        pass
+
+
+def test_set_back_by_one_step(tmp_path: Path) -> None:
+    """The step that is made again is no skipped one."""
+    training, twin = Training(), Training()
+    with training.recorder(tmp_path / "a"):
+        training.train(3)
+        checkpoint = training.checkpoint()
+        training.train(1)
+        training.load(checkpoint)
+        training.optimizer.param_groups[0]["lr"] = 0.01
+        training.train(1)
+    with twin.recorder(tmp_path / "b"):
+        twin.train(3)
+        twin.optimizer.param_groups[0]["lr"] = 0.01
+        twin.train(1)
+    np.testing.assert_equal(contents(tmp_path / "a"), contents(tmp_path / "b"))
+
+
+class Counting(SGD):
+    """Remembers after which steps it was read out."""
+
+    read_at: list[int]
+
+    def readout(self) -> Any:
+        self.read_at.append(self.step_count)
+        return super().readout()
+
+
+@pytest.mark.parametrize("event", ["back", "reset", "other"])
+def test_all_ranks_read_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, event: str) -> None:
+    """Where parameters are sharded, a readout is a collective."""
+    read_at, checkpoint = [], None
+    for rank in (0, 1):
+        monkeypatch.setattr(noetherperf.recorder, "rank", lambda rank=rank: rank)
+        training = Training()
+        training.optimizer.__class__, training.optimizer.read_at = Counting, []  # type: ignore[attr-defined]
+        with training.recorder(tmp_path / str(rank), every=3):
+            training.train(4)
+            checkpoint = checkpoint or training.checkpoint()  # rank 0's
+            training.train(4)
+            with suppress(ValueError):
+                if event == "back":
+                    training.load(checkpoint)
+                elif event == "reset":
+                    reset(training)
+                else:
+                    load_another_run(training)
+                training.train(5)
+        read_at.append(training.optimizer.read_at)  # type: ignore[attr-defined]
+    assert read_at[0] == read_at[1]
+    assert len(read_at[0]) > 3
+
+
+def test_records_of_later_ranks_are_known_by_their_charges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They load rank 0's checkpoint, whose measurement has rank 0's name."""
+    monkeypatch.setattr(noetherperf.recorder, "rank", lambda: 1)
+    rank_0, rank_1 = Training(), Training()
+    rank_0.train(2)
+    with rank_1.recorder(tmp_path / "a"):
+        rank_1.train(4)
+        rank_1.load(rank_0.checkpoint())
+        rank_1.train(1)
+    assert open_record(tmp_path / "a").steps.tolist() == [0, 1, 2, 3]
+    with rank_0.recorder(tmp_path / "a", exists="resume"):
+        rank_0.train(2)
+    other = Training()
+    rescale_weights(other)
+    with pytest.raises(ValueError, match="another measurement"):
+        other.recorder(tmp_path / "a", exists="resume")
+
+
+# --- two Recorders, one record
+
+
+def test_a_cell_run_again_overwrites(tmp_path: Path) -> None:
+    """The new Recorder wins; the old one says once that its record is gone, if it is used at all."""
+    path, old, new = tmp_path / "a", fake(), fake()
+    first = Recorder(old, path)
+    train(old, 3)
+    second = Recorder(new, path, exists="overwrite")
+    new.offset = 500.0
+    train(new, 2)
+    second.flush()
+    before = every_byte(path)
+    first.flush()  # nothing to say: its rows went with its record
+    train(old, 2)
+    with pytest.warns(RuntimeWarning, match="another Recorder has taken its place") as told:
+        old.state_dict()
+        train(old, 200)
+        first.close()
+    assert len(told) == 1
+    assert every_byte(path) == before
+    train(new, 1)
+    second.close()
+    record = open_record(path)
+    assert record.steps.tolist() == [0, 1, 2, 3]
+    assert record["head"].charge[:, 0].values.tolist() == [0.0, 501.0, 502.0, 503.0]
+
+
+@pytest.mark.parametrize("alias", ["same", "link", "relative"])
+def test_a_cell_run_again_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alias: str) -> None:
+    """No row is lost, by whatever path."""
+    path, optimizer = tmp_path / "a", fake()
+    (tmp_path / "link").symlink_to(path)
+    monkeypatch.chdir(tmp_path)
+    first = Recorder(optimizer, path)
+    train(optimizer, 3)
+    with pytest.warns(RuntimeWarning, match="another Recorder of this process") as told:
+        second = Recorder(
+            optimizer, {"same": path, "link": tmp_path / "link", "relative": Path("a")}[alias], exists="resume"
+        )
+    assert len(told) == 1
+    train(optimizer, 3)
+    first.close()
+    optimizer.step()
+    second.close()
+    assert open_record(path).steps.tolist() == list(range(8))
+
+
+def test_a_record_that_was_moved_or_deleted_is_not_made_again(tmp_path: Path) -> None:
+    optimizer = fake()
+    recorder = Recorder(optimizer, tmp_path / "a")
+    (tmp_path / "a").rename(tmp_path / "b")
+    train(optimizer, 3)
+    with pytest.warns(RuntimeWarning, match="there is no record"):
+        recorder.flush()
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "b").rename(tmp_path / "a")
+    recorder.close()
+    assert open_record(tmp_path / "a").steps.tolist() == [0, 1, 2, 3]
+
+
+def test_a_recorder_cannot_be_copied(tmp_path: Path) -> None:
+    with Recorder(fake(), tmp_path / "a") as recorder:
+        for of in (copy.copy, copy.deepcopy, pickle.dumps):
+            with pytest.raises(TypeError, match="a Recorder cannot be copied"):
+                of(recorder)
+
+
+# --- paths and settings
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "lr::0.1.zarr",
+        "a b",
+        "a#b?c=d",
+        "a%20b",
+        "a\nb",
+        "x" * 255,
+        "\udcff\udcfe",
+        "a/",
+        "ü",
+        "-",
+        "s3:",
+        "a*b[c]",
+        "{x}",
+    ],
+)
+def test_any_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    path = f"{tmp_path}/{name}"
+    before = recorded(path, 2)  # type: ignore[arg-type]
+    assert open_record(path).steps.tolist() == [0, 1, 2]
+    assert open_record(path)["head"].charge[2].values.tolist() == [2.0, 2.125, 2.25, 2.375]
+    optimizer = fake()
+    monkeypatch.chdir(tmp_path)
+    with Recorder(optimizer, f"./{name}", exists="overwrite"):
+        monkeypatch.chdir("/")
+        train(optimizer, 3)
+    assert open_record(before).steps.tolist() == [0, 1, 2, 3]
+    assert open_record(os.fsencode(path)).steps.tolist() == [0, 1, 2, 3]  # type: ignore[arg-type]
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    recorded("~/runs/a", 1)  # type: ignore[arg-type]
+    assert open_record(Path("~/runs/a")).path == tmp_path / "runs" / "a"
+    for use in (open_record, lambda path: recorded(path, 1)):
+        with pytest.raises(ValueError, match="path: '~nobody-of-this-name/a' cannot be followed"):
+            use("~nobody-of-this-name/a")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://b/a.zarr",
+        "gs://b/a",
+        "file:///tmp/a",
+        "memory://a",
+        "HTTPS://x.org/a",
+        "simplecache::s3://b/a",
+        Path("s3://b/a"),
+    ],
+)
+def test_a_url_is_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str | Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    for use in (open_record, lambda path: Recorder(fake(), path)):
+        with pytest.raises(ValueError, match=r"path: .* is a URL, .* local directories only"):
+            use(url)
+    with pytest.raises(ValueError, match="path: is empty"):
+        Recorder(fake(), "")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"default_zarr_format": 2},
+        {"array.write_empty_chunks": True},
+        {"array.order": "F"},
+        {"async.concurrency": 1, "threading.max_workers": 1},
+        {"codecs.zstd": "nowhere.Codec", "codec_pipeline.path": "nowhere.Pipeline"},
+    ],
+)
+def test_zarr_settings_change_nothing(tmp_path: Path, settings: dict[str, Any]) -> None:
+    with zarr.config.set(settings):
+        path = recorded(tmp_path / "a", 3)
+        values = {name: data.load() for name, data in open_record(path).items()}
+    np.testing.assert_equal(contents(path), contents(recorded(tmp_path / "b", 3)))
+    assert values["head"].charge[:, 0].values.tolist() == [0.0, 1.0, 2.0, 3.0]
+
+
+# --- ends of processes
+
+
+def script(path: Path, end: str) -> subprocess.CompletedProcess[str]:
+    """A training of five steps that ends without close()."""
+    code = f"""
+import gc, os, signal, sys, threading, pathlib, test_recorder
+optimizer = test_recorder.fake()
+recorder = test_recorder.Recorder(optimizer, pathlib.Path({str(path)!r}))
+test_recorder.train(optimizer, 5)
+{end}
+"""
+    search = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        env={**os.environ, "PYTHONPATH": search},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+ENDS = {
+    "normal": ("", 0),
+    "exit": ("sys.exit(3)", 3),
+    "exception": ("raise KeyError('a mistake')", 1),
+    "interrupt": ("signal.raise_signal(signal.SIGINT)", -signal.SIGINT),
+    "exit in a thread's company": ("threading.Thread(target=threading.Event().wait, daemon=True).start()", 0),
+    "exit in a function": (
+        "def main():\n    global optimizer, recorder\n    del optimizer\n    sys.exit(3)\nmain()",
+        3,
+    ),
+    "in a forked child": ("if os.fork() == 0:\n    sys.exit(0)\nos.wait()", 0),
+    "exit handler": ("import atexit; atexit.register(lambda: test_recorder.train(optimizer, 2))", 0),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_rows_are_written_at_the_end_of_a_process(tmp_path: Path, end: str) -> None:
+    done = script(tmp_path / "a", ENDS[end][0])
+    assert done.returncode == ENDS[end][1], done.stderr
+    assert ("Error" in done.stderr) == (end == "exception")
+    steps = list(range(8 if end == "exit handler" else 6))
+    assert open_record(tmp_path / "a").steps.tolist() == steps
+
+
+def test_a_forked_process_writes_nothing(tmp_path: Path) -> None:
+    end = """
+if os.fork() == 0:
+    import warnings
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        optimizer.offset = 900.0
+        test_recorder.train(optimizer, 3)
+        recorder.close()
+    assert [str(w.message) for w in told if "forked" in str(w.message)] and len(told) == 1, told
+    os._exit(0)
+assert os.wait()[1] == 0
+test_recorder.train(optimizer, 2)
+"""
+    done = script(tmp_path / "a", end)
+    assert done.returncode == 0, done.stderr
+    record = open_record(tmp_path / "a")
+    assert record["head"].charge[:, 0].values.tolist() == record.steps.tolist() == list(range(8))
+
+
+def test_rows_are_written_when_the_recorder_is_gone(tmp_path: Path) -> None:
+    optimizer = fake()
+    Recorder(optimizer, tmp_path / "a")
+    train(optimizer, 5)
+    del optimizer
+    gc.collect()
+    assert open_record(tmp_path / "a").steps.tolist() == list(range(6))
+
+
+# --- threads and signals
+
+
+def test_flush_from_other_threads(tmp_path: Path) -> None:
+    optimizer, errors, stop = fake(), list[BaseException](), threading.Event()
+    recorder = Recorder(optimizer, tmp_path / "a")
+
+    def flush() -> None:
+        while not stop.is_set():
+            try:
+                recorder.flush()
+                optimizer.state_dict()
+            except BaseException as error:
+                errors.append(error)
+
+    threads = [threading.Thread(target=flush) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for goal in (150, 250):
+        train(optimizer, goal - optimizer.step_count)
+        optimizer.step_count -= 50  # set back while others write
+    stop.set()
+    for thread in threads:
+        thread.join()
+    train(optimizer, 20)
+    recorder.close()
+    assert not errors
+    record = open_record(tmp_path / "a")
+    assert record.steps.tolist() == list(range(221))
+    np.testing.assert_array_equal(record["head"].charge[:, 0], record.steps)
+
+
+@pytest.mark.parametrize("action", ["flush", "state_dict", "close", "steps", "resume", "overwrite"])
+def test_a_signal_handler_amid_a_flush(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: str) -> None:
+    """At each of the first writes: it returns at once, and no row is lost."""
+    optimizer = fake()
+    recorder = Recorder(optimizer, tmp_path / "a")
+    refused = []
+
+    def handler(*_: Any) -> None:
+        match action:
+            case "flush":
+                recorder.flush()
+            case "state_dict":
+                optimizer.state_dict()
+            case "close":
+                recorder.close()
+            case "steps":
+                train(optimizer, 2)
+                recorder.flush()
+            case exists:
+                with pytest.raises(BlockingIOError, match=r"this process is writing .* at this moment"):
+                    Recorder(optimizer, tmp_path / "a", exists=exists)  # type: ignore[arg-type]
+                refused.append(exists)
+
+    n_calls, replace = 0, Path.replace
+
+    def interrupted(self: Path, target: Any) -> Path:
+        nonlocal n_calls
+        n_calls += 1
+        if n_calls in (1, 2, 20):
+            signal.raise_signal(signal.SIGUSR1)
+        return replace(self, target)
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        train(optimizer, 3)
+        monkeypatch.setattr(Path, "replace", interrupted)
+        recorder.flush()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert n_calls > 20
+    n_steps = 3 + 6 * (action == "steps")
+    assert open_record(tmp_path / "a").steps.tolist() == list(range(n_steps + 1))
+    assert len(refused) == (3 if action in ("resume", "overwrite") else 0)
+    if action == "close":
+        key = (tmp_path / "a" / "initial" / "zarr.json").stat()
+        assert (key.st_dev, key.st_ino) not in locking._held
+    recorder.close()
+
+
+def test_memory_does_not_grow_with_the_rows_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(noetherperf.recorder, "CHUNK_VALUES", 8)
+    optimizer = fake()
+    with Recorder(optimizer, tmp_path / "a") as recorder:
+        sizes = []
+        for _ in range(3):
+            train(optimizer, 160)
+            recorder.flush()
+            sizes.append(
+                len(pickle.dumps({k: v for k, v in vars(recorder._writer).items() if k not in ("_mutex", "_lock")}))
+            )
+    assert max(sizes) - min(sizes) < 200, sizes
+
+
 # --- interruptions
 
 
@@ -701,6 +1357,12 @@ def fail_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, BaseException], N
 
     monkeypatch.setattr(Path, "replace", guard(Path.replace))
     return arm
+
+
+def gone(recorder: Recorder) -> None:
+    """Its process has ended: it writes no more, and holds nothing."""
+    recorder._writer.forget()
+    recorder.close()
 
 
 def n_writes_of_a_flush() -> int:
@@ -736,6 +1398,7 @@ def test_an_end_between_any_two_writes(tmp_path: Path, n: int, fail_at: Callable
     assert record["head"].charge.shape == (committed + 1, 4)
     assert not np.isnan(record["head"].charge).any()
 
+    gone(recorder)
     optimizer = fake()
     train(optimizer, 4)
     with Recorder(optimizer, path, exists="resume"):
@@ -790,7 +1453,7 @@ def test_a_disk_that_never_comes_back(tmp_path: Path, monkeypatch: pytest.Monkey
         train(optimizer, 200)
         recorder.close()
     assert len(told) == 1
-    assert len(recorder._rows) == 64  # bounded memory
+    assert len(recorder._writer._waiting) == 64  # bounded memory
     assert open_record(path).steps.tolist() == [0]
 
 
@@ -831,12 +1494,12 @@ sys.stdin.readline()
 
 
 def assert_others_may_not_write(path: Path) -> None:
-    before = contents(path)
+    before = every_byte(path)
     for exists in ("resume", "overwrite"):
         with pytest.raises(BlockingIOError, match=f"another process is writing to the record {str(path)!r}; end it or"):
             Recorder(fake(), path, exists=exists)
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]  # nothing half-made beside it
-    np.testing.assert_equal(contents(path), before)
+    assert every_byte(path) == before
 
 
 def test_one_process_at_a_time_writes(tmp_path: Path, other_process: subprocess.Popen[str]) -> None:
@@ -859,21 +1522,25 @@ def test_a_killed_process_holds_nothing(tmp_path: Path, other_process: subproces
     Recorder(fake(), tmp_path / "a", exists="overwrite").close()
 
 
-def test_one_process_may_resume_what_it_has_not_closed(tmp_path: Path) -> None:
-    """As a notebook does when a cell is run again; the record is held until the last one is closed, or gone."""
-    first, second = fake(), fake()
-    recorders = [Recorder(first, tmp_path / "a"), Recorder(second, tmp_path / "a", exists="resume")]
-    lock = Lock(tmp_path / "a" / "initial" / "zarr.json")
-    held = lock._held
-    assert held is not None
-    assert held.count == 3
-    lock.release()
-    lock.release()
-    recorders.pop().close()
-    assert held.count == 1
-    del recorders, first
+@pytest.mark.parametrize("exists", ["resume", "overwrite"])
+def test_a_lock_outlives_the_recorder_that_was_replaced(tmp_path: Path, exists: Any) -> None:
+    """The record is held until the last Recorder is closed, or gone."""
+    first = fake()
+    recorder = Recorder(first, tmp_path / "a")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        second = Recorder(fake(), tmp_path / "a", exists=exists)
+    recorder.close()
+    key = (tmp_path / "a" / "initial" / "zarr.json").stat()
+    assert locking._held[key.st_dev, key.st_ino].count == 1
+    second.close()
+    assert (key.st_dev, key.st_ino) not in locking._held
+    recorder = Recorder(first, tmp_path / "b")
+    key = (tmp_path / "b" / "initial" / "zarr.json").stat()
+    assert locking._held[key.st_dev, key.st_ino].count == 1
+    del recorder, first
     gc.collect()
-    assert held not in locking._held.values()
+    assert (key.st_dev, key.st_ino) not in locking._held
 
 
 def test_file_systems_without_locks_are_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

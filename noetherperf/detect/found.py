@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, overload
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from noetherperf.printing import printable
+from noetherperf.report import ReportTable
 from noetherperf.symmetry import Part, Symmetry, from_json, to_json
 
 __all__ = ["Symmetries"]
@@ -91,13 +92,13 @@ class Symmetries(Sequence[Symmetry]):
                 raise ValueError(f"symmetries file: {name} must be an object, got {value!r}")
         return Symmetries(from_json(json.dumps(data)), **told)
 
-    def __rich__(self) -> Table:
-        table = Table(box=None, header_style="bold", pad_edge=False)
+    def __rich__(self) -> ReportTable:
+        table = ReportTable(box=None, header_style="bold", pad_edge=False, padding=(0, 1))
         for title in ("symmetry", "kind", "conserved, for each group", "meaning"):
-            table.add_column(title, overflow="fold")
+            table.add_column(title, folds=title != "kind")
         for symmetry in self._symmetries:
             cells = (symmetry.name, symmetry.kind, _charge(symmetry), self.meanings.get(symmetry.name, ""))
-            table.add_row(*map(Text, cells))
+            table.add_row(*cells)
         return table
 
     def __str__(self) -> str:
@@ -108,7 +109,7 @@ class Symmetries(Sequence[Symmetry]):
             if told:
                 console.print(f"\n{title}:")
                 for name, reason in told.items():
-                    console.print(Text(f"  {name}: {reason}"), soft_wrap=True)
+                    console.print(Text(printable(f"  {name}: {reason}")), soft_wrap=True)
         return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
     def __repr__(self) -> str:

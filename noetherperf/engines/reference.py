@@ -41,11 +41,6 @@ class ReferenceEngine(Stepping):
         for name, p, g in zip(self.names, self.params, grads, strict=True):
             if g is not None:
                 check_gradient(name, p, g, gradient_dtypes(p))
-                if p.is_inference():
-                    raise RuntimeError(
-                        f"{name} was made in torch.inference_mode(), and torch does not change it outside; make the "
-                        "model outside, or replace the parameter by a clone made there"
-                    )
         return grads
 
     def _need_elements(self) -> None:

@@ -25,8 +25,9 @@ class ChargeCallback(TrainerCallback):
         every: Optimizer steps between scalars, and between rows of the record.
         record: Directory of the record (noetherperf.open_record reads it), or None. Ranks after the first write to
             `record` + ".rank1" and so on.
-        exists: What to do where a new training finds a record: "error" or "overwrite". A training that goes on from a
-            checkpoint goes on with its record.
+        exists: What to do where a new training finds a record: "error" or "overwrite". A training that goes on, from a
+            checkpoint or with an optimizer that has made steps, goes on with its record. Where the callback sees
+            another new training after that, it records it to `record` + ".2", and so on.
 
     Raises:
         ValueError: `every` or `exists` is of no use. When training starts: the record is another training's.

@@ -9,6 +9,21 @@ Every function takes data and returns a matplotlib Figure of its own; nothing gl
 needed.
 """
 
+import os
+import sys
+from contextlib import suppress
+
+if "matplotlib" not in sys.modules and (_backend := os.environ.pop("MPLBACKEND", None)) is not None:
+    # The backend of a screen, which nothing here needs. One that is not installed, as in a process that a notebook
+    # has started, would make importing matplotlib fail; one that is there becomes what matplotlib would have made it.
+    try:
+        import matplotlib
+
+        with suppress(ValueError):
+            matplotlib.rcParams["backend"] = _backend
+    finally:
+        os.environ["MPLBACKEND"] = _backend
+
 from noetherperf.plots.record import (
     FIGURES,
     charges,

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from noetherperf.constraints import Constraints
 from noetherperf.evaluation import Stage
+from noetherperf.paths import local_path
 from noetherperf.plots.style import (
     BLUE,
     FLOW,
@@ -36,6 +37,7 @@ from noetherperf.plots.style import (
     log_axis,
     save,
     say,
+    shown,
     styled,
 )
 from noetherperf.recorder import Law, Record, relative_error
@@ -221,7 +223,7 @@ def constraints(checked: Constraints) -> Figure:
                 axes.plot(np.maximum(values, left), np.full(len(values), row + offset), linestyle="", markersize=2.4,
                           markeredgewidth=0, alpha=0.7, clip_on=False, **STAGES[stage] | {"label": None})  # fmt: skip
         axes.set_xlabel("relative defect")
-    panels[0].set_yticks(range(len(symmetries)), [s.name for s in symmetries])
+    panels[0].set_yticks(range(len(symmetries)), [shown(s.name) for s in symmetries], parse_math=False)
     panels[0].set_ylim(len(symmetries) - 0.5, -0.5)
     for label, symmetry in zip(panels[0].get_yticklabels(), symmetries, strict=True):
         label.set_color(STAGES["as_is"]["color"] if symmetry.name in checked.failed else "black")
@@ -244,7 +246,7 @@ def save_all(record: Record, directory: str | os.PathLike[str]) -> list[Path]:
     Returns:
         The files: charges, residuals, parameters, loss, each .png and .pdf.
     """
-    return [file for draw in FIGURES for file in save(draw(record), Path(directory) / draw.__name__)]
+    return [file for draw in FIGURES for file in save(draw(record), local_path(directory, "directory") / draw.__name__)]
 
 
 def save_constraints(checked: Constraints, directory: str | os.PathLike[str]) -> list[Path]:
@@ -257,7 +259,7 @@ def save_constraints(checked: Constraints, directory: str | os.PathLike[str]) ->
     Returns:
         The files: constraints.png and constraints.pdf.
     """
-    return save(constraints(checked), Path(directory) / "constraints")
+    return save(constraints(checked), local_path(directory, "directory") / "constraints")
 
 
 def _draw_charges(axes: Axes, record: Record, kind: str) -> None:
@@ -272,11 +274,11 @@ def _draw_charges(axes: Axes, record: Record, kind: str) -> None:
     for group, _ in chosen:
         axes.plot(record.steps, data["flow_total"][:, group], **FLOW)
     n_groups = data.sizes["group"]
-    shown = (
+    some = (
         f"{len(chosen)} of {n_groups} groups" if len(chosen) < n_groups else f"{n_groups} group{'s' * (n_groups > 1)}"
     )
     note = "" if data.attrs["closed"] else ", open law"
-    axes.set_title(f"{kind}\n{name}, {shown}{note}")
+    axes.set_title(f"{kind}\n{shown(name)}, {some}{note}", parse_math=False)
     axes.set_ylabel(CHARGE[kind])
     label_steps(axes)
     _label_time(axes, record)

@@ -1,8 +1,8 @@
 """One look for every figure: colours ordered by lightness and lines that differ in their dashes, readable in grey."""
 
 import os
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,10 +14,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from noetherperf.paths import local_path
+from noetherperf.printing import printable
+
 Source = TypeVar("Source")
 Picture = Figure  # for those who may not import matplotlib
 
 WIDTH, HEIGHT = 7.2, 2.9  # inches; a figure across two columns
+LONGEST_LABEL = 30  # characters
 
 STYLE: dict[Any, Any] = {
     "font.size": 8,
@@ -56,8 +60,13 @@ KIND_LINES: dict[str, dict[str, Any]] = {
 }
 
 
-def style() -> AbstractContextManager[None]:
-    return matplotlib.rc_context(STYLE)
+@contextmanager
+def style() -> Iterator[None]:
+    """The one style over matplotlib's own defaults, whatever the user's settings are; they are as before afterwards."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        yield
 
 
 def styled(draw: Callable[[Source], Figure]) -> Callable[[Source], Figure]:
@@ -73,12 +82,13 @@ def styled(draw: Callable[[Source], Figure]) -> Callable[[Source], Figure]:
 
 def save(figure: Figure, stem: str | os.PathLike[str]) -> list[Path]:
     """Save a figure as stem.png (150 dpi) and stem.pdf, the same bytes for the same data; makes the folder."""
-    Path(stem).parent.mkdir(parents=True, exist_ok=True)
+    stem = local_path(stem)
+    stem.parent.mkdir(parents=True, exist_ok=True)
     files = []
-    for suffix, metadata in ((".png", {}), (".pdf", {"CreationDate": None})):
+    for suffix, backend, metadata in ((".png", "agg", {}), (".pdf", "pdf", {"CreationDate": None})):
         files.append(Path(f"{os.fspath(stem)}{suffix}"))
         with style():
-            figure.savefig(files[-1], metadata=metadata)
+            figure.savefig(files[-1], backend=backend, metadata=metadata)
     return files
 
 
@@ -101,6 +111,12 @@ def log_axis(axes: Axes, values: Sequence[NDArray[np.float64]]) -> None:
     axes.set_yscale("log", nonpositive="mask")
     if positive.size:
         axes.set_ylim(10 ** np.floor(np.log10(positive.min())), 10 ** np.ceil(np.log10(positive.max()) + 1e-9))
+
+
+def shown(name: str) -> str:
+    """A name of any characters and length as a label, where parse_math=False: one line, its middle left out."""
+    text, half = printable(name), LONGEST_LABEL // 2
+    return text if len(text) <= LONGEST_LABEL else f"{text[:half]}…{text[1 - half :]}"
 
 
 def say(axes: Axes, message: str) -> None:

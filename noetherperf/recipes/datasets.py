@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from noetherperf.paths import local_path
 from noetherperf.recipes import digits
 
 __all__ = ["DATASETS", "ImageData", "Images", "cifar10", "enlarged_digits", "load", "synthetic", "tiny_imagenet"]
@@ -104,13 +105,29 @@ class _Files:
         path = self.paths[index]
         try:
             with Image.open(path) as image:
-                pixels = np.array(image.convert("RGB"))
+                pixels = _rgb(image)
         except OSError as error:  # also PIL's own for what is no image, and for a truncated one
             raise ValueError(f"{path}: cannot be read as an image ({error}); unpack the archive again") from error
         if pixels.shape[:2] != (TINY_IMAGENET_SIZE, TINY_IMAGENET_SIZE):
             size = TINY_IMAGENET_SIZE
             raise ValueError(f"{path}: expected {size}×{size} pixels, got {pixels.shape[1]}×{pixels.shape[0]}")
         return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _rgb(image: Any) -> NDArray[Any]:
+    """A PIL image's colours as they are stored, [height, width, 3], whatever its mode: uint8, or of 16 bits 0 to 1.
+
+    Raises:
+        OSError: Its pixels are of 32 bits, and what is white among them is not known.
+    """
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):  # PIL clips these
+        grey = np.asarray(image).astype(np.float32) / 65535
+        return np.repeat(grey[:, :, np.newaxis], 3, axis=2)
+    if image.mode in ("I", "F"):
+        raise OSError("its pixels have 32 bits and no known range; save it with 8 or 16")
+    if "transparency" in image.info:  # PIL warns where a palette's colours are read without their transparency
+        image = image.convert("RGBA")
+    return np.array(image.convert("RGB"))
 
 
 def tiny_imagenet(folder: Path | str, *, augment: bool = True) -> ImageData:
@@ -132,12 +149,12 @@ def tiny_imagenet(folder: Path | str, *, augment: bool = True) -> ImageData:
         FileNotFoundError: Something is not where it should be; the message says what was expected where.
         ValueError: val_annotations.txt cannot be read, or (when an image is asked for) an image.
     """
-    folder = Path(folder)
+    folder = local_path(folder, "folder")
     layout = "Tiny ImageNet's folder holds wnids.txt, train/<class>/images/*.JPEG, val/val_annotations.txt, val/images"
     _require(folder, folder.is_dir(), "a folder", layout)
     wnids = folder / "wnids.txt"
     _require(wnids, wnids.is_file(), "the list of classes", layout)
-    classes = sorted(set(wnids.read_text().split()))
+    classes = sorted(set(wnids.read_text(encoding="utf-8").split()))
     _require(wnids, bool(classes), "one class a line, not an empty file,", layout)
     label_of = {name: label for label, name in enumerate(classes)}
 
@@ -146,7 +163,7 @@ def tiny_imagenet(folder: Path | str, *, augment: bool = True) -> ImageData:
     for name in classes:
         images = folder / "train" / name / "images"
         _require(images, images.is_dir(), f"the images of class {name}", layout)
-        found = sorted(images.glob("*.JPEG"))
+        found = sorted(path for path in images.glob("*.JPEG") if not path.name.startswith("."))  # ._a.JPEG of macOS
         _require(images, bool(found), f"*.JPEG files of class {name}", layout)
         train_paths += found
         train_labels += [label_of[name]] * len(found)
@@ -157,7 +174,7 @@ def tiny_imagenet(folder: Path | str, *, augment: bool = True) -> ImageData:
     test_paths: list[Path] = []
     test_labels: list[int] = []
     present = {path.name for path in images.iterdir()}
-    for number, line in enumerate(annotations.read_text().splitlines(), start=1):
+    for number, line in enumerate(annotations.read_text(encoding="utf-8").splitlines(), start=1):
         fields = line.split("\t")
         if len(fields) < 2 or fields[1] not in label_of:
             raise ValueError(
@@ -239,7 +256,7 @@ def cifar10(folder: Path | str, *, augment: bool = True) -> ImageData:
         FileNotFoundError: A file is not where it should be; the message says what was expected where.
         ValueError: A file is broken, or asks for anything but numpy arrays.
     """
-    folder = Path(folder)
+    folder = local_path(folder, "folder")
     inner = folder / "cifar-10-batches-py"
     folder = inner if inner.is_dir() else folder
     _require(folder, folder.is_dir(), "a folder", _CIFAR10_LAYOUT)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from noetherperf.paths import local_path
 from noetherperf.recipes import datasets
 from noetherperf.recipes.resnet import resnet18
 from noetherperf.recipes.settings import Settings
@@ -94,7 +95,7 @@ def run(
         FileNotFoundError: The data set's folder does not hold what it should.
         ValueError: Anything does not fit together, or the run to be resumed had other settings.
     """
-    folder = Path(folder)
+    folder = local_path(folder, "folder")
     checkpoint_path, record_path = folder / CHECKPOINT, folder / RECORD
     if exists == "error" and (checkpoint_path.exists() or record_path.exists()):
         raise FileExistsError(f"{str(folder)!r} holds a run already; resume or overwrite it, or name another folder")
