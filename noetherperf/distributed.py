@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from noetherperf import checkpoint
+from noetherperf.agreement import Kind, Mark, explain, numbers, summary
 from noetherperf.plan import Measurement, Plan
 from noetherperf.shards import Cut, Indices, Shards
 
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 __all__ = ["MeasurementState", "get_measurement_state_dict", "set_measurement_state_dict"]
-
-CHECKSUMS = 65521  # so few that sums of their squares over many ranks are exact
 
 
 def is_distributed(x: object) -> "TypeGuard[DTensor]":
@@ -151,6 +150,8 @@ class Ranks:
     Attributes:
         whole: That plan.
         plan: The plan of what is on this rank: the same one where no parameter is a DTensor.
+        groups: The process groups of the meshes that parameters are cut on, replicas' too, and their devices' types.
+        mark: Of what is measured.
 
     Raises:
         ValueError: A parameter is on a mesh without this rank, or placed in a way that is not known.
@@ -159,9 +160,9 @@ class Ranks:
     def __init__(self, plan: Plan, labels: Sequence[str], params: Sequence[Tensor]) -> None:
         self.whole = self.plan = plan
         self._shards: Shards | None = None
+        self.groups: dict[tuple[int, ...], tuple[ProcessGroup, str]] = {}
+        self.mark = Mark(Kind.LAYOUT, "", crc32(repr(plan.parts).encode()))
         if any(map(is_distributed, params)):
-            self._groups: dict[tuple[int, ...], tuple[ProcessGroup, str]] = {}
-            self._what = crc32(repr(plan.parts).encode())
             indices = list(map(_indices, labels, params))
             self._shards = Shards(plan, indices, list(map(self._cut, params)))
             self.plan = self._shards.local
@@ -172,63 +173,97 @@ class Ranks:
         from torch.distributed import get_process_group_ranks
 
         mesh = p.device_mesh
-        groups = [mesh.get_group(dim) for dim, x in enumerate(p.placements) if hasattr(x, "dim") and mesh.size(dim) > 1]
-        cut = tuple(tuple(get_process_group_ranks(group)) for group in groups)
-        for ranks, group in zip(cut, groups, strict=True):
-            self._groups.setdefault(ranks, (group, mesh.device_type))
-        return cut
+        groups = [(x, mesh.get_group(dim)) for dim, x in enumerate(p.placements) if mesh.size(dim) > 1]
+        lines = [(hasattr(x, "dim"), tuple(get_process_group_ranks(group)), group) for x, group in groups]
+        if any(is_cut for is_cut, _, _ in lines):
+            for _, ranks, group in lines:
+                self.groups.setdefault(ranks, (group, mesh.device_type))
+        return tuple(ranks for is_cut, ranks, _ in lines if is_cut)
 
-    def gather(self, measurement: Measurement, flags: Tensor) -> tuple[Measurement, Tensor]:
+    def gather(self, measurement: Measurement) -> Measurement:
         """The measurement of the whole parameters, from every rank's own: one all-reduce for each cut that there is.
 
-        A collective where parameters are sharded, and a copy on the CPU; else the measurement itself.
+        A collective where parameters are sharded, and a copy on the CPU; else the measurement itself. Only after
+        check_alike: ranks that measure different things would wait for each other, or add up what is not alike.
 
         Args:
             measurement: This rank's.
-            flags: More numbers, float64 on the CPU [n].
-
-        Returns:
-            That measurement, and the flags' sum over the ranks and over the cuts.
-
-        Raises:
-            RuntimeError: The ranks measure different things, or are not at the same step.
         """
         if self._shards is None:
-            return measurement, flags
+            return measurement
         here = measurement.cpu()
-        total = [torch.zeros((), dtype=torch.float64, device="cpu")] * 5
+        total = [torch.zeros((), dtype=torch.float64, device="cpu")] * 4
         for cut in self._shards.cuts:
             partial = self._shards.partial(here, cut)
-            sums = [flags, partial.moments, *partial.states, partial.propagators]
+            sums = [partial.moments, *partial.states, partial.propagators]
             if self.whole.n_segments > 0:
-                sums = self._add_up(sums, cut, f"{self._what} in step {here.clock[0].item():.0f}")
+                sums = self._add_up(sums, cut)
             total = [old + new for old, new in zip(total, sums, strict=True)]
-        return Measurement.of([*total[1:], here.clock]), total[0]
+        return Measurement.of([*total, here.clock])
 
-    def _add_up(self, sums: Sequence[Tensor], cut: Cut, agreed: str) -> list[Tensor]:
-        """Add up every rank's sums over the ranks of a cut, all of which must agree on something."""
+    def _add_up(self, sums: Sequence[Tensor], cut: Cut) -> list[Tensor]:
+        """Add up every rank's sums over the ranks of a cut."""
         from torch.distributed import all_reduce
 
-        mark = float(crc32(agreed.encode()) % CHECKSUMS)
-        marked = torch.tensor([mark, mark * mark], dtype=torch.float64, device="cpu")
-        flat = torch.cat([marked, *(x.flatten() for x in sums)])
-        n_ranks = 1
+        flat = torch.cat([x.flatten() for x in sums])
         for ranks in cut:
-            group, device = self._groups[ranks]
+            group, device = self.groups[ranks]
             flat = flat.to(device)
             all_reduce(flat, group=group)
-            n_ranks *= len(ranks)
-        marks, *total = flat.cpu().split([2, *(x.numel() for x in sums)])
-        if marks.tolist() != [n_ranks * mark, n_ranks * mark * mark]:  # mean and variance: who differs, differs here
-            raise RuntimeError(
-                "the ranks do not read the same measurement: every rank must measure the same symmetries, in the same "
-                "order, and call readout() and state_dict() after the same step"
-            )
-        return [values.view(x.shape) for values, x in zip(total, sums, strict=True)]
+        totals = flat.cpu().split([x.numel() for x in sums])
+        return [values.view(x.shape) for values, x in zip(totals, sums, strict=True)]
 
     def scatter(self, whole: Measurement) -> Measurement:
         """This rank's part of a measurement of the whole parameters, to go on from; no rank asks another."""
         return whole if self._shards is None else self._shards.scatter(whole)
+
+
+def check_alike(devices: Sequence[Ranks], marks: Sequence[Mark]) -> list[str]:
+    """Raise on every rank where the ranks that share out parameters do not have the same marks.
+
+    A collective where parameters are sharded: one small all-reduce for each process group of their meshes, replicas
+    too, and others only where something differs, to name it. It goes before all other ones, whose sizes depend on
+    what is measured.
+
+    Args:
+        devices: This rank's devices.
+        marks: This rank's marks, beside those of its devices.
+
+    Returns:
+        What was changed on some ranks and not on others, by Kind.CHANGED.
+
+    Raises:
+        RuntimeError: They differ; the message names what.
+    """
+    groups = {ranks: group for device in devices for ranks, group in device.groups.items()}
+    own = [*(device.mark for device in devices), *marks]
+    differing = _differing(summary(own), groups)
+    if differing and differing[0].kind != Kind.LAYOUT:
+        differing = _differing(own, groups)
+    if any(mark.kind != Kind.CHANGED for mark in differing):
+        raise RuntimeError(explain(differing))
+    return [mark.of for mark in differing]
+
+
+def _differing(marks: Sequence[Mark], groups: Mapping[tuple[int, ...], "tuple[ProcessGroup, str]"]) -> list[Mark]:
+    """The marks that are not the same on all ranks: the same answer on each of them.
+
+    Groups are the lines of a grid of ranks. Numbers are all the same where n Σx² = (Σx)². Where they are not, NaN takes
+    their place, and the ranks of the line tell those of the lines across.
+    """
+    from torch.distributed import all_reduce
+
+    own = numbers(marks)
+    rounding = torch.tensor([[mark.kind == Kind.TIME] for mark in marks], dtype=torch.float64, device="cpu")
+    rounding *= 4.0 * torch.finfo(torch.float64).eps  # of a sum, for each of its terms
+    for ranks, (group, device) in groups.items():
+        n = len(ranks)
+        sums = torch.stack([own, own.square()]).to(device)
+        all_reduce(sums, group=group)
+        total, squares = sums.cpu()
+        alike = n * squares - total.square() <= n * rounding * n * squares
+        own = torch.where(alike, own, torch.nan)
+    return [mark for mark, is_nan in zip(marks, own.isnan().any(dim=1).tolist(), strict=True) if is_nan]
 
 
 # ---- checkpoints ----------------------------------------------------------------------------------------------------
@@ -256,7 +291,7 @@ def get_measurement_state_dict(optimizer: Measuring) -> dict[str, Any]:
 
     Raises:
         ValueError: It measures no symmetries.
-        RuntimeError: The ranks measure different things, or are not at the same step.
+        RuntimeError: The ranks measure different things, are not at the same step, or made different steps.
     """
     measured = optimizer.state_dict().get("measurement")
     if measured is None:

@@ -17,10 +17,11 @@ import copy
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
+from zlib import crc32
 
-import torch
 from torch import Tensor
 
+from noetherperf.agreement import Digests, Kind, Mark
 from noetherperf.hyper import Hyper
 from noetherperf.symmetry import Symmetry
 
@@ -34,11 +35,21 @@ class Openness:
         symmetries: All symmetries; those that claim nothing (Norm) are open from the start.
         names: A name for each tensor.
         hyper_index: For each tensor the number of its parameter group.
+        n_groups: How many of those there are.
+        shared: Whether ranks share out the tensors, and so must make the same steps.
     """
 
-    def __init__(self, symmetries: Sequence[Symmetry], names: Sequence[str], hyper_index: Sequence[int]) -> None:
+    def __init__(
+        self,
+        symmetries: Sequence[Symmetry],
+        names: Sequence[str],
+        hyper_index: Sequence[int],
+        n_groups: int = 1,
+        *,
+        shared: bool = False,
+    ) -> None:
         index = {name: i for i, name in enumerate(names)}
-        self._names, self._hyper_index = names, hyper_index
+        self._names, self._hyper_index, self._n_groups, self._shared = names, hyper_index, n_groups, shared
         self._members = {s.name: sorted({index[part.parameter] for part in s.parts}) for s in symmetries}
         self._unclaimed = [s.name for s in symmetries if not s.claimed]
         self.reset()
@@ -51,6 +62,7 @@ class Openness:
         self._changes: dict[str, str] = {}  # beside those, what was written between steps
         self._classes = [0] * len(self._names)
         self._last: Hashable = None
+        self._digests = Digests(len(self._names), self._n_groups) if self._shared else None
 
     def copy(self) -> "Openness":
         """What is known now, apart from what this one will take note of."""
@@ -79,26 +91,36 @@ class Openness:
         groups = list(map(_Group, hypers, lrs))
         alike = [next(j for j, other in enumerate(groups) if group.acts_like(other)) for group in groups]
         pattern = (tuple(alike), first, missing)
-        if pattern == self._last:
+        if pattern == self._last and self._digests is None:
             return self
+        undampened = self._undampened(hypers, first)
         new = self.copy()
-        new._take_note(step, pattern, hypers, groups)
+        if pattern != self._last:
+            new._take_note(step, pattern, undampened, groups)
+        if self._digests is not None:
+            new._digests = self._digests.after(hypers, undampened, missing)
         return new
+
+    def _undampened(self, hypers: Sequence[Hyper], first: bytes) -> list[bool]:
+        """Per tensor, whether a step leaves out dampening as it writes the buffer for the first time; none if empty."""
+        if 1 not in first:
+            return []
+        dampened = [hyper.momentum != 0.0 and hyper.dampening != 0.0 for hyper in hypers]
+        return [bool(is_first) and dampened[group] for is_first, group in zip(first, self._hyper_index, strict=True)]
 
     def _take_note(
         self,
         step: int,
         pattern: tuple[tuple[int, ...], bytes, bytes],
-        hypers: Sequence[Hyper],
+        undampened: Sequence[bool],
         groups: "Sequence[_Group]",
     ) -> None:
         """Split the classes whose tensors a step of this pattern treats differently."""
-        alike, first, missing = pattern
+        alike, _, missing = pattern
         self._last = pattern
         keys: list[Hashable] = []
         for i, group in enumerate(self._hyper_index):
-            undampened = bool(first[i]) and hypers[group].momentum != 0.0 and hypers[group].dampening != 0.0
-            keys.append("missing" if missing[i] else (alike[group], undampened))
+            keys.append("missing" if missing[i] else (alike[group], bool(undampened) and undampened[i]))
         number: dict[Hashable, int] = {}
         self._classes = [number.setdefault(pair, len(number)) for pair in zip(self._classes, keys, strict=True)]
         for name, members in self._members.items():
@@ -116,20 +138,32 @@ class Openness:
             if first is not None:
                 self._changes.setdefault(name, f"{first} was changed outside step() after step {step}; {ANEW}")
 
-    def flags(self) -> Tensor:
-        """1, and for each symmetry whether one of its tensors was changed so: what ranks add up, to agree on it."""
-        return torch.tensor([1, *(name in self._changes for name in self._members)], dtype=torch.float64, device="cpu")
+    def agree(self, names: Iterable[str]) -> None:
+        """Take note of symmetries of which some ranks noticed that a tensor was changed so, and others did not."""
+        for name in names:
+            self._changes[name] = f"on some ranks a tensor of it was changed outside step(), on others not; {ANEW}"
 
-    def agree(self, totals: Tensor) -> None:
-        """Take note of what other ranks noticed.
+    def marks(self, clocks: Sequence[Sequence[float]]) -> list[Mark]:
+        """What all ranks must have alike, where they share out the tensors: of those that are measured, and no others.
 
         Args:
-            totals: The sum of flags().
+            clocks: Measurement.clock of each device.
         """
-        n_ranks, *counts = totals.tolist()
-        for name, count in zip(self._members, counts, strict=True):
-            if 0 < count < n_ranks:
-                self._changes[name] = f"on some ranks a tensor of it was changed outside step(), on others not; {ANEW}"
+        if self._digests is None:
+            return []
+        measured = sorted({i for members in self._members.values() for i in members})
+        first_of = {self._hyper_index[i]: self._names[i] for i in reversed(measured)}
+        groups = {g: f"parameter group {g} (of {first_of.get(g, 'nothing measured')})" for g in sorted({0, *first_of})}
+        marks = [Mark(Kind.STEP, "", int(clock[0])) for clock in clocks]
+        marks += [Mark(Kind.OPTIONS, label, self._digests.options[g]) for g, label in groups.items()]
+        for kind, digests in ((Kind.GRADIENT, self._digests.gradients), (Kind.BUFFER, self._digests.buffers)):
+            marks += [Mark(kind, self._names[i], int(digests[i])) for i in measured]
+        number: dict[int, int] = {}  # classes may have other numbers where unmeasured tensors make more of them
+        classes = [number.setdefault(self._classes[i], len(number)) for i in measured]
+        marks += [Mark(Kind.LAWS, name, name in self._reasons) for name in self._members]
+        marks.append(Mark(Kind.LAWS, "tensors' classes", crc32(repr(classes).encode())))
+        marks += [Mark(Kind.CHANGED, name, name in self._changes) for name in self._members]
+        return marks + [Mark(Kind.TIME, label, clock[1 + g]) for clock in clocks for g, label in groups.items()]
 
     def _reason(self, step: int, i: int, j: int, groups: "Sequence[_Group]", missing: bytes) -> str:
         a, b = self._names[i], self._names[j]
@@ -144,7 +178,9 @@ class Openness:
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs."""
-        return {"classes": list(self._classes), "reasons": dict(self._reasons), "changes": dict(self._changes)}
+        digests = None if self._digests is None else self._digests.state()
+        state = {"classes": list(self._classes), "reasons": dict(self._reasons), "changes": dict(self._changes)}
+        return {**state, "digests": digests}
 
     def check(self, state: Mapping[str, Any]) -> None:
         """Raise where a checkpoint's state is none that these symmetries and tensors can have.
@@ -188,6 +224,8 @@ class Openness:
         self._reasons = {str(name): str(reason) for name, reason in state["reasons"].items()}
         self._changes = {str(name): str(reason) for name, reason in state["changes"].items()}
         self._last = None
+        if self._shared and (digests := state.get("digests")) is not None:  # else all ranks begin anew
+            self._digests = Digests(len(self._names), self._n_groups, digests)
 
 
 class _Group(NamedTuple):

@@ -18,7 +18,16 @@ from torch.optim import Optimizer
 
 from noetherperf import checkpoint
 from noetherperf.backends import Backend, check_measured, check_parameter, resolve, why_reference
-from noetherperf.distributed import Ranks, check_whole, is_distributed, local, local_buffer, local_gradient, moved
+from noetherperf.distributed import (
+    Ranks,
+    check_alike,
+    check_whole,
+    is_distributed,
+    local,
+    local_buffer,
+    local_gradient,
+    moved,
+)
 from noetherperf.engines import Call, Engine, OnDevice, carry_out, gradient_dtypes
 from noetherperf.engines.reader import has_own_dispatch, make_gatherer, unreadable
 from noetherperf.hyper import Hyper, device_lr
@@ -335,7 +344,8 @@ class SGD(Optimizer):
             engine = backend.engine(ranks.plan, here, labels, groups, measurement)
             alone = len(by_place) == 1
             devices.append(_Device(device, members, frozenset(groups), backend, ranks, measurement, engine, alone))
-        openness = Openness(self._symmetries, self._labels, hyper_index)
+        n_groups = len(self.param_groups)
+        openness = Openness(self._symmetries, self._labels, hyper_index, n_groups, shared=self._sharded)
         if self._open_reasons is not None:
             openness.load_state_dict(self._open_reasons)
         if self._watched is not None:
@@ -621,15 +631,18 @@ class SGD(Optimizer):
             )
 
     def _gather(self, copies: _Copies) -> list[Measurement]:
-        """Each device's measurement of the whole parameters; a collective where they are sharded."""
-        flags = copies.openness.flags()
-        gathered = [ranks.gather(x, flags) for ranks, x in zip(copies.ranks, copies.measurements, strict=True)]
-        if gathered:
-            totals = torch.stack([flags for _, flags in gathered]).sum(0)
-            copies.openness.agree(totals)
+        """Each device's measurement of the whole parameters; a collective where they are sharded.
+
+        Raises:
+            RuntimeError: The ranks measure different things, are not at the same step, or made different steps.
+        """
+        if self._symmetries and any(ranks.groups for ranks in copies.ranks):
+            marks = copies.openness.marks([measurement.clock.tolist() for measurement in copies.measurements])
+            changed = check_alike(copies.ranks, marks)
+            copies.openness.agree(changed)
             with self._lock:
-                self._openness.agree(totals)
-        return [whole for whole, _ in gathered]
+                self._openness.agree(changed)
+        return [ranks.gather(x) for ranks, x in zip(copies.ranks, copies.measurements, strict=True)]
 
     @_outside_inference
     @torch.no_grad()
@@ -651,7 +664,7 @@ class SGD(Optimizer):
         ranks this adds up what each has measured, and is a collective: every rank must call it, after the same step.
 
         Raises:
-            RuntimeError: The ranks measure different things, or are not at the same step.
+            RuntimeError: The ranks measure different things, are not at the same step, or made different steps.
         """
         copies = self._copy(begin=True)
         wholes = self._gather(copies)

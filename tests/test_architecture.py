@@ -26,6 +26,7 @@ RANKS = {
     "paths": 0,
     "chunks": 0,
     "untrusted": 0,
+    "agreement": 1,
     "reference": 1,
     "report": 1,
     "symmetry": 1,

@@ -4,6 +4,7 @@ Ranks are processes on the CPU that talk over gloo. One world of them runs all i
 saw; the comparison with one process, which needs no ranks, is made here.
 """
 
+import copy
 import multiprocessing
 from collections import OrderedDict
 from collections.abc import Callable
@@ -224,7 +225,7 @@ class Case(NamedTuple):
     hyper: dict[str, Any]
     n_hidden: int = 5  # over two ranks 3 and 2 rows, over four 2, 2, 1 and none
     clip: bool = False
-    all_reduces: int = 1  # of one readout
+    all_reduces: int = 2  # of one readout: whether ranks made the same steps, and the sums
 
 
 MOMENTUM: dict[str, Any] = {"momentum": 0.9, "weight_decay": 0.05}
@@ -246,8 +247,8 @@ CASES = {
     "tensor parallel, 4 ranks": Case(4, tensor_parallel, NESTEROV, n_hidden=8),
     "FSDP, empty shards": Case(4, fsdp, MOMENTUM, clip=True),
     "FSDP, Shard(1), 4 ranks": Case(4, fsdp_columns, NESTEROV),
-    "HSDP": Case(4, hsdp, DAMPENED, clip=True),
-    "FSDP and tensor parallel": Case(4, fsdp_and_tensor_parallel, MOMENTUM, n_hidden=10, all_reduces=3),
+    "HSDP": Case(4, hsdp, DAMPENED, clip=True, all_reduces=3),
+    "FSDP and tensor parallel": Case(4, fsdp_and_tensor_parallel, MOMENTUM, n_hidden=10, all_reduces=5),
 }
 
 
@@ -424,6 +425,20 @@ def write_outside(directory: str) -> dict[str, Any]:
     return found
 
 
+def write_to_replicas(directory: str) -> dict[str, Any]:
+    """What one rank alone has written, of two replicas of two shards; and the same on all."""
+    net = make_net(N_CHECKPOINT)
+    over = hsdp(net)
+    optimizer = optimizer_of(net, MOMENTUM)
+    train(over.net, optimizer, range(2), share=over.share)
+    shards: list[Any] = [net.get_parameter(name) for name in ("fc1.bias", "fc2.bias")]
+    with torch.no_grad():
+        shards[0].to_local().mul_(0.5 if torch.distributed.get_rank() == 3 else 1.0)
+        if torch.distributed.get_rank() == 3:
+            shards[1].to_local().mul_(0.5)
+    return {name: law.reason for name, law in optimizer.readout().items()}
+
+
 @torch.no_grad()
 def double_weight(net: nn.Module, optimizer: nperf.SGD) -> None:
     net.get_parameter("fc1.weight").mul_(2.0)
@@ -496,6 +511,9 @@ def make_mistakes(directory: str) -> dict[str, Any]:
     order = symmetries if rank == 0 else symmetries[::-1]
     found["another order"] = raised(nperf.SGD(net.named_parameters(), symmetries=order).readout)
 
+    fewer = symmetries if rank == 0 else symmetries[:-1]
+    found["fewer"] = raised(nperf.SGD(net.named_parameters(), symmetries=fewer).readout)
+
     flat = FullyShardedDataParallel(make_net(5), device_id=torch.device("cpu"), use_orig_params=True)
     found["FSDP1"] = raised(lambda: nperf.SGD(flat.named_parameters(), symmetries=symmetries))
     unmeasured = nperf.SGD(flat.named_parameters(), lr=0.1)
@@ -537,6 +555,156 @@ def cut_by_zero(directory: str) -> dict[str, Any]:
         "error": error,
         "advised": values_of(advised.readout()),
     }
+
+
+class Unlike(NamedTuple):
+    """What the last rank does otherwise in a step, before it or instead of it, and what every rank is told."""
+
+    change: Callable[[nn.Module, nperf.SGD], None]
+    message: str
+    distribute: Callable[[nn.Module], Distributed] = fsdp
+    hyper: dict[str, Any] = MOMENTUM
+
+
+def set_option(name: str, value: Any, group: int = 0) -> Callable[[nn.Module, nperf.SGD], None]:
+    def change(net: nn.Module, optimizer: nperf.SGD) -> None:
+        optimizer.param_groups[group][name] = value
+
+    return change
+
+
+def lose_gradient(net: nn.Module, optimizer: nperf.SGD) -> None:
+    net.get_parameter("fc2.weight").grad = None
+
+
+def lose_bias_gradient(net: nn.Module, optimizer: nperf.SGD) -> None:
+    net.get_parameter("fc2.bias").grad = None
+
+
+def lose_buffer(net: nn.Module, optimizer: nperf.SGD) -> None:
+    del optimizer.state[net.get_parameter("fc2.weight")]["momentum_buffer"]
+
+
+def overflow(net: nn.Module, optimizer: nperf.SGD) -> None:
+    optimizer.found_inf = torch.tensor(1.0)  # type: ignore[attr-defined]
+
+
+def step_twice(net: nn.Module, optimizer: nperf.SGD) -> None:
+    optimizer.step()
+
+
+def advance_clock(row: int, by: float) -> Callable[[nn.Module, nperf.SGD], None]:
+    """What only a device knows: learning rates that lie there, and the steps that it skips."""
+
+    def change(net: nn.Module, optimizer: nperf.SGD) -> None:
+        optimizer._prepare()[0].measurement.clock[row] += by
+
+    return change
+
+
+OPTIONS_OF = "the options of parameter group 0 (of norm.weight) "
+UNLIKE = {
+    "lr": Unlike(set_option("lr", 0.05), OPTIONS_OF),
+    "lr, in the ninth digit": Unlike(set_option("lr", 0.1 + 1e-9), OPTIONS_OF),
+    "momentum": Unlike(set_option("momentum", 0.8), OPTIONS_OF),
+    "weight decay": Unlike(set_option("weight_decay", 0.0), OPTIONS_OF),
+    "maximize": Unlike(set_option("maximize", True), OPTIONS_OF),
+    "lr, tensor parallel": Unlike(set_option("lr", 0.05), OPTIONS_OF, tensor_parallel),
+    "gradient": Unlike(lose_gradient, "fc2.weight had a gradient on some ranks"),
+    "gradient of a replica": Unlike(lose_bias_gradient, "fc2.bias had a gradient on some ranks", tensor_parallel),
+    "buffer": Unlike(lose_buffer, "fc2.weight wrote its momentum_buffer for the first time", hyper=DAMPENED),
+    "skipped": Unlike(overflow, "they are not after the same step"),
+    "skipped on a device": Unlike(advance_clock(0, -1.0), "they are not after the same step"),
+    "lr on a device": Unlike(advance_clock(1, 1e-6), "the learning rates of parameter group 0 (of norm.weight), on a"),
+    "lr on a device, not finite": Unlike(advance_clock(1, float("nan")), "the learning rates of parameter group 0"),
+    "twice": Unlike(step_twice, "they are not after the same step"),
+}
+#: In a mesh of two dimensions the last rank is told of by replicas, and by those across.
+UNLIKE_4 = {
+    "lr, HSDP": Unlike(set_option("lr", 0.05), OPTIONS_OF, hsdp),
+    "gradient, HSDP": Unlike(lose_gradient, "fc2.weight had a gradient on some ranks", hsdp),
+    "skipped, HSDP": Unlike(overflow, "they are not after the same step", hsdp),
+    "lr, two meshes": Unlike(set_option("lr", 0.05), OPTIONS_OF, fsdp_and_tensor_parallel),
+}
+UNLIKE_IN = {2: UNLIKE, 4: UNLIKE_4}
+NOT_ALIKE = "RuntimeError: the ranks do not read the same measurement: "
+
+
+def step_unlike(directory: str) -> dict[str, Any]:
+    """Each mistake in one step, made good in the next; then what is read, saved, loaded and begun anew."""
+    rank, world = share()
+    found: dict[str, Any] = {}
+    for name, mistake in UNLIKE_IN[world].items():
+        net = make_net(N_CHECKPOINT)
+        over = mistake.distribute(net)
+        optimizer = optimizer_of(net, mistake.hyper)
+        train(over.net, optimizer, range(2), share=over.share)
+        good = optimizer.state_dict()
+        options = dict(optimizer.param_groups[0])
+
+        def mistaken(net: nn.Module = net, optimizer: nperf.SGD = optimizer, mistake: Unlike = mistake) -> Any:
+            if rank == world - 1:
+                mistake.change(net, optimizer)
+            return nullcontext()
+
+        train(over.net, optimizer, range(2, 3), share=over.share, step_context=mistaken)
+        optimizer.param_groups[0].update(options)
+        optimizer.__dict__.pop("found_inf", None)
+        train(over.net, optimizer, range(3, 4), share=over.share)
+        told = [raised(optimizer.readout), raised(lambda o=optimizer: distributed.get_measurement_state_dict(o))]  # type: ignore[misc]
+        optimizer.add_param_group({"params": [("late", nn.Parameter(torch.ones(2).double()))]})  # nothing is forgotten
+        told.append(raised(optimizer.readout))
+        optimizer.reset_measurement()
+        told.append(raised(optimizer.readout))
+        again = optimizer_of(net, mistake.hyper)
+        again.load_state_dict(good)
+        train(over.net, again, range(2, 4), share=over.share)
+        told.append(raised(again.readout))
+        found[name] = told
+    return found
+
+
+def step_alike(directory: str) -> dict[str, Any]:
+    """All that may differ between ranks, or change from step to step on all of them."""
+    rank, _ = share()
+    net = make_net(N_CHECKPOINT)
+    fsdp(net)
+    net.get_parameter("norm.bias").requires_grad_(False)
+    net.register_parameter("own", nn.Parameter(torch.ones(2, dtype=torch.float64)))
+    biases = [(name, p) for name, p in net.named_parameters() if name.endswith("bias")]
+    weights = [(name, p) for name, p in net.named_parameters() if name.endswith("weight")]
+    own = [("own", net.get_parameter("own"))]
+    groups = [{"params": weights}, {"params": biases, "lr": torch.tensor(0.05)}, {"params": own, "lr": 0.1 * rank}]
+    optimizer = nperf.SGD(groups, lr=0.1, symmetries=make_symmetries(make_net(5)), **DAMPENED)
+    told, copied = [], optimizer
+    for step in range(N_STEPS):
+        optimizer.param_groups[0]["lr"] = 0.1 / (step + 1) * (1.0 + rank * 2e-16)  # another processor's last digit
+        optimizer.param_groups[1]["momentum"] = 0.9 if step % 2 else 0.0
+        optimizer.zero_grad()
+        x, y = batch(step)
+        cross_entropy(net(x), y).backward()
+        if step < 2:
+            net.get_parameter("fc2.weight").grad = None
+        if rank == 0:
+            net.get_parameter("own").grad = torch.ones(2, dtype=torch.float64)
+        optimizer.step()
+        if rank == 1 and step == 2:  # engines are made anew, and measure on
+            weight: Any = net.get_parameter("fc1.weight")
+            weight._local_tensor = weight.to_local().detach().clone()
+        optimizer.zero_grad()  # torch cannot copy a DTensor's gradient
+        if rank == 1 and step == 3:
+            copy.deepcopy(optimizer)
+        optimizer._prepare()[0].measurement.clock[1] *= 1.0 + rank * 4e-16  # as that of another processor
+        told.append(raised(optimizer.readout))
+        if step == 3:
+            copied = copy.deepcopy(optimizer)
+    state = optimizer.state_dict()
+    if rank == 0:
+        optimizer = copy.deepcopy(optimizer)
+    told += [raised(optimizer.readout), raised(copied.readout)]
+    optimizer.load_state_dict(state)
+    optimizer.step()
+    return {"told": [*told, raised(optimizer.readout)], "steps": optimizer.step_count}
 
 
 def wait_in_vain(directory: str) -> dict[str, Any]:
@@ -654,6 +822,15 @@ def test_what_is_written_between_steps_is_noticed_by_all_ranks(tmp_path: Path) -
             assert seen["saved"] == ranks[0][way]["saved"]
 
 
+def test_what_one_replica_has_written_is_noticed_by_all(tmp_path: Path) -> None:
+    ranks = run_world(4, write_to_replicas, tmp_path)
+    for reasons in ranks:
+        assert "fc1.bias was changed outside step() after step 2" in reasons["fc1->fc2"]
+        assert "on some ranks a tensor of it was changed outside step()" in reasons["classes, biases"]
+        assert reasons == ranks[0]
+        assert reasons["classes"] == ""
+
+
 def test_every_rank_has_a_record(tmp_path: Path) -> None:
     first, second = run_world(2, record, tmp_path)
     net = make_net(5)
@@ -682,8 +859,9 @@ def test_mistakes_are_told_on_every_rank(tmp_path: Path) -> None:
     expected = {
         "plain gradient": "TypeError: fc1.weight: the gradient (a plain tensor) must be on the mesh of its parameter",
         "plain buffer": "RuntimeError: fc1.weight: its momentum_buffer (a plain tensor) must be placed as",
-        "another step": "RuntimeError: the ranks do not read the same measurement",
-        "another order": "RuntimeError: the ranks do not read the same measurement",
+        "another step": f"{NOT_ALIKE}they are not after the same step",
+        "another order": f"{NOT_ALIKE}they measure other symmetries",
+        "fewer": f"{NOT_ALIKE}they measure other symmetries",
         "FSDP1": "FullyShardedDataParallel has flattened it",
         "partial": "ValueError: w: a parameter cannot be a sum not taken yet",
     }
@@ -711,6 +889,22 @@ def test_zero_redundancy_optimizer(tmp_path: Path) -> None:
         assert found["error"].startswith("ValueError: symmetries name parameters")
         assert "give it no symmetries, or shard with torch.distributed.fsdp.fully_shard" in found["error"]
         assert difference(found["advised"], values_of(alone.readout())) == ""
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_steps_that_were_not_alike_are_told_on_every_rank(world: int, tmp_path: Path) -> None:
+    """Until measuring starts anew or goes on from before."""
+    for found in run_world(world, step_unlike, tmp_path):
+        assert list(found) == list(UNLIKE_IN[world])
+        for name, (read, saved, grown, anew, loaded) in found.items():
+            assert read.startswith(NOT_ALIKE + UNLIKE_IN[world][name].message), name
+            assert (saved, grown, anew, loaded) == (read, read, "nothing", "nothing"), name
+
+
+def test_steps_that_were_alike_raise_nothing(tmp_path: Path) -> None:
+    for found in run_world(2, step_alike, tmp_path):
+        assert found["told"] == ["nothing"] * (N_STEPS + 3)
+        assert found["steps"] == N_STEPS + 1
 
 
 def test_a_rank_that_reads_alone_waits_and_fails(tmp_path: Path) -> None:

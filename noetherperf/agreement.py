@@ -1,0 +1,145 @@
+"""What ranks that share out one model must have alike: marks of it, and what to say where they differ.
+
+Each rank steps its own shards, and partial sums add up to the whole's only if all ranks made the same steps. So a rank
+keeps digests of its steps: of every parameter group's options and of every tensor's gradients, missing or not. Like
+ranks have like digests, whatever the processor: what the user gave and what the host counted goes into them, options to
+nine digits. Only what a device alone knows, the time of learning rates that lie there, is compared as a float.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from enum import IntEnum
+from itertools import groupby
+from typing import NamedTuple
+from zlib import crc32
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from noetherperf.hyper import Hyper
+
+
+class Kind(IntEnum):
+    """Kinds of marks. Where one differs, later ones may differ for the same reason, and are not told of.
+
+    The last is no fault: what some ranks noticed, all of them are told.
+    """
+
+    LAYOUT = 0
+    STEP = 1
+    OPTIONS = 2
+    GRADIENT = 3
+    BUFFER = 4
+    LAWS = 5
+    TIME = 6
+    CHANGED = 7
+
+
+_ANEW = "reset_measurement() on every rank starts the laws anew"
+
+#: What differs, of a thing, and what to do.
+_MESSAGES: Mapping[Kind, str] = {
+    Kind.LAYOUT: "they measure other symmetries, or the same ones in another order, or group their parameters "
+    "otherwise; make every rank's optimizer alike",
+    Kind.STEP: "they are not after the same step; call readout() and state_dict() after the same step on every rank, "
+    "and let all ranks skip a step or none (a gradient scaler must see the gradients of all)",
+    Kind.OPTIONS: "the options of {} (lr, momentum, dampening, weight_decay, nesterov, maximize) were not the same on "
+    f"all ranks in every step; set them alike (a schedule that follows a loss needs that of all ranks), and {_ANEW}",
+    Kind.GRADIENT: "{} had a gradient on some ranks and none on others in the same step; let all ranks set it to None "
+    f"or none, and {_ANEW}",
+    Kind.BUFFER: "{} wrote its momentum_buffer for the first time, without dampening, in a step in which other ranks "
+    f"had one already; keep or clear the optimizer's state on all ranks, and {_ANEW}",
+    Kind.LAWS: "which laws are open, or which tensors were stepped alike, is not the same on all ranks ({}); load the "
+    f"same checkpoint on every rank, or {_ANEW}",
+    Kind.TIME: "the learning rates of {}, on a device, do not add up to the same time on all ranks; set them alike, "
+    f"and {_ANEW}",
+}
+
+
+class Mark(NamedTuple):
+    """A number that is the same on all ranks, save for rounding where it is a time; ints have 32 bits."""
+
+    kind: Kind
+    of: str
+    value: int | float
+
+
+def summary(marks: Sequence[Mark]) -> list[Mark]:
+    """One mark of each kind. Ranks with one layout have marks of the same things in the same order."""
+    ordered = sorted(marks, key=lambda mark: mark.kind)
+    values = {kind: [mark.value for mark in of_kind] for kind, of_kind in groupby(ordered, lambda mark: mark.kind)}
+    values[Kind.LAYOUT] = [*values.get(Kind.LAYOUT, []), crc32(repr([mark[:2] for mark in ordered]).encode())]
+    times = values.pop(Kind.TIME, [])
+    time = sum(i * value for i, value in enumerate(times, start=1) if math.isfinite(value))
+    digests = [Mark(kind, "", crc32(repr(values.get(kind)).encode())) for kind in Kind if kind != Kind.TIME]
+    return [*digests, Mark(Kind.TIME, "", time)]
+
+
+def numbers(marks: Iterable[Mark]) -> Tensor:
+    """Two numbers for each mark [n, 2], float64 on the CPU.
+
+    Digests come as two halves, so small that the sums of their squares over two million ranks are exact.
+    """
+    return torch.tensor([list(_pair(mark)) for mark in marks], dtype=torch.float64, device="cpu")
+
+
+def _pair(mark: Mark) -> Iterator[float]:
+    if mark.kind == Kind.TIME:  # where learning rates are not finite, they are so on all ranks or differ from others'
+        yield from (mark.value, 0.0) if math.isfinite(mark.value) else (0.0, 1.0)
+    else:
+        yield from divmod(int(mark.value), 1 << 16)
+
+
+def explain(marks: Iterable[Mark]) -> str:
+    """What differs between ranks, and what to do, by the marks that do."""
+    differing = list(marks)
+    kind = min(mark.kind for mark in differing)
+    things = [mark.of for mark in differing if mark.kind == kind]
+    shown = ", ".join(things[:3]) + (f" and {len(things) - 3} more" if len(things) > 3 else "")
+    return f"the ranks do not read the same measurement: {_MESSAGES[kind].format(shown)}"
+
+
+class Digests:
+    """Digests of the steps that a rank has made since measuring began; unchangeable.
+
+    Args:
+        n_tensors, n_groups: How many tensors and parameter groups there are.
+        state: What `state()` gave, perhaps when there were fewer.
+    """
+
+    def __init__(self, n_tensors: int, n_groups: int, state: Sequence[Sequence[int]] = ((0,), (), (), ())) -> None:
+        (self._count,), options, gradients, buffers = state
+        self.options = [*options, *[0] * (n_groups - len(options))]
+        self.gradients, self.buffers = (np.zeros(n_tensors, np.uint32) for _ in range(2))
+        self.gradients[: len(gradients)], self.buffers[: len(buffers)] = gradients, buffers
+
+    def after(self, hypers: Sequence[Hyper], undampened: Sequence[bool], missing: bytes) -> "Digests":
+        """The digests after one more step.
+
+        Args:
+            hypers: One per parameter group.
+            undampened: Per tensor, whether this step leaves out dampening as it writes the momentum buffer for the
+                first time; empty: for none.
+            missing: A byte per tensor: has it no gradient?
+        """
+        new = object.__new__(Digests)
+        new._count = self._count + 1
+        new.options = [crc32(_written(hyper), old) for hyper, old in zip(hypers, self.options, strict=True)]
+        step = np.uint32(crc32(f"{new._count}".encode()))
+        new.gradients, new.buffers = self.gradients, self.buffers
+        if 1 in missing:
+            new.gradients = self.gradients + np.frombuffer(missing, np.uint8) * step
+        if True in undampened:
+            new.buffers = self.buffers + np.array(undampened, np.uint8) * step
+        return new
+
+    def state(self) -> list[list[int]]:
+        """What a checkpoint needs."""
+        return [[self._count], list(self.options), self.gradients.tolist(), self.buffers.tolist()]
+
+
+def _written(hyper: Hyper) -> bytes:
+    """A step's options, without the last digits: those of a schedule's cosine may depend on the processor."""
+    floats = f"{hyper.lr:.9g} {hyper.momentum:.9g} {hyper.dampening:.9g} {hyper.weight_decay:.9g}"
+    return f"{floats} {hyper.nesterov:d} {hyper.maximize:d}".encode()
