@@ -134,6 +134,20 @@ class Digests:
             new.buffers = self.buffers + np.array(undampened, np.uint8) * step
         return new
 
+    @staticmethod
+    def check(state: object, n_tensors: int, n_groups: int) -> None:
+        """Raise where something is no `state()` of so many tensors and groups.
+
+        Raises:
+            ValueError: It has another shape, or numbers that are none of 32 bits.
+        """
+        lengths = [1, n_groups, n_tensors, n_tensors]
+        lists = state if isinstance(state, list) and all(isinstance(x, list) for x in state) else []
+        if [len(x) for x in lists] != lengths:
+            raise ValueError(f"has 'digests' that are not lists of {', '.join(map(str, lengths))} numbers")
+        if not all(type(number) is int and 0 <= number < 1 << 32 for numbers in lists for number in numbers):
+            raise ValueError("has 'digests' that are not all integers of 32 bits")
+
     def state(self) -> list[list[int]]:
         """What a checkpoint needs."""
         return [[self._count], list(self.options), self.gradients.tolist(), self.buffers.tolist()]

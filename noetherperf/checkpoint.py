@@ -1,6 +1,6 @@
 """Checkpoints: how a measurement is written, and what is checked before any of a checkpoint is taken over.
 
-    {"version": 3, "id", "names", "symmetries", "began", "openness": {"classes", "reasons", "changes"},
+    {"version": 3, "id", "names", "symmetries", "began", "openness": {"classes", "reasons", "changes", "digests"},
      "tensors": [{"moments", "translation", "norm", "propagators", "clock"}, one for each device]}
 
 What was measured is that of the whole parameters, however they are sharded. A checkpoint may be damaged, cut short,

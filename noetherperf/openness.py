@@ -195,6 +195,8 @@ class Openness:
                 raise ValueError(
                     f"has {field!r} of type {type(state[field]).__name__}, which must be a {kind.__name__}"
                 )
+        if state.get("digests") is not None:  # of parameters that were shared out by ranks
+            Digests.check(state["digests"], len(self._names), self._n_groups)
         classes, reasons = state["classes"], state["reasons"]
         if len(classes) != len(self._names):
             raise ValueError(f"has {len(classes)} 'classes', but there are {len(self._names)} parameters")

@@ -609,6 +609,7 @@ class SGD(Optimizer):
             self._catch_up(*self._buffers()[:2])
         return devices
 
+    @torch.no_grad()
     def _copy(self, *, begin: bool) -> _Copies:
         """Copy what is measured, with what others have written taken note of.
 

@@ -209,6 +209,12 @@ def values(*those: Any) -> tuple[Any, ...]:
     return those
 
 
+def digests(measured: dict[str, Any], last: Any) -> list[list[Any]]:
+    """Those of a sharded model, with a last number."""
+    n_tensors, n_groups = len(measured["names"]), len(measured["tensors"][0]["clock"]) - 1
+    return [[2], [7] * n_groups, [0] * n_tensors, [*[0] * (n_tensors - 1), last]]
+
+
 def put(*path_and_value: Any) -> Edit:
     """Put a value at a path of keys."""
     *path, last, value = path_and_value
@@ -261,6 +267,12 @@ MEASUREMENTS: list[tuple[Edit, str]] = [
         for f in ("classes", "reasons", "changes")
         for v in values(None, 3, "x", (0, 0, 1))
     ),
+    *(
+        (put("openness", "digests", v), r"has 'digests' that are not lists of 1, \d, \d, \d numbers")
+        for v in values(3, [], [[0], [], [], []], [0, 0, 0, 0])
+    ),
+    (lambda m: m["openness"].update(digests=digests(m, 2**32)), "has 'digests' that are not all integers of 32 bits"),
+    (lambda m: m["openness"].update(digests=digests(m, 0.0)), "has 'digests' that are not all integers of 32 bits"),
     *((put("openness", "classes", v), r'\["openness"\] has \d \'classes\'') for v in values([], [0, 0], [0, 0, 0, 1])),
     *(
         (put("openness", "classes", v), r"has 'classes' that are not numbered")
