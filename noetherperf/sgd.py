@@ -687,6 +687,9 @@ class SGD(Optimizer):
         What was measured is that of the whole parameters, however they are sharded; where they are, this is a
         collective, as readout() is.
         """
+        if self._symmetries:
+            with self._lock:
+                self._catch_up_now()
         self._drop_fresh_buffers()
         return super().state_dict()  # _add_measurement, the first of the hooks, adds it
 
