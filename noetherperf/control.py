@@ -81,7 +81,8 @@ class EffectiveLearningRate(LRScheduler):
         TypeError: The optimizer measures no charges.
         KeyError: A name is no symmetry of the optimizer; or last_epoch is not −1, and there is no "initial_lr".
         ValueError: A symmetry is no Scale, has parts in several parameter groups, shares its group with another one or
-            has Q̄ = 0; a target is not positive; `every` is not a whole number of steps, or no target is given.
+            has Q̄ = 0; its group's learning rate is a tensor that another group has too; a target is not positive;
+            `every` is not a whole number of steps, or no target is given.
 
     Source: van Laarhoven (2017), arXiv:1706.05350, for the effective learning rate; Li and Arora (2020),
         arXiv:1910.07454, for its exponential growth; the control by measured charges is ours.
@@ -113,6 +114,11 @@ class EffectiveLearningRate(LRScheduler):
                 raise ValueError(
                     f"targets: {name!r} and {other!r} are both in parameter group {g}, which has one learning rate; "
                     "give each symmetry a group of its own (nperf.control.groups)"
+                )
+            if (sharing := _sharing(optimizer, g)) is not None:
+                raise ValueError(
+                    f"targets: parameter groups {g}, which {name!r} is in, and {sharing} have one tensor as their "
+                    'learning rate, so that setting one sets both; give each its own, group["lr"] = group["lr"].clone()'
                 )
         readout = optimizer.readout()
         self._charges = {name: float(readout[name].charge.mean()) for name in given}
@@ -232,6 +238,13 @@ def _group_of(optimizer: SGD, name: str) -> int:
             "holds one quantity; put them into one group (nperf.control.groups)"
         )
     return next(iter(places.values()))
+
+
+def _sharing(optimizer: SGD, number: int) -> int | None:
+    """The number of another parameter group whose learning rate is the same tensor, None where there is none."""
+    lr = optimizer.param_groups[number]["lr"]
+    others = (g for g, group in enumerate(optimizer.param_groups) if g != number and group["lr"] is lr)
+    return next(others, None) if isinstance(lr, Tensor) else None
 
 
 def _shown(places: Mapping[str, int]) -> str:
