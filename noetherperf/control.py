@@ -61,11 +61,12 @@ class EffectiveLearningRate(LRScheduler):
     weight decay λ both settle where decay and growth balance.
 
     A torch scheduler: call step() after each optimizer.step(), that is, once a batch. Behind a warmup (SequentialLR) it
-    takes over on target. What a chainable scheduler beside it (ChainedScheduler) does to the learning rate scales what
-    names alone hold; a target that is given is held whatever others do. η changes between reads only with f and with
-    such scheduling. A read is `optimizer.readout()`. On the CPU it waits for nothing. On any other device it is a
-    synchronous copy, which waits for the steps launched so far: with `every=k` once in k steps, and η is then up to
-    k − 1 steps late. Where parameters are sharded over ranks a read is a collective, so every rank must call step().
+    takes over on target, and groups that nobody holds have their initial η from there on. What a chainable scheduler
+    beside it (ChainedScheduler) does to the learning rate scales what names alone hold; a target that is given is held
+    whatever others do. η changes between reads only with f and with such scheduling. A read is `optimizer.readout()`.
+    On the CPU it waits for nothing. On any other device it is a synchronous copy, which waits for the steps launched so
+    far: with `every=k` once in k steps, and η is then up to k − 1 steps late. Where parameters are sharded over ranks a
+    read is a collective, so every rank must call step().
 
     Args:
         optimizer: `nperf.SGD`, which measures the symmetries.
@@ -151,7 +152,7 @@ class EffectiveLearningRate(LRScheduler):
     def _get_closed_form_lr(self) -> list[float | Tensor]:
         """The learning rates where nobody else has scaled them: torch calls this at a milestone of SequentialLR."""
         self._scaled = dict.fromkeys(self._scaled, 1.0)
-        return self._lrs()
+        return self._lrs(anew=True)
 
     def _follow(self, before: Sequence[float | Tensor]) -> None:
         """Take over what has been done to the learning rates since they were these; exactly nothing if they still are.
@@ -165,7 +166,8 @@ class EffectiveLearningRate(LRScheduler):
     def _present_lrs(self) -> list[float]:
         return [float(group["lr"]) for group in self.optimizer.param_groups]
 
-    def _lrs(self) -> list[float | Tensor]:
+    def _lrs(self, *, anew: bool = False) -> list[float | Tensor]:
+        """The learning rates that follow from the charges; anew: of groups that nobody holds, too, without `factor`."""
         if self.last_epoch % self.every == 0:
             readout = self.optimizer.readout()  # type: ignore[attr-defined]
             self._charges = {name: float(readout[name].charge.mean()) for name in self.targets}
@@ -173,7 +175,7 @@ class EffectiveLearningRate(LRScheduler):
         control = (self, *_SCHEDULERS.get(self.optimizer, ()))
         held = {group for scheduler in control for group in scheduler._group.values()}
         lrs: list[float | Tensor] = [group["lr"] for group in self.optimizer.param_groups]
-        for number, base in enumerate(self.base_lrs if self._factor is not None else ()):
+        for number, base in enumerate(self.base_lrs if anew or self._factor is not None else ()):
             if number not in held:
                 lrs[number] = factor * float(base)
         for name, target in self.targets.items():

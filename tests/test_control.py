@@ -185,6 +185,7 @@ def test_behind_a_warmup_it_is_on_target_at_once(every: int, as_tensor: bool) ->
     for step in range(3, 4 if every > 1 else len(rows)):
         assert rows[step][0] == pytest.approx(held.targets, rel=1e-12), step
     assert held.measured() == pytest.approx(held.targets, rel=1e-12)
+    assert float(optimizer.param_groups[2]["lr"]) == 0.3  # that nobody holds, and that the warmup left at 0.7 of it
     assert rows[3][1]["fc1"] > 1.001 * charges["fc1"]  # the charge has moved since the scheduler was made
 
 
