@@ -414,7 +414,8 @@ class Recorder:
 
     def _append(self, row: Row, initial: NDArray[np.float64] | None = None) -> None:
         keep, self._keep = self._keep, np.inf
-        self._writer.append(Entry(row, keep, initial))
+        # Whatever threads step at once: no row stays that is not of an earlier step.
+        self._writer.append(Entry(row, min(keep, float(row["step"]) - 1), initial))
 
     def _take(self, readout: Readout) -> Row:
         """One row: every array's values at this step."""

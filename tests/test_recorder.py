@@ -1316,6 +1316,26 @@ def test_a_second_recorder_made_while_another_thread_steps(
     assert open_record(path).steps.tolist() == list(range(0 if exists == "resume" else 3, 24))
 
 
+def test_two_threads_that_step_put_no_step_there_twice(tmp_path: Path) -> None:
+    optimizer, meeting = fake(), threading.Barrier(2)
+
+    def meet(*_: Any) -> None:
+        meeting.wait(10)
+
+    optimizer.register_step_pre_hook(meet)
+    optimizer.register_step_post_hook(meet)  # both have stepped when the recorder looks
+    recorder = Recorder(optimizer, tmp_path / "a")
+    threads = [threading.Thread(target=train, args=(optimizer, 30)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    recorder.close()
+    steps = open_record(tmp_path / "a").steps.tolist()
+    assert steps[-1] == 60
+    assert steps == sorted(set(steps))
+
+
 @pytest.mark.parametrize("action", ["flush", "state_dict", "close", "steps", "resume", "overwrite"])
 def test_a_signal_handler_amid_a_flush(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: str) -> None:
     """At each of the first writes: it returns at once, and no row is lost."""
