@@ -254,7 +254,7 @@ def check(
     model, closure, claimed = made_by(target)
     with clean_errors():
         if symmetries is not None:
-            claimed = from_json(symmetries.read_text(encoding="utf-8"))
+            claimed = from_json(symmetries.read_bytes())
         elif claimed is None:
             claimed = found_by_search(model, closure, loss)
         if explain:

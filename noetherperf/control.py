@@ -61,11 +61,12 @@ class EffectiveLearningRate(LRScheduler):
     weight decay λ both settle where decay and growth balance.
 
     A torch scheduler: call step() after each optimizer.step(), that is, once a batch. Behind a warmup (SequentialLR) it
-    takes over on target. What a chainable scheduler beside it (ChainedScheduler) does to the learning rate scales what
-    names alone hold; a target that is given is held whatever others do. η changes between reads only with f and with
-    such scheduling. A read is `optimizer.readout()`. On the CPU it waits for nothing. On any other device it is a
-    synchronous copy, which waits for the steps launched so far: with `every=k` once in k steps, and η is then up to
-    k − 1 steps late. Where parameters are sharded over ranks a read is a collective, so every rank must call step().
+    takes over on target, and groups that nobody holds have their initial η from there on. What a chainable scheduler
+    beside it (ChainedScheduler) does to the learning rate scales what names alone hold; a target that is given is held
+    whatever others do. η changes between reads only with f and with such scheduling. A read is `optimizer.readout()`.
+    On the CPU it waits for nothing. On any other device it is a synchronous copy, which waits for the steps launched so
+    far: with `every=k` once in k steps, and η is then up to k − 1 steps late. Where parameters are sharded over ranks a
+    read is a collective, so every rank must call step().
 
     Args:
         optimizer: `nperf.SGD`, which measures the symmetries.
@@ -81,7 +82,8 @@ class EffectiveLearningRate(LRScheduler):
         TypeError: The optimizer measures no charges.
         KeyError: A name is no symmetry of the optimizer; or last_epoch is not −1, and there is no "initial_lr".
         ValueError: A symmetry is no Scale, has parts in several parameter groups, shares its group with another one or
-            has Q̄ = 0; a target is not positive; `every` is not a whole number of steps, or no target is given.
+            has Q̄ = 0; its group's learning rate is a tensor that another group has too; a target is not positive;
+            `every` is not a whole number of steps, or no target is given.
 
     Source: van Laarhoven (2017), arXiv:1706.05350, for the effective learning rate; Li and Arora (2020),
         arXiv:1910.07454, for its exponential growth; the control by measured charges is ours.
@@ -114,6 +116,11 @@ class EffectiveLearningRate(LRScheduler):
                     f"targets: {name!r} and {other!r} are both in parameter group {g}, which has one learning rate; "
                     "give each symmetry a group of its own (nperf.control.groups)"
                 )
+            if (sharing := _sharing(optimizer, g)) is not None:
+                raise ValueError(
+                    f"targets: parameter groups {g}, which {name!r} is in, and {sharing} have one tensor as their "
+                    'learning rate, so that setting one sets both; give each its own, group["lr"] = group["lr"].clone()'
+                )
         readout = optimizer.readout()
         self._charges = {name: float(readout[name].charge.mean()) for name in given}
         self.targets: dict[str, float] = {}
@@ -145,7 +152,7 @@ class EffectiveLearningRate(LRScheduler):
     def _get_closed_form_lr(self) -> list[float | Tensor]:
         """The learning rates where nobody else has scaled them: torch calls this at a milestone of SequentialLR."""
         self._scaled = dict.fromkeys(self._scaled, 1.0)
-        return self._lrs()
+        return self._lrs(anew=True)
 
     def _follow(self, before: Sequence[float | Tensor]) -> None:
         """Take over what has been done to the learning rates since they were these; exactly nothing if they still are.
@@ -159,7 +166,8 @@ class EffectiveLearningRate(LRScheduler):
     def _present_lrs(self) -> list[float]:
         return [float(group["lr"]) for group in self.optimizer.param_groups]
 
-    def _lrs(self) -> list[float | Tensor]:
+    def _lrs(self, *, anew: bool = False) -> list[float | Tensor]:
+        """The learning rates that follow from the charges; anew: of groups that nobody holds, too, without `factor`."""
         if self.last_epoch % self.every == 0:
             readout = self.optimizer.readout()  # type: ignore[attr-defined]
             self._charges = {name: float(readout[name].charge.mean()) for name in self.targets}
@@ -167,7 +175,7 @@ class EffectiveLearningRate(LRScheduler):
         control = (self, *_SCHEDULERS.get(self.optimizer, ()))
         held = {group for scheduler in control for group in scheduler._group.values()}
         lrs: list[float | Tensor] = [group["lr"] for group in self.optimizer.param_groups]
-        for number, base in enumerate(self.base_lrs if self._factor is not None else ()):
+        for number, base in enumerate(self.base_lrs if anew or self._factor is not None else ()):
             if number not in held:
                 lrs[number] = factor * float(base)
         for name, target in self.targets.items():
@@ -232,6 +240,13 @@ def _group_of(optimizer: SGD, name: str) -> int:
             "holds one quantity; put them into one group (nperf.control.groups)"
         )
     return next(iter(places.values()))
+
+
+def _sharing(optimizer: SGD, number: int) -> int | None:
+    """The number of another parameter group whose learning rate is the same tensor, None where there is none."""
+    lr = optimizer.param_groups[number]["lr"]
+    others = (g for g, group in enumerate(optimizer.param_groups) if g != number and group["lr"] is lr)
+    return next(others, None) if isinstance(lr, Tensor) else None
 
 
 def _shown(places: Mapping[str, int]) -> str:

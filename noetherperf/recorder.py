@@ -325,6 +325,11 @@ class Recorder:
         self._probes = dict(probes or {})
         self._probe_shapes: dict[str, tuple[int, ...]] = {}
 
+        with optimizer.paused():  # steps of another thread would fall between the record's rows and this one's
+            self._begin(optimizer, exists)
+
+    def _begin(self, optimizer: SGD, exists: str) -> None:
+        """Make the record or take it over, with the present readout, and follow the steps from here on."""
         readout = optimizer.readout()
         row = self._take(readout)
         self._initial = _initial(readout)
@@ -352,7 +357,7 @@ class Recorder:
         if len(kept) == 0:
             self._append(row)
             self.flush()  # so that the record has its first row from the beginning
-        elif kept[-1] != self._seen and self._seen % every == 0:
+        elif kept[-1] != self._seen and self._seen % self.every == 0:
             self._append(row)
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
@@ -409,7 +414,8 @@ class Recorder:
 
     def _append(self, row: Row, initial: NDArray[np.float64] | None = None) -> None:
         keep, self._keep = self._keep, np.inf
-        self._writer.append(Entry(row, keep, initial))
+        # Whatever threads step at once: no row stays that is not of an earlier step.
+        self._writer.append(Entry(row, min(keep, float(row["step"]) - 1), initial))
 
     def _take(self, readout: Readout) -> Row:
         """One row: every array's values at this step."""
@@ -504,7 +510,7 @@ class Recorder:
                     f"path: another Recorder of this process was writing to the record {str(self.path)!r}; its last "
                     "rows are written, it is closed, and this one goes on",
                     RuntimeWarning,
-                    stacklevel=3,
+                    stacklevel=4,
                 )
                 earlier.close()
             attributes["measurement"] = record.attrs.get("measurement")

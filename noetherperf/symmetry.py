@@ -498,11 +498,11 @@ def to_json(symmetries: Iterable[Symmetry]) -> str:
     return json.dumps(data, indent=2, ensure_ascii=False)
 
 
-def from_json(text: str) -> tuple[Symmetry, ...]:
+def from_json(text: str | bytes) -> tuple[Symmetry, ...]:
     """Symmetries from the text that `to_json` wrote; the text is data and nothing in it is executed.
 
     Args:
-        text: JSON.
+        text: JSON, or the bytes of a file of it in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
 
     Returns:
         The symmetries in their order.

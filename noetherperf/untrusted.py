@@ -41,5 +41,7 @@ def load_json(text: str | bytes, what: str) -> Any:
 
     try:
         return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{what}: is no JSON ({error})") from error
     except RecursionError as error:
         raise ValueError(f"{what}: its JSON is nested too deeply") from error

@@ -185,6 +185,7 @@ def test_behind_a_warmup_it_is_on_target_at_once(every: int, as_tensor: bool) ->
     for step in range(3, 4 if every > 1 else len(rows)):
         assert rows[step][0] == pytest.approx(held.targets, rel=1e-12), step
     assert held.measured() == pytest.approx(held.targets, rel=1e-12)
+    assert float(optimizer.param_groups[2]["lr"]) == 0.3  # that nobody holds, and that the warmup left at 0.7 of it
     assert rows[3][1]["fc1"] > 1.001 * charges["fc1"]  # the charge has moved since the scheduler was made
 
 
@@ -313,6 +314,10 @@ def one_group() -> nperf.SGD:
     return nperf.SGD(make_model().named_parameters(), symmetries=SCALES)
 
 
+def shared_tensor() -> nperf.SGD:
+    return make_optimizer(make_model(), lr=torch.tensor(0.3))
+
+
 def translation() -> nperf.SGD:
     fc3 = nperf.Translation("fc3", [nperf.Part("fc3.weight", axis=1)])
     return nperf.SGD(make_model().named_parameters(), symmetries=[fc3])
@@ -336,6 +341,7 @@ def empty() -> nperf.SGD:
             r"several parameter groups \(fc1.weight in group 0, fc2.weight in g",
         ),
         (one_group, NAMES, {}, ValueError, r"'fc1' and 'fc2' are both in parameter group 0"),
+        (shared_tensor, ["fc2"], {}, ValueError, r"groups 1, which 'fc2' is in, and 0 have one tensor .*clone\(\)"),
         (one_group, ["fc9"], {}, KeyError, r"no symmetry 'fc9' is measured; there are: fc1, fc2"),
         (one_group, [], {}, ValueError, r"at least one"),
         (one_group, "fc1", {}, ValueError, r"\['fc1'\]"),

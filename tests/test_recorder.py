@@ -57,9 +57,14 @@ class FakeSGD(torch.optim.Optimizer):
         self.measurement_id = "first"
         self.n_readouts = 0
         self.offset = 0.0
+        self.lock = threading.RLock()
 
     def step(self, closure: Any = None) -> Any:
-        self.step_count += 1
+        with self.lock:
+            self.step_count += 1
+
+    def paused(self) -> Any:
+        return self.lock
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "step_count": self.step_count}
@@ -1276,6 +1281,59 @@ def test_flush_from_other_threads(tmp_path: Path) -> None:
     record = open_record(tmp_path / "a")
     assert record.steps.tolist() == list(range(221))
     np.testing.assert_array_equal(record["head"].charge[:, 0], record.steps)
+
+
+@pytest.mark.parametrize("exists", ["resume", "overwrite"])
+def test_a_second_recorder_made_while_another_thread_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exists: Any
+) -> None:
+    """However long it takes, the steps of that time are in neither's gap."""
+    optimizer, began, replace, path = fake(), threading.Event(), Path.replace, tmp_path / "a"
+
+    def step() -> None:
+        began.wait()
+        for _ in range(20):
+            train(optimizer, 1)
+            time.sleep(0.002)
+
+    def slow(self: Path, target: Any) -> Path:
+        if target in (path, path / "zarr.json"):
+            began.set()
+            steps.join(0.02)  # if they can be made now, they are
+        return replace(self, target)
+
+    first, steps = Recorder(optimizer, path), threading.Thread(target=step)
+    train(optimizer, 3)
+    steps.start()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        monkeypatch.setattr(Path, "replace", slow)
+        second = Recorder(optimizer, path, exists=exists)
+        monkeypatch.undo()
+        steps.join()
+        first.close()
+    second.close()
+    assert open_record(path).steps.tolist() == list(range(0 if exists == "resume" else 3, 24))
+
+
+def test_two_threads_that_step_put_no_step_there_twice(tmp_path: Path) -> None:
+    optimizer, meeting = fake(), threading.Barrier(2)
+
+    def meet(*_: Any) -> None:
+        meeting.wait(10)
+
+    optimizer.register_step_pre_hook(meet)
+    optimizer.register_step_post_hook(meet)  # both have stepped when the recorder looks
+    recorder = Recorder(optimizer, tmp_path / "a")
+    threads = [threading.Thread(target=train, args=(optimizer, 30)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    recorder.close()
+    steps = open_record(tmp_path / "a").steps.tolist()
+    assert steps[-1] == 60
+    assert steps == sorted(set(steps))
 
 
 @pytest.mark.parametrize("action", ["flush", "state_dict", "close", "steps", "resume", "overwrite"])

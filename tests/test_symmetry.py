@@ -269,6 +269,10 @@ class TestJson:
         symmetry = Norm('θ "quoted" → \n', [Part("слой.weight", axis=0)])
         assert from_json(to_json([symmetry])) == (symmetry,)
 
+    @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+    def test_bytes_of_any_editor(self, encoding: str) -> None:
+        assert from_json(to_json(EXAMPLES).encode(encoding)) == tuple(EXAMPLES)
+
     def test_text_is_plain(self) -> None:
         data = json.loads(to_json([RESCALE]))
         assert data["version"] == 1
@@ -277,7 +281,8 @@ class TestJson:
     @pytest.mark.parametrize(
         ("text", "words"),
         [
-            ("{", "Expecting"),
+            ("{", "symmetries file: is no JSON .Expecting"),
+            (b"{\xe9}", "symmetries file: is no JSON"),
             ("[]", "must be an object"),
             ('{"symmetries": []}', "'version' is missing"),
             ('{"version": 1}', "'symmetries' is missing"),
@@ -287,7 +292,7 @@ class TestJson:
             ('{"version": 1, "symmetries": [3]}', "must be an object"),
         ],
     )
-    def test_refuses_other_files(self, text: str, words: str) -> None:
+    def test_refuses_other_files(self, text: str | bytes, words: str) -> None:
         with pytest.raises(ValueError, match=words):
             from_json(text)
 
