@@ -637,11 +637,18 @@ def _create(path: Path, attributes: Mapping[str, Any], initial: NDArray[np.float
         BlockingIOError: Another process writes to the record that is there.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    # An empty directory stays the one it is: it may be the present one, have permissions of its own, or be a mount.
+    is_empty = path.is_dir() and not any(path.iterdir())
     # Their names are short whatever the record's is, which may be as long as a name can be.
-    building, old = (path.with_name(f".noetherperf.{uuid4().hex}") for _ in range(2))
+    building, old = ((path if is_empty else path.parent) / f".noetherperf.{uuid4().hex}" for _ in range(2))
     try:
         _build(building, attributes, initial, row)
         lock = _lock(building)
+        if is_empty:
+            for entry in sorted(building.iterdir(), key=lambda entry: entry.name == "zarr.json"):  # by which it is one
+                entry.replace(path / entry.name)
+            building.rmdir()
+            return lock
         if path.exists():
             earlier = _writer_of(path)
             with _lock(path), earlier.quiet() if earlier else nullcontext():

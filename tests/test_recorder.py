@@ -1701,3 +1701,15 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
     n_steps = len(record.steps) - 1
     assert n_steps >= int((tmp_path / "checkpoint").read_text()) > 10
     np.testing.assert_equal(contents(path), contents(recorded(tmp_path / "whole", n_steps)))
+
+
+def test_an_empty_directory_is_filled_and_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = tmp_path / "own"
+    own.mkdir(mode=0o700)
+    monkeypatch.chdir(own)
+    before = own.stat()
+    Recorder(fake(), ".").close()
+    assert (own.stat().st_ino, own.stat().st_mode) == (before.st_ino, before.st_mode)
+    assert Path.cwd() == own
+    assert open_record(".").steps.tolist() == [0]
+    assert not [entry for entry in own.iterdir() if entry.name.startswith(".")]
