@@ -249,10 +249,10 @@ PYBIND11_MODULE(_cpu, m) {
       .def("attributes", &attributes, py::arg("params"), py::arg("name"))
       .def("items", &items, py::arg("state"), py::arg("name"));
   py::class_<Watch>(m, "Watch")
-      .def(py::init([](const std::vector<int64_t>& which, const py::object& tensor_type) {
-             return std::make_unique<Watch>(which, tensor_type.attr("_version").ptr(), describe(tensor_type));
+      .def(py::init([](const std::vector<int64_t>& which, const py::object& tensor_type, bool kept) {
+             return std::make_unique<Watch>(which, tensor_type.attr("_version").ptr(), describe(tensor_type), kept);
            }),
-           py::arg("which"), py::arg("tensor_type"))
+           py::arg("which"), py::arg("tensor_type"), py::arg("kept"))
       .def("look", &look, py::arg("tensors"))
       .def("know", &know, py::arg("i"), py::arg("tensor"))
       .def("expect", &expect, py::arg("missing"));

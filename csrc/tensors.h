@@ -293,9 +293,10 @@ class Gatherer {
 class Watch {
  public:
   // which: the numbers of the tensors that are watched. counter: the descriptor of torch.Tensor._version, whose getter
-  // is called directly: looking it up for each tensor takes twice as long.
-  Watch(const std::vector<int64_t>& which, PyObject* counter, Describe describe)
-      : known_(which.size()), describe_(describe) {
+  // is called directly: looking it up for each tensor takes twice as long. kept: whoever made this keeps the tensors
+  // that it knows alive.
+  Watch(const std::vector<int64_t>& which, PyObject* counter, Describe describe, bool kept)
+      : known_(which.size()), describe_(describe), kept_(kept) {
     for (size_t k = 0; k < which.size(); ++k) {
       known_[k].number = which[k];
       place_[which[k]] = k;
@@ -309,7 +310,7 @@ class Watch {
   }
   Watch(const Watch&) = delete;
   ~Watch() {
-    for (const Known& known : known_) Py_XDECREF(known.reference);
+    for (const Known& known : known_) let_go(known);
   }
 
   // So many tensors a list must have.
@@ -327,7 +328,7 @@ class Watch {
       }
       const Known& known = known_[k];
       PyObject* const object = PyList_GET_ITEM(list, known.number);
-      if (object == Py_None ? known.reference != nullptr : !known.is(object) || version(object) != known.version)
+      if (object == Py_None ? known.reference != nullptr : !is(known, object) || version(object) != known.version)
         changed.push_back(known.number);
     }
     return changed;
@@ -340,14 +341,14 @@ class Watch {
     Known now;
     now.number = i;
     if (object != Py_None) {
-      now.reference = PyWeakref_NewRef(object, nullptr);
+      now.reference = kept_ ? object : PyWeakref_NewRef(object, nullptr);
       if (now.reference == nullptr) return false;
       now.version = version(object);
       dlpack::Tensor x;
       if (describe_(object, x)) now.shape = reinterpret_cast<uintptr_t>(x.shape);
     }
     Known& known = known_[found->second];
-    Py_XDECREF(known.reference);
+    let_go(known);
     known = now;
     return true;
   }
@@ -361,22 +362,26 @@ class Watch {
  private:
   struct Known {
     int64_t number = 0;
-    PyObject* reference = nullptr;  // a weak one: an address alone may be that of a later tensor
+    PyObject* reference = nullptr;  // the tensor itself where it is kept, else a weak one: its address may be reused
     int64_t version = 0;
     uintptr_t shape = 0;  // where torch has written it, beside all else that it knows of the tensor
-
-    bool is(PyObject* object) const {
-      if (reference == nullptr) return false;
-#if PY_VERSION_HEX >= 0x030d0000
-      PyObject* now = nullptr;
-      PyWeakref_GetRef(reference, &now);
-      Py_XDECREF(now);
-      return now == object;
-#else
-      return PyWeakref_GET_OBJECT(reference) == object;
-#endif
-    }
   };
+
+  bool is(const Known& known, PyObject* object) const {
+    if (kept_ || known.reference == nullptr) return known.reference == object;
+#if PY_VERSION_HEX >= 0x030d0000
+    PyObject* now = nullptr;
+    PyWeakref_GetRef(known.reference, &now);
+    Py_XDECREF(now);
+    return now == object;
+#else
+    return PyWeakref_GET_OBJECT(known.reference) == object;
+#endif
+  }
+
+  void let_go(const Known& known) const {
+    if (!kept_) Py_XDECREF(known.reference);
+  }
 
   // −1 where a tensor has no counter, as one that was made in inference mode.
   int64_t version(PyObject* object) const {
@@ -391,6 +396,7 @@ class Watch {
 
   std::vector<Known> known_;
   Describe describe_;
+  bool kept_;
   std::unordered_map<int64_t, size_t> place_;
   int64_t at_least_ = 0;
   PyTypeObject* type_ = nullptr;

@@ -222,7 +222,8 @@ def _check_values(place: str, read: Measurement, plan: Plan, groups: Sequence[Ma
         if time != 0 and steps == 0:
             raise _refused(clock, f"has no step, but the time {time} for parameter group {number}")
     where = f'{place}["propagators"]'
-    if steps == 0 and not torch.equal(propagators, torch.eye(2, dtype=torch.float64).expand_as(propagators)):
+    identity = torch.eye(2, dtype=torch.float64, device="cpu")
+    if steps == 0 and not torch.equal(propagators, identity.expand_as(propagators)):
         raise _refused(where, "must be the identity before the first step")
     for view in plan.views:
         for law in Law:

@@ -190,8 +190,8 @@ class Measurement:
         self.propagators.zero_().diagonal(dim1=-2, dim2=-1).fill_(1.0)
         self.clock.zero_()
 
-    def follow(self, plan: Plan, before: Tensor, warm: Sequence[bool], changed: Sequence[bool]) -> None:
-        """Take over what Engine.measure left in the moments after tensors were changed by other means than steps.
+    def followed(self, plan: Plan, measured: Tensor, warm: Sequence[bool], changed: Sequence[bool]) -> "Measurement":
+        """This measurement after tensors were changed by other means than steps.
 
         Their charges are what they are now, and the jump is the defect's: of x the difference to the charge as it was
         stored, of y the difference to the budget. Rounding stays what storing lost, and the identity holds for what
@@ -199,7 +199,7 @@ class Measurement:
 
         Args:
             plan: The plan of this measurement.
-            before: The moments before they were measured anew.
+            measured: The moments that Engine.measure takes of them now.
             warm: Per tensor, whether it has a momentum buffer.
             changed: Per tensor, whether it or its buffer was changed.
         """
@@ -207,15 +207,13 @@ class Measurement:
         flags = (torch.tensor(x, dtype=torch.bool, device="cpu") for x in (warm, changed))
         # Copied without blocking: the host must not wait until the device is through with its steps.
         is_warm, is_changed, tensor, *law_segments = (x.to(device, non_blocking=True) for x in (*flags, *plan.indices))
-        measured = self.moments.clone()
-        self.moments.copy_(before)
-        here = is_changed[tensor]
+        here, new = is_changed[tensor], self.clone()
         for row in (Moment.SUM_P, Moment.SQ_P):
-            self.moments[row] = torch.where(here, measured[row], before[row])
+            new.moments[row] = torch.where(here, measured[row], self.moments[row])
         for (law, (x, y)), segment in zip(CHARGE_AND_MOMENTUM.items(), law_segments, strict=True):
-            state, jumps, owner = self.states[law], here[segment], tensor[segment]
+            state, jumps, owner = new.states[law], here[segment], tensor[segment]
             now = torch.where(is_warm[owner], measured[y, segment], 0.0)
-            x_jump = torch.where(jumps, measured[x, segment] - before[x, segment], 0.0)
+            x_jump = torch.where(jumps, measured[x, segment] - self.moments[x, segment], 0.0)
             y_jump = torch.where(jumps, now - state[State.Y], 0.0)
             state[State.X], rest = two_sum(state[State.X], x_jump)
             state[State.X_REST] += rest
@@ -223,6 +221,7 @@ class Measurement:
             if law == Law.NORM:
                 state[State.DEFECT_X] += x_jump
                 state[State.DEFECT_Y] += y_jump
+        return new
 
 
 def _rows(n_rows: int, n: int, device: torch.device | str) -> Tensor:

@@ -304,7 +304,7 @@ def _groups(shape: "tuple[Any, ...]", fold: int, n_segments: int) -> tuple[NDArr
     """Of parts of one shape: their segments, counted from their view's first; the group of each; how many groups."""
     axis, start, stop, run, stride, period = shape
     part = Part("any", axis, start=start, stop=stop, fold=run, stride=stride, period=period)
-    segments = part.gather(torch.arange(n_segments), fold).numpy()
+    segments = part.gather(torch.arange(n_segments, device="cpu"), fold).numpy()
     return segments.ravel(), np.repeat(np.arange(len(segments)), segments.shape[1]), len(segments)
 
 

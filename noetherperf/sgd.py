@@ -597,9 +597,20 @@ class SGD(Optimizer):
         for device in self._prepare():
             changed = [i in which for i in device.members]
             if any(changed):
-                before, own = device.measurement.moments.clone(), device.pick(buffers)
-                device.engine.measure(own)
-                device.measurement.follow(device.ranks.plan, before, [v is not None for v in own], changed)
+                own, moments = device.pick(buffers), device.measurement.moments
+                before, measured = moments.clone(), moments.clone()
+                # At once, for an interrupt between would lose the moments that the laws go on from.
+                carry_out(
+                    [
+                        *device.engine.prepare_to_measure(own),
+                        partial(measured.copy_, moments),
+                        partial(moments.copy_, before),
+                    ]
+                )
+                warm = [v is not None for v in own]
+                new = device.measurement.followed(device.ranks.plan, measured, warm, changed)
+                pairs = zip(device.measurement.tensors(), new.tensors(), strict=True)
+                carry_out([partial(x.copy_, y) for x, y in pairs])
 
     @torch.no_grad()
     def _catch_up_now(self) -> list[_Device]:

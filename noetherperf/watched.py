@@ -34,9 +34,8 @@ class Watched:
         self._params, self._here = params, list(here)
         cut = [i for i in measured if params[i] is not here[i]]
         self._any_cut = bool(cut)
-        self._of_params, self._of_held, self._of_here, self._of_buffers = map(
-            make_watch, (measured, measured, cut, cut)
-        )
+        self._of_params, self._of_here = make_watch(measured, kept=True), make_watch(cut, kept=True)
+        self._of_held, self._of_buffers = make_watch(measured), make_watch(cut)
         self.know(measured, held, buffers)
 
     def changed(self, held: Tensors, buffers: Tensors) -> tuple[list[int], list[int]]:

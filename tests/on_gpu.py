@@ -84,7 +84,10 @@ class OnGpu(Stepping):
         self._engine.admit(tensors(self._grads))
         return grads
 
-    def measure(self, buffers: Sequence[Tensor | None]) -> None:
+    def prepare_to_measure(self, buffers: Sequence[Tensor | None]) -> list[Call]:
+        return [partial(self._measure, buffers)]
+
+    def _measure(self, buffers: Sequence[Tensor | None]) -> None:
         mirrors = self._mirror(buffers)
         self._call(mirrors, lambda: self._engine.measure(tensors(mirrors)))
 

@@ -134,6 +134,35 @@ def test_an_interrupted_step_is_made_or_not(backend: str, steps: int) -> None:
     assert outcomes == {True, False}
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("backend", sorted({"reference", "cpu"} & set(BACKENDS)))
+@pytest.mark.parametrize("call", ["readout", "step"])
+def test_an_interrupt_while_a_change_is_noticed_loses_nothing_of_it(backend: str, call: str) -> None:
+    """What others wrote between steps is the defect's, and rounding nothing, whenever it came."""
+
+    def changed() -> Interrupted:
+        training = Interrupted(backend, 2)
+        with torch.no_grad():
+            for p in training.net.parameters():
+                p.mul_(1.5)
+        for buffer in buffers(training.optimizer):
+            assert buffer is not None
+            buffer.mul_(0.5)
+        return training
+
+    counter = Interrupt(0)
+    counter.during(getattr(changed().optimizer, call))
+    for at in range(1, counter.count, counter.count // 60):
+        training = changed()
+        Interrupt(at).during(getattr(training.optimizer, call))
+        while training.optimizer.step_count < 4:
+            training.backward()
+            training.optimizer.step()
+        for name, law in training.optimizer.readout().items():
+            assert law.rounding.abs().max() <= 1e-12 * (1 + law.charge.abs().max()), (at, name)
+            assert not law.closed
+
+
 @pytest.mark.parametrize("backend", sorted({"reference", "cpu"} & set(BACKENDS)))
 def test_an_error_in_a_step_changes_nothing(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the last tensor's law, when all others' are done; or of the last of the engines."""

@@ -496,6 +496,13 @@ class TestWrittenOutside:
         net.get_parameter("fc1.weight").detach().view(-1)[::2] = 0.25
 
     @staticmethod
+    def swap(net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """As module.to() and load_state_dict() do it for tensor subclasses, and for all where torch is told so."""
+        other = nn.Parameter(net.get_parameter("fc1.weight").detach() * 2, requires_grad=True)
+        net.get_parameter("fc1.weight").grad = None
+        torch.utils.swap_tensors(net.get_parameter("fc1.weight"), other)
+
+    @staticmethod
     def zero_buffer(net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         optimizer.state[net.get_parameter("fc1.weight")]["momentum_buffer"].zero_()
 
@@ -518,7 +525,7 @@ class TestWrittenOutside:
         TestWrittenOutside.zero_buffer(net, optimizer)
         TestWrittenOutside.clamp(net, optimizer)
 
-    WAYS = (clamp, load, average, in_inference_mode, through_a_view)
+    WAYS = (clamp, load, average, in_inference_mode, through_a_view, swap)
     BUFFER_WAYS = (zero_buffer, replace_buffer, drop_buffer, empty_buffer)
 
     def check(self, net: nn.Module, optimizer: nperf.SGD, reason: str, touched: Sequence[str] = TOUCHED) -> None:

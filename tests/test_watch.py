@@ -82,6 +82,18 @@ def test_it_keeps_nothing_alive(make: Make) -> None:
     assert watch.look(tensors) == [0]
 
 
+def test_it_has_no_weak_reference_to_what_is_kept(make: Callable[..., Watch]) -> None:
+    tensors: list[Tensor | None] = [torch.zeros(3), None, torch.zeros(3)]
+    watch = make([0, 1, 2], kept=True)
+    for i, x in enumerate(tensors):
+        watch.know(i, x)
+    assert not any(weakref.getweakrefcount(x) for x in tensors if x is not None)
+    assert watch.look(tensors) == []
+    tensors[1] = tensors[2]
+    torch.utils.swap_tensors(tensors[0], torch.zeros(2).add_(1))
+    assert watch.look(tensors) == [0, 1]
+
+
 def test_tensors_without_a_counter_are_told_by_identity(make: Make) -> None:
     with torch.inference_mode():
         tensors: list[Tensor | None] = [torch.zeros(3), torch.zeros(3)]

@@ -51,9 +51,12 @@ class Engine(Protocol):
             RuntimeError, TypeError: They cannot be stepped with; raised before anything is changed.
         """
 
+    def prepare_to_measure(self, buffers: Sequence[Tensor | None]) -> list["Call"]:
+        """The calls, for carry_out, that fill the moments from the parameters as they are, with the buffer v in the
+        gradient's place: sum_g is ⟨v, 1⟩ and dot_pg ⟨p, v⟩. Where there is no buffer those mean nothing."""
+
     def measure(self, buffers: Sequence[Tensor | None]) -> None:
-        """Fill the moments from the parameters as they are, with the buffer v in the gradient's place: sum_g is
-        ⟨v, 1⟩ and dot_pg ⟨p, v⟩. Where there is no buffer those mean nothing."""
+        """Measure: prepare it and carry it out."""
 
     def prepare(
         self,
@@ -100,7 +103,11 @@ def carry_out(calls: Iterable[Call]) -> None:
 
 
 class Stepping:
-    """What engines have beside `prepare`."""
+    """What engines have beside what prepares."""
+
+    def measure(self, *args: Any) -> None:
+        """Measure: prepare it and carry it out."""
+        carry_out(self.prepare_to_measure(*args))  # type: ignore[attr-defined]
 
     def step(self, *args: Any, **kwargs: Any) -> None:
         """Make one step: prepare it and carry it out."""

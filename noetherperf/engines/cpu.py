@@ -65,9 +65,10 @@ class CpuEngine(TableEngine):
             self.isa,
         )
 
-    def measure(self, buffers: Sequence[Tensor | None]) -> None:
+    def prepare_to_measure(self, buffers: Sequence[Tensor | None]) -> list[Call]:
         self._admit_to_measure(buffers)
-        self._engine.measure(self._addresses, self._first, self._hyper_table_for([Hyper(0.0)]), torch.get_num_threads())
+        table = self._hyper_table_for([Hyper(0.0)])
+        return [partial(self._engine.measure, self._addresses, self._first, table, torch.get_num_threads())]
 
     def prepare(
         self,

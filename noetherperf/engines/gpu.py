@@ -254,7 +254,7 @@ class GpuEngine(TableEngine):
 
     # ---- the step ---------------------------------------------------------------------------------------------------
 
-    def measure(self, buffers: Sequence[Tensor | None]) -> None:
+    def prepare_to_measure(self, buffers: Sequence[Tensor | None]) -> list[Call]:
         self._refuse_capture("begin to measure")
         self._admit_to_measure(buffers)
         self._send_layouts()
@@ -262,8 +262,9 @@ class GpuEngine(TableEngine):
         self._host_lrs[:] = 0
         launches = [Launch(dtype, MEASURE, begin, end) for dtype, begin, end in self._dtype_ranges]
         with self._as_current():
-            carry_out(self._launch(launches, self._send()[0], measuring=True, scaled=False))
+            calls = self._launch(launches, self._send()[0], measuring=True, scaled=False)
         self._sent = b""  # the next step's launches are others, even if it has the same inputs
+        return calls if self._is_current() else [partial(self._carry_out_here, calls)]
 
     def prepare(
         self,

@@ -7,7 +7,7 @@ Watch which were written or replaced by somebody else.
 import functools
 import operator
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -139,6 +139,8 @@ class PythonGatherer:
 class Watch(Protocol):
     """Knows some tensors of a list by identity and version counter (torch.Tensor._version), and keeps none alive.
 
+    It has weak references to them, beside which torch.utils.swap_tensors refuses; none to tensors that are kept.
+
     At first it knows None for each. Every method takes a list of all, or bytes for all.
     """
 
@@ -155,8 +157,9 @@ class Watch(Protocol):
 class PythonWatch:
     """A Watch in plain Python."""
 
-    def __init__(self, which: Sequence[int]) -> None:
-        self._known: dict[int, tuple[weakref.ref[Tensor] | None, int]] = dict.fromkeys(which, (None, 0))
+    def __init__(self, which: Sequence[int], *, kept: bool = False) -> None:
+        self._known: dict[int, tuple[Callable[[], Tensor | None] | None, int]] = dict.fromkeys(which, (None, 0))
+        self._refer: Callable[[Tensor], Callable[[], Tensor | None]] = _kept if kept else weakref.ref
         self._at_least = max(which, default=-1) + 1
 
     def look(self, tensors: Sequence[Tensor | None]) -> list[int]:
@@ -170,7 +173,7 @@ class PythonWatch:
 
     def know(self, i: int, tensor: Tensor | None) -> None:
         if i in self._known:
-            self._known[i] = (None, 0) if tensor is None else (weakref.ref(tensor), _version(tensor))
+            self._known[i] = (None, 0) if tensor is None else (self._refer(tensor), _version(tensor))
 
     def expect(self, missing: bytes) -> None:
         self._check(len(missing))
@@ -214,13 +217,18 @@ def make_gatherer(params: list[Tensor]) -> Gatherer:
     return Gatherer(params, Tensor)
 
 
-def make_watch(which: Sequence[int]) -> Watch:
-    """A watch over the tensors with these numbers, each once."""
+def make_watch(which: Sequence[int], *, kept: bool = False) -> Watch:
+    """A watch over the tensors with these numbers, each once.
+
+    Args:
+        which: The numbers.
+        kept: Whether the caller keeps alive what the watch knows.
+    """
     if not _is_compiled():
-        return PythonWatch(which)
+        return PythonWatch(which, kept=kept)
     from noetherperf._cpu import Watch
 
-    return Watch(which, Tensor)
+    return Watch(which, Tensor, kept)
 
 
 def _is_compiled() -> bool:
@@ -230,6 +238,11 @@ def _is_compiled() -> bool:
 
 def _missing(found: list[Any]) -> bytes:
     return bytes([x is None for x in found])
+
+
+def _kept(x: Tensor) -> Callable[[], Tensor]:
+    """What a weak reference is where the tensor is kept anyway."""
+    return lambda: x
 
 
 def _version(x: Tensor) -> int:

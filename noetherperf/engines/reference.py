@@ -52,15 +52,17 @@ class ReferenceEngine(Stepping):
                     "(model.to_empty(device=...) and loading its weights)"
                 )
 
-    def measure(self, buffers: Sequence[Tensor | None]) -> None:
+    def prepare_to_measure(self, buffers: Sequence[Tensor | None]) -> list[Call]:
         self._need_elements()
+        measured = self.measurement.moments.clone()
         still = Hyper(lr=0.0).coefficients(first=False)
         for p, v, views in zip(self.params, buffers, self.views, strict=True):
             for view in views:
                 zeros = torch.zeros_like(p)
                 segments = slice(view.segment, view.segment + view.n_segments)
                 sums = reference.moments(view.grouped, p, p, zeros if v is None else v, zeros, None, still)
-                self.measurement.moments[:, segments] = sums
+                measured[:, segments] = sums
+        return [partial(self.measurement.moments.copy_, measured)]
 
     def prepare(
         self,
