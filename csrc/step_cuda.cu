@@ -612,7 +612,8 @@ NPERF_D void write_state(const Problem& problem, int64_t segment, const double (
   for (int k = x_sum; k < n_rows(law); ++k) problem.states[law][k * problem.states_stride[law] + segment] = state[k];
 }
 
-// A block for each span of segments, and one for the step as a whole; eight of them on a multiprocessor, as registers go.
+// A block for each span of segments, and one for the step as a whole; eight of them on a multiprocessor, as registers
+// go.
 __global__ void __launch_bounds__(n_finishers, 8)
     finish_spans(const __grid_constant__ Problem problem, const __grid_constant__ Inputs inputs) {
   if (blockIdx.x == problem.n_spans) {

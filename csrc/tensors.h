@@ -58,8 +58,8 @@ class Describe {
   int (*describe_)(void*, dlpack::Tensor*);
 };
 
-// Tells whether a tensor's elements are the numbers at its address. DLPack does not say so of a tensor that has no memory,
-// of a subclass that answers torch's operations itself, and of a view that torch negates when it is read.
+// Tells whether a tensor's elements are the numbers at its address. DLPack does not say so of a tensor that has no
+// memory, of a subclass that answers torch's operations itself, and of a view that torch negates when it is read.
 //
 // Torch notes the last in one bit, at a fixed distance behind the shape of a tensor of few dimensions. The distance is
 // that of this torch, found by comparing tensors that differ in nothing else. Where none is found torch's own method is
@@ -145,8 +145,7 @@ inline __attribute__((always_inline)) void ask_for_tensor(const PyObject* object
 // Reads where tensors are, and knows how each of them lay when it was last told to remember that.
 class TensorReader {
  public:
-  TensorReader(int64_t n, Describe describe, Readable readable)
-      : describe_(describe), readable_(readable), known_(n) {}
+  TensorReader(int64_t n, Describe describe, Readable readable) : describe_(describe), readable_(readable), known_(n) {}
 
   int64_t size() const { return static_cast<int64_t>(known_.size()); }
 

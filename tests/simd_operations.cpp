@@ -9,13 +9,9 @@ using namespace noetherperf;
 EXPORT int width() { return W; }
 EXPORT bool native() { return is_native; }
 
-#define FIRST(name, V, T)                                                              \
-  EXPORT void load_first_##name(const T* from, int64_t n, T* to) {                     \
-    store_vector(to, load_first<V>(from, n));                                          \
-  }                                                                                    \
-  EXPORT void store_first_##name(T* to, int64_t n, const T* from) {                    \
-    store_first(to, load_vector<V>(from), n);                                          \
-  }
+#define FIRST(name, V, T)                                                                                      \
+  EXPORT void load_first_##name(const T* from, int64_t n, T* to) { store_vector(to, load_first<V>(from, n)); } \
+  EXPORT void store_first_##name(T* to, int64_t n, const T* from) { store_first(to, load_vector<V>(from), n); }
 FIRST(float64, F64, double)
 FIRST(float32, F32, float)
 FIRST(uint16, U16, uint16_t)

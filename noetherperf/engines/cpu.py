@@ -50,6 +50,7 @@ class CpuEngine(TableEngine):
         super()._build()
         m = self.measurement
         self._clock = m.clock.numpy()
+        self._any_first = False  # whether a flag of _first is set
         self._engine = self._module.Engine(
             self._tables.tensors,
             self._tables.dims,
@@ -79,7 +80,9 @@ class CpuEngine(TableEngine):
         on_device: OnDevice,
     ) -> list[Call]:
         self._admit_buffers(buffers)
-        self._first[:] = np.frombuffer(bytes(first), np.uint8)
+        if 1 in first or self._any_first:
+            self._first[:] = np.frombuffer(bytes(first), np.uint8)
+            self._any_first = 1 in first
         # In float32, as torch unscales; the step computes with it, so that small numbers in 16 bits are not lost.
         unscale = 1.0 if on_device.grad_scale is None else float(np.float32(1.0 / on_device.grad_scale.item()))
         table = self._hyper_table_for(hypers)
