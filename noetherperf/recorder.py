@@ -15,7 +15,7 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn, Self
@@ -30,7 +30,7 @@ from noetherperf.chunks import Array, replace_file
 from noetherperf.distributed import rank
 from noetherperf.locking import Lock
 from noetherperf.paths import local_path
-from noetherperf.readout import Charges, Readout
+from noetherperf.readout import ChargeReadout, Charges, Readout
 from noetherperf.record import (
     COORDINATES,
     FORMAT,
@@ -409,7 +409,7 @@ class Recorder:
             self._seen = readout.step
             if not self._follow(readout) and readout.step == step:
                 self._has_begun_only = False
-                self._writer.attributes = self._writer.attributes | _law_states(readout)
+                self._writer.attributes = self._writer.attributes | _law_states(list(readout.values()))
                 self._append(self._take(readout))
 
     def _append(self, row: Row, initial: NDArray[np.float64] | None = None) -> None:
@@ -437,12 +437,13 @@ class Recorder:
     def _attributes(self, readout: Readout) -> dict[str, Any]:
         """What a record says of the measurement that the readout is of."""
         groups, packages = self._optimizer.param_groups, ("noetherperf", "torch", "numpy", "xarray", "zarr")
+        charges = list(readout.values())
         return {
             "noetherperf_record": FORMAT,
             "measurement": self._measurement if self._is_named else None,
-            "symmetries": [charge.symmetry.to_dict() for charge in readout.values()],
-            "n_groups": [charge.charge.numel() for charge in readout.values()],
-            **_law_states(readout),
+            "symmetries": [charge.symmetry.to_dict() for charge in charges],
+            "n_groups": [charge.charge.numel() for charge in charges],
+            **_law_states(charges),
             "probes": list(self._probes),
             "every": self.every,
             "backend": self._optimizer.backend,
@@ -560,8 +561,7 @@ def _initial(readout: Readout) -> NDArray[np.float64]:
     return _concatenate(readout, lambda charge: charge.initial)
 
 
-def _law_states(readout: Readout) -> dict[str, Any]:
-    charges = readout.values()
+def _law_states(charges: Sequence[ChargeReadout]) -> dict[str, Any]:
     return {"closed": [charge.closed for charge in charges], "reason": [charge.reason for charge in charges]}
 
 
