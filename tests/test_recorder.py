@@ -1409,6 +1409,7 @@ class Interrupted(BaseException):
 @pytest.fixture
 def fail_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, BaseException], None]:
     """Lets all writes after the next n fail: every file of a record reaches its place by Path.replace."""
+    gc.collect()  # recorders that earlier tests have left open write now, and not in between
     calls = {"left": 10**9}
     error: list[BaseException] = []
 
