@@ -29,8 +29,9 @@ def settings(quick: bool) -> list[Vgg]:
         (Hyper(lr=0.0005, momentum=0.995, weight_decay=0.04), 1500),
         (Hyper(lr=0.001, momentum=0.995, weight_decay=0.03), 1200),
     ]
-    width, size = (1 / 16, 32) if quick else (1 / 8, 64)
-    return [Vgg(False, width, size, hyper, n_steps, every=5, dropout=0.0) for hyper, n_steps in hypers]
+    size = 32 if quick else 64
+    # Not narrower: at 1/16 one seed in four does not learn, and which one depends on the processor.
+    return [Vgg(False, 1 / 8, size, hyper, n_steps, every=5, dropout=0.0) for hyper, n_steps in hypers]
 
 
 def compute(quick: bool) -> Data:
