@@ -1,4 +1,4 @@
-"""The gate before every timing: one step against noetherperf.reference in float64 on the same rounded inputs.
+"""The gate before every timing: one step against noetherperf.rules.reference in float64 on the same rounded inputs.
 
 The bounds are those of tests/test_engines.py: relative to Σ|terms|, from a run of the same formulas on magnitudes.
 """
@@ -16,10 +16,10 @@ import noetherperf as nperf
 from bench.cases import Case
 from bench.inputs import Inputs, make_inputs
 from bench.variants import ours
-from noetherperf import reference
-from noetherperf.hyper import Coefficients
-from noetherperf.moments import N_MOMENTS, READOUT_MOMENTS, Moment
-from noetherperf.plan import View, make_plan
+from noetherperf.measure.plan import View, make_plan
+from noetherperf.rules import reference
+from noetherperf.rules.hyper import Coefficients
+from noetherperf.rules.moments import N_MOMENTS, READOUT_MOMENTS, Moment
 
 CHUNK = 1 << 22  # elements compared at a time: float64 copies of a large model would not fit
 

@@ -30,7 +30,7 @@ from bench.correctness import Mismatch, check
 from bench.inputs import Inputs, TooLarge, available_memory, make_inputs, n_sets
 from bench.timing import Rounds, Spread, Step, figures, ratios
 from bench.variants import VARIANTS, Unavailable, Variant, ours
-from noetherperf.backends import BACKENDS
+from noetherperf.engines.backends import BACKENDS
 
 SUITE = "gpu"
 MAX_COMPILED = 20  # tensors: compiling takes seconds for each, and the whole run has minutes

@@ -17,7 +17,7 @@ from bench.cases import LR, WEIGHT_DECAY, Case
 from bench.inputs import Inputs
 from bench.timing import Step
 from noetherperf import _cpu
-from noetherperf.plan import View, make_plan
+from noetherperf.measure.plan import View, make_plan
 
 Tensors = Sequence[Tensor]
 

@@ -1,6 +1,6 @@
 // One segment's law state: the transitions from (η, β, λ, τ), and advance(state, moments, transition).
 //
-// Mirrors noetherperf/laws.py line for line, where the formulas are derived; float64 throughout.
+// Mirrors noetherperf/rules/laws.py line for line, where the formulas are derived; float64 throughout.
 #pragma once
 
 #include <cmath>

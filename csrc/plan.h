@@ -1,4 +1,4 @@
-// Plain structs of the plan's tables; mirrors of the dtypes in noetherperf/tiling.py, where the fields are explained.
+// Plain structs of the plan's tables; mirrors of the dtypes in noetherperf/engines/tiling.py, where the fields are explained.
 #pragma once
 
 #include <cstdint>

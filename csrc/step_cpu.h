@@ -11,7 +11,7 @@
 
 namespace noetherperf {
 
-// Tables of the plan (noetherperf/tiling.py) and what the laws live in (Measurement, noetherperf/plan.py).
+// Tables of the plan (noetherperf/engines/tiling.py) and what the laws live in (Measurement, noetherperf/measure/plan.py).
 // All memory belongs to the caller and outlives the engine.
 struct Problem {
   const Tensor* tensors;

@@ -9,8 +9,8 @@
 
 namespace noetherperf {
 
-// Tables of the plan (noetherperf/tiling.py, cut for a GPU) and what the laws live in (Measurement,
-// noetherperf/plan.py). All of it lies on the device, belongs to the caller and outlives the step.
+// Tables of the plan (noetherperf/engines/tiling.py, cut for a GPU) and what the laws live in (Measurement,
+// noetherperf/measure/plan.py). All of it lies on the device, belongs to the caller and outlives the step.
 struct Problem {
   const Tensor* tensors;
   const Dim* dims;

@@ -10,17 +10,17 @@ law = optimizer.readout()["features.3"]    # charge, discrete and flow law, resi
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from noetherperf import control, distributed
-from noetherperf.backends import backends
-from noetherperf.cost import Cost, cost
-from noetherperf.readout import ChargeReadout, Prediction, Readout
-from noetherperf.sgd import SGD
+from noetherperf.engines.backends import backends
+from noetherperf.engines.cost import Cost, cost
+from noetherperf.measure.readout import ChargeReadout, Prediction, Readout
+from noetherperf.optim import control, distributed
+from noetherperf.optim.sgd import SGD
 from noetherperf.symmetry import Norm, Part, Rescale, Scale, Symmetry, Translation, layers, neurons
 
 if TYPE_CHECKING:
-    from noetherperf.constraints import Constraints, check_constraints
+    from noetherperf.checks import Constraints, check_constraints
     from noetherperf.detect import Symmetries, find_symmetries
-    from noetherperf.recorder import Record, Recorder, open_record
+    from noetherperf.record import Record, Recorder, open_record
 
 __version__ = "0.1.0"
 
@@ -54,20 +54,26 @@ __all__ = [
 #: What is loaded when asked for, and where it is: stepping and reading out need torch and numpy alone, and these need
 #: xarray, zarr and rich, scipy, or matplotlib.
 _LAZY = {
-    "Constraints": "constraints",
-    "Record": "recorder",
-    "Recorder": "recorder",
+    "Constraints": "checks",
+    "Record": "record",
+    "Recorder": "record",
     "Symmetries": "detect",
-    "check_constraints": "constraints",
+    "check_constraints": "checks",
     "find_symmetries": "detect",
-    "open_record": "recorder",
+    "open_record": "record",
 }
-_LAZY_MODULES = ("constraints", "detect", "plots", "recorder", "theory")
+_LAZY_MODULES = {
+    "constraints": "checks",
+    "detect": "detect",
+    "plots": "plots",
+    "recorder": "record",
+    "theory": "theory",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY_MODULES:
-        return importlib.import_module(f"{__name__}.{name}")
+        return importlib.import_module(f"{__name__}.{_LAZY_MODULES[name]}")
     if name in _LAZY:
         return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

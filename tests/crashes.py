@@ -24,7 +24,7 @@ from torch import nn
 from training import buffers, make_net, ours, train
 
 import noetherperf as nperf
-import noetherperf.recorder
+import noetherperf.record.writer
 
 EVERY = 5  # steps between checkpoints
 OPTIONS = {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.01}

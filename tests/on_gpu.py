@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from noetherperf.engines import Call, Engine, OnDevice, Stepping
-from noetherperf.hyper import Hyper
-from noetherperf.plan import Measurement, Plan
+from noetherperf.measure.plan import Measurement, Plan
+from noetherperf.rules.hyper import Hyper
 
 
 class Mirror:

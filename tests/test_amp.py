@@ -28,8 +28,8 @@ from training import (
 from training import ours as make_ours
 
 import noetherperf as nperf
-import noetherperf.hyper
-import noetherperf.sgd
+import noetherperf.optim.sgd
+import noetherperf.rules.hyper
 from noetherperf import Norm, Part
 from noetherperf.engines import Call, OnDevice
 
@@ -233,9 +233,9 @@ class TestOnDevice:
         def device_lr(group: Mapping[str, Any]) -> Tensor | None:
             return group["lr"] if isinstance(group["lr"], Tensor) else None
 
-        monkeypatch.setattr(noetherperf.sgd._Device, "is_host", False)
-        monkeypatch.setattr(noetherperf.sgd, "device_lr", device_lr)
-        monkeypatch.setattr(noetherperf.hyper, "device_lr", device_lr)
+        monkeypatch.setattr(noetherperf.optim.sgd._Device, "is_host", False)
+        monkeypatch.setattr(noetherperf.optim.sgd, "device_lr", device_lr)
+        monkeypatch.setattr(noetherperf.rules.hyper, "device_lr", device_lr)
 
     @pytest.fixture
     def net(self) -> nn.Module:

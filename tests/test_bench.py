@@ -21,8 +21,8 @@ from bench.markdown import ratio, seconds, size
 from bench.memory import extra_bytes
 from bench.timing import LEAST_SECONDS, Rounds, Spread, figures, ratios
 from bench.variants import VARIANTS, measured, names_for, ours, plain_sums, views_of
-from noetherperf import reference
-from noetherperf.moments import READOUT_MOMENTS
+from noetherperf.rules import reference
+from noetherperf.rules.moments import READOUT_MOMENTS
 
 GIB = 1 << 30
 

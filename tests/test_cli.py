@@ -19,11 +19,11 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from noetherperf import cli, plots
-from noetherperf.backends import backends
+from noetherperf.common.table import ReportTable
+from noetherperf.engines.backends import backends
+from noetherperf.optim.sgd import SGD
 from noetherperf.recipes.models import digits_network
-from noetherperf.recorder import TERMS, Law, Record, Recorder, open_record, relative_error
-from noetherperf.report import ReportTable
-from noetherperf.sgd import SGD
+from noetherperf.record.writer import TERMS, Law, Record, Recorder, open_record, relative_error
 from noetherperf.symmetry import Part, Scale, to_json
 
 PNG = b"\x89PNG\r\n\x1a\n"

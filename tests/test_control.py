@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim.lr_scheduler import ChainedScheduler, LinearLR, LRScheduler, SequentialLR
 
 import noetherperf as nperf
-from noetherperf.control import EffectiveLearningRate, groups
+from noetherperf.optim.control import EffectiveLearningRate, groups
 
 NAMES = ("fc1", "fc2")
 SCALES = [nperf.Scale(name, [nperf.Part(f"{name}.weight", axis=0)]) for name in NAMES]

@@ -6,10 +6,10 @@ from torch import nn
 
 import noetherperf as nperf
 from noetherperf import Norm, Part
-from noetherperf.cost import N_ACCUMULATED, N_ADVANCED
-from noetherperf.hyper import Hyper
-from noetherperf.laws import N_STATE, Law, State, advance, discrete_transition, flow_transition
-from noetherperf.moments import N_MOMENTS
+from noetherperf.engines.cost import N_ACCUMULATED, N_ADVANCED
+from noetherperf.rules.hyper import Hyper
+from noetherperf.rules.laws import N_STATE, Law, State, advance, discrete_transition, flow_transition
+from noetherperf.rules.moments import N_MOMENTS
 
 pytest.importorskip("noetherperf._cpu")
 

@@ -15,11 +15,11 @@ import pytest
 import torch
 
 from noetherperf import Norm, Part, backends
-from noetherperf.backends import resolve
 from noetherperf.engines import OnDevice
+from noetherperf.engines.backends import resolve
 from noetherperf.engines.cuda import CudaEngine, covers
-from noetherperf.hyper import Hyper
-from noetherperf.plan import Measurement, make_plan
+from noetherperf.measure.plan import Measurement, make_plan
+from noetherperf.rules.hyper import Hyper
 
 pytestmark = pytest.mark.skipif(cuda_emulation.missing() is not None, reason=str(cuda_emulation.missing()))
 
@@ -162,7 +162,7 @@ def test_a_named_backend_that_cannot_run_says_why() -> None:
 
 
 def test_each_reason_names_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = sys.modules["noetherperf.backends"]
+    module = sys.modules["noetherperf.engines.backends"]
 
     class Built:
         architectures = "90-real"

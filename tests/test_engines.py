@@ -18,16 +18,17 @@ from guarded import guarded
 from on_gpu import OnGpu
 from torch import Tensor
 
-from noetherperf import Norm, Part, Symmetry, Translation, laws, reference
-from noetherperf.backends import BACKENDS, backends
+from noetherperf import Norm, Part, Symmetry, Translation
 from noetherperf.engines import Engine, OnDevice
+from noetherperf.engines.backends import BACKENDS, backends
 from noetherperf.engines.cuda import CudaEngine
 from noetherperf.engines.gpu import N_TRANSITIONS
 from noetherperf.engines.reference import ReferenceEngine
-from noetherperf.hyper import Coefficients, Hyper
-from noetherperf.laws import Law, State
-from noetherperf.moments import Moment
-from noetherperf.plan import Measurement, Plan, make_plan
+from noetherperf.measure.plan import Measurement, Plan, make_plan
+from noetherperf.rules import laws, reference
+from noetherperf.rules.hyper import Coefficients, Hyper
+from noetherperf.rules.laws import Law, State
+from noetherperf.rules.moments import Moment
 
 MakeEngine = Callable[..., Engine]
 

@@ -15,11 +15,11 @@ from torch import nn
 from typer.testing import CliRunner
 
 from noetherperf.cli import app, law_table
+from noetherperf.optim.sgd import SGD
 from noetherperf.recipes.experiment import Experiment, run
 from noetherperf.recipes.resnet import resnet18
 from noetherperf.recipes.settings import Settings
-from noetherperf.recorder import Recorder, open_record, relative_error
-from noetherperf.sgd import SGD
+from noetherperf.record.writer import Recorder, open_record, relative_error
 
 TINY = Experiment(dataset="digits", image_size=32, model="vgg16-bn", width=1 / 64)
 SETTINGS = Settings(epochs=2, batch_size=256, every=2, lr=0.02)

@@ -27,10 +27,12 @@ from google_crc32c import value as crc32c
 from training import BACKENDS, buffers, loss_of, make_net, ours, theirs, train
 
 import noetherperf as nperf
-import noetherperf.recorder
-from noetherperf import Norm, Part, laws, symmetry
-from noetherperf.chunks import Array
-from noetherperf.openness import Openness
+import noetherperf.record.writer
+from noetherperf import Norm, Part
+from noetherperf.measure.openness import Openness
+from noetherperf.record.chunks import Array
+from noetherperf.rules import laws
+from noetherperf.symmetry import symmetry
 
 OPTIONS: dict[str, Any] = {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.01}
 TESTS = Path(__file__).parent
@@ -189,7 +191,7 @@ def test_an_error_in_a_step_changes_nothing(backend: str, monkeypatch: pytest.Mo
 
 RECORD_ON_A_BAD_DISK = """
 import sys, pathlib, warnings
-import torch, noetherperf as nperf, noetherperf.recorder
+import torch, noetherperf as nperf, noetherperf.record.writer
 from training import make_net, ours, train
 import test_faults
 folder = pathlib.Path(sys.argv[1])
@@ -363,8 +365,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_long_record(path: Path) -> None:
     """Of several chunks along rows and groups, with numbers that are all different."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(noetherperf.recorder, "CHUNK_VALUES", 8)
-        patch.setattr(noetherperf.recorder, "CHUNK_GROUPS", 3)
+        patch.setattr(noetherperf.record.writer, "CHUNK_VALUES", 8)
+        patch.setattr(noetherperf.record.writer, "CHUNK_GROUPS", 3)
         net = make_net("cpu")
         optimizer = ours(net, "cpu", **OPTIONS)
         with nperf.Recorder(optimizer, path, probes={"one": lambda: 1.0}):

@@ -21,8 +21,8 @@ from noetherperf.figures import GALLERY, Claim, Data, load, make
 from noetherperf.figures.claims import slope
 from noetherperf.figures.components import COMPONENTS
 from noetherperf.figures.oscillation import measured_frequency
+from noetherperf.optim.sgd import SGD
 from noetherperf.recipes.vgg import vgg16
-from noetherperf.sgd import SGD
 from noetherperf.symmetry import Symmetry
 
 SLOW = ("modified", "errors", "dynamics", "oscillation", "budget")  # seconds to half a minute each

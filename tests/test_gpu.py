@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import noetherperf as nperf
 from noetherperf import Norm, Part, Symmetry, Translation
-from noetherperf.backends import BACKENDS, resolve
+from noetherperf.engines.backends import BACKENDS, resolve
 
 pytestmark = pytest.mark.gpu
 

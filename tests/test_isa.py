@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import noetherperf as nperf
-from noetherperf.backends import backends
+from noetherperf.engines.backends import backends
 
 if backends()["cpu"] != "available":
     pytest.skip("the compiled engine is not here", allow_module_level=True)

@@ -7,11 +7,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from noetherperf import Norm, Part, Rescale, Translation, tiling
-from noetherperf.laws import Law
-from noetherperf.moments import N_MOMENTS, Moment
-from noetherperf.plan import make_plan
-from noetherperf.tiling import CPU, CUDA, TRITON, Tables, Tiling, make_tables
+from noetherperf import Norm, Part, Rescale, Translation
+from noetherperf.engines import tiling
+from noetherperf.engines.tiling import CPU, CUDA, TRITON, Tables, Tiling, make_tables
+from noetherperf.measure.plan import make_plan
+from noetherperf.rules.laws import Law
+from noetherperf.rules.moments import N_MOMENTS, Moment
 
 _cpu = pytest.importorskip("noetherperf._cpu")
 

@@ -17,11 +17,12 @@ from hypothesis import HealthCheck, example, given, settings
 from test_engines import DTYPES, ENGINES, HOST, Arena, assert_close, joined, magnitudes, sum_eps
 
 import noetherperf as nperf
-from noetherperf import Norm, Part, Symmetry, Translation, laws, reference
-from noetherperf.hyper import Hyper
-from noetherperf.laws import Law
-from noetherperf.moments import Moment
-from noetherperf.plan import Measurement, make_plan
+from noetherperf import Norm, Part, Symmetry, Translation
+from noetherperf.measure.plan import Measurement, make_plan
+from noetherperf.rules import laws, reference
+from noetherperf.rules.hyper import Hyper
+from noetherperf.rules.laws import Law
+from noetherperf.rules.moments import Moment
 from noetherperf.symmetry import from_json, to_json, validate
 
 CPU_ENGINES = [name for name in ENGINES if name.startswith("cpu")]

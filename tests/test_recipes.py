@@ -13,7 +13,8 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from noetherperf.detect import find_symmetries
-from noetherperf.readout import ChargeReadout
+from noetherperf.measure.readout import ChargeReadout
+from noetherperf.optim.sgd import SGD
 from noetherperf.recipes import digits
 from noetherperf.recipes.experiment import MODELS
 from noetherperf.recipes.models import digits_network
@@ -21,8 +22,7 @@ from noetherperf.recipes.resnet import resnet18
 from noetherperf.recipes.settings import Settings
 from noetherperf.recipes.train import Loop, accuracy, train
 from noetherperf.recipes.vgg import centre, vgg16
-from noetherperf.recorder import open_record, relative_error
-from noetherperf.sgd import SGD
+from noetherperf.record.writer import open_record, relative_error
 from noetherperf.symmetry import Part, Symmetry
 
 SHORT = Settings(epochs=5, every=20)

@@ -11,9 +11,9 @@ from test_engines import ENGINES, HOST
 
 from noetherperf import Norm, Part, Symmetry, Translation
 from noetherperf.engines import Engine
-from noetherperf.hyper import Hyper
-from noetherperf.plan import Measurement, make_plan
-from noetherperf.shards import Cut, Indices, Shards
+from noetherperf.measure.plan import Measurement, make_plan
+from noetherperf.measure.shards import Cut, Indices, Shards
+from noetherperf.rules.hyper import Hyper
 
 NAMES = ["conv", "matrix", "bias", "scalar"]
 SHAPES = [(6, 4, 3), (10, 7), (11,), ()]

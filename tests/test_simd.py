@@ -12,7 +12,7 @@ import pytest
 import torch
 from guarded import guarded
 
-from noetherperf.backends import backends
+from noetherperf.engines.backends import backends
 
 ROOT = Path(__file__).parents[1]
 NATIVE_FLAGS = {

@@ -15,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from noetherperf import symmetry as module
 from noetherperf.symmetry import (
     Norm,
     Part,
@@ -29,6 +28,7 @@ from noetherperf.symmetry import (
     to_json,
     validate,
 )
+from noetherperf.symmetry import symmetry as module
 
 SHAPES = {
     "conv.weight": (8, 3, 3, 3),

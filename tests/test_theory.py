@@ -14,9 +14,10 @@ from scipy.linalg import expm
 from torch import Tensor, nn
 
 import noetherperf as nperf
-from noetherperf import laws, theory
-from noetherperf.hyper import Hyper
-from noetherperf.laws import Law
+from noetherperf import theory
+from noetherperf.rules import laws
+from noetherperf.rules.hyper import Hyper
+from noetherperf.rules.laws import Law
 
 N_IN, N_HIDDEN, N_OUT = 3, 4, 3
 TIME = 0.4

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from noetherperf.backends import backends
+from noetherperf.engines.backends import backends
 
 BACKENDS = [name for name in ("cpu", "reference") if backends()[name] == "available"]
 

@@ -22,14 +22,15 @@ from test_engines import DTYPES, INTERPRETED, TENSORS
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from noetherperf import Norm, Part, hyper, laws, tiling
-from noetherperf.backends import BACKENDS
-from noetherperf.engines import OnDevice
+from noetherperf import Norm, Part
+from noetherperf.engines import OnDevice, tiling
+from noetherperf.engines.backends import BACKENDS
 from noetherperf.engines.gpu import MOMENTUM, NESTEROV
 from noetherperf.engines.reference import ReferenceEngine
-from noetherperf.hyper import Hyper
-from noetherperf.moments import Moment
-from noetherperf.plan import Measurement, make_plan
+from noetherperf.measure.plan import Measurement, make_plan
+from noetherperf.rules import hyper, laws
+from noetherperf.rules.hyper import Hyper
+from noetherperf.rules.moments import Moment
 from noetherperf.triton_kernels import launch, plan, step
 from noetherperf.triton_kernels import laws as triton_laws
 

@@ -1,6 +1,6 @@
 """The two stages of a step: kernels over tiles, then over spans, and the functions that queue them.
 
-Stage 1. A program steps one tile and writes the sums of its rows and columns to the workspace (noetherperf/tiling.py,
+Stage 1. A program steps one tile and writes the sums of its rows and columns to the workspace (engines/tiling.py,
 "GPU"). It walks the tile in blocks [R, C] of 16-byte vectors: C is 32 lanes of vectors, so that a warp lies along a
 row, or 8 lanes in matrices that are narrower. What a tile sums decides the order of the walk: only rows, and columns
 are walked inside, with one reduction a row; columns too, and rows are walked inside, with sums of columns in registers
@@ -63,7 +63,7 @@ RUNS, ROWS, COLUMNS, BOTH, WIDE, NARROW, STRIDED, VIEWED = (tl.constexpr(1 << i)
 BY_VECTORS, BY_ELEMENTS, BY_STRIDES = (tl.constexpr(i) for i in range(3))
 
 N_THREADS = tl.constexpr(128)  # of a program of stage 2
-# Segments of a program of stage 2, where each has many terms or few; noetherperf.tiling.TRITON.span_segments.
+# Segments of a program of stage 2, where each has many terms or few; noetherperf.engines.tiling.TRITON.span_segments.
 SHORT_SPAN, LONG_SPAN = tl.constexpr(32), tl.constexpr(128)
 FLAGS = tl.constexpr(128)  # of fresh buffers, that a program looks after at once
 FEW = tl.constexpr(4)  # a view with so few segments has many terms for each
@@ -774,7 +774,7 @@ def kinds(tables: Any, dtype: int) -> int:
     """The kinds of tiles that occur among tensors of a dtype.
 
     Args:
-        tables: With arrays `tensors` and `views` (noetherperf.tiling.Tables).
+        tables: With arrays `tensors` and `views` (noetherperf.engines.tiling.Tables).
         dtype: Code of the tensors' dtype.
     """
     t = tables.tensors[(tables.tensors["dtype"] == dtype) & (tables.tensors["n_rows"] * tables.tensors["n_cols"] > 0)]

@@ -1,4 +1,4 @@
-"""Rows of the plan's tables, read on the device; mirrors csrc/plan.h and the dtypes of noetherperf/tiling.py.
+"""Rows of the plan's tables, read on the device; mirrors csrc/plan.h and the dtypes of noetherperf/engines/tiling.py.
 
 Tables come as int64 words; two int32 share one, the earlier field in its lower half.
 """

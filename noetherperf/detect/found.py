@@ -8,8 +8,8 @@ from typing import Any, overload
 from rich.console import Console
 from rich.text import Text
 
-from noetherperf.printing import printable
-from noetherperf.report import ReportTable
+from noetherperf.common.printing import printable
+from noetherperf.common.table import ReportTable
 from noetherperf.symmetry import Part, Symmetry, from_json, to_json
 
 __all__ = ["Symmetries"]

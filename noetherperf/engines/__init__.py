@@ -1,4 +1,4 @@
-"""Engines: what makes a plan's step on one device. One file each; noetherperf.backends says which there are."""
+"""Engines: what makes a plan's step on one device. One file each; noetherperf.engines.backends says which there are."""
 
 import operator
 from collections.abc import Callable, Iterable, Sequence
@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from noetherperf.hyper import Hyper
+from noetherperf.rules.hyper import Hyper
 
 #: What parameters and gradients may be of.
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)

@@ -13,9 +13,9 @@ from noetherperf import _cpu
 from noetherperf.engines import Call, OnDevice
 from noetherperf.engines.isa import choose
 from noetherperf.engines.tables import TableEngine
-from noetherperf.hyper import Hyper
-from noetherperf.plan import Measurement, Plan
-from noetherperf.tiling import CPU
+from noetherperf.engines.tiling import CPU
+from noetherperf.measure.plan import Measurement, Plan
+from noetherperf.rules.hyper import Hyper
 
 
 class CpuEngine(TableEngine):

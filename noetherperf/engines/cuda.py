@@ -10,7 +10,7 @@ import torch
 
 from noetherperf.engines import Call
 from noetherperf.engines.gpu import GpuEngine, Inputs, Launch
-from noetherperf.tiling import CUDA
+from noetherperf.engines.tiling import CUDA
 
 
 def covers(architectures: str, capability: tuple[int, int]) -> bool:

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from noetherperf.engines import Call, OnDevice, carry_out
 from noetherperf.engines.tables import TableEngine
-from noetherperf.hyper import Hyper
-from noetherperf.laws import FlowTransition, Law, Transition
-from noetherperf.tiling import DTYPES, HYPER
+from noetherperf.engines.tiling import DTYPES, HYPER
+from noetherperf.rules.hyper import Hyper
+from noetherperf.rules.laws import FlowTransition, Law, Transition
 
 #: Modes in the order of csrc/step.h.
 PLAIN, MOMENTUM, NESTEROV, STALE, MEASURE = range(5)

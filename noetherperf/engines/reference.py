@@ -1,4 +1,4 @@
-"""The reference engine: noetherperf.reference, tensor by tensor, on any device and layout."""
+"""The reference engine: noetherperf.rules.reference, tensor by tensor, on any device and layout."""
 
 import itertools
 from collections.abc import Sequence
@@ -8,13 +8,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from noetherperf import laws, reference
 from noetherperf.engines import Call, OnDevice, Stepping, check_gradient, gradient_dtypes
 from noetherperf.engines.reader import unreadable
-from noetherperf.hyper import Hyper
-from noetherperf.laws import Law
-from noetherperf.moments import Moment
-from noetherperf.plan import Measurement, Plan
+from noetherperf.measure.plan import Measurement, Plan
+from noetherperf.rules import laws, reference
+from noetherperf.rules.hyper import Hyper
+from noetherperf.rules.laws import Law
+from noetherperf.rules.moments import Moment
 
 
 class ReferenceEngine(Stepping):

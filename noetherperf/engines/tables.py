@@ -1,4 +1,4 @@
-"""What engines that walk the tables of noetherperf.tiling share: tables in step with addresses, layouts and options."""
+"""What engines that walk the tables of tiling.py share: tables in step with addresses, layouts and options."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from noetherperf.engines import Stepping, check_gradient
+from noetherperf.engines.overlap import check_apart
 from noetherperf.engines.reader import has_own_dispatch, make_reader, unreadable
-from noetherperf.hyper import Hyper
-from noetherperf.overlap import check_apart
-from noetherperf.plan import Measurement, Plan
-from noetherperf.tiling import HYPER, Tiling, is_dense, make_tables, memory_order
+from noetherperf.engines.tiling import HYPER, Tiling, is_dense, make_tables, memory_order
+from noetherperf.measure.plan import Measurement, Plan
+from noetherperf.rules.hyper import Hyper
 
 #: Columns of the addresses.
 PARAMETER, GRADIENT, BUFFER = range(3)

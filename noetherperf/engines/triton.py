@@ -7,7 +7,7 @@ import torch
 
 from noetherperf.engines import Call
 from noetherperf.engines.gpu import GpuEngine, Inputs, Launch
-from noetherperf.tiling import TRITON
+from noetherperf.engines.tiling import TRITON
 from noetherperf.triton_kernels.launch import N_THREADS, kinds, options, stage_1, stage_2
 
 

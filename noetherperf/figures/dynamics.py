@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from noetherperf.figures.claims import Claim, Data
 from noetherperf.figures.runs import Run, Vgg, series, train_vgg
-from noetherperf.hyper import Hyper
-from noetherperf.readout import ChargeReadout
+from noetherperf.measure.readout import ChargeReadout
+from noetherperf.rules.hyper import Hyper
 
 __all__ = ["claims", "compute"]
 

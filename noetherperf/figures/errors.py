@@ -11,11 +11,11 @@ from torch import nn
 
 from noetherperf.figures.claims import Claim, Data, slope
 from noetherperf.figures.runs import train
-from noetherperf.hyper import Hyper
-from noetherperf.readout import ChargeReadout
+from noetherperf.measure.readout import ChargeReadout
 from noetherperf.recipes import digits
 from noetherperf.recipes.models import digits_network
-from noetherperf.recorder import relative_error
+from noetherperf.record.writer import relative_error
+from noetherperf.rules.hyper import Hyper
 
 __all__ = ["claims", "compute"]
 

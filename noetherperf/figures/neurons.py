@@ -6,9 +6,9 @@ from numpy.typing import NDArray
 
 from noetherperf.figures.claims import Claim, Data
 from noetherperf.figures.runs import series, train
-from noetherperf.hyper import Hyper
 from noetherperf.recipes import digits
 from noetherperf.recipes.models import digits_network
+from noetherperf.rules.hyper import Hyper
 
 __all__ = ["claims", "compute"]
 

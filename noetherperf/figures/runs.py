@@ -9,12 +9,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from noetherperf.hyper import Hyper
-from noetherperf.readout import ChargeReadout, Readout
+from noetherperf.measure.readout import ChargeReadout, Readout
+from noetherperf.optim.sgd import SGD
 from noetherperf.recipes import digits
 from noetherperf.recipes.train import Loop, accuracy, charge_error
 from noetherperf.recipes.vgg import centre, vgg16
-from noetherperf.sgd import SGD
+from noetherperf.rules.hyper import Hyper
 from noetherperf.symmetry import Symmetry
 
 __all__ = ["Run", "Vgg", "series", "train", "train_vgg"]

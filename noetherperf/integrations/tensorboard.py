@@ -2,7 +2,7 @@
 
 from typing import Any, Protocol
 
-from noetherperf.readout import Readout
+from noetherperf.measure.readout import Readout
 
 __all__ = ["add_readout"]
 

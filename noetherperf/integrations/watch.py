@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch.utils.hooks import RemovableHandle
 
-from noetherperf.paths import local_path
-from noetherperf.readout import Readout
-from noetherperf.recorder import Recorder, open_record
-from noetherperf.sgd import SGD
+from noetherperf.common.paths import local_path
+from noetherperf.measure.readout import Readout
+from noetherperf.optim.sgd import SGD
+from noetherperf.record.writer import Recorder, open_record
 
 __all__ = ["Watch", "unwrap"]
 

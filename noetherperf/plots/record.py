@@ -19,9 +19,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from noetherperf.constraints import Constraints
-from noetherperf.evaluation import Stage
-from noetherperf.paths import local_path
+from noetherperf.checks.constraints import Constraints
+from noetherperf.checks.exact import Stage
+from noetherperf.common.paths import local_path
 from noetherperf.plots.style import (
     BLUE,
     FLOW,
@@ -40,7 +40,7 @@ from noetherperf.plots.style import (
     shown,
     styled,
 )
-from noetherperf.recorder import Law, Record, relative_error
+from noetherperf.record.writer import Law, Record, relative_error
 
 __all__ = ["charges", "constraints", "loss", "parameters", "residuals", "save_all", "save_constraints"]
 

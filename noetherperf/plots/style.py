@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from noetherperf.paths import local_path
-from noetherperf.printing import printable
+from noetherperf.common.paths import local_path
+from noetherperf.common.printing import printable
 
 Source = TypeVar("Source")
 Picture = Figure  # for those who may not import matplotlib

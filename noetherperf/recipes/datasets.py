@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from noetherperf.paths import local_path
+from noetherperf.common.paths import local_path
 from noetherperf.recipes import digits
 
 __all__ = ["DATASETS", "ImageData", "Images", "cifar10", "enlarged_digits", "load", "synthetic", "tiny_imagenet"]

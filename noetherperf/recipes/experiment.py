@@ -12,14 +12,14 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from noetherperf.paths import local_path
+from noetherperf.common.paths import local_path
+from noetherperf.optim.sgd import SGD
 from noetherperf.recipes import datasets
 from noetherperf.recipes.resnet import resnet18
 from noetherperf.recipes.settings import Settings
 from noetherperf.recipes.train import Batch, Loop, Result, accuracy, charge_error, make_optimizer
 from noetherperf.recipes.vgg import vgg16
-from noetherperf.recorder import Recorder
-from noetherperf.sgd import SGD
+from noetherperf.record.writer import Recorder
 from noetherperf.symmetry import Symmetry
 
 __all__ = ["MODELS", "PAPER", "Experiment", "run"]

@@ -16,7 +16,7 @@ class Settings:
         epochs: Passes over the training images.
         batch_size: Images in a step; the last step of an epoch takes what is left.
         seed: Draws the split of the data, the initial parameters, the batches and what dropout drops.
-        backend: Which of `noetherperf.backends()` makes the step.
+        backend: Which of `noetherperf.engines.backends()` makes the step.
         every: Steps between two records of the charges.
         device: Where to train.
         dtype: Of parameters and images.

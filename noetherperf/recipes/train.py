@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from noetherperf.optim.sgd import SGD
 from noetherperf.recipes import digits
 from noetherperf.recipes.models import digits_network
 from noetherperf.recipes.settings import Settings
-from noetherperf.recorder import Recorder
-from noetherperf.sgd import SGD
+from noetherperf.record.writer import Recorder
 from noetherperf.symmetry import Symmetry
 
 __all__ = ["Batch", "Loop", "Result", "accuracy", "make_optimizer", "train"]

@@ -5,7 +5,7 @@ Projecting modified flow on a symmetry's generator removes the gradient and leav
     ẍ + 2γẋ + ω²x = f      γ = (1−β)/(T(1+β))     ω² = 2κλ/(T(1+β))     f = 0 (κ = 1),  2|θ̇|² (κ = 2)
 
 with κ = 1 for a sum ⟨θ, 1⟩ and 2 for a norm |θ|²; for β = 0 the first-order ẋ = −κλx + η|g|² in its place. Momentum is
-the mass, weight decay the spring, the finite step the drive. The formulas themselves are those of noetherperf.laws;
+the mass, weight decay the spring, the finite step the drive. The formulas themselves are those of noetherperf.rules;
 this file gives them names, times and regimes.
 """
 
@@ -17,10 +17,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from noetherperf import laws
-from noetherperf.hyper import Hyper
-from noetherperf.laws import Law
-from noetherperf.moments import N_MOMENTS, Moment
+from noetherperf.rules import laws
+from noetherperf.rules.hyper import Hyper
+from noetherperf.rules.laws import Law
+from noetherperf.rules.moments import N_MOMENTS, Moment
 
 __all__ = ["Oscillator", "critical_decay", "discrete_frequency", "driven", "equilibrium", "free", "oscillator"]
 

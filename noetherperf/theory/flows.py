@@ -31,8 +31,8 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 from torch.func import grad
 
-from noetherperf.hyper import Hyper
-from noetherperf.reference import step
+from noetherperf.rules.hyper import Hyper
+from noetherperf.rules.reference import step
 
 __all__ = ["descent", "gradient_flow", "modified_flow", "modified_loss"]
 

@@ -21,8 +21,8 @@ from zlib import crc32
 
 from torch import Tensor
 
-from noetherperf.agreement import Digests, Kind, Mark
-from noetherperf.hyper import Hyper
+from noetherperf.measure.agreement import Digests, Kind, Mark
+from noetherperf.rules.hyper import Hyper
 from noetherperf.symmetry import Symmetry
 
 ANEW = "reset_measurement() starts the laws anew"

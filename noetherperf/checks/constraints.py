@@ -47,10 +47,10 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from noetherperf.evaluation import Stage, Workbench
-from noetherperf.printing import printable
-from noetherperf.readout import FLOOR
-from noetherperf.report import ReportTable
+from noetherperf.checks.exact import Stage, Workbench
+from noetherperf.common.printing import printable
+from noetherperf.common.table import ReportTable
+from noetherperf.measure.readout import FLOOR
 from noetherperf.symmetry import Symmetry, validate
 
 __all__ = ["Constraints", "check_constraints"]

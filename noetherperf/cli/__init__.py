@@ -25,14 +25,14 @@ import xarray as xr
 from rich.console import Console
 from torch import Tensor, nn
 
-from noetherperf.backends import backends, resolve
-from noetherperf.constraints import check_constraints
+from noetherperf.checks.constraints import check_constraints
+from noetherperf.common.paths import local_path
+from noetherperf.common.printing import encode_everything, printable
+from noetherperf.common.table import ReportTable
 from noetherperf.detect import Symmetries, find_symmetries
-from noetherperf.paths import local_path
-from noetherperf.printing import encode_everything, printable
+from noetherperf.engines.backends import backends, resolve
 from noetherperf.recipes.settings import Settings
-from noetherperf.recorder import TERMS, Law, Record, open_record, relative_error
-from noetherperf.report import ReportTable
+from noetherperf.record.writer import TERMS, Law, Record, open_record, relative_error
 from noetherperf.symmetry import Symmetry, from_json
 
 __all__ = ["app", "main"]

@@ -14,10 +14,10 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
-from noetherperf import checkpoint
-from noetherperf.agreement import Kind, Mark, explain, numbers, summary
-from noetherperf.plan import Measurement, Plan
-from noetherperf.shards import Cut, Indices, Shards
+from noetherperf.measure.agreement import Kind, Mark, explain, numbers, summary
+from noetherperf.measure.plan import Measurement, Plan
+from noetherperf.measure.shards import Cut, Indices, Shards
+from noetherperf.optim import checkpoint
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

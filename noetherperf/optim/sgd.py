@@ -16,9 +16,16 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
-from noetherperf import checkpoint
-from noetherperf.backends import Backend, check_measured, check_parameter, resolve, why_reference
-from noetherperf.distributed import (
+from noetherperf.common.untrusted import shown
+from noetherperf.engines import Call, Engine, OnDevice, carry_out, gradient_dtypes
+from noetherperf.engines.backends import Backend, check_measured, check_parameter, resolve, why_reference
+from noetherperf.engines.overlap import check_apart
+from noetherperf.engines.reader import has_own_dispatch, make_gatherer, unreadable
+from noetherperf.measure.openness import Openness
+from noetherperf.measure.plan import Measurement, make_plan
+from noetherperf.measure.readout import Readout, Source, read
+from noetherperf.optim import checkpoint
+from noetherperf.optim.distributed import (
     Ranks,
     check_alike,
     check_whole,
@@ -28,17 +35,10 @@ from noetherperf.distributed import (
     local_gradient,
     moved,
 )
-from noetherperf.engines import Call, Engine, OnDevice, carry_out, gradient_dtypes
-from noetherperf.engines.reader import has_own_dispatch, make_gatherer, unreadable
-from noetherperf.hyper import Hyper, device_lr
-from noetherperf.names import names_in
-from noetherperf.openness import Openness
-from noetherperf.overlap import check_apart
-from noetherperf.plan import Measurement, make_plan
-from noetherperf.readout import Readout, Source, read
+from noetherperf.optim.names import names_in
+from noetherperf.optim.watched import Tensors, Watched
+from noetherperf.rules.hyper import Hyper, device_lr
 from noetherperf.symmetry import Symmetry, validate
-from noetherperf.untrusted import shown
-from noetherperf.watched import Tensors, Watched
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -147,7 +147,7 @@ class SGD(Optimizer):
             skip steps that overflow, as torch's fused one does; else the scaler does both, and waits for the device.
         differentiable: Not supported.
         symmetries: What to measure: Translation, Scale, Rescale or Norm (neurons(model), layers(model)).
-        backend: "auto", or one of noetherperf.backends().
+        backend: "auto", or one of noetherperf.engines.backends().
 
     Raises:
         ValueError: A hyperparameter out of range; symmetries that do not fit the parameters; an unknown backend;

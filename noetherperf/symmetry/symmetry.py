@@ -20,8 +20,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from noetherperf import explanation
-from noetherperf.untrusted import load_json, shown
+from noetherperf.common.untrusted import load_json, shown
+from noetherperf.symmetry import explain as explanation
 
 __all__ = [
     "Norm",

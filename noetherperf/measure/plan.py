@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from noetherperf.laws import N_STATE, Law, State, two_sum
-from noetherperf.moments import N_MOMENTS, Moment
+from noetherperf.rules.laws import N_STATE, Law, State, two_sum
+from noetherperf.rules.moments import N_MOMENTS, Moment
 from noetherperf.symmetry import Part, Symmetry
 
 #: Where Engine.measure leaves a law's charge x and its y, ⟨v, 1⟩ or ⟨p, v⟩.

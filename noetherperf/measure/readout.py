@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from noetherperf.laws import Law, State
-from noetherperf.moments import N_MOMENTS, READOUT_MOMENTS, Moment
-from noetherperf.plan import Measurement, Plan
+from noetherperf.measure.plan import Measurement, Plan
+from noetherperf.rules.laws import Law, State
+from noetherperf.rules.moments import N_MOMENTS, READOUT_MOMENTS, Moment
 from noetherperf.symmetry import Part, Symmetry
 
 FLOOR = 1e-3  # of the average, below which a group's own gradient is no measure: it may be rounding and nothing else

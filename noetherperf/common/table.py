@@ -7,7 +7,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from noetherperf.printing import encodable, printable
+from noetherperf.common.printing import encodable, printable
 
 __all__ = ["ReportTable"]
 

@@ -1,7 +1,7 @@
 """A symmetry in words and formulas: what may be done to the parameters, and all that follows from it.
 
-Knows no symmetry classes, only a kind, a name and parts; the formulas are those of noetherperf.constraints (generator,
-gradient, Hessian) and of noetherperf.laws (discrete and flow law), written with the parameters' names.
+Knows no symmetry classes, only a kind, a name and parts; the formulas are those of checks/ (generator, gradient,
+Hessian) and of rules/ (discrete and flow law), written with the parameters' names.
 """
 
 import textwrap
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Protocol
 
-from noetherperf.printing import printable
+from noetherperf.common.printing import printable
 
 WIDTH, INDENT = 110, 12
 JOIN = "\N{NO-BREAK SPACE}"  # where a line must not break; an ordinary space in the end

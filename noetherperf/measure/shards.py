@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from noetherperf.plan import Measurement, Plan, View
+from noetherperf.measure.plan import Measurement, Plan, View
 
 #: For each axis the indices of the whole tensor that are here: ascending, int64, on the CPU. One axis for a scalar.
 Indices = Sequence[Tensor]

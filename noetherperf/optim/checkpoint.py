@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from noetherperf.laws import Law
-from noetherperf.names import check_order, names_in, unwrapped
-from noetherperf.openness import Openness
-from noetherperf.plan import N_STATE_VERSION_2, Measurement, Plan
+from noetherperf.common.untrusted import load_json, shown
+from noetherperf.measure.openness import Openness
+from noetherperf.measure.plan import N_STATE_VERSION_2, Measurement, Plan
+from noetherperf.optim.names import check_order, names_in, unwrapped
+from noetherperf.rules.laws import Law
 from noetherperf.symmetry import Symmetry, from_json, to_json
-from noetherperf.untrusted import load_json, shown
 
 VERSION = 3
 _TENSORS = ("moments", "translation", "norm", "propagators", "clock")  # in the order of Measurement.tensors()

@@ -1,7 +1,7 @@
 """The discrete and the flow law: how a segment's two numbers move in one step, and closed forms.
 
 Both laws are linear recursions of two float64 numbers per segment, driven by the step's moments. κ is 1 for a
-translation's sum ⟨p, 1⟩ and 2 for a norm |p|². Coefficients (b, a, c_d, c_v) are those of noetherperf.hyper.
+translation's sum ⟨p, 1⟩ and 2 for a norm |p|². Coefficients (b, a, c_d, c_v) are those of noetherperf.rules.hyper.
 
 Discrete law, an identity of the update itself. x is the charge, y = ⟨v, 1⟩ or ⟨p, v⟩, δ = s⟨g, 1⟩ or s⟨g, p⟩:
 
@@ -39,8 +39,8 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from noetherperf.hyper import Coefficients, Hyper
-from noetherperf.moments import Moment
+from noetherperf.rules.hyper import Coefficients, Hyper
+from noetherperf.rules.moments import Moment
 
 T = TypeVar("T", float, Tensor)
 

@@ -27,10 +27,10 @@ from torch import Tensor
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
-from noetherperf.chunks import LARGEST, Array, Damaged
-from noetherperf.moments import READOUT_MOMENTS
-from noetherperf.paths import local_path
-from noetherperf.readout import Charges
+from noetherperf.common.paths import local_path
+from noetherperf.measure.readout import Charges
+from noetherperf.record.chunks import LARGEST, Array, Damaged
+from noetherperf.rules.moments import READOUT_MOMENTS
 from noetherperf.symmetry import Symmetry
 
 __all__ = ["Record", "open_record", "relative_error"]

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from noetherperf.hyper import Hyper
+from noetherperf.rules.hyper import Hyper
 
 
 class Kind(IntEnum):

@@ -26,12 +26,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from noetherperf.chunks import Array, replace_file
-from noetherperf.distributed import rank
-from noetherperf.locking import Lock
-from noetherperf.paths import local_path
-from noetherperf.readout import ChargeReadout, Charges, Readout
-from noetherperf.record import (
+from noetherperf.common.paths import local_path
+from noetherperf.measure.readout import ChargeReadout, Charges, Readout
+from noetherperf.optim.distributed import rank
+from noetherperf.optim.sgd import SGD
+from noetherperf.record.chunks import Array, replace_file
+from noetherperf.record.lock import Lock
+from noetherperf.record.reader import (
     COORDINATES,
     FORMAT,
     HYPERPARAMETERS,
@@ -49,7 +50,6 @@ from noetherperf.record import (
     read_record,
     relative_error,
 )
-from noetherperf.sgd import SGD
 
 __all__ = ["SERIES", "TERMS", "Law", "Record", "Recorder", "open_record", "relative_error"]
 

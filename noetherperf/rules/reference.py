@@ -8,8 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from noetherperf.hyper import Coefficients
-from noetherperf.moments import N_MOMENTS, Moment
+from noetherperf.rules.hyper import Coefficients
+from noetherperf.rules.moments import N_MOMENTS, Moment
 
 
 def step(p: Tensor, g: Tensor, v: Tensor | None, c: Coefficients) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -43,7 +43,7 @@ def moments(
     v: Tensor | None,
     c: Coefficients,
 ) -> Tensor:
-    """The moments of one view's segments (noetherperf.moments), summed in float64.
+    """The moments of one view's segments (noetherperf.rules.moments), summed in float64.
 
     Args:
         grouped: Reshapes a tensor to [outer, n_segments, inner] (View.grouped).

@@ -27,9 +27,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from noetherperf.laws import Law
-from noetherperf.moments import N_MOMENTS
-from noetherperf.plan import Plan, View
+from noetherperf.measure.plan import Plan, View
+from noetherperf.rules.laws import Law
+from noetherperf.rules.moments import N_MOMENTS
 
 HYPER = np.dtype(
     [

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from noetherperf.sgd import SGD
+from noetherperf.optim.sgd import SGD
 from noetherperf.symmetry import Scale, Symmetry
 
 __all__ = ["EffectiveLearningRate", "groups"]

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from noetherperf.laws import N_STATE, Law, State
-from noetherperf.moments import Moment
-from noetherperf.plan import Measurement, make_plan
+from noetherperf.engines.tiling import make_tables
+from noetherperf.measure.plan import Measurement, make_plan
+from noetherperf.rules.laws import N_STATE, Law, State
+from noetherperf.rules.moments import Moment
 from noetherperf.symmetry import Symmetry, validate
-from noetherperf.tiling import make_tables
 
 #: Moments that a step with plain momentum accumulates; Nesterov adds two.
 N_ACCUMULATED = int(Moment.DOT_UV)
