@@ -23,7 +23,7 @@ from noetherperf.common.table import ReportTable
 from noetherperf.engines.backends import backends
 from noetherperf.optim.sgd import SGD
 from noetherperf.recipes.models import digits_network
-from noetherperf.record.writer import TERMS, Law, Record, Recorder, open_record, relative_error
+from noetherperf.record import TERMS, Law, Record, Recorder, open_record, relative_error
 from noetherperf.symmetry import Part, Scale, to_json
 
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -19,7 +19,7 @@ from noetherperf.optim.sgd import SGD
 from noetherperf.recipes.experiment import Experiment, run
 from noetherperf.recipes.resnet import resnet18
 from noetherperf.recipes.settings import Settings
-from noetherperf.record.writer import Recorder, open_record, relative_error
+from noetherperf.record import Recorder, open_record, relative_error
 
 TINY = Experiment(dataset="digits", image_size=32, model="vgg16-bn", width=1 / 64)
 SETTINGS = Settings(epochs=2, batch_size=256, every=2, lr=0.02)

@@ -27,10 +27,10 @@ from google_crc32c import value as crc32c
 from training import BACKENDS, buffers, loss_of, make_net, ours, theirs, train
 
 import noetherperf as nperf
-import noetherperf.record.writer
+import noetherperf.record.layout
 from noetherperf import Norm, Part
 from noetherperf.measure.openness import Openness
-from noetherperf.record.chunks import Array
+from noetherperf.record.array import Array
 from noetherperf.rules import laws
 from noetherperf.symmetry import symmetry
 
@@ -195,7 +195,7 @@ import torch, noetherperf as nperf, noetherperf.record.writer
 from training import make_net, ours, train
 import test_faults
 folder = pathlib.Path(sys.argv[1])
-noetherperf.recorder.FLUSH_SECONDS = 0.0
+noetherperf.record.writer.FLUSH_SECONDS = 0.0
 net, other = make_net("cpu"), make_net("cpu")
 optimizer, peer = ours(net, "cpu", **test_faults.OPTIONS), ours(other, "cpu", **test_faults.OPTIONS)
 recorder = nperf.Recorder(optimizer, folder / "record")
@@ -365,8 +365,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_long_record(path: Path) -> None:
     """Of several chunks along rows and groups, with numbers that are all different."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(noetherperf.record.writer, "CHUNK_VALUES", 8)
-        patch.setattr(noetherperf.record.writer, "CHUNK_GROUPS", 3)
+        patch.setattr(noetherperf.record.layout, "CHUNK_VALUES", 8)
+        patch.setattr(noetherperf.record.layout, "CHUNK_GROUPS", 3)
         net = make_net("cpu")
         optimizer = ours(net, "cpu", **OPTIONS)
         with nperf.Recorder(optimizer, path, probes={"one": lambda: 1.0}):

@@ -32,7 +32,7 @@ from noetherperf.common.table import ReportTable
 from noetherperf.detect import Symmetries, find_symmetries
 from noetherperf.engines.backends import backends, resolve
 from noetherperf.recipes.settings import Settings
-from noetherperf.record.writer import TERMS, Law, Record, open_record, relative_error
+from noetherperf.record import TERMS, Law, Record, open_record, relative_error
 from noetherperf.symmetry import Symmetry, from_json
 
 __all__ = ["app", "main"]

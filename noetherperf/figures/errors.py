@@ -14,7 +14,7 @@ from noetherperf.figures.runs import train
 from noetherperf.measure.readout import ChargeReadout
 from noetherperf.recipes import digits
 from noetherperf.recipes.models import digits_network
-from noetherperf.record.writer import relative_error
+from noetherperf.record import relative_error
 from noetherperf.rules.hyper import Hyper
 
 __all__ = ["claims", "compute"]

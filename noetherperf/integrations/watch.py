@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from noetherperf.common.paths import local_path
 from noetherperf.measure.readout import Readout
 from noetherperf.optim.sgd import SGD
-from noetherperf.record.writer import Recorder, open_record
+from noetherperf.record import Recorder, open_record
 
 __all__ = ["Watch", "unwrap"]
 

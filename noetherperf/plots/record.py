@@ -40,7 +40,7 @@ from noetherperf.plots.style import (
     shown,
     styled,
 )
-from noetherperf.record.writer import Law, Record, relative_error
+from noetherperf.record import Law, Record, relative_error
 
 __all__ = ["charges", "constraints", "loss", "parameters", "residuals", "save_all", "save_constraints"]
 

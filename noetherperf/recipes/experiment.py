@@ -19,7 +19,7 @@ from noetherperf.recipes.resnet import resnet18
 from noetherperf.recipes.settings import Settings
 from noetherperf.recipes.train import Batch, Loop, Result, accuracy, charge_error, make_optimizer
 from noetherperf.recipes.vgg import vgg16
-from noetherperf.record.writer import Recorder
+from noetherperf.record import Recorder
 from noetherperf.symmetry import Symmetry
 
 __all__ = ["MODELS", "PAPER", "Experiment", "run"]

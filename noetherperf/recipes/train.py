@@ -15,7 +15,7 @@ from noetherperf.optim.sgd import SGD
 from noetherperf.recipes import digits
 from noetherperf.recipes.models import digits_network
 from noetherperf.recipes.settings import Settings
-from noetherperf.record.writer import Recorder
+from noetherperf.record import Recorder
 from noetherperf.symmetry import Symmetry
 
 __all__ = ["Batch", "Loop", "Result", "accuracy", "make_optimizer", "train"]
