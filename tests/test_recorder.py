@@ -835,6 +835,24 @@ def test_a_record_that_has_only_begun_begins_anew(tmp_path: Path, begin_anew: Ca
         np.testing.assert_array_equal(data.charge[0], data.initial)
 
 
+@pytest.mark.parametrize("begin_anew", BEGIN_ANEW)
+def test_a_probe_that_fails_as_a_record_begins_anew(tmp_path: Path, begin_anew: Callable[[Training], None]) -> None:
+    """The step fails, and the record begins anew with the next one: it never mixes two measurements."""
+    training = Training()
+    values = iter([torch.tensor(0.0), torch.zeros(1, 1), *torch.arange(9.0)])  # the second is no vector
+    with Recorder(training.optimizer, tmp_path / "a", probes={"one": lambda: next(values)}):
+        begin_anew(training)
+        with pytest.raises(ValueError, match="probes: 'one'"):
+            training.train(1)
+        training.train(2)
+    record, readout = open_record(tmp_path / "a"), training.optimizer.readout()
+    assert record.attrs["measurement"] == training.optimizer.measurement_id
+    assert record.steps[0] == 0
+    for name, data in record.items():
+        np.testing.assert_array_equal(data.initial, readout[name].initial)
+        np.testing.assert_array_equal(data.charge[0], data.initial)
+
+
 def test_a_measurement_that_begins_within_the_step(tmp_path: Path) -> None:
     """The record begins with the next row, and with what the laws start from."""
     training = Training()
