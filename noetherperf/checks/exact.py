@@ -90,17 +90,17 @@ def refuse_lazy(model: nn.Module) -> None:
 
 
 @contextmanager
-def evaluation(stage: Stage, found: Iterable[Epsilon], eps: float = EPS) -> Iterator[None]:
-    """Everything that is evaluated inside, is evaluated as the stage asks; afterwards all is as before.
+def evaluation(stage: Stage, replaced: Iterable[Epsilon] = (), eps: float = EPS) -> Iterator[None]:
+    """Evaluate what stands inside as the stage asks; afterwards all settings are as before.
 
     Args:
-        stage: How.
-        found: The model's `epsilons`, which `eps` replaces in stage no_eps.
-        eps: Also replaces the eps of a normalisation that is called as a function.
+        stage: How to evaluate.
+        replaced: Attributes that hold `eps` meanwhile, in stage no_eps.
+        eps: Also taken by normalisations that are called as functions, in stage no_eps.
     """
     with ExitStack() as stack:
         if stage == "no_eps":
-            for epsilon in found:
+            for epsilon in replaced:
                 stack.callback(setattr, epsilon.module, epsilon.attribute, epsilon.value)
                 setattr(epsilon.module, epsilon.attribute, eps)
         if stage != "as_is":

@@ -3,10 +3,14 @@
     symmetries = nperf.find_symmetries(model, example_input)
     optimizer = nperf.SGD(model.named_parameters(), lr=0.1, symmetries=symmetries)
 
-A symmetry is a linear relation between the products ⟨g, ψ⟩ of gradients with generators that holds on every batch. The
-search (search.py) takes random batches through a copy of the model that computes exactly (probe.py), solves for all
-such relations (relations.py), and gives them names (naming.py). Each is then put to the test on parameters and batches
-that it was not found with.
+A symmetry is a linear relation between the products ⟨g, ψ⟩ of gradients with generators that holds on every batch.
+
+    probe        random batches through a float64 copy of the model, and their gradients
+    sums         the products for each index of each axis, over those gradients
+    search       relations between the products: of parts, then of whole tensors
+    naming       relations become symmetries with names and meanings
+    verify       every symmetry is tested on parameters and batches that it was not found with
+    found        the result
 """
 
 import sys
@@ -14,23 +18,22 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import Progress
-from torch import Tensor, nn
+from torch import nn
 
 from noetherperf.detect.found import Symmetries
 from noetherperf.detect.naming import Named, name_all
-from noetherperf.detect.probe import EXACT_EPS, Loss, Probe
+from noetherperf.detect.outputs import Loss
+from noetherperf.detect.probe import Probe
 from noetherperf.detect.search import Search
-from noetherperf.symmetry import Symmetry, validate
+from noetherperf.detect.verify import largest_defects
+from noetherperf.symmetry import validate
 
-__all__ = ["EXACT_EPS", "Symmetries", "find_symmetries"]
+__all__ = ["Symmetries", "find_symmetries"]
 
 TOLERANCE = 1e-9
-#: Gradients are not asked to be smaller than this against those of their module: below, there is rounding.
-FLOOR = 1e-3
-N_BATCHES, N_LOSSES = 2, 2
+N_LOSSES = 2  # with which each is tested
 
 
 def find_symmetries(
@@ -87,7 +90,8 @@ def find_symmetries(
         search = Search(probe, report)
         named = name_all(search.run(), probe.model, search.shapes, loss)
         validate([item.symmetry for item in named], search.shapes)
-        defects = _defects([item.symmetry for item in named], probe, 1 if search.large else N_LOSSES) if verify else {}
+        n_losses = 1 if search.sums.large else N_LOSSES
+        defects = largest_defects([item.symmetry for item in named], probe, n_losses) if verify else {}
         report(1.0)
     rejected = {
         name: f"its relative defect is {defect:.1e} on fresh batches, above {TOLERANCE:g}"
@@ -114,54 +118,13 @@ def _unmatched(model: nn.Module, claimed: Sequence[Named], search: Search) -> di
             reasons[name] = "frozen: requires_grad is False"
         elif not p.numel():
             reasons[name] = "it has no elements"
-        elif name not in search.reached:
+        elif name not in search.sums.reached:
             reasons[name] = "no gradient reaches it from the output"
         elif name in search.fractional:
             reasons[name] = f"a relation holds, but not in small integers: {search.fractional[name]}"
         else:
             reasons[name] = "no sum over its rows, columns, slices or whole vanishes, alone or with others"
     return reasons
-
-
-def _defects(symmetries: Sequence[Symmetry], probe: Probe, n_losses: int) -> dict[str, float]:
-    """The largest |⟨g, ψ⟩| / (|g_A| |ψ_A|) of each symmetry over fresh parameters and batches."""
-    worst = dict.fromkeys((symmetry.name for symmetry in symmetries), 0.0)
-    for _ in range(N_BATCHES):
-        probe.redraw()
-        for gradients in probe.gradients(n_losses):
-            usual = _usual(gradients)
-            for symmetry in symmetries:
-                defect = _defect(symmetry, probe.parameters, gradients, usual)
-                worst[symmetry.name] = max(worst[symmetry.name], float(defect.max()))
-    return worst
-
-
-def _usual(gradients: dict[str, Tensor]) -> dict[str, float]:
-    """The largest root mean square of a gradient in each module."""
-    usual: dict[str, float] = {}
-    for name, g in gradients.items():
-        module = name.rpartition(".")[0]
-        usual[module] = max(usual.get(module, 0.0), float(g.square().mean().sqrt()))
-    return usual
-
-
-def _defect(
-    symmetry: Symmetry, parameters: dict[str, nn.Parameter], gradients: dict[str, Tensor], usual: dict[str, float]
-) -> Tensor:
-    """Relative defect per group; gradients far below those of their module count as FLOOR of those."""
-    constraint, sq_g, sq_psi, least = [], [], [], []
-    for part in symmetry.parts:
-        p = parameters[part.parameter].detach()
-        g = gradients.get(part.parameter)
-        g = part.grouped(torch.zeros_like(p) if g is None else g)
-        psi = part.weight * (torch.ones_like(g) if symmetry.law == "translation" else part.grouped(p))
-        constraint.append((g * psi).sum(1))
-        sq_g.append(g.square().sum(1))
-        sq_psi.append(psi.square().sum(1))
-        least.append(g.shape[1] * (FLOOR * usual.get(part.parameter.rpartition(".")[0], 0.0)) ** 2)
-    size = (torch.stack(sq_g).sum(0).clamp(min=sum(least)) * torch.stack(sq_psi).sum(0)).sqrt()
-    total = torch.stack(constraint).sum(0).abs()
-    return torch.where(total == 0.0, 0.0, total / size)
 
 
 @contextmanager

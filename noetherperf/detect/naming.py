@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from noetherperf.detect.search import Relation
+from noetherperf.detect.claims import Relation
 from noetherperf.rules.laws import Law
 from noetherperf.symmetry import Part, Rescale, Scale, Shape, Symmetry, Translation
 
