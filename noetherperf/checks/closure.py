@@ -10,11 +10,11 @@ from noetherperf.checks.exact import Stage
 
 __all__ = ["check_same", "evaluate", "first_line"]
 
-MAX_LOSS_CHANGE = 100  # machine epsilons: more between two evaluations is another loss, not the order of some sums
+MAX_LOSS_CHANGE = 100  # machine epsilons between two evaluations; a change in the order of sums stays below
 
 
 def evaluate(closure: Callable[[], Any], stage: Stage) -> Tensor:
-    """The closure's loss, or an error that says what is wrong with it."""
+    """The closure's loss, or an error that says what is wrong with the closure."""
     try:
         loss = closure()
     except (RuntimeError, TypeError, NotImplementedError) as error:
@@ -45,6 +45,7 @@ def evaluate(closure: Callable[[], Any], stage: Stage) -> Tensor:
 
 
 def check_same(first: Tensor, second: Tensor) -> None:
+    """Raise where two evaluations from the same state gave two losses."""
     a, b = first.item(), second.item()
     if abs(a - b) > MAX_LOSS_CHANGE * torch.finfo(first.dtype).eps * abs(a):
         raise ValueError(
@@ -54,4 +55,5 @@ def check_same(first: Tensor, second: Tensor) -> None:
 
 
 def first_line(error: BaseException) -> str:
+    """Of an error's message; torch's have many."""
     return str(error).partition("\n")[0].rstrip(".")

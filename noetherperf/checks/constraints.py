@@ -1,34 +1,34 @@
-"""Gradient and Hessian constraints: what a symmetry asks of a loss at one point, checked on one batch.
+"""Gradient and Hessian constraints: what a symmetry implies for a loss at one point, checked on one batch.
 
-A symmetry is a flow of the parameters that leaves the loss alone (docs/theory.md, section 1), with generator ψ_A for a
-group A:
+A symmetry is a flow of the parameters that does not change the loss (docs/theory.md, section 1), with generator ψ_A for
+a group A:
 
     translation        θ → θ + s c 1_A          ψ_A = c 1_A
     scale, rescale     θ_j → e^{c_j s} θ_j      ψ_A = C_A θ,   C_A = diag(c_j), zero outside A
 
-c_j is the weight of the part that element j is in, with its sign: 1 for a scale, +1 into and −k out of a unit that is
-homogeneous of degree k, the sum of both where two parts meet (the diagonal of a recurrent weight); a joint relation of
-many writers and readers is no different. Differentiate L(θ(s)) = L(θ) by s at s = 0, then by θ:
+c_j is the signed weight of the part with element j: 1 for a scale; +1 into and −k out of a unit that is homogeneous of
+degree k; the sum of both where two parts meet (the diagonal of a recurrent weight). A relation of many writers and
+readers has the same form. Differentiate L(θ(s)) = L(θ) with respect to s at s = 0, then to θ:
 
     gradient           ⟨g, ψ_A⟩ = 0
     Hessian            H ψ_A + C_A g = 0        (C_A g is absent for a translation: its ψ does not depend on θ)
 
-which for the plain kinds read H 1_A = 0, H θ_A = −g_A and H(θ_A1 − θ_A2) + g_A1 − g_A2 = 0. The Hessian constraint is
-one vector r_A over all parameters of the model for every group. A Hessian-vector product a group would be dear; but H
-is symmetric, so one product H x with a random vector x gives the projection of every group's r_A at once:
+For the plain kinds these are H 1_A = 0, H θ_A = −g_A and H(θ_A1 − θ_A2) + g_A1 − g_A2 = 0. The Hessian constraint of
+each group is a vector r_A over all parameters of the model. One Hessian-vector product per group would be expensive.
+But H is symmetric, so one product H x with a random vector x gives the projection of every group's r_A at once:
 
     ⟨x, r_A⟩ = ⟨H x, ψ_A⟩ + ⟨C_A x, g⟩,      x ~ N(0, 1),      E ⟨x, r_A⟩² = |r_A|²
 
-Where the constraint holds, every projection is zero to rounding; where it does not, none is, with probability one. So
-as a test this is exact, and as a measure of |r_A| it is an estimate: with m probes its square has a relative standard
-deviation of √(2/m). `exact=True` makes the product of every group instead.
+If the constraint holds, every projection is zero up to rounding; if not, none is, with probability one. So as a test
+this is exact, and as a measure of |r_A| it is an estimate: with m probes its square has a relative standard deviation
+of √(2/m). `exact=True` also computes the product of every group.
 
 Relative defects are in units of the largest that the defect could be by Cauchy and Schwarz:
 
     gradient   |⟨g, ψ_A⟩| / (|g_A| |ψ_A|)       Hessian   |r_A| / (|H_A| |ψ_A| + |C_A g|)
 
 |H_A| is the Frobenius norm of H's columns in A, estimated by the same probes. |g_A| and |H_A| have the floor of
-measure/defect.py, for what a symmetry cancels altogether; the average is over the whole model.
+measure/defect.py, with the average over the whole model.
 
 Source: Kunin et al. (2021), arXiv:2012.04728, for weights of ±1; weights, the projection and the scales derived here.
 """
@@ -74,22 +74,22 @@ def check_constraints(
 
         ⟨g, ψ_A⟩ = 0          H ψ_A + C_A g = 0          (the module's docstring derives them)
 
-    The model's parameters, gradients, buffers, mode and the random states of torch, numpy and Python are left exactly
-    as they were. Each evaluation starts from the same state, so dropout keeps its mask; attention takes torch's math
-    kernel, since the fused ones have no second derivative.
+    The model's parameters, gradients, buffers, mode and the random states of torch, numpy and Python stay exactly as
+    they are. Each evaluation starts from the same state, so dropout keeps its mask. Attention uses torch's math kernel,
+    since the fused ones have no second derivative.
 
     Args:
-        model: Any model; parameters that are frozen are checked too.
+        model: Any model; frozen parameters are checked, too.
         closure: Returns the scalar loss of the model on one fixed batch: `lambda: cross_entropy(model(x), y)`. It does
-            not call backward(). Its inputs may be of any floating dtype; they are widened with the model.
+            not call backward(). Its inputs may have any floating dtype; they are widened with the model.
         symmetries: Over the names of `model.named_parameters()`; a Norm is measured, and claims nothing.
-        hessian: Check the Hessian constraints as well: `probes` Hessian-vector products at each stage.
-        exact: Make one more Hessian-vector product for every group, so that |H ψ_A + C_A g| is no estimate.
+        hessian: Check the Hessian constraints, too: `probes` Hessian-vector products at each stage.
+        exact: Make one more Hessian-vector product per group, so that |H ψ_A + C_A g| is not an estimate.
         probes: Random projections of the Hessian constraints, at least 2.
-        float64: Evaluate also in float64, and there with eps → 0; without it only as the model is.
+        float64: Evaluate also in float64, and in float64 with eps → 0; False: only as the model is.
         eps: What replaces the eps of every normalisation in the last stage.
         tolerance: Largest relative defect with which a symmetry holds. Default 1e-9 where the last stage is in float64,
-            which rounding does not reach and no broken symmetry stays below; else √ε of the coarsest dtype.
+            which is above all rounding and below every broken symmetry; else √ε of the coarsest dtype.
         seed: Of the probes.
         progress: Show a bar on a terminal.
 
@@ -98,9 +98,9 @@ def check_constraints(
 
     Raises:
         TypeError: The closure is not callable, or symmetries hold something else.
-        ValueError: Symmetries do not fit the model; the closure's value is no finite scalar, depends on none of the
-            parameters, or is another the second time; the closure runs backward itself, cannot be evaluated in float64
-            or not differentiated twice; an option is out of range.
+        ValueError: Symmetries do not fit the model; the closure's value is not a finite scalar, depends on none of the
+            parameters, or differs at the second evaluation; the closure runs backward itself, cannot be evaluated in
+            float64 or not differentiated twice; an option is out of range.
     """
     refuse_lazy(model)
     shapes = {name: parameter.shape for name, parameter in _differentiable(model).items()}
@@ -163,7 +163,7 @@ def check_constraints(
 
 
 class _Groups:
-    """One symmetry's groups in a model of these shapes: sums over them, and their places in a vector."""
+    """The groups of one symmetry in a model of these shapes: sums over them, and their elements in a vector."""
 
     def __init__(self, symmetry: Symmetry, shapes: Mapping[str, torch.Size]) -> None:
         self.symmetry = symmetry
@@ -211,6 +211,7 @@ class _Defects:
         """|vector_A|², floored by the mean square of the whole vector."""
         return floored(self._groups.total(0, vector, vector), self._n_elements, usual)
 
+    @np.errstate(all="ignore")  # what is not finite is reported as it is
     def project(self, x: Vector, product: Vector, usual: float) -> None:
         """Take in one probe x, H x, and the mean square of H x."""
         projection = self._groups.total(1, product, self._base) + self._groups.total(1, x, self._drift)
@@ -230,7 +231,7 @@ class _Defects:
 
     @property
     def hessian(self) -> Numbers | None:
-        """|H ψ_A + C_A g|, of the groups' own products if they were made, else estimated by the probes."""
+        """|H ψ_A + C_A g|: from the products of the groups if they were made, else estimated by the probes."""
         if not self._n_probes:
             return None
         if self._norms:
@@ -238,6 +239,7 @@ class _Defects:
         return np.asarray(np.sqrt(self._sq_projections / self._n_probes))
 
     @property
+    @np.errstate(all="ignore")
     def hessian_relative(self) -> Numbers | None:
         """The same in units of the largest it could be."""
         if self.hessian is None:

@@ -17,11 +17,11 @@ Vector = Mapping[str, Tensor]  # one tensor for each parameter of the model
 
 
 class Point:
-    """Gradient and Hessian-vector products of a loss with respect to parameters, at the values they have now."""
+    """Gradient and Hessian-vector products of a loss with respect to parameters, at their present values."""
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], loss: Tensor, *, twice: bool) -> None:
         self._names, self._parameters = list(parameters), list(parameters.values())
-        # The seed asks for a gradient as well, so that what cannot be differentiated twice leaves its mark in any case.
+        # The seed requires a gradient, too, so that what cannot be differentiated twice always leaves its mark.
         seed = torch.ones_like(loss).requires_grad_(twice)
         with _explained(twice):
             grads = torch.autograd.grad(loss, self._parameters, seed, create_graph=twice, allow_unused=True)
@@ -83,7 +83,7 @@ def _dot(a: Vector, b: Vector) -> float:
 
 
 def check_symmetric(x: Vector, hx: Vector, y: Vector, hy: Vector) -> None:
-    """⟨y, H x⟩ = ⟨x, H y⟩ of two probes; it costs nothing, and a wrong second derivative is not likely to pass."""
+    """Check ⟨y, H x⟩ = ⟨x, H y⟩ of two probes: free, and a wrong second derivative is not likely to pass."""
     difference = abs(_dot(y, hx) - _dot(x, hy))
     largest = math.sqrt(square(x) * square(hy)) + math.sqrt(square(y) * square(hx))
     epsilon = max(torch.finfo(values.dtype).eps for values in x.values())
@@ -98,7 +98,7 @@ def check_symmetric(x: Vector, hx: Vector, y: Vector, hy: Vector) -> None:
 
 @contextmanager
 def _explained(twice: bool) -> Iterator[None]:
-    """Say of autograd's errors what they mean here."""
+    """Translate autograd's errors into what they mean here."""
     try:
         yield
     except (RuntimeError, NotImplementedError) as error:
@@ -116,7 +116,7 @@ def _explained(twice: bool) -> Iterator[None]:
 
 
 def _check_graph(grads: Iterable[Tensor | None]) -> None:
-    """Raise what autograd raises only on the way to a parameter, and elsewhere leaves out in silence."""
+    """Raise for once_differentiable functions anywhere: autograd itself raises only on paths to a parameter."""
     found = {g.grad_fn for g in grads if g is not None and g.grad_fn is not None}
     waiting = list(found)
     while waiting:

@@ -32,22 +32,22 @@ class Constraints(Mapping[str, xr.Dataset]):
         gradient           ⟨g, ψ_A⟩, with its sign          gradient_relative   its absolute value, relative
         hessian            |H ψ_A + C_A g|                  hessian_relative    relative       (with hessian=True)
 
-    Stages tell where a defect comes from; all are at the same parameters, on the same batch and with the same probes:
+    Stages separate the causes of a defect. All have the same parameters, batch and probes:
         as_is              the model as it is
-        float64            in float64: what this takes away was rounding
-        no_eps             and with the eps of every normalisation near zero: what this takes away was eps; what is left
-                           breaks the symmetry
+        float64            in float64: what this removes was rounding
+        no_eps             also with the eps of every normalisation near 0: what this removes was eps; the rest breaks
+                           the symmetry
 
     `print` shows a table of the worst groups; `noetherperf.plots.constraints` draws them all.
 
     Attributes:
-        symmetries: What was checked.
-        stages: Those that were evaluated.
+        symmetries: All that were checked.
+        stages: All that were evaluated.
         losses: The closure's value at each stage.
         tolerance: Largest relative defect at the last stage with which a symmetry holds.
-        epsilons: Where an eps was found, and its value: {"norm1.eps": 1e-05}.
-        eps: What replaced them in stage no_eps.
-        unused: Parameters that the loss does not depend on; constraints that have only those are empty.
+        epsilons: Every eps of the model by its place: {"norm1.eps": 1e-05}.
+        eps: Their value in stage no_eps.
+        unused: Parameters that the loss does not depend on; constraints on only those are empty.
     """
 
     def __init__(
@@ -84,14 +84,14 @@ class Constraints(Mapping[str, xr.Dataset]):
         return len(self._data)
 
     def worst(self, name: str, constraint: str, stage: Stage) -> float:
-        """The largest relative defect over a symmetry's groups; NaN if there is one, for that is worse."""
+        """The largest relative defect over the groups of a symmetry; NaN if one is NaN."""
         return float(np.max(self[name][f"{constraint}_relative"].sel(stage=stage).to_numpy(), initial=0.0))
 
     def eps_share(self, name: str, constraint: str) -> float:
-        """How much of the worst group's defect, as the model is, goes away with eps; 0 to 1, NaN where unknown.
+        """The part of the worst group's defect, as the model is, that eps causes; 0 to 1, NaN where unknown.
 
-        The defect's absolute value falls from stage to stage by what rounding, then eps, had put there; the share is of
-        the sum of both and what is left.
+        The absolute value of the defect falls from stage to stage, first by the part of rounding, then by that of eps.
+        The share is that of eps in the sum of both and the rest.
         """
         if "no_eps" not in self.stages or not self.epsilons:
             return math.nan
@@ -118,7 +118,7 @@ class Constraints(Mapping[str, xr.Dataset]):
         return tuple(s.name for s in self.symmetries if s.claimed and not self.holds(s.name))
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain data for JSON; arrays by stage, as lists over groups."""
+        """All content as plain data for JSON; arrays by stage, as lists over groups."""
         checked = [
             {
                 "symmetry": symmetry.to_dict(),
@@ -169,7 +169,7 @@ class Constraints(Mapping[str, xr.Dataset]):
         return table
 
     def summary(self) -> str:
-        """What holds and what does not, which eps there were, and what the loss does not depend on."""
+        """Which symmetries hold and which do not, the values of eps, and the parameters that the loss ignores."""
         n_claimed = sum(symmetry.claimed for symmetry in self.symmetries)
         lines = [
             f"{n_claimed - len(self.failed)} of {n_claimed} symmetries hold "

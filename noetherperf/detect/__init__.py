@@ -33,7 +33,7 @@ from noetherperf.symmetry import validate
 __all__ = ["Symmetries", "find_symmetries"]
 
 TOLERANCE = 1e-9
-N_LOSSES = 2  # with which each is tested
+N_LOSSES = 2  # that verify each symmetry
 
 
 def find_symmetries(
@@ -50,34 +50,36 @@ def find_symmetries(
 
         ⟨g, ψ⟩ = 0 on every batch.
 
-    These relations are found as null vectors of the products' matrix over random batches, in float64, with the eps of
-    every normalisation at 1e-14, on a copy with parameters drawn anew: they are the architecture's and no accident of
-    the present values. Dropout is at work as in training, so what one mask would break is not claimed. Coefficients
-    are small integers (2 behind a squared ReLU). What follows from finer relations is left out. A grouped convolution
-    that is not depthwise is matched block by block and channel by channel of all blocks. The model, its buffers,
-    gradients, mode and all random states stay as they are; memory is about five times the parameters in float64.
+    These relations are the null vectors of the matrix of products over random batches. It is evaluated in float64, with
+    the eps of every normalisation at 1e-14, on a copy with random parameters, so a relation is a property of the
+    architecture and not of the present values. Dropout is active as in training, so a relation that one mask breaks is
+    not claimed. Coefficients are small integers (2 after a squared ReLU). What follows from finer relations is left
+    out. A grouped convolution that is not depthwise is matched both by block and by channel of all blocks. The model,
+    its buffers, gradients, mode and all random states stay as they are. Memory is about five times the parameters in
+    float64.
 
     Args:
-        model: Any module. A module in training mode may hold others in evaluation mode, and those are left so; a model
-            in evaluation mode is examined as it would train.
-        example_inputs: What its forward takes; batches like these are drawn at random, smaller ones where the first
-            axis is a batch. Integers that go to an embedding are drawn from all its rows.
-        loss: What makes the output symmetric. "cross_entropy": only differences between logits count (classes on the
-            last axis, on axis 1 of four or more). "mse" or None: nothing. A function of the model's output that gives
-            a scalar: it is differentiated with the model. Of a tuple the first tensor is taken with all of its last
-            size, of a dict or object the logits; where the loss reads more, give a function.
-        verify: Check every claim on fresh parameters and batches, and leave out, with a word, what has a relative
-            defect above 1e-9.
-        progress: Show a bar on stderr; None: if that is a terminal.
+        model: Any module. If it is in training mode, its modules in evaluation mode stay so; if it is in evaluation
+            mode, the copy is in training mode.
+        example_inputs: Inputs of its forward: tensors, or tuples, lists and dicts of tensors. Batches like these are
+            drawn at random, smaller ones where the first axis is a batch. Integers that go to an embedding are drawn
+            from all its rows.
+        loss: What the loss ignores in the output. "cross_entropy": a constant added to all logits (classes on the last
+            axis, or on axis 1 of four or more). "mse" or None: nothing. A function from the model's output to a scalar
+            is differentiated with the model. Else the loss reads the first tensor of a tuple and all others of its last
+            size, or the logits of a dict or object; where it reads more, give a function.
+        verify: Check every claim on fresh parameters and batches; those with a relative defect above 1e-9 are listed
+            as rejected.
+        progress: Show a bar on stderr; None: if stderr is a terminal.
         example_options: Keyword inputs of the forward.
 
     Returns:
-        The symmetries, with meanings, defects, and the reasons why other parameters are in none.
+        The symmetries with meanings and defects, and for each other parameter the reason why it is in none.
 
     Raises:
         TypeError: `model` is no module, or no logits can be found in its output.
         ValueError: The model has no trainable parameters, or `loss` is unknown.
-        RuntimeError: The model cannot be copied, is not deterministic, or gives no finite output.
+        RuntimeError: The model cannot be copied, is not deterministic, or its output is not finite.
 
     Source: Kunin et al. (2021), arXiv:2012.04728, for the symmetries; the search is derived here.
     """

@@ -42,12 +42,13 @@ def floored(sq_norm: Numbers, n_elements: Numbers, usual: float) -> Numbers:
     return np.maximum(sq_norm, FLOOR**2 * usual * n_elements)
 
 
+@np.errstate(all="ignore")  # what is not finite is reported as it is
 def quotient(defect: Numbers, largest: Numbers) -> Numbers:
     """|defect| / largest, [n groups]; 0 where the largest is 0, NaN where one of them is."""
-    with np.errstate(all="ignore"):
-        return np.where(largest == 0.0, 0.0, np.abs(defect) / largest)
+    return np.where(largest == 0.0, 0.0, np.abs(defect) / largest)
 
 
+@np.errstate(all="ignore")
 def relative_defect(defect: Numbers, sq_gradient: Numbers, sq_generator: Numbers) -> Numbers:
     """|⟨g, ψ_A⟩| / (|g_A| |ψ_A|), [n groups].
 
