@@ -1,4 +1,4 @@
-"""Symmetries: what find_symmetries found, as a sequence that an optimizer takes, a table and JSON."""
+"""The result of find_symmetries: a sequence that an optimizer takes, with a table and JSON."""
 
 import io
 import json
@@ -16,16 +16,16 @@ __all__ = ["Symmetries"]
 
 
 class Symmetries(Sequence[Symmetry]):
-    """The symmetries of a model, to be given to SGD, and what find_symmetries has to say besides.
+    """The symmetries of a model, for an optimizer to measure, and the reasons for what is missing.
 
-    Indexed by number, slice or name; equal if everything in them is; `print` shows a table.
+    Indexed by number, slice or name. Two are equal if all their content is. `print` shows a table.
 
     Attributes:
-        meanings: Symmetry name -> what it is, in a few words.
+        meanings: Symmetry name -> its meaning in a few words.
         defects: Symmetry name -> the largest relative defect |⟨g, ψ⟩| / (|g_A| |ψ_A|) on batches that were not used to
-            find it; empty if nothing was verified.
+            find it; empty without verification.
         unmatched: Parameter name -> why it is in no symmetry.
-        rejected: Symmetry name -> why a relation that was found is not claimed.
+        rejected: Symmetry name -> why the relation is not claimed.
     """
 
     def __init__(
@@ -78,19 +78,19 @@ class Symmetries(Sequence[Symmetry]):
 
     @staticmethod
     def from_json(text: str) -> "Symmetries":
-        """What `to_json` wrote; the text is data and nothing in it is executed.
+        """Symmetries from the text of `to_json`; nothing in it is executed.
 
         Raises:
-            ValueError: The text is no JSON, of another version, or has an unknown kind or field.
+            ValueError: The text is not JSON, has another version, or an unknown kind or field.
         """
         data = json.loads(text)
         if not isinstance(data, dict):
             raise ValueError(f"symmetries file: must be an object, got {type(data).__name__}")
-        told = {name: data.pop(name) for name in Symmetries()._data() if name in data}
-        for name, value in told.items():
+        extra = {name: data.pop(name) for name in Symmetries()._data() if name in data}
+        for name, value in extra.items():
             if not isinstance(value, dict):
                 raise ValueError(f"symmetries file: {name} must be an object, got {value!r}")
-        return Symmetries(from_json(json.dumps(data)), **told)
+        return Symmetries(from_json(json.dumps(data)), **extra)
 
     def __rich__(self) -> ReportTable:
         table = ReportTable(box=None, header_style="bold", pad_edge=False, padding=(0, 1))
@@ -105,10 +105,10 @@ class Symmetries(Sequence[Symmetry]):
         out = io.StringIO()
         console = Console(file=out, width=160, color_system=None)
         console.print(self.__rich__())
-        for title, told in (("in no symmetry", self.unmatched), ("not claimed", self.rejected)):
-            if told:
+        for title, reasons in (("in no symmetry", self.unmatched), ("not claimed", self.rejected)):
+            if reasons:
                 console.print(f"\n{title}:")
-                for name, reason in told.items():
+                for name, reason in reasons.items():
                     console.print(Text(printable(f"  {name}: {reason}")), soft_wrap=True)
         return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
@@ -119,7 +119,7 @@ class Symmetries(Sequence[Symmetry]):
 
 
 def _charge(symmetry: Symmetry) -> str:
-    """Q as a formula over parts: `|w[i,:]|² + |b[i]|²`."""
+    """The charge as a formula over parts: `|w[i,:]|² + |b[i]|²`."""
     terms: list[str] = []
     for part in symmetry.parts:
         inside = _group(part)
@@ -131,7 +131,7 @@ def _charge(symmetry: Symmetry) -> str:
 
 
 def _group(part: Part) -> str:
-    """A group's elements in the notation of slices, i being the group."""
+    """The elements of group i, in the notation of slices."""
     if part.axis is None:
         return part.parameter
     index = (

@@ -16,12 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from noetherperf.measure.defect import floored, mean_square, relative_defect
 from noetherperf.measure.plan import Measurement, Plan
 from noetherperf.rules.laws import Law, State
 from noetherperf.rules.moments import N_MOMENTS, READOUT_MOMENTS, Moment
 from noetherperf.symmetry import Part, Symmetry
-
-FLOOR = 1e-3  # of the average gradient; a group's own gradient below it may be nothing but rounding
 
 
 @dataclass(frozen=True)
@@ -77,9 +76,8 @@ class Charges:
         flow: The flow law's, the continuous-time dynamics of the paper.
         defect: The last step's gradient constraint, Σ c⟨g, 1⟩ or Σ c⟨g, θ⟩; zero where the symmetry holds.
         relative_defect: |defect| / (|g_A| |ψ_A|), ψ the generator (c or cθ, θ taken after the step); 0 where g is 0.
-            If a symmetry cancels a gradient altogether, as BatchNorm does for a bias before it, g_A is nothing but
-            rounding. So |g_A| counts as at least a thousandth of the average over all that is measured, for a group
-            of that size.
+            |g_A| counts as no less than a thousandth of what a group of that size has on average in all that is
+            measured (measure/defect.py says why).
         moments: sum_p, sq_p, sum_g, sq_g, dot_pg, sq_u of the last step, summed over parts with their coefficients.
         residual: charge − discrete.total: defect and rounding.
         rounding: charge − discrete.budget: the loss by rounding to the stored dtype.
@@ -406,10 +404,6 @@ def _table(
     sq_generator = np.where(
         translation, terms.groups(sq_weight * terms.n_elements), terms.groups(sq_weight * moments[Moment.SQ_P])
     )
-    finite = np.isfinite(sq_gradient)  # the average leaves out groups without a finite gradient
-    counted = n_elements[finite].sum()
-    mean_square_gradient = sq_gradient[finite].sum() / counted if counted else 0.0  # of one element
-    sq_gradient = np.maximum(sq_gradient, FLOOR**2 * mean_square_gradient * n_elements)
-    scale = np.sqrt(sq_gradient * sq_generator)
-    table[_Row.RELATIVE_DEFECT] = np.where(scale == 0.0, 0.0, np.abs(table[_Row.DEFECT]) / scale)
+    sq_gradient = floored(sq_gradient, n_elements, mean_square(sq_gradient, n_elements))
+    table[_Row.RELATIVE_DEFECT] = relative_defect(table[_Row.DEFECT], sq_gradient, sq_generator)
     return table

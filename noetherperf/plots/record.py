@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from noetherperf.checks.constraints import Constraints
+from noetherperf.checks import Constraints
 from noetherperf.checks.exact import Stage
 from noetherperf.common.paths import local_path
 from noetherperf.plots.style import (
