@@ -14,7 +14,8 @@ from rich.console import Console
 from torch import nn
 from typer.testing import CliRunner
 
-from noetherperf.cli import app, law_table
+from noetherperf.cli import app
+from noetherperf.cli.laws import law_table
 from noetherperf.optim.sgd import SGD
 from noetherperf.recipes.experiment import Experiment, run
 from noetherperf.recipes.resnet import resnet18

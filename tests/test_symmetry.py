@@ -28,7 +28,6 @@ from noetherperf.symmetry import (
     to_json,
     validate,
 )
-from noetherperf.symmetry import symmetry as module
 
 SHAPES = {
     "conv.weight": (8, 3, 3, 3),
@@ -239,7 +238,7 @@ class TestSymmetry:
         ways = [
             pickle.loads(pickle.dumps(symmetry)),
             copy.deepcopy(symmetry),
-            eval(repr(symmetry), vars(module)),
+            eval(repr(symmetry)),
             Symmetry.from_dict(symmetry.to_dict()),
             *from_json(to_json([symmetry])),
         ]

@@ -3,6 +3,7 @@
 import json
 import reprlib
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 _SHORT = reprlib.Repr()
@@ -45,3 +46,13 @@ def load_json(text: str | bytes, what: str) -> Any:
         raise ValueError(f"{what}: is no JSON ({error})") from error
     except RecursionError as error:
         raise ValueError(f"{what}: its JSON is nested too deeply") from error
+
+
+def check_fields(what: str, data: object, *, required: set[str], known: set[str]) -> None:
+    """Raise ValueError unless the data is an object with every required field and no unknown one."""
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{what}: must be an object, got {shown(data)}")
+    if unknown := [key for key in data if key not in known]:
+        raise ValueError(f"{what}: unknown field {shown(unknown[0])}; known are {', '.join(sorted(known))}")
+    if missing := sorted(required - set(data)):
+        raise ValueError(f"{what}: field {missing[0]!r} is missing")
