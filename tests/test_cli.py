@@ -206,7 +206,7 @@ def test_help_and_formulas_need_no_unicode(made: Path) -> None:
     for words in (
         "Learning rate eta.",
         "Draw the pictures",
-        "Q = |0.weight[i]|^2 + |0.bias[i]|^2 - |2.weight[:, i]|^2",
+        "Q = |0.weight[i]|^2 + |0.bias[i]|^2 - |2.weight[:,i]|^2",
     ):
         assert words in shown.stdout
     assert "\\u" not in shown.stdout
@@ -486,7 +486,7 @@ def test_checks_options_reach_the_check(made: Path) -> None:
 def test_check_explains(made: Path) -> None:
     result = call("check", "made:make", "--explain")
     assert "Rescale “hidden”" in result.stdout
-    assert "Q = |0.weight[i]|² + |0.bias[i]|² − |2.weight[:, i]|²" in result.stdout
+    assert "Q = |0.weight[i]|² + |0.bias[i]|² − |2.weight[:,i]|²" in result.stdout
 
 
 def test_check_searches_where_no_symmetries_are_given(made: Path) -> None:

@@ -34,8 +34,8 @@ def check(
         str,
         typer.Argument(
             metavar="MODULE:CALLABLE",
-            help="What makes the model: called without arguments, it returns (model, closure) or (model, closure, "
-            "symmetries), where closure() is the loss on one fixed batch. Found from the present folder, too. Without "
+            help="A function without arguments that returns (model, closure) or (model, closure, symmetries), where "
+            "closure() returns the loss on one fixed batch. The module may be in the current folder. Without "
             "symmetries, they are searched for with the inputs that closure() gives the model.",
         ),
     ],
@@ -44,21 +44,21 @@ def check(
         typer.Option(callback=local, help="JSON file (`to_json`) of symmetries, instead of the callable's."),
     ] = None,
     loss: Annotated[
-        SearchLoss, typer.Option(help="What follows the output, for a search: a softmax, squares, or anything.")
+        SearchLoss, typer.Option(help="For a search, the loss that follows the output: softmax, squared error, or any.")
     ] = SearchLoss.cross_entropy,
-    hessian: Annotated[bool, typer.Option(help="Check the Hessian constraints, too.")] = True,
+    hessian: Annotated[bool, typer.Option(help="Also check the Hessian constraints.")] = True,
     exact: Annotated[
-        bool, typer.Option("--exact", help="A Hessian-vector product for every group, not random projections alone.")
+        bool, typer.Option("--exact", help="Use a Hessian-vector product for every group, not only random projections.")
     ] = False,
-    probes: Annotated[int, typer.Option(min=2, help="Random projections of the Hessian constraints.")] = 4,
+    probes: Annotated[int, typer.Option(min=2, help="Number of random projections of the Hessian constraints.")] = 4,
     float64: Annotated[
-        bool, typer.Option(help="Evaluate also in float64, and there with the eps of normalisations near zero.")
+        bool, typer.Option(help="Also evaluate in float64, and in float64 with the eps of normalisations near zero.")
     ] = True,
     tolerance: Annotated[
         float | None,
         typer.Option(
-            help="Largest relative defect with which a symmetry holds, in the last column. By default 1e-9 in float64, "
-            "far above what rounding leaves there and far below a broken symmetry; else √ε of the dtype."
+            help="Largest relative defect, in the last column, with which a symmetry holds. By default 1e-9 in float64, "
+            "far above its rounding errors and far below a broken symmetry; else √ε of the dtype."
         ),
     ] = None,
     out: Annotated[
@@ -70,7 +70,7 @@ def check(
 ) -> None:
     """Check the gradient and Hessian constraints of a model's symmetries on one batch.
 
-    Ends with status 1 if a symmetry that is claimed fails.
+    The status is 1 if a claimed symmetry fails.
     """
     if tolerance is not None and not tolerance > 0:
         fail(f"--tolerance: must be positive, got {tolerance}")
@@ -100,7 +100,7 @@ def check(
 
 
 def made_by(target: str) -> tuple[nn.Module, Callable[[], Tensor], Sequence[Symmetry] | None]:
-    """Model, closure and perhaps symmetries from what "module:callable" returns, or exit with one line."""
+    """Model, closure and perhaps symmetries, as "module:callable" returns them; fails where it does not."""
     module_name, colon, name = target.partition(":")
     if not (module_name and colon and name):
         fail(f"{target!r} is no MODULE:CALLABLE; write it as in mypackage.training:make")
@@ -110,7 +110,7 @@ def made_by(target: str) -> tuple[nn.Module, Callable[[], Tensor], Sequence[Symm
     except ModuleNotFoundError as error:
         if not f"{module_name}.".startswith(f"{error.name}."):
             raise
-        fail(f"there is no module {error.name!r} here; run this in the folder that it is in, or install it")
+        fail(f"there is no module {error.name!r} here; run this in the module's folder, or install it")
     except AttributeError:
         fail(f"module {module_name!r} has no {name!r}")
     made = make() if callable(make) and not isinstance(make, nn.Module) else make
@@ -121,7 +121,7 @@ def made_by(target: str) -> tuple[nn.Module, Callable[[], Tensor], Sequence[Symm
 
 
 def found_by_search(model: nn.Module, closure: Callable[[], Tensor], loss: SearchLoss) -> Symmetries:
-    """The symmetries that a search finds with what the closure gives the model."""
+    """The symmetries that a search finds, with the inputs that the closure gives the model as the example."""
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
     hook = model.register_forward_pre_hook(lambda _, args, options: calls.append((args, options)), with_kwargs=True)
     try:
@@ -129,7 +129,7 @@ def found_by_search(model: nn.Module, closure: Callable[[], Tensor], loss: Searc
     finally:
         hook.remove()
     if not calls:
-        fail("closure() never called the model that was returned beside it, so its inputs are not known")
+        fail("closure() did not call the model returned beside it, so the model's inputs are not known")
     args, options = calls[0]
     after: dict[SearchLoss, Literal["cross_entropy", "mse"]] = {
         SearchLoss.cross_entropy: "cross_entropy",

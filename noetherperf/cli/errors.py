@@ -17,14 +17,14 @@ EXTRA = ("PIL", "matplotlib", "scipy", "sklearn", "tqdm")  # what the extra [run
 
 @contextmanager
 def clean_errors() -> Iterator[None]:
-    """Turn what a user can put right (a value, a file, a missing extra) into one line instead of a traceback."""
+    """Turn errors that a user can fix (a value, a file, a missing extra) into one line instead of a traceback."""
     try:
         yield
     except ModuleNotFoundError as error:
         if str(error.name).partition(".")[0] not in EXTRA:
             raise
         fail(f"{error.name} is not installed; it comes with the extra: pip install 'noetherperf[run]'")
-    except (UnicodeEncodeError, BrokenPipeError):  # of where output goes, and no mistake in what was asked for
+    except (UnicodeEncodeError, BrokenPipeError):  # faults of the output stream, not of the options
         raise
     except (ValueError, OSError) as error:
         fail(str(error))
@@ -35,6 +35,7 @@ def first_line(error: BaseException) -> str:
 
 
 def fail(message: str, *, status: int = USAGE_ERROR) -> NoReturn:
-    line = " ".join(map(printable, message.splitlines()))  # of a library's error, too
+    """Print the message as one line on stderr and exit with the status."""
+    line = " ".join(map(printable, message.splitlines()))  # a library's message may have several lines
     print(f"noetherperf: error: {line}", file=sys.stderr)
     raise typer.Exit(status)

@@ -15,18 +15,20 @@ __all__ = ["figures"]
 
 def figures(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME]...", help="Which figures; by default all.")
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Figures to make; by default all.")
     ] = None,
     out: Annotated[Path, typer.Option(callback=local, help="Folder for pictures, data and claims.")] = Path(
         "runs/figures"
     ),
     quick: Annotated[bool, typer.Option("--quick", help="Smaller networks and fewer steps.")] = False,
-    redraw: Annotated[bool, typer.Option("--redraw", help="Draw the data in --out again, without computing.")] = False,
+    redraw: Annotated[
+        bool, typer.Option("--redraw", help="Draw again from the data in --out, without computing.")
+    ] = False,
     threads: Annotated[int, typer.Option(min=1, help="Of torch.")] = 1,
 ) -> None:
-    """Make the figures of the gallery: each picture, its data beside it, and its captions' claims checked on that data.
+    """Make the figures of the gallery: pictures, their data, and the claims of their captions, checked on that data.
 
-    Ends with status 1 if a claim does not hold.
+    The status is 1 if a claim does not hold.
     """
     torch.set_num_threads(threads)
     with clean_errors():

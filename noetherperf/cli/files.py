@@ -1,4 +1,4 @@
-"""Paths that options name, and the list of files that a command has written."""
+"""Paths in options, and the list of written files that a command prints."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,11 +12,12 @@ __all__ = ["local", "report_files"]
 
 
 def local(param: typer.CallbackParam, path: Path | None) -> Path | None:
-    """A path as it was typed: the shell leaves `~` in --out=~/runs as it is."""
+    """Callback of path options: expands `~`, which the shell leaves unexpanded in --out=~/runs."""
     with clean_errors():
         return path and local_path(path, param.opts[0])
 
 
 def report_files(paths: Sequence[Path]) -> None:
+    """Print the paths of the files that a command has written, one a line."""
     for path in paths:
         print(path)

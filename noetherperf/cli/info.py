@@ -13,7 +13,7 @@ __all__ = ["info"]
 
 
 def info() -> None:
-    """Print versions and backends; of a backend that cannot run here, why."""
+    """Print versions, backends and instruction sets; for each that cannot run here, the reason."""
     table = ReportTable(box=None, padding=(0, 2, 0, 0), show_header=False)
     table.add_column()
     table.add_column(folds=True)

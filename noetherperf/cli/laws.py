@@ -1,4 +1,4 @@
-"""How the laws of a record did, to print: a table of their errors, and which are open."""
+"""Report on the laws of a record: a table of their errors, and the laws that are open or no longer finite."""
 
 import numpy as np
 import xarray as xr
@@ -13,9 +13,9 @@ LAWS: tuple[Law, ...] = ("flow", "discrete", "budget")
 
 
 def law_table(record: Record) -> ReportTable:
-    """How the laws of each symmetry did: the range of its charges at the end, and the worst of all groups and rows.
+    """For each symmetry, the range of its charges at the end and each law's largest error over all groups and rows.
 
-    The errors are `recorder.relative_error`; the defect is the gradient constraint as a cosine.
+    The errors are those of `relative_error`; the defect is the gradient constraint as a cosine.
     """
     table = ReportTable("Charges at the end, and each law's largest relative error on the way")
     table.add_column("symmetry", folds=True)
@@ -37,7 +37,7 @@ def law_table(record: Record) -> ReportTable:
 
 
 def law_states(record: Record) -> str:
-    """Which laws are closed, that is, predict anything; of the others, why not; and what is no longer a number."""
+    """The laws that are open, with the reasons, and the symmetries whose numbers are no longer finite."""
     still_open = [
         f"{printable(name)}: {printable(data.attrs['reason'])}"
         for name, data in record.items()
@@ -60,5 +60,5 @@ def first_not_finite(data: xr.Dataset) -> int | None:
 
 
 def worst(values: xr.DataArray) -> float:
-    """The largest absolute value; NaN if there is one, for that is worse."""
+    """The largest absolute value; NaN if any value is NaN."""
     return float(np.abs(values.to_numpy()).max())

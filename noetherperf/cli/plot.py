@@ -1,4 +1,4 @@
-"""`noetherperf plot`: draw the pictures of a record."""
+"""`noetherperf plot`: draw the pictures of a record again."""
 
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +17,7 @@ def plot(
         Path, typer.Argument(callback=local, help="Folder of a record, such as runs/digits/record.zarr.")
     ],
     out: Annotated[
-        Path | None, typer.Option(callback=local, help="Folder for the pictures; by default the one the record is in.")
+        Path | None, typer.Option(callback=local, help="Folder for the pictures; by default the record's own folder.")
     ] = None,
 ) -> None:
     """Draw the pictures of a record again."""

@@ -47,9 +47,7 @@ def run(
         Preset, typer.Option(help="paper: η 0.1, β 0, λ 1e-4, batches of 128, 100 epochs; other options still count.")
     ] = Preset.default,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read a large network's images.")] = 0,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with a large network's run in --out that was stopped.")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a large network's stopped run in --out.")] = False,
     lr: Annotated[float, typer.Option(help="Learning rate η.")] = DEFAULTS.lr,
     momentum: Annotated[float, typer.Option(help="Momentum β.")] = DEFAULTS.momentum,
     weight_decay: Annotated[float, typer.Option(help="Weight decay λ.")] = DEFAULTS.weight_decay,
@@ -69,12 +67,12 @@ def run(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = DEFAULTS.device,
     dtype: Annotated[Precision, typer.Option(help="Of parameters and images.")] = Precision.float32,
     threads: Annotated[int, typer.Option(min=1, help="Of torch; the small network gains nothing from more.")] = 1,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the record that --out has already.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the record that exists in --out.")] = False,
 ) -> None:
-    """Train, record every charge, print how well the laws held, and draw it.
+    """Train, record every charge, print the errors of the laws, and draw the pictures.
 
-    Without options, a small network on scikit-learn's digits; this ends with status 1 if it classifies 95 % of the test
-    images or fewer. With --model, a VGG-16 or ResNet-18 on any of the data sets, with a checkpoint after every epoch.
+    Without options, a small network on scikit-learn's digits; the status is 1 if it classifies 95 % of the test images
+    or fewer. With --model, a VGG-16 or ResNet-18 on any of the data sets, with a checkpoint after every epoch.
     """
     small = model == "small"
 
@@ -85,14 +83,14 @@ def run(
         large_only = ("data_dir", "image_size", "width", "workers", "resume")
         if dataset != "digits" or any(map(chosen, large_only)):
             wrong = next((name for name in large_only if chosen(name)), "dataset").replace("_", "-")
-            fail(f"--{wrong}: the small network takes digits of 8×8 pixels alone; add --model vgg16-bn, say")
+            fail(f"--{wrong}: the small network takes only digits of 8×8 pixels; add --model vgg16-bn, for example")
     elif resume and overwrite:
-        fail("--resume: it goes on with what --overwrite would replace; leave one of them out")
+        fail("--resume: continues the run that --overwrite would replace; leave one of them out")
     elif not chosen("out"):
         out = Path("runs") / f"{dataset}-{model}"
     record_path = out / "record.zarr"
     if record_path.exists() and not (overwrite or resume):
-        way = "--overwrite to replace it" if small else "--resume to go on, --overwrite to replace it"
+        way = "--overwrite to replace it" if small else "--resume to continue, --overwrite to replace it"
         fail(f"--out: {str(record_path)!r} exists; add {way}, or name another folder")
     check_machine(device, backend)
     torch.set_num_threads(threads)
@@ -139,17 +137,17 @@ def run(
         report_files([record_path, *plots.save_all(record, out)])
     if small and not result.test_accuracy > EXPECTED_ACCURACY:
         fail(
-            f"test accuracy is {result.test_accuracy:.2%}, and a training that goes well reaches more than "
-            f"{EXPECTED_ACCURACY:.0%}: the pictures show one that did not. Try the default options, or more --epochs",
+            f"test accuracy is {result.test_accuracy:.2%}, but a good training reaches more than {EXPECTED_ACCURACY:.0%}, "
+            "so these pictures do not show one. Try the default options, or more --epochs",
             status=1,
         )
 
 
 def check_machine(device: str, backend: str) -> None:
-    """Exit with one line where torch cannot put a tensor on the device, or the backend cannot step it there."""
+    """Fail where torch cannot put a tensor on the device, or the backend cannot step it there."""
     try:
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch's own ways to say so, several lines long
+    except (RuntimeError, AssertionError) as error:  # torch raises either, with a message of several lines
         fail(f"--device: {device!r} cannot be used here ({first_line(error)}); try --device cpu")
     try:
         resolve(backend, torch.device(device))

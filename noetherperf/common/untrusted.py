@@ -1,4 +1,4 @@
-"""Data from anywhere: JSON as it is written, and how errors show what was found instead."""
+"""Untrusted data: strict JSON, checks of its objects, and values cut short for error messages."""
 
 import json
 import reprlib
@@ -12,22 +12,22 @@ _SHORT.maxstring = _SHORT.maxother = 200
 
 
 def shown(x: object) -> str:
-    """repr for an error message, cut short where it is long or deep."""
+    """repr for an error message, cut short if it is long or deep."""
     try:
         return _SHORT.repr(x)
-    except Exception:  # such as an integer of more digits than Python writes
+    except Exception:  # an integer of more digits than Python prints, for example
         return f"a value of type {type(x).__name__}"
 
 
 def load_json(text: str | bytes, what: str) -> Any:
-    """Plain data from JSON: no field twice in one object, and no NaN or Infinity, which JSON has not.
+    """Plain data from strict JSON: no field twice in one object, no NaN or Infinity.
 
     Args:
-        text: JSON.
-        what: What errors call it.
+        text: The JSON text.
+        what: The name of the data in error messages.
 
     Raises:
-        ValueError: The text is no such JSON.
+        ValueError: The text is not strict JSON.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def load_json(text: str | bytes, what: str) -> Any:
         return data
 
     def refuse(constant: str) -> None:
-        raise ValueError(f"{what}: {constant} is not finite, and no number in JSON")
+        raise ValueError(f"{what}: {constant} is not finite, and JSON has finite numbers only")
 
     try:
         return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)

@@ -1,4 +1,12 @@
-"""Symmetries: which numbers of a model move together, by name, and what is conserved. Knows no tensors."""
+"""Symmetries: which parameters of a model move together, by name, and what is conserved. Depends on no other room.
+
+part      Part: the groups that one parameter contributes
+kinds     Translation, Scale, Rescale, Norm: parts with signs, and the charge
+validate  symmetries against a model's names and shapes
+text      JSON
+units     Norms of every unit or tensor of a model
+explain   a symmetry in words and formulas
+"""
 
 from noetherperf.symmetry.kinds import Norm, Rescale, Scale, Symmetry, Translation
 from noetherperf.symmetry.part import Part, Shape

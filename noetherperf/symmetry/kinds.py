@@ -2,7 +2,7 @@
 
 A symmetry is a family of transformations of the parameters that leaves the loss unchanged. Its *generator* ψ is the
 direction in which they start, so the gradient has no component along it, ⟨g, ψ⟩ = 0 on every batch. Its *charge* Q is
-what gradient flow conserves. Names, axes and coefficients stand here; addresses are the plan's business.
+what gradient flow conserves. A symmetry holds names, axes and coefficients; the plan turns them into addresses.
 
 Source: Kunin et al. (2021), Neural Mechanics: Symmetry and Broken Conservation Laws in Deep Learning Dynamics,
 arXiv:2012.04728; docs/theory.md, section 1.
@@ -28,16 +28,16 @@ Law = Literal["translation", "norm"]
 
 @dataclass(frozen=True, init=False, repr=False)
 class Symmetry:
-    """One symmetry (or one set of norms to watch): a name, and parts whose weights carry the signs of the charge.
+    """One symmetry, or one set of norms: a name, and parts whose weights carry the signs of the charge.
 
     Group i of the symmetry is group i of every part together. Use `Translation`, `Scale`, `Rescale` or `Norm`.
 
     Attributes:
-        name: Under which the readout lists it.
-        parts: With signed weights.
+        name: Its key in the readout.
+        parts: Parts with signed weights.
         kind: "translation", "scale", "rescale" or "norm".
-        law: Which law of motion the charge follows: "translation" (linear in θ) or "norm" (quadratic).
-        claimed: Whether ⟨g, ψ⟩ = 0 is claimed, so that the law is a prediction and a defect is a finding.
+        law: The law that the charge follows: "translation" (linear in θ) or "norm" (quadratic).
+        claimed: Whether ⟨g, ψ⟩ = 0 is claimed. If so, the law is a prediction, and a defect is a deviation from it.
     """
 
     name: str
@@ -75,24 +75,24 @@ class Symmetry:
         """The symmetry, its generator, constraints, charge and laws in words and formulas, with its parameters' names.
 
         Returns:
-            Text, which a prompt shows and `print` prints.
+            A str that a Python prompt shows without quotes and escapes.
         """
         return explain(self.kind, self.name, self.parts)
 
     def charge(self, parameters: Mapping[str, Tensor], *, magnitude: bool = False) -> Tensor:
-        """The charge of these parameters in plain torch: Σ c ⟨θ, 1⟩ over a translation's parts, else Σ c |θ|².
+        """The charge of these parameters in plain torch: Σ c⟨θ, 1⟩ over a translation's parts, else Σ c|θ|².
 
-        What a readout says is measured in the step; this is the same by its definition, to compare with.
+        A readout holds what the step measured. This computes the charge from its definition, as a reference.
 
         Args:
             parameters: Tensors by name, such as dict(model.named_parameters()).
-            magnitude: Sum the terms' magnitudes instead: what a rounding error of the charge is relative to.
+            magnitude: Sum the terms' magnitudes instead, the scale of the charge's rounding error.
 
         Returns:
             [n groups], float64, on the parameters' device.
 
         Raises:
-            KeyError: A part names a parameter that is not there.
+            KeyError: A part names a parameter that is missing.
         """
         shares = []
         for part in self.parts:
@@ -102,7 +102,7 @@ class Symmetry:
         return torch.stack(shares).sum(0)
 
     def to_dict(self) -> dict[str, Any]:
-        """This symmetry as plain data for JSON: {"kind", "name", and the lists of parts it is built from}."""
+        """This symmetry as plain data for JSON: {"kind", "name", "parts"}."""
         return {"kind": self.kind, "name": self.name, "parts": [part.to_dict() for part in self.parts]}
 
     @staticmethod
@@ -110,7 +110,7 @@ class Symmetry:
         """The symmetry that `to_dict` wrote.
 
         Raises:
-            ValueError: The kind or a field is unknown, or a field is missing or of no use.
+            ValueError: The kind or a field is unknown, or a field is missing or invalid.
         """
         if not isinstance(data, Mapping):
             raise ValueError(f"a symmetry must be an object, got {shown(data)}")
@@ -133,18 +133,19 @@ class Symmetry:
 class Translation(Symmetry):
     """Adding one number to all parameters of a group changes nothing: f(θ + α 1_A) = f(θ).
 
-        generator ψ = c 1_A          constraint Σ c ⟨g, 1⟩ = 0          charge Q = Σ c ⟨θ_A, 1⟩
+        generator ψ = c 1_A          constraint Σ c⟨g_A, 1⟩ = 0         charge Q = Σ c⟨θ_A, 1⟩
 
     With weight decay λ the flow gives Q(t) = e^{−λt} Q(0). It holds for each column of the last linear layer, and for
-    its bias, under softmax with cross-entropy; for whatever writes to a stream that only LayerNorm reads; for biases
-    before BatchNorm. Weights of any sign are a weighted translation.
+    its bias, under softmax with cross-entropy; for everything that writes to a stream that only LayerNorm reads; for
+    biases before BatchNorm. A part's weight is the factor of the number added to it, and may be negative.
 
     Args:
-        name: Under which the readout lists it.
+        name: Its key in the readout.
         parts: Groups with the same index move together.
 
     Raises:
-        TypeError, ValueError: The name is no name, or parts is empty or holds something else.
+        TypeError: name is no str, or parts is no sequence of Part.
+        ValueError: name or parts is empty.
 
     Source: Kunin et al. (2021), arXiv:2012.04728, translation symmetry.
     """
@@ -157,18 +158,19 @@ class Translation(Symmetry):
 class Scale(Symmetry):
     """Multiplying all parameters of a group by one number changes nothing: f(α θ_A) = f(θ_A) for α > 0.
 
-        generator ψ = c θ_A          constraint Σ c ⟨g, θ⟩ = 0          charge Q = Σ c |θ_A|²
+        generator ψ = c θ_A          constraint Σ c⟨g_A, θ_A⟩ = 0       charge Q = Σ c|θ_A|²
 
-    With weight decay λ the flow gives Q(t) = e^{−2λt} Q(0) + η ∫₀ᵗ e^{−2λ(t−s)} |g_A|² ds. It holds, as the eps of the
-    normalisation goes to 0, for the weights and bias of each unit before BatchNorm, and of whole layers or blocks
-    before Layer-, Group- or RMSNorm.
+    With weight decay λ the flow gives Q(t) = e^{−2λt} Q(0) + η ∫₀ᵗ e^{−2λ(t−s)} |g_A|² ds. It holds for the weights
+    and bias of each unit before BatchNorm, and of whole layers or blocks before Layer-, Group- or RMSNorm, in the
+    limit where the normalisation's eps goes to 0.
 
     Args:
-        name: Under which the readout lists it.
+        name: Its key in the readout.
         parts: Groups with the same index scale together; weights positive.
 
     Raises:
-        TypeError, ValueError: The name is no name, parts is empty or holds something else, or a weight is negative.
+        TypeError: name is no str, or parts is no sequence of Part.
+        ValueError: name or parts is empty, or a weight is negative.
 
     Source: Kunin et al. (2021), arXiv:2012.04728, scale symmetry.
     """
@@ -184,24 +186,24 @@ class Scale(Symmetry):
 
 @dataclass(frozen=True, init=False, repr=False)
 class Rescale(Symmetry):
-    """Scaling what enters a unit up and what leaves it down changes nothing: f(α θ_A1, θ_A2 / α) = f(θ_A1, θ_A2).
+    """Weights into a unit times α, and out of it divided by α, change nothing: f(α θ_A1, θ_A2 / α) = f(θ_A1, θ_A2).
 
         generator ψ = (θ_A1, −θ_A2)     constraint ⟨g_A1, θ_A1⟩ − ⟨g_A2, θ_A2⟩ = 0     charge Q = |θ_A1|² − |θ_A2|²
 
     The loss is the same for every α > 0. With weight decay λ the flow gives
-    Q(t) = e^{−2λt} Q(0) + η ∫₀ᵗ e^{−2λ(t−s)} (|g_A1|² − |g_A2|²) ds. It holds through ReLU and its kin, pooling,
-    dropout and flattening; between a normalisation's affine parameters and all readers of them; inside attention and
+    Q(t) = e^{−2λt} Q(0) + η ∫₀ᵗ e^{−2λ(t−s)} (|g_A1|² − |g_A2|²) ds. It holds through ReLU, leaky ReLU, pooling,
+    dropout and flattening; between a normalisation's affine parameters and all their readers; inside attention and
     gated units. Where the unit is homogeneous of degree k (ReLU²: k = 2), its outward parts have weight k, the
-    generator is (θ_A1, −k θ_A2), and Q = |θ_A1|² − k |θ_A2|².
+    generator is (θ_A1, −k θ_A2), and Q = |θ_A1|² − k|θ_A2|².
 
     Args:
-        name: Under which the readout lists it.
+        name: Its key in the readout.
         inward: Parameters into the unit; weights positive.
         outward: Parameters out of it; weights positive here, negated in `parts`.
 
     Raises:
-        TypeError, ValueError: The name is no name, inward or outward is empty or holds something else, or a weight is
-            negative.
+        TypeError: name is no str, or inward or outward is no sequence of Part.
+        ValueError: name, inward or outward is empty, or a weight is negative.
 
     Source: Kunin et al. (2021), arXiv:2012.04728, rescale symmetry; for degree k derived here.
     """
@@ -222,7 +224,7 @@ class Rescale(Symmetry):
 
     @property
     def outward(self) -> tuple[Part, ...]:
-        """The parts out of the unit, with positive weights as they were given."""
+        """The parts out of the unit, with positive weights as in the constructor."""
         return tuple(_negated(part) for part in self.parts if part.weight < 0)
 
     def __repr__(self) -> str:
@@ -238,19 +240,20 @@ class Rescale(Symmetry):
 
 @dataclass(frozen=True, init=False, repr=False)
 class Norm(Symmetry):
-    """No symmetry claimed: the squared norm of each group, and the budget that says where it went.
+    """No symmetry claimed: the squared norm of each group, and the budget of its changes.
 
-        Q = Σ c |θ_A|²     |θ'|² = |θ|² − 2η ⟨θ, u⟩ + η² |u|²
+        Q = Σ c|θ_A|²     |θ'|² = |θ|² − 2η⟨θ, u⟩ + η²|u|²
 
-    The update's own identity splits every change of Q into decay, the gradient's part ⟨g, θ⟩ (the defect) and |u|², on
-    any network; the defect is a quantity of interest here and no error.
+    The identity of the update splits every change of Q into decay, the gradient's part ⟨g, θ⟩ (the defect) and |u|².
+    It holds on any network. The defect is here a quantity of interest, no error.
 
     Args:
-        name: Under which the readout lists it.
+        name: Its key in the readout.
         parts: Groups with the same index are summed.
 
     Raises:
-        TypeError, ValueError: The name is no name, or parts is empty or holds something else.
+        TypeError: name is no str, or parts is no sequence of Part.
+        ValueError: name or parts is empty.
 
     Source: Derived here from the update.
     """

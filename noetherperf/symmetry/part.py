@@ -1,4 +1,4 @@
-"""Part: what one parameter contributes to a symmetry. Knows a name, an axis and a slice; reads no model."""
+"""Part: what one parameter contributes to a symmetry: a name, an axis and a slice of it."""
 
 import dataclasses
 import math
@@ -23,18 +23,18 @@ class Part:
     Args:
         parameter: Name of the parameter, as in ``model.named_parameters()``.
         axis: 0 makes every output unit (row) a group, 1 every input unit (column); None: the whole tensor is one group.
-        start: First index of the axis that takes part; None: 0.
-        stop: One past the last index that takes part; None: the axis' length.
-        fold: So many indices (after slicing) share a group, as the H·W features of a flattened channel do.
-        stride: How far apart the indices lie that share a group: 1 for neighbours; d/2 for the two halves of a head of
-            d that rotary positions turn together (fold=2); d for the query heads of one key head (fold=heads per key).
-        period: The slice and its groups repeat every so many indices, as queries do where each head holds its own
-            queries, keys and values side by side; start and stop then count within a period. None: the axis' length.
+        start: First index of the slice of the axis; None: 0.
+        stop: One past the last index of the slice; None: the axis' length.
+        fold: Number of indices in a group, after slicing. A flattened channel of H·W features has fold=H·W.
+        stride: Distance between the indices of one group: 1 for neighbours; d/2 for the two halves of a head of size d
+            that rotary positions turn together (fold=2); d for the query heads of one key head (fold=heads per key).
+        period: The slice and its groups repeat at this distance; start and stop count within a period. An example is
+            a weight in which each head holds its queries, keys and values side by side. None: the axis' length.
         weight: Coefficient of this part in the charge, the degree k of homogeneity; finite, not zero.
 
     Raises:
         TypeError: A field is of the wrong type.
-        ValueError: A field is out of range, or slices an axis that is None.
+        ValueError: A field is out of range, or start, stop, fold, stride or period is set while axis is None.
     """
 
     parameter: str
@@ -99,7 +99,7 @@ class Part:
         return f"Part({self.parameter!r}, {', '.join(f'{key}={value!r}' for key, value in fields.items())})"
 
     def bounds(self, shape: Shape) -> tuple[int, int]:
-        """The half-open range of indices of the axis that take part, for a parameter of this shape.
+        """The slice of the axis as a half-open range of indices, for a parameter of this shape.
 
         Args:
             shape: The parameter's shape.
@@ -134,7 +134,7 @@ class Part:
         return start, stop
 
     def n_groups(self, shape: Shape) -> int:
-        """How many groups this part makes of a parameter of this shape.
+        """The number of groups in a parameter of this shape.
 
         Args:
             shape: The parameter's shape.
@@ -157,15 +157,15 @@ class Part:
 
     @property
     def run(self) -> int:
-        """How many neighbouring indices always share a group: fold where they are neighbours, else 1."""
+        """The number of neighbouring indices that always share a group: fold if stride is 1, else 1."""
         return self.fold if self.stride == 1 else 1
 
     def gather(self, values: Tensor, run: int = 1) -> Tensor:
         """Values along the axis, sorted into groups.
 
         Args:
-            values: [..., length / run], one for each `run` neighbouring indices of the axis.
-            run: Divides this part's run, start, stop and period.
+            values: [..., length / run], one value for each `run` neighbouring indices of the axis.
+            run: A divisor of this part's run, start, stop and period.
 
         Returns:
             [..., n_groups, values of one group]; [..., 1, length] where axis is None.
@@ -186,7 +186,7 @@ class Part:
         return self.gather(x.movedim(self.axis, -1)).movedim(-2, 0).flatten(1)
 
     def to_dict(self) -> dict[str, Any]:
-        """This part as plain data for JSON; fields that have their default are left out, save the axis."""
+        """This part as plain data for JSON, without the fields that have their default. The axis is always there."""
         named = ((field, getattr(self, field)) for field in _PART_DEFAULTS)
         return {key: value for key, value in named if key == "axis" or value != _PART_DEFAULTS[key]}
 
@@ -195,7 +195,7 @@ class Part:
         """The part that `to_dict` wrote.
 
         Raises:
-            ValueError: A field is unknown, missing or of no use.
+            ValueError: A field is unknown, missing or invalid.
         """
         names = {field.name for field in dataclasses.fields(Part)}
         check_fields("part", data, required={"parameter", "axis"}, known=names)

@@ -15,7 +15,7 @@ def to_json(symmetries: Iterable[Symmetry]) -> str:
     """Symmetries as JSON text, which `from_json` reads back equal.
 
     Args:
-        symmetries: Any number of them.
+        symmetries: Any number of symmetries.
 
     Returns:
         {"version": 1, "symmetries": [...]}, indented.
@@ -25,13 +25,13 @@ def to_json(symmetries: Iterable[Symmetry]) -> str:
 
 
 def from_json(text: str | bytes) -> tuple[Symmetry, ...]:
-    """Symmetries from the text that `to_json` wrote; the text is data and nothing in it is executed.
+    """Symmetries from the text that `to_json` wrote.
 
     Args:
-        text: JSON, or the bytes of a file of it in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
+        text: JSON, or the bytes of a JSON file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
 
     Returns:
-        The symmetries in their order.
+        The symmetries, in the order of the text.
 
     Raises:
         ValueError: The text is no JSON, of another version, has an unknown kind or field, or a field twice.

@@ -14,16 +14,17 @@ def neurons(model: nn.Module) -> tuple[Symmetry, ...]:
     """The squared norm and its budget for every unit of every module that has a weight of two or more axes.
 
     A group is an output unit: a row of a linear map or an embedding, a filter of a convolution, with its bias. Frozen
-    parameters are left out; shared ones are listed once, under the name that `named_parameters()` gives them.
+    parameters are left out. Shared ones are listed once, under the name that `named_parameters()` gives them.
 
     Args:
         model: Any model.
 
     Returns:
-        A Norm for each such module, named like it; a weight not called "weight" has one named "parameter[axis]".
+        A Norm for each such weight, with the module's name. Where the weight is not called "weight", the Norm's name
+        is "parameter[axis]".
 
     Raises:
-        ValueError: A parameter is lazy and has no shape yet, or a grouped transposed convolution has units that are no
+        ValueError: A parameter is lazy and has no shape yet, or the units of a grouped transposed convolution are no
             slices of its weight.
     """
     parameters = dict(_trainable(model))
@@ -42,7 +43,7 @@ def neurons(model: nn.Module) -> tuple[Symmetry, ...]:
 
 
 def _units(name: str, parameter: nn.Parameter, module: nn.Module) -> Part:
-    """The output units of a weight: axis 0, but in transposed convolutions the weight is [in, out / groups, ...]."""
+    """The output units of a weight: axis 0, except in transposed convolutions, with weights [in, out / groups, ...]."""
     if not isinstance(module, nn.modules.conv._ConvTransposeNd) or parameter is not module.weight:
         return Part(name, axis=0)
     if module.groups == 1:
@@ -59,13 +60,13 @@ def _units(name: str, parameter: nn.Parameter, module: nn.Module) -> Part:
 def layers(model: nn.Module) -> tuple[Symmetry, ...]:
     """The squared norm and its budget for every parameter tensor.
 
-    Frozen parameters are left out; shared ones are listed once, under the name that `named_parameters()` gives them.
+    Frozen parameters are left out. Shared ones are listed once, under the name that `named_parameters()` gives them.
 
     Args:
         model: Any model.
 
     Returns:
-        A Norm of one group for each parameter, named like it.
+        A Norm of one group for each parameter, with the parameter's name.
 
     Raises:
         ValueError: A parameter is lazy and has no shape yet.

@@ -1,4 +1,4 @@
-"""Validate symmetries against the names and shapes of the parameters that they name."""
+"""Validate symmetries against a model's parameter names and shapes."""
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +13,7 @@ __all__ = ["validate"]
 
 
 def validate(symmetries: Iterable[Symmetry], shapes: Mapping[str, Shape]) -> tuple[Symmetry, ...]:
-    """Check symmetries against the parameters that they name.
+    """Check symmetries against the shapes of the parameters that they name.
 
     Args:
         symmetries: Any number of them.
@@ -65,12 +65,12 @@ def _check_parts(parts: Sequence[Part], shapes: Mapping[str, Shape]) -> None:
 
 
 def _overlapping(parts: Sequence[Part], shape: Shape) -> tuple[Part, Part] | None:
-    """Two of the parts of one parameter that hold the same elements, None if all are apart; linear in their number."""
-    owners: dict[int, Tensor] = {}  # for each axis, which part holds each of its indices; −1: none so far
+    """Two parts of one parameter that share elements, or None; linear in the number of parts."""
+    owners: dict[int, Tensor] = {}  # axis -> number of the part that holds each index; −1: none so far
     for number, part in enumerate(parts):
         if part.axis is None:
             return parts[0], parts[max(1, number)]
-        if part.axis not in owners:  # rows and columns do not overlap: a recurrent weight enters and leaves its units
+        if part.axis not in owners:  # parts along different axes may share elements, as in a recurrent weight
             owners[part.axis] = torch.full((shape[part.axis],), -1, device="cpu")
         start, stop = part.bounds(shape)
         own = owners[part.axis].view(-1, part.period or shape[part.axis])[:, start:stop]
