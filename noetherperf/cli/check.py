@@ -57,7 +57,7 @@ def check(
     tolerance: Annotated[
         float | None,
         typer.Option(
-            help="Largest relative defect, in the last column, with which a symmetry holds. By default 1e-9 in float64, "
+            help="Largest relative defect of a symmetry that holds, in the last column. By default 1e-9 in float64, "
             "far above its rounding errors and far below a broken symmetry; else √ε of the dtype."
         ),
     ] = None,
@@ -129,7 +129,7 @@ def found_by_search(model: nn.Module, closure: Callable[[], Tensor], loss: Searc
     finally:
         hook.remove()
     if not calls:
-        fail("closure() did not call the model returned beside it, so the model's inputs are not known")
+        fail("closure() never called the model returned beside it, so the model's inputs are not known")
     args, options = calls[0]
     after: dict[SearchLoss, Literal["cross_entropy", "mse"]] = {
         SearchLoss.cross_entropy: "cross_entropy",

@@ -24,7 +24,7 @@ def figures(
     redraw: Annotated[
         bool, typer.Option("--redraw", help="Draw again from the data in --out, without computing.")
     ] = False,
-    threads: Annotated[int, typer.Option(min=1, help="Of torch.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 1,
 ) -> None:
     """Make the figures of the gallery: pictures, their data, and the claims of their captions, checked on that data.
 

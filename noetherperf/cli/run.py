@@ -65,8 +65,10 @@ def run(
         "runs/digits"
     ),
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = DEFAULTS.device,
-    dtype: Annotated[Precision, typer.Option(help="Of parameters and images.")] = Precision.float32,
-    threads: Annotated[int, typer.Option(min=1, help="Of torch; the small network gains nothing from more.")] = 1,
+    dtype: Annotated[Precision, typer.Option(help="Dtype of parameters and images.")] = Precision.float32,
+    threads: Annotated[
+        int, typer.Option(min=1, help="Threads of torch; more than 1 do not speed up the small network.")
+    ] = 1,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the record that exists in --out.")] = False,
 ) -> None:
     """Train, record every charge, print the errors of the laws, and draw the pictures.
@@ -137,8 +139,8 @@ def run(
         report_files([record_path, *plots.save_all(record, out)])
     if small and not result.test_accuracy > EXPECTED_ACCURACY:
         fail(
-            f"test accuracy is {result.test_accuracy:.2%}, but a good training reaches more than {EXPECTED_ACCURACY:.0%}, "
-            "so these pictures do not show one. Try the default options, or more --epochs",
+            f"test accuracy is {result.test_accuracy:.2%}, but a good training reaches more than "
+            f"{EXPECTED_ACCURACY:.0%}; these pictures show a bad one. Try the default options, or more --epochs",
             status=1,
         )
 
