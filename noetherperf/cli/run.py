@@ -85,7 +85,7 @@ def run(
         large_only = ("data_dir", "image_size", "width", "workers", "resume")
         if dataset != "digits" or any(map(chosen, large_only)):
             wrong = next((name for name in large_only if chosen(name)), "dataset").replace("_", "-")
-            fail(f"--{wrong}: the small network takes only digits of 8×8 pixels; add --model vgg16-bn, for example")
+            fail(f"--{wrong}: the small network takes digits of 8×8 pixels only; add --model vgg16-bn, for example")
     elif resume and overwrite:
         fail("--resume: continues the run that --overwrite would replace; leave one of them out")
     elif not chosen("out"):
