@@ -164,7 +164,8 @@ def train(
 
     Raises:
         FileExistsError: There is a record at `path`, and `exists` is "error".
-        ValueError: A setting is out of its range, or the backend is unknown.
+        ValueError: A setting is out of its range, or the backend is unknown or does not serve the device.
+        RuntimeError: The backend cannot run on this machine.
     """
     settings = settings or Settings()
     torch.manual_seed(settings.seed)
