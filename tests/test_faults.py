@@ -32,7 +32,7 @@ from noetherperf import Norm, Part
 from noetherperf.measure.openness import Openness
 from noetherperf.record.array import Array
 from noetherperf.rules import laws
-from noetherperf.symmetry import symmetry
+from noetherperf.symmetry import from_json
 
 OPTIONS: dict[str, Any] = {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.01}
 TESTS = Path(__file__).parent
@@ -568,7 +568,7 @@ def within(megabytes: int, seconds: float = 20.0) -> Iterator[None]:
 def test_metadata_that_no_parser_likes(record: Path, text: str) -> None:
     if text.startswith("["):
         with pytest.raises(ValueError, match="nested"):
-            symmetry.from_json(text)
+            from_json(text)
     (record / "zarr.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(ValueError, match="damaged"):
         nperf.open_record(record)

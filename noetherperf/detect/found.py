@@ -10,7 +10,8 @@ from rich.text import Text
 
 from noetherperf.common.printing import printable
 from noetherperf.common.table import ReportTable
-from noetherperf.symmetry import Part, Symmetry, from_json, to_json
+from noetherperf.symmetry import Symmetry, from_json, to_json
+from noetherperf.symmetry.explain import charge_formula
 
 __all__ = ["Symmetries"]
 
@@ -97,7 +98,8 @@ class Symmetries(Sequence[Symmetry]):
         for title in ("symmetry", "kind", "conserved, for each group", "meaning"):
             table.add_column(title, folds=title != "kind")
         for symmetry in self._symmetries:
-            cells = (symmetry.name, symmetry.kind, _charge(symmetry), self.meanings.get(symmetry.name, ""))
+            formula = charge_formula(symmetry.kind, symmetry.parts)
+            cells = (symmetry.name, symmetry.kind, formula, self.meanings.get(symmetry.name, ""))
             table.add_row(*cells)
         return table
 
@@ -116,27 +118,3 @@ class Symmetries(Sequence[Symmetry]):
         kinds = [symmetry.kind for symmetry in self._symmetries]
         counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(sorted(kinds, reverse=True)))
         return f"<{len(self)} symmetries: {counts or 'none'}; {len(self.unmatched)} parameters in none>\n{self}"
-
-
-def _charge(symmetry: Symmetry) -> str:
-    """The charge as a formula over parts: `|w[i,:]|² + |b[i]|²`."""
-    terms: list[str] = []
-    for part in symmetry.parts:
-        inside = _group(part)
-        size = abs(part.weight)
-        factor = "" if size == 1 else f"{size:g} "
-        term = f"Σ {inside}" if symmetry.law == "translation" else f"|{inside}|²"
-        terms.append(("− " if part.weight < 0 else "+ " if terms else "") + factor + term)
-    return " ".join(terms)
-
-
-def _group(part: Part) -> str:
-    """The elements of group i, in the notation of slices."""
-    if part.axis is None:
-        return part.parameter
-    index = (
-        "i" if part.fold == 1 else f"{part.fold} of i" if part.stride == 1 else f"{part.fold} of i, {part.stride} apart"
-    )
-    if part.start is not None or part.stop is not None:
-        index = f"{part.start or 0}:{'' if part.stop is None else part.stop}→{index}"
-    return f"{part.parameter}[{':,' * part.axis}{index}]"
