@@ -9,7 +9,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.cases import Case
 from bench.correctness import check, check_in_float64
-from bench.inputs import Inputs, TooLarge, input_sets
+from bench.inputs import InputSet, TooLarge, input_sets
 from bench.settings import SETTINGS
 from bench.timing import Rounds, Step, figures
 from bench.variants import FLOORS, OURS, VARIANTS, Unavailable, floor, names_for, ours
@@ -32,7 +32,7 @@ def threads(request: pytest.FixtureRequest) -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def admit(case: Case, sets: list[Inputs]) -> tuple[dict[str, list[Step]], dict[str, str]]:
+def admit(case: Case, sets: list[InputSet]) -> tuple[dict[str, list[Step]], dict[str, str]]:
     """The variants that can run the case, and why the others cannot; what a first step sets up is set up."""
     admitted, reasons = {}, {}
     for name in names_for(case):

@@ -27,7 +27,7 @@ from torch.profiler import ProfilerActivity, profile
 import noetherperf as nperf
 from bench.cases import LARGE_MODELS, MODELS, Case
 from bench.correctness import Mismatch, check
-from bench.inputs import Inputs, TooLarge, available_memory, make_inputs, n_sets
+from bench.inputs import InputSet, TooLarge, available_memory, make_input_set, n_sets
 from bench.timing import Rounds, Spread, Step, figures, ratios
 from bench.variants import VARIANTS, Unavailable, Variant, ours
 from noetherperf.engines.backends import BACKENDS
@@ -233,15 +233,15 @@ class Bench:
     device: Device
     case_seconds: float = 1.2  # for a case's rounds
     _key: tuple[object, ...] = ()
-    _sets: list[Inputs] = field(default_factory=list)
+    _sets: list[InputSet] = field(default_factory=list)
 
-    def sets(self, case: Case) -> list[Inputs]:
+    def sets(self, case: Case) -> list[InputSet]:
         key = (case.shapes, case.dtype, case.momentum != 0.0)
         if key != self._key:
             self._key, self._sets = (), []
             self.device.forget()
             n = n_sets(case, 2 * self.device.cache, self.device.memory)
-            self._sets = [make_inputs(case, i, self.device.device) for i in range(n)]
+            self._sets = [make_input_set(case, i, self.device.device) for i in range(n)]
             self._key = key
         return self._sets
 
@@ -289,7 +289,7 @@ class Bench:
             found[name]["of copy"] = ratios({"copy": times["copy"], name: values}, name)["copy"]
         return {name: {key: _short(spread) for key, spread in one.items()} for name, one in found.items()}
 
-    def admit(self, case: Case, sets: list[Inputs]) -> tuple[dict[str, list[Step]], dict[str, str], dict[str, str]]:
+    def admit(self, case: Case, sets: list[InputSet]) -> tuple[dict[str, list[Step]], dict[str, str], dict[str, str]]:
         """The variants that can run the case, why others cannot, and which of ours compute something wrong.
 
         What a first step sets up is set up.
@@ -387,7 +387,7 @@ def compile_kernels(cases: Sequence[Case], device: Device) -> None:
     for case in cases:
         if case.model in LARGE_MODELS:
             continue
-        inputs = make_inputs(case, 0, device.device)
+        inputs = make_input_set(case, 0, device.device)
         for backend in device.backends:
             for measuring in (True, False):
                 ours(case, inputs, measuring=measuring, backend=backend).step()

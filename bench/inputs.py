@@ -21,7 +21,7 @@ class TooLarge(Exception):
 
 
 @dataclass(frozen=True)
-class Inputs:
+class InputSet:
     """One set. All variants step the same memory, so that none is luckier than another with its addresses."""
 
     params: list[nn.Parameter]
@@ -47,7 +47,7 @@ def _fill(tensors: Sequence[Tensor], phase: int) -> None:
             at, start = at + len(piece), start + len(piece)
 
 
-def _renew(inputs: Inputs, number: int) -> Inputs:
+def _renew(inputs: InputSet, number: int) -> InputSet:
     """An input set with the values that it begins with."""
     _fill(inputs.params, 3 * number)
     _fill(inputs.grads, 3 * number + 1)
@@ -55,7 +55,7 @@ def _renew(inputs: Inputs, number: int) -> Inputs:
     return inputs
 
 
-def make_inputs(case: Case, number: int, device: torch.device = CPU) -> Inputs:
+def make_input_set(case: Case, number: int, device: torch.device = CPU) -> InputSet:
     """One input set, each tensor where torch's allocator puts it; sets of different numbers hold different values."""
 
     def tensors() -> list[Tensor]:
@@ -64,7 +64,7 @@ def make_inputs(case: Case, number: int, device: torch.device = CPU) -> Inputs:
     params, grads, buffers = list(map(nn.Parameter, tensors())), tensors(), tensors() if case.momentum else []
     for p, g in zip(params, grads, strict=True):
         p.grad = g
-    return _renew(Inputs(params, grads, buffers), number)
+    return _renew(InputSet(params, grads, buffers), number)
 
 
 def caches() -> dict[str, str]:
@@ -117,10 +117,10 @@ def n_sets(case: Case, cache: int, memory: int) -> int:
     return n
 
 
-_kept: dict[tuple[object, ...], list[Inputs]] = {}
+_kept: dict[tuple[object, ...], list[InputSet]] = {}
 
 
-def input_sets(case: Case) -> list[Inputs]:
+def input_sets(case: Case) -> list[InputSet]:
     """The case's input sets; kept for the next case if it has the same tensors, which then begins with the same values.
 
     Raises:
@@ -133,5 +133,5 @@ def input_sets(case: Case) -> list[Inputs]:
     else:
         _kept.clear()
         memory = min(MEMORY, available_memory() * 9 // 10)
-        _kept[key] = [make_inputs(case, i) for i in range(n_sets(case, last_level_cache(), memory))]
+        _kept[key] = [make_input_set(case, i) for i in range(n_sets(case, last_level_cache(), memory))]
     return _kept[key]

@@ -15,7 +15,7 @@ import torch
 
 import noetherperf as nperf
 from bench.cases import Case
-from bench.inputs import make_inputs
+from bench.inputs import make_input_set
 from bench.variants import ours, peer
 from noetherperf.engines.cpu import CpuEngine
 
@@ -58,9 +58,9 @@ def measure(n_parameters: int, n_groups: int) -> dict[str, int]:
     """Step a matrix of so many rows, each a group, and see how the process grows beyond torch's fused step."""
     small = Case("memory", "small", ((8, 8),), view="rows")
     case = Case("memory", "matrix", ((n_groups, n_parameters // n_groups),), view="rows")
-    warm = make_inputs(small, 0)
+    warm = make_input_set(small, 0)
     ours(small, warm).step()  # what is loaded once, whatever the model, is there now
-    inputs = make_inputs(case, 0)
+    inputs = make_input_set(case, 0)
     fused = peer(case, inputs, fused=True)
     fused.step()
     _settle()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import noetherperf as nperf
 from bench.cases import LR, WEIGHT_DECAY, Case
-from bench.inputs import Inputs
+from bench.inputs import InputSet
 from bench.timing import Step
 from noetherperf import _cpu
 from noetherperf.measure.plan import View, make_plan
@@ -31,7 +31,7 @@ class Unavailable(Exception):
 # ---- optimizers -----------------------------------------------------------------------------------------------------
 
 
-def ours(case: Case, inputs: Inputs, *, measuring: bool = True, backend: str = "auto") -> nperf.SGD:
+def ours(case: Case, inputs: InputSet, *, measuring: bool = True, backend: str = "auto") -> nperf.SGD:
     """noetherperf's optimizer over one input set, its momentum buffers warm."""
     optimizer = nperf.SGD(
         list(zip(case.names, inputs.params, strict=True)),
@@ -45,23 +45,23 @@ def ours(case: Case, inputs: Inputs, *, measuring: bool = True, backend: str = "
     return optimizer
 
 
-def peer(case: Case, inputs: Inputs, **how: bool) -> torch.optim.SGD:
+def peer(case: Case, inputs: InputSet, **how: bool) -> torch.optim.SGD:
     """torch's optimizer over one input set, its momentum buffers warm."""
     optimizer = torch.optim.SGD(inputs.params, lr=LR, momentum=case.momentum, weight_decay=WEIGHT_DECAY, **how)
     _warm(optimizer, inputs)
     return optimizer
 
 
-def _warm(optimizer: torch.optim.Optimizer, inputs: Inputs) -> None:
+def _warm(optimizer: torch.optim.Optimizer, inputs: InputSet) -> None:
     for p, v in zip(inputs.params, inputs.buffers, strict=False):
         optimizer.state[p]["momentum_buffer"] = v
 
 
-def _ours(case: Case, sets: Sequence[Inputs], **how: Any) -> list[Step]:
+def _ours(case: Case, sets: Sequence[InputSet], **how: Any) -> list[Step]:
     return [ours(case, inputs, **how).step for inputs in sets]
 
 
-def _peer(case: Case, sets: Sequence[Inputs], **how: bool) -> list[Step]:
+def _peer(case: Case, sets: Sequence[InputSet], **how: bool) -> list[Step]:
     return [peer(case, inputs, **how).step for inputs in sets]
 
 
@@ -118,17 +118,17 @@ def views_of(case: Case) -> tuple[View, ...]:
     return make_plan(case.symmetries(), case.names, case.shapes).views
 
 
-def _after_fused(case: Case, sets: Sequence[Inputs], *, sums: Callable[..., Tensor]) -> list[Step]:
+def _after_fused(case: Case, sets: Sequence[InputSet], *, sums: Callable[..., Tensor]) -> list[Step]:
     views = views_of(case)
 
-    def step(inputs: Inputs) -> Step:
+    def step(inputs: InputSet) -> Step:
         p, update = [p.detach() for p in inputs.params], peer(case, inputs, fused=True).step
         return lambda: measured(update, p, inputs.grads, inputs.buffers, views, sums)
 
     return [step(inputs) for inputs in sets]
 
 
-def _norms(case: Case, sets: Sequence[Inputs]) -> list[Step]:
+def _norms(case: Case, sets: Sequence[InputSet]) -> list[Step]:
     match case.view:
         case "columns":
             raise Unavailable("torch's norms have nothing faster to offer along columns")
@@ -138,10 +138,10 @@ def _norms(case: Case, sets: Sequence[Inputs]) -> list[Step]:
             return _after_fused(case, sets, sums=norm_sums)
 
 
-def _foreach_norms(case: Case, sets: Sequence[Inputs]) -> list[Step]:
+def _foreach_norms(case: Case, sets: Sequence[InputSet]) -> list[Step]:
     """Whole tensors at once: torch._foreach_norm for the squares, one sum or dot product per tensor for the rest."""
 
-    def step(inputs: Inputs) -> Step:
+    def step(inputs: InputSet) -> Step:
         p, g, v = [p.detach() for p in inputs.params], inputs.grads, inputs.buffers
         update = peer(case, inputs, fused=True).step
         dtype = wide(p[0]).dtype
@@ -158,12 +158,12 @@ def _foreach_norms(case: Case, sets: Sequence[Inputs]) -> list[Step]:
     return [step(inputs) for inputs in sets]
 
 
-def _paper(case: Case, sets: Sequence[Inputs]) -> list[Step]:
+def _paper(case: Case, sets: Sequence[InputSet]) -> list[Step]:
     """A buffer per parameter decays and takes in the squared gradient at every step; sums are left to the end."""
     integrals = [torch.zeros_like(p) for p in sets[0].params]
     decay = 1.0 - 2.0 * WEIGHT_DECAY * LR
 
-    def step(inputs: Inputs) -> Step:
+    def step(inputs: InputSet) -> Step:
         update = peer(case, inputs, fused=True).step
 
         def run() -> None:
@@ -189,7 +189,7 @@ def _update(momentum: float, p: Tensors, g: Tensors, v: Tensors) -> None:
         parameter.copy_(parameter - LR * u)
 
 
-def _compiled(case: Case, sets: Sequence[Inputs], *, measuring: bool) -> list[Step]:
+def _compiled(case: Case, sets: Sequence[InputSet], *, measuring: bool) -> list[Step]:
     if len(case.shapes) > MAX_COMPILED:
         raise Unavailable(f"unrolled over {len(case.shapes)} tensors it would compile for too long")
     views = views_of(case) if measuring else ()
@@ -208,7 +208,7 @@ def _compiled(case: Case, sets: Sequence[Inputs], *, measuring: bool) -> list[St
 # ---- the machine's floor --------------------------------------------------------------------------------------------
 
 
-def floor(case: Case, sets: Sequence[Inputs]) -> dict[str, list[Step]]:
+def floor(case: Case, sets: Sequence[InputSet]) -> dict[str, list[Step]]:
     """What memory alone allows: as many bytes as the case moves, in one call, in streams of their own.
 
     "floor" reads three streams and writes two of them in place (noetherperf._cpu.memory_floor), "copy" is torch's

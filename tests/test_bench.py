@@ -16,7 +16,7 @@ pytest.importorskip("noetherperf._cpu", reason="the benchmarks measure the compi
 from bench import kernel, page, paper, phases, report
 from bench.cases import EVERYTHING, MODELS, QUICK_STEPS, Case, selected
 from bench.correctness import Mismatch, check, check_in_float64
-from bench.inputs import TooLarge, input_sets, make_inputs, n_sets
+from bench.inputs import TooLarge, input_sets, make_input_set, n_sets
 from bench.markdown import ratio, seconds, size
 from bench.memory import extra_bytes
 from bench.timing import LEAST_SECONDS, Rounds, Spread, figures, ratios
@@ -72,7 +72,7 @@ SMALL = Case("step", "small", ((7, 5, 3), (4,), (33, 17)), view="both")
 
 
 def test_inputs_are_apart_and_different() -> None:
-    one, two = make_inputs(SMALL, 0), make_inputs(SMALL, 1)
+    one, two = make_input_set(SMALL, 0), make_input_set(SMALL, 1)
     tensors = [x for inputs in (one, two) for x in (*inputs.params, *inputs.grads, *inputs.buffers)]
     regions = sorted((x.data_ptr(), x.data_ptr() + x.nbytes) for x in tensors)
     assert all(end <= begin for (_, end), (begin, _) in pairwise(regions))
@@ -174,7 +174,7 @@ def test_short_steps_are_timed_together() -> None:
 def test_the_gate_admits_a_right_step(view: str, dtype: str, momentum: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bench.correctness.CHUNK", 100)  # several chunks a tensor
     case = Case("step", "small", SMALL.shapes, dtype, view, momentum)
-    inputs = make_inputs(case, 0)
+    inputs = make_input_set(case, 0)
     check(case, inputs, ours(case, inputs))
 
 
@@ -196,7 +196,7 @@ def test_every_case_of_the_quick_set_is_checked_in_float64_too(monkeypatch: pyte
 
 @pytest.mark.parametrize("what", ["parameter", "buffer", "moments"])
 def test_the_gate_refuses_a_wrong_step(what: str) -> None:
-    inputs = make_inputs(SMALL, 0)
+    inputs = make_input_set(SMALL, 0)
     optimizer = ours(SMALL, inputs)
 
     @torch.no_grad()
@@ -234,7 +234,7 @@ COMPILED = [
 @pytest.mark.parametrize("momentum", [0.9, 0.0])
 def test_peers_make_the_same_step(name: str, momentum: float) -> None:
     case = Case("step", "small", SMALL.shapes, view="rows", momentum=momentum)
-    mine, theirs = make_inputs(case, 0), make_inputs(case, 0)
+    mine, theirs = make_input_set(case, 0), make_input_set(case, 0)
     ours(case, mine).step()
     (step,) = VARIANTS[name].make(case, [theirs], **VARIANTS[name].how)
     step()
@@ -246,7 +246,7 @@ def test_peers_make_the_same_step(name: str, momentum: float) -> None:
 def test_users_sums_are_the_moments(momentum: float) -> None:
     """The peers measure what noetherperf measures; else their times would mean nothing."""
     case = Case("step", "small", SMALL.shapes, "float64", "both", momentum)
-    inputs = make_inputs(case, 0)
+    inputs = make_input_set(case, 0)
     p, v = [p.detach().clone() for p in inputs.params], [v.clone() for v in inputs.buffers]
     optimizer = ours(case, inputs, measuring=False)
     c = case.hyper.coefficients(first=False)
@@ -263,7 +263,7 @@ def test_users_sums_are_the_moments(momentum: float) -> None:
 def test_extra_bytes_grow_with_groups_and_not_with_parameters() -> None:
     def total(shape: tuple[int, int]) -> int:
         case = Case("memory", "matrix", (shape,), view="rows")
-        return sum(extra_bytes(ours(case, make_inputs(case, 0))).values())
+        return sum(extra_bytes(ours(case, make_input_set(case, 0))).values())
 
     assert total((10, 1000)) == total((10, 10))
     per_group = (total((1010, 10)) - total((10, 10))) / 1000
