@@ -14,7 +14,8 @@ from bench import page
 from bench.environment import describe, environment
 from bench.inputs import cache_size
 from bench.timing import Rounds, Spread
-from noetherperf import Norm, Part, _cpu
+from noetherperf import Norm, Part
+from noetherperf.engines.floor import memory_floor
 
 COMMAND = "python -m bench.kernel"
 N_TENSORS = 64  # that a call steps, all of them the same memory: what one of them needs is in the cache
@@ -48,11 +49,7 @@ def spreads(dtype: torch.dtype, momentum: float, n_threads: int) -> dict[str, Sp
     optimizers = {view: optimizer(shape, dtype, axes, momentum) for view, axes in VIEWS.items()}
     calls = {view: optimizer((1, 1), dtype, axes, momentum) for view, axes in VIEWS.items()}
     streams = [torch.ones(LARGE) for _ in range(3 if momentum else 2)]
-    p, g, v = streams[0], streams[1], streams[-1] if momentum else streams[0]
-
-    def floor() -> None:
-        _cpu.memory_floor(p.data_ptr(), g.data_ptr(), v.data_ptr(), LARGE, n_threads)
-
+    floor = memory_floor(streams[0], streams[1], streams[-1] if momentum else streams[0], n_threads)
     torch.set_num_threads(1)  # the kernel's; the floor is told its own number
     kernel = Rounds(
         {view: [o.step] for view, o in optimizers.items()} | {f"{v} call": [o.step] for v, o in calls.items()}

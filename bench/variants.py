@@ -16,7 +16,7 @@ import noetherperf as nperf
 from bench.cases import LR, WEIGHT_DECAY, Case
 from bench.inputs import InputSet
 from bench.timing import Step
-from noetherperf import _cpu
+from noetherperf.engines.floor import memory_floor
 from noetherperf.measure.plan import View, make_plan
 
 Tensors = Sequence[Tensor]
@@ -197,7 +197,7 @@ def _compiled(case: Case, sets: Sequence[InputSet], *, measuring: bool) -> list[
     def step(p: Tensors, g: Tensors, v: Tensors) -> list[tuple[Tensor, ...]]:
         return measured(functools.partial(_update, case.momentum, p, g, v), p, g, v, views, plain_sums)
 
-    torch._dynamo.reset()
+    torch.compiler.reset()
     compiled: Callable[..., object] = torch.compile(step, fullgraph=True, dynamic=False)
     return [
         functools.partial(compiled, [p.detach() for p in inputs.params], inputs.grads, inputs.buffers)
@@ -211,22 +211,18 @@ def _compiled(case: Case, sets: Sequence[InputSet], *, measuring: bool) -> list[
 def floor(case: Case, sets: Sequence[InputSet]) -> dict[str, list[Step]]:
     """What memory alone allows: as many bytes as the case moves, in one call, in streams of their own.
 
-    "floor" reads three streams and writes two of them in place (noetherperf._cpu.memory_floor), "copy" is torch's
-    copy_, half of the bytes read and half of them written.
+    "floor" reads three streams and writes two of them in place (memory_floor), "copy" is torch's copy_, half of the
+    bytes read and half of them written.
     """
     n = max(1, case.bytes_moved // 20)  # float32 in each stream, five passes
     streams = [torch.ones(3 * n) for _ in sets]
     n_threads = torch.get_num_threads()
 
-    def momentum(x: Tensor) -> Step:
-        p, g, v = x.split(n)  # the step holds them, so that the memory lives as long
-        return lambda: _cpu.memory_floor(p.data_ptr(), g.data_ptr(), v.data_ptr(), n, n_threads)
-
     def copy(x: Tensor, y: Tensor) -> Step:
         source, target = x[: 5 * n // 2], y[: 5 * n // 2]
         return lambda: target.copy_(source)
 
-    steps = {"floor": [momentum(x) for x in streams]}
+    steps: dict[str, list[Step]] = {"floor": [memory_floor(*x.split(n), n_threads) for x in streams]}
     if len(streams) > 1:
         steps["copy"] = [copy(x, y) for x, y in zip(streams, [*streams[1:], streams[0]], strict=True)]
     return steps

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from bench.markdown import ratio, seconds, size
 from bench.memory import extra_bytes
 from bench.timing import LEAST_SECONDS, Rounds, Spread, figures, ratios
 from bench.variants import VARIANTS, measured, names_for, ours, plain_sums, views_of
+from noetherperf.engines.floor import memory_floor
 from noetherperf.rules import reference
 from noetherperf.rules.moments import READOUT_MOMENTS
 
@@ -263,11 +265,29 @@ def test_users_sums_are_the_moments(momentum: float) -> None:
 def test_extra_bytes_grow_with_groups_and_not_with_parameters() -> None:
     def total(shape: tuple[int, int]) -> int:
         case = Case("memory", "matrix", (shape,), view="rows")
-        return sum(extra_bytes(ours(case, make_input_set(case, 0))).values())
+        return sum(extra_bytes(case, make_input_set(case, 0)).values())
 
     assert total((10, 1000)) == total((10, 10))
     per_group = (total((1010, 10)) - total((10, 10))) / 1000
     assert 64 <= per_group <= 1024
+
+
+@pytest.mark.parametrize("view", ["none", "both"])
+def test_a_step_comes_apart_into_phases(view: str) -> None:
+    case = replace(SMALL, view=view)
+    optimizer = ours(case, make_input_set(case, 0))
+    optimizer.step()
+    found = phases.profiled(optimizer.step, measuring=view != "none")
+    whole = found.pop("whole")
+    assert {phase for phase, seconds in found.items() if seconds > 0} == set(phases.FUNCTIONS.values()) - (
+        {phases.WHERE_MEASURED} if view == "none" else set()
+    )
+    assert sum(found.values()) < whole
+
+
+def test_a_phase_without_its_function_is_an_error() -> None:
+    with pytest.raises(RuntimeError, match="a step calls no function named admit, attributes, carry_out, items"):
+        phases.profiled(lambda: None, measuring=False)
 
 
 # ---- the report -----------------------------------------------------------------------------------------------------
@@ -362,6 +382,14 @@ def test_a_section_goes_between_its_marks_again_and_again() -> None:
 )
 def test_the_page_has_every_section(section: str, command: str) -> None:
     page.insert(page.DOCUMENT.read_text(), section, command, "")
+
+
+def test_the_floor_takes_only_what_it_can_read() -> None:
+    x = torch.ones(8)
+    memory_floor(x, torch.ones(8), x, 1)()
+    for wrong in (torch.ones(7), torch.ones(16)[::2], torch.ones(8, dtype=torch.float64)):
+        with pytest.raises(ValueError, match="g must be contiguous float32"):
+            memory_floor(x, wrong, x, 1)
 
 
 def test_kept_input_sets_begin_with_the_same_values() -> None:
