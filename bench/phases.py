@@ -54,7 +54,7 @@ FUNCTIONS = {
 
 
 def profiled(step: Step, *, measuring: bool) -> dict[str, float]:
-    """Make one step; the seconds of each phase in FUNCTIONS, and of the whole.
+    """Make one step; the seconds of each phase in FUNCTIONS, of the rest, and of the whole.
 
     Raises:
         RuntimeError: The step does not call one of the functions, and the table would say that it takes no time.
@@ -70,11 +70,10 @@ def profiled(step: Step, *, measuring: bool) -> dict[str, float]:
         if name in FUNCTIONS:
             names.add(name)
             seconds[FUNCTIONS[name]] += entry.totaltime
-    if missing := {name for name in FUNCTIONS if measuring or FUNCTIONS[name] != WHERE_MEASURED} - names:
-        raise RuntimeError(
-            f"bench.phases: a step calls no function named {', '.join(sorted(missing))}; correct FUNCTIONS"
-        )
-    return {**seconds, "whole": whole}
+    needed = {name for name, phase in FUNCTIONS.items() if measuring or phase != WHERE_MEASURED}
+    if missing := ", ".join(sorted(needed - names)):
+        raise RuntimeError(f"bench.phases: a step calls no function named {missing}; correct FUNCTIONS")
+    return {**seconds, "rest": whole - sum(seconds.values()), "whole": whole}
 
 
 def _own_function(code: object) -> str:
@@ -115,7 +114,6 @@ def milliseconds(view: str) -> dict[str, float]:
     found = {phase: 1e3 * median(step[phase] for step in counted) for phase in counted[0]}
     found |= {name: 1e3 * median(rounds.times[name][WARM_UP:]) for name in ("versions", "fused", "floor")}
     found["compiled"] -= found["versions"]
-    found["rest"] = found["whole"] - sum(found[phase] for phase in PHASES)
     return found
 
 
