@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from bench import report
+from bench.checkout import RESULTS
 from bench.environment import environment
 from bench.settings import SETTINGS
 
-RESULTS = Path(__file__).parent / "results"
 PART = "part"  # the results of a run that chose some cases
 NOT_TIMED = pytest.StashKey[list[dict[str, str]]]()
 WRITTEN = pytest.StashKey[Path]()

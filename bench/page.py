@@ -1,8 +1,8 @@
 """The documentation's page of figures: every section between two marks is written by the command that it names."""
 
-from pathlib import Path
+from bench.checkout import ROOT
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "performance.md"
+DOCUMENT = ROOT / "docs" / "performance.md"
 
 
 def marks(section: str, command: str) -> tuple[str, str]:

@@ -235,9 +235,15 @@ def floor(case: Case, sets: Sequence[InputSet]) -> dict[str, list[Step]]:
 
 @dataclass(frozen=True)
 class Variant:
-    """One contender. `note` is what a reader of its figures must know."""
+    """One contender.
 
-    label: str
+    Fields:
+        make: Makes its steps, one for each input set.
+        how: Keyword arguments of make.
+        note: What a reader of its figures must know.
+        compiles: Whether torch.compile takes long before the first step.
+    """
+
     make: Callable[..., list[Step]]
     how: dict[str, Any]
     note: str = ""
@@ -249,17 +255,16 @@ FUSED_NOTE = (
 )
 
 VARIANTS: dict[str, Variant] = {
-    "ours": Variant("noetherperf", _ours, {"measuring": True}),
-    "unmeasured": Variant("noetherperf, not measuring", _ours, {"measuring": False}),
-    "fused": Variant("torch fused", _peer, {"fused": True}, FUSED_NOTE),
-    "foreach": Variant("torch foreach", _peer, {"foreach": True}),
-    "forloop": Variant("torch for-loop", _peer, {"foreach": False}),
-    "compiled": Variant("torch.compile", _compiled, {"measuring": False}, compiles=True),
-    "eager": Variant("torch fused, then sums", _after_fused, {"sums": plain_sums}, FUSED_NOTE),
-    "norms": Variant("torch fused, then norms", _norms, {}, FUSED_NOTE),
-    "compiled_measured": Variant("torch.compile of step and sums", _compiled, {"measuring": True}, compiles=True),
+    "ours": Variant(_ours, {"measuring": True}),
+    "unmeasured": Variant(_ours, {"measuring": False}),
+    "fused": Variant(_peer, {"fused": True}, FUSED_NOTE),
+    "foreach": Variant(_peer, {"foreach": True}),
+    "forloop": Variant(_peer, {"foreach": False}),
+    "compiled": Variant(_compiled, {"measuring": False}, compiles=True),
+    "eager": Variant(_after_fused, {"sums": plain_sums}, FUSED_NOTE),
+    "norms": Variant(_norms, {}, FUSED_NOTE),
+    "compiled_measured": Variant(_compiled, {"measuring": True}, compiles=True),
     "paper": Variant(
-        "torch fused, and a buffer of squared gradients",
         _paper,
         {},
         "the integral of |g|² alone, at the price of one more number per parameter; " + FUSED_NOTE,

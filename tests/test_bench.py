@@ -16,6 +16,7 @@ pytest.importorskip("noetherperf._cpu", reason="the benchmarks measure the compi
 
 from bench import kernel, page, paper, phases, report
 from bench.cases import EVERYTHING, MODELS, QUICK_STEPS, Case, selected
+from bench.cells import LABELS
 from bench.correctness import Mismatch, check, check_in_float64
 from bench.inputs import TooLarge, input_sets, make_input_set, n_sets
 from bench.markdown import ratio, seconds, size
@@ -349,8 +350,8 @@ def test_a_report_shows_ratios_reasons_and_failures(tmp_path: Path) -> None:
     assert (tmp_path / "part.md").read_text() == text
     picture = (tmp_path / "part.svg").read_text()
     assert "mlp, rows" in picture
-    assert VARIANTS["fused"].label in picture
-    assert VARIANTS["foreach"].label not in picture
+    assert LABELS["fused"] in picture
+    assert LABELS["foreach"] not in picture
 
 
 @pytest.mark.parametrize(("aim", "verdict"), [(0.63, "met"), (0.62, "met"), (0.5, "missed by 25%")])

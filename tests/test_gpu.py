@@ -236,7 +236,7 @@ def test_a_step_neither_waits_nor_allocates(backend: str, inputs: str, waiting_i
 
 
 def test_two_kernels_a_step(backend: str) -> None:
-    from bench.gpu import launches
+    from bench.gpu.device import launches
 
     model = SteppedModel(backend, torch.float32)
     for _ in range(3):
