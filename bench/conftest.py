@@ -23,7 +23,7 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     option = config.option
     option.benchmark_quiet = True  # the report has its own tables
-    if option.benchmark_json is None:
+    if option.benchmark_json is None and not option.collectonly:
         chosen = SETTINGS.patterns or SETTINGS.rounds or option.keyword or option.markexpr or option.deselect
         whole = not chosen and [Path(argument).resolve() for argument in config.args] == [RESULTS.parent]
         option.benchmark_json = RESULTS / f"{SETTINGS.which if whole else PART}.json"

@@ -17,13 +17,9 @@ def memcheck(session: Session) -> Iterator[Part]:
         yield Part("memcheck", "not run", detail="compute-sanitizer is not here")
         return
     tests = ["tests/test_gpu.py", "-k", "memory_checker and cuda", "-q", "--tb=short", "-p", "no:cacheprovider"]
-    check = [checker, "--tool", "memcheck", "--error-exitcode", "86"]
-    part = session.run(
-        "memcheck",
-        [*check, session.python, "-m", "pytest", *tests],
-        min(75.0, session.left),
-        PYTORCH_NO_CUDA_MEMORY_CACHING="1",
-    )
+    command: list[str | Path] = [checker, "--tool", "memcheck", "--error-exitcode", "86"]
+    command += [session.python, "-m", "pytest", *tests]
+    part = session.run("memcheck", command, min(75.0, session.left), PYTORCH_NO_CUDA_MEMORY_CACHING="1")
     summary = re.findall(r"ERROR SUMMARY: .*", session.log("memcheck").read_text(errors="replace"))
     part.detail = "; ".join(filter(None, [part.detail, summary[-1] if summary else "no summary"]))
     if part.status == "passed" and not summary:
