@@ -1,4 +1,4 @@
-"""What is stepped: shapes of known models, dtypes, views and hyperparameters, as data; and which cases a run takes."""
+"""Cases: shapes of known models, dtypes, views and hyperparameters, as data; and which cases a run takes."""
 
 import os
 from collections.abc import Iterator
@@ -140,7 +140,7 @@ MODELS: dict[str, Shapes] = {
     "mlp": tuple(_mlp(3079, 4099, 2053, 1021, 509, 97, 11)),
 }
 
-#: What only a GPU's memory is fast enough for.
+#: Too large for the bandwidth of a CPU's memory.
 LARGE_MODELS: dict[str, Shapes] = {
     "gpt2-xl": tuple(_gpt2(1600, 48)),
     "billion": ((25_000, 40_000),),
@@ -216,8 +216,8 @@ def selected(which: str, patterns: str = "") -> list[Case]:
 
     Args:
         which: "quick" or "full".
-        patterns: Names or shell patterns of names, separated by commas; they choose from every case there is, so that
-            one that neither set has can be run too.
+        patterns: Names or shell patterns of names, separated by commas; they choose from every case, those in neither
+            set included.
 
     Raises:
         ValueError: An unknown set, or a pattern that matches nothing.

@@ -1,4 +1,4 @@
-"""Makes of pytest-benchmark's run one JSON file with its environment, and a report of it."""
+"""Turns a run of pytest-benchmark into one JSON file with its environment, and a report of it."""
 
 from collections.abc import Generator
 from pathlib import Path
@@ -33,7 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Keep why a case has no time."""
+    """Keep the reason why a case has no time."""
     outcome = yield
     if call.when == "call" and call.excinfo is not None:
         reason = (str(call.excinfo.value).strip() or call.excinfo.typename).splitlines()[0]
@@ -42,7 +42,7 @@ def pytest_runtest_makereport(
 
 
 def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
-    """Replace what pytest-benchmark says of the machine, its name among it, by what the figures depend on."""
+    """Replace pytest-benchmark's description of the machine, which has the host's name, by what figures depend on."""
     cpu = output_json["machine_info"]["cpu"].get("brand_raw") or output_json["machine_info"]["machine"]
     for key in ("machine_info", "commit_info", "datetime"):
         del output_json[key]

@@ -72,8 +72,9 @@ def check(case: Case, inputs: InputSet, optimizer: nperf.SGD) -> None:
 
 
 def check_in_float64(case: Case) -> None:
-    """The same in float64, whose kernels have other widths than those that are timed; of as many tensors as fit into
-    CHUNK elements, the large ones with fewer rows.
+    """The same in float64, whose kernels have other widths than those that are timed.
+
+    It takes as many of the case's tensors as fit into CHUNK elements, the large ones with fewer rows.
 
     Raises:
         Mismatch: Something is beyond its bound.

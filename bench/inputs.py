@@ -35,7 +35,7 @@ def _numbers() -> Tensor:
 
 
 def _fill(tensors: Sequence[Tensor], phase: int) -> None:
-    """Random numbers, others in every phase."""
+    """Fill tensors with random numbers that differ from phase to phase."""
     if not tensors:
         return
     numbers, start = _numbers().to(tensors[0].device, tensors[0].dtype), 31 * phase
@@ -48,7 +48,7 @@ def _fill(tensors: Sequence[Tensor], phase: int) -> None:
 
 
 def _renew(inputs: InputSet, number: int) -> InputSet:
-    """An input set with the values that it begins with."""
+    """Give an input set its initial values again."""
     _fill(inputs.params, 3 * number)
     _fill(inputs.grads, 3 * number + 1)
     _fill(inputs.buffers, 3 * number + 2)
@@ -68,7 +68,7 @@ def make_input_set(case: Case, number: int, device: torch.device = CPU) -> Input
 
 
 def caches() -> dict[str, str]:
-    """Sizes of the first core's caches, as the kernel tells them: {"L1 data": "48K", ...}; empty where it does not."""
+    """Sizes of the first core's caches, as Linux reports them: {"L1 data": "48K", ...}; empty elsewhere."""
     found = {}
     for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
         level, kind, size = ((index / name).read_text().strip() for name in ("level", "type", "size"))
@@ -77,14 +77,14 @@ def caches() -> dict[str, str]:
 
 
 def cache_size(name: str, otherwise: int) -> int:
-    """Bytes of a cache of caches(); otherwise where the system does not tell."""
+    """Bytes of a cache of caches(); `otherwise` where the system does not report it."""
     units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
     size = caches().get(name)
     return otherwise if size is None else int(size[:-1]) * units[size[-1]]
 
 
 def last_level_cache() -> int:
-    """Bytes of the largest cache; 32 MiB where the system does not tell."""
+    """Bytes of the largest cache; 32 MiB where the system does not report it."""
     return max((cache_size(name, 0) for name in caches()), default=32 << 20)
 
 
@@ -92,14 +92,14 @@ def available_memory() -> int:
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable"):
             return int(line.split()[1]) << 10
-    raise RuntimeError("/proc/meminfo tells no MemAvailable")
+    raise RuntimeError("/proc/meminfo has no line MemAvailable")
 
 
 def n_sets(case: Case, cache: int, memory: int) -> int:
-    """How many input sets: up to twice the last cache and what memory allows; two for host time alone.
+    """Number of input sets: as many as fill twice the last cache, and as memory holds; two for host time alone.
 
-    Beside each set stand the floor's streams, as large as the bytes that it moves ask for; before that, during the
-    gate, copies of one set's parameters and buffers.
+    Memory must also hold the floor's streams beside each set and, earlier, the gate's copies of one set's parameters
+    and buffers.
 
     Raises:
         TooLarge: One set is too many.

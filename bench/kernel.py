@@ -1,4 +1,4 @@
-"""What arithmetic alone takes: the CPU kernel on data that stays in the second-level cache, beside the memory's time.
+"""Time of arithmetic alone: the CPU kernel on data that stays in the second-level cache, beside the memory's time.
 
 Prints a table, and writes it into docs/performance.md. Where the kernel takes longer in the cache than the memory takes
 to bring the same elements, no arrangement of memory accesses can reach the floor.
@@ -18,7 +18,7 @@ from noetherperf import Norm, Part
 from noetherperf.engines.floor import memory_floor
 
 COMMAND = "python -m bench.kernel"
-N_TENSORS = 64  # that a call steps, all of them the same memory: what one of them needs is in the cache
+N_TENSORS = 64  # a step; all have the same memory, so that each finds its data in the cache
 LARGE = 1 << 25  # elements of the floor: 400 MB, far outside of every cache
 VIEWS = {"none": (), "rows": (0,), "columns": (1,), "both": (0, 1)}
 ROUNDS = 60
@@ -43,8 +43,10 @@ def optimizer(shape: tuple[int, int], dtype: torch.dtype, axes: tuple[int, ...],
 
 
 def spreads(dtype: torch.dtype, momentum: float, n_threads: int) -> dict[str, Spread]:
-    """Nanoseconds an element takes one thread: the memory's floor, its bandwidth shared, and the kernel by view: a step
-    less what the call of a step takes."""
+    """Nanoseconds an element takes one thread: the floor, with all threads sharing the bandwidth, and the kernel by view.
+
+    The kernel's time is that of a step, less that of a step of tensors with one element.
+    """
     shape = shape_in_cache()
     optimizers = {view: optimizer(shape, dtype, axes, momentum) for view, axes in VIEWS.items()}
     calls = {view: optimizer((1, 1), dtype, axes, momentum) for view, axes in VIEWS.items()}

@@ -49,7 +49,7 @@ def _forget_peak() -> None:
 
 
 def _settle() -> None:
-    """Give back to the system what nobody holds."""
+    """Return unused memory to the system."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
 
@@ -59,7 +59,7 @@ def measure(n_parameters: int, n_groups: int) -> dict[str, int]:
     small = Case("memory", "small", ((8, 8),), view="rows")
     case = Case("memory", "matrix", ((n_groups, n_parameters // n_groups),), view="rows")
     warm = make_input_set(small, 0)
-    ours(small, warm).step()  # what is loaded once, whatever the model, is there now
+    ours(small, warm).step()  # loads what every model needs once
     inputs = make_input_set(case, 0)
     fused = peer(case, inputs, fused=True)
     fused.step()

@@ -6,7 +6,7 @@ DOCUMENT = ROOT / "docs" / "performance.md"
 
 
 def marks(section: str, command: str) -> tuple[str, str]:
-    """The lines between which a section stands."""
+    """The lines that begin and end a section."""
     return f"<!-- {section}: begin; written by {command} -->", f"<!-- {section}: end -->"
 
 

@@ -36,8 +36,8 @@ WHERE_MEASURED = "changes"  # the phase that a step without symmetries leaves ou
 PHASES = {
     "gradients": "`p.grad` of every parameter",
     "buffers": "every momentum buffer in the optimizer's state",
-    "addresses": "where parameters, gradients and buffers are, and that they lie as they did",
-    WHERE_MEASURED: "whether somebody else has written them since the last step",
+    "addresses": "addresses of parameters, gradients and buffers, and whether their layouts are still the same",
+    WHERE_MEASURED: "whether anything else has written them since the last step",
     "versions": "autograd's version counters",
     "compiled": "the compiled step, its sums and laws",
 }

@@ -1,4 +1,4 @@
-"""From a run's JSON to tables and a picture, and into docs/performance.md.
+"""Turns a run's JSON into tables and a picture, and writes them into docs/performance.md.
 
 python -m bench.report bench/results/quick.json
 """
@@ -20,14 +20,14 @@ from bench.variants import MEASURING, STEPPING, VARIANTS
 
 PICTURE = ROOT / "docs" / "images" / "performance.svg"
 
-#: What noetherperf is to be on two cores, Python included: a case's figure and its aim for each view. Upper bounds, and
-#: for the same sums by torch after its fused step lower bounds.
+#: Aims on two cores, Python included. By model: a figure of noetherperf's step, and its upper bound for each view.
 AIMS: dict[str, tuple[str, dict[str, float]]] = {
     "matrix": ("per floor", {"none": 1.03, "rows": 1.05, "columns": 1.15, "both": 1.20}),
     "resnet50": ("per fused", {"none": 0.92, "rows": 0.95, "columns": 1.00, "both": 1.05}),
     "vgg16": ("per fused", {"none": 1.00, "rows": 1.03, "columns": 1.15, "both": 1.20}),
     "small2000": ("per fused", {"none": 0.35, "rows": 0.40, "columns": 0.48, "both": 0.50}),
 }
+#: By view: the lower bound for the same sums made by torch after its fused step, × noetherperf.
 EAGER_AIMS = {"rows": 3.0, "columns": 3.0, "both": 5.0}
 
 # ---- tables ---------------------------------------------------------------------------------------------------------
@@ -58,7 +58,7 @@ def label(variant: str, notes: Notes) -> str:
 
 
 def against_ours(infos: Sequence[Info], notes: Notes) -> str:
-    """What the measurement costs otherwise, as multiples of noetherperf."""
+    """The same measurement made by others, as multiples of noetherperf."""
     variants = [name for name in MEASURING if name not in ("ours", "unmeasured", "fused")]
     head = ["case", *(label(name, notes) for name in variants)]
     return table(head, [[case_label(i), *(ratio_cell(i, name, "per ours", notes) for name in variants)] for i in infos])
@@ -82,7 +82,7 @@ def against_point(infos: Sequence[Info], what: str, notes: Notes) -> str:
 
 
 def aims(infos: Sequence[Info]) -> str:
-    """What was aimed at beside what was measured, in float32 with momentum; empty without such a case."""
+    """Aims beside figures, in float32 with momentum; empty without such a case."""
     rows = []
     for info in infos:
         key, views = AIMS.get(info["model"], ("", {}))
@@ -100,7 +100,7 @@ def aims(infos: Sequence[Info]) -> str:
 
 
 def host(infos: Sequence[Info], notes: Notes) -> str:
-    """Seconds of a step that has next to nothing to compute."""
+    """Seconds of a step that has almost nothing to compute."""
     head = ["tensors", "view", "noetherperf", "torch fused", "torch foreach", "torch for-loop", "× torch fused"]
     rows = [
         [

@@ -1,7 +1,7 @@
-"""Who makes the step: noetherperf, torch's own, and the same measurement as users write it today; and the floor.
+"""The variants that a case compares: noetherperf, torch's SGD, the same measurement written in torch, and the floor.
 
-Every variant steps the same tensors with the same hyperparameters. A maker returns one callable per input set, and
-raises Unavailable, with the reason, where it has none to offer.
+Every variant steps the same tensors with the same hyperparameters. A maker returns one callable per input set; it raises
+Unavailable, with the reason, if the variant cannot run the case.
 """
 
 import functools
@@ -65,7 +65,7 @@ def _peer(case: Case, sets: Sequence[InputSet], **how: bool) -> list[Step]:
     return [peer(case, inputs, **how).step for inputs in sets]
 
 
-# ---- the measurement as users write it today ------------------------------------------------------------------------
+# ---- the same measurement in torch ----------------------------------------------------------------------------------
 
 
 def plain_sums(view: View, x: Tensor, y: Tensor | None = None) -> Tensor:
@@ -278,7 +278,7 @@ MEASURING = ("ours", "unmeasured", "fused", "eager", "norms", "compiled_measured
 
 
 def names_for(case: Case) -> tuple[str, ...]:
-    """The variants that a case compares: against who else steps, or against who else measures."""
+    """The variants that a case compares: other steps, or other measurements."""
     match case.suite:
         case "step":
             return STEPPING if case.view == "none" else MEASURING

@@ -122,7 +122,7 @@ class Bench:
     def admit(self, case: Case, sets: list[InputSet]) -> tuple[dict[str, list[Step]], dict[str, str], dict[str, str]]:
         """The variants that can run the case, why others cannot, and which of ours compute something wrong.
 
-        What a first step sets up is set up.
+        Each of them has stepped twice, so that its setup is over.
         """
         admitted: dict[str, list[Step]] = {}
         reasons: dict[str, str] = {}

@@ -60,7 +60,7 @@ class GpuRounds(Rounds):
 
     Args:
         steps: Per variant one callable for each input set.
-        host: Per variant the host's seconds for a step, which say how far ahead it must be.
+        host: Per variant the host's seconds for a step, which decide how far ahead it must be.
     """
 
     max_repeats = 4  # noetherperf's host may be eight steps ahead

@@ -12,7 +12,7 @@ from typing import Any
 
 from bench.checkout import ROOT, answer, commit
 
-#: What a Python must say of itself; run by that Python.
+#: Run by a Python, to describe itself.
 PROBE = """
 import importlib.util, json, platform, sys, sysconfig
 found = {
@@ -40,7 +40,7 @@ print(json.dumps(found))
 
 @dataclass(frozen=True)
 class Machine:
-    """A Python whose torch finds a GPU, and what it says of itself (PROBE)."""
+    """A Python whose torch finds a GPU, and what PROBE printed there."""
 
     python: Path
     found: Mapping[str, Any]
@@ -106,7 +106,7 @@ def ask_nvidia_smi() -> str | None:
 
 
 def nvidia_smi(printed: str | None) -> dict[str, str | None]:
-    """The first device's fields, of nvidia-smi's CSV; None for what it does not tell."""
+    """The first device's fields, from nvidia-smi's CSV; None for a field that it does not report."""
     lines = (printed or "").splitlines()
     values = [value.strip() for value in lines[0].split(",")] if lines else []
     if len(values) != len(SMI):
@@ -115,7 +115,7 @@ def nvidia_smi(printed: str | None) -> dict[str, str | None]:
 
 
 def find_nvcc(environment: Mapping[str, str], path: Sequence[str]) -> Path | None:
-    """Where the CUDA compiler is: as CUDACXX, on PATH, under CUDA_HOME, /usr/local/cuda or among Python's packages."""
+    """The CUDA compiler: CUDACXX, or nvcc on PATH, under CUDA_HOME, /usr/local/cuda or among Python's packages."""
     named = environment.get("CUDACXX") or shutil.which("nvcc", path=environment.get("PATH"))
     if named:
         return Path(named)
@@ -126,7 +126,7 @@ def find_nvcc(environment: Mapping[str, str], path: Sequence[str]) -> Path | Non
 
 
 def find_machine(pythons: Sequence[Path]) -> Machine | str:
-    """The first Python whose torch finds a GPU, or one line that says why there is none."""
+    """The first Python whose torch finds a GPU, or one line with the reasons why none does."""
     reasons = []
     for python in pythons:
         printed = answer([python, "-c", PROBE], limit=120.0)
@@ -142,5 +142,6 @@ def find_machine(pythons: Sequence[Path]) -> Machine | str:
 
 
 def candidates() -> list[Path]:
+    """The Python that runs this, then .venv's."""
     own = Path(sys.executable)
     return list(dict.fromkeys([own, *(path for path in [ROOT / ".venv" / "bin" / "python"] if path.exists())]))

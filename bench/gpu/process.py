@@ -17,13 +17,13 @@ OUTPUT = 4000  # characters of a failed part's output that the report shows
 
 @dataclass
 class Part:
-    """How a part went.
+    """The result of a part.
 
     Fields:
         part: Its name.
         status: "passed", "failed", "timed out" or "not run".
-        seconds: That it took.
-        detail: In a few words: tests passed and failed, or why it was not run.
+        seconds: Its duration.
+        detail: A few words: the number of tests passed and failed, or why it was not run.
         output: The end of what it printed, if it failed.
         date: When.
     """
@@ -46,7 +46,7 @@ def run(
 ) -> Part:
     """Run a command in ROOT, its output into a file.
 
-    After `limit` seconds it is asked to stop (pytest then still says what it found), `grace` seconds later it must.
+    After `limit` seconds it is interrupted (pytest then still reports its results), and `grace` seconds later killed.
     """
     begin = time.monotonic()
     with log.open("w") as output:
@@ -79,7 +79,7 @@ def run(
 
 
 def _kill_group(process: subprocess.Popen[Any]) -> None:
-    """End a process and whatever it has started."""
+    """Kill a process and all that it has started."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

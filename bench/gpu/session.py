@@ -18,9 +18,9 @@ class Session:
     """One run of the report.
 
     Args:
-        machine: Whom to measure.
+        machine: The one that is measured.
         out: Where the results go.
-        deadline: When all must be done, by time.monotonic.
+        deadline: When everything must have ended, by time.monotonic.
         cases: For the benchmarks (--cases).
         work: Where the build goes, and what parts leave for each other.
 

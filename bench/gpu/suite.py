@@ -29,7 +29,7 @@ SUITE = {
 
 
 def tests(session: Session) -> Iterator[Part]:
-    """All tests of both backends, side by side; with them Triton compiles what the benchmarks will time."""
+    """Run the tests of both backends side by side; meanwhile Triton compiles what the benchmarks will time."""
     limit = session.left - BENCH_SECONDS if session.left > 2 * BENCH_SECONDS else session.left / 2
     suite = [path for path in SUITE if path not in _unfit(session)]
     paths = ["tests/test_engines.py", "tests/test_gpu.py", *suite]
@@ -62,7 +62,7 @@ def _pytest(session: Session, backend: str, paths: Sequence[str], n_workers: int
         return Part(name, "not run", detail="there was no time left for it")
     results = session.work / f"{name.replace(' ', '-')}.xml"
     results.unlink(missing_ok=True)
-    # Warnings of versions that nobody has tried yet are shown, and stop nothing.
+    # Versions that were never tried may warn: shown, but no error.
     options = ["-v", "--maxfail=20", "--tb=short", "-rfE", "-Wdefault", "-pno:cacheprovider", "-pno:benchmark"]
     options += ["-o", "faulthandler_timeout=60", f"--junitxml={results}"]
     if n_workers > 1 and "xdist" in session.machine.found["modules"]:
@@ -73,7 +73,7 @@ def _pytest(session: Session, backend: str, paths: Sequence[str], n_workers: int
 
 
 def _compile(session: Session, share: str, end: float) -> Part:
-    """Triton's kernels of a share of the benchmarks; those that there is no time for are compiled there."""
+    """Compile Triton's kernels of a share of the benchmarks; the benchmarks compile what there was no time for."""
     command: list[str | Path] = [session.python, "-m", "bench.gpu", "--compile", share, *session.chosen_cases]
     part = session.run(f"compile {share}".replace("/", " of "), command, end - time.monotonic())
     if part.status == "timed out":
@@ -82,9 +82,9 @@ def _compile(session: Session, share: str, end: float) -> Part:
 
 
 def judge_tests(part: Part, results: Path, log: Path) -> Part:
-    """A part with what pytest's XML says, or its output (-v) where it was stopped before it could write any.
+    """Complete a part by the counts in pytest's XML, or in its output (-v) if it was stopped before it wrote any.
 
-    No test at all, or none that was not skipped, is a failure.
+    A part without any test has failed; one whose tests were all skipped was not run.
     """
     try:
         suites = list(ElementTree.parse(results).getroot().iter("testsuite"))

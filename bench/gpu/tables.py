@@ -1,4 +1,4 @@
-"""What a GPU run says, as Markdown: the targets as measured, the tables, what failed. Needs nothing but Python.
+"""A GPU run as Markdown: targets, tables, failures. Needs nothing but Python.
 
     python -m bench.gpu.tables
 
@@ -54,7 +54,7 @@ def step_table(infos: Sequence[Info], backends: Sequence[str], notes: Notes) -> 
 
 
 def measured_table(infos: Sequence[Info], backends: Sequence[str], notes: Notes) -> str:
-    """The step with its measurement: against torch's without, against our own without, and how else it is done."""
+    """The step with its measurement: against torch's and our own without it, and against torch's with it."""
     peers = ("eager", "compiled_measured")
     head = ["case", "copy"]
     for backend in backends:
@@ -79,7 +79,7 @@ def measured_table(infos: Sequence[Info], backends: Sequence[str], notes: Notes)
 
 
 def host_table(infos: Sequence[Info], backends: Sequence[str]) -> str:
-    """What the host takes for a step, and what it has the device do: kernels + copies and fills."""
+    """Host time of a step, and what it launches: kernels + copies and fills."""
 
     def one(info: Info, variant: str) -> str:
         time, launched = info["host seconds"].get(variant), info["launches"].get(variant)
@@ -142,7 +142,7 @@ def report(result: Mapping[str, Any]) -> str:
 
 
 def short_table(infos: Sequence[Info], backends: Sequence[str], notes: Notes) -> str:
-    """Every case by what matters most of it: fractions of the copy's bandwidth, multiples of torch's fused step."""
+    """The main figures of every case: fractions of the copy's bandwidth, multiples of torch's fused step."""
     head = ["case", "copy", *(f"{name}, of copy" for name in (*backends, "torch fused"))]
     head += [f"{name} × torch fused" for name in backends]
     head += [f"{LABELS['eager']}, × {backends[0]}"]
@@ -160,7 +160,7 @@ def short_table(infos: Sequence[Info], backends: Sequence[str], notes: Notes) ->
 
 
 def section(result: Mapping[str, Any]) -> str:
-    """What the documentation shows of a run."""
+    """The part of a run that the documentation shows."""
     bench, notes = result["bench"], Notes()
     timed = [info for info in bench["cases"] if info["suite"] != "host"]
     pieces = [targets_table(bench), short_table(timed, bench["backends"], notes), str(notes)]

@@ -1,4 +1,4 @@
-"""What the GPU backends are to reach, against what was measured. Needs nothing but Python."""
+"""Targets of the GPU backends, and which of them a run meets. Needs nothing but Python."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ Found = tuple[float, Info]  # a figure and the case it is of
 
 @dataclass(frozen=True)
 class Target:
-    """One promise.
+    """One target.
 
     Fields:
-        text: What is promised.
+        text: In words.
         limit: The figure to reach: at most, or with `least` at least.
         applies: Whether a case counts.
         value: The case's figure for a backend; None where it was not measured.
