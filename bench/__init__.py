@@ -2,12 +2,13 @@
 
 `make bench` runs them; docs/performance-method.md says how to choose cases and how figures are made.
 
-A case: cases (shapes, dtypes, views), inputs (its tensors), variants (the steps that it compares), correctness (the gate
-before every timing; bounds: what it allows), timing (interleaved rounds). bench_step and bench_memory are the tests that
-pytest-benchmark runs, with settings and conftest. report turns their JSON into tables (cells, markdown) and a picture,
-page writes those into docs/performance.md, environment and checkout say where figures come from.
+A case: cases (shapes, dtypes, views), inputs (its tensors), variants (the steps that it compares), correctness (the
+gate before every timing; bounds: the errors that it allows), timing (interleaved rounds). bench_step and bench_memory
+are the tests that pytest-benchmark runs, with settings and conftest. report turns their JSON into tables (cells,
+markdown) and a picture, page writes those into docs/performance.md, environment and checkout say where figures come
+from.
 
-Pages of their own: kernel (arithmetic alone), phases (of a step), paper (counted, not timed), memory.
+Commands of their own: kernel (arithmetic alone), phases (of a step), paper (counted, not timed), memory.
 
 `make gpu-report` starts gpu_report, which builds, tests and measures on a GPU by the parts in gpu/.
 """

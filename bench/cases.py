@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import pairwise
 from math import prod
+from typing import Any
 
 import torch
 
@@ -74,6 +75,20 @@ class Case:
     def bytes_moved(self) -> int:
         """That a step must read and write: p, g, v and p, v; without momentum p, g and p."""
         return (5 if self.momentum else 3) * self.torch_dtype.itemsize * self.n_parameters
+
+    def described(self) -> dict[str, Any]:
+        """The case as results name it, beside its figures."""
+        return {
+            "case": self.name,
+            "suite": self.suite,
+            "model": self.model,
+            "dtype": self.dtype,
+            "view": self.view,
+            "momentum": self.momentum,
+            "parameters": self.n_parameters,
+            "tensors": len(self.shapes),
+            "bytes moved": self.bytes_moved,
+        }
 
     def symmetries(self) -> list[Symmetry]:
         """A norm and its budget for every unit along the view's axes; tensors without such an axis are not measured."""

@@ -43,7 +43,7 @@ def optimizer(shape: tuple[int, int], dtype: torch.dtype, axes: tuple[int, ...],
 
 
 def spreads(dtype: torch.dtype, momentum: float, n_threads: int) -> dict[str, Spread]:
-    """Nanoseconds an element takes one thread: the floor, with all threads sharing the bandwidth, and the kernel by view.
+    """Nanoseconds an element takes one thread: the floor, with the bandwidth shared by all, and the kernel by view.
 
     The kernel's time is that of a step, less that of a step of tensors with one element.
     """

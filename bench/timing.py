@@ -30,6 +30,10 @@ class Spread(NamedTuple):
         low, median, high = statistics.quantiles(values, n=4, method="inclusive")
         return cls(median, low, high)
 
+    def rounded(self) -> list[float]:
+        """As results keep it: four digits."""
+        return [float(f"{x:.4g}") for x in self]
+
 
 class Rounds:
     """Times variants against each other. A subclass may have another clock (_seconds).

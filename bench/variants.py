@@ -1,7 +1,7 @@
 """The variants that a case compares: noetherperf, torch's SGD, the same measurement written in torch, and the floor.
 
-Every variant steps the same tensors with the same hyperparameters. A maker returns one callable per input set; it raises
-Unavailable, with the reason, if the variant cannot run the case.
+Every variant steps the same tensors with the same hyperparameters. A maker returns one callable per input set; it
+raises Unavailable, with the reason, if the variant cannot run the case.
 """
 
 import functools
@@ -26,6 +26,11 @@ MAX_COMPILED = 200  # tensors; torch.compile unrolls the loop over them
 
 class Unavailable(Exception):
     """A variant cannot run a case; the message says why."""
+
+
+def one_line(error: Exception) -> str:
+    """An error as the reason why a variant has no time."""
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
 
 
 # ---- optimizers -----------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from noetherperf.rules.hyper import Hyper
 
 
 class Mirror:
-    """A tensor's whole storage on a device, with a tensor of the same layout in it, so that writes beside it are seen."""
+    """A tensor's whole storage on a device, a tensor of the same layout in it: writes beside the tensor are seen."""
 
     def __init__(self, tensor: Tensor, device: torch.device) -> None:
         self._here = torch.empty(0, dtype=tensor.dtype).set_(tensor.untyped_storage())

@@ -3,8 +3,8 @@
     python tests/sanitized.py [pytest's arguments]
 
 Builds the engine a second time, into build/sanitize. Then it starts pytest with the sanitizers' libraries loaded before
-Python, and with this file as a plugin that replaces the engine. Memory of torch and numpy is watched too: an element read
-or written out of range of a tensor or table ends the process, and so does every other error that a sanitizer reports.
+Python, and with this file as a plugin that replaces the engine. Memory of torch and numpy is watched too: an access out
+of range of a tensor or table ends the process, and so does every other error that a sanitizer reports.
 """
 
 import importlib.util

@@ -1,5 +1,6 @@
 """The benchmarks' own arithmetic: ratios of one round, the gate, what is chosen, and what a report says."""
 
+import ast
 import json
 import math
 from collections.abc import Callable
@@ -17,6 +18,7 @@ pytest.importorskip("noetherperf._cpu", reason="the benchmarks measure the compi
 from bench import kernel, page, paper, phases, report
 from bench.cases import EVERYTHING, MODELS, QUICK_STEPS, Case, selected
 from bench.cells import LABELS
+from bench.checkout import ROOT
 from bench.correctness import Mismatch, check, check_in_float64
 from bench.inputs import TooLarge, input_sets, make_input_set, n_sets
 from bench.markdown import ratio, seconds, size
@@ -413,3 +415,37 @@ def test_compact_json_is_the_same_json() -> None:
     text = report.compact(json.dumps(data, indent=4))
     assert json.loads(text) == data
     assert '"a": [ 1.5, -2e-07, 3 ]' in text
+
+
+# ---- the code of the benchmarks -------------------------------------------------------------------------------------
+
+
+def private_names(source: str) -> list[str]:
+    """Names with a leading underscore that code takes from others; of torch, which has no public ones for all, none."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.ImportFrom(module=module, names=names) if module != "__future__":
+                found += [alias.name for alias in names if alias.name.startswith("_")]
+            case ast.Attribute(value=value, attr=name) if name.startswith("_") and not name.startswith("__"):
+                while isinstance(value, ast.Attribute):
+                    value = value.value
+                if not (isinstance(value, ast.Name) and value.id in ("self", "torch")):
+                    found.append(name)
+    return found
+
+
+def test_private_names_are_seen() -> None:
+    assert private_names("from noetherperf import _cpu\noptimizer._prepare()[0].engine._tables.views") == [
+        "_cpu",
+        "_tables",
+        "_prepare",
+    ]
+    assert private_names("self._x.y = torch.cuda._sleep(1).__class__") == []
+
+
+def test_benchmarks_measure_through_what_is_public() -> None:
+    """Else a change of noetherperf's inside would change, or silently drop, what they time."""
+    paths = sorted((ROOT / "bench").rglob("*.py"))
+    assert len(paths) > 20
+    assert {path.name: found for path in paths if (found := private_names(path.read_text()))} == {}

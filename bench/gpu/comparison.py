@@ -11,8 +11,8 @@ from bench.cells import PLAIN
 from bench.correctness import Mismatch, check
 from bench.gpu.device import Device, GpuRounds, host_seconds, launches
 from bench.inputs import InputSet, make_input_set, n_sets
-from bench.timing import Rounds, Spread, Step, figures, ratios
-from bench.variants import VARIANTS, Unavailable, Variant, ours
+from bench.timing import Rounds, Step, figures, ratios
+from bench.variants import VARIANTS, Unavailable, Variant, one_line, ours
 
 MAX_COMPILED = 20  # tensors: compiling takes seconds for each, and the whole run has minutes
 LEAST_ROUNDS = 7
@@ -92,15 +92,7 @@ class Bench:
             rounds.run()
         counted = [name for name in steps if name in (*self.device.backends, "fused")]
         return {
-            "case": case.name,
-            "suite": case.suite,
-            "model": case.model,
-            "dtype": case.dtype,
-            "view": case.view,
-            "momentum": case.momentum,
-            "parameters": case.n_parameters,
-            "tensors": len(case.shapes),
-            "bytes moved": case.bytes_moved,
+            **case.described(),
             "input sets": len(sets),
             "rounds": len(rounds.times["copy"]),
             "steps timed together": rounds.repeats,
@@ -117,7 +109,7 @@ class Bench:
         found = figures(times, ["fused", *backends, *(backend + PLAIN for backend in backends)])
         for name, values in times.items():
             found[name]["of copy"] = ratios({"copy": times["copy"], name: values}, name)["copy"]
-        return {name: {key: _short(spread) for key, spread in one.items()} for name, one in found.items()}
+        return {name: {key: spread.rounded() for key, spread in one.items()} for name, one in found.items()}
 
     def admit(self, case: Case, sets: list[InputSet]) -> tuple[dict[str, list[Step]], dict[str, str], dict[str, str]]:
         """The variants that can run the case, why others cannot, and which of ours compute something wrong.
@@ -152,11 +144,3 @@ class Bench:
             else:
                 admitted[name] = steps
         return admitted, reasons, wrong
-
-
-def one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-
-
-def _short(spread: Spread) -> list[float]:
-    return [float(f"{x:.4g}") for x in spread]

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 from bench.cases import LARGE_MODELS, Case
-from bench.gpu.comparison import Bench, one_line
+from bench.gpu.comparison import Bench
 from bench.gpu.device import Device
 from bench.inputs import TooLarge, make_input_set
-from bench.variants import ours
+from bench.variants import one_line, ours
 
 
 def run(
