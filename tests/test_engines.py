@@ -1,7 +1,7 @@
 """Every engine against reference.py in float64 on the same rounded inputs: the step, its moments, the laws.
 
-One table of cases: engine × dtype × tensor (shape and layout) × views × hyperparameters. Error bounds come from a run
-of the same formulas on magnitudes, so that they are relative to Σ|terms| and hold where signed sums cancel.
+One table of cases: engine × dtype × tensor (shape and layout) × views × hyperparameters. The error bounds are those of
+bench/bounds.py.
 """
 
 import os
@@ -18,6 +18,7 @@ from guarded import guarded
 from on_gpu import OnGpu
 from torch import Tensor
 
+from bench.bounds import assert_close, magnitudes, of_moments, of_stored, sum_eps
 from noetherperf import Norm, Part, Symmetry, Translation
 from noetherperf.engines import Engine, OnDevice
 from noetherperf.engines.backends import BACKENDS, backends
@@ -26,7 +27,7 @@ from noetherperf.engines.gpu import N_TRANSITIONS
 from noetherperf.engines.reference import ReferenceEngine
 from noetherperf.measure.plan import Measurement, Plan, make_plan
 from noetherperf.rules import laws, reference
-from noetherperf.rules.hyper import Coefficients, Hyper
+from noetherperf.rules.hyper import Hyper
 from noetherperf.rules.laws import Law, State
 from noetherperf.rules.moments import Moment
 
@@ -176,28 +177,11 @@ def symmetries_for(shape: tuple[int, ...], which: str) -> list[Symmetry]:
     return found
 
 
-def sum_eps(engine: str, dtype: torch.dtype) -> float:
-    """What an engine's sums may be off, relative to Σ|terms|: GPUs sum up to 128 numbers one by one in float32."""
-    in_float32 = engine.startswith(("cuda", "triton")) and dtype != torch.float64
-    return 64 * torch.finfo(torch.float32).eps if in_float32 else 1e-13
-
-
 def poisoned(plan: Plan) -> Measurement:
     measurement = Measurement.empty(plan)
     for tensor in measurement.tensors():
         tensor.fill_(torch.nan)
     return measurement
-
-
-def assert_close(actual: Tensor, expected: Tensor, bound: Tensor, what: str) -> None:
-    excess = ((actual.double() - expected).abs() - bound).max().item() if actual.numel() else 0.0
-    assert excess <= 0.0, f"{what}: {excess:.3g} beyond its bound"
-
-
-def magnitudes(p: Tensor, g: Tensor, v: Tensor | None, c: Coefficients) -> tuple[Tensor, Tensor | None, Tensor]:
-    """|p'|, |v'|, |u| as sums of the magnitudes of their terms."""
-    positive = Coefficients(-c.lr, c.decay, 1.0, c.buffer_decay, c.buffer_gain, c.mix_d, c.mix_v)
-    return reference.step(p.abs(), g.abs(), None if v is None else v.abs(), positive)
 
 
 def cases(turn: int, sparing: bool) -> list[tuple[str, Hyper]]:
@@ -212,9 +196,6 @@ def cases(turn: int, sparing: bool) -> list[tuple[str, Hyper]]:
 def test_step_moments_and_laws(engine: str, dtype: torch.dtype, tensor: str) -> None:
     shape, layout, grad_layout = TENSORS[tensor]
     generator = torch.Generator().manual_seed(len(tensor))
-    eps = torch.finfo(dtype).eps
-    spacing = eps * torch.finfo(dtype).smallest_normal  # of the numbers around zero
-    compute_eps = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
     sums_eps = sum_eps(engine, dtype)
     large = torch.Size(shape).numel() > 10_000
     sparing = large or INTERPRETED
@@ -263,15 +244,11 @@ def test_step_moments_and_laws(engine: str, dtype: torch.dtype, tensor: str) -> 
                 made.admit([g.tensor])
                 made.step([g.tensor], [buffer], [hyper], [first], HOST)
 
-                assert_close(
-                    p.tensor, p_new, spacing + eps * p_new.abs() + 8 * compute_eps * p_mag, f"parameters, {where}"
-                )
+                assert_close(p.tensor, p_new, of_stored(p_new, p_mag, dtype), f"parameters, {where}")
                 if c.mix_v != 0.0:
                     assert v_new is not None
                     assert v_mag is not None
-                    assert_close(
-                        v.tensor, v_new, spacing + eps * v_new.abs() + 8 * compute_eps * v_mag, f"buffer, {where}"
-                    )
+                    assert_close(v.tensor, v_new, of_stored(v_new, v_mag, dtype), f"buffer, {where}")
                 else:
                     assert torch.equal(v.tensor, v_before), where
                 assert torch.equal(g.tensor, g_before), where
@@ -281,11 +258,8 @@ def test_step_moments_and_laws(engine: str, dtype: torch.dtype, tensor: str) -> 
                 for view in plan.views:
                     sums = measurement.moments[:, view.segment : view.segment + view.n_segments]
                     expected = reference.moments(view.grouped, p.tensor, p64, g64, u, v_new, c)
-                    bound = reference.moments(view.grouped, p.tensor.abs(), p64.abs(), g64.abs(), u_mag, v_mag, c)
-                    # charges and the gradient's moments are sums of exact products, the update's carry its rounding
-                    bound *= sums_eps
-                    bound[Moment.SQ_U :] *= 1 + 24 * compute_eps / sums_eps
-                    assert_close(sums, expected, bound, f"moments, {where}")
+                    terms = reference.moments(view.grouped, p.tensor.abs(), p64.abs(), g64.abs(), u_mag, v_mag, c)
+                    assert_close(sums, expected, of_moments(terms, dtype, sums_eps), f"moments, {where}")
                     for law in Law:
                         at = view.law_segment[law]
                         if at < 0:
