@@ -25,8 +25,8 @@ STEPS = 3
 def extra_bytes(optimizer: nperf.SGD) -> dict[str, int]:
     """Bytes that the optimizer keeps beyond parameters, gradients and momentum buffers, by what they hold."""
     found = dict.fromkeys(("moments", "law state", "workspace", "tables"), 0)
-    for device in optimizer._prepare():
-        engine, measurement = device.engine, device.measurement
+    for meter in optimizer._prepare():
+        engine, measurement = meter.engine, meter.measurement
         assert isinstance(engine, CpuEngine)
         found["moments"] += measurement.moments.nbytes
         found["law state"] += sum(x.nbytes for x in (*measurement.states, measurement.propagators))

@@ -38,9 +38,9 @@ class Stopwatch:
 
     def __init__(self, optimizer: nperf.SGD) -> None:
         self.seconds = dict.fromkeys(PHASES, 0.0)
-        gatherer, engine = optimizer._gatherer, optimizer._prepare()[0].engine
+        gatherer, engine = optimizer._measuring.parameters.gatherer, optimizer._prepare()[0].engine
         compiled: Any = engine
-        optimizer._gatherer = SimpleNamespace(
+        optimizer._measuring.parameters.gatherer = SimpleNamespace(
             attributes=self._timed("gradients", gatherer.attributes), items=self._timed("buffers", gatherer.items)
         )
         compiled.admit = self._timed("addresses", compiled.admit)
