@@ -1,6 +1,6 @@
 """Training libraries: one small file for each, which imports the library; nothing else here does.
 
-accelerate needs none: `unwrap(optimizer)` is the SGD inside what `accelerator.prepare` returned.
+accelerate needs none: `unwrap(optimizer)` is the measured optimizer inside what `accelerator.prepare` returned.
 """
 
 from noetherperf.integrations.watch import unwrap

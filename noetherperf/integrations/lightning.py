@@ -1,4 +1,4 @@
-"""PyTorch Lightning: return the SGD from configure_optimizers, and add a callback."""
+"""PyTorch Lightning: return the optimizer from configure_optimizers, and add a callback."""
 
 import os
 from typing import Any, Literal
@@ -28,9 +28,9 @@ class ChargeCallback(Callback):
             another new training after that, it records it to `record` + ".2", and so on.
 
     Raises:
-        ValueError: `every` or `exists` is of no use. When training starts: the trainer has several noetherperf.SGD, or
+        ValueError: `every` or `exists` is of no use. When training starts: the trainer has several of ours, or
             the record is another training's.
-        TypeError: When training starts: the trainer has no noetherperf.SGD.
+        TypeError: When training starts: the trainer has no noetherperf.MeasuredOptimizer.
         FileExistsError: When a new training starts and finds a record.
     """
 

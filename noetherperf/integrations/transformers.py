@@ -1,4 +1,4 @@
-"""Hugging Face Trainer: hand the SGD in as `optimizers`, and add a callback."""
+"""Hugging Face Trainer: hand the optimizer in as `optimizers`, and add a callback."""
 
 import os
 from typing import Any, Literal
@@ -31,7 +31,7 @@ class ChargeCallback(TrainerCallback):
 
     Raises:
         ValueError: `every` or `exists` is of no use. When training starts: the record is another training's.
-        TypeError: When training starts: the trainer's optimizer is no noetherperf.SGD.
+        TypeError: When training starts: the trainer's optimizer is no noetherperf.MeasuredOptimizer.
         FileExistsError: When a new training starts and finds a record.
     """
 

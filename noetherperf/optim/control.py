@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from noetherperf.optim.sgd import SGD
+from noetherperf.optim.measured import MeasuredOptimizer
 from noetherperf.symmetry import Scale, Symmetry
 
 __all__ = ["EffectiveLearningRate", "groups"]
@@ -69,7 +69,7 @@ class EffectiveLearningRate(LRScheduler):
     read is a collective, so every rank must call step().
 
     Args:
-        optimizer: `nperf.SGD`, which measures the symmetries.
+        optimizer: `nperf.SGD`, or another `nperf.MeasuredOptimizer`, which measures the symmetries.
         targets: Symmetry name → target of η/Q̄, with f = 1; or names alone: then it is their groups' initial η over Q̄
             now. A group's initial η is its "initial_lr", as in torch's schedulers, and "lr" where there is none yet.
         every: Steps between reads.
@@ -91,15 +91,18 @@ class EffectiveLearningRate(LRScheduler):
 
     def __init__(
         self,
-        optimizer: SGD,
+        optimizer: MeasuredOptimizer,
         targets: Mapping[str, float] | Iterable[str],
         *,
         every: int = 1,
         factor: Callable[[int], float] | None = None,
         last_epoch: int = -1,
     ) -> None:
-        if not isinstance(optimizer, SGD):
-            raise TypeError(f"optimizer: {type(optimizer).__name__} measures no charges; control a noetherperf.SGD")
+        if not isinstance(optimizer, MeasuredOptimizer):
+            raise TypeError(
+                f"optimizer: {type(optimizer).__name__} measures no charges; control a noetherperf.MeasuredOptimizer, "
+                "such as noetherperf.SGD"
+            )
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise ValueError(f"every: must be a whole number of steps, at least 1, got {every!r}")
         if isinstance(targets, str):
@@ -222,11 +225,11 @@ class EffectiveLearningRate(LRScheduler):
 _SCHEDULERS: WeakKeyDictionary[Optimizer, WeakSet[EffectiveLearningRate]] = WeakKeyDictionary()  # by what they control
 
 
-def _group_of(optimizer: SGD, name: str) -> int:
+def _group_of(optimizer: MeasuredOptimizer, name: str) -> int:
     """The number of the one parameter group that all parts of a Scale are in."""
     symmetry = next((s for s in optimizer.symmetries if s.name == name), None)
     if symmetry is None:
-        known = ", ".join(s.name for s in optimizer.symmetries) or "none; give SGD symmetries to measure"
+        known = ", ".join(s.name for s in optimizer.symmetries) or "none; give the optimizer symmetries to measure"
         raise KeyError(f"no symmetry {name!r} is measured; there are: {known}")
     if not isinstance(symmetry, Scale):
         raise ValueError(
@@ -242,7 +245,7 @@ def _group_of(optimizer: SGD, name: str) -> int:
     return next(iter(places.values()))
 
 
-def _sharing(optimizer: SGD, number: int) -> int | None:
+def _sharing(optimizer: MeasuredOptimizer, number: int) -> int | None:
     """The number of another parameter group whose learning rate is the same tensor, None where there is none."""
     lr = optimizer.param_groups[number]["lr"]
     others = (g for g, group in enumerate(optimizer.param_groups) if g != number and group["lr"] is lr)

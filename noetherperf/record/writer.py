@@ -29,7 +29,7 @@ from torch import Tensor
 from noetherperf.common.paths import local_path
 from noetherperf.measure.readout import ChargeReadout, Charges, Readout
 from noetherperf.optim.distributed import rank
-from noetherperf.optim.sgd import SGD
+from noetherperf.optim.measured import MeasuredOptimizer
 from noetherperf.record.chunks import Array, replace_file
 from noetherperf.record.lock import Lock
 from noetherperf.record.reader import (
@@ -272,7 +272,7 @@ class Recorder:
     `state_dict()` is taken, so that a record is never behind a checkpoint; at `flush` and `close`, from any thread; and
     when the process ends, unless it is killed, or the recorder is gone with its optimizer.
 
-    A record is of one measurement, which `SGD.measurement_id` names. When measuring starts anew, or another
+    A record is of one measurement, which `optimizer.measurement_id` names. When measuring starts anew, or another
     measurement is loaded, the next row raises ValueError; but where the record has no more than its first row, as when
     pretrained weights are loaded after the recorder was made, it begins anew too.
 
@@ -288,7 +288,7 @@ class Recorder:
     earlier one's last rows and closes it, "overwrite" leaves it without a record. Any number may read.
 
     Args:
-        optimizer: `nperf.SGD`.
+        optimizer: `nperf.SGD`, or another `nperf.MeasuredOptimizer`.
         path: Directory of the record; its parents are made where they are missing, `~` is the user's home.
         every: Steps between rows.
         exists: What to do where the path exists: "error"; "resume", continue the record of the same measurement;
@@ -306,7 +306,7 @@ class Recorder:
 
     def __init__(
         self,
-        optimizer: SGD,
+        optimizer: MeasuredOptimizer,
         path: str | os.PathLike[str],
         every: int = 1,
         *,
@@ -314,7 +314,10 @@ class Recorder:
         probes: Mapping[str, Probe] | None = None,
     ) -> None:
         if not hasattr(optimizer, "readout"):
-            raise TypeError(f"optimizer: {type(optimizer).__name__} measures no charges; record a noetherperf.SGD")
+            raise TypeError(
+                f"optimizer: {type(optimizer).__name__} measures no charges; record a noetherperf.MeasuredOptimizer, "
+                "such as noetherperf.SGD"
+            )
         if isinstance(every, bool) or not isinstance(every, int | np.integer) or every < 1:
             raise ValueError(f"every: must be a whole number of steps, at least 1, got {every!r}")
         if exists not in ("error", "resume", "overwrite"):
@@ -328,7 +331,7 @@ class Recorder:
         with optimizer.paused():  # steps of another thread would fall between the record's rows and this one's
             self._begin(optimizer, exists)
 
-    def _begin(self, optimizer: SGD, exists: str) -> None:
+    def _begin(self, optimizer: MeasuredOptimizer, exists: str) -> None:
         """Make the record or take it over, with the present readout, and follow the steps from here on."""
         readout = optimizer.readout()
         row = self._take(readout)
