@@ -4,19 +4,25 @@ import itertools
 import operator
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import partial
+from enum import Enum, auto
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from noetherperf.engines import Call, gradient_dtypes
+from noetherperf.engines import gradient_dtypes
 from noetherperf.engines.reader import make_gatherer
 from noetherperf.optim.distributed import check_whole, is_distributed, local, local_gradient, moved
 from noetherperf.optim.names import names_in
 from noetherperf.symmetry import Symmetry, validate
 
 Group = Mapping[str, Any]  # one of torch's parameter groups
+
+
+class Change(Enum):
+    """What has become of parameters that are followed."""
+
+    REPLACED = auto()  # others are in their places, or the same were converted before the first step
+    GROWN_OR_MOVED = auto()  # there are more groups, or shards lie elsewhere
 
 
 class Parameters:
@@ -44,35 +50,29 @@ class Parameters:
         self.here = list(map(local, self.all))
         self.gatherer = make_gatherer(self.all)
 
-    def replaced(self, groups: Sequence[Group], *, stepped: bool) -> bool:
-        """Whether the groups hold others in their places now.
+    def change(self, groups: Sequence[Group], *, stepped: bool) -> Change | None:
+        """What has become of them in param_groups since.
 
         Args:
-            groups: The optimizer's own; those that were added are not asked about.
+            groups: The optimizer's own, as they are now.
             stepped: Whether steps have been made; before the first, converted parameters are others too.
         """
-        groups = groups[: len(self._sizes)]
-        now = itertools.chain.from_iterable(group["params"] for group in groups)
-        return (
-            [len(group["params"]) for group in groups] != self._sizes
+        known = groups[: self.n_groups]  # after those come added ones
+        now = itertools.chain.from_iterable(group["params"] for group in known)
+        if (
+            [len(group["params"]) for group in known] != self._sizes
             or not all(map(operator.is_, now, self.all))
             or (not stepped and list(map(_kind, self.all)) != self._kinds)
-        )
-
-    def grown_or_moved(self, groups: Sequence[Group]) -> bool:
-        """Whether there are more groups now, or shards lie elsewhere."""
-        return len(groups) > len(self._sizes) or (self.sharded and moved(self.all, self.here))
+        ):
+            return Change.REPLACED
+        if len(groups) > self.n_groups or (self.sharded and moved(self.all, self.here)):
+            return Change.GROWN_OR_MOVED
+        return None
 
     def gradients(self) -> tuple[list[Tensor | None], bytes]:
         """What of every gradient is in this rank's memory, None where there is none; and 1 where there is none."""
         grads, missing = self.gatherer.attributes(self.all, "grad")
         return list(map(local_gradient, self.labels, self.all, grads)) if self.sharded else grads, missing
-
-    def written(self, missing: bytes) -> Call:
-        """The call that tells autograd, past whose eyes engines write, that all but the missing ones were written: what
-        it saved for a backward pass must be seen to have changed."""
-        params = self.all if 1 not in missing else [p for p, no in zip(self.all, missing, strict=True) if not no]
-        return partial(torch._C._increment_version, params)
 
 
 def parameters_in(groups: Sequence[Group]) -> list[Tensor]:

@@ -17,7 +17,7 @@ from noetherperf.measure.readout import Readout, Source, read
 from noetherperf.optim import checkpoint
 from noetherperf.optim.buffers import Buffers, gather
 from noetherperf.optim.distributed import local
-from noetherperf.optim.following import check_symmetries, labels_in, parameters_in
+from noetherperf.optim.following import Change, check_symmetries, labels_in, parameters_in
 from noetherperf.optim.inference import outside_inference
 from noetherperf.optim.measuring import Copies, Measuring
 from noetherperf.optim.meters import Meter, resolve_all, resolve_one, step_inputs
@@ -128,7 +128,8 @@ class MeasuredOptimizer(Optimizer):
             RuntimeError, ValueError: Parameters were replaced, and what was measured does not go on with the new ones.
         """
         measuring = self._measuring
-        if measuring.replaced(self.param_groups):
+        change = measuring.change(self.param_groups)
+        if change is Change.REPLACED:
             if measuring.symmetries and measuring.step_count > 0:
                 raise RuntimeError(
                     f"param_groups hold other parameters than the {measuring.step_count} steps that were measured; "
@@ -136,7 +137,7 @@ class MeasuredOptimizer(Optimizer):
                     "them (or shard the model) before the first step"
                 )
             measuring.follow(self.param_groups)
-        elif measuring.parameters.grown_or_moved(self.param_groups):
+        elif change is Change.GROWN_OR_MOVED:
             self._set_down()
         return self._set_up() if measuring.meters is None else measuring.meters
 
@@ -186,7 +187,7 @@ class MeasuredOptimizer(Optimizer):
             return
         rule, groups, measuring = self.rule, self.param_groups, self._measuring
         grads, missing = measuring.parameters.gradients()
-        admitted = [meter.admit(grads) for meter in meters]
+        admitted = [meter.engine.admit(meter.pick(grads)) for meter in meters]
         buffers = self._gather()
         measuring.catch_up(meters, buffers)
 
@@ -238,7 +239,7 @@ class MeasuredOptimizer(Optimizer):
     def reset_measurement(self) -> None:
         """Start the laws anew from the present parameters and buffers; parameters and buffers stay."""
         with self._lock:
-            if self._measuring.replaced(self.param_groups):
+            if self._measuring.change(self.param_groups) is Change.REPLACED:
                 self._measuring.follow(self.param_groups)
             self._set_down()
             self._measuring.restart()

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from noetherperf.engines import Call, OnDevice, carry_out
@@ -15,7 +16,7 @@ from noetherperf.measure.plan import Measurement
 from noetherperf.optim.buffers import Buffers
 from noetherperf.optim.checkpoint import Saved
 from noetherperf.optim.distributed import Ranks, check_alike
-from noetherperf.optim.following import Group, Parameters, check_symmetries
+from noetherperf.optim.following import Change, Group, Parameters, check_symmetries
 from noetherperf.optim.meters import Meter, make_meters
 from noetherperf.optim.watched import Watched
 from noetherperf.rules.hyper import Hyper
@@ -100,9 +101,9 @@ class Measuring:
         self._carried: Carried | None = None
         self._watched: Watched | None = None  # none before there is something to compare with
 
-    def replaced(self, groups: Sequence[Group]) -> bool:
-        """Whether parameter groups hold other parameters than those that are measured."""
-        return self.parameters.replaced(groups, stepped=self.step_count > 0)
+    def change(self, groups: Sequence[Group]) -> Change | None:
+        """What has become of the parameters that are measured, where these are the optimizer's groups now."""
+        return self.parameters.change(groups, stepped=self.step_count > 0)
 
     def follow(self, groups: Sequence[Group]) -> None:
         """Measure the parameters that the groups hold now, as torch's optimizers step them; accelerate shards so.
@@ -232,9 +233,13 @@ class Measuring:
         if self.symmetries:
             openness = openness.after(step, hypers, on_device.lrs, bytes(first), missing)
         may_be_fresh = self.may_be_fresh or (on_device.found_inf is not None and 1 in first)
+        written = self.parameters.all
+        if 1 in missing:
+            written = [p for p, no in zip(written, missing, strict=True) if not no]
         calls: list[Call] = [
             partial(self.__dict__.update, step_count=step, may_be_fresh=may_be_fresh, openness=openness),
-            self.parameters.written(missing),
+            # Engines write past autograd's eyes; what it saved for a backward pass must be seen to have changed.
+            partial(torch._C._increment_version, written),
         ]
         return calls if self._watched is None else calls + self._watched.stepped(missing, first, buffers)
 

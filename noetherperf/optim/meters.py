@@ -43,10 +43,6 @@ class Meter:
         """This meter's values among those of all parameters."""
         return values if self.alone else [values[i] for i in self.members]
 
-    def admit(self, grads: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
-        """Its own of all gradients, as Engine.admit gives them."""
-        return self.engine.admit(self.pick(grads))
-
     def prepare(
         self,
         taken: Sequence[Tensor | None],
@@ -59,7 +55,7 @@ class Meter:
         """The calls that make one step on the device's current stream; Engine.prepare describes them.
 
         Args:
-            taken: What admit gave.
+            taken: This meter's gradients, as Engine.admit gave them.
             grads, buffers, first: Of all parameters.
             hypers: One per parameter group.
             on_device: What the host has not read, wherever it is.
