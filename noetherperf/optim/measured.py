@@ -128,18 +128,36 @@ class MeasuredOptimizer(Optimizer):
             RuntimeError, ValueError: Parameters were replaced, and what was measured does not go on with the new ones.
         """
         measuring = self._measuring
-        change = measuring.change(self.param_groups)
-        if change is Change.REPLACED:
-            if measuring.symmetries and measuring.step_count > 0:
-                raise RuntimeError(
-                    f"param_groups hold other parameters than the {measuring.step_count} steps that were measured; "
-                    "call optimizer.reset_measurement() after replacing them, and measuring starts anew, or replace "
-                    "them (or shard the model) before the first step"
-                )
-            measuring.follow(self.param_groups)
-        elif change is Change.GROWN_OR_MOVED:
-            self._set_down()
+        if (change := self._change()) is not None:
+            self._follow(change)
         return self._set_up() if measuring.meters is None else measuring.meters
+
+    def _change(self) -> Change | None:
+        """What has become of the parameters that are measured."""
+        return self._measuring.parameters.change(self.param_groups, stepped=self._measuring.step_count > 0)
+
+    def _follow(self, change: Change, *, anew: bool = False) -> None:
+        """Go on with what param_groups hold now; the meters are to be made anew.
+
+        Args:
+            change: What has become of the parameters.
+            anew: Whether the laws are to start anew.
+
+        Raises:
+            RuntimeError: Laws would go on from what was measured on other parameters.
+            ValueError: The symmetries do not fit the new ones.
+        """
+        measuring = self._measuring
+        if change is Change.GROWN_OR_MOVED:
+            self._set_down()
+        elif measuring.symmetries and measuring.step_count > 0 and not anew:
+            raise RuntimeError(
+                f"param_groups hold other parameters than the {measuring.step_count} steps that were measured; call "
+                "optimizer.reset_measurement() after replacing them, and measuring starts anew, or replace them (or "
+                "shard the model) before the first step"
+            )
+        else:
+            measuring.replace(self.param_groups)
 
     @outside_inference
     def _set_up(self) -> list[Meter]:
@@ -188,7 +206,7 @@ class MeasuredOptimizer(Optimizer):
         rule, groups, measuring = self.rule, self.param_groups, self._measuring
         grads, missing = measuring.parameters.gradients()
         admitted = [meter.engine.admit(meter.pick(grads)) for meter in meters]
-        buffers = self._gather()
+        buffers = gather(rule.buffer, measuring.parameters, self.state)
         measuring.catch_up(meters, buffers)
 
         # All that is written, engines' and the host's own, is written at once: an interrupt finds all or nothing done.
@@ -239,8 +257,8 @@ class MeasuredOptimizer(Optimizer):
     def reset_measurement(self) -> None:
         """Start the laws anew from the present parameters and buffers; parameters and buffers stay."""
         with self._lock:
-            if self._measuring.change(self.param_groups) is Change.REPLACED:
-                self._measuring.follow(self.param_groups)
+            if (change := self._change()) is not None:
+                self._follow(change, anew=True)
             self._set_down()
             self._measuring.restart()
             self._measuring.begin(self._prepare(), self._gather())

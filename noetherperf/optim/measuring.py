@@ -16,7 +16,7 @@ from noetherperf.measure.plan import Measurement
 from noetherperf.optim.buffers import Buffers
 from noetherperf.optim.checkpoint import Saved
 from noetherperf.optim.distributed import Ranks, check_alike
-from noetherperf.optim.following import Change, Group, Parameters, check_symmetries
+from noetherperf.optim.following import Group, Parameters, check_symmetries
 from noetherperf.optim.meters import Meter, make_meters
 from noetherperf.optim.watched import Watched
 from noetherperf.rules.hyper import Hyper
@@ -101,11 +101,7 @@ class Measuring:
         self._carried: Carried | None = None
         self._watched: Watched | None = None  # none before there is something to compare with
 
-    def change(self, groups: Sequence[Group]) -> Change | None:
-        """What has become of the parameters that are measured, where these are the optimizer's groups now."""
-        return self.parameters.change(groups, stepped=self.step_count > 0)
-
-    def follow(self, groups: Sequence[Group]) -> None:
+    def replace(self, groups: Sequence[Group]) -> None:
         """Measure the parameters that the groups hold now, as torch's optimizers step them; accelerate shards so.
 
         Raises:

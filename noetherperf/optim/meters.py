@@ -69,7 +69,7 @@ class Meter:
     def _bring(self, hypers: list[Hyper], on_device: OnDevice) -> tuple[list[Hyper], OnDevice]:
         """A step's inputs, wherever they are, as the engine here reads them."""
         lrs, others = on_device.lrs, (on_device.grad_scale, on_device.found_inf)
-        if not any(x is not None for x in (*lrs, *others)):
+        if not [x for x in (*lrs, *others) if x is not None]:
             return hypers, on_device
         if self.is_host:
             read = {i: float(lr) for i, lr in enumerate(lrs) if lr is not None and i in self.groups}
