@@ -128,13 +128,10 @@ class MeasuredOptimizer(Optimizer):
             RuntimeError, ValueError: Parameters were replaced, and what was measured does not go on with the new ones.
         """
         measuring = self._measuring
-        if (change := self._change()) is not None:
+        change = measuring.parameters.change(self.param_groups, stepped=measuring.step_count > 0)
+        if change is not None:
             self._follow(change)
         return self._set_up() if measuring.meters is None else measuring.meters
-
-    def _change(self) -> Change | None:
-        """What has become of the parameters that are measured."""
-        return self._measuring.parameters.change(self.param_groups, stepped=self._measuring.step_count > 0)
 
     def _follow(self, change: Change, *, anew: bool = False) -> None:
         """Go on with what param_groups hold now; the meters are to be made anew.
@@ -173,7 +170,6 @@ class MeasuredOptimizer(Optimizer):
 
     @_disable_dynamo  # as torch.compiler.disable, which would import the compiler together with this module
     @outside_inference
-    @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Make one step and measure it.
 
@@ -192,7 +188,7 @@ class MeasuredOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
 
-        with self._lock:
+        with self._lock, torch.no_grad():
             self._step()
         return loss
 
@@ -257,11 +253,13 @@ class MeasuredOptimizer(Optimizer):
     def reset_measurement(self) -> None:
         """Start the laws anew from the present parameters and buffers; parameters and buffers stay."""
         with self._lock:
-            if (change := self._change()) is not None:
+            measuring = self._measuring
+            change = measuring.parameters.change(self.param_groups, stepped=measuring.step_count > 0)
+            if change is not None:
                 self._follow(change, anew=True)
             self._set_down()
-            self._measuring.restart()
-            self._measuring.begin(self._prepare(), self._gather())
+            measuring.restart()
+            measuring.begin(self._prepare(), self._gather())
 
     @outside_inference
     @torch.no_grad()
