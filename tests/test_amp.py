@@ -27,6 +27,7 @@ from training import (
 from training import ours as make_ours
 
 import noetherperf as nperf
+import noetherperf.optim.meters
 import noetherperf.optim.sgd
 import noetherperf.rules.hyper
 from bench.bounds import sum_eps
@@ -233,8 +234,8 @@ class TestOnDevice:
         def device_lr(group: Mapping[str, Any]) -> Tensor | None:
             return group["lr"] if isinstance(group["lr"], Tensor) else None
 
-        monkeypatch.setattr(noetherperf.optim.sgd._Device, "is_host", False)
-        monkeypatch.setattr(noetherperf.optim.sgd, "device_lr", device_lr)
+        monkeypatch.setattr(noetherperf.optim.meters.Meter, "is_host", False)
+        monkeypatch.setattr(noetherperf.optim.sgd.SgdRule, "device_lr", staticmethod(device_lr))
         monkeypatch.setattr(noetherperf.rules.hyper, "device_lr", device_lr)
 
     @pytest.fixture
