@@ -10,7 +10,7 @@ from math import prod
 import torch
 
 from noetherperf import Norm, Part, Symmetry
-from noetherperf.rules.hyper import Hyper
+from noetherperf.rules.sgd import Hyper
 
 Shape = tuple[int, ...]
 Shapes = tuple[Shape, ...]

@@ -18,7 +18,7 @@ from bench.inputs import Inputs, make_inputs
 from bench.variants import ours
 from noetherperf.measure.plan import View, make_plan
 from noetherperf.rules import reference
-from noetherperf.rules.hyper import Coefficients
+from noetherperf.rules.sgd import Coefficients
 from noetherperf.rules.moments import N_MOMENTS, READOUT_MOMENTS, Moment
 
 CHUNK = 1 << 22  # elements compared at a time: float64 copies of a large model would not fit

@@ -13,7 +13,7 @@ class Engine:
         *,
         n_tensors: int,
         n_spans: int,
-        n_hypers: int,
+        n_groups: int,
         moments_stride: int,
         states_stride: Sequence[int],
     ) -> None: ...

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from noetherperf.engines import Call, Engine, OnDevice, Stepping
 from noetherperf.measure.plan import Measurement, Plan
-from noetherperf.rules.hyper import Hyper
+from noetherperf.rules.sgd import Hyper
 
 
 class Mirror:

@@ -29,7 +29,7 @@ from training import ours as make_ours
 
 import noetherperf as nperf
 import noetherperf.optim.sgd
-import noetherperf.rules.hyper
+import noetherperf.rules.sgd
 from noetherperf import Norm, Part
 from noetherperf.engines import Call, OnDevice
 
@@ -235,7 +235,7 @@ class TestOnDevice:
 
         monkeypatch.setattr(noetherperf.optim.sgd._Device, "is_host", False)
         monkeypatch.setattr(noetherperf.optim.sgd, "device_lr", device_lr)
-        monkeypatch.setattr(noetherperf.rules.hyper, "device_lr", device_lr)
+        monkeypatch.setattr(noetherperf.rules.sgd, "device_lr", device_lr)
 
     @pytest.fixture
     def net(self) -> nn.Module:

@@ -7,7 +7,7 @@ from torch import nn
 import noetherperf as nperf
 from noetherperf import Norm, Part
 from noetherperf.engines.cost import N_ACCUMULATED, N_ADVANCED
-from noetherperf.rules.hyper import Hyper
+from noetherperf.rules.sgd import Hyper
 from noetherperf.rules.laws import N_STATE, Law, State, advance, discrete_transition, flow_transition
 from noetherperf.rules.moments import N_MOMENTS
 

@@ -19,7 +19,7 @@ from noetherperf.engines import OnDevice
 from noetherperf.engines.backends import resolve
 from noetherperf.engines.cuda import CudaEngine, covers
 from noetherperf.measure.plan import Measurement, make_plan
-from noetherperf.rules.hyper import Hyper
+from noetherperf.rules.sgd import Hyper
 
 pytestmark = pytest.mark.skipif(cuda_emulation.missing() is not None, reason=str(cuda_emulation.missing()))
 

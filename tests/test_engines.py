@@ -26,7 +26,7 @@ from noetherperf.engines.gpu import N_TRANSITIONS
 from noetherperf.engines.reference import ReferenceEngine
 from noetherperf.measure.plan import Measurement, Plan, make_plan
 from noetherperf.rules import laws, reference
-from noetherperf.rules.hyper import Coefficients, Hyper
+from noetherperf.rules.sgd import Coefficients, Hyper
 from noetherperf.rules.laws import Law, State
 from noetherperf.rules.moments import Moment
 
@@ -492,7 +492,7 @@ def test_gradients_may_change_their_layout_between_steps(engine: str) -> None:
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_clock_counts_steps_and_each_groups_time(engine: str) -> None:
     p, g, v, plan, names = model(torch.float32)
-    measurement = Measurement.empty(plan, n_hypers=2)
+    measurement = Measurement.empty(plan, n_groups=2)
     made = ENGINES[engine](plan, p, names, [i % 2 for i in range(len(p))], measurement)
     for lr in (0.1, 0.1, 0.025):
         made.admit(g)

@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 import noetherperf as nperf
 from noetherperf import Norm, Part, Rescale, Scale, Symmetry, Translation
 from noetherperf.rules import laws
-from noetherperf.rules.hyper import Hyper
+from noetherperf.rules.sgd import Hyper
 
 BACKENDS = [name for name, status in nperf.backends().items() if status == "available" and name != "auto"]
 

@@ -11,7 +11,7 @@ from noetherperf import Norm, Part, Rescale, Translation
 from noetherperf.engines import tiling
 from noetherperf.engines.tiling import CPU, CUDA, TRITON, Tables, Tiling, make_tables
 from noetherperf.measure.plan import make_plan
-from noetherperf.rules.laws import Law
+from noetherperf.rules.law import Law
 from noetherperf.rules.moments import N_MOMENTS, Moment
 
 _cpu = pytest.importorskip("noetherperf._cpu")

@@ -20,8 +20,8 @@ import noetherperf as nperf
 from noetherperf import Norm, Part, Symmetry, Translation
 from noetherperf.measure.plan import Measurement, make_plan
 from noetherperf.rules import laws, reference
-from noetherperf.rules.hyper import Hyper
-from noetherperf.rules.laws import Law
+from noetherperf.rules.sgd import Hyper
+from noetherperf.rules.law import Law
 from noetherperf.rules.moments import Moment
 from noetherperf.symmetry import from_json, to_json, validate
 
@@ -119,7 +119,7 @@ def test_any_model_and_schedule(engine: str, data: st.DataObject) -> None:
     groups = [data.draw(st.integers(0, 1)) for _ in names]
 
     plan = make_plan(symmetries, names, of)
-    measurement = Measurement.empty(plan, n_hypers=2)
+    measurement = Measurement.empty(plan, n_groups=2)
     for tensor in measurement.tensors():
         tensor.fill_(torch.nan)
     made = ENGINES[engine](plan, [a.tensor for a in p], names, groups, measurement)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 import noetherperf as nperf
 from noetherperf import theory
 from noetherperf.rules import laws
-from noetherperf.rules.hyper import Hyper
-from noetherperf.rules.laws import Law
+from noetherperf.rules.sgd import Hyper
+from noetherperf.rules.law import Law
 
 N_IN, N_HIDDEN, N_OUT = 3, 4, 3
 TIME = 0.4

@@ -29,7 +29,7 @@ from noetherperf.engines.gpu import MOMENTUM, NESTEROV
 from noetherperf.engines.reference import ReferenceEngine
 from noetherperf.measure.plan import Measurement, make_plan
 from noetherperf.rules import hyper, laws
-from noetherperf.rules.hyper import Hyper
+from noetherperf.rules.sgd import Hyper
 from noetherperf.rules.moments import Moment
 from noetherperf.triton_kernels import launch, plan, step
 from noetherperf.triton_kernels import laws as triton_laws

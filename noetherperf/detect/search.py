@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from noetherperf.detect.probe import Probe
 from noetherperf.detect.relations import Matrix, independent, integer_relations, null_space, reduced
-from noetherperf.rules.laws import Law
+from noetherperf.rules.law import Law
 from noetherperf.symmetry import Part
 
 __all__ = ["Relation", "Search"]

@@ -88,7 +88,7 @@ class TritonEngine(GpuEngine):
             m.clock,
             n_spans,
             n_tensors,
-            self.n_hypers,
+            self.n_groups,
             MEASURING=measuring,
             num_warps=N_THREADS.value // self._lanes,
         )

@@ -21,7 +21,7 @@ from noetherperf.common.untrusted import load_json, shown
 from noetherperf.measure.openness import Openness
 from noetherperf.measure.plan import N_STATE_VERSION_2, Measurement, Plan
 from noetherperf.optim.names import check_order, names_in, unwrapped
-from noetherperf.rules.laws import Law
+from noetherperf.rules.law import Law, Shape
 from noetherperf.symmetry import Symmetry, from_json, to_json
 
 VERSION = 3
@@ -229,10 +229,16 @@ def _check_values(place: str, read: Measurement, plan: Plan, groups: Sequence[Ma
         for law in Law:
             if (at := view.law_segment[law]) >= 0 and view.n_segments > 0:
                 rows = read.states[law][:, at : at + view.n_segments]
-                own = [rows] if law == Law.TRANSLATION else [rows[:-2], rows[-2:]]  # of the discrete and the flow law
+                own = _by_propagated(plan.rule.laws[law], rows)
                 for matrix, state in zip(propagators[view.tensor, law], own, strict=False):
                     if bool(matrix.isnan().any()) and bool(state.isfinite().all()):
                         raise _refused(where, f"is NaN for the {law.name.lower()} law of a tensor whose state is not")
+
+
+def _by_propagated(shape: Shape, rows: Tensor) -> list[Tensor]:
+    """The rows that each propagated matrix has moved: those of the discrete law, and, where it keeps any, of the flow."""
+    at = shape.rows.get("flow")
+    return [rows] if at is None else [rows[:at], rows[at:]]
 
 
 def _kind(x: Tensor) -> str:

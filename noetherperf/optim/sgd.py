@@ -7,9 +7,9 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial, wraps
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, ClassVar, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -37,7 +37,9 @@ from noetherperf.optim.distributed import (
 )
 from noetherperf.optim.names import names_in
 from noetherperf.optim.watched import Tensors, Watched
-from noetherperf.rules.hyper import Hyper, device_lr
+from noetherperf.rules import sgd
+from noetherperf.rules.rule import Rule
+from noetherperf.rules.sgd import device_lr
 from noetherperf.symmetry import Symmetry, validate
 
 T = TypeVar("T")
@@ -97,17 +99,17 @@ class _Device:
         self.stream.wait_stream(here)  # the next step must not write what is being copied
         return copied
 
-    def bring(self, hypers: list[Hyper], on_device: OnDevice) -> tuple[list[Hyper], OnDevice]:
+    def bring(self, rule: Rule[Any], options: list[Any], on_device: OnDevice) -> tuple[list[Any], OnDevice]:
         """A step's inputs, wherever they are, as the engine here reads them."""
         lrs, others = on_device.lrs, (on_device.grad_scale, on_device.found_inf)
         if not any(x is not None for x in (*lrs, *others)):
-            return hypers, on_device
+            return options, on_device
         if self.is_host:
             read = {i: float(lr) for i, lr in enumerate(lrs) if lr is not None and i in self.groups}
-            hypers = [replace(hyper, lr=read[i]) if i in read else hyper for i, hyper in enumerate(hypers)]
-            lrs = [None] * len(hypers)
+            options = [rule.with_lr(x, read[i]) if i in read else x for i, x in enumerate(options)]
+            lrs = [None] * len(options)
         here = [None if x is None else x.to(self.device, non_blocking=True) for x in (*lrs, *others)]
-        return hypers, OnDevice(here[:-2], *here[-2:])
+        return options, OnDevice(here[:-2], *here[-2:])
 
 
 class _Copies(NamedTuple):
@@ -157,6 +159,8 @@ class SGD(Optimizer):
 
     Source: Kunin et al. (2021), "Neural Mechanics", arXiv:2012.04728; Sutskever et al. (2013) for the momentum.
     """
+
+    rule: ClassVar[Rule[Any]] = sgd.SGD
 
     def __init__(
         self,
@@ -320,7 +324,7 @@ class SGD(Optimizer):
         self._here = list(map(local, self._params))
         self._gatherer = make_gatherer(self._params)
         names, self._labels = self._names(), self._label()
-        hyper_index = [g for g, group in enumerate(self.param_groups) for _ in group["params"]]
+        group_index = [g for g, group in enumerate(self.param_groups) for _ in group["params"]]
         by_place: dict[tuple[torch.device, str], list[int]] = {}
         for i, (p, backend) in enumerate(zip(self._params, self._resolve(self._labels, self._here), strict=True)):
             by_place.setdefault((p.device, backend.name), []).append(i)
@@ -334,18 +338,18 @@ class SGD(Optimizer):
             params = [self._params[i] for i in members]
             here = [self._here[i] for i in members]
             labels = [self._labels[i] for i in members]
-            plan = make_plan(self._symmetries, [names[i] for i in members], [tuple(p.shape) for p in params])
+            plan = make_plan(self._symmetries, [names[i] for i in members], [tuple(p.shape) for p in params], self.rule)
             ranks = Ranks(plan, labels, params)
             measurement = Measurement.empty(ranks.plan, device, len(self.param_groups))
             if self._carried is not None and number < len(self._carried):
                 for mine, carried in zip(measurement.tensors(), self._carried[number], strict=True):
                     _take_over(mine, carried)
-            groups = [hyper_index[i] for i in members]
+            groups = [group_index[i] for i in members]
             engine = backend.engine(ranks.plan, here, labels, groups, measurement)
             alone = len(by_place) == 1
             devices.append(_Device(device, members, frozenset(groups), backend, ranks, measurement, engine, alone))
         n_groups = len(self.param_groups)
-        openness = Openness(self._symmetries, self._labels, hyper_index, n_groups, shared=self._sharded)
+        openness = Openness(self._symmetries, self._labels, group_index, n_groups, shared=self._sharded, rule=self.rule)
         if self._open_reasons is not None:
             openness.load_state_dict(self._open_reasons)
         if self._watched is not None:
@@ -473,18 +477,18 @@ class SGD(Optimizer):
         self._catch_up(held, buffers)
 
         # All that is written, engines' and the host's own, is written at once: an interrupt finds all or nothing done.
-        hypers = [Hyper.of(group) for group in self.param_groups]
-        first, calls = self._ready_buffers(held, buffers, unwritten, grads)
+        options = [self.rule.options(group) for group in self.param_groups]
+        ages, calls = self._ready_buffers(held, buffers, unwritten, grads)
         for device, taken in zip(devices, admitted, strict=True):
-            engine_hypers, inputs = device.bring(hypers, on_device)
+            engine_options, inputs = device.bring(self.rule, options, on_device)
             device.note_stream()
-            calls += device.engine.prepare(taken, device.pick(buffers), engine_hypers, device.pick(first), inputs)
+            calls += device.engine.prepare(taken, device.pick(buffers), engine_options, device.pick(ages), inputs)
             if inputs.grad_scale is not None:
                 calls += _leave_divided(device.pick(grads), taken)
         step, openness = self._step_count + 1, self._openness
         if self._symmetries:
-            openness = openness.after(step, hypers, on_device.lrs, bytes(first), missing)
-        may_be_fresh = self._may_be_fresh or (on_device.found_inf is not None and 1 in first)
+            openness = openness.after(step, options, on_device.lrs, bytes(ages), missing)
+        may_be_fresh = self._may_be_fresh or (on_device.found_inf is not None and 0 in ages)
         calls.append(partial(self.__dict__.update, _step_count=step, _may_be_fresh=may_be_fresh, _openness=openness))
         # Engines write past autograd's eyes; what it saved for a backward pass must be seen to have changed.
         written = (
@@ -492,7 +496,7 @@ class SGD(Optimizer):
         )
         calls.append(partial(torch._C._increment_version, written))
         if self._watched is not None:
-            calls += self._watched.stepped(missing, first, held, buffers)
+            calls += self._watched.stepped(missing, ages, held, buffers)
         carry_out(calls)
 
     def _on_device(self, devices: list[_Device]) -> OnDevice | None:
@@ -519,32 +523,32 @@ class SGD(Optimizer):
     def _ready_buffers(
         self, held: Tensors, buffers: Tensors, unwritten: bytes, grads: Sequence[Tensor | None]
     ) -> tuple[bytearray, list[Call]]:
-        """Make buffers where this step writes one for the first time; where it does, and the calls that put them into
-        the state."""
-        first = bytearray(len(held))
+        """Make buffers where this step writes one for the first time: 0 for those tensors and 1 for the others, and the
+        calls that put them into the state."""
+        ages = bytearray(b"\x01") * len(held)
         calls: list[Call] = []
         if 1 in unwritten:
             groups = [group for group in self.param_groups for _ in group["params"]]
             for i, p in enumerate(self._params):
                 if unwritten[i] and groups[i]["momentum"] != 0 and (grad := grads[i]) is not None:
-                    first[i] = 1
+                    ages[i] = 0
                     held[i] = made = _new_buffer(p, grad, decays=groups[i]["weight_decay"] != 0)
                     calls.append(partial(self.state[p].__setitem__, "momentum_buffer", made))
                     buffers[i] = local(made)
-        return first, calls
+        return ages, calls
 
     def _drop_fresh_buffers(self) -> None:
         """Unmake the buffers whose first step a device skipped, as the host would not have made them; waits for it."""
         while self._may_be_fresh:
             with self._lock:
                 devices, step = self._devices or [], self._step_count
-                copies = [x.clone() if isinstance(x := device.engine.fresh, Tensor) else x for device in devices]
-            fresh = [x.tolist() if isinstance(x, Tensor) else x for x in copies]  # waits, and holds nobody up
+                copies = [x.clone() if isinstance(x := device.engine.ages, Tensor) else x for device in devices]
+            ages = [x.tolist() if isinstance(x, Tensor) else x for x in copies]  # waits, and holds nobody up
             with self._lock:
                 if self._step_count != step or (self._devices or []) != devices:  # another thread has stepped since
                     continue
-                for device, flags in zip(devices, fresh, strict=True):
-                    for i in itertools.compress(device.members, flags):
+                for device, of_device in zip(devices, ages, strict=True):
+                    for i in itertools.compress(device.members, (age == 0 for age in of_device)):
                         self.state.get(self._params[i], {}).pop("momentum_buffer", None)
                         if self._watched is not None:
                             self._watched.know_buffer(i, None, None)

@@ -30,7 +30,7 @@ from xarray.core import indexing
 from noetherperf.common.paths import local_path
 from noetherperf.measure.readout import Charges
 from noetherperf.record.chunks import LARGEST, Array, Damaged
-from noetherperf.rules.moments import READOUT_MOMENTS
+from noetherperf.rules.moments import Moment
 from noetherperf.symmetry import Symmetry
 
 __all__ = ["Record", "open_record", "relative_error"]
@@ -62,7 +62,7 @@ SERIES: dict[str, Series] = {
     "flow_forced": Series(lambda charge: charge.flow.forced, "flow law: what the gradient's norm drove"),
     "defect": Series(lambda charge: charge.defect, "gradient constraint of the last step"),
     "relative_defect": Series(lambda charge: charge.relative_defect, "gradient constraint, as a cosine"),
-    **{name: _moment(name) for name in READOUT_MOMENTS},
+    **{name: _moment(moment.name.lower()) for moment in Moment},
 }
 TERMS: dict[Law, tuple[str, ...]] = {
     "flow": ("flow_free", "flow_forced"),

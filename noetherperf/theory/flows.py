@@ -31,8 +31,7 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 from torch.func import grad
 
-from noetherperf.rules.hyper import Hyper
-from noetherperf.rules.reference import step
+from noetherperf.rules.sgd import SGD, Hyper
 
 __all__ = ["descent", "gradient_flow", "modified_flow", "modified_loss"]
 
@@ -160,13 +159,13 @@ def descent(loss: Loss, theta_0: Tensor, n_steps: int, hyper: Hyper) -> Tensor:
     Raises:
         ValueError: theta_0 is no vector.
 
-    Source: `reference.step`, torch.optim.SGD's update; docs/theory.md, section 2.
+    Source: torch.optim.SGD's update, `rules.sgd.SGD.update`; docs/theory.md, section 2.
     """
-    gradient, p, v = grad(loss), _vector(theta_0), torch.zeros(theta_0.shape, dtype=torch.float64, device="cpu")
+    gradient, p = grad(loss), _vector(theta_0)
+    v: Tensor | None = torch.zeros(theta_0.shape, dtype=torch.float64, device="cpu")
     path = [p]
     for k in range(n_steps):
-        p, buffer, _ = step(p, gradient(p), v, hyper.coefficients(first=k == 0))
-        v = v if buffer is None else buffer
+        p, (v,), _ = SGD.update(p, gradient(p), (v,), hyper.coefficients(age=min(k, 1)))
         path.append(p)
     return torch.stack(path)
 

@@ -1,0 +1,114 @@
+"""What a step needs of the rule, as engines read it: rows of numbers, and a table of the laws' components.
+
+A row (noetherperf/rules/rule.py) holds the coefficients of one parameter group's step for tensors of one age. The
+components say which numbers of a row move which numbers of a law's state. Both are data: engines multiply.
+
+The dtypes mirror the structs of csrc/rows.h (a test compares their layouts).
+"""
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from noetherperf.rules.law import Law
+from noetherperf.rules.rule import Rule
+
+GROUP = np.dtype(
+    [
+        ("variant", "i4"),  # of the rule's kernels
+        ("ages", "i4"),  # whether a step makes its tensors older
+    ]
+)
+COMPONENT = np.dtype(
+    [
+        ("law", "i4"),
+        ("row", "i4"),  # where its numbers begin in the law's state
+        ("size", "i4"),
+        ("compensated", "i4"),
+        ("n_moments", "i4"),
+        ("moments", "i4"),  # where the moments that drive it begin, in the table of these
+        ("numbers", "i4"),  # where its coefficients begin in a row
+        ("padding", "i4"),
+    ]
+)
+
+
+def components(rule: Rule[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """The table of a rule's components, in the order of its laws, and the moments that drive them, int32."""
+    table, driving = [], []
+    for law in Law:
+        shape = rule.laws[law]
+        at = rule.law_numbers[law] + shape.n_propagated
+        for component in shape.components:
+            row = shape.rows[component.name]
+            n_moments = len(component.moments)
+            compensated = component.compensated
+            table.append((law, row, component.size, compensated, n_moments, len(driving), at, 0))
+            driving += [rule.moment_rows[name] for name in component.moments]
+            at += component.n_numbers
+    return np.array(table, COMPONENT), np.array(driving, np.int32)
+
+
+class Rows:
+    """The rows of the present options, found anew only when these change.
+
+    Args:
+        rule: That steps.
+        n_groups: How many parameter groups there are.
+        laws: Those that somebody asks for.
+
+    Attributes:
+        numbers: [n_groups, n_ages, n_numbers], float64.
+        groups: [n_groups] of GROUP.
+        tick: What a step adds to the clock, [1 + n_groups].
+    """
+
+    def __init__(self, rule: Rule[Any], n_groups: int, laws: Collection[Law]) -> None:
+        self._rule, self._laws = rule, laws
+        self.numbers = np.zeros((n_groups, rule.n_ages, rule.n_numbers))
+        self.groups = np.zeros(n_groups, GROUP)
+        self.tick = np.ones(1 + n_groups)
+        self._options: Sequence[Any] = ()
+        self._known: set[int] = set()
+        self._constants: dict[float, Tensor] = {}
+
+    def find(self, options: Sequence[Any], ages: Collection[int]) -> bool:
+        """Find the rows of some ages; whether any was another before.
+
+        Args:
+            options: One per parameter group.
+            ages: Those that a step may need.
+        """
+        if options != self._options:
+            self._options, self._known = list(options), set()
+            for i, x in enumerate(options):
+                self.groups[i] = (self._rule.variant(x), self._rule.ages(x))
+                self.tick[1 + i] = self._rule.duration(x)
+        new = [age for age in ages if age not in self._known]
+        for age in new:
+            for i, x in enumerate(options):
+                self.numbers[i, age] = self._rule.row(x, age, self._laws)
+            self._known.add(age)
+        return bool(new)
+
+    def find_on_device(self, group: int, lr: Tensor, to: Tensor) -> None:
+        """Find the rows of a parameter group whose learning rate lies on a device, there and without waiting for it.
+
+        Args:
+            group: Its number; its options are those of the last `find`.
+            lr: The learning rate, one element.
+            to: Where its rows are written, [n_ages, n_numbers].
+        """
+        options = self._rule.with_lr(self._options[group], lr.detach().reshape(()).to(torch.float64))
+        for age in range(self._rule.n_ages):
+            row = self._rule.row(options, age, self._laws)
+            to[age].copy_(torch.stack([x if isinstance(x, Tensor) else self._constant(x, lr.device) for x in row]))
+
+    def _constant(self, x: float, device: torch.device) -> Tensor:
+        """A number on a device, made once."""
+        if x not in self._constants:
+            self._constants[x] = torch.full((), x, dtype=torch.float64, device=device)
+        return self._constants[x]
