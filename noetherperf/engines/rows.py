@@ -38,7 +38,8 @@ COMPONENT = np.dtype(
 
 def components(rule: Rule[Any]) -> tuple[np.ndarray, np.ndarray]:
     """The table of a rule's components, in the order of its laws, and the moments that drive them, int32."""
-    table, driving = [], []
+    table: list[tuple[int, ...]] = []
+    driving: list[int] = []
     for law in Law:
         shape = rule.laws[law]
         at = rule.law_numbers[law] + shape.n_propagated

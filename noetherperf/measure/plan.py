@@ -204,8 +204,8 @@ class Measurement:
         """This measurement after tensors were changed by other means than steps.
 
         Their charges are what they are now, and the jump is the defect's: of x the difference to the charge as it was
-        stored, of y the difference to the budget. It is added to the components that take jumps. Rounding stays what storing lost, and the identity holds for what
-        comes after. All other moments are those of the last step.
+        stored, of y the difference to the budget. Components that take jumps take it. Rounding stays what storing lost,
+        and the identity holds for what comes after. All other moments are those of the last step.
 
         Args:
             plan: The plan of this measurement.
@@ -218,8 +218,8 @@ class Measurement:
         # Copied without blocking: the host must not wait until the device is through with its steps.
         is_warm, is_changed, tensor, *law_segments = (x.to(device, non_blocking=True) for x in (*flags, *plan.indices))
         here, new = is_changed[tensor], self.clone()
-        for row in (Moment.SUM_P, Moment.SQ_P):
-            new.moments[row] = torch.where(here, measured[row], self.moments[row])
+        for moment in (Moment.SUM_P, Moment.SQ_P):
+            new.moments[moment] = torch.where(here, measured[moment], self.moments[moment])
         for (law, (x, y)), segment in zip(CHARGE_AND_MOMENTUM.items(), law_segments, strict=True):
             state, jumps, owner = new.states[law], here[segment], tensor[segment]
             shape = plan.rule.laws[law]

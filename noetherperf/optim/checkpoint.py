@@ -236,7 +236,7 @@ def _check_values(place: str, read: Measurement, plan: Plan, groups: Sequence[Ma
 
 
 def _by_propagated(shape: Shape, rows: Tensor) -> list[Tensor]:
-    """The rows that each propagated matrix has moved: those of the discrete law, and, where it keeps any, of the flow."""
+    """The rows that each propagated matrix has moved: those of the discrete law and, where it keeps any, of the flow."""
     at = shape.rows.get("flow")
     return [rows] if at is None else [rows[:at], rows[at:]]
 

@@ -62,7 +62,7 @@ SERIES: dict[str, Series] = {
     "flow_forced": Series(lambda charge: charge.flow.forced, "flow law: what the gradient's norm drove"),
     "defect": Series(lambda charge: charge.defect, "gradient constraint of the last step"),
     "relative_defect": Series(lambda charge: charge.relative_defect, "gradient constraint, as a cosine"),
-    **{name: _moment(moment.name.lower()) for moment in Moment},
+    **{moment.name.lower(): _moment(moment.name.lower()) for moment in Moment},
 }
 TERMS: dict[Law, tuple[str, ...]] = {
     "flow": ("flow_free", "flow_forced"),

@@ -121,7 +121,7 @@ class Shape:
         return self.n_propagated + sum(component.n_numbers for component in self.components)
 
     @cached_property
-    def still(self) -> list[Number]:
+    def still(self) -> Sequence[Number]:
         """The coefficients of a step in which nothing moves."""
         return [1.0, 0.0, 0.0, 1.0] * len(PROPAGATED) + [0.0] * (self.n_numbers - self.n_propagated)
 
@@ -143,7 +143,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Step:
-    """What moves a law in one step: matrices 2 × 2 that propagators are multiplied with, and each component's recursion.
+    """What moves a law in one step: the matrices 2 × 2 of what nothing drives, and each component's recursion.
 
     Numbers are floats, or float64 tensors of no dimensions.
     """
@@ -188,6 +188,6 @@ def _applied(a: Row, b: Row, s: Sequence[Tensor], m: Sequence[Tensor]) -> Tensor
 
 
 def propagate(propagators: Tensor, step: Step) -> None:
-    """Multiply a tensor's propagators of one law, [propagated, 2, 2], in place, from the left, by one step's matrices."""
+    """Multiply a tensor's propagators of one law [PROPAGATED, 2, 2] in place, from the left, by one step's matrices."""
     matrices = torch.tensor([step.propagated[name] for name in PROPAGATED], dtype=torch.float64, device="cpu")
     propagators.copy_(matrices @ propagators.cpu())

@@ -93,7 +93,7 @@ class Rule(ABC, Generic[O]):
         """What moves a law in a step of tensors of an age."""
 
     @abstractmethod
-    def update(self, p: Tensor, g: Tensor, buffers: Buffers, c: Sequence[float]) -> tuple[Tensor, Buffers, Tensor]:
+    def update(self, p: Tensor, g: Tensor, buffers: Buffers, c: Sequence[Any]) -> tuple[Tensor, Buffers, Tensor]:
         """One step of one tensor.
 
         Args:

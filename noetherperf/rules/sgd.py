@@ -12,17 +12,17 @@ The update is one linear recursion, whatever the options:
     with nesterov               β    1 − τ     1     β
     momentum 0                  1    0         1     0       (a buffer left from earlier stays as it is)
 
-Discrete law, an identity of the update itself. x is the charge, y = ⟨v, 1⟩ or ⟨p, v⟩, δ = s⟨g, 1⟩ or s⟨g, p⟩, κ is 1 for
-a translation's sum and 2 for a norm:
+Discrete law, an identity of the update itself. x is the charge, y = ⟨v, 1⟩ or ⟨p, v⟩, δ = s⟨g, 1⟩ or s⟨g, p⟩, κ is 1
+for a translation's sum and 2 for a norm:
 
     ŷ  = b y + a (λ x + δ)          m = c_d (λ x + δ) + c_v ŷ
     x' = x − κ η m + [norm] η² |u|²
     y' = ŷ         − [norm] η ⟨u, v'⟩
 
-It splits by source: `free` starts from (x₀, y₀) and has none, `forced` has |u|² and ⟨u, v'⟩, `defect` has δ. Their sum is
-the budget. Kept are the budget itself, compensated, and of a norm the defect; forced is the rest. For forced and defect
-may grow without bound and cancel, and then their sum is their rounding, while the budget stays as large as the charge:
-charge − budget is what storing the parameters lost, after however many steps.
+It splits by source: `free` starts from (x₀, y₀) and has none, `forced` has |u|² and ⟨u, v'⟩, `defect` has δ. Their
+sum is the budget. Kept are the budget itself, compensated, and of a norm the defect; forced is the rest. For forced and
+defect may grow without bound and cancel, and then their sum is their rounding, while the budget stays as large as the
+charge: charge − budget is what storing the parameters lost, after however many steps.
 
 Flow law, the continuous-time dynamics, with ẋ the charge's velocity and T the time of one step:
 
@@ -174,7 +174,7 @@ class SgdRule(Rule[Hyper]):
     def coefficients_of(self, options: Hyper, age: int) -> Coefficients:
         return options.coefficients(age)
 
-    def update(self, p: Tensor, g: Tensor, buffers: Buffers, c: Sequence[float]) -> tuple[Tensor, Buffers, Tensor]:
+    def update(self, p: Tensor, g: Tensor, buffers: Buffers, c: Sequence[Any]) -> tuple[Tensor, Buffers, Tensor]:
         lr, decay, sign, buffer_decay, buffer_gain, mix_d, mix_v = c
         (v,) = buffers
         d = sign * g + decay * p
@@ -245,7 +245,7 @@ def _flow_law(law: Law, h: Hyper) -> tuple[Matrix, Recursion]:
     kappa = law + 1.0
     if h.momentum == 0.0:
         decay = exp(-kappa * h.weight_decay * h.lr)
-        matrix = ((decay, 0.0), (0.0, 1.0))
+        matrix: Matrix = ((decay, 0.0), (0.0, 1.0))
         return matrix, Recursion(matrix, ((decay * (h.lr * h.lr), 0.0, 0.0), (0.0, 0.0, 0.0)))
     inertia = 1.0 + h.momentum
     extra = h.momentum * h.weight_decay * h.lr if h.nesterov else 0.0
