@@ -297,9 +297,9 @@ class TestOnDevice:
         engine = optimizer._prepare()[0].engine
         prepare = engine.prepare
 
-        def watched(grads: Any, buffers: Any, hypers: Any, first: Any, on_device: OnDevice) -> list[Call]:
-            seen.append((hypers[0].lr, on_device.lrs[0]))
-            return prepare(grads, buffers, hypers, first, on_device)
+        def watched(grads: Any, buffers: Any, options: Any, ages: Any, on_device: OnDevice) -> list[Call]:
+            seen.append((options[0].lr, on_device.lrs[0]))
+            return prepare(grads, buffers, options, ages, on_device)
 
         monkeypatch.setattr(engine, "prepare", watched)
         train(net, optimizer, range(3))

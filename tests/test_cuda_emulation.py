@@ -113,7 +113,7 @@ def steps(shapes: list[tuple[int, ...]], dtypes: list[torch.dtype], strided: boo
     module = Counting()
     engine = CudaEngine(plan, p, names, [0] * len(p), Measurement.empty(plan), module=cast(ModuleType, module))
     engine.admit(g)
-    engine.step(g, v, [hyper], [True] * len(p), OnDevice([None]))
+    engine.step(g, v, [hyper], [0] * len(p), OnDevice([None]))
     return module.asked[-1]
 
 

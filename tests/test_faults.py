@@ -108,7 +108,7 @@ class Interrupted:
         device = sgd._prepare()[0]
         tensors = [*params, *(p.grad for p in params), *buffers(sgd), *device.measurement.tensors()]
         values = [None if x is None else x.tolist() for x in tensors]
-        return [*values, sgd.step_count, sgd._openness.state_dict(), list(map(bool, device.engine.fresh))]
+        return [*values, sgd.step_count, sgd._openness.state_dict(), list(map(int, device.engine.ages))]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # where Python drops the interrupt
@@ -195,7 +195,7 @@ import torch, noetherperf as nperf, noetherperf.record.writer
 from training import make_net, ours, train
 import test_faults
 folder = pathlib.Path(sys.argv[1])
-noetherperf.recorder.FLUSH_SECONDS = 0.0
+noetherperf.record.writer.FLUSH_SECONDS = 0.0
 net, other = make_net("cpu"), make_net("cpu")
 optimizer, peer = ours(net, "cpu", **test_faults.OPTIONS), ours(other, "cpu", **test_faults.OPTIONS)
 recorder = nperf.Recorder(optimizer, folder / "record")

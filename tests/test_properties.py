@@ -11,15 +11,15 @@ import json
 from typing import Any
 
 import hypothesis.strategies as st
+import oracle
 import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
-from test_engines import DTYPES, ENGINES, HOST, Arena, assert_close, joined, magnitudes, sum_eps
+from test_engines import DTYPES, ENGINES, HOST, Arena, assert_close, joined, sum_eps
 
 import noetherperf as nperf
 from noetherperf import Norm, Part, Symmetry, Translation
 from noetherperf.measure.plan import Measurement, make_plan
-from noetherperf.rules import laws, reference
 from noetherperf.rules.sgd import Hyper
 from noetherperf.rules.law import Law
 from noetherperf.rules.moments import Moment
@@ -134,6 +134,7 @@ def test_any_model_and_schedule(engine: str, data: st.DataObject) -> None:
         of_tensor = [schedule[i] for i in groups]
         first = [h.momentum != 0 and not w and not m for h, w, m in zip(of_tensor, warm, missing, strict=True)]
         warm = [w or f for w, f in zip(warm, first, strict=True)]
+        ages = [int(not f) for f in first]
         before = [[a.tensor.to(torch.float64, copy=True) for a in arena] for arena in (p, g, v)]
         stored = [[a.tensor.clone() for a in arena] for arena in (p, g, v)]
         outside = [[a.outside().clone() for a in arena] for arena in (p, g, v)]
@@ -142,7 +143,7 @@ def test_any_model_and_schedule(engine: str, data: st.DataObject) -> None:
 
         grads = [None if m else a.tensor for a, m in zip(g, missing, strict=True)]
         made.admit(grads)
-        made.step(grads, [a.tensor if w else None for a, w in zip(v, warm, strict=True)], schedule, first, HOST)
+        made.step(grads, [a.tensor if w else None for a, w in zip(v, warm, strict=True)], schedule, ages, HOST)
 
         for arena, kept in zip((p, g, v), outside, strict=True):
             for a, rest in zip(arena, kept, strict=True):
@@ -158,10 +159,10 @@ def test_any_model_and_schedule(engine: str, data: st.DataObject) -> None:
                     assert torch.equal(measurement.moments[: Moment.SUM_G, segments], was[: Moment.SUM_G, segments])
                     assert (measurement.moments[Moment.SUM_G :, segments] == 0).all()
                 continue
-            c = hyper.coefficients(first=first[i])
+            c = hyper.coefficients(ages[i])
             p64, g64, v64 = before[0][i], before[1][i], before[2][i] if warm[i] else None
-            p_new, v_new, u = reference.step(p64, g64, v64, c)
-            p_mag, v_mag, u_mag = magnitudes(p64, g64, v64, c)
+            p_new, v_new, u = oracle.step(p64, g64, v64, c)
+            p_mag, v_mag, u_mag = oracle.magnitudes(p64, g64, v64, c)
             finfo = torch.finfo(dtypes[i])
             compute_eps = torch.finfo(torch.float64 if dtypes[i] == torch.float64 else torch.float32).eps
             spacing = finfo.eps * finfo.smallest_normal
@@ -175,8 +176,8 @@ def test_any_model_and_schedule(engine: str, data: st.DataObject) -> None:
                 assert torch.equal(v[i].tensor, stored[2][i])
             for view in views:
                 sums = measurement.moments[:, view.segment : view.segment + view.n_segments]
-                expected = reference.moments(view.grouped, p[i].tensor, p64, g64, u, v_new, c)
-                bound = reference.moments(view.grouped, p[i].tensor.abs(), p64.abs(), g64.abs(), u_mag, v_mag, c)
+                expected = oracle.moments(view, hyper, p[i].tensor, p64, g64, u, v_new)
+                bound = oracle.moments(view, hyper, p[i].tensor.abs(), p64.abs(), g64.abs(), u_mag, v_mag)
                 bound *= sum_eps(engine, dtypes[i])
                 bound[Moment.SQ_U :] *= 1 + 24 * compute_eps / sum_eps(engine, dtypes[i])
                 assert_close(sums, expected, bound, f"moments of {view}")
@@ -184,10 +185,9 @@ def test_any_model_and_schedule(engine: str, data: st.DataObject) -> None:
                     at = view.law_segment[law]
                     if at >= 0:
                         state = states[law][:, at : at + view.n_segments]
-                        step, flow = laws.discrete_transition(law, c), laws.flow_transition(law, hyper)
-                        laws.advance(law, state, sums, step, flow)
+                        oracle.advance(law, state, sums, hyper, ages[i])
                         actual = measurement.states[law][:, at : at + view.n_segments]
-                        torch.testing.assert_close(joined(actual), joined(state), rtol=1e-13, atol=1e-13)
+                        torch.testing.assert_close(joined(law, actual), joined(law, state), rtol=1e-13, atol=1e-13)
     for symmetry in symmetries:  # what the readout sums over views are the part's own groups
         (planned,) = plan.parts[symmetry.name]
         view, part = plan.views[planned.view], planned.part
