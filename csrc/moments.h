@@ -50,7 +50,7 @@ struct Operands {
 
 // Every moment of a list, in `accumulate`.
 struct Every {
-  static constexpr bool takes(const Moment&) { return true; }
+  static NPERF_HD constexpr bool takes(const Moment&) { return true; }
 };
 
 // Adds one element (or vector of elements) to moment i of a rule's list, if Selected takes it.

@@ -94,8 +94,6 @@ class Counting:
         engine = cuda_emulation.load().Engine(*args, **kwargs)
 
         class Kept:
-            find_transitions = engine.find_transitions
-
             def launch(kept, launches: Launches, *args: Any, **kwargs: Any) -> None:
                 self.asked.append(launches)
                 engine.launch(launches, *args, **kwargs)

@@ -33,6 +33,10 @@ enum Variant : int {
   n_variants,
 };
 
+template <int variant>
+struct Step;
+struct Measure;
+
 struct Rule {
   static constexpr const char* name = "sgd";
   static constexpr int n_coefficients = 7;
@@ -45,9 +49,16 @@ struct Rule {
   };
   static constexpr int n_moments = sizeof(moments) / sizeof(Moment);
   static constexpr int n_common = 6;  // that every rule takes, the first
+  static constexpr int n_kept = 2;    // that are charges: they stay where a tensor takes no part in a step
 
   template <class S>
   using Coefficients = sgd::Coefficients<S>;
+  template <int variant>
+  using Step = sgd::Step<variant>;
+  using Measure = sgd::Measure;
+
+  // Variants that training spends its time in, the first.
+  static constexpr int n_hot = idle;
 
   // The variant of a tensor's step; without views nothing reads a buffer that the step leaves as it is.
   static NPERF_HD int variant_of(int of_group, bool has_buffer, bool has_views) {
@@ -73,7 +84,7 @@ struct Step {
     if constexpr (variant == momentum) {
       u = v;
     } else if constexpr (variant == nesterov) {
-      u = d + c.mix_v * v;
+      u = d + c.buffer_decay * v;  // c_v and b are both β: one register
     } else {
       u = d;
     }

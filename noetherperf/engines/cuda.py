@@ -1,4 +1,4 @@
-"""The CUDA engine: hands the tables on the device to the kernels of csrc/step_cuda.cu."""
+"""The CUDA engine: hands the tables on the device to the kernels of csrc/cuda."""
 
 import re
 from collections.abc import Sequence
@@ -108,9 +108,11 @@ class CudaEngine(GpuEngine):
             n_spans=len(t.spans),
             n_groups=self.n_groups,
             n_components=len(self.components) // (COMPONENT.itemsize // 8),
+            n_driving=len(self.driving),
             n_ages=self.rule.n_ages,
             n_numbers=self.rule.n_numbers,
             law_numbers=list(self.rule.law_numbers.values()),
+            n_state_rows=[len(state) for state in m.states],
             moments_stride=m.moments.stride(0),
             states_stride=[state.stride(0) for state in m.states],
         )

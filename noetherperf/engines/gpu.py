@@ -166,6 +166,7 @@ class GpuEngine(TableEngine):
         self._ages[:] = 1
         self._host_groups = self._host.groups.numpy().view(GROUP)
         self._host_scalars, self._host_rows = self._host.scalars.numpy(), self._host.rows.numpy()
+        self._take_rows()  # known already, where tables are made anew
         self._lrs: Sequence[Tensor | None] = ()  # that the host does not read
         self.inputs = Inputs.empty(n, self._rows_shape, self.device)  # of an engine on the CPU
         if self._on_gpu:
@@ -295,8 +296,7 @@ class GpuEngine(TableEngine):
         self._send_layouts()
         self._ages[:] = np.frombuffer(bytes(ages), np.uint8)
         if self._rows.find(options, range(self.rule.n_ages)):
-            self._host_rows[:] = self._rows.numbers
-            self._host_groups[:] = self._rows.groups
+            self._take_rows()
         for lr in on_device.lrs:
             self._check_lr(lr)
         self._lrs = on_device.lrs
@@ -309,6 +309,10 @@ class GpuEngine(TableEngine):
             self._sent = self._held
             calls = self._launch(launches, inputs, measuring=False, scaled=scaled)
         return calls if self._is_current() else [partial(self._carry_out_here, calls)]
+
+    def _take_rows(self) -> None:
+        self._host_rows[:] = self._rows.numbers
+        self._host_groups[:] = self._rows.groups
 
     def _launches(self) -> list[Launch]:
         """Stage 1's kernels: one for each dtype and variant that occur."""
