@@ -98,7 +98,8 @@ def violations(package: Path) -> list[str]:
 
 
 def torch_headers(csrc: Path) -> list[str]:
-    return [path.name for path in sorted(csrc.iterdir()) if TORCH_HEADER.search(path.read_text())]
+    sources = [path for path in sorted(csrc.rglob("*")) if path.is_file()]
+    return [path.name for path in sources if TORCH_HEADER.search(path.read_text())]
 
 
 def test_every_target_that_make_tells_of_has_a_rule() -> None:

@@ -39,7 +39,7 @@ struct Stepper {
   using Scalar = typename Type::Scalar;
   using Vector = VectorOf<Type>;
   static constexpr int L = Vector::L;
-  static constexpr int n_row_slots = n_slots(Step::n_taken);
+  static constexpr int n_row_slots = n_slots<Step::n_taken>;
   using Stage = Vector[3][n_threads];
 
   Element *p, *g, *v;

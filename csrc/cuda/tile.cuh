@@ -44,7 +44,7 @@ template <class Type, class Step>
 struct TileShared {
   using Scalar = typename Type::Scalar;
   using Stage = typename Stepper<Type, Step>::Stage;
-  static constexpr int max_row = max_across * n_slots(Step::n_taken) + 1;  // not a multiple of the banks
+  static constexpr int max_row = max_across * n_slots<Step::n_taken> + 1;  // not a multiple of the banks
   // As many moments of all columns that threads own as fit in the place of their vectors.
   static constexpr int n_cols = n_threads * VectorOf<Type>::L;
   static constexpr int n_col_moments = sizeof(Stage[n_stages<Type, Step>]) / (n_cols * sizeof(Scalar));
@@ -59,7 +59,7 @@ template <class Type, class Step>
 struct TileWalk {
   using Rule = typename Step::Rule;
   using Scalar = typename Type::Scalar;
-  static constexpr int L = VectorOf<Type>::L, n = Step::n_taken, held = n_held(n), slots = n_slots(n);
+  static constexpr int L = VectorOf<Type>::L, n = Step::n_taken, held = n_held<n>, slots = n_slots<n>;
 
   const Problem& problem;
   const Tile& tile;

@@ -74,7 +74,6 @@ class Rows:
         self.tick = np.ones(1 + n_groups)
         self._options: Sequence[Any] = ()
         self._known: set[int] = set()
-        self._constants: dict[float, Tensor] = {}
 
     def find(self, options: Sequence[Any], ages: Collection[int]) -> bool:
         """Find the rows of some ages; whether any was another before.
@@ -101,15 +100,12 @@ class Rows:
         Args:
             group: Its number; its options are those of the last `find`.
             lr: The learning rate, one element.
-            to: Where its rows are written, [n_ages, n_numbers].
+            to: Its rows as `find` has found them, [n_ages, n_numbers]; what follows from the learning rate is written.
         """
         options = self._rule.with_lr(self._options[group], lr.detach().reshape(()).to(torch.float64))
-        for age in range(self._rule.n_ages):
+        newest = 0 if self._rule.ages_differ(options) else self._rule.n_ages - 1
+        for age in range(newest, self._rule.n_ages):
             row = self._rule.row(options, age, self._laws)
-            to[age].copy_(torch.stack([x if isinstance(x, Tensor) else self._constant(x, lr.device) for x in row]))
-
-    def _constant(self, x: float, device: torch.device) -> Tensor:
-        """A number on a device, made once."""
-        if x not in self._constants:
-            self._constants[x] = torch.full((), x, dtype=torch.float64, device=device)
-        return self._constants[x]
+            here = to[age].unbind()
+            to[age].copy_(torch.stack([x if isinstance(x, Tensor) else here[k] for k, x in enumerate(row)]))
+        to[:newest].copy_(to[newest])
