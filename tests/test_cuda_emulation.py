@@ -125,6 +125,24 @@ def test_one_launch_for_all_tensors_of_a_dtype_and_mode() -> None:
     assert [variant for _, variant, _, _ in with_strides] == [2, 3]
 
 
+def test_rows_outlive_tables_that_are_made_anew() -> None:
+    """A parameter with another layout has the tables made anew; the options are as before, so nothing finds rows."""
+    steps_made = []
+    for changes in (False, True):
+        p, g, v = (torch.arange(12.0).view(3, 4) for _ in range(3))
+        plan = make_plan([Norm("w", [Part("w", 0)])], ["w"], [(3, 4)])
+        measurement = Measurement.empty(plan)
+        engine = CudaEngine(plan, [p], ["w"], [0], measurement, module=cuda_emulation.load())
+        for _ in range(2):
+            engine.admit([g])
+            engine.step([g], [v], [Hyper(0.1, momentum=0.9)], [1], OnDevice([None]))
+            if changes:
+                p.data = p.t().contiguous().t()
+        steps_made.append([p, v, *measurement.tensors()])
+    for plain, changed in zip(*steps_made, strict=True):
+        torch.testing.assert_close(plain, changed, rtol=1e-6, atol=0.0)
+
+
 @pytest.mark.parametrize(
     ("architectures", "capability", "covered"),
     [

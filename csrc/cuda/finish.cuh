@@ -71,11 +71,10 @@ struct SpanShared {
   // Prefetches the states of a view's segment i: they are in flight while its lines are added.
   NPERF_D void fetch_states(const Problem& problem, const View& view, int64_t i) const {
     for (int law = 0; law < n_laws; ++law) {
-      const int64_t segment = segment_of(view, law) + i;
-      if (segment_of(view, law) < 0) continue;
+      const int64_t first = segment_of(view, law), stride = problem.states_stride[law];
+      if (first < 0) continue;
       for (int k = n_start; k < problem.n_state_rows[law]; ++k)
-        __pipeline_memcpy_async(state(problem, law, k),
-                                problem.states[law] + k * problem.states_stride[law] + segment, 8);
+        __pipeline_memcpy_async(state(problem, law, k), problem.states[law] + k * stride + first + i, 8);
     }
     __pipeline_commit();
   }
@@ -91,10 +90,10 @@ struct SpanShared {
               [&](int k) { return sums[moments[k] * n_finishers + threadIdx.x]; });
     }
     for (int law = 0; law < n_laws; ++law) {
-      const int64_t segment = segment_of(view, law) + i;
-      if (segment_of(view, law) < 0) continue;
+      const int64_t first = segment_of(view, law), stride = problem.states_stride[law];
+      if (first < 0) continue;
       for (int k = n_start; k < problem.n_state_rows[law]; ++k)
-        problem.states[law][k * problem.states_stride[law] + segment] = *state(problem, law, k);
+        problem.states[law][k * stride + first + i] = *state(problem, law, k);
     }
   }
 };
@@ -132,7 +131,8 @@ __global__ void __launch_bounds__(n_finishers, 8)
   }
   DYNAMIC_SHARED(memory, double);
   const SpanShared shared(problem, memory, n_moments);
-  if (!inputs.measuring) shared.load(problem, row_in(problem, inputs, chosen_row(problem, inputs, tensor, span.tensor)));
+  if (!inputs.measuring)
+    shared.load(problem, row_in(problem, inputs, chosen_row(problem, inputs, tensor, span.tensor)));
   const int64_t n_lines = view.by_row ? tensor.n_rows : tensor.n_cols;
   const int64_t n_segments = span.end - span.begin;
   int width = 1;

@@ -29,9 +29,10 @@ void launch_step(const Problem& problem, const Inputs& inputs, const Launch& lau
 template <class Rule, class Type, int... hot>
 void launch_tiles(const Problem& problem, const Inputs& inputs, const Launch& launch, void* stream,
                   std::integer_sequence<int, hot...>) {
-  const bool is_hot = ((launch.variant == hot &&
-                        (launch_step<Type, typename Rule::template Step<hot>>(problem, inputs, launch, stream), true)) ||
-                       ...);
+  const bool is_hot =
+      ((launch.variant == hot &&
+        (launch_step<Type, typename Rule::template Step<hot>>(problem, inputs, launch, stream), true)) ||
+       ...);
   if (!is_hot) launch_step<Type, Any<Rule>>(problem, inputs, launch, stream);
 }
 

@@ -9,8 +9,8 @@
 
 namespace noetherperf {
 
-// Tables of the plan (noetherperf/engines/tiling.py, cut for a GPU), of the rule (noetherperf/engines/rows.py), and what
-// the laws live in (Measurement, noetherperf/measure/plan.py). They outlive the step.
+// Tables of the plan (noetherperf/engines/tiling.py, cut for a GPU), of the rule (noetherperf/engines/rows.py), and
+// what the laws live in (Measurement, noetherperf/measure/plan.py). They outlive the step.
 struct Problem {
   const Tensor* tensors;
   const Dim* dims;

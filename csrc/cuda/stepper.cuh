@@ -30,7 +30,9 @@ struct alignas(16) VectorOf {
 
 // How many vectors of p, g and v a thread has in flight or in hand.
 template <class Type, class Step>
-constexpr int n_stages = is_any<Step> ? 1 : sizeof(typename Type::Element) == 8 ? 2 : 3;
+constexpr int n_stages = is_any<Step>                          ? 1
+                         : sizeof(typename Type::Element) == 8 ? 2
+                                                               : 3;
 
 template <class Type, class Step>
 struct Stepper {
