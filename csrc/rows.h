@@ -53,11 +53,9 @@ NPERF_HD void advance(const Component& component, const double* numbers, double*
     const double to_x = numbers[size + k], to_y = size > 1 ? numbers[length + size + k] : 0.0;
     if (to_x == 0.0 && to_y == 0.0) continue;  // what is not asked for may be any number
     const double m = moment(k);
-    if (to_x != 0.0) {
-      x_new += to_x * m;
-      if (rest) x_rest += rests[size + k] * m;
-    }
-    if (to_y != 0.0) y_new += to_y * m;
+    x_new += to_x * m;
+    if (rest) x_rest += rests[size + k] * m;
+    y_new += to_y * m;
   }
   if (rest) {
     state[0] = two_sum(x, x_new + state[stride] + x_rest, state[stride]);
@@ -67,8 +65,8 @@ NPERF_HD void advance(const Component& component, const double* numbers, double*
   if (size > 1) state[(1 + rest) * stride] = y_new;
 }
 
-// Multiplies a tensor's propagators [n_laws, n_propagated, 2, 2] from the left by one step's matrices, the first of each
-// law's numbers in a row.
+// Multiplies a tensor's propagators [n_laws, n_propagated, 2, 2] from the left by one step's matrices, the first of
+// each law's numbers in a row.
 NPERF_HD void propagate(double* propagators, const double* row, const int32_t* law_numbers) {
   for (int i = 0; i < n_laws * n_propagated; ++i) {
     const double* const by = row + law_numbers[i / n_propagated] + i % n_propagated * 4;

@@ -45,6 +45,7 @@ struct Rule {
   };
   static constexpr int n_moments = sizeof(moments) / sizeof(Moment);
   static constexpr int n_common = 6;  // that every rule takes, the first
+  static constexpr int n_kept = 2;    // that are charges: they stay where a tensor takes no part in a step
 
   template <class S>
   using Coefficients = sgd::Coefficients<S>;
