@@ -22,7 +22,7 @@ from bench.memory import extra_bytes
 from bench.timing import LEAST_SECONDS, Rounds, Spread, figures, ratios
 from bench.variants import VARIANTS, measured, names_for, ours, plain_sums, views_of
 from noetherperf.rules import reference
-from noetherperf.rules.moments import READOUT_MOMENTS
+from noetherperf.rules.moments import Moment
 
 GIB = 1 << 30
 
@@ -207,7 +207,7 @@ def test_the_gate_refuses_a_wrong_step(what: str) -> None:
             case "buffer":
                 inputs.buffers[0][0, 0, 0] += 1e-4
             case "moments":
-                optimizer._prepare()[0].measurement.moments[READOUT_MOMENTS["dot_pg"], 3] += 1e-9
+                optimizer._prepare()[0].measurement.moments[Moment.DOT_PG, 3] += 1e-9
 
     optimizer.register_step_post_hook(spoil)
     with pytest.raises(Mismatch, match=f"{what} .*beyond its bound"):

@@ -1,5 +1,6 @@
 """The cost on paper against what the engine really keeps and moves."""
 
+import oracle
 import pytest
 import torch
 from torch import nn

@@ -129,10 +129,10 @@ class ReferenceEngine(Stepping):
         for view in self.views[tensor]:
             sums = new.moments[:, _segments(view)] = self._rows(take(view.grouped, pairs, operands))
             by_name = dict(zip(self.rule.moment_rows, sums, strict=True))
-            for law in Law:
+            for law, step in steps.items():
                 if (at := view.law_segment[law]) >= 0:
                     state = new.states[law][:, at : at + view.n_segments]
-                    laws.advance(self.rule.laws[law], steps[law], state, by_name)
+                    laws.advance(self.rule.laws[law], step, state, by_name)
         for law, step in steps.items():
             laws.propagate(new.propagators[tensor, law], step)
 
