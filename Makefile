@@ -1,10 +1,10 @@
-# Everything runs in .venv, which the first target sets up; needed beforehand: Python >= 3.11, a C++ compiler, make.
-#   make demo        train on real images, measure every charge, draw the pictures: runs/demo (more options: ARGS="--nesterov")
-#   make test        the tests, without the slow ones       make test-all    every test
-#   make lint        ruff, mypy, clang-format               make bench       the benchmarks
-#   make sanitize    the CPU engine's tests under ASan and UBSan
-#   make test-integrations   the tests with Lightning, transformers, accelerate, TensorBoard, installed first
-#   make gpu-report  build, test and measure on a GPU       make clean       remove what was built and set up
+# Everything runs in .venv, which every target sets up first. Needs Python >= 3.11, a C++ compiler and make.
+#   make demo        train on real images, measure every charge, draw pictures into runs/demo (options: ARGS="--nesterov")
+#   make test        run the tests, except slow ones        make test-all    run every test
+#   make lint        run ruff, mypy, clang-format           make bench       run the benchmarks
+#   make sanitize    run the CPU engine's tests under ASan and UBSan
+#   make test-integrations   install Lightning, transformers, accelerate and TensorBoard, and run their tests
+#   make gpu-report  build, test and measure on a GPU       make clean       remove .venv and everything that was built
 PYTHON ?= python3
 ARGS ?=
 JOBS ?= 2
@@ -20,7 +20,7 @@ help:
 
 setup: $(READY)
 
-# Again whenever a requirement or a C++ source changes; pip and ninja then do only what is left to do.
+# Runs again whenever a requirement or a C++ source changes; pip and ninja then do only what has changed.
 $(READY): pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/* csrc/*/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 	  "noetherperf needs Python >= 3.11 and $(PYTHON) is " + sys.version.split()[0] + "; name another one: make PYTHON=python3.12")'
@@ -38,7 +38,7 @@ test: $(READY)
 test-all: $(READY)
 	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
-# Apart, for these libraries and what they need weigh more than all that `setup` installs beside torch.
+# Not part of `setup`: these libraries are larger than everything that it installs beside torch.
 test-integrations: $(READY)
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[integrations]'
 	$(BIN)/python -m pytest tests/test_integrations.py $(ARGS)
@@ -52,7 +52,7 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/python -m pytest bench -v $(ARGS)
 
-# Sets nothing up: a machine with a GPU may have no network, and brings its own Python with torch.
+# Needs no `setup`: a machine with a GPU may have no network, and has its own Python with torch.
 gpu-report:
 	@$(PYTHON) bench/gpu_report.py $(ARGS)
 

@@ -1,9 +1,14 @@
-"""Benchmarks: how fast the measured step is and what memory it takes, beside its peers and the machine's floor.
+"""Benchmarks: time and memory of the measured step, beside its peers and the memory's floor.
 
-`make bench` runs them (docs/performance.md says how to choose and read). Files: cases (what is stepped), inputs (the
-tensors), variants (who steps), correctness (the gate before every timing), timing (interleaved rounds), memory,
-environment, report; bench_*.py are the tests that pytest-benchmark runs.
+`make bench` runs them; docs/performance-method.md says how to choose cases and how figures are made.
 
-`make gpu-report` does the same on a GPU, after building and testing there: gpu_report (its parts), gpu (the cases,
-timed by the device's events), gpu_tables (targets and tables).
+A case: cases (shapes, dtypes, views), inputs (its tensors), variants (the steps that it compares), correctness (the
+gate before every timing; bounds: the errors that it allows), timing (interleaved rounds). bench_step and bench_memory
+are the tests that pytest-benchmark runs, with settings and conftest. report turns their JSON into tables (cells,
+markdown) and a picture, page writes those into docs/performance.md, environment and checkout say where figures come
+from.
+
+Commands of their own: kernel (arithmetic alone), phases (of a step), paper (counted, not timed), memory.
+
+`make gpu-report` starts gpu_report, which builds, tests and measures on a GPU by the parts in gpu/.
 """

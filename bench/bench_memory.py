@@ -7,7 +7,7 @@ import sys
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.environment import ROOT
+from bench.checkout import ROOT
 from bench.settings import SETTINGS
 
 N = 100_000_000

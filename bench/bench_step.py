@@ -9,10 +9,10 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.cases import Case
 from bench.correctness import check, check_in_float64
-from bench.inputs import Inputs, TooLarge, input_sets
+from bench.inputs import InputSet, TooLarge, input_sets
 from bench.settings import SETTINGS
 from bench.timing import Rounds, Step, figures
-from bench.variants import FLOORS, OURS, VARIANTS, Unavailable, floor, names_for, ours
+from bench.variants import FLOORS, OURS, VARIANTS, Unavailable, floor, names_for, one_line, ours
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch.compile warns about itself
 
@@ -32,7 +32,7 @@ def threads(request: pytest.FixtureRequest) -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def admit(case: Case, sets: list[Inputs]) -> tuple[dict[str, list[Step]], dict[str, str]]:
+def admit(case: Case, sets: list[InputSet]) -> tuple[dict[str, list[Step]], dict[str, str]]:
     """The variants that can run the case, and why the others cannot; what a first step sets up is set up."""
     admitted, reasons = {}, {}
     for name in names_for(case):
@@ -49,7 +49,7 @@ def admit(case: Case, sets: list[Inputs]) -> tuple[dict[str, list[Step]], dict[s
         except Exception as error:
             if name in OURS:
                 raise
-            reasons[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+            reasons[name] = one_line(error)
         else:
             admitted[name] = steps
     return admitted, reasons
@@ -75,22 +75,14 @@ def test_step(case: Case, benchmark: BenchmarkFixture) -> None:
     benchmark.pedantic(rounds.run, rounds=SETTINGS.rounds or n_rounds)
 
     info: dict[str, Any] = {
-        "case": case.name,
-        "suite": case.suite,
-        "model": case.model,
-        "dtype": case.dtype,
-        "view": case.view,
-        "momentum": case.momentum,
+        **case.described(),
         "threads": torch.get_num_threads(),
         "point": case.point,
-        "parameters": case.n_parameters,
-        "tensors": len(case.shapes),
-        "bytes moved": case.bytes_moved,
         "input sets": len(sets),
         "rounds": len(rounds.times["ours"]),
         "steps timed together": rounds.repeats,
         "figures": {
-            name: {key: [float(f"{x:.4g}") for x in spread] for key, spread in found.items()}
+            name: {key: spread.rounded() for key, spread in found.items()}
             for name, found in figures(rounds.times).items()
         },
         "not run": reasons,

@@ -1,4 +1,4 @@
-"""What is stepped: shapes of known models, dtypes, views and hyperparameters, as data; and which cases a run takes."""
+"""Cases: shapes of known models, dtypes, views and hyperparameters, as data; and which cases a run takes."""
 
 import os
 from collections.abc import Iterator
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import pairwise
 from math import prod
+from typing import Any
 
 import torch
 
@@ -75,6 +76,20 @@ class Case:
         """That a step must read and write: p, g, v and p, v; without momentum p, g and p."""
         return (5 if self.momentum else 3) * self.torch_dtype.itemsize * self.n_parameters
 
+    def described(self) -> dict[str, Any]:
+        """The case as results name it, beside its figures."""
+        return {
+            "case": self.name,
+            "suite": self.suite,
+            "model": self.model,
+            "dtype": self.dtype,
+            "view": self.view,
+            "momentum": self.momentum,
+            "parameters": self.n_parameters,
+            "tensors": len(self.shapes),
+            "bytes moved": self.bytes_moved,
+        }
+
     def symmetries(self) -> list[Symmetry]:
         """A norm and its budget for every unit along the view's axes; tensors without such an axis are not measured."""
         return [
@@ -140,7 +155,7 @@ MODELS: dict[str, Shapes] = {
     "mlp": tuple(_mlp(3079, 4099, 2053, 1021, 509, 97, 11)),
 }
 
-#: What only a GPU's memory is fast enough for.
+#: Too large for the bandwidth of a CPU's memory.
 LARGE_MODELS: dict[str, Shapes] = {
     "gpt2-xl": tuple(_gpt2(1600, 48)),
     "billion": ((25_000, 40_000),),
@@ -216,8 +231,8 @@ def selected(which: str, patterns: str = "") -> list[Case]:
 
     Args:
         which: "quick" or "full".
-        patterns: Names or shell patterns of names, separated by commas; they choose from every case there is, so that
-            one that neither set has can be run too.
+        patterns: Names or shell patterns of names, separated by commas; they choose from every case, those in neither
+            set included.
 
     Raises:
         ValueError: An unknown set, or a pattern that matches nothing.

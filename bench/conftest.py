@@ -1,4 +1,4 @@
-"""Makes of pytest-benchmark's run one JSON file with its environment, and a report of it."""
+"""Turns a run of pytest-benchmark into one JSON file with its environment, and a report of it."""
 
 from collections.abc import Generator
 from pathlib import Path
@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from bench import report
+from bench.checkout import RESULTS
 from bench.environment import environment
 from bench.settings import SETTINGS
 
-RESULTS = Path(__file__).parent / "results"
 PART = "part"  # the results of a run that chose some cases
 NOT_TIMED = pytest.StashKey[list[dict[str, str]]]()
 WRITTEN = pytest.StashKey[Path]()
@@ -23,7 +23,7 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     option = config.option
     option.benchmark_quiet = True  # the report has its own tables
-    if option.benchmark_json is None:
+    if option.benchmark_json is None and not option.collectonly:
         chosen = SETTINGS.patterns or SETTINGS.rounds or option.keyword or option.markexpr or option.deselect
         whole = not chosen and [Path(argument).resolve() for argument in config.args] == [RESULTS.parent]
         option.benchmark_json = RESULTS / f"{SETTINGS.which if whole else PART}.json"
@@ -33,7 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Keep why a case has no time."""
+    """Keep the reason why a case has no time."""
     outcome = yield
     if call.when == "call" and call.excinfo is not None:
         reason = (str(call.excinfo.value).strip() or call.excinfo.typename).splitlines()[0]
@@ -42,7 +42,7 @@ def pytest_runtest_makereport(
 
 
 def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
-    """Replace what pytest-benchmark says of the machine, its name among it, by what the figures depend on."""
+    """Replace pytest-benchmark's description of the machine, which has the host's name, by what figures depend on."""
     cpu = output_json["machine_info"]["cpu"].get("brand_raw") or output_json["machine_info"]["machine"]
     for key in ("machine_info", "commit_info", "datetime"):
         del output_json[key]

@@ -1,7 +1,4 @@
-"""The gate before every timing: one step against noetherperf.rules.reference in float64 on the same rounded inputs.
-
-The bounds are those of tests/test_engines.py: relative to Σ|terms|, from a run of the same formulas on magnitudes.
-"""
+"""The gate before every timing: one step against its rule (oracle.py) in float64 on the same rounded inputs."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,23 +6,23 @@ from itertools import accumulate
 from math import prod
 
 import torch
-from test_engines import assert_close, magnitudes, sum_eps
 from torch import Tensor
 
 import noetherperf as nperf
+from bench import oracle
+from bench.bounds import assert_close, magnitudes, of_moments, of_stored, sum_eps
 from bench.cases import Case
-from bench.inputs import Inputs, make_inputs
+from bench.inputs import InputSet, make_input_set
 from bench.variants import ours
 from noetherperf.measure.plan import View, make_plan
-from noetherperf.rules import reference
-from noetherperf.rules.sgd import Coefficients
-from noetherperf.rules.moments import N_MOMENTS, READOUT_MOMENTS, Moment
+from noetherperf.rules.moments import Moment
+from noetherperf.rules.sgd import SGD, Hyper
 
 CHUNK = 1 << 22  # elements compared at a time: float64 copies of a large model would not fit
 
 
 class Mismatch(AssertionError):
-    """A step differs from the reference, so its time means nothing."""
+    """A step differs from its rule, so its time means nothing."""
 
 
 def _rows(x: Tensor) -> Iterator[slice]:
@@ -45,7 +42,7 @@ def _chunk(view: View, rows: slice) -> tuple[View, slice]:
     return replace(view, n_segments=n), rows
 
 
-def check(case: Case, inputs: Inputs, optimizer: nperf.SGD) -> None:
+def check(case: Case, inputs: InputSet, optimizer: nperf.SGD) -> None:
     """Make one step and compare parameters, buffers and every symmetry's moments.
 
     Raises:
@@ -55,7 +52,6 @@ def check(case: Case, inputs: Inputs, optimizer: nperf.SGD) -> None:
     buffers = [v.clone() for v in inputs.buffers]
     optimizer.step()
     readout = optimizer.readout()
-    c = case.hyper.coefficients(first=False)
     plan = make_plan(optimizer.symmetries, case.names, case.shapes)
     moments: dict[View, tuple[Tensor, Tensor]] = {}
     views: dict[int, list[View]] = {}
@@ -65,18 +61,19 @@ def check(case: Case, inputs: Inputs, optimizer: nperf.SGD) -> None:
         v, v_new = (buffers[i], inputs.buffers[i]) if buffers else (None, None)
         after = inputs.params[i].detach(), v_new
         sums_eps = sum_eps(optimizer.backend, before[i].dtype)
-        moments |= _check_tensor(name, (before[i], inputs.grads[i], v), after, c, views.get(i, []), sums_eps)
-    rows = list(READOUT_MOMENTS.values())
+        moments |= _check_tensor(name, (before[i], inputs.grads[i], v), after, case.hyper, views.get(i, []), sums_eps)
+    rows = list(Moment)
     for symmetry in optimizer.symmetries:
         (part,) = plan.parts[symmetry.name]
         expected, bound = moments[plan.views[part.view]]
-        actual = torch.stack([readout[symmetry.name].moments[moment] for moment in READOUT_MOMENTS])
+        actual = torch.stack([readout[symmetry.name].moments[moment.name.lower()] for moment in Moment])
         _close(actual, part.reduce(expected)[rows], part.reduce(bound)[rows], f"moments of {symmetry.name}")
 
 
 def check_in_float64(case: Case) -> None:
-    """The same in float64, whose kernels have other widths than those that are timed; of as many tensors as fit into
-    CHUNK elements, the large ones with fewer rows.
+    """The same in float64, whose kernels have other widths than those that are timed.
+
+    It takes as many of the case's tensors as fit into CHUNK elements, the large ones with fewer rows.
 
     Raises:
         Mismatch: Something is beyond its bound.
@@ -84,7 +81,7 @@ def check_in_float64(case: Case) -> None:
     cut = [(min(shape[0], max(1, CHUNK // (4 * prod(shape[1:])))), *shape[1:]) for shape in case.shapes]
     n = max(1, sum(size <= CHUNK for size in accumulate(map(prod, cut))))
     small = replace(case, dtype="float64", shapes=tuple(cut[:n]))
-    inputs = make_inputs(small, 0)
+    inputs = make_input_set(small, 0)
     check(small, inputs, ours(small, inputs))
 
 
@@ -92,37 +89,33 @@ def _check_tensor(
     name: str,
     before: tuple[Tensor, Tensor, Tensor | None],
     after: tuple[Tensor, Tensor | None],
-    c: Coefficients,
+    hyper: Hyper,
     views: list[View],
     sums_eps: float,
 ) -> dict[View, tuple[Tensor, Tensor]]:
-    """Compare one tensor's p and v; returns its views' expected moments and their bounds [N_MOMENTS, n_segments]."""
-    dtype = before[0].dtype
-    eps, device = torch.finfo(dtype).eps, before[0].device
-    spacing = eps * torch.finfo(dtype).smallest_normal
-    compute_eps = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
-    shapes = {view: (N_MOMENTS, view.n_segments) for view in views}
+    """Compare one tensor's p and v; returns its views' expected moments and their bounds [n moments, n_segments]."""
+    dtype, device, c = before[0].dtype, before[0].device, hyper.coefficients()
+    shapes = {view: (len(SGD.moments), view.n_segments) for view in views}
     empty = {view: torch.zeros(shape, dtype=torch.float64, device=device) for view, shape in shapes.items()}
     found = {view: (x, x.clone()) for view, x in empty.items()}
     for rows in _rows(before[0]):
         p, g = (x[rows].double() for x in before[:2])
         v = None if before[2] is None else before[2][rows].double()
         stored = after[0][rows]
-        p_new, v_new, u = reference.step(p, g, v, c)
+        p_new, v_new, u = oracle.step(p, g, v, c)
         p_mag, v_mag, u_mag = magnitudes(p, g, v, c)
-        _close(stored, p_new, spacing + eps * p_new.abs() + 8 * compute_eps * p_mag, f"parameter {name}")
+        _close(stored, p_new, of_stored(p_new, p_mag, dtype), f"parameter {name}")
         if v_new is not None and v_mag is not None and after[1] is not None:
-            bound = spacing + eps * v_new.abs() + 8 * compute_eps * v_mag
-            _close(after[1][rows], v_new, bound, f"buffer of {name}")
+            _close(after[1][rows], v_new, of_stored(v_new, v_mag, dtype), f"buffer of {name}")
         for view in views:
             part, segments = _chunk(view, rows)
-            expected, bound = found[view]
-            expected[:, segments] += reference.moments(part.grouped, stored, p, g, u, v_new, c)
-            bound[:, segments] += reference.moments(part.grouped, stored.abs(), p.abs(), g.abs(), u_mag, v_mag, c)
-    for _, bound in found.values():
-        bound *= sums_eps
-        bound[Moment.SQ_U :] *= 1 + 24 * compute_eps / sums_eps
-    return {view: (expected.cpu(), bound.cpu()) for view, (expected, bound) in found.items()}
+            expected, magnitude = found[view]
+            expected[:, segments] += oracle.moments(part, hyper, stored, p, g, u, v_new)
+            magnitude[:, segments] += oracle.moments(part, hyper, stored.abs(), p.abs(), g.abs(), u_mag, v_mag)
+    return {
+        view: (expected.cpu(), of_moments(magnitude, dtype, sums_eps).cpu())
+        for view, (expected, magnitude) in found.items()
+    }
 
 
 def _close(actual: Tensor, expected: Tensor, bound: Tensor, what: str) -> None:

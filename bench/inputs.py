@@ -21,7 +21,7 @@ class TooLarge(Exception):
 
 
 @dataclass(frozen=True)
-class Inputs:
+class InputSet:
     """One set. All variants step the same memory, so that none is luckier than another with its addresses."""
 
     params: list[nn.Parameter]
@@ -35,7 +35,7 @@ def _numbers() -> Tensor:
 
 
 def _fill(tensors: Sequence[Tensor], phase: int) -> None:
-    """Random numbers, others in every phase."""
+    """Fill tensors with random numbers that differ from phase to phase."""
     if not tensors:
         return
     numbers, start = _numbers().to(tensors[0].device, tensors[0].dtype), 31 * phase
@@ -47,15 +47,15 @@ def _fill(tensors: Sequence[Tensor], phase: int) -> None:
             at, start = at + len(piece), start + len(piece)
 
 
-def _renew(inputs: Inputs, number: int) -> Inputs:
-    """An input set with the values that it begins with."""
+def _renew(inputs: InputSet, number: int) -> InputSet:
+    """Give an input set its initial values again."""
     _fill(inputs.params, 3 * number)
     _fill(inputs.grads, 3 * number + 1)
     _fill(inputs.buffers, 3 * number + 2)
     return inputs
 
 
-def make_inputs(case: Case, number: int, device: torch.device = CPU) -> Inputs:
+def make_input_set(case: Case, number: int, device: torch.device = CPU) -> InputSet:
     """One input set, each tensor where torch's allocator puts it; sets of different numbers hold different values."""
 
     def tensors() -> list[Tensor]:
@@ -64,11 +64,11 @@ def make_inputs(case: Case, number: int, device: torch.device = CPU) -> Inputs:
     params, grads, buffers = list(map(nn.Parameter, tensors())), tensors(), tensors() if case.momentum else []
     for p, g in zip(params, grads, strict=True):
         p.grad = g
-    return _renew(Inputs(params, grads, buffers), number)
+    return _renew(InputSet(params, grads, buffers), number)
 
 
 def caches() -> dict[str, str]:
-    """Sizes of the first core's caches, as the kernel tells them: {"L1 data": "48K", ...}; empty where it does not."""
+    """Sizes of the first core's caches, as Linux reports them: {"L1 data": "48K", ...}; empty elsewhere."""
     found = {}
     for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
         level, kind, size = ((index / name).read_text().strip() for name in ("level", "type", "size"))
@@ -77,14 +77,14 @@ def caches() -> dict[str, str]:
 
 
 def cache_size(name: str, otherwise: int) -> int:
-    """Bytes of a cache of caches(); otherwise where the system does not tell."""
+    """Bytes of a cache of caches(); `otherwise` where the system does not report it."""
     units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
     size = caches().get(name)
     return otherwise if size is None else int(size[:-1]) * units[size[-1]]
 
 
 def last_level_cache() -> int:
-    """Bytes of the largest cache; 32 MiB where the system does not tell."""
+    """Bytes of the largest cache; 32 MiB where the system does not report it."""
     return max((cache_size(name, 0) for name in caches()), default=32 << 20)
 
 
@@ -92,14 +92,14 @@ def available_memory() -> int:
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable"):
             return int(line.split()[1]) << 10
-    raise RuntimeError("/proc/meminfo tells no MemAvailable")
+    raise RuntimeError("/proc/meminfo has no line MemAvailable")
 
 
 def n_sets(case: Case, cache: int, memory: int) -> int:
-    """How many input sets: up to twice the last cache and what memory allows; two for host time alone.
+    """Number of input sets: as many as fill twice the last cache, and as memory holds; two for host time alone.
 
-    Beside each set stand the floor's streams, as large as the bytes that it moves ask for; before that, during the
-    gate, copies of one set's parameters and buffers.
+    Memory must also hold the floor's streams beside each set and, earlier, the gate's copies of one set's parameters
+    and buffers.
 
     Raises:
         TooLarge: One set is too many.
@@ -117,10 +117,10 @@ def n_sets(case: Case, cache: int, memory: int) -> int:
     return n
 
 
-_kept: dict[tuple[object, ...], list[Inputs]] = {}
+_kept: dict[tuple[object, ...], list[InputSet]] = {}
 
 
-def input_sets(case: Case) -> list[Inputs]:
+def input_sets(case: Case) -> list[InputSet]:
     """The case's input sets; kept for the next case if it has the same tensors, which then begins with the same values.
 
     Raises:
@@ -133,5 +133,5 @@ def input_sets(case: Case) -> list[Inputs]:
     else:
         _kept.clear()
         memory = min(MEMORY, available_memory() * 9 // 10)
-        _kept[key] = [make_inputs(case, i) for i in range(n_sets(case, last_level_cache(), memory))]
+        _kept[key] = [make_input_set(case, i) for i in range(n_sets(case, last_level_cache(), memory))]
     return _kept[key]

@@ -1,4 +1,4 @@
-"""What arithmetic alone takes: the CPU kernel on data that stays in the second-level cache, beside the memory's time.
+"""Time of arithmetic alone: the CPU kernel on data that stays in the second-level cache, beside the memory's time.
 
 Prints a table, and writes it into docs/performance.md. Where the kernel takes longer in the cache than the memory takes
 to bring the same elements, no arrangement of memory accesses can reach the floor.
@@ -14,10 +14,11 @@ from bench import page
 from bench.environment import describe, environment
 from bench.inputs import cache_size
 from bench.timing import Rounds, Spread
-from noetherperf import Norm, Part, _cpu
+from noetherperf import Norm, Part
+from noetherperf.engines.floor import memory_floor
 
 COMMAND = "python -m bench.kernel"
-N_TENSORS = 64  # that a call steps, all of them the same memory: what one of them needs is in the cache
+N_TENSORS = 64  # a step; all have the same memory, so that each finds its data in the cache
 LARGE = 1 << 25  # elements of the floor: 400 MB, far outside of every cache
 VIEWS = {"none": (), "rows": (0,), "columns": (1,), "both": (0, 1)}
 ROUNDS = 60
@@ -42,17 +43,15 @@ def optimizer(shape: tuple[int, int], dtype: torch.dtype, axes: tuple[int, ...],
 
 
 def spreads(dtype: torch.dtype, momentum: float, n_threads: int) -> dict[str, Spread]:
-    """Nanoseconds an element takes one thread: the memory's floor, its bandwidth shared, and the kernel by view: a step
-    less what the call of a step takes."""
+    """Nanoseconds an element takes one thread: the floor, with the bandwidth shared by all, and the kernel by view.
+
+    The kernel's time is that of a step, less that of a step of tensors with one element.
+    """
     shape = shape_in_cache()
     optimizers = {view: optimizer(shape, dtype, axes, momentum) for view, axes in VIEWS.items()}
     calls = {view: optimizer((1, 1), dtype, axes, momentum) for view, axes in VIEWS.items()}
     streams = [torch.ones(LARGE) for _ in range(3 if momentum else 2)]
-    p, g, v = streams[0], streams[1], streams[-1] if momentum else streams[0]
-
-    def floor() -> None:
-        _cpu.memory_floor(p.data_ptr(), g.data_ptr(), v.data_ptr(), LARGE, n_threads)
-
+    floor = memory_floor(streams[0], streams[1], streams[-1] if momentum else streams[0], n_threads)
     torch.set_num_threads(1)  # the kernel's; the floor is told its own number
     kernel = Rounds(
         {view: [o.step] for view, o in optimizers.items()} | {f"{v} call": [o.step] for v, o in calls.items()}

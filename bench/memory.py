@@ -13,28 +13,28 @@ from pathlib import Path
 
 import torch
 
-import noetherperf as nperf
 from bench.cases import Case
-from bench.inputs import make_inputs
+from bench.inputs import InputSet, make_input_set
 from bench.variants import ours, peer
 from noetherperf.engines.cpu import CpuEngine
+from noetherperf.measure.plan import Measurement, make_plan
 
 STEPS = 3
 
 
-def extra_bytes(optimizer: nperf.SGD) -> dict[str, int]:
-    """Bytes that the optimizer keeps beyond parameters, gradients and momentum buffers, by what they hold."""
-    found = dict.fromkeys(("moments", "law state", "workspace", "tables"), 0)
-    for device in optimizer._prepare():
-        engine, measurement = device.engine, device.measurement
-        assert isinstance(engine, CpuEngine)
-        found["moments"] += measurement.moments.nbytes
-        found["law state"] += sum(x.nbytes for x in (*measurement.states, measurement.propagators))
-        found["workspace"] += engine._workspace.nbytes
-        tables = engine._tables
-        arrays = (tables.tensors, tables.dims, tables.views, tables.tiles, tables.spans, engine._addresses)
-        found["tables"] += sum(array.nbytes for array in arrays)
-    return found
+def extra_bytes(case: Case, inputs: InputSet) -> dict[str, int]:
+    """Bytes that noetherperf keeps beyond parameters, gradients and momentum buffers, by what they hold.
+
+    Counted on an engine and a measurement that are made as the optimizer makes its own.
+    """
+    plan = make_plan(case.symmetries(), case.names, case.shapes)
+    measurement = Measurement.empty(plan)
+    engine = CpuEngine(plan, inputs.params, case.names, [0] * len(case.names), measurement)
+    return {
+        "moments": measurement.moments.nbytes,
+        "law state": sum(x.nbytes for x in (*measurement.states, measurement.propagators)),
+        **engine.n_bytes(),
+    }
 
 
 def _resident(peak: bool = False) -> int:
@@ -49,7 +49,7 @@ def _forget_peak() -> None:
 
 
 def _settle() -> None:
-    """Give back to the system what nobody holds."""
+    """Return unused memory to the system."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
 
@@ -58,9 +58,9 @@ def measure(n_parameters: int, n_groups: int) -> dict[str, int]:
     """Step a matrix of so many rows, each a group, and see how the process grows beyond torch's fused step."""
     small = Case("memory", "small", ((8, 8),), view="rows")
     case = Case("memory", "matrix", ((n_groups, n_parameters // n_groups),), view="rows")
-    warm = make_inputs(small, 0)
-    ours(small, warm).step()  # what is loaded once, whatever the model, is there now
-    inputs = make_inputs(case, 0)
+    warm = make_input_set(small, 0)
+    ours(small, warm).step()  # loads what every model needs once
+    inputs = make_input_set(case, 0)
     fused = peer(case, inputs, fused=True)
     fused.step()
     _settle()
@@ -70,11 +70,12 @@ def measure(n_parameters: int, n_groups: int) -> dict[str, int]:
     for _ in range(STEPS):
         optimizer.step()
     growth, peak = _resident() - before, _resident(peak=True) - before
+    extra = extra_bytes(case, inputs)
     return {
         "parameters": case.n_parameters,
         "groups": n_groups,
-        **extra_bytes(optimizer),
-        "counted": sum(extra_bytes(optimizer).values()),
+        **extra,
+        "counted": sum(extra.values()),
         "grown": growth,
         "grown at peak": peak,
         "buffer of squared gradients": 4 * case.n_parameters,

@@ -1,12 +1,12 @@
 """The documentation's page of figures: every section between two marks is written by the command that it names."""
 
-from pathlib import Path
+from bench.checkout import ROOT
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "performance.md"
+DOCUMENT = ROOT / "docs" / "performance.md"
 
 
 def marks(section: str, command: str) -> tuple[str, str]:
-    """The lines between which a section stands."""
+    """The lines that begin and end a section."""
     return f"<!-- {section}: begin; written by {command} -->", f"<!-- {section}: end -->"
 
 

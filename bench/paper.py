@@ -1,4 +1,4 @@
-"""The cost on paper of models too large to make here: prints it, and writes it into docs/performance.md.
+"""The cost on paper of models that are too large to run: prints a table, and writes it into docs/performance.md.
 
 python -m bench.paper
 """

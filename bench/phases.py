@@ -1,13 +1,16 @@
 """Where the time of a step of 2000 small tensors goes: prints a table, and writes it into docs/performance.md.
 
 python -m bench.phases
+
+Python's profiler tells what each function of the step took. There are about a hundred calls in a step, so that it
+changes no figure of the table.
 """
 
+import cProfile
+import re
 import time
-from collections.abc import Callable
+from pathlib import Path
 from statistics import median
-from types import SimpleNamespace
-from typing import Any
 
 import cpuinfo
 import torch
@@ -18,87 +21,100 @@ from bench.cases import selected
 from bench.environment import describe, environment
 from bench.inputs import input_sets
 from bench.markdown import table
-from bench.timing import Rounds
+from bench.timing import Rounds, Step
 from bench.variants import floor, ours, peer
 
 COMMAND = "python -m bench.phases"
 VIEWS = ("none", "rows", "columns", "both")
 ROUNDS = 60
+PACKAGE = Path(nperf.__file__).parent
+WARM_UP = 3  # rounds that are not counted
+
+WHERE_MEASURED = "changes"  # the phase that a step without symmetries leaves out
+
+#: The phases in the order of the step.
 PHASES = {
     "gradients": "`p.grad` of every parameter",
     "buffers": "every momentum buffer in the optimizer's state",
-    "addresses": "where parameters, gradients and buffers are, and that they lie as they did",
+    "addresses": "addresses of parameters, gradients and buffers, and whether their layouts are still the same",
+    WHERE_MEASURED: "whether anything else has written them since the last step",
     "versions": "autograd's version counters",
     "compiled": "the compiled step, its sums and laws",
 }
 
+#: noetherperf's functions that make a phase, none of which calls another one of them.
+FUNCTIONS = {
+    "attributes": "gradients",
+    "items": "buffers",
+    "admit": "addresses",
+    "prepare": "addresses",
+    "changed": WHERE_MEASURED,
+    "carry_out": "compiled",  # and the version counters, which are timed apart too
+}
 
-class Stopwatch:
-    """Seconds of every phase of one optimizer's steps: its parts, timed as they call each other."""
 
-    def __init__(self, optimizer: nperf.SGD) -> None:
-        self.seconds = dict.fromkeys(PHASES, 0.0)
-        gatherer, engine = optimizer._gatherer, optimizer._prepare()[0].engine
-        compiled: Any = engine
-        optimizer._gatherer = SimpleNamespace(
-            attributes=self._timed("gradients", gatherer.attributes), items=self._timed("buffers", gatherer.items)
-        )
-        compiled.admit = self._timed("addresses", compiled.admit)
-        compiled._admit_buffers = self._timed("addresses", compiled._admit_buffers)
-        compiled._engine = SimpleNamespace(
-            step=self._timed("compiled", compiled._engine.step), measure=compiled._engine.measure
-        )
+def profiled(step: Step, *, measuring: bool) -> dict[str, float]:
+    """Make one step; the seconds of each phase in FUNCTIONS, of the rest, and of the whole.
 
-    def _timed(self, phase: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def timed(*args: Any) -> Any:
-            begin = time.perf_counter()
-            try:
-                return call(*args)
-            finally:
-                self.seconds[phase] += time.perf_counter() - begin
+    Raises:
+        RuntimeError: The step does not call one of the functions, and the table would say that it takes no time.
+    """
+    profiler = cProfile.Profile()
+    begin = time.perf_counter()
+    profiler.runcall(step)
+    whole = time.perf_counter() - begin
+    names: set[str] = set()
+    seconds = dict.fromkeys(FUNCTIONS.values(), 0.0)
+    for entry in profiler.getstats():
+        name = _own_function(entry.code)
+        if name in FUNCTIONS:
+            names.add(name)
+            seconds[FUNCTIONS[name]] += entry.totaltime
+    needed = {name for name, phase in FUNCTIONS.items() if measuring or phase != WHERE_MEASURED}
+    if missing := ", ".join(sorted(needed - names)):
+        raise RuntimeError(f"bench.phases: a step calls no function named {missing}; correct FUNCTIONS")
+    return {**seconds, "rest": whole - sum(seconds.values()), "whole": whole}
 
-        return timed
 
-    def step(self, optimizer: nperf.SGD) -> dict[str, float]:
-        """Make one step; what each phase took, and the whole."""
-        self.seconds = dict.fromkeys(PHASES, 0.0)
-        increment = torch.autograd.graph.increment_version
-        torch.autograd.graph.increment_version = self._timed("versions", increment)
-        begin = time.perf_counter()
-        try:
-            optimizer.step()
-        finally:
-            torch.autograd.graph.increment_version = increment
-        return {**self.seconds, "whole": time.perf_counter() - begin}
+def _own_function(code: object) -> str:
+    """The name of a function of noetherperf among the profiler's entries, "" for others."""
+    if isinstance(code, str):  # <built-in method noetherperf._cpu.read>
+        found = re.fullmatch(rf"<built-in method {nperf.__name__}\.\w+\.(\w+)>", code)
+        return found[1] if found else ""
+    filename, name = getattr(code, "co_filename", ""), getattr(code, "co_name", "")
+    return name if PACKAGE in Path(filename).parents else ""
 
 
 def milliseconds(view: str) -> dict[str, float]:
     """Medians: the phases, what is left, the whole step, torch's fused step, and the floor."""
     (case,) = selected("quick", f"small2000-float32-{view}-b0.9")
     sets = input_sets(case)
-    optimizers = [ours(case, x) for x in sets]
+    optimizers = [ours(case, inputs) for inputs in sets]
     for optimizer in optimizers:
         optimizer.step()
-    watches = list(map(Stopwatch, optimizers))
-    taken: dict[str, list[float]] = {}
+    taken: list[dict[str, float]] = []
 
-    def step(i: int) -> None:
-        for phase, seconds in watches[i].step(optimizers[i]).items():
-            taken.setdefault(phase, []).append(seconds)
+    def ours_step(optimizer: nperf.SGD) -> Step:
+        return lambda: taken.append(profiled(optimizer.step, measuring=bool(optimizer.symmetries)))
 
-    fused = [peer(case, x, fused=True).step for x in sets]
+    def versions_step(params: list[torch.nn.Parameter]) -> Step:
+        return lambda: torch.autograd.graph.increment_version(params)
+
     rounds = Rounds(
         {
-            "ours": [lambda i=i: step(i) for i in range(len(sets))],  # type: ignore[misc]
-            "fused": fused,
+            "ours": [ours_step(optimizer) for optimizer in optimizers],
+            "versions": [versions_step(inputs.params) for inputs in sets],
+            "fused": [peer(case, inputs, fused=True).step for inputs in sets],
             "floor": floor(case, sets)["floor"],
         }
     )
     for _ in range(ROUNDS):
         rounds.run()
-    found = {phase: 1e3 * median(values[3:]) for phase, values in taken.items()}
-    found["rest"] = found["whole"] - sum(found[phase] for phase in PHASES)
-    return found | {name: 1e3 * median(rounds.times[name][3:]) for name in ("fused", "floor")}
+    counted = taken[WARM_UP:]
+    found = {phase: 1e3 * median(step[phase] for step in counted) for phase in counted[0]}
+    found |= {name: 1e3 * median(rounds.times[name][WARM_UP:]) for name in ("versions", "fused", "floor")}
+    found["compiled"] -= found["versions"]
+    return found
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from bench.variants import VARIANTS
+from bench.cells import LABELS
 
 # variant: marker, colour, filled. Shape and filling tell them apart where colour does not.
 STYLES: dict[str, tuple[str, str, bool]] = {
@@ -60,7 +60,7 @@ def draw(result: Mapping[str, Any], path: Path) -> bool:
                     color=colour,
                     markerfacecolor=colour if filled else "white",
                     linestyle="none",
-                    label=None if name in seen else VARIANTS[name].label,
+                    label=None if name in seen else LABELS[name],
                     zorder=4 if name == "ours" else 3,
                 )
                 seen.add(name)

@@ -1,4 +1,4 @@
-"""From a run's JSON to tables and a picture, and into docs/performance.md.
+"""Turns a run's JSON into tables and a picture, and writes them into docs/performance.md.
 
 python -m bench.report bench/results/quick.json
 """
@@ -11,48 +11,30 @@ from pathlib import Path
 from typing import Any
 
 from bench import page
-from bench.environment import ROOT, describe
-from bench.markdown import Notes, ratio, seconds, size, table
+from bench.cells import LABELS, NONE, Info, bandwidth_cell, figure, ratio_cell, time_cell
+from bench.checkout import ROOT
+from bench.environment import describe
+from bench.markdown import Notes, size, table
 from bench.picture import case_label, draw
-from bench.timing import Spread
 from bench.variants import MEASURING, STEPPING, VARIANTS
 
 PICTURE = ROOT / "docs" / "images" / "performance.svg"
 
-Info = Mapping[str, Any]
-
-#: What noetherperf is to be on two cores, Python included: a case's figure and its aim for each view. Upper bounds, and
-#: for the same sums by torch after its fused step lower bounds.
+#: Aims on two cores, Python included. By model: a figure of noetherperf's step, and its upper bound for each view.
 AIMS: dict[str, tuple[str, dict[str, float]]] = {
     "matrix": ("per floor", {"none": 1.03, "rows": 1.05, "columns": 1.15, "both": 1.20}),
     "resnet50": ("per fused", {"none": 0.92, "rows": 0.95, "columns": 1.00, "both": 1.05}),
     "vgg16": ("per fused", {"none": 1.00, "rows": 1.03, "columns": 1.15, "both": 1.20}),
     "small2000": ("per fused", {"none": 0.35, "rows": 0.40, "columns": 0.48, "both": 0.50}),
 }
+#: By view: the lower bound for the same sums made by torch after its fused step, × noetherperf.
 EAGER_AIMS = {"rows": 3.0, "columns": 3.0, "both": 5.0}
 
-# ---- pieces ---------------------------------------------------------------------------------------------------------
-
-
-def figure(info: Info, variant: str, key: str) -> Spread | None:
-    found = info["figures"].get(variant, {}).get(key)
-    return None if found is None else Spread(*found)
-
-
-def cell(info: Info, variant: str, key: str, notes: Notes) -> str:
-    """A variant's figure, or a dash with the reason why there is none."""
-    spread = figure(info, variant, key)
-    if spread is not None:
-        return ratio(spread)
-    return "—" + notes.mark(info["not run"].get(variant, "not part of this comparison"))
-
-
-def bandwidth(info: Info) -> str:
-    floor = Spread(*info["figures"]["floor"]["seconds"])
-    return f"{seconds(floor.median)} ({info['bytes moved'] / floor.median / 1e9:.0f} GB/s)"
-
-
 # ---- tables ---------------------------------------------------------------------------------------------------------
+
+
+def floor_cell(info: Info) -> str:
+    return f"{time_cell(info, 'floor')} ({bandwidth_cell(info, 'floor')})"
 
 
 def comparison(infos: Sequence[Info], variants: Sequence[str], notes: Notes) -> str:
@@ -61,9 +43,9 @@ def comparison(infos: Sequence[Info], variants: Sequence[str], notes: Notes) -> 
     rows = [
         [
             case_label(info),
-            bandwidth(info),
-            *(cell(info, name, "per floor", notes) for name in (*variants, "copy")),
-            cell(info, "ours", "per fused", notes),
+            floor_cell(info),
+            *(ratio_cell(info, name, "per floor", notes) for name in (*variants, "copy")),
+            ratio_cell(info, "ours", "per fused", notes),
         ]
         for info in infos
     ]
@@ -71,15 +53,15 @@ def comparison(infos: Sequence[Info], variants: Sequence[str], notes: Notes) -> 
 
 
 def label(variant: str, notes: Notes) -> str:
-    found = VARIANTS[variant]
-    return found.label + (notes.mark(found.note) if found.note else "")
+    note = VARIANTS[variant].note
+    return LABELS[variant] + (notes.mark(note) if note else "")
 
 
 def against_ours(infos: Sequence[Info], notes: Notes) -> str:
-    """What the measurement costs otherwise, as multiples of noetherperf."""
+    """The same measurement made by others, as multiples of noetherperf."""
     variants = [name for name in MEASURING if name not in ("ours", "unmeasured", "fused")]
     head = ["case", *(label(name, notes) for name in variants)]
-    return table(head, [[case_label(i), *(cell(i, name, "per ours", notes) for name in variants)] for i in infos])
+    return table(head, [[case_label(i), *(ratio_cell(i, name, "per ours", notes) for name in variants)] for i in infos])
 
 
 def against_point(infos: Sequence[Info], what: str, notes: Notes) -> str:
@@ -87,21 +69,20 @@ def against_point(infos: Sequence[Info], what: str, notes: Notes) -> str:
     head = [what, "view", "floor", "noetherperf", "not measuring", "torch fused", "× floor", "× torch fused"]
     rows = []
     for info in infos:
-        times = [figure(info, name, "seconds") for name in ("floor", "ours", "unmeasured", "fused")]
         rows.append(
             [
                 f"{info['point']:,}",
                 info["view"],
-                *("—" if time is None else seconds(time.median) for time in times),
-                cell(info, "ours", "per floor", notes),
-                cell(info, "ours", "per fused", notes),
+                *(time_cell(info, name) for name in ("floor", "ours", "unmeasured", "fused")),
+                ratio_cell(info, "ours", "per floor", notes),
+                ratio_cell(info, "ours", "per fused", notes),
             ]
         )
     return table(head, rows)
 
 
 def aims(infos: Sequence[Info]) -> str:
-    """What was aimed at beside what was measured, in float32 with momentum; empty without such a case."""
+    """Aims beside figures, in float32 with momentum; empty without such a case."""
     rows = []
     for info in infos:
         key, views = AIMS.get(info["model"], ("", {}))
@@ -113,20 +94,20 @@ def aims(infos: Sequence[Info]) -> str:
             least = EAGER_AIMS.get(info["view"])
             if eager is not None and least is not None:
                 row += [f"≥ {least:g}", f"{eager.median:.1f}", "met" if eager.median >= least else "missed"]
-            rows.append(row + ["—"] * (7 - len(row)))
+            rows.append(row + [NONE] * (7 - len(row)))
     head = ["case", "aim", "measured", "", "torch fused, then sums, × noetherperf", "measured", ""]
     return table(head, rows) if rows else ""
 
 
 def host(infos: Sequence[Info], notes: Notes) -> str:
-    """Seconds of a step that has next to nothing to compute."""
+    """Seconds of a step that has almost nothing to compute."""
     head = ["tensors", "view", "noetherperf", "torch fused", "torch foreach", "torch for-loop", "× torch fused"]
     rows = [
         [
             f"{info['point']:,}",
             info["view"],
-            *(seconds(info["figures"][name]["seconds"][0]) for name in ("ours", "fused", "foreach", "forloop")),
-            cell(info, "ours", "per fused", notes),
+            *(time_cell(info, name) for name in ("ours", "fused", "foreach", "forloop")),
+            ratio_cell(info, "ours", "per fused", notes),
         ]
         for info in infos
     ]

@@ -1,4 +1,4 @@
-"""What the environment says about a run: BENCH, BENCH_CASES, BENCH_ROUNDS, BENCH_SECONDS."""
+"""Settings of a run from environment variables: BENCH, BENCH_CASES, BENCH_ROUNDS, BENCH_SECONDS."""
 
 import os
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ class Settings:
         return selected(self.which, self.patterns)
 
     def compiles(self, case: Case) -> bool:
-        """Whether a case's variants that torch.compile must first compile, some for minutes, take part."""
+        """Whether a case includes the variants that torch.compile first compiles, some of them for minutes."""
         return self.which == "full" or bool(self.patterns) or case.name == "mlp-float32-both-b0.9"
 
     def seconds_for(self, case: Case) -> float:

@@ -1,7 +1,7 @@
-"""Interleaved rounds, and the figures that come of them: ratios inside one round, their median and quartiles.
+"""Interleaved rounds, and their figures: ratios inside one round, their median and quartiles.
 
-In a round every variant steps once, in an order shuffled anew; each step takes the next input set. A machine that
-turns faster or slower does so for all variants of a round, so a ratio of two times of one round is what counts.
+In a round every variant steps once, in shuffled order; each step takes the next input set. A machine that changes its
+speed changes it for all variants of a round, so only ratios of two times of one round are compared.
 """
 
 import gc
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 Step = Callable[[], object]
 
-LEAST_SECONDS = 3e-4  # that a timed repetition of steps should take
+LEAST_SECONDS = 3e-4  # of steps that are timed together
 
 
 class Spread(NamedTuple):
@@ -30,9 +30,13 @@ class Spread(NamedTuple):
         low, median, high = statistics.quantiles(values, n=4, method="inclusive")
         return cls(median, low, high)
 
+    def rounded(self) -> list[float]:
+        """As results keep it: four digits."""
+        return [float(f"{x:.4g}") for x in self]
+
 
 class Rounds:
-    """Times variants against each other. A subclass may tell the time of steps otherwise (_seconds).
+    """Times variants against each other. A subclass may have another clock (_seconds).
 
     Args:
         steps: Per variant one callable for each input set.

@@ -1,7 +1,7 @@
-"""Who makes the step: noetherperf, torch's own, and the same measurement as users write it today; and the floor.
+"""The variants that a case compares: noetherperf, torch's SGD, the same measurement written in torch, and the floor.
 
-Every variant steps the same tensors with the same hyperparameters. A maker returns one callable per input set, and
-raises Unavailable, with the reason, where it has none to offer.
+Every variant steps the same tensors with the same hyperparameters. A maker returns one callable per input set; it
+raises Unavailable, with the reason, if the variant cannot run the case.
 """
 
 import functools
@@ -14,9 +14,9 @@ from torch import Tensor
 
 import noetherperf as nperf
 from bench.cases import LR, WEIGHT_DECAY, Case
-from bench.inputs import Inputs
+from bench.inputs import InputSet
 from bench.timing import Step
-from noetherperf import _cpu
+from noetherperf.engines.floor import memory_floor
 from noetherperf.measure.plan import View, make_plan
 
 Tensors = Sequence[Tensor]
@@ -28,10 +28,15 @@ class Unavailable(Exception):
     """A variant cannot run a case; the message says why."""
 
 
+def one_line(error: Exception) -> str:
+    """An error as the reason why a variant has no time."""
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+
+
 # ---- optimizers -----------------------------------------------------------------------------------------------------
 
 
-def ours(case: Case, inputs: Inputs, *, measuring: bool = True, backend: str = "auto") -> nperf.SGD:
+def ours(case: Case, inputs: InputSet, *, measuring: bool = True, backend: str = "auto") -> nperf.SGD:
     """noetherperf's optimizer over one input set, its momentum buffers warm."""
     optimizer = nperf.SGD(
         list(zip(case.names, inputs.params, strict=True)),
@@ -45,27 +50,27 @@ def ours(case: Case, inputs: Inputs, *, measuring: bool = True, backend: str = "
     return optimizer
 
 
-def peer(case: Case, inputs: Inputs, **how: bool) -> torch.optim.SGD:
+def peer(case: Case, inputs: InputSet, **how: bool) -> torch.optim.SGD:
     """torch's optimizer over one input set, its momentum buffers warm."""
     optimizer = torch.optim.SGD(inputs.params, lr=LR, momentum=case.momentum, weight_decay=WEIGHT_DECAY, **how)
     _warm(optimizer, inputs)
     return optimizer
 
 
-def _warm(optimizer: torch.optim.Optimizer, inputs: Inputs) -> None:
+def _warm(optimizer: torch.optim.Optimizer, inputs: InputSet) -> None:
     for p, v in zip(inputs.params, inputs.buffers, strict=False):
         optimizer.state[p]["momentum_buffer"] = v
 
 
-def _ours(case: Case, sets: Sequence[Inputs], **how: Any) -> list[Step]:
+def _ours(case: Case, sets: Sequence[InputSet], **how: Any) -> list[Step]:
     return [ours(case, inputs, **how).step for inputs in sets]
 
 
-def _peer(case: Case, sets: Sequence[Inputs], **how: bool) -> list[Step]:
+def _peer(case: Case, sets: Sequence[InputSet], **how: bool) -> list[Step]:
     return [peer(case, inputs, **how).step for inputs in sets]
 
 
-# ---- the measurement as users write it today ------------------------------------------------------------------------
+# ---- the same measurement in torch ----------------------------------------------------------------------------------
 
 
 def plain_sums(view: View, x: Tensor, y: Tensor | None = None) -> Tensor:
@@ -118,17 +123,17 @@ def views_of(case: Case) -> tuple[View, ...]:
     return make_plan(case.symmetries(), case.names, case.shapes).views
 
 
-def _after_fused(case: Case, sets: Sequence[Inputs], *, sums: Callable[..., Tensor]) -> list[Step]:
+def _after_fused(case: Case, sets: Sequence[InputSet], *, sums: Callable[..., Tensor]) -> list[Step]:
     views = views_of(case)
 
-    def step(inputs: Inputs) -> Step:
+    def step(inputs: InputSet) -> Step:
         p, update = [p.detach() for p in inputs.params], peer(case, inputs, fused=True).step
         return lambda: measured(update, p, inputs.grads, inputs.buffers, views, sums)
 
     return [step(inputs) for inputs in sets]
 
 
-def _norms(case: Case, sets: Sequence[Inputs]) -> list[Step]:
+def _norms(case: Case, sets: Sequence[InputSet]) -> list[Step]:
     match case.view:
         case "columns":
             raise Unavailable("torch's norms have nothing faster to offer along columns")
@@ -138,10 +143,10 @@ def _norms(case: Case, sets: Sequence[Inputs]) -> list[Step]:
             return _after_fused(case, sets, sums=norm_sums)
 
 
-def _foreach_norms(case: Case, sets: Sequence[Inputs]) -> list[Step]:
+def _foreach_norms(case: Case, sets: Sequence[InputSet]) -> list[Step]:
     """Whole tensors at once: torch._foreach_norm for the squares, one sum or dot product per tensor for the rest."""
 
-    def step(inputs: Inputs) -> Step:
+    def step(inputs: InputSet) -> Step:
         p, g, v = [p.detach() for p in inputs.params], inputs.grads, inputs.buffers
         update = peer(case, inputs, fused=True).step
         dtype = wide(p[0]).dtype
@@ -158,12 +163,12 @@ def _foreach_norms(case: Case, sets: Sequence[Inputs]) -> list[Step]:
     return [step(inputs) for inputs in sets]
 
 
-def _paper(case: Case, sets: Sequence[Inputs]) -> list[Step]:
+def _paper(case: Case, sets: Sequence[InputSet]) -> list[Step]:
     """A buffer per parameter decays and takes in the squared gradient at every step; sums are left to the end."""
     integrals = [torch.zeros_like(p) for p in sets[0].params]
     decay = 1.0 - 2.0 * WEIGHT_DECAY * LR
 
-    def step(inputs: Inputs) -> Step:
+    def step(inputs: InputSet) -> Step:
         update = peer(case, inputs, fused=True).step
 
         def run() -> None:
@@ -189,7 +194,7 @@ def _update(momentum: float, p: Tensors, g: Tensors, v: Tensors) -> None:
         parameter.copy_(parameter - LR * u)
 
 
-def _compiled(case: Case, sets: Sequence[Inputs], *, measuring: bool) -> list[Step]:
+def _compiled(case: Case, sets: Sequence[InputSet], *, measuring: bool) -> list[Step]:
     if len(case.shapes) > MAX_COMPILED:
         raise Unavailable(f"unrolled over {len(case.shapes)} tensors it would compile for too long")
     views = views_of(case) if measuring else ()
@@ -197,7 +202,7 @@ def _compiled(case: Case, sets: Sequence[Inputs], *, measuring: bool) -> list[St
     def step(p: Tensors, g: Tensors, v: Tensors) -> list[tuple[Tensor, ...]]:
         return measured(functools.partial(_update, case.momentum, p, g, v), p, g, v, views, plain_sums)
 
-    torch._dynamo.reset()
+    torch.compiler.reset()
     compiled: Callable[..., object] = torch.compile(step, fullgraph=True, dynamic=False)
     return [
         functools.partial(compiled, [p.detach() for p in inputs.params], inputs.grads, inputs.buffers)
@@ -208,25 +213,23 @@ def _compiled(case: Case, sets: Sequence[Inputs], *, measuring: bool) -> list[St
 # ---- the machine's floor --------------------------------------------------------------------------------------------
 
 
-def floor(case: Case, sets: Sequence[Inputs]) -> dict[str, list[Step]]:
+def floor(case: Case, sets: Sequence[InputSet]) -> dict[str, list[Step]]:
     """What memory alone allows: as many bytes as the case moves, in one call, in streams of their own.
 
-    "floor" reads three streams and writes two of them in place (noetherperf._cpu.memory_floor), "copy" is torch's
-    copy_, half of the bytes read and half of them written.
+    "floor" reads three streams and writes two of them in place (memory_floor), "copy" is torch's copy_, half of the
+    bytes read and half of them written.
     """
     n = max(1, case.bytes_moved // 20)  # float32 in each stream, five passes
     streams = [torch.ones(3 * n) for _ in sets]
     n_threads = torch.get_num_threads()
 
-    def momentum(x: Tensor) -> Step:
-        p, g, v = x.split(n)  # the step holds them, so that the memory lives as long
-        return lambda: _cpu.memory_floor(p.data_ptr(), g.data_ptr(), v.data_ptr(), n, n_threads)
-
     def copy(x: Tensor, y: Tensor) -> Step:
         source, target = x[: 5 * n // 2], y[: 5 * n // 2]
         return lambda: target.copy_(source)
 
-    steps = {"floor": [momentum(x) for x in streams]}
+    steps: dict[str, list[Step]] = {
+        "floor": [memory_floor(x[:n], x[n : 2 * n], x[2 * n :], n_threads) for x in streams]
+    }
     if len(streams) > 1:
         steps["copy"] = [copy(x, y) for x, y in zip(streams, [*streams[1:], streams[0]], strict=True)]
     return steps
@@ -237,9 +240,15 @@ def floor(case: Case, sets: Sequence[Inputs]) -> dict[str, list[Step]]:
 
 @dataclass(frozen=True)
 class Variant:
-    """One contender. `note` is what a reader of its figures must know."""
+    """One contender.
 
-    label: str
+    Fields:
+        make: Makes its steps, one for each input set.
+        how: Keyword arguments of make.
+        note: What a reader of its figures must know.
+        compiles: Whether torch.compile takes long before the first step.
+    """
+
     make: Callable[..., list[Step]]
     how: dict[str, Any]
     note: str = ""
@@ -251,17 +260,16 @@ FUSED_NOTE = (
 )
 
 VARIANTS: dict[str, Variant] = {
-    "ours": Variant("noetherperf", _ours, {"measuring": True}),
-    "unmeasured": Variant("noetherperf, not measuring", _ours, {"measuring": False}),
-    "fused": Variant("torch fused", _peer, {"fused": True}, FUSED_NOTE),
-    "foreach": Variant("torch foreach", _peer, {"foreach": True}),
-    "forloop": Variant("torch for-loop", _peer, {"foreach": False}),
-    "compiled": Variant("torch.compile", _compiled, {"measuring": False}, compiles=True),
-    "eager": Variant("torch fused, then sums", _after_fused, {"sums": plain_sums}, FUSED_NOTE),
-    "norms": Variant("torch fused, then norms", _norms, {}, FUSED_NOTE),
-    "compiled_measured": Variant("torch.compile of step and sums", _compiled, {"measuring": True}, compiles=True),
+    "ours": Variant(_ours, {"measuring": True}),
+    "unmeasured": Variant(_ours, {"measuring": False}),
+    "fused": Variant(_peer, {"fused": True}, FUSED_NOTE),
+    "foreach": Variant(_peer, {"foreach": True}),
+    "forloop": Variant(_peer, {"foreach": False}),
+    "compiled": Variant(_compiled, {"measuring": False}, compiles=True),
+    "eager": Variant(_after_fused, {"sums": plain_sums}, FUSED_NOTE),
+    "norms": Variant(_norms, {}, FUSED_NOTE),
+    "compiled_measured": Variant(_compiled, {"measuring": True}, compiles=True),
     "paper": Variant(
-        "torch fused, and a buffer of squared gradients",
         _paper,
         {},
         "the integral of |g|² alone, at the price of one more number per parameter; " + FUSED_NOTE,
@@ -275,7 +283,7 @@ MEASURING = ("ours", "unmeasured", "fused", "eager", "norms", "compiled_measured
 
 
 def names_for(case: Case) -> tuple[str, ...]:
-    """The variants that a case compares: against who else steps, or against who else measures."""
+    """The variants that a case compares: other steps, or other measurements."""
     match case.suite:
         case "step":
             return STEPPING if case.view == "none" else MEASURING

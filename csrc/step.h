@@ -1,8 +1,8 @@
 // One element's update and its moments: the mathematics of the step, written once for CPU and CUDA.
 //
 // V is a float or double on a GPU and a SIMD vector of them on a CPU; D is what moments accumulate in. Coefficients
-// follow noetherperf/rules/hyper.py, moments noetherperf/rules/moments.py, the step noetherperf/rules/reference.py: same names, same
-// order.
+// follow noetherperf/rules/hyper.py, moments noetherperf/rules/moments.py, the step noetherperf/rules/reference.py:
+// same names, same order.
 #pragma once
 
 #if defined(__CUDACC__)

@@ -1,4 +1,4 @@
-"""What every test starts from: known threads, known seeds, no screen; and no GPU test where there is no GPU."""
+"""The state that every test starts from: known threads, known seeds, no screen. GPU tests are skipped without a GPU."""
 
 import os
 from collections import Counter
@@ -36,7 +36,7 @@ def execution(engine: str) -> str:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say which kernels the tests executed, and how: a green run proves nothing of the others."""
+    """Report which kernels the tests executed, and how: a green run proves nothing about the others."""
     counts: Counter[str] = Counter()
     for report in terminalreporter.stats.get("passed", []):
         counts.update(engine for name, engine in getattr(report, "user_properties", ()) if name == "engine")

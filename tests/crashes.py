@@ -24,6 +24,7 @@ from torch import nn
 from training import buffers, make_net, ours, train
 
 import noetherperf as nperf
+import noetherperf.record.layout
 import noetherperf.record.writer
 
 EVERY = 5  # steps between checkpoints
@@ -37,8 +38,8 @@ def begin() -> tuple[nn.Module, nperf.SGD]:
 
 def go_on(folder: Path, n_steps: int) -> tuple[nn.Module, nperf.SGD]:
     """Train up to a step from the last checkpoint, recording every step, as a user's script does."""
-    noetherperf.recorder.FLUSH_SECONDS = 0.05
-    noetherperf.recorder.CHUNK_VALUES = 8
+    noetherperf.record.writer.FLUSH_SECONDS = 0.05
+    noetherperf.record.layout.CHUNK_VALUES = 8
     net, optimizer = begin()
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists():

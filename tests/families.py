@@ -28,7 +28,7 @@ class Family:
         name: Its key in FAMILIES.
         build: Makes the model in float32 with torch's global generator.
         inputs: Makes the example inputs of a batch of n from a generator; floating ones in float64.
-        loss_name: What find_symmetries is told: "cross_entropy" or "mse".
+        loss_name: The loss as find_symmetries takes it: "cross_entropy" or "mse".
     """
 
     name: str
@@ -54,7 +54,7 @@ class Family:
         return self.inputs(n, torch.Generator().manual_seed(seed))
 
     def batch(self, seed: int, n: int = 8) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Inputs and target of a batch that n and the seed alone decide; the target of "mse" is the input."""
+        """Inputs and target of a batch that depends on n and the seed alone; the target of "mse" is the input."""
         generator = torch.Generator().manual_seed(seed)
         inputs = self.inputs(n, generator)
         if self.loss_name == "mse":

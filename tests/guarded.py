@@ -1,4 +1,4 @@
-"""Memory between two pages that cannot be touched: a read or write past its ends ends the process."""
+"""Memory between two protected pages: a read or write out of range ends the process."""
 
 import ctypes
 import mmap
@@ -16,7 +16,7 @@ _libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 def guarded(values: Tensor, *, at_end: bool) -> Tensor:
     """A contiguous copy of a tensor that begins where the first page does, or ends where the last one does.
 
-    Its memory is never given back.
+    Its memory is never freed.
     """
     n_bytes, page = values.numel() * values.element_size(), mmap.PAGESIZE
     inside = max(1, -(-n_bytes // page)) * page

@@ -1,4 +1,4 @@
-"""An engine on a GPU for tests whose tensors are on the CPU: everything crosses before and after every call."""
+"""An engine on a GPU for tests whose tensors are on the CPU: everything is copied before and after every call."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -12,7 +12,7 @@ from noetherperf.measure.plan import Measurement, Plan
 
 
 class Mirror:
-    """A tensor's whole storage on a device, a tensor of the same layout in it: what is written beside it is seen."""
+    """A tensor's whole storage on a device, a tensor of the same layout in it: writes beside the tensor are seen."""
 
     def __init__(self, tensor: Tensor, device: torch.device) -> None:
         self._here = torch.empty(0, dtype=tensor.dtype).set_(tensor.untyped_storage())
@@ -34,7 +34,7 @@ def tensors(mirrors: Mirrors) -> list[Tensor | None]:
 
 
 class OnGpu(Stepping):
-    """Engine over tensors on the CPU that lets another one step copies of them on a device.
+    """Engine over tensors on the CPU: another engine steps copies of them on a device.
 
     Args:
         make: Makes the other engine.

@@ -2,9 +2,9 @@
 
     python tests/sanitized.py [pytest's arguments]
 
-Builds the engine a second time, into build/sanitize, and starts pytest with the sanitizers' libraries loaded before
-Python, and with this file as a plugin, which puts that engine in the other one's place. Memory of torch and numpy is
-watched too, so an element read or written past the end of a tensor or table ends the process; so does every finding.
+Builds the engine a second time, into build/sanitize. Then it starts pytest with the sanitizers' libraries loaded before
+Python, and with this file as a plugin that replaces the engine. Memory of torch and numpy is watched too: an access out
+of range of a tensor or table ends the process, and so does every other error that a sanitizer reports.
 """
 
 import importlib.util
@@ -43,7 +43,7 @@ def build() -> None:
 
 
 def environment() -> dict[str, str]:
-    """What a process that imports this file starts with."""
+    """Environment variables of a process that imports this file."""
     return {
         **os.environ,
         "LD_PRELOAD": " ".join(_libraries()),
@@ -60,7 +60,7 @@ def run(*arguments: str) -> int:
 
 
 def load() -> None:
-    """Put the sanitized module where `from noetherperf import _cpu` finds it."""
+    """Make `from noetherperf import _cpu` import the sanitized module."""
     import torch  # noqa: F401  (first: OpenMP then binds to torch's copy)
 
     path = BUILD / f"_cpu{sysconfig.get_config_var('EXT_SUFFIX')}"

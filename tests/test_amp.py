@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_engines import sum_eps
 from torch import Tensor, nn
 from training import (
     BACKENDS,
@@ -30,6 +29,7 @@ from training import ours as make_ours
 import noetherperf as nperf
 import noetherperf.optim.sgd
 import noetherperf.rules.sgd
+from bench.bounds import sum_eps
 from noetherperf import Norm, Part
 from noetherperf.engines import Call, OnDevice
 

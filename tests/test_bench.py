@@ -1,8 +1,10 @@
 """The benchmarks' own arithmetic: ratios of one round, the gate, what is chosen, and what a report says."""
 
+import ast
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,16 +15,20 @@ from torch import Tensor
 
 pytest.importorskip("noetherperf._cpu", reason="the benchmarks measure the compiled CPU engine, which is not built")
 
-from bench import kernel, page, paper, phases, report
+from bench import kernel, oracle, page, paper, phases, report
 from bench.cases import EVERYTHING, MODELS, QUICK_STEPS, Case, selected
+from bench.cells import LABELS
+from bench.checkout import ROOT
 from bench.correctness import Mismatch, check, check_in_float64
-from bench.inputs import TooLarge, input_sets, make_inputs, n_sets
+from bench.inputs import TooLarge, input_sets, make_input_set, n_sets
 from bench.markdown import ratio, seconds, size
 from bench.memory import extra_bytes
 from bench.timing import LEAST_SECONDS, Rounds, Spread, figures, ratios
 from bench.variants import VARIANTS, measured, names_for, ours, plain_sums, views_of
-from noetherperf.rules import reference
-from noetherperf.rules.moments import READOUT_MOMENTS
+from noetherperf.engines.floor import memory_floor
+from noetherperf.measure.plan import View
+from noetherperf.rules.moments import Moment
+from noetherperf.rules.sgd import Hyper
 
 GIB = 1 << 30
 
@@ -72,7 +78,7 @@ SMALL = Case("step", "small", ((7, 5, 3), (4,), (33, 17)), view="both")
 
 
 def test_inputs_are_apart_and_different() -> None:
-    one, two = make_inputs(SMALL, 0), make_inputs(SMALL, 1)
+    one, two = make_input_set(SMALL, 0), make_input_set(SMALL, 1)
     tensors = [x for inputs in (one, two) for x in (*inputs.params, *inputs.grads, *inputs.buffers)]
     regions = sorted((x.data_ptr(), x.data_ptr() + x.nbytes) for x in tensors)
     assert all(end <= begin for (_, end), (begin, _) in pairwise(regions))
@@ -174,7 +180,7 @@ def test_short_steps_are_timed_together() -> None:
 def test_the_gate_admits_a_right_step(view: str, dtype: str, momentum: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bench.correctness.CHUNK", 100)  # several chunks a tensor
     case = Case("step", "small", SMALL.shapes, dtype, view, momentum)
-    inputs = make_inputs(case, 0)
+    inputs = make_input_set(case, 0)
     check(case, inputs, ours(case, inputs))
 
 
@@ -184,19 +190,19 @@ def test_every_case_of_the_quick_set_is_checked_in_float64_too(monkeypatch: pyte
     quick = selected("quick")
     for case in quick:
         check_in_float64(case)
-    moments = reference.moments
+    moments = oracle.moments
 
-    def spoiled(grouped: Callable[[Tensor], Tensor], stored: Tensor, *rest: Any) -> Tensor:
-        return moments(grouped, stored, *rest) * (2.0 if stored.dtype == torch.float64 else 1.0)
+    def spoiled(view: View, hyper: Hyper, stored: Tensor, *rest: Any) -> Tensor:
+        return moments(view, hyper, stored, *rest) * (2.0 if stored.dtype == torch.float64 else 1.0)
 
-    monkeypatch.setattr(reference, "moments", spoiled)
+    monkeypatch.setattr(oracle, "moments", spoiled)
     with pytest.raises(Mismatch, match="moments"):
         check_in_float64(next(case for case in quick if case.view != "none"))
 
 
 @pytest.mark.parametrize("what", ["parameter", "buffer", "moments"])
 def test_the_gate_refuses_a_wrong_step(what: str) -> None:
-    inputs = make_inputs(SMALL, 0)
+    inputs = make_input_set(SMALL, 0)
     optimizer = ours(SMALL, inputs)
 
     @torch.no_grad()
@@ -207,7 +213,7 @@ def test_the_gate_refuses_a_wrong_step(what: str) -> None:
             case "buffer":
                 inputs.buffers[0][0, 0, 0] += 1e-4
             case "moments":
-                optimizer._prepare()[0].measurement.moments[READOUT_MOMENTS["dot_pg"], 3] += 1e-9
+                optimizer._prepare()[0].measurement.moments[Moment.DOT_PG, 3] += 1e-9
 
     optimizer.register_step_post_hook(spoil)
     with pytest.raises(Mismatch, match=f"{what} .*beyond its bound"):
@@ -234,7 +240,7 @@ COMPILED = [
 @pytest.mark.parametrize("momentum", [0.9, 0.0])
 def test_peers_make_the_same_step(name: str, momentum: float) -> None:
     case = Case("step", "small", SMALL.shapes, view="rows", momentum=momentum)
-    mine, theirs = make_inputs(case, 0), make_inputs(case, 0)
+    mine, theirs = make_input_set(case, 0), make_input_set(case, 0)
     ours(case, mine).step()
     (step,) = VARIANTS[name].make(case, [theirs], **VARIANTS[name].how)
     step()
@@ -246,28 +252,45 @@ def test_peers_make_the_same_step(name: str, momentum: float) -> None:
 def test_users_sums_are_the_moments(momentum: float) -> None:
     """The peers measure what noetherperf measures; else their times would mean nothing."""
     case = Case("step", "small", SMALL.shapes, "float64", "both", momentum)
-    inputs = make_inputs(case, 0)
+    inputs = make_input_set(case, 0)
     p, v = [p.detach().clone() for p in inputs.params], [v.clone() for v in inputs.buffers]
     optimizer = ours(case, inputs, measuring=False)
-    c = case.hyper.coefficients(first=False)
+    c = case.hyper.coefficients()
     params = [p.detach() for p in inputs.params]
     found = measured(optimizer.step, params, inputs.grads, inputs.buffers, views_of(case), plain_sums)
     assert len(found) == len(views_of(case)) == 5
     for view, sums in zip(views_of(case), found, strict=True):
         i = view.tensor
-        _, v_new, u = reference.step(p[i], inputs.grads[i], v[i] if v else None, c)
-        expected = reference.moments(view.grouped, inputs.params[i].detach(), p[i], inputs.grads[i], u, v_new, c)
+        _, v_new, u = oracle.step(p[i], inputs.grads[i], v[i] if v else None, c)
+        expected = oracle.moments(view, case.hyper, inputs.params[i].detach(), p[i], inputs.grads[i], u, v_new)
         torch.testing.assert_close(torch.stack(sums), expected[:6])
 
 
 def test_extra_bytes_grow_with_groups_and_not_with_parameters() -> None:
     def total(shape: tuple[int, int]) -> int:
         case = Case("memory", "matrix", (shape,), view="rows")
-        return sum(extra_bytes(ours(case, make_inputs(case, 0))).values())
+        return sum(extra_bytes(case, make_input_set(case, 0)).values())
 
     assert total((10, 1000)) == total((10, 10))
     per_group = (total((1010, 10)) - total((10, 10))) / 1000
     assert 64 <= per_group <= 1024
+
+
+@pytest.mark.parametrize("view", ["none", "both"])
+def test_a_step_comes_apart_into_phases(view: str) -> None:
+    case = replace(SMALL, view=view)
+    optimizer = ours(case, make_input_set(case, 0))
+    optimizer.step()
+    found = phases.profiled(optimizer.step, measuring=view != "none")
+    whole = found.pop("whole")
+    absent = {phases.WHERE_MEASURED} if view == "none" else set()
+    assert {phase for phase, seconds in found.items() if seconds > 0} == {*phases.FUNCTIONS.values(), "rest"} - absent
+    assert sum(found.values()) == pytest.approx(whole)
+
+
+def test_a_phase_without_its_function_is_an_error() -> None:
+    with pytest.raises(RuntimeError, match="a step calls no function named admit, attributes, carry_out, items"):
+        phases.profiled(lambda: None, measuring=False)
 
 
 # ---- the report -----------------------------------------------------------------------------------------------------
@@ -330,8 +353,8 @@ def test_a_report_shows_ratios_reasons_and_failures(tmp_path: Path) -> None:
     assert (tmp_path / "part.md").read_text() == text
     picture = (tmp_path / "part.svg").read_text()
     assert "mlp, rows" in picture
-    assert VARIANTS["fused"].label in picture
-    assert VARIANTS["foreach"].label not in picture
+    assert LABELS["fused"] in picture
+    assert LABELS["foreach"] not in picture
 
 
 @pytest.mark.parametrize(("aim", "verdict"), [(0.63, "met"), (0.62, "met"), (0.5, "missed by 25%")])
@@ -364,6 +387,14 @@ def test_the_page_has_every_section(section: str, command: str) -> None:
     page.insert(page.DOCUMENT.read_text(), section, command, "")
 
 
+def test_the_floor_takes_only_what_it_can_read() -> None:
+    x = torch.ones(8)
+    memory_floor(x, torch.ones(8), x, 1)()
+    for wrong in (torch.ones(7), torch.ones(16)[::2], torch.ones(8, dtype=torch.float64)):
+        with pytest.raises(ValueError, match="g must be contiguous float32"):
+            memory_floor(x, wrong, x, 1)
+
+
 def test_kept_input_sets_begin_with_the_same_values() -> None:
     (case,) = selected("full", "host1-float32-none-b0.9")
 
@@ -385,3 +416,37 @@ def test_compact_json_is_the_same_json() -> None:
     text = report.compact(json.dumps(data, indent=4))
     assert json.loads(text) == data
     assert '"a": [ 1.5, -2e-07, 3 ]' in text
+
+
+# ---- the code of the benchmarks -------------------------------------------------------------------------------------
+
+
+def private_names(source: str) -> list[str]:
+    """Names with a leading underscore that code takes from others; of torch, which has no public ones for all, none."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.ImportFrom(module=module, names=names) if module != "__future__":
+                found += [alias.name for alias in names if alias.name.startswith("_")]
+            case ast.Attribute(value=value, attr=name) if name.startswith("_") and not name.startswith("__"):
+                while isinstance(value, ast.Attribute):
+                    value = value.value
+                if not (isinstance(value, ast.Name) and value.id in ("self", "torch")):
+                    found.append(name)
+    return found
+
+
+def test_private_names_are_seen() -> None:
+    assert private_names("from noetherperf import _cpu\noptimizer._prepare()[0].engine._tables.views") == [
+        "_cpu",
+        "_tables",
+        "_prepare",
+    ]
+    assert private_names("self._x.y = torch.cuda._sleep(1).__class__") == []
+
+
+def test_benchmarks_measure_through_what_is_public() -> None:
+    """Else a change of noetherperf's inside would change, or silently drop, what they time."""
+    paths = sorted((ROOT / "bench").rglob("*.py"))
+    assert len(paths) > 20
+    assert {path.name: found for path in paths if (found := private_names(path.read_text()))} == {}

@@ -19,11 +19,13 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from noetherperf import cli, plots
+from noetherperf.cli.errors import clean_errors, fail
+from noetherperf.cli.laws import LAWS, law_states, law_table, worst
 from noetherperf.common.table import ReportTable
 from noetherperf.engines.backends import backends
 from noetherperf.optim.sgd import SGD
 from noetherperf.recipes.models import digits_network
-from noetherperf.record.writer import TERMS, Law, Record, Recorder, open_record, relative_error
+from noetherperf.record import TERMS, Law, Record, Recorder, open_record, relative_error
 from noetherperf.symmetry import Part, Scale, to_json
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -92,7 +94,7 @@ def test_runs_table_is_the_records(done: tuple[Path, Result]) -> None:
 def test_the_table_fits_a_terminal(done: tuple[Path, Result]) -> None:
     out, _ = done
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(cli.law_table(open_record(out / "record.zarr")))
+    console.print(law_table(open_record(out / "record.zarr")))
     _, symmetries = digits_network()
     lines = console.export_text().splitlines()
     for symmetry in symmetries:
@@ -129,7 +131,7 @@ def test_names_are_printed_as_they_are(name: str, tmp_path: Path, capsys: pytest
     record = open_record(tmp_path / "record")
     shown = AS_PRINTED.get(name, name)
     for width in (100, 40, 12):
-        text = printed(cli.law_table(record), width)
+        text = printed(law_table(record), width)
         names = "".join(line.partition(" scale ")[0] for line in text.splitlines())
         assert shown.replace(" ", "") in names.replace(" ", "")
         assert "\x1b" not in text
@@ -138,7 +140,7 @@ def test_names_are_printed_as_they_are(name: str, tmp_path: Path, capsys: pytest
 
 def test_an_error_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(typer.Exit):
-        cli.fail("it went\nwrong in \x1b[31mred\x1b[0m")
+        fail("it went\nwrong in \x1b[31mred\x1b[0m")
     assert capsys.readouterr().err == "noetherperf: error: it went wrong in \\x1b[31mred\\x1b[0m\n"
 
 
@@ -146,12 +148,12 @@ def test_an_error_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_table_cuts_nothing_off(done: tuple[Path, Result], width: int) -> None:
     """However narrow it is, names and numbers are there in one piece, and lines are no longer than they may be."""
     record = open_record(done[0] / "record.zarr")
-    text = printed(cli.law_table(record), width)
+    text = printed(law_table(record), width)
     assert max(map(len, text.splitlines())) <= width
     for name, data in record.items():
         assert name in text
-        for law in cli.LAWS:
-            assert f"{cli.worst(relative_error(data, law)):.1e}" in text
+        for law in LAWS:
+            assert f"{worst(relative_error(data, law)):.1e}" in text
 
 
 def test_a_name_is_folded_before_a_table_falls_apart(tmp_path: Path) -> None:
@@ -170,7 +172,7 @@ def test_a_name_is_folded_before_a_table_falls_apart(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp437"])
 def test_a_table_stays_in_columns_where_characters_are_missing(done: tuple[Path, Result], encoding: str) -> None:
-    lines = printed(cli.law_table(open_record(done[0] / "record.zarr")), 80, encoding).splitlines()
+    lines = printed(law_table(open_record(done[0] / "record.zarr")), 80, encoding).splitlines()
     assert " ... " in "".join(lines)
     assert len({len(line) for line in lines[1:]}) == 1
 
@@ -204,7 +206,7 @@ def test_help_and_formulas_need_no_unicode(made: Path) -> None:
     for words in (
         "Learning rate eta.",
         "Draw the pictures",
-        "Q = |0.weight[i]|^2 + |0.bias[i]|^2 - |2.weight[:, i]|^2",
+        "Q = |0.weight[i]|^2 + |0.bias[i]|^2 - |2.weight[:,i]|^2",
     ):
         assert words in shown.stdout
     assert "\\u" not in shown.stdout
@@ -229,9 +231,9 @@ def test_run_ends_well_whatever_surrounds_it(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_written_is_no_mistake_of_the_user() -> None:
-    with pytest.raises(UnicodeEncodeError), cli.clean_errors():
+    with pytest.raises(UnicodeEncodeError), clean_errors():
         "η".encode("ascii")
-    with pytest.raises(BrokenPipeError), cli.clean_errors():
+    with pytest.raises(BrokenPipeError), clean_errors():
         raise BrokenPipeError
 
 
@@ -245,7 +247,7 @@ def recorded(reason: str, **at: float) -> xr.Dataset:
 
 
 def test_an_open_law_is_told_with_its_reason() -> None:
-    states = cli.law_states(cast(Record, {"a": recorded(""), "b": recorded("lr")}))
+    states = law_states(cast(Record, {"a": recorded(""), "b": recorded("lr")}))
     assert "b: lr" in states
     assert "a:" not in states
     assert "closed" not in states
@@ -254,15 +256,15 @@ def test_an_open_law_is_told_with_its_reason() -> None:
 
 @pytest.mark.parametrize("at", [{"charge": np.nan}, {"discrete_defect": np.inf}, {"flow_forced": -np.inf}], ids=str)
 def test_what_is_no_longer_a_number_is_told_with_its_step(at: dict[str, float]) -> None:
-    states = cli.law_states(cast(Record, {"a": recorded(""), "b": recorded("", **at)}))
+    states = law_states(cast(Record, {"a": recorded(""), "b": recorded("", **at)}))
     assert "NaN" in states
     assert "b: from step 5 on" in states
     assert "a:" not in states
 
 
 def test_a_nan_is_the_worst() -> None:
-    assert cli.worst(xr.DataArray([1.0, -3.0])) == 3.0
-    assert np.isnan(cli.worst(xr.DataArray([1.0, np.nan])))
+    assert worst(xr.DataArray([1.0, -3.0])) == 3.0
+    assert np.isnan(worst(xr.DataArray([1.0, np.nan])))
 
 
 def test_run_lists_the_files_it_wrote(done: tuple[Path, Result]) -> None:
@@ -484,7 +486,7 @@ def test_checks_options_reach_the_check(made: Path) -> None:
 def test_check_explains(made: Path) -> None:
     result = call("check", "made:make", "--explain")
     assert "Rescale “hidden”" in result.stdout
-    assert "Q = |0.weight[i]|² + |0.bias[i]|² − |2.weight[:, i]|²" in result.stdout
+    assert "Q = |0.weight[i]|² + |0.bias[i]|² − |2.weight[:,i]|²" in result.stdout
 
 
 def test_check_searches_where_no_symmetries_are_given(made: Path) -> None:

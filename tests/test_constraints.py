@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 import noetherperf as nperf
 from noetherperf import Norm, Part, Rescale, Scale, Symmetry, Translation, plots
-from noetherperf.checks.constraints import Constraints, check_constraints
+from noetherperf.checks import Constraints, check_constraints
 
 Model = TypeVar("Model", bound=nn.Module)
 Closure = Callable[[], Tensor]

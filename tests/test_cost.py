@@ -5,10 +5,11 @@ import torch
 from torch import nn
 
 import noetherperf as nperf
+from bench import oracle
 from noetherperf import Norm, Part
-from noetherperf.engines.cost import N_TAKEN, N_ADVANCED
-from noetherperf.rules.sgd import SGD, Hyper
+from noetherperf.engines.cost import N_ADVANCED, N_TAKEN
 from noetherperf.rules.law import N_START, Law
+from noetherperf.rules.sgd import SGD, Hyper
 
 pytest.importorskip("noetherperf._cpu")
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 import noetherperf as nperf
 from noetherperf import Norm, Part, Rescale, Scale, Symmetries, Symmetry, Translation, find_symmetries
 from noetherperf.detect.relations import independent, integer_relations, null_space
-from noetherperf.detect.search import Search
+from noetherperf.detect.sums import Sums
 
 every_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.name)
 
@@ -788,17 +788,17 @@ def test_without_verification_nothing_is_said_of_defects() -> None:
 def test_large_models_are_differentiated_forward(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Laws of whole tensors come out alike where they are found with as many forward passes as there are tensors."""
 
-    def collect_as_if_large(search: Search) -> None:
-        collect(search)
-        search.large = True
+    def collect_as_if_large(sums: Sums) -> None:
+        collect(sums)
+        sums.large = True
 
-    def backward(search: Search, kept: Sequence[str]) -> None:
+    def backward(sums: Sums, kept: Sequence[str]) -> None:
         raise AssertionError("went backward")
 
-    collect = Search._collect
-    monkeypatch.setattr(Search, "_shrink", lambda search, batch: None)
-    monkeypatch.setattr(Search, "_collect", collect_as_if_large)
-    monkeypatch.setattr(Search, "_more_losses", backward)
+    collect = Sums._collect
+    monkeypatch.setattr(Sums, "_shrink", lambda sums, batch: None)
+    monkeypatch.setattr(Sums, "_collect", collect_as_if_large)
+    monkeypatch.setattr(Sums, "_more_losses", backward)
     family = FAMILIES[name]
     assert laws(find_symmetries(family.make(), *family.example())) == {law(line) for line in EXPECTED[name]}
 

@@ -1,7 +1,7 @@
 """Every engine against reference.py in float64 on the same rounded inputs: the step, its moments, the laws.
 
-One table of cases: engine × dtype × tensor (shape and layout) × views × hyperparameters. Error bounds come from a run
-of the same formulas on magnitudes, so that they are relative to Σ|terms| and hold where signed sums cancel.
+One table of cases: engine × dtype × tensor (shape and layout) × views × hyperparameters. The error bounds are those of
+bench/bounds.py.
 """
 
 import os
@@ -12,13 +12,14 @@ from typing import Any
 
 import cpu_stand_in
 import cuda_emulation
-import oracle
 import pytest
 import torch
 from guarded import guarded
 from on_gpu import OnGpu
 from torch import Tensor
 
+from bench import oracle
+from bench.bounds import assert_close, magnitudes, of_moments, of_stored, sum_eps
 from noetherperf import Norm, Part, Symmetry, Translation
 from noetherperf.engines import Engine, OnDevice
 from noetherperf.engines.backends import BACKENDS, backends
@@ -26,8 +27,8 @@ from noetherperf.engines.cuda import CudaEngine
 from noetherperf.engines.reference import ReferenceEngine
 from noetherperf.measure.plan import Measurement, Plan, make_plan
 from noetherperf.rules.law import N_START, PROPAGATED, Law, propagate
-from noetherperf.rules.sgd import SGD, Hyper
 from noetherperf.rules.moments import Moment
+from noetherperf.rules.sgd import SGD, Hyper
 
 MakeEngine = Callable[..., Engine]
 
@@ -175,22 +176,11 @@ def symmetries_for(shape: tuple[int, ...], which: str) -> list[Symmetry]:
     return found
 
 
-def sum_eps(engine: str, dtype: torch.dtype) -> float:
-    """What an engine's sums may be off, relative to Σ|terms|: GPUs sum up to 128 numbers one by one in float32."""
-    in_float32 = engine.startswith(("cuda", "triton")) and dtype != torch.float64
-    return 64 * torch.finfo(torch.float32).eps if in_float32 else 1e-13
-
-
 def poisoned(plan: Plan) -> Measurement:
     measurement = Measurement.empty(plan)
     for tensor in measurement.tensors():
         tensor.fill_(torch.nan)
     return measurement
-
-
-def assert_close(actual: Tensor, expected: Tensor, bound: Tensor, what: str) -> None:
-    excess = ((actual.double() - expected).abs() - bound).max().item() if actual.numel() else 0.0
-    assert excess <= 0.0, f"{what}: {excess:.3g} beyond its bound"
 
 
 def cases(turn: int, sparing: bool) -> list[tuple[str, Hyper]]:
@@ -205,9 +195,6 @@ def cases(turn: int, sparing: bool) -> list[tuple[str, Hyper]]:
 def test_step_moments_and_laws(engine: str, dtype: torch.dtype, tensor: str) -> None:
     shape, layout, grad_layout = TENSORS[tensor]
     generator = torch.Generator().manual_seed(len(tensor))
-    eps = torch.finfo(dtype).eps
-    spacing = eps * torch.finfo(dtype).smallest_normal  # of the numbers around zero
-    compute_eps = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
     sums_eps = sum_eps(engine, dtype)
     large = torch.Size(shape).numel() > 10_000
     sparing = large or INTERPRETED
@@ -231,7 +218,7 @@ def test_step_moments_and_laws(engine: str, dtype: torch.dtype, tensor: str) -> 
                 p64, g64 = p.tensor.to(torch.float64, copy=True), g.tensor.double()
                 v64 = None if buffer is None else buffer.to(torch.float64, copy=True)
                 p_new, v_new, u = oracle.step(p64, g64, v64, c)
-                p_mag, v_mag, u_mag = oracle.magnitudes(p64, g64, v64, c)
+                p_mag, v_mag, u_mag = magnitudes(p64, g64, v64, c)
                 surroundings = [a.outside().clone() for a in (p, g, v)]
                 g_before, v_before = g.tensor.clone(), v.tensor.clone()
 
@@ -256,15 +243,11 @@ def test_step_moments_and_laws(engine: str, dtype: torch.dtype, tensor: str) -> 
                 made.admit([g.tensor])
                 made.step([g.tensor], [buffer], [hyper], [age], HOST)
 
-                assert_close(
-                    p.tensor, p_new, spacing + eps * p_new.abs() + 8 * compute_eps * p_mag, f"parameters, {where}"
-                )
+                assert_close(p.tensor, p_new, of_stored(p_new, p_mag, dtype), f"parameters, {where}")
                 if c.mix_v != 0.0:
                     assert v_new is not None
                     assert v_mag is not None
-                    assert_close(
-                        v.tensor, v_new, spacing + eps * v_new.abs() + 8 * compute_eps * v_mag, f"buffer, {where}"
-                    )
+                    assert_close(v.tensor, v_new, of_stored(v_new, v_mag, dtype), f"buffer, {where}")
                 else:
                     assert torch.equal(v.tensor, v_before), where
                 assert torch.equal(g.tensor, g_before), where
@@ -274,11 +257,8 @@ def test_step_moments_and_laws(engine: str, dtype: torch.dtype, tensor: str) -> 
                 for view in plan.views:
                     sums = measurement.moments[:, view.segment : view.segment + view.n_segments]
                     expected = oracle.moments(view, hyper, p.tensor, p64, g64, u, v_new)
-                    bound = oracle.moments(view, hyper, p.tensor.abs(), p64.abs(), g64.abs(), u_mag, v_mag)
-                    # charges and the gradient's moments are sums of exact products, the update's carry its rounding
-                    bound *= sums_eps
-                    bound[Moment.SQ_U :] *= 1 + 24 * compute_eps / sums_eps
-                    assert_close(sums, expected, bound, f"moments, {where}")
+                    terms = oracle.moments(view, hyper, p.tensor.abs(), p64.abs(), g64.abs(), u_mag, v_mag)
+                    assert_close(sums, expected, of_moments(terms, dtype, sums_eps), f"moments, {where}")
                     for law in Law:
                         at = view.law_segment[law]
                         if at < 0:
@@ -391,8 +371,8 @@ def test_a_buffer_that_momentum_zero_leaves_keeps_its_law(engine: str) -> None:
         at = view.law_segment[Law.NORM]
         state = measurement.states[Law.NORM][:, at : at + view.n_segments]
         free = measurement.propagators[view.tensor, Law.NORM, 0] @ state[:N_START]
-        x, defect = SGD.laws[Law.NORM].rows["budget"], SGD.laws[Law.NORM].rows["defect"]
-        budget = torch.stack([state[x] + state[x + 1], state[x + 2]])
+        at, defect = SGD.laws[Law.NORM].rows["budget"], SGD.laws[Law.NORM].rows["defect"]
+        budget = torch.stack([state[at] + state[at + 1], state[at + 2]])
         terms = torch.stack([free, state[defect : defect + 2], budget])
         x, y = view.grouped(p[view.tensor]), view.grouped(v[view.tensor])
         truth = torch.stack([(x * x).sum((0, 2)), (x * y).sum((0, 2))])

@@ -14,12 +14,13 @@ from rich.console import Console
 from torch import nn
 from typer.testing import CliRunner
 
-from noetherperf.cli import app, law_table
+from noetherperf.cli import app
+from noetherperf.cli.laws import law_table
 from noetherperf.optim.sgd import SGD
 from noetherperf.recipes.experiment import Experiment, run
 from noetherperf.recipes.resnet import resnet18
 from noetherperf.recipes.settings import Settings
-from noetherperf.record.writer import Recorder, open_record, relative_error
+from noetherperf.record import Recorder, open_record, relative_error
 
 TINY = Experiment(dataset="digits", image_size=32, model="vgg16-bn", width=1 / 64)
 SETTINGS = Settings(epochs=2, batch_size=256, every=2, lr=0.02)
@@ -111,7 +112,7 @@ def test_the_command_line_runs_the_paper_and_goes_on(tmp_path: Path) -> None:
     assert first.exit_code == 0, first.output
     again = CliRunner().invoke(app, [*options, "--epochs", "1"])
     assert again.exit_code == 2
-    assert "--resume to go on" in again.output
+    assert "--resume to continue" in again.output
     resumed = CliRunner().invoke(app, [*options, "--epochs", "2", "--resume"])
     assert resumed.exit_code == 0, resumed.output
     assert "2 steps in" in resumed.output
@@ -131,7 +132,7 @@ def test_the_command_line_runs_the_paper_and_goes_on(tmp_path: Path) -> None:
     [
         (["run", "--dataset", "cifar10"], "--dataset: the small network takes digits"),
         (["run", "--workers", "2"], "--workers: the small network"),
-        ([*RUN, "--resume", "--overwrite"], "--resume: it goes on with what --overwrite would replace"),
+        ([*RUN, "--resume", "--overwrite"], "--resume: continues the run that --overwrite would replace"),
         (["run", "--dataset", "cifar10", "--model", "vgg16"], "never downloaded: say where it is"),
         (["run", "--model", "alexnet"], "no model 'alexnet'"),
     ],

@@ -27,12 +27,12 @@ from google_crc32c import value as crc32c
 from training import BACKENDS, buffers, loss_of, make_net, ours, theirs, train
 
 import noetherperf as nperf
-import noetherperf.record.writer
+import noetherperf.record.layout
 from noetherperf import Norm, Part
 from noetherperf.measure.openness import Openness
-from noetherperf.record.chunks import Array
-from noetherperf.rules import laws
-from noetherperf.symmetry import symmetry
+from noetherperf.record.array import Array
+from noetherperf.rules import law as laws
+from noetherperf.symmetry import from_json
 
 OPTIONS: dict[str, Any] = {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.01}
 TESTS = Path(__file__).parent
@@ -365,8 +365,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_long_record(path: Path) -> None:
     """Of several chunks along rows and groups, with numbers that are all different."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(noetherperf.record.writer, "CHUNK_VALUES", 8)
-        patch.setattr(noetherperf.record.writer, "CHUNK_GROUPS", 3)
+        patch.setattr(noetherperf.record.layout, "CHUNK_VALUES", 8)
+        patch.setattr(noetherperf.record.layout, "CHUNK_GROUPS", 3)
         net = make_net("cpu")
         optimizer = ours(net, "cpu", **OPTIONS)
         with nperf.Recorder(optimizer, path, probes={"one": lambda: 1.0}):
@@ -568,7 +568,7 @@ def within(megabytes: int, seconds: float = 20.0) -> Iterator[None]:
 def test_metadata_that_no_parser_likes(record: Path, text: str) -> None:
     if text.startswith("["):
         with pytest.raises(ValueError, match="nested"):
-            symmetry.from_json(text)
+            from_json(text)
     (record / "zarr.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(ValueError, match="damaged"):
         nperf.open_record(record)

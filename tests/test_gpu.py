@@ -56,8 +56,8 @@ def symmetries_of(shapes: Sequence[tuple[int, ...]]) -> list[Symmetry]:
     return found
 
 
-class Problem:
-    """Parameters with gradients, the same in every problem of a dtype, and an optimizer that measures them."""
+class SteppedModel:
+    """Parameters with gradients, the same in every model of a dtype, and an optimizer that measures them."""
 
     def __init__(self, backend: str, dtype: torch.dtype = torch.float64, **options: Any) -> None:
         self.generator = torch.Generator().manual_seed(0)
@@ -88,7 +88,7 @@ class Problem:
         return [x.detach().cpu() for x in found]
 
 
-def assert_equal(one: Problem, two: Problem) -> None:
+def assert_equal(one: SteppedModel, two: SteppedModel) -> None:
     """Bit for bit."""
     for a, b in zip(one.everything(), two.everything(), strict=True):
         assert a.isfinite().all()
@@ -100,12 +100,12 @@ def assert_equal(one: Problem, two: Problem) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_runs_agree_bit_for_bit(backend: str, dtype: torch.dtype) -> None:
-    problems = [Problem(backend, dtype) for _ in range(2)]
-    for problem in problems:
+    models = [SteppedModel(backend, dtype) for _ in range(2)]
+    for model in models:
         for _ in range(5):
-            problem.optimizer.step()
-            problem.new_gradients()
-    assert_equal(*problems)
+            model.optimizer.step()
+            model.new_gradients()
+    assert_equal(*models)
 
 
 @pytest.mark.parametrize("options", OPTIONS)
@@ -113,14 +113,14 @@ def test_runs_agree_bit_for_bit(backend: str, dtype: torch.dtype) -> None:
 def test_laws_hold_to_rounding_over_many_steps(backend: str, dtype: torch.dtype, options: str) -> None:
     """The discrete law with its defect is an identity for any gradients, up to rounding of what is stored."""
     n_steps = 30
-    problem = Problem(backend, dtype, **{**OPTIONS[options], "lr": 0.01})
+    model = SteppedModel(backend, dtype, **{**OPTIONS[options], "lr": 0.01})
     for _ in range(n_steps):
-        problem.optimizer.step()
-        problem.new_gradients()
-    readout = problem.optimizer.readout()
+        model.optimizer.step()
+        model.new_gradients()
+    readout = model.optimizer.readout()
     assert readout.step == n_steps
     for name, law in readout.items():
-        tensor = problem.params[int(name.split()[1])]
+        tensor = model.params[int(name.split()[1])]
         # Rounding moves every element by eps of itself a step; what a charge sums of |θ| and θ² bounds what that moves.
         n_elements = tensor.numel() / law.charge.numel()
         scale = 2.0 * tensor.detach().double().abs().max().item() ** (1 if name.startswith("translation") else 2)
@@ -133,11 +133,11 @@ def test_laws_hold_to_rounding_over_many_steps(backend: str, dtype: torch.dtype,
 
 @pytest.mark.parametrize("options", OPTIONS)
 def test_agrees_with_the_reference_backend(backend: str, options: str) -> None:
-    one, two = (Problem(name, torch.float64, **OPTIONS[options]) for name in (backend, "reference"))
-    for problem in (one, two):
+    one, two = (SteppedModel(name, torch.float64, **OPTIONS[options]) for name in (backend, "reference"))
+    for model in (one, two):
         for _ in range(10):
-            problem.optimizer.step()
-            problem.new_gradients()
+            model.optimizer.step()
+            model.new_gradients()
     for a, b in zip(one.everything(), two.everything(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
@@ -213,12 +213,12 @@ def waiting_is_an_error() -> Iterator[None]:
 @pytest.mark.parametrize("inputs", ["host", "device lr", "scaler"])
 def test_a_step_neither_waits_nor_allocates(backend: str, inputs: str, waiting_is_an_error: None) -> None:
     lr = torch.tensor(0.1, device="cuda") if inputs == "device lr" else 0.1
-    problem = Problem(backend, torch.float32, **{**MOMENTUM, "lr": lr})
+    model = SteppedModel(backend, torch.float32, **{**MOMENTUM, "lr": lr})
     if inputs == "scaler":
-        problem.optimizer.grad_scale = torch.tensor(1.0, device="cuda")  # type: ignore[attr-defined]
-        problem.optimizer.found_inf = torch.tensor(0.0, device="cuda")  # type: ignore[attr-defined]
+        model.optimizer.grad_scale = torch.tensor(1.0, device="cuda")  # type: ignore[attr-defined]
+        model.optimizer.found_inf = torch.tensor(0.0, device="cuda")  # type: ignore[attr-defined]
     for _ in range(10):
-        problem.optimizer.step()
+        model.optimizer.step()
     torch.cuda.synchronize()
 
     def allocated() -> list[int]:
@@ -227,21 +227,21 @@ def test_a_step_neither_waits_nor_allocates(backend: str, inputs: str, waiting_i
 
     torch.cuda.set_sync_debug_mode("error")
     with pytest.raises(RuntimeError):  # or this test could not fail
-        problem.params[0].sum().item()
+        model.params[0].sum().item()
     before = allocated()
     for _ in range(20):
-        problem.optimizer.step()
+        model.optimizer.step()
     torch.cuda.set_sync_debug_mode("default")
     assert allocated() == before
 
 
 def test_two_kernels_a_step(backend: str) -> None:
-    from bench.gpu import launches
+    from bench.gpu.device import launches
 
-    problem = Problem(backend, torch.float32)
+    model = SteppedModel(backend, torch.float32)
     for _ in range(3):
-        problem.optimizer.step()
-    counted = launches(problem.optimizer.step)
+        model.optimizer.step()
+    counted = launches(model.optimizer.step)
     if counted is None:
         pytest.skip("the profiler sees no kernel at all on this machine")
     assert counted[0] <= 2
@@ -250,12 +250,14 @@ def test_two_kernels_a_step(backend: str) -> None:
 
 def test_a_learning_rate_on_the_device(backend: str) -> None:
     """Changed between steps where it lies; powers of two, which float32 holds as they are."""
-    here, there = (Problem(backend, torch.float64, **{**MOMENTUM, "lr": lr}) for lr in (0.5, torch.tensor(0.5).cuda()))
+    here, there = (
+        SteppedModel(backend, torch.float64, **{**MOMENTUM, "lr": lr}) for lr in (0.5, torch.tensor(0.5).cuda())
+    )
     for _ in range(5):
-        for problem in (here, there):
-            problem.optimizer.step()
-            problem.new_gradients()
-            problem.optimizer.param_groups[0]["lr"] *= 0.5
+        for model in (here, there):
+            model.optimizer.step()
+            model.new_gradients()
+            model.optimizer.param_groups[0]["lr"] *= 0.5
     assert isinstance(there.optimizer.param_groups[0]["lr"], Tensor)
     assert_equal(here, there)
 
@@ -263,7 +265,7 @@ def test_a_learning_rate_on_the_device(backend: str) -> None:
 def test_a_scaler_skips_the_first_step(backend: str) -> None:
     """Which writes nothing, advances nothing and leaves the undampened step to the next one."""
     options = {**MOMENTUM, "dampening": 0.4, "fused": True}
-    plain, scaled = (Problem(backend, torch.float64, **options) for _ in range(2))
+    plain, scaled = (SteppedModel(backend, torch.float64, **options) for _ in range(2))
     scaler = torch.amp.GradScaler("cuda", init_scale=1024.0)
     scaler.scale(torch.ones((), device="cuda"))
     before = [p.detach().clone() for p in scaled.params]
@@ -288,7 +290,7 @@ def test_a_scaler_skips_the_first_step(backend: str) -> None:
 
 
 def test_a_captured_step_is_replayed(backend: str) -> None:
-    eager, captured = (Problem(backend, torch.float32) for _ in range(2))
+    eager, captured = (SteppedModel(backend, torch.float32) for _ in range(2))
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -301,8 +303,8 @@ def test_a_captured_step_is_replayed(backend: str) -> None:
     for _ in range(3):
         eager.optimizer.step()
     for _ in range(4):
-        for problem in (eager, captured):
-            problem.new_gradients()
+        for model in (eager, captured):
+            model.new_gradients()
         eager.optimizer.step()
         graph.replay()
     captured.optimizer.step()  # and eagerly again
@@ -313,10 +315,10 @@ def test_a_captured_step_is_replayed(backend: str) -> None:
 
 @pytest.mark.filterwarnings("ignore")  # torch's, about a graph with nothing in it
 def test_a_first_step_cannot_be_captured(backend: str) -> None:
-    problem = Problem(backend, torch.float32)
+    model = SteppedModel(backend, torch.float32)
     graph = torch.cuda.CUDAGraph()
     with pytest.raises(RuntimeError, match="captured in a CUDA graph"), torch.cuda.graph(graph):
-        problem.optimizer.step()
+        model.optimizer.step()
 
 
 def test_more_elements_than_32_bits_count(backend: str) -> None:

@@ -20,9 +20,20 @@ from noetherperf.engines.reference import ReferenceEngine
 
 pytest.importorskip("noetherperf._cpu", reason="the benchmarks measure the compiled CPU engine, which is not built")
 
-from bench import gpu, gpu_report, gpu_tables, page
+from bench import gpu_report, page
 from bench.cases import LARGE_MODELS, Case
-from bench.gpu_report import Machine, Part, Session
+from bench.gpu import comparison, tables
+from bench.gpu.cases import CASES, chosen
+from bench.gpu.comparison import LEAST_ROUNDS, Bench
+from bench.gpu.device import Device, count_launches
+from bench.gpu.machine import Machine, find_machine, find_nvcc, nvidia_smi
+from bench.gpu.memcheck import find_sanitizer
+from bench.gpu.process import Part, run
+from bench.gpu.run import compile_kernels
+from bench.gpu.run import run as run_cases
+from bench.gpu.session import Session
+from bench.gpu.suite import judge_tests
+from bench.gpu.targets import judged
 
 ROOT = Path(__file__).parents[1]
 
@@ -66,21 +77,21 @@ def test_the_first_python_with_a_gpu_is_taken(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     none = fake_python(tmp_path / "none", json.dumps({**FOUND, "torch": None, "devices": []}))
     with_gpu = fake_python(tmp_path / "gpu", json.dumps(FOUND))
-    machine = gpu_report.find_machine([tmp_path / "missing", none, with_gpu])
+    machine = find_machine([tmp_path / "missing", none, with_gpu])
     assert isinstance(machine, Machine)
     assert (machine.python, machine.capability) == (with_gpu, "90")
-    said = gpu_report.find_machine([tmp_path / "missing", none])
+    said = find_machine([tmp_path / "missing", none])
     assert isinstance(said, str)
     assert "missing does not answer; " in said
     assert said.endswith("has no torch")
 
 
 def test_nvidia_smi_is_read_or_done_without() -> None:
-    read = gpu_report.nvidia_smi("580.95.05, 1980, 3201, 700.00, Enabled, Default\n580.95.05, 1, 1, 1, [N/A], Default")
+    read = nvidia_smi("580.95.05, 1980, 3201, 700.00, Enabled, Default\n580.95.05, 1, 1, 1, [N/A], Default")
     assert (read["driver"], read["ecc"], read["watts at most"]) == ("580.95.05", "Enabled", "700.00")
-    assert gpu_report.nvidia_smi("580, 1980, [N/A], 700, [N/A], Default")["ecc"] is None
-    assert set(gpu_report.nvidia_smi(None).values()) == {None}
-    assert set(gpu_report.nvidia_smi("No devices were found").values()) == {None}
+    assert nvidia_smi("580, 1980, [N/A], 700, [N/A], Default")["ecc"] is None
+    assert set(nvidia_smi(None).values()) == {None}
+    assert set(nvidia_smi("No devices were found").values()) == {None}
 
 
 def test_tools_are_found_beside_each_other(tmp_path: Path) -> None:
@@ -89,13 +100,13 @@ def test_tools_are_found_beside_each_other(tmp_path: Path) -> None:
     for tool in (nvcc, nvcc.with_name("compute-sanitizer")):
         tool.write_text("")
         tool.chmod(0o755)
-    assert gpu_report.find_nvcc({"CUDACXX": "/opt/nvcc", "PATH": ""}, []) == Path("/opt/nvcc")
-    assert gpu_report.find_nvcc({"PATH": "", "CUDA_HOME": str(nvcc.parents[1])}, []) == nvcc
+    assert find_nvcc({"CUDACXX": "/opt/nvcc", "PATH": ""}, []) == Path("/opt/nvcc")
+    assert find_nvcc({"PATH": "", "CUDA_HOME": str(nvcc.parents[1])}, []) == nvcc
     if not Path("/usr/local/cuda/bin/nvcc").exists():
-        assert gpu_report.find_nvcc({"PATH": ""}, ["", str(tmp_path)]) == nvcc
-        assert gpu_report.find_nvcc({"PATH": ""}, []) is None
+        assert find_nvcc({"PATH": ""}, ["", str(tmp_path)]) == nvcc
+        assert find_nvcc({"PATH": ""}, []) is None
     if not Path("/usr/local/cuda").exists():
-        assert gpu_report.find_sanitizer(nvcc) == nvcc.with_name("compute-sanitizer")
+        assert find_sanitizer(nvcc) == nvcc.with_name("compute-sanitizer")
 
 
 # ---- processes ------------------------------------------------------------------------------------------------------
@@ -103,11 +114,11 @@ def test_tools_are_found_beside_each_other(tmp_path: Path) -> None:
 
 def test_parts_pass_fail_or_are_stopped(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    passed = gpu_report.run("a", [sys.executable, "-c", "print('fine')"], 60, log)
+    passed = run("a", [sys.executable, "-c", "print('fine')"], 60, log)
     assert (passed.status, passed.output, log.read_text()) == ("passed", "", "fine\n")
-    failed = gpu_report.run("b", [sys.executable, "-c", "print('why'); raise SystemExit(3)"], 60, log)
+    failed = run("b", [sys.executable, "-c", "print('why'); raise SystemExit(3)"], 60, log)
     assert (failed.status, failed.detail, failed.output) == ("failed", "exit code 3", "why")
-    missing = gpu_report.run("c", [tmp_path / "nothing"], 60, log)
+    missing = run("c", [tmp_path / "nothing"], 60, log)
     assert missing.status == "failed"
     assert "cannot be started" in missing.detail
     begin = time.monotonic()
@@ -115,7 +126,7 @@ def test_parts_pass_fail_or_are_stopped(tmp_path: Path) -> None:
     deaf = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
     code = f"import subprocess, sys, time; {deaf}p = subprocess.Popen([sys.executable, '-c', '{deaf}import time;"
     code += " time.sleep(600)']); print(p.pid, flush=True); time.sleep(600)"
-    stopped = gpu_report.run("d", [sys.executable, "-c", code], 2.0, log, grace=0.2)
+    stopped = run("d", [sys.executable, "-c", code], 2.0, log, grace=0.2)
     assert (stopped.status, stopped.detail) == ("timed out", "stopped after 2 s")
     assert time.monotonic() - begin < 30
     child = int(stopped.output)
@@ -132,20 +143,20 @@ XML = """<testsuites><testsuite tests="{tests}" failures="{failures}" errors="0"
 {skips}</testsuite></testsuites>"""
 
 
-def judged(tmp_path: Path, status: str, tests: int, failures: int, skipped: int) -> Part:
+def part_judged(tmp_path: Path, status: str, tests: int, failures: int, skipped: int) -> Part:
     path = tmp_path / "results.xml"
     skips = '<testcase><skipped message="cuda: not built"/></testcase>' * skipped
     path.write_text(XML.format(tests=tests, failures=failures, skipped=skipped, skips=skips))
-    return gpu_report.judge_tests(Part("t", status), path, tmp_path / "log")
+    return judge_tests(Part("t", status), path, tmp_path / "log")
 
 
 def test_tests_are_counted(tmp_path: Path) -> None:
-    fine = judged(tmp_path, "passed", 12, 0, 2)
+    fine = part_judged(tmp_path, "passed", 12, 0, 2)
     assert (fine.status, fine.detail) == ("passed", "10 passed, 2 skipped")
-    bad = judged(tmp_path, "failed", 12, 3, 0)
+    bad = part_judged(tmp_path, "failed", 12, 3, 0)
     assert (bad.status, bad.detail) == ("failed", "9 passed, 3 failed")
-    assert judged(tmp_path, "failed", 0, 0, 0).status == "failed"
-    skipped = judged(tmp_path, "passed", 4, 0, 4)
+    assert part_judged(tmp_path, "failed", 0, 0, 0).status == "failed"
+    skipped = part_judged(tmp_path, "passed", 4, 0, 4)
     assert (skipped.status, skipped.detail) == ("not run", "cuda: not built")
 
 
@@ -160,10 +171,10 @@ def test_tests_that_were_stopped_are_counted_by_what_they_printed(tmp_path: Path
     log = tmp_path / "log"
     log.write_text(LOG)
     part = Part("t", "timed out", detail="stopped", output="its end")
-    stopped = gpu_report.judge_tests(part, tmp_path / "none.xml", log)
+    stopped = judge_tests(part, tmp_path / "none.xml", log)
     assert (stopped.status, stopped.detail) == ("timed out", "2 passed, 1 failed, stopped")
     assert stopped.output == "[gw0] [ 75%] FAILED tests/test_a.py::test_two[c d]\nits end"
-    untold = gpu_report.judge_tests(Part("t", "timed out", detail="stopped"), tmp_path / "none.xml", tmp_path / "none")
+    untold = judge_tests(Part("t", "timed out", detail="stopped"), tmp_path / "none.xml", tmp_path / "none")
     assert (untold.status, untold.detail) == ("timed out", "0 passed, 0 failed, stopped")
 
 
@@ -171,10 +182,8 @@ def test_tests_that_were_stopped_are_counted_by_what_they_printed(tmp_path: Path
 
 
 @pytest.fixture
-def pretended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A Python with a GPU, as far as it says, and a build that is ready."""
-    monkeypatch.setattr(gpu_report, "BUILD", tmp_path / "build")
-    monkeypatch.setattr(gpu_report, "READY", tmp_path / "build" / "ready")
+def pretended(tmp_path: Path) -> Path:
+    """A Python with a GPU, as far as it says, and in the folder "build" beside it a build that is ready."""
     (tmp_path / "build").mkdir()
     (tmp_path / "build" / "ready").touch()
     return fake_python(tmp_path, json.dumps(FOUND))
@@ -219,10 +228,10 @@ def test_a_report_keeps_what_was_run_before(
         session.bench = bench_result()
         yield Part("bench", "passed", 4.0, "1 cases timed")
 
-    monkeypatch.setattr(Session, "tests", tests)
-    monkeypatch.setattr(Session, "benchmarks", benchmarks)
-    assert gpu_report.main(["--only", "tests", "--out", str(tmp_path)], [pretended]) == 1
-    assert gpu_report.main(["--only", "bench", "--out", str(tmp_path)], [pretended]) == 0
+    monkeypatch.setitem(gpu_report.RUN, "tests", tests)
+    monkeypatch.setitem(gpu_report.RUN, "bench", benchmarks)
+    assert gpu_report.main(["--only", "tests", "--out", str(tmp_path)], [pretended], tmp_path / "build") == 1
+    assert gpu_report.main(["--only", "bench", "--out", str(tmp_path)], [pretended], tmp_path / "build") == 0
     result = json.loads((tmp_path / "gpu.json").read_text())
     assert [(part["phase"], part["status"]) for part in result["parts"]] == [("tests", "failed"), ("bench", "passed")]
     assert result["environment"]["device"] == "NVIDIA H200"
@@ -234,11 +243,11 @@ def test_a_report_keeps_what_was_run_before(
 
 
 def test_what_the_build_lacks_is_not_run(pretended: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu_report.READY.unlink()
-    monkeypatch.setattr(
-        Session, "build", lambda session: iter([Part("build", "failed", 1.0, "exit code 1", "no nvcc")])
+    (tmp_path / "build" / "ready").unlink()
+    monkeypatch.setitem(
+        gpu_report.RUN, "build", lambda session: iter([Part("build", "failed", 1.0, "exit code 1", "no nvcc")])
     )
-    assert gpu_report.main(["--only", "bench", "--out", str(tmp_path)], [pretended]) == 1
+    assert gpu_report.main(["--only", "bench", "--out", str(tmp_path)], [pretended], tmp_path / "build") == 1
     parts = json.loads((tmp_path / "gpu.json").read_text())["parts"]
     assert [(part["part"], part["status"]) for part in parts] == [("build", "failed"), ("bench", "not run")]
 
@@ -250,7 +259,7 @@ def test_unknown_parts_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_targets_are_judged_as_measured() -> None:
-    verdicts = {one["target"]: one["backends"] for one in gpu_tables.judged(bench_result())}
+    verdicts = {one["target"]: one["backends"] for one in judged(bench_result())}
     copy = verdicts["rows + columns: fraction of the copy's bandwidth, 1e8 parameters and more"]
     assert copy == {"cuda": {"value": "0.950", "case": "gpt2-float32-both-b0.9", "met": True}, "triton": None}
     fused = verdicts["rows + columns: × torch fused without measuring, every case"]["cuda"]
@@ -258,13 +267,13 @@ def test_targets_are_judged_as_measured() -> None:
     assert verdicts["kernels launched a step, every case"]["cuda"]["met"]
     assert verdicts["rows + columns: eager measurement after torch's fused step, × ours"]["cuda"]["met"]
     assert verdicts["rows + columns: ResNet-50, overhead of measuring"]["cuda"] is None
-    resnet = {one["target"]: one["backends"] for one in gpu_tables.judged(bench_result(model="resnet50"))}
+    resnet = {one["target"]: one["backends"] for one in judged(bench_result(model="resnet50"))}
     overhead = resnet["rows + columns: ResNet-50, overhead of measuring"]["cuda"]
     assert (overhead["value"], overhead["met"]) == ("2.0 %", True)
 
 
 def test_tables_say_what_is_missing_and_why() -> None:
-    sections = dict(gpu_tables.bench_sections(bench_result(wrong={"triton": "parameter w0: 1 beyond its bound"})))
+    sections = dict(tables.bench_sections(bench_result(wrong={"triton": "parameter w0: 1 beyond its bound"})))
     assert "**not met**: 1.040 (gpt2-float32-both-b0.9)" in sections["Targets, as measured"]
     assert "not measured" in sections["Targets, as measured"]
     assert "0.95 (0.94–0.96)" in sections["The step with its measurement"]
@@ -276,33 +285,33 @@ def test_tables_say_what_is_missing_and_why() -> None:
 
 
 def test_the_documentation_shows_the_run_that_is_kept() -> None:
-    text = gpu_tables.section(json.loads(gpu_tables.RESULT.read_text()))
+    text = tables.section(json.loads(tables.RESULT.read_text()))
     document = page.DOCUMENT.read_text()
-    assert page.insert(document, "gpu", gpu_tables.COMMAND, text) == document
+    assert page.insert(document, "gpu", tables.COMMAND, text) == document
 
 
 # ---- the benchmarks, on a CPU ---------------------------------------------------------------------------------------
 
 SMALL = Case("gpu", "small", ((64, 33), (17,)), view="both")
-BENCH = gpu.Bench(gpu.Device(torch.device("cpu"), ("cpu",)), case_seconds=0.01)
+BENCH = Bench(Device(torch.device("cpu"), ("cpu",)), case_seconds=0.01)
 
 
 def test_large_models_have_their_known_size() -> None:
     assert Case("gpu", "gpt2-xl", LARGE_MODELS["gpt2-xl"]).n_parameters == 1_557_611_200
     assert Case("gpu", "billion", LARGE_MODELS["billion"]).n_parameters == 1_000_000_000
-    assert len({case.name for case in gpu.CASES}) == len(gpu.CASES)
+    assert len({case.name for case in CASES}) == len(CASES)
 
 
 def test_a_case_is_checked_timed_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "MAX_COMPILED", 0)
+    monkeypatch.setattr(comparison, "MAX_COMPILED", 0)
     info = BENCH.run(SMALL)
     assert set(info["figures"]) == {"cpu", "cpu plain", "fused", "eager", "copy"}
     assert set(info["figures"]["cpu"]) == {"seconds", "of copy", "per fused", "per cpu", "per cpu plain"}
     assert info["figures"]["fused"]["per fused"] == [1.0, 1.0, 1.0]
     assert "compile for too long" in info["not run"]["compiled_measured"]
     assert info["wrong"] == {}
-    assert info["rounds"] >= gpu.LEAST_ROUNDS
-    text = gpu_tables.report(
+    assert info["rounds"] >= LEAST_ROUNDS
+    text = tables.report(
         {
             "environment": {**dict.fromkeys(["driver", "nvcc", "triton", "commit", "dirty"]), "memory": 0}
             | dict.fromkeys(["device", "capability", "torch", "cuda", "python", "date"], "?"),
@@ -319,7 +328,7 @@ def test_a_wrong_step_has_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
         self.param_groups[0]["params"][0].data[0, 0] += 1.0
 
     step = nperf.SGD.step
-    monkeypatch.setattr(gpu, "MAX_COMPILED", 0)
+    monkeypatch.setattr(comparison, "MAX_COMPILED", 0)
     monkeypatch.setattr(nperf.SGD, "step", forgetful)
     info = BENCH.run(SMALL)
     assert "parameter w0" in info["wrong"]["cpu"]
@@ -328,18 +337,18 @@ def test_a_wrong_step_has_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_case_begins_when_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([0.0, 1.0, 2.0, 11.0])
-    monkeypatch.setattr(gpu.Bench, "run", lambda self, case: {"case": case.name, "wrong": {}})
+    monkeypatch.setattr(Bench, "run", lambda self, case: {"case": case.name, "wrong": {}})
     written: list[int] = []
-    result = gpu.run(gpu.CASES[:2], BENCH, 10.0, lambda r: written.append(len(r["cases"])), clock=lambda: next(times))
-    assert [case["case"] for case in result["cases"]] == [gpu.CASES[0].name]
-    assert result["not timed"] == [{"case": gpu.CASES[1].name, "reason": "there was no time left for it"}]
+    result = run_cases(CASES[:2], BENCH, 10.0, lambda r: written.append(len(r["cases"])), clock=lambda: next(times))
+    assert [case["case"] for case in result["cases"]] == [CASES[0].name]
+    assert result["not timed"] == [{"case": CASES[1].name, "reason": "there was no time left for it"}]
     assert written == [1, 1]
 
 
 def test_cases_are_chosen_by_name() -> None:
-    assert {case.model for case in gpu.chosen("gpt2-xl-*, billion*")} == {"gpt2-xl", "billion"}
+    assert {case.model for case in chosen("gpt2-xl-*, billion*")} == {"gpt2-xl", "billion"}
     with pytest.raises(ValueError, match="no case is called 'gpt3'"):
-        gpu.chosen("gpt3")
+        chosen("gpt3")
 
 
 def test_kernels_are_compiled_by_one_step(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -351,16 +360,16 @@ def test_kernels_are_compiled_by_one_step(capsys: pytest.CaptureFixture[str], mo
         step(self)
 
     monkeypatch.setattr(nperf.SGD, "step", noted)
-    cases = gpu.chosen("host161-*,billion-float32-rows-*")
-    gpu.compile_kernels(cases, BENCH.device)
+    cases = chosen("host161-*,billion-float32-rows-*")
+    compile_kernels(cases, BENCH.device)
     assert capsys.readouterr().out.split() == [case.name for case in cases if case.model != "billion"]
     assert steps == [("cpu", 0), ("cpu", 0), ("cpu", 161), ("cpu", 0)]
 
 
 def test_launches_are_counted_by_name() -> None:
-    assert gpu.count_launches(["stage_1", "Memcpy HtoD (Pinned -> Device)", "stage_2", "Memset (Device)"]) == (2, 2)
-    assert gpu.count_launches(["Optimizer.step#SGD.step", "stage_1", "stage_2"]) == (2, 0)
-    assert gpu.count_launches([]) is None
+    assert count_launches(["stage_1", "Memcpy HtoD (Pinned -> Device)", "stage_2", "Memset (Device)"]) == (2, 2)
+    assert count_launches(["Optimizer.step#SGD.step", "stage_1", "stage_2"]) == (2, 0)
+    assert count_launches([]) is None
 
 
 # ---- the tests of the device, on a CPU ------------------------------------------------------------------------------

@@ -12,11 +12,11 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from mpmath import fsum, mpf, workdps
-from test_engines import sum_eps
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import noetherperf as nperf
+from bench.bounds import sum_eps
 from noetherperf import Norm, Part, Rescale, Scale, Symmetry, Translation
 from noetherperf.rules.oscillator import free_norm, free_translation, norm_response, oscillator
 from noetherperf.rules.sgd import Hyper

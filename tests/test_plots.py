@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from noetherperf import plots
 from noetherperf.checks.constraints import check_constraints
 from noetherperf.optim.sgd import SGD
-from noetherperf.record.writer import Record, Recorder, open_record, relative_error
+from noetherperf.record import Record, Recorder, open_record, relative_error
 from noetherperf.symmetry import Norm, Part, Rescale, Scale, Symmetry, Translation
 
 SYMMETRIES: dict[str, Symmetry] = {

@@ -11,18 +11,19 @@ import json
 from typing import Any
 
 import hypothesis.strategies as st
-import oracle
 import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
-from test_engines import DTYPES, ENGINES, HOST, Arena, assert_close, joined, sum_eps
+from test_engines import DTYPES, ENGINES, HOST, Arena, joined
 
 import noetherperf as nperf
+from bench import oracle
+from bench.bounds import assert_close, magnitudes, of_moments, of_stored, sum_eps
 from noetherperf import Norm, Part, Symmetry, Translation
 from noetherperf.measure.plan import Measurement, make_plan
-from noetherperf.rules.sgd import Hyper
 from noetherperf.rules.law import Law
 from noetherperf.rules.moments import Moment
+from noetherperf.rules.sgd import Hyper
 from noetherperf.symmetry import from_json, to_json, validate
 
 CPU_ENGINES = [name for name in ENGINES if name.startswith("cpu")]
@@ -162,24 +163,17 @@ def test_any_model_and_schedule(engine: str, data: st.DataObject) -> None:
             c = hyper.coefficients(ages[i])
             p64, g64, v64 = before[0][i], before[1][i], before[2][i] if warm[i] else None
             p_new, v_new, u = oracle.step(p64, g64, v64, c)
-            p_mag, v_mag, u_mag = oracle.magnitudes(p64, g64, v64, c)
-            finfo = torch.finfo(dtypes[i])
-            compute_eps = torch.finfo(torch.float64 if dtypes[i] == torch.float64 else torch.float32).eps
-            spacing = finfo.eps * finfo.smallest_normal
-            assert_close(
-                p[i].tensor, p_new, spacing + finfo.eps * p_new.abs() + 8 * compute_eps * p_mag, f"parameter {i}"
-            )
+            p_mag, v_mag, u_mag = magnitudes(p64, g64, v64, c)
+            assert_close(p[i].tensor, p_new, of_stored(p_new, p_mag, dtypes[i]), f"parameter {i}")
             if c.mix_v != 0.0 and v_new is not None and v_mag is not None:
-                bound = spacing + finfo.eps * v_new.abs() + 8 * compute_eps * v_mag
-                assert_close(v[i].tensor, v_new, bound, f"buffer {i}")
+                assert_close(v[i].tensor, v_new, of_stored(v_new, v_mag, dtypes[i]), f"buffer {i}")
             else:
                 assert torch.equal(v[i].tensor, stored[2][i])
             for view in views:
                 sums = measurement.moments[:, view.segment : view.segment + view.n_segments]
                 expected = oracle.moments(view, hyper, p[i].tensor, p64, g64, u, v_new)
-                bound = oracle.moments(view, hyper, p[i].tensor.abs(), p64.abs(), g64.abs(), u_mag, v_mag)
-                bound *= sum_eps(engine, dtypes[i])
-                bound[Moment.SQ_U :] *= 1 + 24 * compute_eps / sum_eps(engine, dtypes[i])
+                terms = oracle.moments(view, hyper, p[i].tensor.abs(), p64.abs(), g64.abs(), u_mag, v_mag)
+                bound = of_moments(terms, dtypes[i], sum_eps(engine, dtypes[i]))
                 assert_close(sums, expected, bound, f"moments of {view}")
                 for law in Law:
                     at = view.law_segment[law]

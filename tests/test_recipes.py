@@ -22,7 +22,7 @@ from noetherperf.recipes.resnet import resnet18
 from noetherperf.recipes.settings import Settings
 from noetherperf.recipes.train import Loop, accuracy, train
 from noetherperf.recipes.vgg import centre, vgg16
-from noetherperf.record.writer import open_record, relative_error
+from noetherperf.record import open_record, relative_error
 from noetherperf.symmetry import Part, Symmetry
 
 SHORT = Settings(epochs=5, every=20)

@@ -28,12 +28,15 @@ import torch
 import xarray as xr
 import zarr
 
+import noetherperf.record.identity
+import noetherperf.record.layout
 import noetherperf.record.writer
 from noetherperf.optim.sgd import SGD
+from noetherperf.record import Recorder, open_record, relative_error
 from noetherperf.record import lock as locking
+from noetherperf.record.layout import SERIES
 from noetherperf.record.lock import Lock
-from noetherperf.record.writer import Recorder, open_record, relative_error
-from noetherperf.rules.moments import READOUT_MOMENTS
+from noetherperf.rules.moments import Moment
 from noetherperf.symmetry import Norm, Part, Rescale, Scale, Symmetry, Translation
 
 SYMMETRIES = (
@@ -94,7 +97,7 @@ class FakeSGD(torch.optim.Optimizer):
             flow=SimpleNamespace(free=of[5], forced=of[6]),
             defect=of[7],
             relative_defect=of[8],
-            moments=dict(zip(READOUT_MOMENTS, of[9:], strict=False)),
+            moments=dict(zip((moment.name.lower() for moment in Moment), of[9:], strict=False)),
             closed=index != 1,
             reason="" if index != 1 else f"open at step {self.step_count}",
         )
@@ -184,7 +187,7 @@ def test_rows_come_back_labelled(tmp_path: Path) -> None:
         data = record[symmetry.name]
         assert dict(data.sizes) == {"step": 3, "group": N_GROUPS[index]}
         groups = np.arange(N_GROUPS[index]) / 8
-        for variable, name in enumerate(noetherperf.record.writer.SERIES):
+        for variable, name in enumerate(SERIES):
             expected = np.array([[0.0], [10.0], [20.0]]) + 1000 * variable + 100 * index + groups
             np.testing.assert_array_equal(data[name], expected, err_msg=name)
         np.testing.assert_array_equal(data.initial, np.arange(N_GROUPS[index]))
@@ -279,8 +282,8 @@ def test_plain_tools_read_it(tmp_path: Path) -> None:
 
 
 def test_any_part_of_a_dataset_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(noetherperf.record.writer, "CHUNK_VALUES", 8)
-    monkeypatch.setattr(noetherperf.record.writer, "CHUNK_GROUPS", 3)
+    monkeypatch.setattr(noetherperf.record.layout, "CHUNK_VALUES", 8)
+    monkeypatch.setattr(noetherperf.record.layout, "CHUNK_GROUPS", 3)
     lazy = open_record(recorded(tmp_path / "a", 40)).dataset
     charge = xr.open_zarr(tmp_path / "a", chunks=None).charge.load()
     for rows in (slice(None), slice(3, 30, 4), slice(30, 3, -7), 17, -1, [0, 39, 16], slice(5, 5)):
@@ -438,8 +441,8 @@ def test_any_name(tmp_path: Path, name: str) -> None:
 
 
 def test_more_rows_than_a_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(noetherperf.record.writer, "CHUNK_VALUES", 8)  # chunks of 16 rows, the least
-    monkeypatch.setattr(noetherperf.record.writer, "CHUNK_GROUPS", 3)
+    monkeypatch.setattr(noetherperf.record.layout, "CHUNK_VALUES", 8)  # chunks of 16 rows, the least
+    monkeypatch.setattr(noetherperf.record.layout, "CHUNK_GROUPS", 3)
     optimizer = fake()
     with Recorder(optimizer, tmp_path / "a") as recorder:
         for _ in range(50):
@@ -463,7 +466,7 @@ def test_changed_and_added_parameter_groups(tmp_path: Path, eager: None) -> None
 
 
 def test_parameter_groups_added_beyond_a_chunk(tmp_path: Path, eager: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(noetherperf.record.writer, "CHUNK_VALUES", 8)
+    monkeypatch.setattr(noetherperf.record.layout, "CHUNK_VALUES", 8)
     optimizer = fake()
     with Recorder(optimizer, tmp_path / "a"):
         train(optimizer, 20)
@@ -832,6 +835,24 @@ def test_a_record_that_has_only_begun_begins_anew(tmp_path: Path, begin_anew: Ca
         np.testing.assert_array_equal(data.charge[0], data.initial)
 
 
+@pytest.mark.parametrize("begin_anew", BEGIN_ANEW)
+def test_a_probe_that_fails_as_a_record_begins_anew(tmp_path: Path, begin_anew: Callable[[Training], None]) -> None:
+    """The step fails, and the record begins anew with the next one: it never mixes two measurements."""
+    training = Training()
+    values = iter([torch.tensor(0.0), torch.zeros(1, 1), *torch.arange(9.0)])  # the second is no vector
+    with Recorder(training.optimizer, tmp_path / "a", probes={"one": lambda: next(values)}):
+        begin_anew(training)
+        with pytest.raises(ValueError, match="probes: 'one'"):
+            training.train(1)
+        training.train(2)
+    record, readout = open_record(tmp_path / "a"), training.optimizer.readout()
+    assert record.attrs["measurement"] == training.optimizer.measurement_id
+    assert record.steps[0] == 0
+    for name, data in record.items():
+        np.testing.assert_array_equal(data.initial, readout[name].initial)
+        np.testing.assert_array_equal(data.charge[0], data.initial)
+
+
 def test_a_measurement_that_begins_within_the_step(tmp_path: Path) -> None:
     """The record begins with the next row, and with what the laws start from."""
     training = Training()
@@ -909,11 +930,11 @@ def test_a_checkpoint_loaded_after_the_recorder_resumes(tmp_path: Path) -> None:
         second.load(checkpoint)
         second.train(1)
     assert open_record(tmp_path / "a").steps.tolist() == list(range(6))
-    with Training().recorder(tmp_path / "a", exists="resume") as recorder:
-        training = Training()
-        recorder._optimizer.load_state_dict(training.checkpoint()["optimizer"])  # of another measurement
+    third, another = Training(), Training()
+    with third.recorder(tmp_path / "a", exists="resume"):
+        third.optimizer.load_state_dict(another.checkpoint()["optimizer"])  # of another measurement
         with pytest.raises(ValueError, match="another measurement"):
-            rescale_and_step(recorder._optimizer)
+            rescale_and_step(third.optimizer)
     assert open_record(tmp_path / "a").steps.tolist() == list(range(6))
 
 
@@ -985,7 +1006,7 @@ def test_all_ranks_read_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """Where parameters are sharded, a readout is a collective."""
     read_at, checkpoint = [], None
     for rank in (0, 1):
-        monkeypatch.setattr(noetherperf.record.writer, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(noetherperf.record.identity, "rank", lambda rank=rank: rank)
         training = Training()
         training.optimizer.__class__, training.optimizer.read_at = Counting, []  # type: ignore[attr-defined]
         with training.recorder(tmp_path / str(rank), every=3):
@@ -1007,7 +1028,7 @@ def test_all_ranks_read_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_records_of_later_ranks_are_known_by_their_charges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They load rank 0's checkpoint, whose measurement has rank 0's name."""
-    monkeypatch.setattr(noetherperf.record.writer, "rank", lambda: 1)
+    monkeypatch.setattr(noetherperf.record.identity, "rank", lambda: 1)
     rank_0, rank_1 = Training(), Training()
     rank_0.train(2)
     with rank_1.recorder(tmp_path / "a"):
@@ -1386,7 +1407,7 @@ def test_a_signal_handler_amid_a_flush(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_memory_does_not_grow_with_the_rows_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(noetherperf.record.writer, "CHUNK_VALUES", 8)
+    monkeypatch.setattr(noetherperf.record.layout, "CHUNK_VALUES", 8)
     optimizer = fake()
     with Recorder(optimizer, tmp_path / "a") as recorder:
         sizes = []
@@ -1438,7 +1459,7 @@ def gone(recorder: Recorder) -> None:
 
 def n_writes_of_a_flush() -> int:
     """Metadata and a chunk of each array, then the commit."""
-    return 2 * (len(noetherperf.record.writer.SERIES) + 5) + 1
+    return 2 * (len(SERIES) + 5) + 1
 
 
 def places_of_an_end() -> Iterator[Any]:
@@ -1515,7 +1536,7 @@ def test_a_disk_that_fails_and_comes_back(tmp_path: Path, fail_at: Callable[[int
 
 
 def test_a_disk_that_never_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fail_at: Any) -> None:
-    monkeypatch.setattr(noetherperf.record.writer, "CHUNK_VALUES", 8)
+    monkeypatch.setattr(noetherperf.record.layout, "CHUNK_VALUES", 8)
     path, optimizer = tmp_path / "a", fake()
     fail_at(10**9, OSError())
     recorder = Recorder(optimizer, path)
@@ -1653,8 +1674,8 @@ def test_only_over_nfs_a_lock_needs_a_file_open_to_be_written_to(
 
 def train_until_killed(path: Path, checkpoint: Path) -> None:
     """What the killed processes do: resume from the last checkpoint, and go on for ever."""
-    noetherperf.recorder.FLUSH_SECONDS = 0.0
-    noetherperf.recorder.CHUNK_VALUES = 8
+    noetherperf.record.writer.FLUSH_SECONDS = 0.0
+    noetherperf.record.layout.CHUNK_VALUES = 8
     optimizer = fake()
     if checkpoint.exists():
         optimizer.step_count = int(checkpoint.read_text())

@@ -28,7 +28,6 @@ from noetherperf.symmetry import (
     to_json,
     validate,
 )
-from noetherperf.symmetry import symmetry as module
 
 SHAPES = {
     "conv.weight": (8, 3, 3, 3),
@@ -239,7 +238,7 @@ class TestSymmetry:
         ways = [
             pickle.loads(pickle.dumps(symmetry)),
             copy.deepcopy(symmetry),
-            eval(repr(symmetry), vars(module)),
+            eval(repr(symmetry)),
             Symmetry.from_dict(symmetry.to_dict()),
             *from_json(to_json([symmetry])),
         ]
@@ -566,12 +565,12 @@ class TestExplain:
         outward = [Part("fc2.weight", 1, start=8, fold=4, weight=2)]
         text = Rescale("fc1->fc2", inward, outward).explain()
         unfolded = " ".join(text.split())
-        out = "fc2.weight[:, 8+4i:12+4i]"
+        out = "fc2.weight[:,8+4i:12+4i]"
         for formula in (
             "Rescale “fc1->fc2”, a law for each group i",
             f"fc1.weight[i] and fc1.bias[i] are multiplied by α, and {out} is divided by α²",
             f"ψ = (fc1.weight[i], fc1.bias[i], −2·{out}), zero elsewhere",
-            f"⟨∇fc1.weight[i],fc1.weight[i]⟩ + ⟨∇fc1.bias[i],fc1.bias[i]⟩ − 2·⟨∇{out},{out}⟩ = 0",
+            f"⟨∇fc1.weight[i], fc1.weight[i]⟩ + ⟨∇fc1.bias[i], fc1.bias[i]⟩ − 2·⟨∇{out}, {out}⟩ = 0",
             f"H ψ + (∇fc1.weight[i], ∇fc1.bias[i], −2·∇{out}) = 0",
             f"Q = |fc1.weight[i]|² + |fc1.bias[i]|² − 2·|{out}|²",
             "Q ← (1 − ηλ)² Q + η²F",
@@ -589,9 +588,9 @@ class TestExplain:
     def test_a_translation(self) -> None:
         symmetry = Translation("a, b", [Part("a", 0, weight=2), Part("b", 2, weight=-0.5)])
         text = " ".join(symmetry.explain().split())
-        assert "2·s is added to every element of a[i], and −0.5·s is added to every element of b[:, :, i]" in text
-        assert "ψ = (2·1 on a[i], −0.5·1 on b[:, :, i])" in text
-        assert "2·⟨∇a[i],1⟩ − 0.5·⟨∇b[:, :, i],1⟩ = 0" in text
+        assert "2·s is added to every element of a[i], and −0.5·s is added to every element of b[:,:,i]" in text
+        assert "ψ = (2·1 on a[i], −0.5·1 on b[:,:,i])" in text
+        assert "2·⟨∇a[i], 1⟩ − 0.5·⟨∇b[:,:,i], 1⟩ = 0" in text
         assert "H ψ = 0" in text
         assert "ω² = 2λ/(T(1 + β))" in text
         assert "|²" not in text
@@ -600,7 +599,7 @@ class TestExplain:
         inward = [Part("q.weight", 0, fold=2, stride=4, start=8, stop=24), Part("q.bias", 0, stop=4, period=12)]
         text = Rescale("q->k", inward, [Part("k.weight", 0, fold=2, stop=4, period=12)]).explain()
         for line in (
-            "in q.weight: the i-th 2 indices, 4 apart, among 8:24 along axis 0\n",
+            "in q.weight: the i-th 2 indices 4 apart among 8:24 along axis 0\n",
             "in q.bias: the i-th index among 0:4 of every 12 along axis 0\n",
             "in k.weight: the i-th 2 indices among 0:4 of every 12 along axis 0\n",
             "Q = |q.weight[I]|² + |q.bias[I]|² − |k.weight[I]|²",

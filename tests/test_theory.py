@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 import noetherperf as nperf
 from noetherperf import theory
+from noetherperf.rules.law import Law
 from noetherperf.rules.oscillator import free_norm, norm_response
 from noetherperf.rules.sgd import Hyper, discrete_law
-from noetherperf.rules.law import Law
 
 N_IN, N_HIDDEN, N_OUT = 3, 4, 3
 TIME = 0.4
@@ -393,7 +393,7 @@ def test_equilibrium_is_the_discrete_laws_fixed_point(h: Hyper) -> None:
     if h.momentum == 0.0:  # no buffer, no second number; u = d leaves x' = (1 − 2ηλ) x + η²|u|², u with its decay
         norm = x_sq_u / (1.0 - matrix[0][0])
     else:
-        norm = np.linalg.solve(np.eye(2) - np.array(matrix), [x_sq_u, y_sq_u])[0]
+        norm = np.linalg.solve(np.eye(2) - np.array(matrix), [float(x_sq_u), float(y_sq_u)])[0]
     assert theory.equilibrium(h) == pytest.approx(h.lr / math.sqrt(norm), rel=1e-12)  # |u| = 1
 
 

@@ -64,11 +64,13 @@ def options(request: pytest.FixtureRequest) -> dict[str, Any]:
     return copy.deepcopy(dict(request.param.kwargs))
 
 
-def problem(layout: str, device: str, make: Callable[..., torch.optim.Optimizer], **options: Any) -> "Problem":
-    return Problem(LAYOUTS[layout], device, make, options)
+def least_squares(
+    layout: str, device: str, make: Callable[..., torch.optim.Optimizer], **options: Any
+) -> "LeastSquares":
+    return LeastSquares(LAYOUTS[layout], device, make, options)
 
 
-class Problem:
+class LeastSquares:
     """|W x + b|², one weight and one bias, and an optimizer of them."""
 
     def __init__(
@@ -110,14 +112,14 @@ def no_schedulers(optimizer: torch.optim.Optimizer) -> list[Any]:
 NORMS = (Norm("weight", [Part("weight", 0)]), Norm("bias", [Part("bias", None)]))
 
 
-def both(layout: str, backend: str, **options: Any) -> tuple[Problem, Problem]:
-    """The same problem under our SGD and under torch's."""
+def both(layout: str, backend: str, **options: Any) -> tuple[LeastSquares, LeastSquares]:
+    """The same least squares under our SGD and under torch's."""
     device = device_of(backend)
-    mine = problem(layout, device, nperf.SGD, symmetries=NORMS, backend=backend, **options)
-    return mine, problem(layout, device, torch.optim.SGD, foreach=False, **options)
+    mine = least_squares(layout, device, nperf.SGD, symmetries=NORMS, backend=backend, **options)
+    return mine, least_squares(layout, device, torch.optim.SGD, foreach=False, **options)
 
 
-def assert_same_problem(mine: Problem, torchs: Problem) -> None:
+def assert_same_least_squares(mine: LeastSquares, torchs: LeastSquares) -> None:
     for p, q in ((mine.weight, torchs.weight), (mine.bias, torchs.bias)):
         assert p.isfinite().all()
         assert (p - q).abs().max() <= 1e-12 * q.abs().max()
@@ -134,7 +136,7 @@ class TestInputs:
         losses, expected = mine.run(no_schedulers, 20), torchs.run(no_schedulers, 20)
         assert losses == pytest.approx(expected, rel=1e-11)
         assert (losses[-1] > losses[0]) == bool(options.get("maximize"))
-        assert_same_problem(mine, torchs)
+        assert_same_least_squares(mine, torchs)
 
     @pytest.mark.parametrize("number", range(len(INFO.scheduler_inputs)))
     def test_goes_torchs_way_with_schedulers(self, backend: str, options: dict[str, Any], number: int) -> None:
@@ -146,7 +148,7 @@ class TestInputs:
         assert mine.run(schedulers, 20) == pytest.approx(torchs.run(schedulers, 20), rel=1e-11)
         lrs = [float(sgd.param_groups[0]["lr"]) for sgd in (mine.optimizer, torchs.optimizer)]
         assert lrs[0] == lrs[1]
-        assert_same_problem(mine, torchs)
+        assert_same_least_squares(mine, torchs)
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
     def test_errors(self, backend: str, dtype: torch.dtype) -> None:
@@ -165,7 +167,7 @@ class TestInputs:
     def test_flags_change_nothing(self, backend: str, options: dict[str, Any], flag: dict[str, bool]) -> None:
         """Torch checks that its several implementations agree; here there is one."""
         plain, flagged = (
-            problem("contiguous", device_of(backend), nperf.SGD, backend=backend, **options, **more)
+            least_squares("contiguous", device_of(backend), nperf.SGD, backend=backend, **options, **more)
             for more in ({}, flag)
         )
         plain.run(no_schedulers, 5)
@@ -180,7 +182,7 @@ class TestInputs:
         number = float(torch.tensor(float(options.pop("lr", 1e-3)), dtype=lr_dtype))
         tensor = torch.full((1,) * n_dims, number, dtype=lr_dtype)
         by_number, by_tensor = (
-            problem("contiguous", device_of(backend), partial(nperf.SGD, lr=lr, backend=backend), **options)
+            least_squares("contiguous", device_of(backend), partial(nperf.SGD, lr=lr, backend=backend), **options)
             for lr in (number, tensor)
         )
         by_number.run(no_schedulers, 10)
@@ -244,7 +246,7 @@ class TestInputs:
         moves = gradient == "zero" and options.get("weight_decay", 0) != 0
         assert torch.equal(mine.weight, start) != moves
         assert [v is None for v in buffers(mine.optimizer)] == [v is None for v in buffers(torchs.optimizer)]
-        assert_same_problem(mine, torchs)
+        assert_same_least_squares(mine, torchs)
 
     @pytest.mark.parametrize("field", [{"lr": 1e-2}, {"weight_decay": 1e-2}], ids=str)
     def test_one_option_for_one_group(self, backend: str, options: dict[str, Any], field: dict[str, float]) -> None:
@@ -252,7 +254,7 @@ class TestInputs:
             optimizer: torch.optim.Optimizer = cls([{"params": made[:1], **field}, {"params": made[1:]}], **more)
             return optimizer
 
-        mine = problem(
+        mine = least_squares(
             "contiguous",
             device_of(backend),
             partial(groups, cls=nperf.SGD),
@@ -260,12 +262,12 @@ class TestInputs:
             backend=backend,
             **options,
         )
-        torchs = problem(
+        torchs = least_squares(
             "contiguous", device_of(backend), partial(groups, cls=torch.optim.SGD), foreach=False, **options
         )
         mine.run(no_schedulers, 10)
         torchs.run(no_schedulers, 10)
-        assert_same_problem(mine, torchs)
+        assert_same_least_squares(mine, torchs)
 
     def test_dtypes_in_one_group(self, backend: str, options: dict[str, Any]) -> None:
         torch.manual_seed(0)
@@ -783,7 +785,7 @@ class TestGroups:
             made.optimizer.zero_grad(set_to_none=set_to_none)
             made.optimizer.step()
             assert (made.weight.grad is None) == set_to_none
-        assert_same_problem(mine, torchs)
+        assert_same_least_squares(mine, torchs)
 
     def test_norms_of_all_units_and_layers(self, backend: str, options: dict[str, Any]) -> None:
         net = make_net(backend)

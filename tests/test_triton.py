@@ -29,8 +29,8 @@ from noetherperf.engines.gpu import MOMENTUM, NESTEROV
 from noetherperf.engines.reference import ReferenceEngine
 from noetherperf.measure.plan import Measurement, make_plan
 from noetherperf.rules import hyper, laws
-from noetherperf.rules.sgd import Hyper
 from noetherperf.rules.moments import Moment
+from noetherperf.rules.sgd import Hyper
 from noetherperf.triton_kernels import launch, plan, step
 from noetherperf.triton_kernels import laws as triton_laws
 

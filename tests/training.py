@@ -1,4 +1,4 @@
-"""What the optimizer's tests share: a small network, its symmetries, a training loop, comparisons with torch's SGD."""
+"""Shared by the optimizer's tests: a small network, its symmetries, a training loop, comparisons with torch's SGD."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -42,7 +42,7 @@ def theirs(net: nn.Module, **options: Any) -> torch.optim.SGD:
 
 
 def loss_of(net: nn.Module, step: int) -> Tensor:
-    """The loss on a batch that the step's number alone decides."""
+    """The loss on a batch that depends on the step's number alone."""
     p = next(net.parameters())
     generator = torch.Generator().manual_seed(step)
     x = torch.randn(N_BATCH, N_IN, generator=generator, dtype=torch.float64)

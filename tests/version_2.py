@@ -1,4 +1,4 @@
-"""A measured run that any version can make, and what version 2 of the measurement's format held after it.
+"""A measured run that any version can make, and its measurement in version 2 of the format.
 
 `python tests/version_2.py` writes measurement_version_2.json; it was run with the last version that wrote that format.
 """

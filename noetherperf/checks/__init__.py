@@ -1,5 +1,6 @@
-"""Checks of symmetries: their geometric constraints on a model's gradients and Hessian, and their laws in training."""
+"""Checks of symmetries: their constraints on the gradient and the Hessian of a loss, at one point."""
 
-from noetherperf.checks.constraints import Constraints, check_constraints
+from noetherperf.checks.constraints import check_constraints
+from noetherperf.checks.report import Constraints
 
 __all__ = ["Constraints", "check_constraints"]

@@ -1,18 +1,20 @@
-"""A user's closure evaluated on working copies: in its own precision, in float64, with a normalisation's eps near 0.
+"""Evaluation of a model in float64, with the eps of every normalisation near 0.
 
-A closure holds the model itself, so a copy of the model would not be what it evaluates. Instead every parameter and
-buffer lends its place to a working copy while the closure runs, and has it back afterwards, so that values, gradients,
-buffers, mode and random state are bit for bit what they were.
+A symmetry holds to rounding only in exact arithmetic, and a scale symmetry only where a normalisation divides by the
+standard deviation itself, not by √(variance + eps). So a model is evaluated in up to three stages:
 
-In float64 the rest of the closure must follow: its inputs, what it creates on the way, what it casts by hand. A
-torch function mode widens them where they meet an operation, and asks for float64 where a lower precision was named.
-What runs again during backward (checkpointed activations) is beyond it.
+    as_is              the model as it is
+    float64            in float64: what this removes was rounding
+    no_eps             also with every eps near 0: what this removes was eps
+
+The model's own tensors are the caller's to widen. The rest must follow: inputs, tensors made on the way, casts written
+by hand. A torch function mode widens them where they enter an operation, and replaces lower precisions by float64. It
+does not reach what runs again during backward (activation checkpointing).
 """
 
 import inspect
 import random
-import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,14 +23,27 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
+__all__ = [
+    "EPS",
+    "WIDE",
+    "Epsilon",
+    "Stage",
+    "epsilons",
+    "evaluation",
+    "is_eps",
+    "random_state",
+    "refuse_lazy",
+    "set_random_state",
+]
+
 Stage = Literal["as_is", "float64", "no_eps"]
 
-EPS_NAME = re.compile(r"(^|_)eps(ilon)?$")
-NORMALISATIONS = (F.batch_norm, F.group_norm, F.instance_norm, F.layer_norm, F.rms_norm)
+EPS = 1e-14  # what replaces an eps: no sum of float64 squares is small enough to see it
+LARGEST_EPS = 0.1  # from here on it is no guard against division by zero, but a setting of the model: label smoothing
+
 WIDE = {
     torch.float16: torch.float64,
     torch.bfloat16: torch.float64,
@@ -36,12 +51,20 @@ WIDE = {
     torch.complex32: torch.complex128,
     torch.complex64: torch.complex128,
 }
-NARROWING = (Tensor.float, Tensor.half, Tensor.bfloat16)
+_CASTS = (Tensor.float, Tensor.half, Tensor.bfloat16)
+_NORMALISATIONS = {
+    f: inspect.signature(f) for f in (F.batch_norm, F.group_norm, F.instance_norm, F.layer_norm, F.rms_norm)
+}
+
+
+def is_eps(attribute: str) -> bool:
+    """Whether an attribute's name has the word eps or epsilon: `eps`, `layer_norm_eps`, `eps_inside`; not `steps`."""
+    return not {"eps", "epsilon"}.isdisjoint(attribute.split("_"))
 
 
 @dataclass(frozen=True)
 class Epsilon:
-    """An eps of one module: found as an attribute, as normalisations written by hand keep it too."""
+    """An eps of one module, found as an attribute: normalisations written by hand keep it so, too."""
 
     module: nn.Module
     place: str  # "norm1.eps"
@@ -50,94 +73,45 @@ class Epsilon:
 
 
 def epsilons(model: nn.Module) -> tuple[Epsilon, ...]:
-    """Every positive float attribute of a module that is named eps, epsilon, or ends with _eps or _epsilon."""
+    """Every attribute of a module that `is_eps` and holds a float between 0 and 0.1, both excluded."""
     return tuple(
         Epsilon(module, ".".join(filter(None, (name, attribute))), attribute, value)
         for name, module in model.named_modules()
         for attribute, value in vars(module).items()
-        if EPS_NAME.search(attribute) and isinstance(value, float) and value > 0
+        if is_eps(attribute) and isinstance(value, float) and 0 < value < LARGEST_EPS
     )
 
 
-class Workbench:
-    """A model whose closure can be evaluated at will, and which is as it was when the bench is left.
+def refuse_lazy(model: nn.Module) -> None:
+    """Raise ValueError where a parameter has no values to evaluate with."""
+    for name, parameter in model.named_parameters():
+        if nn.parameter.is_lazy(parameter):
+            raise ValueError(f"parameter {name!r} is lazy and has no shape yet; run the model once on an example first")
 
-    Every evaluation starts from the same buffers, mode and random state, so that a closure with dropout is a fixed
-    function of the parameters. Attention takes torch's math kernel, for the fused ones have no second derivative.
+
+@contextmanager
+def evaluation(stage: Stage, replaced: Iterable[Epsilon] = (), eps: float = EPS) -> Iterator[None]:
+    """Evaluate what stands inside as the stage asks; afterwards all settings are as before.
 
     Args:
-        model: Whose parameters the closure uses; none of them is copied before the bench is entered.
-        eps: What stands for eps → 0 in stage "no_eps".
+        stage: How to evaluate.
+        replaced: Attributes that hold `eps` meanwhile, in stage no_eps.
+        eps: Also taken by normalisations that are called as functions, in stage no_eps.
     """
-
-    def __init__(self, model: nn.Module, eps: float) -> None:
-        self._model = model
-        self._eps = eps
-        self.epsilons = epsilons(model)
-
-    def __enter__(self) -> "Workbench":
-        self._parameters = dict(self._model.named_parameters())
-        self._values = {name: parameter.data for name, parameter in self._parameters.items()}
-        self._grads = [(p, p.grad, None if p.grad is None else p.grad.clone()) for p in self._parameters.values()]
-        self._required = [(p, p.requires_grad) for p in self._parameters.values()]
-        self._modules = [(module, module.training, dict(module._buffers)) for module in self._model.modules()]
-        self._random = _random_state()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for name, parameter in self._parameters.items():
-            parameter.data = self._values[name]
-        for parameter, required in self._required:
-            parameter.requires_grad_(required)
-        for parameter, grad, content in self._grads:
-            parameter.grad = grad
-            if grad is not None and content is not None:
-                grad.copy_(content)
-        for module, training, buffers in self._modules:
-            module.training = training
-            module._buffers.clear()
-            module._buffers.update(buffers)
-        _set_random_state(self._random)
-
-    @contextmanager
-    def stage(self, stage: Stage) -> Iterator[None]:
-        """Put working copies in place, always from the same state, for one evaluation and its derivatives."""
-        wide, no_eps = stage != "as_is", stage == "no_eps"
-        self._rewind(wide)
-        with ExitStack() as stack:
-            stack.enter_context(torch.enable_grad())
-            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-            if no_eps:
-                for epsilon in self.epsilons:
-                    setattr(epsilon.module, epsilon.attribute, self._eps)
-                    stack.callback(setattr, epsilon.module, epsilon.attribute, epsilon.value)
-            if wide:
-                stack.enter_context(_default_dtype(torch.float64))
-            stack.enter_context(_Operations(wide, self._eps if no_eps else None))
-            yield
-
-    def _rewind(self, wide: bool) -> None:
-        for name, parameter in self._parameters.items():
-            parameter.data = _copy(self._values[name], wide)
-            parameter.requires_grad_(parameter.is_floating_point())  # a frozen parameter has its constraint, too
-        copies: dict[int, Tensor] = {}  # a buffer that two modules share stays shared
-        for module, training, buffers in self._modules:
-            module.training = training
-            module._buffers.clear()
-            for name, buffer in buffers.items():
-                if buffer is not None and id(buffer) not in copies:
-                    copies[id(buffer)] = _copy(buffer, wide)
-                module._buffers[name] = None if buffer is None else copies[id(buffer)]
-        _set_random_state(self._random)
-
-
-def _copy(values: Tensor, wide: bool) -> Tensor:
-    with torch.no_grad():
-        return values.to(WIDE.get(values.dtype, values.dtype) if wide else values.dtype, copy=True)
+    with ExitStack() as stack:
+        if stage == "no_eps":
+            for epsilon in replaced:
+                stack.callback(setattr, epsilon.module, epsilon.attribute, epsilon.value)
+                setattr(epsilon.module, epsilon.attribute, eps)
+        if stage != "as_is":
+            stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+            torch.set_default_dtype(torch.float64)
+        stack.enter_context(_Operations(stage != "as_is", eps if stage == "no_eps" else None))
+        yield
 
 
 class _Operations(TorchFunctionMode):
-    """What every operation of the closure passes through.
+    """What every operation passes through.
 
     Where wide, lower precisions become float64. A tensor from outside has one wide copy while the mode lasts, so that
     what is written into it is read again. Normalisations called as functions get the given eps. Weight normalisation is
@@ -156,10 +130,10 @@ class _Operations(TorchFunctionMode):
             func = _weight_norm
         if self._wide:
             args, kwargs = tree_map(self._widen, (args, kwargs))
-            if func in NARROWING:
+            if func in _CASTS:
                 func = Tensor.double
-        if self._eps is not None and func in NORMALISATIONS:
-            bound = inspect.signature(func).bind(*args, **kwargs)
+        if self._eps is not None and func in _NORMALISATIONS:
+            bound = _NORMALISATIONS[func].bind(*args, **kwargs)
             bound.arguments["eps"] = self._eps
             args, kwargs = bound.args, bound.kwargs
         return func(*args, **kwargs)
@@ -178,23 +152,17 @@ def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     return v * (g / torch.norm_except_dim(v, 2, dim))
 
 
-@contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
+RandomState = tuple[Any, ...]
 
 
-def _random_state() -> tuple[Any, ...]:
-    """The states of torch's, Python's and numpy's global generators."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+def random_state() -> RandomState:
+    """The states of torch's, Python's and numpy's global generators; CUDA's where CUDA has started."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     return torch.get_rng_state(), cuda, random.getstate(), np.random.get_state()  # noqa: NPY002
 
 
-def _set_random_state(state: tuple[Any, ...]) -> None:
+def set_random_state(state: RandomState) -> None:
+    """Set the global generators to what `random_state` returned."""
     cpu, cuda, python, numpy = state
     torch.set_rng_state(cpu)
     if cuda:

@@ -1,1 +1,1 @@
-"""What every room may use: paths and data from anywhere, and how names and tables are printed."""
+"""Shared by all rooms: paths, untrusted data, printing of names and tables."""

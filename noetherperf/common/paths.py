@@ -1,4 +1,4 @@
-"""Paths as a user writes them: `~` is a home directory, and what is no path of this machine is refused."""
+"""Paths as a user writes them: `~` is expanded, and a URL is refused."""
 
 import os
 import re
@@ -6,7 +6,7 @@ from pathlib import Path
 
 __all__ = ["local_path"]
 
-# pathlib takes one of the two slashes away, so what came as a Path is known by the schemes that are in use.
+# pathlib removes one of the two slashes, so a URL that became a Path is recognised by the schemes in use.
 _URL = re.compile(
     r"(?:[\w+.-]+::)*(?:[a-z][a-z\d+.-]*://"
     r"|(?:s3a?|gc?s|az|abfss?|adl|wasbs?|oci|r2|hf|https?|ftp|sftp|ssh|hdfs|dbfs|file|memory|zip|local):/)",
@@ -15,14 +15,14 @@ _URL = re.compile(
 
 
 def local_path(path: str | bytes | os.PathLike[str] | os.PathLike[bytes], option: str = "path") -> Path:
-    """The path of a file or directory of this machine; it need not exist.
+    """The path of a file or directory of this machine, which need not exist.
 
     Args:
-        path: As it was given; a leading `~` or `~user` stands for a home directory.
-        option: What it was given as, for the error's text.
+        path: The user's path; a leading `~` or `~user` stands for a home directory.
+        option: The name of the argument or option, for the error message.
 
     Raises:
-        ValueError: It is empty, a URL, or in the home of nobody.
+        ValueError: The path is empty, a URL, or in the home of an unknown user.
     """
     text = os.fsdecode(path)
     if not text:

@@ -1,4 +1,4 @@
-"""What is printed, wherever it goes: names with any characters in them, and streams that cannot encode every one."""
+"""Printing anywhere: names with control characters, and streams that cannot encode every character."""
 
 import codecs
 from collections.abc import Iterable
@@ -61,9 +61,9 @@ STAND_INS = {
 
 
 def printable(text: str) -> str:
-    """A name as it may stand in a line of a terminal or of a picture: line breaks, escapes and their like written out.
+    """A name as one line for a terminal or a picture, with unprintable characters escaped.
 
-    What is left is one line that moves no cursor and sets no colour: "a\\nb" for a name with a line break in it.
+    So it moves no cursor and sets no colour: "a\\nb" for a name with a line break in it.
     """
     if text.isprintable():
         return text
@@ -71,15 +71,15 @@ def printable(text: str) -> str:
 
 
 def encodable(text: str, encoding: str) -> str:
-    """The text with stand-ins of ASCII for what the encoding lacks."""
+    """The text with ASCII stand-ins for the characters that the encoding lacks."""
     return text.encode(encoding, HANDLER).decode(encoding)
 
 
 def encode_everything(streams: Iterable[object]) -> None:
-    """Let text streams write every character: what their encoding lacks gets a stand-in of ASCII, `->` for an arrow.
+    """Make text streams write every character: one that their encoding lacks gets an ASCII stand-in, `->` for an arrow.
 
     Args:
-        streams: sys.stdout and sys.stderr, say; those that have no encoding to change are left alone.
+        streams: sys.stdout and sys.stderr, say; streams that cannot be reconfigured stay as they are.
     """
     for stream in streams:
         if (reconfigure := getattr(stream, "reconfigure", None)) is not None:
@@ -87,7 +87,7 @@ def encode_everything(streams: Iterable[object]) -> None:
 
 
 def _stand_in(error: UnicodeError) -> tuple[str, int]:
-    """A codec's error handler: what is known by a stand-in, all else as Python writes it in a string."""
+    """Error handler for codecs: a stand-in where STAND_INS has one, else a backslash escape."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     part = error.object[error.start : error.end]

@@ -1,4 +1,4 @@
-"""A table of results that cuts nothing off: where the terminal is too narrow for columns, every row is a block."""
+"""A table that truncates nothing: where the terminal is too narrow for columns, every row becomes a block."""
 
 from typing import Any
 
@@ -11,18 +11,18 @@ from noetherperf.common.printing import encodable, printable
 
 __all__ = ["ReportTable"]
 
-LEAST = 16  # columns of text may be folded to so many characters, not to fewer
+LEAST = 16  # the smallest width to which a column of text is folded, in characters
 
 
 class ReportTable:
-    """Rows of plain text, which rich prints: no markup, no emoji codes, nothing that a terminal acts on.
+    """Rows of plain text, printed by rich: no markup, no emoji codes, no control characters.
 
-    Columns of numbers are never folded, and columns of text to no fewer than LEAST characters. Where that needs more
-    than there is, a row becomes a block: its first cell, and below it each heading with its cell.
+    Columns of numbers are never folded, columns of text to no fewer than LEAST characters. If the terminal is narrower
+    than that, a row becomes a block: its first cell, and below it each heading with its cell.
 
     Args:
-        title: Above the table.
-        **options: As rich's Table takes them.
+        title: Printed above the table.
+        **options: Options of rich's Table.
     """
 
     def __init__(self, title: str = "", **options: Any) -> None:
@@ -32,11 +32,11 @@ class ReportTable:
         self._rows: list[tuple[str, ...]] = []
 
     def add_column(self, heading: str = "", *, folds: bool = False, **options: Any) -> None:
-        """Add a column; one that folds is of text, which may take several lines."""
+        """Add a column; `folds`: it holds text that may be wrapped."""
         self._columns.append((heading, folds, options))
 
     def add_row(self, *cells: str) -> None:
-        """Add a row, a cell for each column."""
+        """Add a row, with one cell for each column."""
         self._rows.append(tuple(map(printable, cells)))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -54,7 +54,7 @@ class ReportTable:
         yield table
 
     def _needed(self, console: Console, headings: list[str], rows: list[list[str]]) -> int:
-        """The width that the columns need, with what stands between them."""
+        """The width that the columns and the gaps between them need."""
         between = Table(*[""] * len(headings), **self._options)
         between.add_row()
         total = console.measure(between).maximum

@@ -1,4 +1,4 @@
-"""Symmetries: what find_symmetries found, as a sequence that an optimizer takes, a table and JSON."""
+"""The result of find_symmetries: a sequence that an optimizer takes, with a table and JSON."""
 
 import io
 import json
@@ -10,22 +10,23 @@ from rich.text import Text
 
 from noetherperf.common.printing import printable
 from noetherperf.common.table import ReportTable
-from noetherperf.symmetry import Part, Symmetry, from_json, to_json
+from noetherperf.symmetry import Symmetry, from_json, to_json
+from noetherperf.symmetry.explain import charge_formula
 
 __all__ = ["Symmetries"]
 
 
 class Symmetries(Sequence[Symmetry]):
-    """The symmetries of a model, to be given to SGD, and what find_symmetries has to say besides.
+    """The symmetries of a model, for an optimizer to measure, and the reasons for what is missing.
 
-    Indexed by number, slice or name; equal if everything in them is; `print` shows a table.
+    Indexed by number, slice or name. Two are equal if all their content is. `print` shows a table.
 
     Attributes:
-        meanings: Symmetry name -> what it is, in a few words.
+        meanings: Symmetry name -> its meaning in a few words.
         defects: Symmetry name -> the largest relative defect |⟨g, ψ⟩| / (|g_A| |ψ_A|) on batches that were not used to
-            find it; empty if nothing was verified.
+            find it; empty without verification.
         unmatched: Parameter name -> why it is in no symmetry.
-        rejected: Symmetry name -> why a relation that was found is not claimed.
+        rejected: Symmetry name -> why the relation is not claimed.
     """
 
     def __init__(
@@ -78,26 +79,27 @@ class Symmetries(Sequence[Symmetry]):
 
     @staticmethod
     def from_json(text: str) -> "Symmetries":
-        """What `to_json` wrote; the text is data and nothing in it is executed.
+        """Symmetries from the text of `to_json`; nothing in it is executed.
 
         Raises:
-            ValueError: The text is no JSON, of another version, or has an unknown kind or field.
+            ValueError: The text is not JSON, has another version, or an unknown kind or field.
         """
         data = json.loads(text)
         if not isinstance(data, dict):
             raise ValueError(f"symmetries file: must be an object, got {type(data).__name__}")
-        told = {name: data.pop(name) for name in Symmetries()._data() if name in data}
-        for name, value in told.items():
+        extra = {name: data.pop(name) for name in Symmetries()._data() if name in data}
+        for name, value in extra.items():
             if not isinstance(value, dict):
                 raise ValueError(f"symmetries file: {name} must be an object, got {value!r}")
-        return Symmetries(from_json(json.dumps(data)), **told)
+        return Symmetries(from_json(json.dumps(data)), **extra)
 
     def __rich__(self) -> ReportTable:
         table = ReportTable(box=None, header_style="bold", pad_edge=False, padding=(0, 1))
         for title in ("symmetry", "kind", "conserved, for each group", "meaning"):
             table.add_column(title, folds=title != "kind")
         for symmetry in self._symmetries:
-            cells = (symmetry.name, symmetry.kind, _charge(symmetry), self.meanings.get(symmetry.name, ""))
+            formula = charge_formula(symmetry.kind, symmetry.parts)
+            cells = (symmetry.name, symmetry.kind, formula, self.meanings.get(symmetry.name, ""))
             table.add_row(*cells)
         return table
 
@@ -105,10 +107,10 @@ class Symmetries(Sequence[Symmetry]):
         out = io.StringIO()
         console = Console(file=out, width=160, color_system=None)
         console.print(self.__rich__())
-        for title, told in (("in no symmetry", self.unmatched), ("not claimed", self.rejected)):
-            if told:
+        for title, reasons in (("in no symmetry", self.unmatched), ("not claimed", self.rejected)):
+            if reasons:
                 console.print(f"\n{title}:")
-                for name, reason in told.items():
+                for name, reason in reasons.items():
                     console.print(Text(printable(f"  {name}: {reason}")), soft_wrap=True)
         return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
@@ -116,27 +118,3 @@ class Symmetries(Sequence[Symmetry]):
         kinds = [symmetry.kind for symmetry in self._symmetries]
         counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(sorted(kinds, reverse=True)))
         return f"<{len(self)} symmetries: {counts or 'none'}; {len(self.unmatched)} parameters in none>\n{self}"
-
-
-def _charge(symmetry: Symmetry) -> str:
-    """Q as a formula over parts: `|w[i,:]|² + |b[i]|²`."""
-    terms: list[str] = []
-    for part in symmetry.parts:
-        inside = _group(part)
-        size = abs(part.weight)
-        factor = "" if size == 1 else f"{size:g} "
-        term = f"Σ {inside}" if symmetry.law == "translation" else f"|{inside}|²"
-        terms.append(("− " if part.weight < 0 else "+ " if terms else "") + factor + term)
-    return " ".join(terms)
-
-
-def _group(part: Part) -> str:
-    """A group's elements in the notation of slices, i being the group."""
-    if part.axis is None:
-        return part.parameter
-    index = (
-        "i" if part.fold == 1 else f"{part.fold} of i" if part.stride == 1 else f"{part.fold} of i, {part.stride} apart"
-    )
-    if part.start is not None or part.stop is not None:
-        index = f"{part.start or 0}:{'' if part.stop is None else part.stop}→{index}"
-    return f"{part.parameter}[{':,' * part.axis}{index}]"

@@ -1,4 +1,4 @@
-"""Relations -> symmetries with names that a user recognises, and what each one means."""
+"""Relations become symmetries, named after the model's modules, each with its meaning."""
 
 import itertools
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from noetherperf.detect.search import Relation
+from noetherperf.detect.claims import Relation
 from noetherperf.rules.law import Law
 from noetherperf.symmetry import Part, Rescale, Scale, Shape, Symmetry, Translation
 
@@ -25,7 +25,7 @@ class Named:
 
 
 def name_all(relations: list[Relation], model: nn.Module, shapes: Mapping[str, Shape], loss: object) -> list[Named]:
-    """Symmetries in the order of the model's parameters, each under a name of its own."""
+    """Symmetries with distinct names, in the order of the model's parameters."""
     order = {name: i for i, name in enumerate(shapes)}
     idle = [part for r in relations if r.without_gradient for part in r.parts]
     modules = {name: model.get_submodule(name.rpartition(".")[0]) for name in shapes}
@@ -60,7 +60,7 @@ def _renamed(symmetry: Symmetry, name: str) -> Symmetry:
 def _with_idle_biases(
     parts: list[Part], idle: list[Part], modules: Mapping[str, nn.Module], shapes: Mapping[str, Shape]
 ) -> list[Part]:
-    """A unit's bias moves with its weights; where it has no gradient, the relation could not show so."""
+    """The parts, with the biases that belong to their units although a bias without gradient shows in no relation."""
     moved = list(parts)
     for part in parts:
         for bias in idle:
@@ -100,7 +100,7 @@ def _translation(
 
 
 def _is_last(parameter: str, shapes: Mapping[str, Shape]) -> bool:
-    """Whether it belongs to the module that comes last in the model, the head."""
+    """Whether it belongs to the last module of the model, its head."""
     return parameter.rpartition(".")[0] == list(shapes)[-1].rpartition(".")[0]
 
 
@@ -126,7 +126,7 @@ def _norm(parts: list[Part], modules: Mapping[str, nn.Module], shapes: Mapping[s
 
 
 def _writes(part: Part, modules: Mapping[str, nn.Module], shapes: Mapping[str, Shape]) -> bool | None:
-    """Whether the axis holds outputs of its module (True), inputs (False), or nobody knows."""
+    """Whether the axis holds outputs of its module (True) or inputs (False); None where it is both or unknown."""
     module = modules[part.parameter]
     if len(shapes[part.parameter]) == 1:
         return True
@@ -141,7 +141,7 @@ def _writes(part: Part, modules: Mapping[str, nn.Module], shapes: Mapping[str, S
 
 
 def _outwardness(parts: list[Part], modules: Mapping[str, nn.Module], shapes: Mapping[str, Shape]) -> float:
-    """Positive where the parts with positive weight are those that write into the unit."""
+    """Positive if the parts with positive weight write into the unit."""
     votes = 0.0
     for part in parts:
         writes = _writes(part, modules, shapes)
@@ -167,7 +167,7 @@ def _rescale_meaning(
 
 
 def _place(part: Part) -> str:
-    """Where a part is: its parameter, and the slice where it is one."""
+    """The parameter of a part, and its slice if it is one."""
     slice_ = ""
     if part.start is not None or part.stop is not None:
         every = f" of {part.period}" if part.period is not None else ""
@@ -176,7 +176,7 @@ def _place(part: Part) -> str:
 
 
 def _places(parts: list[Part]) -> list[str]:
-    """The modules of these parts, each once; a parameter of its own name under its own name."""
+    """The modules of these parts, each once; a parameter that is neither weight nor bias by its own name."""
     names = []
     for part in parts:
         place = _place(part)
@@ -192,7 +192,7 @@ def _listed(places: list[str]) -> str:
 
 
 def _arrow(sources: list[str], targets: list[str]) -> str:
-    """`block.attn.v → o`: what both sides begin with is said once."""
+    """`block.attn.v → o`: the common beginning of both sides stands once."""
     source, target = _listed(sources), _listed(targets)
     alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(source, target, strict=False))
     shared = "".join(a for a, _ in alike)

@@ -10,7 +10,7 @@ __all__ = ["Matrix", "independent", "integer_relations", "null_space", "reduced"
 
 Matrix = NDArray[np.float64]
 
-#: Singular values of unit columns below this are zero: true relations give 1e-16 to 1e-12, others 1e-6 and more.
+# Singular values of unit columns below this are zero: true relations give 1e-16 to 1e-12, others 1e-6 and more.
 ZERO = 1e-10
 LARGEST = 12  # coefficient
 N_ORDERS = 64
@@ -46,7 +46,7 @@ def reduced(matrix: Matrix, order: list[int]) -> tuple[Matrix, list[int]]:
 
 
 def independent(columns: Matrix) -> list[int]:
-    """The columns that are no combination of those before them."""
+    """The columns that are not linear combinations of earlier ones."""
     kept: list[int] = []
     basis = np.zeros((columns.shape[0], 0))
     for i, column in enumerate((columns / np.linalg.norm(columns, axis=0)).T):
@@ -59,10 +59,10 @@ def independent(columns: Matrix) -> list[int]:
 
 
 def integer_relations(null: Matrix) -> tuple[list[NDArray[np.int64]], list[Matrix]]:
-    """A basis of a null space [k, m] in small integers with as few terms as can be found.
+    """A basis of a null space [k, m] in small integers, with few terms.
 
     Returns:
-        The integer relations, each with no common divisor; and what of the null space has none, as it is.
+        The integer relations, each without common divisor; and the blocks of the null space that have none.
     """
     if not len(null):
         return [], []
@@ -94,7 +94,7 @@ def integer_relations(null: Matrix) -> tuple[list[NDArray[np.int64]], list[Matri
 
 
 def _components(matrix: Matrix) -> list[list[int]]:
-    """The rows, sorted into sets that share no column with each other."""
+    """The rows, sorted into sets that have no column in common."""
     label = list(range(len(matrix)))
     for column in matrix.T:
         touching = [label[i] for i in np.flatnonzero(column)]
@@ -103,7 +103,7 @@ def _components(matrix: Matrix) -> list[list[int]]:
 
 
 def _integers(row: Matrix) -> NDArray[np.int64] | None:
-    """The row as integers without common divisor, the first one positive; None if it is no multiple of small ones."""
+    """The row as integers without common divisor, the first one positive; None if small integers do not fit."""
     terms = row[row != 0]
     if not len(terms):
         return None

@@ -125,16 +125,16 @@ class ReferenceEngine(Stepping):
         """Take the moments of one tensor's step and advance its laws."""
         if not self.views[tensor]:
             return
-        steps = {law: self.rule.step(law, options, age) for law in Law}
+        steps = {law: self.rule.step(law, options, age) for law in Law if self.plan.n_law_segments(law) > 0}
         for view in self.views[tensor]:
             sums = new.moments[:, _segments(view)] = self._rows(take(view.grouped, pairs, operands))
             by_name = dict(zip(self.rule.moment_rows, sums, strict=True))
-            for law in Law:
+            for law, step in steps.items():
                 if (at := view.law_segment[law]) >= 0:
                     state = new.states[law][:, at : at + view.n_segments]
-                    laws.advance(self.rule.laws[law], steps[law], state, by_name)
-        for law in Law:
-            laws.propagate(new.propagators[tensor, law], steps[law])
+                    laws.advance(self.rule.laws[law], step, state, by_name)
+        for law, step in steps.items():
+            laws.propagate(new.propagators[tensor, law], step)
 
 
 def _segments(view: View) -> slice:

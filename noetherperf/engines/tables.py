@@ -63,6 +63,12 @@ class TableEngine(Stepping):
         for i, p in enumerate(self.params):
             self._readers[PARAMETER].remember(i, p)
 
+    def n_bytes(self) -> dict[str, int]:
+        """Bytes that the engine keeps beside its measurement: "workspace", of partial sums, and "tables"."""
+        tables = self._tables
+        arrays = (tables.tensors, tables.dims, tables.views, tables.tiles, tables.spans, self._addresses)
+        return {"workspace": self._workspace.nbytes, "tables": sum(array.nbytes for array in arrays)}
+
     def _read(self, column: int, tensors: Sequence[Tensor | None]) -> list[int]:
         """Take note of where tensors are now; which of them do not lie as they did."""
         listed = tensors if isinstance(tensors, list) else list(tensors)  # copying one would touch every tensor

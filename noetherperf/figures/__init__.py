@@ -1,10 +1,9 @@
-"""The gallery: every figure of the paper and those that carry it further, each from one command.
+"""The gallery: every figure of the paper and some that go beyond it, from one command.
 
     noetherperf figures [NAME …] [--out DIR] [--quick]
 
-A figure is data that is computed, a picture drawn of that data, and claims checked on it. Computing and drawing are
-apart: `compute` returns arrays and knows no picture; `draw`, in noetherperf.plots, knows nothing but those arrays; and
-what a caption says in numbers is a `Claim` on the same arrays, which the tests hold too.
+A figure has three functions. `compute` returns arrays. `draw`, in noetherperf.plots, makes a picture of these arrays
+alone. `claims` checks on the same arrays the numbers that the caption states; the tests check them too.
 """
 
 import json
@@ -27,10 +26,10 @@ class Figure:
     """One figure of the gallery.
 
     Attributes:
-        title: What it shows, in a line.
-        compute: Its data; with True in a smaller size, for tests.
-        draw: The picture of such data, a matplotlib Figure.
-        claims: What its caption says of such data.
+        title: Its subject, in one line.
+        compute: quick -> data; quick=True computes a smaller version, for tests.
+        draw: Data -> a matplotlib Figure.
+        claims: Data -> the claims of the caption.
     """
 
     title: str
@@ -86,21 +85,21 @@ GALLERY: dict[str, Figure] = {
 
 
 def make(name: str, directory: Path, *, quick: bool = False, redraw: bool = False) -> tuple[list[Claim], list[Path]]:
-    """Compute a figure, draw it, check its claims, and save all of it.
+    """Compute a figure, draw it, check its claims, and save everything.
 
     Args:
         name: A key of GALLERY.
-        directory: Made where it is missing. Gets name.png and name.pdf, the picture; name.npz, its data; name.json,
-            its claims with what was found.
-        quick: Compute in the smaller size.
-        redraw: Take the data from name.npz instead of computing it.
+        directory: Created if missing. Gets the picture, name.png and name.pdf; its data, name.npz; and its claims with
+            their values, name.json.
+        quick: Compute the smaller version.
+        redraw: Load the data from name.npz instead of computing it.
 
     Returns:
-        The claims, those that do not hold included; and the files.
+        All claims, whether they hold or not, and the files.
 
     Raises:
-        KeyError: There is no such figure.
-        FileNotFoundError: redraw, and there is no data.
+        KeyError: The name is unknown.
+        FileNotFoundError: redraw is set and name.npz is missing.
     """
     figure, stem = GALLERY[name], directory / name
     directory.mkdir(parents=True, exist_ok=True)
@@ -112,14 +111,14 @@ def make(name: str, directory: Path, *, quick: bool = False, redraw: bool = Fals
         np.savez_compressed(data_file, allow_pickle=False, **data)
     pictures = save(figure.draw(data), stem)
     claims = figure.claims(data)
-    told = {"figure": name, "title": figure.title, "claims": [claim.to_dict() for claim in claims]}
+    checked = {"figure": name, "title": figure.title, "claims": [claim.to_dict() for claim in claims]}
     claims_file = stem.with_suffix(".json")
-    claims_file.write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    claims_file.write_text(json.dumps(checked, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return claims, [*pictures, data_file, claims_file]
 
 
 def load(file: Path) -> Data:
-    """The data of a figure from its .npz; numbers and text, nothing in it is executed."""
+    """The data of a figure from its .npz file. It holds numbers and text; nothing in it is executed."""
     if not file.exists():
         raise FileNotFoundError(f"there is no {str(file)!r} to draw again; make the figure without --redraw first")
     with np.load(file, allow_pickle=False) as arrays:

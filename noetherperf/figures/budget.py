@@ -14,7 +14,7 @@ __all__ = ["claims", "compute"]
 
 
 def settings(quick: bool) -> Vgg:
-    """Small images and many steps: equilibrium takes several times 1/(2ηλ) of them."""
+    """Small images and many steps: reaching equilibrium takes several times 1/(2ηλ) steps."""
     width, n_steps = (1 / 16, 1000) if quick else (1 / 8, 2400)
     return Vgg(True, width, 32, Hyper(lr=0.1, weight_decay=0.04), n_steps, dropout=0.0)
 
@@ -22,10 +22,10 @@ def settings(quick: bool) -> Vgg:
 def compute(quick: bool) -> Data:
     """Terms of the squared norm of each convolution before BatchNorm, summed over its channels.
 
-    Arrays: steps [n rows], layers [13] (names), and [n rows, 13] each: norm, free (what decay leaves of the initial
-    norm), forced (growth by steps of finite size), defect (the symmetry's violation, BatchNorm's eps), rounding
-    (float32); effective_lr η/|θ|², mean squared norm of the channels; update η|u|/|θ|, NaN in row 0; equilibrium, the
-    update that is predicted; lr, weight_decay.
+    Arrays: steps [n rows]; layers [13], names; and [n rows, 13] each: norm; free, the initial norm after decay; forced,
+    the growth by steps of finite size; defect, the violation of the symmetry by BatchNorm's eps; rounding, that of
+    float32; effective_lr, η/|θ|² with the mean |θ|² of the channels; update, η|u|/|θ|, NaN in row 0. Scalars:
+    equilibrium, the predicted update; lr; weight_decay.
     """
     vgg = settings(quick)
     run = train_vgg(vgg)
@@ -44,7 +44,7 @@ def compute(quick: bool) -> Data:
     channels = np.array([run.readouts[0][name].charge.numel() for name in names])
     norm, sq_update = data["norm"], data.pop("sq_update")
     update = vgg.hyper.lr * np.sqrt(sq_update / norm)
-    update[0] = np.nan  # no step was made yet
+    update[0] = np.nan  # before the first step
     return data | {
         "steps": run.steps,
         "layers": np.array(names),
@@ -57,9 +57,9 @@ def compute(quick: bool) -> Data:
 
 
 def settled(data: Data) -> NDArray[np.float64]:
-    """Of each layer, η√(Σ|u|²/Σ|θ|²) over the second half of training, relative to the predicted equilibrium, [13].
+    """η√(Σ|u|²/Σ|θ|²) of each layer over the second half of training, relative to the predicted equilibrium, [13].
 
-    1 where growth and decay are in balance over that time, whatever they do from step to step.
+    It is 1 where growth and decay balance on average over that time.
     """
     half = slice(len(data["steps"]) // 2, None)
     norm, update = data["norm"][half], data["update"][half]
@@ -68,7 +68,7 @@ def settled(data: Data) -> NDArray[np.float64]:
 
 
 def claims(data: Data) -> list[Claim]:
-    """The budget closes to what float32 stores; what decay took, growth has replaced; updates come to equilibrium."""
+    """The budget closes to float32's rounding, growth replaces what decay removes, and updates reach equilibrium."""
     norm = data["norm"]
     rounding, defect = (float(np.abs(data[name] / norm).max()) for name in ("rounding", "defect"))
     left = float((data["free"][-1] / norm[0]).max())

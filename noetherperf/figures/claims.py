@@ -1,4 +1,4 @@
-"""What a caption says of a figure's data, so that it can be checked."""
+"""Claims of captions: numbers from a figure's data with bounds that can be checked."""
 
 import math
 from collections.abc import Mapping
@@ -16,12 +16,12 @@ Data = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Claim:
-    """A number taken from a figure's data, and between which bounds the caption says it is.
+    """A number from a figure's data, and the bounds that the caption states for it.
 
     Attributes:
-        text: What the number is.
-        value: As found.
-        low, high: The bounds, themselves allowed.
+        text: The meaning of the number.
+        value: The number.
+        low, high: The bounds, inclusive.
     """
 
     text: str
@@ -31,15 +31,15 @@ class Claim:
 
     @property
     def holds(self) -> bool:
-        """Whether the value is between the bounds; not a number never is."""
+        """Whether the value is within the bounds; False for NaN."""
         return self.low <= self.value <= self.high
 
     def to_dict(self) -> dict[str, Any]:
-        """As data for JSON; a bound that is infinite is left out."""
+        """As data for JSON, without infinite bounds."""
         bounds = {name: bound for name in ("low", "high") if math.isfinite(bound := getattr(self, name))}
         return {"text": self.text, "value": self.value, **bounds, "holds": self.holds}
 
 
 def slope(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
-    """The power p of y ∝ xᵖ, by least squares on logarithms."""
+    """The power p of y ∝ xᵖ, by least squares on the logarithms."""
     return float(np.polyfit(np.log(x), np.log(y), 1)[0])

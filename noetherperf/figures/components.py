@@ -1,4 +1,4 @@
-"""The simplest component of a network with each symmetry, in two parameters, with losses of a few examples."""
+"""For each symmetry, the simplest component of a network that has it: two parameters, and losses of a few examples."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ class Component:
     """A component whose loss has one symmetry.
 
     Attributes:
-        kind: Of the symmetry.
+        kind: Kind of the symmetry.
         losses: θ [2] -> loss of each example, [N]; the training loss is their mean.
         generator: θ [2] -> ψ [2], the direction in which the symmetry moves θ.
-        generator_rate: ψ is linear in θ but for a constant, and this is its matrix ∂ψ/∂θ, [2, 2].
+        generator_rate: The constant matrix ∂ψ/∂θ, [2, 2]; ψ is affine in θ.
         charge: θ [..., 2] -> Q [...], the conserved quantity.
     """
 
@@ -36,7 +36,7 @@ def _double(values: object) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-SHARES = _double([0.98, 0.9, 0.75, 0.45])  # of the first of two classes
+SHARES = _double([0.98, 0.9, 0.75, 0.45])  # target probability of the first of two classes
 ANGLES = torch.deg2rad(_double([5.0, 40.0, 70.0, 105.0]))
 INPUTS, TARGETS = _double([1.6, 1.1, 0.7, 1.2]), _double([1.0, 1.5, -0.4, 0.7])
 
@@ -53,7 +53,7 @@ def _normalised(theta: Tensor) -> Tensor:
 
 
 def _unit(theta: Tensor) -> Tensor:
-    """A ReLU unit while it is active, with one weight in and one out: ½(θ₂θ₁x − y)²."""
+    """An active ReLU unit with one weight in and one out: ½(θ₂θ₁x − y)²."""
     return 0.5 * (theta[1] * theta[0] * INPUTS - TARGETS).square()
 
 

@@ -18,7 +18,7 @@ KINDS = {"bn": ("translation", "scale", "rescale"), "plain": ("translation", "re
 
 
 def settings(quick: bool) -> dict[str, Vgg]:
-    """Plain SGD on both networks, decay strong enough to be seen within the run."""
+    """Plain SGD on both networks, with weight decay strong enough to be visible within the run."""
     size: dict[str, Any] = {"width": 1 / 8, "image_size": 32 if quick else 64}  # narrower ones may not learn
     n_steps = 250 if quick else 600
     return {
@@ -28,11 +28,11 @@ def settings(quick: bool) -> dict[str, Vgg]:
 
 
 def compute(quick: bool) -> Data:
-    """Charges and laws of both networks, per layer the mean over its groups; of the translation some columns.
+    """Charges and laws of both networks: for each layer the mean over its groups; for the translation, single columns.
 
-    Arrays, for network "bn" and "plain" and each kind it has: /layers [n] (names), /charge, /flow [n rows, n], and the
-    worst relative errors of all groups, /flow_error, /discrete_error, /budget_error [n rows]; for each network
-    /steps [n rows], /loss [n steps], /accuracy, /lr, /weight_decay, /width, /image_size.
+    Arrays, for each network ("bn", "plain") and each of its kinds: /layers [n], names; /charge and /flow [n rows, n];
+    and the largest relative errors over all groups, /flow_error, /discrete_error, /budget_error [n rows]. For each
+    network: /steps [n rows], /loss [n steps], /accuracy, /lr, /weight_decay, /width, /image_size.
     """
     data: dict[str, NDArray[np.generic]] = {}
     for network, vgg in settings(quick).items():
@@ -53,7 +53,7 @@ def compute(quick: bool) -> Data:
 
 def _of_kind(run: Run, kind: str) -> dict[str, NDArray[np.generic]]:
     names = [name for name, law in run.readouts[0].items() if law.symmetry.kind == kind]
-    if kind == "translation":  # the last layer's columns, evenly chosen by their sums; its bias starts from zero
+    if kind == "translation":  # columns of the last layer at evenly spaced ranks of their sums; its bias starts at zero
         names = ["fc3"]
         initial = run.readouts[0]["fc3"].charge
         columns = initial.argsort()[torch.linspace(0, len(initial) - 1, min(10, len(initial))).round().long()]
@@ -80,7 +80,7 @@ def _of_kind(run: Run, kind: str) -> dict[str, NDArray[np.generic]]:
 
 
 def _errors(law: ChargeReadout) -> tuple[float, float, float]:
-    """Largest error of flow law, discrete law and budget, relative to the largest charge of the layer at the start."""
+    """Largest errors of flow law, discrete law and budget, relative to the layer's largest initial charge."""
     size = law.initial.abs().max()
     predictions = (law.flow.total, law.discrete.total, law.discrete.budget)
     flow, discrete, budget = (float((law.charge - prediction).abs().max() / size) for prediction in predictions)
@@ -88,7 +88,7 @@ def _errors(law: ChargeReadout) -> tuple[float, float, float]:
 
 
 def claims(data: Data) -> list[Claim]:
-    """The flow law follows the charges of all layers; the update's own budget closes to float32."""
+    """The flow law follows the charges of all layers; the update's budget closes to float32's rounding."""
     found = []
     for network, kinds in KINDS.items():
         accuracy = float(data[f"{network}/accuracy"])

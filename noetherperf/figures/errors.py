@@ -14,7 +14,7 @@ from noetherperf.figures.runs import train
 from noetherperf.measure.readout import ChargeReadout
 from noetherperf.recipes import digits
 from noetherperf.recipes.models import digits_network
-from noetherperf.record.writer import relative_error
+from noetherperf.record import relative_error
 from noetherperf.rules.sgd import Hyper
 
 __all__ = ["claims", "compute"]
@@ -31,7 +31,7 @@ SWEEPS: dict[str, tuple[str, Sequence[float]]] = {
 
 
 def compute(quick: bool) -> Data:
-    """Relative errors at a fixed time of the groups of each kind, in float64: flow law's median, discrete law's worst.
+    """Relative errors at a fixed time, in float64, over the groups of each kind: flow law, median; discrete law, worst.
 
     Arrays, for each sweep ("lr" at β = 0.9, "lr_plain" at β = 0, "batch", "momentum"): /values [n], and for each kind
     /<kind>/flow and /<kind>/discrete [n].
@@ -55,13 +55,13 @@ def compute(quick: bool) -> Data:
 
 
 def _errors(hyper: Hyper, batch: int) -> dict[str, tuple[float, float]]:
-    """(flow, median group; discrete, worst) of each kind after TIME; a network whose symmetries are exact."""
+    """(flow law's error, median group; discrete law's, worst group) of each kind after TIME, with exact symmetries."""
     torch.manual_seed(0)
     model, symmetries = digits_network(channels=4, hidden=16)
     model.double()
     for module in model:
         if isinstance(module, nn.BatchNorm2d):
-            module.eps = 1e-30  # the scale symmetry holds as it goes to 0
+            module.eps = 1e-30  # the scale symmetry is exact in the limit eps → 0
     n_steps = round(TIME / hyper.lr)
     run = train(model, symmetries, digits.load(dtype=torch.float64), hyper, n_steps, batch, every=n_steps)
     laws = list(run.readouts[-1].values())
@@ -86,7 +86,7 @@ def _relative(laws: Sequence[ChargeReadout], which: Literal["flow", "discrete"])
 
 
 def claims(data: Data) -> list[Claim]:
-    """The flow law's error falls linearly with the learning rate; the discrete law is exact in every setting."""
+    """The flow law's error is linear in the learning rate; the discrete law is exact in every setting."""
     found = []
     for sweep, beta in (("lr_plain", 0.0), ("lr", MOMENTUM)):
         for kind in ("translation", "scale"):

@@ -15,10 +15,10 @@ N_FINE, N_ARROWS = 160, 8
 
 
 def compute(quick: bool) -> Data:
-    """Losses on a fine grid; gradients, generators and what is left of both constraints on a coarse one.
+    """Losses on a fine grid; gradients, generators and the Hessian constraint's defect on a coarse one.
 
-    Arrays, for each kind: /axis [fine], /loss [fine, fine] (rows y), /charge alike, /points [n, 2], /gradient [n, 2],
-    /generator [n, 2], /hessian_defect [n], |Hψ + (∂ψ)ᵀg| / (|H||ψ|).
+    Arrays, for each kind: /axis [fine]; /loss and /charge [fine, fine], rows are y; /points, /gradient and /generator
+    [n, 2]; /hessian_defect [n], |Hψ + (∂ψ)ᵀg| / (|H||ψ|).
     """
     data: dict[str, NDArray[np.float64]] = {}
     for component in COMPONENTS:
@@ -46,7 +46,7 @@ def compute(quick: bool) -> Data:
 
 
 def claims(data: Data) -> list[Claim]:
-    """Gradients are orthogonal to generators, and Hessians obey the constraint, everywhere to rounding."""
+    """Gradients are orthogonal to generators, and Hessians obey their constraint, to rounding at all points."""
     found = []
     for component in COMPONENTS:
         kind = component.kind

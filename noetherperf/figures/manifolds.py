@@ -1,4 +1,4 @@
-"""Figure: gradient flow held to a line, a circle and a hyperbola, and how training leaves them."""
+"""Figure: gradient flow stays on a line, a circle and a hyperbola; training leaves them."""
 
 from typing import Any
 
@@ -14,22 +14,22 @@ from noetherperf.rules.sgd import Hyper
 
 __all__ = ["MOTIONS", "claims", "compute"]
 
-#: What moves the parameters, in the order of drawing.
+#: The motions of the parameters, in the order of drawing.
 MOTIONS = ("flow", "decay", "momentum", "noise", "steps")
 
 STARTS = {"translation": (-1.5, 0.9), "scale": (-0.75, -0.8), "rescale": (1.25, -0.95)}
 TIME = 6.0
 DECAY = 0.15
-LR = {"translation": 1.5, "scale": 0.75, "rescale": 0.45}  # of the steps; large, so that they can be seen
+LR = {"translation": 1.5, "scale": 0.75, "rescale": 0.45}  # of the steps; large, to make them visible
 BETA, LR_MOMENTUM = 0.6, 0.12
 BATCH, LR_NOISE = 1, 0.15
 
 
 def compute(quick: bool) -> Data:
-    """Paths of θ and of the charge under each motion.
+    """θ and the charge over time under each motion.
 
-    Arrays, for each kind and motion: kind/motion/time [n], kind/motion/path [n, 2], kind/motion/charge [n]; and
-    kind/steps/law [n], the charge of the finite steps by the discrete law.
+    Arrays, for each kind and motion: kind/motion/time [n], kind/motion/path [n, 2], kind/motion/charge [n]. For each
+    kind: kind/steps/law [n], the discrete law's charge of the finite steps.
     """
     data: dict[str, NDArray[Any]] = {}
     times = np.linspace(0.0, TIME, 61 if quick else 241)
@@ -65,7 +65,7 @@ def compute(quick: bool) -> Data:
 
 
 def _discrete_law(component: Component, path: Tensor) -> NDArray[np.float64]:
-    """A sum stays; |θ|² grows by η²|g|² a step, the square of what the step moved, and θ₁² − θ₂² by the difference."""
+    """A step does not change a sum. It adds η²|g|² = |Δθ|² to |θ|², and Δθ₁² − Δθ₂² to θ₁² − θ₂²."""
     moved = path.diff(dim=0)
     growth = moved.new_zeros(len(moved)) if component.kind == "translation" else component.charge(moved)
     law: NDArray[np.float64] = (component.charge(path[:1]) + torch.cat([growth.new_zeros(1), growth.cumsum(0)])).numpy()
@@ -73,7 +73,7 @@ def _discrete_law(component: Component, path: Tensor) -> NDArray[np.float64]:
 
 
 def claims(data: Data) -> list[Claim]:
-    """What conserves, to rounding or the integrator's tolerance; what does not, by how much."""
+    """Motions that conserve do so to rounding or the integrator's tolerance; the others change the charge visibly."""
 
     def change(kind: str, motion: str) -> float:
         charge = data[f"{kind}/{motion}/charge"]

@@ -1,4 +1,4 @@
-"""Figure: modified loss and modified flow beside the discrete steps, on a quadratic."""
+"""Figure: gradient flow, modified loss and modified flow against the discrete steps, on a quadratic."""
 
 import math
 from collections.abc import Callable
@@ -18,7 +18,7 @@ MODELS: dict[str, Callable[..., Tensor]] = {
     "modified loss": theory.modified_loss,
     "modified flow": theory.modified_flow,
 }
-#: Of the paths that are shown: without momentum, and with.
+#: Settings of the paths in the picture, without and with momentum.
 SHOWN = {"plain": Hyper(lr=0.48), "momentum": Hyper(lr=0.1, momentum=0.8)}
 TIME = {"plain": 9.6, "momentum": 3.0}
 ERROR_TIME = 1.2
@@ -28,17 +28,17 @@ START = (1.8, 0.75)  # along the axes of the quadratic
 
 
 def quadratic(theta: Tensor) -> Tensor:
-    """½ Σ hᵢ xᵢ² in axes turned by 30°."""
+    """½ Σ hᵢ xᵢ² in axes rotated by 30°."""
     c, s = math.cos(TURN), math.sin(TURN)
     x, y = c * theta[0] + s * theta[1], c * theta[1] - s * theta[0]
     return 0.5 * (CURVATURES[0] * x * x + CURVATURES[1] * y * y)
 
 
 def compute(quick: bool) -> Data:
-    """Paths of steps and models, and the largest distance of the models from the steps over learning rates.
+    """Paths of steps and models, and each model's largest distance from the steps over learning rates.
 
-    Arrays, for "plain" and "momentum": /steps [n, 2], and for each model /<model> [n times, 2] and
-    /<model>/at_steps [n, 2]; /lr [n lr] and /<model>/error [n lr]; axis and loss of the landscape.
+    Arrays, for "plain" and "momentum": /steps [n, 2] and /lr [n lr]; for each model, /<model> [n times, 2],
+    /<model>/at_steps [n, 2] and /<model>/error [n lr]. Of the landscape: axis and loss.
     """
     c, s = math.cos(TURN), math.sin(TURN)
     start = torch.tensor([c * START[0] - s * START[1], s * START[0] + c * START[1]], dtype=torch.float64)
@@ -60,7 +60,7 @@ def compute(quick: bool) -> Data:
 
 
 def _error(solve: Callable[..., Tensor], shown: Hyper, lr: float, start: Tensor) -> float:
-    """Largest distance between model and steps in the second half of a fixed time, when a buffer is warm."""
+    """Largest distance between model and steps in the second half of a fixed time, when the buffer is warm."""
     hyper = Hyper(lr=lr, momentum=0.4 if shown.momentum else 0.0)
     n_steps = round(ERROR_TIME / lr)
     path = solve(quadratic, start, lr * np.arange(n_steps + 1), hyper)
@@ -69,7 +69,7 @@ def _error(solve: Callable[..., Tensor], shown: Hyper, lr: float, start: Tensor)
 
 
 def claims(data: Data) -> list[Claim]:
-    """Orders of the errors, and which model stays with the steps."""
+    """The order of each model's error in η; the modified models stay closer to the steps than gradient flow."""
     orders = {
         "plain": {"gradient flow": 1, "modified loss": 2, "modified flow": 2},
         "momentum": {"gradient flow": 1, "modified loss": 1, "modified flow": 2},
@@ -86,7 +86,5 @@ def claims(data: Data) -> list[Claim]:
         }
         for model in models:
             ratio = float(worst["gradient flow"] / worst[model])
-            found.append(
-                Claim(f"{name}: {model} is so many times closer to the steps than gradient flow", ratio, low=2.0)
-            )
+            found.append(Claim(f"{name}: gradient flow's distance from the steps over that of {model}", ratio, low=2.0))
     return found

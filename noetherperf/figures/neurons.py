@@ -1,4 +1,4 @@
-"""Figure: single parameters, noisy, beside the sums that they belong to, smooth."""
+"""Figure: single parameters are noisy, the column sums that they belong to are smooth."""
 
 import numpy as np
 import torch
@@ -18,9 +18,9 @@ N_COLUMNS, BATCH = 10, 4
 
 
 def compute(quick: bool) -> Data:
-    """Of ten columns of the last layer, one weight each and their sums, every step of noisy training.
+    """One weight and the sum of each of ten columns of the last layer, during noisy training.
 
-    Arrays: steps [n rows], and [n rows, 10] each: parameters, charges, flow and discrete, what the laws predict.
+    Arrays: steps [n rows]; and [n rows, 10] each: parameters, charges, and the laws' predictions, flow and discrete.
     """
     torch.manual_seed(0)
     model, symmetries = digits_network()
@@ -50,20 +50,20 @@ def compute(quick: bool) -> Data:
 
 
 def reversals(curves: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Share of rows at which a curve turns back, [n curves]: ½ for a random walk, 0 for a monotonic curve."""
+    """Share of rows at which a curve changes direction, [n curves]: ½ for a random walk, 0 for a monotonic curve."""
     moves = np.diff(curves, axis=0)
     share: NDArray[np.float64] = (moves[1:] * moves[:-1] < 0).mean(0)
     return share
 
 
 def claims(data: Data) -> list[Claim]:
-    """Parameters wander, charges follow the flow law."""
+    """Parameters change direction often, charges follow the flow law."""
     turns = {name: float(np.median(reversals(data[name]))) for name in ("parameters", "charges")}
     flow, discrete = (
         float(np.abs(data["charges"] - data[law]).max() / np.ptp(data["charges"])) for law in ("flow", "discrete")
     )
     return [
-        Claim("share of rows at which the median parameter turns back", turns["parameters"], low=0.2),
+        Claim("share of rows at which the median parameter changes direction", turns["parameters"], low=0.2),
         Claim("share of rows at which the median charge does", turns["charges"], high=0.02),
         Claim("largest distance of a charge from the flow law, over the range of charges", flow, high=0.02),
         Claim("and from the discrete law", discrete, high=1e-5),

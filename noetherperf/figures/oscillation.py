@@ -19,8 +19,8 @@ N_COLUMNS = 8
 def settings(quick: bool) -> list[Vgg]:
     """Four runs: overdamped, critical, and underdamped with a softer and a stiffer spring (ηλ).
 
-    To swing, λ must be above (1−β)²/(2η(1+β)); if the network is to learn as well, neither λ nor η/(1−β) may be large.
-    Hence the large β.
+    Charges oscillate if λ is above (1−β)²/(2η(1+β)). The network learns only if neither λ nor η/(1−β) is large. Both
+    need a large β.
     """
     critical = theory.critical_decay("translation", Hyper(lr=0.001, momentum=0.99))
     hypers = [
@@ -30,16 +30,16 @@ def settings(quick: bool) -> list[Vgg]:
         (Hyper(lr=0.001, momentum=0.995, weight_decay=0.03), 1200),
     ]
     size = 32 if quick else 64
-    # Not narrower: at 1/16 one seed in four does not learn, and which one depends on the processor.
+    # At a width of 1/16, one seed in four does not learn, and which one depends on the processor.
     return [Vgg(False, 1 / 8, size, hyper, n_steps, every=5, dropout=0.0) for hyper, n_steps in hypers]
 
 
 def compute(quick: bool) -> Data:
     """Column sums and the flow law of four runs.
 
-    Arrays, for run 0 to 3: /steps [n rows], /charge, /flow [n rows, 8], /accuracy, /loss, and /lr, /momentum,
-    /weight_decay; /gamma and /omega per unit of time; in radians per step /frequency and /discrete_frequency, of the
-    flow law and the discrete law, and /measured from the data (NaN where nothing swings); /regime; /width, /image_size.
+    Arrays, for run 0 to 3: /steps [n rows]; /charge and /flow [n rows, 8]; /accuracy, /loss, /lr, /momentum,
+    /weight_decay, /regime, /width, /image_size; /gamma and /omega per unit of time; and in radians per step /frequency
+    of the flow law, /discrete_frequency of the discrete law, and /measured from the data, NaN without oscillation.
     """
     data: dict[str, NDArray[np.generic]] = {}
     for index, vgg in enumerate(settings(quick)):
@@ -69,10 +69,10 @@ def compute(quick: bool) -> Data:
 
 
 def measured_frequency(steps: NDArray[np.int64], charges: NDArray[np.float64]) -> float:
-    """Radians per step at which charges [n rows, n] swing together: π over the mean step between zero crossings.
+    """Frequency of charges [n rows, n] in radians per step: π over the mean distance of zero crossings.
 
-    All columns follow one motion from rest, so their sum, each with the sign it starts with, does too; a damped cosine
-    passes through zero at equal distances. NaN where there are fewer than two crossings.
+    All columns follow one motion from rest, and so does their sum with initial signs. A damped cosine crosses zero at
+    equal distances. NaN if there are fewer than two crossings.
     """
     swing = charges @ np.sign(charges[0])
     before = np.flatnonzero(swing[:-1] * swing[1:] < 0)
@@ -82,7 +82,7 @@ def measured_frequency(steps: NDArray[np.int64], charges: NDArray[np.float64]) -
 
 
 def claims(data: Data) -> list[Claim]:
-    """Where theory says underdamped, charges swing at its frequency; elsewhere they do not; the law fits everywhere."""
+    """Underdamped charges oscillate at the predicted frequency, the others do not; the flow law fits all runs."""
     found = []
     for index in range(4):
         name = f"β = {data[f'{index}/momentum']:g}, λ = {data[f'{index}/weight_decay']:.3g}, {data[f'{index}/regime']}"

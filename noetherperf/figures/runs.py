@@ -1,4 +1,4 @@
-"""Training runs for the gallery: an ordinary loop, with the optimizer's readout kept every few steps."""
+"""Training runs for the gallery: an ordinary loop that keeps the optimizer's readout every few steps."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -25,13 +25,13 @@ N_CENTRED = 128
 
 @dataclass(frozen=True)
 class Run:
-    """What was kept of a training run.
+    """The data of a training run.
 
     Attributes:
-        hyper: Of every step.
-        steps: Steps of the rows, [n rows].
-        readouts: One a row.
-        probes: One a row, [n rows, n probed].
+        hyper: Hyperparameters of every step.
+        steps: The step of each row, [n rows].
+        readouts: The readout of each row.
+        probes: The probed values of each row, [n rows, n probed].
         losses: Training loss of each step's batch, [n steps].
         accuracy: Share of the test images classified correctly at the end, 0 to 1.
     """
@@ -55,27 +55,27 @@ def train(
     every: int = 1,
     probe: Callable[[], Tensor] = lambda: torch.empty(0),
 ) -> Run:
-    """Train with cross-entropy on batches drawn with torch's global seed, and read out every few steps.
+    """Train with cross-entropy on batches drawn with torch's global seed, with a readout every few steps.
 
     Args:
-        model: Gives logits; left in training mode.
-        symmetries: To measure.
+        model: A network that returns logits; stays in training mode.
+        symmetries: The symmetries to measure.
         data: Images and labels.
-        hyper: Of every step.
-        n_steps: How many.
-        batch_size: Images in a batch, drawn without replacement within a pass.
-        every: Steps between readouts; the first is before any step, the last after the last.
-        probe: Called with each readout; gives a vector.
+        hyper: Hyperparameters of every step.
+        n_steps: Number of steps.
+        batch_size: Images in a batch, drawn without replacement within an epoch.
+        every: Steps between readouts. The first readout is before step 1, the last after the last step.
+        probe: Called at each readout; returns a vector.
 
     Raises:
-        RuntimeError: The charges at the end are not those of the parameters.
+        RuntimeError: The measured charges at the end are not those of the parameters.
     """
     optimizer = SGD(model.named_parameters(), **asdict(hyper), symmetries=symmetries)
     loop = Loop(model, optimizer)
     steps, readouts, probes, losses = [0], [optimizer.readout()], [_kept(probe)], []
     order: list[Tensor] = []
     for step in range(1, n_steps + 1):
-        if not order:  # whole batches only, so that the noise is of one size
+        if not order:  # full batches only, so that the noise does not vary
             order = [
                 rows for rows in torch.randperm(len(data.train_labels)).split(batch_size) if len(rows) == batch_size
             ]
@@ -99,12 +99,11 @@ def series(run: Run, name: str, read: Callable[[ChargeReadout], Tensor]) -> NDAr
 
 @dataclass(frozen=True)
 class Vgg:
-    """Which VGG-16 to train on the enlarged digits, and how; equal ones give one run.
+    """Settings for training a VGG-16 on the enlarged digits.
 
     Attributes:
-        batch_norm, width, image_size: Of recipes.vgg.vgg16.
-        hyper, n_steps, batch_size, every: Of `train`.
-        dropout: Of recipes.vgg.vgg16.
+        batch_norm, width, image_size, dropout: As in recipes.vgg.vgg16.
+        hyper, n_steps, batch_size, every: As in `train`.
     """
 
     batch_norm: bool
@@ -119,10 +118,10 @@ class Vgg:
 
 @cache
 def train_vgg(settings: Vgg) -> Run:
-    """Train a VGG-16 on the enlarged digits; the same settings again give the same run without training.
+    """Train a VGG-16 on the enlarged digits. The run is cached by its settings.
 
-    Without BatchNorm it begins centred on the first images (`recipes.vgg.centre`); narrow as it is here, it would
-    hardly learn in so few steps.
+    Without BatchNorm, the network starts centred on the first images (`recipes.vgg.centre`). Otherwise such a narrow
+    network hardly learns in so few steps.
     """
     torch.manual_seed(0)
     model, symmetries = vgg16(
@@ -139,7 +138,7 @@ def train_vgg(settings: Vgg) -> Run:
 
 @cache
 def _digits(image_size: int) -> digits.Digits:
-    """Enlarged once for all runs."""
+    """The enlarged digits, cached for all runs."""
     return digits.load(image_size=image_size)
 
 

@@ -1,6 +1,6 @@
-"""Training libraries: one small file for each, which imports the library; nothing else here does.
+"""Training libraries: one small file for each, the only one that imports the library.
 
-accelerate needs none: `unwrap(optimizer)` is the SGD inside what `accelerator.prepare` returned.
+accelerate needs no file: `unwrap(optimizer)` is the SGD inside what `accelerator.prepare` returned.
 """
 
 from noetherperf.integrations.watch import unwrap

@@ -17,18 +17,17 @@ class ChargeCallback(Callback):
 
         trainer = Trainer(callbacks=[ChargeCallback(every=10, record="runs/digits.zarr")])
 
-    Every logger of the trainer gets `readout().scalars()` at `trainer.global_step`, under the names they have there.
+    Every logger of the trainer gets `readout().scalars()` at `trainer.global_step`, under the same names.
 
     Args:
         every: Optimizer steps between scalars, and between rows of the record.
-        record: Directory of the record (noetherperf.open_record reads it), or None. Ranks after the first write to
-            `record` + ".rank1" and so on.
-        exists: What to do where a new training finds a record: "error" or "overwrite". A training that goes on, from a
-            checkpoint or with an optimizer that has made steps, goes on with its record. Where the callback sees
-            another new training after that, it records it to `record` + ".2", and so on.
+        record: Directory of the record, or None. Ranks after the first write to `record` + ".rank1" and so on.
+        exists: What to do if a new training finds a record: "error" or "overwrite". A training that continues, from a
+            checkpoint or with an optimizer that has made steps, continues its record. Another new training of the same
+            callback is recorded to `record` + ".2", and so on.
 
     Raises:
-        ValueError: `every` or `exists` is of no use. When training starts: the trainer has several noetherperf.SGD, or
+        ValueError: `every` or `exists` is invalid. When training starts: the trainer has several noetherperf.SGD, or
             the record is another training's.
         TypeError: When training starts: the trainer has no noetherperf.SGD.
         FileExistsError: When a new training starts and finds a record.

@@ -8,7 +8,7 @@ __all__ = ["add_readout"]
 
 
 class Writer(Protocol):
-    """torch.utils.tensorboard.SummaryWriter, or what writes as it does."""
+    """torch.utils.tensorboard.SummaryWriter, or a writer with the same method."""
 
     def add_scalar(self, tag: str, scalar_value: Any, global_step: int) -> None: ...
 
@@ -17,8 +17,8 @@ def add_readout(writer: Writer, readout: Readout, step: int | None = None) -> No
     """Write `readout.scalars()` with their names as tags: "conv1/charge", "conv1/residual", and so on.
 
     Args:
-        writer: Where to.
-        readout: What `optimizer.readout()` returned.
+        writer: Gets the scalars.
+        readout: From `optimizer.readout()`.
         step: Place on the horizontal axis; None: steps since measuring began.
     """
     for name, value in readout.scalars().items():

@@ -1,4 +1,4 @@
-"""Hugging Face Trainer: hand the SGD in as `optimizers`, and add a callback."""
+"""Hugging Face Trainer: pass the SGD as `optimizers`, and add a callback."""
 
 import os
 from typing import Any, Literal
@@ -18,19 +18,18 @@ class ChargeCallback(TrainerCallback):
         trainer = Trainer(model, arguments, train_dataset=data, optimizers=(optimizer, None))
         trainer.add_callback(ChargeCallback(trainer, every=10, record="runs/digits.zarr"))
 
-    The scalars go through `trainer.log`, so to `trainer.state.log_history` and to wherever `report_to` says.
+    The scalars go through `trainer.log`, to `trainer.state.log_history` and to the targets of `report_to`.
 
     Args:
-        trainer: The one that the callback is added to; a callback has no other way to log.
+        trainer: The trainer that the callback is added to, for its `log`.
         every: Optimizer steps between scalars, and between rows of the record.
-        record: Directory of the record (noetherperf.open_record reads it), or None. Ranks after the first write to
-            `record` + ".rank1" and so on.
-        exists: What to do where a new training finds a record: "error" or "overwrite". A training that goes on, from a
-            checkpoint or with an optimizer that has made steps, goes on with its record. Where the callback sees
-            another new training after that, it records it to `record` + ".2", and so on.
+        record: Directory of the record, or None. Ranks after the first write to `record` + ".rank1" and so on.
+        exists: What to do if a new training finds a record: "error" or "overwrite". A training that continues, from a
+            checkpoint or with an optimizer that has made steps, continues its record. Another new training of the same
+            callback is recorded to `record` + ".2", and so on.
 
     Raises:
-        ValueError: `every` or `exists` is of no use. When training starts: the record is another training's.
+        ValueError: `every` or `exists` is invalid. When training starts: the record is another training's.
         TypeError: When training starts: the trainer's optimizer is no noetherperf.SGD.
         FileExistsError: When a new training starts and finds a record.
     """
@@ -55,7 +54,7 @@ class ChargeCallback(TrainerCallback):
         if scalars := self._watch.scalars():
             due = control.should_log
             self._trainer.log(scalars)
-            control.should_log = due  # log() has taken the trainer's own loss of this step for logged
+            control.should_log = due  # log() clears it, but the trainer's own loss of this step is not logged yet
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._watch.stop()

@@ -1,4 +1,4 @@
-"""What the callbacks of all libraries share: the optimizer, found; its scalars, when they are due; its record."""
+"""Common part of all callbacks: the optimizer in a trainer, its scalars when they are due, and its record."""
 
 import itertools
 import os
@@ -7,29 +7,29 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 from torch.utils.hooks import RemovableHandle
 
 from noetherperf.common.paths import local_path
 from noetherperf.measure.readout import Readout
 from noetherperf.optim.sgd import SGD
-from noetherperf.record.writer import Recorder, open_record
+from noetherperf.record import Recorder, open_record
+from noetherperf.record.collect import initial_charges
 
 __all__ = ["Watch", "unwrap"]
 
 
 def _inside(optimizer: object) -> SGD | None:
-    """The SGD in a wrapper, or in a wrapper's wrapper: libraries call what they have wrapped `.optimizer`."""
+    """The SGD in a wrapper, or in nested wrappers: libraries name the wrapped optimizer `.optimizer`."""
     while optimizer is not None and not isinstance(optimizer, SGD):
         optimizer = getattr(optimizer, "optimizer", None)
     return optimizer
 
 
 def unwrap(optimizer: object) -> SGD:
-    """The SGD inside what a library has wrapped around it: accelerate's AcceleratedOptimizer, Lightning's.
+    """The SGD inside a library's wrapper, such as accelerate's AcceleratedOptimizer or Lightning's.
 
     Args:
-        optimizer: A noetherperf.SGD or a wrapper that holds one as `.optimizer`, itself or by another wrapper.
+        optimizer: A noetherperf.SGD, or a wrapper that holds one as `.optimizer`, directly or in another wrapper.
 
     Raises:
         TypeError: There is none.
@@ -49,12 +49,12 @@ class Watch:
     Args:
         every: Optimizer steps between scalars, and between rows of the record.
         record: Directory of the record, or None. Ranks after the first write to `record` + ".rank1" and so on.
-        exists: What to do where a new training finds a record: "error" or "overwrite". A training that goes on, from a
-            checkpoint or with an optimizer that has made steps, goes on with its record. Where the callback sees
-            another new training after that, it records it to `record` + ".2", and so on.
+        exists: What to do if a new training finds a record: "error" or "overwrite". A training that continues, from a
+            checkpoint or with an optimizer that has made steps, continues its record. Another new training of the same
+            callback is recorded to `record` + ".2", and so on.
 
     Raises:
-        ValueError: `every` or `exists` is of no use.
+        ValueError: `every` or `exists` is invalid.
     """
 
     def __init__(
@@ -67,9 +67,9 @@ class Watch:
         self._every, self._record, self._exists = every, record, exists
         self._optimizer: SGD | None = None
         self._recorder: Recorder | None = None
-        self._number = 0  # the highest of the records that this callback has begun or continued
-        self._before = 0  # steps, as the present step began
-        self._due: int | None = None  # the multiple of `every` that was passed since the last look
+        self._number = 0  # the highest number of a record that this callback has begun or continued
+        self._before = 0  # steps before the present one
+        self._due: int | None = None  # the multiple of `every` that was reached since the last scalars()
         self._hooks: list[RemovableHandle] = []
 
     def start(self, optimizers: Sequence[object], rank: int, remedy: str) -> None:
@@ -78,11 +78,11 @@ class Watch:
         Args:
             optimizers: The trainer's, wrapped or not.
             rank: Of this process.
-            remedy: How this library is given an optimizer, for the error's text.
+            remedy: How to give this library an optimizer, for the error message.
 
         Raises:
             TypeError: None of them is a noetherperf.SGD.
-            ValueError: Several are; the record to be continued is another training's.
+            ValueError: Several are; or the record to continue is another training's.
             FileExistsError: A new training finds a record.
         """
         self.stop()  # of a training that was interrupted
@@ -105,10 +105,10 @@ class Watch:
         ]
 
     def _recording(self, optimizer: SGD, suffix: str) -> Recorder:
-        """The recorder of this training: on with the record of its measurement, or a new one beside the last.
+        """A recorder for this training: it continues the record of its measurement, or begins one beside the last.
 
-        What was measured decides, not who asks: a checkpoint that was loaded, or an optimizer that has trained before,
-        goes on with its record. A measurement that begins anew never writes over one that this callback has recorded.
+        The measurement decides: with a loaded checkpoint, or an optimizer that has trained before, its record is
+        continued. A new measurement never overwrites one that this callback has recorded.
         """
         assert self._record is not None
         base = os.fspath(local_path(self._record, "record"))
@@ -118,7 +118,7 @@ class Watch:
 
         readout = optimizer.readout()
         numbers = [*itertools.takewhile(lambda number: Path(path(number)).exists(), itertools.count(1))]
-        if readout.step == 0:  # of those that are there already, only an own one that has made no step
+        if readout.step == 0:  # a new measurement may continue only this callback's own record without steps
             numbers = [number for number in numbers if number == self._number]
         known = next((number for number in reversed(numbers) if _is_of(path(number), readout)), None)
         if known is not None:
@@ -149,19 +149,19 @@ class Watch:
     def scalars(self) -> dict[str, float]:
         """`readout().scalars()` without the step, which loggers count themselves; empty if none are due.
 
-        They are due once after steps among which one's number is a multiple of `every`. Where parameters are sharded
-        this is a collective, as readout() is.
+        They are due once after a step whose number is a multiple of `every`. With sharded parameters this is a
+        collective, as readout() is.
         """
         if self._optimizer is None or self._due is None:
             return {}
         due, self._due = self._due, None
         readout = self._optimizer.readout()
-        if readout.step < due:  # a GPU tells only now that its gradient scaler has skipped steps
+        if readout.step < due:  # the readout shows that a gradient scaler on a GPU skipped steps
             return {}
         return {name: value for name, value in readout.scalars().items() if name != "step"}
 
     def stop(self) -> None:
-        """Write what waits and leave the optimizer alone."""
+        """Close the record and remove the hooks from the optimizer."""
         for hook in self._hooks:
             hook.remove()
         if self._recorder is not None:
@@ -170,18 +170,15 @@ class Watch:
 
 
 def _is_of(path: str, readout: Readout) -> bool:
-    """Whether a record is one of this measurement, which is known by the charges that it began with.
+    """Whether a record is of this measurement, recognized by its initial charges.
 
-    Of a measurement that has made no step, only if the record holds none either: then nothing is lost.
+    If the measurement has made no step, the record must hold none either, so that nothing is lost.
     """
     try:
         record = open_record(path)
-    except ValueError:  # no record; whoever begins one there says so
+    except ValueError:  # no record; beginning one there raises
         return False
     if [law.symmetry for law in readout.values()] != list(record.symmetries):
         return False
-    initial = torch.cat(
-        [torch.empty(0, dtype=torch.float64, device="cpu"), *(law.initial for law in readout.values())]
-    ).numpy()
-    same = np.array_equal(record.dataset["initial"].to_numpy(), initial, equal_nan=True)
+    same = np.array_equal(record.dataset["initial"].to_numpy(), initial_charges(readout), equal_nan=True)
     return same and (readout.step > 0 or record.steps.tolist() in ([], [0]))

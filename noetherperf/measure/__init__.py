@@ -1,1 +1,1 @@
-"""What is summed over a model's tensors, and how it is read: plans, shards, openness of laws, readouts."""
+"""What is summed over a model's tensors, and how the sums are read: plans, shards, openness of laws, readouts."""

@@ -1,9 +1,9 @@
-"""What ranks that share out one model must have alike: marks of it, and what to say where they differ.
+"""What must be equal on all ranks that shard one model: marks to compare, and the error if they differ.
 
-Each rank steps its own shards, and partial sums add up to the whole's only if all ranks made the same steps. So a rank
-keeps digests of its steps: of every parameter group's options and of every tensor's gradients, missing or not. Like
-ranks have like digests, whatever the processor: what the user gave and what the host counted goes into them, options to
-nine digits. Only what a device alone knows, the time of learning rates that lie there, is compared as a float.
+Each rank steps its own shards. Partial sums add up to those of the whole only if all ranks made the same steps. So a
+rank keeps digests of its steps: of every parameter group's options, and of which tensors had gradients. Equal steps
+give equal digests on every processor: only the user's options, to nine digits, and the host's counts enter. Values that
+only a device knows, the times of learning rates on it, are compared as floats.
 """
 
 import math
@@ -20,9 +20,9 @@ from torch import Tensor
 
 
 class Kind(IntEnum):
-    """Kinds of marks. Where one differs, later ones may differ for the same reason, and are not told of.
+    """Kinds of marks. If one kind differs, later kinds may differ for the same reason and are not reported.
 
-    The last is no fault: what some ranks noticed, all of them are told.
+    The last kind is no error: it tells all ranks what some of them noticed.
     """
 
     LAYOUT = 0
@@ -37,7 +37,7 @@ class Kind(IntEnum):
 
 _ANEW = "reset_measurement() on every rank starts the laws anew"
 
-#: What differs, of a thing, and what to do.
+#: Error messages by kind, with the differing things in place of {}: what differs, and what to do.
 _MESSAGES: Mapping[Kind, str] = {
     Kind.LAYOUT: "they measure other symmetries, or the same ones in another order, or group their parameters "
     "otherwise; make every rank's optimizer alike",
@@ -57,7 +57,7 @@ _MESSAGES: Mapping[Kind, str] = {
 
 
 class Mark(NamedTuple):
-    """A number that is the same on all ranks, save for rounding where it is a time; ints have 32 bits."""
+    """A number that must be equal on all ranks, up to rounding if it is a time; ints have 32 bits."""
 
     kind: Kind
     of: str
@@ -65,7 +65,7 @@ class Mark(NamedTuple):
 
 
 def summary(marks: Sequence[Mark]) -> list[Mark]:
-    """One mark of each kind. Ranks with one layout have marks of the same things in the same order."""
+    """One mark of each kind. Ranks with the same layout have marks of the same things in the same order."""
     ordered = sorted(marks, key=lambda mark: mark.kind)
     values = {kind: [mark.value for mark in of_kind] for kind, of_kind in groupby(ordered, lambda mark: mark.kind)}
     values[Kind.LAYOUT] = [*values.get(Kind.LAYOUT, []), crc32(repr([mark[:2] for mark in ordered]).encode())]
@@ -78,20 +78,20 @@ def summary(marks: Sequence[Mark]) -> list[Mark]:
 def numbers(marks: Iterable[Mark]) -> Tensor:
     """Two numbers for each mark [n, 2], float64 on the CPU.
 
-    Digests come as two halves, so small that the sums of their squares over two million ranks are exact.
+    A digest is split into two halves, so small that the sums of their squares are exact for two million ranks.
     """
     return torch.tensor([list(_pair(mark)) for mark in marks], dtype=torch.float64, device="cpu")
 
 
 def _pair(mark: Mark) -> Iterator[float]:
-    if mark.kind == Kind.TIME:  # where learning rates are not finite, they are so on all ranks or differ from others'
+    if mark.kind == Kind.TIME:  # the second number compares whether the time is finite
         yield from (mark.value, 0.0) if math.isfinite(mark.value) else (0.0, 1.0)
     else:
         yield from divmod(int(mark.value), 1 << 16)
 
 
 def explain(marks: Iterable[Mark]) -> str:
-    """What differs between ranks, and what to do, by the marks that do."""
+    """The error message for differing marks: what differs between ranks, and what to do."""
     differing = list(marks)
     kind = min(mark.kind for mark in differing)
     things = [mark.of for mark in differing if mark.kind == kind]
@@ -100,11 +100,11 @@ def explain(marks: Iterable[Mark]) -> str:
 
 
 class Digests:
-    """Digests of the steps that a rank has made since measuring began; unchangeable.
+    """Digests of the steps that a rank has made since measuring began; immutable.
 
     Args:
-        n_tensors, n_groups: How many tensors and parameter groups there are.
-        state: What `state()` gave, perhaps when there were fewer.
+        n_tensors, n_groups: Numbers of tensors and parameter groups.
+        state: From `state()`, perhaps with fewer tensors and groups.
     """
 
     def __init__(self, n_tensors: int, n_groups: int, state: Sequence[Sequence[int]] = ((0,), (), (), ())) -> None:
@@ -134,10 +134,10 @@ class Digests:
 
     @staticmethod
     def check(state: object, n_tensors: int, n_groups: int) -> None:
-        """Raise where something is no `state()` of so many tensors and groups.
+        """Check that something is a `state()` of so many tensors and groups.
 
         Raises:
-            ValueError: It has another shape, or numbers that are none of 32 bits.
+            ValueError: It has another shape, or numbers of more than 32 bits.
         """
         lengths = [1, n_groups, n_tensors, n_tensors]
         lists = state if isinstance(state, list) and all(isinstance(x, list) for x in state) else []

@@ -1,14 +1,14 @@
 """Which laws are open: symmetries whose parts did not make the same steps, so that free + forced predicts nothing.
 
-A law adds up its parts' charges, and what cancels by symmetry cancels only if all parts were stepped alike: same
-coefficients, and a gradient for all or for none. Tensors start in one class; a step in which two tensors of a class
-are treated differently splits it, and every symmetry with parts in different classes is open from then on.
+A law adds up its parts' charges. Terms that cancel by symmetry do so only if all parts were stepped alike: with the
+same coefficients, and a gradient for all or for none. Tensors start in one class. A step that treats two tensors of a
+class differently splits the class, and every symmetry with parts in different classes is open from then on.
 
-Who writes a parameter or a momentum buffer between two steps has made a step that no law knows: every symmetry with a
-part in that tensor is open too.
+A parameter or momentum buffer that is written between two steps has changed in a way that no law knows: every symmetry
+with a part in that tensor is open too.
 
-A learning rate that is a tensor on a device is known by being that tensor; the host does not ask what it holds. Nor
-does it know of a step that a device skipped, so that a law may be called open for one that was not made.
+A learning rate that is a tensor on a device is identified by the tensor; the host does not read its value. Nor does the
+host know which steps a device skipped, so a law may be called open because of a skipped step.
 
 Derived in docs/theory.md, section 3.
 """
@@ -63,13 +63,13 @@ class Openness:
         self._reasons: dict[str, str] = dict.fromkeys(
             self._unclaimed, "no symmetry is claimed: free + forced leaves out the gradient's part, which defect holds"
         )
-        self._changes: dict[str, str] = {}  # beside those, what was written between steps
+        self._changes: dict[str, str] = {}  # reasons of another kind: tensors written between steps
         self._classes = [0] * len(self._names)
         self._last: Hashable = None
         self._digests = Digests(len(self._names), self._n_groups) if self._shared else None
 
     def copy(self) -> "Openness":
-        """What is known now, apart from what this one will take note of."""
+        """An independent copy."""
         new = copy.copy(self)
         new._reasons, new._changes = dict(self._reasons), dict(self._changes)
         return new
@@ -83,7 +83,7 @@ class Openness:
     def after(
         self, step: int, options: Sequence[Any], lrs: Sequence[Tensor | None], ages: bytes, missing: bytes
     ) -> "Openness":
-        """What is known after one more step; this one stays as it is.
+        """The openness after one more step; this object does not change.
 
         Args:
             step: Its number, for the reason.
@@ -134,7 +134,7 @@ class Openness:
                     self._reasons[name] = self._reason(step, members[0], other, groups, missing)
 
     def changed(self, step: int, parameters: Iterable[int], buffers: Iterable[int]) -> None:
-        """Take note of tensors that were written, or buffers that were replaced, after so many steps and by none."""
+        """Open the laws of parameters written, or buffers replaced, after that many steps and by none of them."""
         what = {i: f"the momentum buffer of {self._names[i]}" for i in buffers}
         what |= {i: self._names[i] for i in parameters}
         for name, members in self._members.items():
@@ -143,12 +143,12 @@ class Openness:
                 self._changes.setdefault(name, f"{first} was changed outside step() after step {step}; {ANEW}")
 
     def agree(self, names: Iterable[str]) -> None:
-        """Take note of symmetries of which some ranks noticed that a tensor was changed so, and others did not."""
+        """Open the laws of symmetries for which only some ranks noticed such a change."""
         for name in names:
             self._changes[name] = f"on some ranks a tensor of it was changed outside step(), on others not; {ANEW}"
 
     def marks(self, clocks: Sequence[Sequence[float]]) -> list[Mark]:
-        """What all ranks must have alike, where they share out the tensors: of those that are measured, and no others.
+        """What must be equal on all ranks if tensors are sharded; of measured tensors only.
 
         Args:
             clocks: Measurement.clock of each device.
@@ -162,7 +162,7 @@ class Openness:
         marks += [Mark(Kind.OPTIONS, label, self._digests.options[g]) for g, label in groups.items()]
         for kind, digests in ((Kind.GRADIENT, self._digests.gradients), (Kind.BUFFER, self._digests.buffers)):
             marks += [Mark(kind, self._names[i], int(digests[i])) for i in measured]
-        number: dict[int, int] = {}  # classes may have other numbers where unmeasured tensors make more of them
+        number: dict[int, int] = {}  # renumbered: unmeasured tensors may add classes
         classes = [number.setdefault(self._classes[i], len(number)) for i in measured]
         marks += [Mark(Kind.LAWS, name, name in self._reasons) for name in self._members]
         marks.append(Mark(Kind.LAWS, "tensors' classes", crc32(repr(classes).encode())))
@@ -181,13 +181,13 @@ class Openness:
         return f"in step {step} only one of {a} and {b} wrote its momentum buffer for the first time, without dampening"
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs."""
+        """State for a checkpoint."""
         digests = None if self._digests is None else self._digests.state()
         state = {"classes": list(self._classes), "reasons": dict(self._reasons), "changes": dict(self._changes)}
         return {**state, "digests": digests}
 
     def check(self, state: Mapping[str, Any]) -> None:
-        """Raise where a checkpoint's state is none that these symmetries and tensors can have.
+        """Check that these symmetries and tensors can have a checkpoint's state.
 
         Raises:
             ValueError: A field is missing or of the wrong kind, or reasons and classes contradict each other.
@@ -199,13 +199,13 @@ class Openness:
                 raise ValueError(
                     f"has {field!r} of type {type(state[field]).__name__}, which must be a {kind.__name__}"
                 )
-        if state.get("digests") is not None:  # of parameters that were shared out by ranks
+        if state.get("digests") is not None:  # of sharded parameters
             Digests.check(state["digests"], len(self._names), self._n_groups)
         classes, reasons = state["classes"], state["reasons"]
         if len(classes) != len(self._names):
             raise ValueError(f"has {len(classes)} 'classes', but there are {len(self._names)} parameters")
         n_classes = 0
-        for c in classes:  # numbered as they come
+        for c in classes:  # numbered in the order of their first tensors
             if type(c) is not int or not 0 <= c <= n_classes:
                 raise ValueError("has 'classes' that are not numbered 0, 1, … in the order in which they come")
             n_classes = max(n_classes, c + 1)
@@ -224,13 +224,13 @@ class Openness:
                 )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint of the same symmetries; tensors that came since are in no symmetry yet."""
+        """Continue from a checkpoint of the same symmetries; tensors added since are in no symmetry."""
         classes = [int(c) for c in state["classes"]]
         self._classes = classes + [0] * (len(self._names) - len(classes))
         self._reasons = {str(name): str(reason) for name, reason in state["reasons"].items()}
         self._changes = {str(name): str(reason) for name, reason in state["changes"].items()}
         self._last = None
-        if self._shared and (digests := state.get("digests")) is not None:  # else all ranks begin anew
+        if self._shared and (digests := state.get("digests")) is not None:  # else the digests of all ranks begin anew
             self._digests = Digests(len(self._names), self._n_groups, digests)
 
 

@@ -1,9 +1,9 @@
-"""Symmetries and shapes -> views and segments: what is summed together, and where each part finds its sums.
+"""Symmetries and shapes -> views and segments: what is summed together, and which sums belong to each part.
 
-A *view* splits one tensor along one axis into groups of `fold` consecutive indices; each group is a *segment*, the
-elements reduced together. All parts on the same axis of a tensor share one view, at the finest fold they need, because
-moments and laws are linear: a coarser part is a sum of segments, taken at readout. For the same reason a part over a
-whole tensor (axis None) borrows the segments of any view the tensor has.
+A *view* splits one tensor along one axis into runs of `fold` consecutive indices; each run is a *segment*, the elements
+reduced together. All parts on the same axis of a tensor share one view, with the largest fold that fits all of them.
+Moments and laws are linear, so a coarser part is a sum of segments, taken at readout. For the same reason a part over a
+whole tensor (axis None) uses the segments of any view of the tensor.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +23,7 @@ from noetherperf.rules.moments import Moment
 from noetherperf.rules.rule import Rule
 from noetherperf.symmetry import Part, Symmetry
 
-#: Where Engine.measure leaves a law's charge x and its y, ⟨v, 1⟩ or ⟨p, v⟩.
+#: The moments in which Engine.measure stores a law's charge x and its y, ⟨v, 1⟩ or ⟨p, v⟩.
 CHARGE_AND_MOMENTUM = {
     Law.TRANSLATION: (Moment.SUM_P, Moment.SUM_G),
     Law.NORM: (Moment.SQ_P, Moment.DOT_PG),
@@ -38,7 +38,7 @@ N_STATE_VERSION_2 = {Law.TRANSLATION: 4, Law.NORM: 8}
 class View:
     """One tensor split along one axis: element i of that axis belongs to segment `segment + i // fold`.
 
-    `law_segment[law]` is where the law's state of the first segment stands, −1 where nobody asks for that law.
+    `law_segment[law]` is the index of the first segment's state of that law, −1 if no symmetry needs the law.
     """
 
     tensor: int
@@ -49,14 +49,14 @@ class View:
     law_segment: tuple[int, int]
 
     def grouped(self, x: Tensor) -> Tensor:
-        """x as [outer, n_segments, inner], so that a sum over the outer and inner dims is a sum per segment."""
+        """x as [outer, n_segments, inner]: a sum over the outer and inner dims is a sum per segment."""
         shape = x.shape or (1,)
         return x.reshape(prod(shape[: self.axis]), self.n_segments, self.fold * prod(shape[self.axis + 1 :]))
 
 
 @dataclass(frozen=True)
 class PlannedPart:
-    """A part and the view whose segments its groups are sums of."""
+    """A part, and the view whose segments add up to its groups."""
 
     part: Part
     view: int
@@ -86,7 +86,7 @@ class Plan:
 
     @cached_property
     def indices(self) -> tuple[Tensor, ...]:
-        """Each segment's tensor [n_segments], and for each law the segment of each of its states, int64."""
+        """The tensor of each segment, [n_segments]; and for each law, the segment of each of its states; int64."""
         views = [(view.tensor, view.segment, view.n_segments, *view.law_segment) for view in self.views]
         tensor, segment, length, *law_segments = np.array(views, dtype=np.int64).reshape(-1, 3 + len(Law)).T
         found = [np.repeat(tensor, length)]
@@ -102,7 +102,7 @@ class Plan:
 
 @dataclass
 class Measurement:
-    """What a step measures and the laws' state: float64, a few numbers per segment, none per parameter.
+    """The moments that a step measures, and the laws' state: float64, a few numbers per segment, none per element.
 
     moments: [n moments, n_segments], of the last step. states[law]: [n rows, n segments with that law]; the rule has
     both. propagators: [n_tensors, law, PROPAGATED, 2, 2], the product of all steps' matrices since measuring began.
@@ -133,12 +133,12 @@ class Measurement:
         )
 
     def tensors(self) -> list[Tensor]:
-        """Everything it holds, in a fixed order."""
+        """All its tensors, in a fixed order."""
         return [self.moments, *self.states, self.propagators, self.clock]
 
     @classmethod
     def of(cls, tensors: Iterable[Tensor]) -> "Measurement":
-        """The measurement that holds these, in the order of `tensors()`."""
+        """The measurement with these tensors, in the order of `tensors()`."""
         moments, translation, norm, propagators, clock = tensors
         return cls(moments, (translation, norm), propagators, clock)
 
@@ -165,7 +165,7 @@ class Measurement:
         return new
 
     def clone(self) -> "Measurement":
-        """A copy where it is."""
+        """A copy on the same device."""
         return Measurement.of(x.clone() for x in self.tensors())
 
     def cpu(self) -> "Measurement":
@@ -173,10 +173,10 @@ class Measurement:
         return Measurement.of(x.to("cpu", copy=True) for x in self.tensors())
 
     def start(self, plan: Plan, warm: Sequence[bool]) -> None:
-        """Start the laws from what Engine.measure left in the moments.
+        """Start the laws from the moments that Engine.measure stored.
 
-        x₀ is the charge, y₀ = ⟨v, 1⟩ or ⟨p, v⟩ where the tensor's momentum buffer is warm, else zero. Sources start at
-        zero, propagators at the identity, the clock at zero; no gradient has been seen yet, so its moments are zero.
+        x₀ is the charge; y₀ = ⟨v, 1⟩ or ⟨p, v⟩ if the tensor has a momentum buffer, else zero. Sources and the clock
+        start at zero, propagators at the identity. The moments of the gradient are zero until the first step.
 
         Args:
             plan: The plan of this measurement.
@@ -201,7 +201,7 @@ class Measurement:
         self.clock.zero_()
 
     def followed(self, plan: Plan, measured: Tensor, warm: Sequence[bool], changed: Sequence[bool]) -> "Measurement":
-        """This measurement after tensors were changed by other means than steps.
+        """This measurement after tensors were changed outside steps.
 
         Their charges are what they are now, and the jump is the defect's: of x the difference to the charge as it was
         stored, of y the difference to the budget. Components that take jumps take it. Rounding stays what storing lost,
@@ -209,13 +209,13 @@ class Measurement:
 
         Args:
             plan: The plan of this measurement.
-            measured: The moments that Engine.measure takes of them now.
+            measured: The present moments, by Engine.measure.
             warm: Per tensor, whether it has a momentum buffer.
             changed: Per tensor, whether it or its buffer was changed.
         """
         device = self.moments.device
         flags = (torch.tensor(x, dtype=torch.bool, device="cpu") for x in (warm, changed))
-        # Copied without blocking: the host must not wait until the device is through with its steps.
+        # Non-blocking copies: the host must not wait for the steps in flight.
         is_warm, is_changed, tensor, *law_segments = (x.to(device, non_blocking=True) for x in (*flags, *plan.indices))
         here, new = is_changed[tensor], self.clone()
         for moment in (Moment.SUM_P, Moment.SQ_P):
@@ -241,10 +241,10 @@ class Measurement:
 
 
 def _rows(n_rows: int, n: int, device: torch.device | str) -> Tensor:
-    """Zeros [n_rows, n], float64, whose rows begin at different places of a page.
+    """Zeros [n_rows, n], float64, whose rows start at different offsets within a page.
 
-    A step walks all rows side by side. Were they a multiple of 4096 bytes apart, they would fight for the same lines of
-    a cache, and a CPU would take a load from one for a load from what it has just stored to another.
+    A step reads and writes all rows at the same column. With a stride of a multiple of 4096 bytes, the rows would map
+    to the same cache sets and evict each other, and a load from one row would alias a recent store to another.
     """
     page, line = 512, 8  # in float64 values
     stride = -(-n // page) * page + 5 * line
@@ -252,7 +252,7 @@ def _rows(n_rows: int, n: int, device: torch.device | str) -> Tensor:
 
 
 def _fold(parts: Iterable[Part], length: int) -> int:
-    """The coarsest fold in which every part's slices, runs and periods are whole segments, and the axis too."""
+    """The largest fold that divides the axis and every part's slices, runs and periods."""
     fold = length
     for part in parts:
         fold = gcd(fold, part.run, part.start or 0, part.stop or 0, part.period or 0)
@@ -269,7 +269,7 @@ def make_plan(
 
     Args:
         symmetries: Validated against these names and shapes (noetherperf.symmetry.validate).
-        names: One name per tensor, None where a parameter has none; a name of no tensor here is left to other plans.
+        names: One name per tensor, None if a parameter has none. Parts of other names belong to other plans.
         shapes: One shape per tensor.
         rule: That steps the tensors.
     """
@@ -281,7 +281,7 @@ def make_plan(
             if part.parameter in index:
                 wanted.setdefault((index[part.parameter], part.axis), []).append((part, law))
 
-    # A whole tensor joins the first axis that somebody asks for, or becomes one segment along axis 0.
+    # A part over a whole tensor uses the tensor's first wanted axis; without one, it is one segment along axis 0.
     home: dict[tuple[int, int | None], tuple[int, int]] = {}
     guests: dict[tuple[int, int], list[tuple[Part, Law]]] = {}
     first_axis: dict[int, int] = {}

@@ -1,6 +1,6 @@
-"""Readout: charges, predictions and residuals of every symmetry, from one copy of what the steps measured.
+"""Readout: charges, predictions and residuals of every symmetry, from one copy of the measurement.
 
-What free, forced, defect and rounding are is derived in docs/theory.md, section 3.
+Free, forced, defect and rounding are derived in docs/theory.md, section 3.
 """
 
 import functools
@@ -16,12 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from noetherperf.measure.defect import floored, mean_square, relative_defect
 from noetherperf.measure.plan import Measurement, Plan
 from noetherperf.rules.law import X0, Y0, Law
 from noetherperf.rules.moments import Moment
 from noetherperf.symmetry import Part, Symmetry
-
-FLOOR = 1e-3  # of the average, below which a group's own gradient is no measure: it may be rounding and nothing else
 
 
 @dataclass(frozen=True)
@@ -31,10 +30,10 @@ class Prediction:
     Fields:
         free: From the initial charge (and a warm momentum buffer) alone: decay, oscillation.
         forced: From the finite steps: |u|² (discrete law), |g|² or |θ̇|² (flow law); zero for a translation.
-        defect: From the gradient constraint's violation, and from what others wrote between steps; zero where the
-            symmetry holds and nobody did, and always in the flow law.
-        budget: free + forced + defect: in the discrete law an identity of the update, up to rounding, for any set of
-            parameters. It is kept by itself, for its parts may be large and cancel.
+        defect: From the gradient constraint's violation, and from changes of parameters between steps; zero if the
+            symmetry holds and there was no such change, and always zero in the flow law.
+        budget: free + forced + defect. In the discrete law it is an identity of the update, up to rounding, for any
+            set of parameters. It is accumulated by itself, since its parts may be large and cancel.
     """
 
     free: Tensor
@@ -44,7 +43,7 @@ class Prediction:
 
     @property
     def total(self) -> Tensor:
-        """free + forced: what the law predicts where the symmetry holds."""
+        """free + forced: the law's prediction if the symmetry holds."""
         return self.budget - self.defect
 
 
@@ -52,7 +51,7 @@ N_MOMENTS = len(Moment)
 
 
 class _Row(IntEnum):
-    """Rows of a readout's table after the moments, whose rows are the first."""
+    """Rows of a readout's table after its first rows, the moments."""
 
     INITIAL = N_MOMENTS
     FREE = N_MOMENTS + 1
@@ -66,26 +65,25 @@ class _Row(IntEnum):
     RELATIVE_DEFECT = N_MOMENTS + 9
 
 
-N_SUMS = _Row.CHARGE  # rows that are sums over segments; what follows from them comes after
+N_SUMS = _Row.CHARGE  # rows that are sums over segments; derived rows follow
 N_ROWS = N_MOMENTS + len(_Row)
 
 
 class Charges:
-    """What is read after a step; arrays are float64 CPU tensors [n groups], of one symmetry or of all side by side.
+    """Charges after a step: float64 CPU tensors [n groups], of one symmetry or of all side by side.
 
     Attributes:
-        charge: Q now: Σ c⟨θ, 1⟩ for a translation, Σ c|θ|² else, of the values as stored.
+        charge: Q now: Σ c⟨θ, 1⟩ for a translation, else Σ c|θ|²; of the values as stored.
         initial: Q when measuring began.
         discrete: The discrete law's prediction, exact to rounding where the symmetry holds.
         flow: The flow law's, the continuous-time dynamics of the paper.
         defect: The last step's gradient constraint, Σ c⟨g, 1⟩ or Σ c⟨g, θ⟩; zero where the symmetry holds.
         relative_defect: |defect| / (|g_A| |ψ_A|), ψ the generator (c or cθ, θ taken after the step); 0 where g is 0.
-            What a symmetry cancels altogether, as BatchNorm does a bias before it, has g_A = 0 but for rounding: so
             |g_A| counts as no less than a thousandth of what a group of that size has on average in all that is
-            measured.
+            measured (measure/defect.py says why).
         moments: sum_p, sq_p, sum_g, sq_g, dot_pg, sq_u of the last step, summed over parts with their coefficients.
-        residual: charge − discrete.total: the defect's part and rounding.
-        rounding: charge − discrete.budget: what rounding to the stored dtype lost.
+        residual: charge − discrete.total: defect and rounding.
+        rounding: charge − discrete.budget: the loss by rounding to the stored dtype.
     """
 
     def __init__(self, rows: NDArray[np.float64]) -> None:
@@ -133,13 +131,13 @@ class Charges:
 
 
 class ChargeReadout(Charges):
-    """One symmetry after a step: its charges, as `Charges` describes them, and more.
+    """One symmetry after a step: its charges (see `Charges`), and whether its law is closed.
 
     Attributes:
-        symmetry: What was measured.
-        name: The symmetry's.
+        symmetry: The measured symmetry.
+        name: Its name.
         closed: Whether free + forced is a prediction.
-        reason: Why not, empty if it is.
+        reason: Why it is not; empty if it is.
     """
 
     def __init__(self, symmetry: Symmetry, rows: NDArray[np.float64], reason: str) -> None:
@@ -195,7 +193,7 @@ class Readout(Mapping[str, ChargeReadout]):
             known = ", ".join(self) or "none; give SGD symmetries to measure"
             raise KeyError(f"no symmetry {name!r} is measured; there are: {known}")
         symmetry, groups = self._places[name]
-        # a copy: who keeps one symmetry's charges of every step does not keep those of all
+        # A copy, so that keeping one symmetry's charges does not keep the whole table in memory.
         return ChargeReadout(symmetry, self._table[:, groups].copy(), self._reasons.get(name, ""))
 
     def __iter__(self) -> Iterator[str]:
@@ -211,8 +209,8 @@ class Readout(Mapping[str, ChargeReadout]):
         """A few numbers per symmetry for a logger, as a flat dict.
 
         "<name>/charge" is the mean over groups; "<name>/residual", "<name>/rounding" and "<name>/relative_defect" are
-        the largest absolute values over groups. Names are as loggers take them: what is neither letter nor digit nor
-        one of `_ - . / :` nor a space is a `_`, and where two names become the same, the later has ".2" behind it.
+        the largest absolute values over groups. Names are made safe for loggers: characters other than letters, digits,
+        spaces and `_ - . / :` become `_`; if two names become equal, the later one gets the suffix ".2".
         """
         flat: dict[str, float] = {"step": float(self.step), "time": self.time}
         if not self:
@@ -228,7 +226,7 @@ class Readout(Mapping[str, ChargeReadout]):
 
 
 def _logged(names: Sequence[str]) -> list[str]:
-    """Names as loggers take them, those that they take as they are unchanged; all different, as they were."""
+    """Names that are safe for loggers, all different; safe names are unchanged."""
     cleaned = list(map(_clean, names))
     used = {name for name, clean in zip(names, cleaned, strict=True) if name == clean}
     for i, (name, clean) in enumerate(zip(names, cleaned, strict=True)):
@@ -240,13 +238,13 @@ def _logged(names: Sequence[str]) -> list[str]:
 
 
 def _clean(name: str) -> str:
-    """With no character that a logger refuses, and a path without empty parts, "." and ".."."""
+    """A name without characters that loggers refuse, and without the path parts "", "." and ".."."""
     parts = re.sub(r"[^\w\-./: ]", "_", name).split("/")
     return "/".join("_" * max(1, len(part)) if part in ("", ".", "..") else part for part in parts)
 
 
 class Source(NamedTuple):
-    """One device's plan and a CPU copy of what was measured there."""
+    """One device's plan, and a CPU copy of its measurement."""
 
     plan: Plan
     measurement: Measurement
@@ -256,13 +254,18 @@ _NONE = np.empty(0, np.int64)
 
 
 class _Terms(NamedTuple):
-    """The terms of all groups' sums: those of one group side by side, and of these those of one part of its symmetry.
+    """The terms of all groups' sums, ordered by group, then by part.
 
-    A share is what one part contributes to one group; its terms are segments.
+    A share is the contribution of one part to one group. Its terms are segments.
 
-    segment: [n terms], into the moments of all sources side by side. state: [n terms], into the laws' components of
-    all sources, of each first those of translations. share: [n shares], the first term of each. weight, n_elements:
-    [n shares]. group: The first share of each group that has one. filled: Those groups. n_groups: How many there are.
+    Fields:
+        segment: Index of each term in the moments of all sources side by side, [n terms].
+        state: Index of each term in the laws' components of all sources, translations first in each, [n terms].
+        share: First term of each share, [n shares].
+        weight, n_elements: Of each share, [n shares].
+        group: First share of each group that has shares.
+        filled: Those groups.
+        n_groups: Number of all groups.
     """
 
     segment: NDArray[np.int64]
@@ -286,7 +289,7 @@ class _Terms(NamedTuple):
 
 
 def _sums(values: NDArray[np.float64], first: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Over the last dimension, from each first value to the one before the next."""
+    """Sums over the last dimension, of each run of values that begins at an index in `first`."""
     if len(first) == values.shape[-1]:
         return values
     total: NDArray[np.float64] = np.add.reduceat(values, first, axis=-1)
@@ -294,7 +297,7 @@ def _sums(values: NDArray[np.float64], first: NDArray[np.int64]) -> NDArray[np.f
 
 
 def _changes(*columns: NDArray[Any]) -> NDArray[np.int64]:
-    """Where one of the columns is another than in the row before; the first row is such a place."""
+    """The rows in which any column differs from the row before; the first row is one of them."""
     new = np.zeros(len(columns[0]), dtype=bool)
     for column in columns:
         new[1:] |= column[1:] != column[:-1]
@@ -304,7 +307,7 @@ def _changes(*columns: NDArray[Any]) -> NDArray[np.int64]:
 
 @functools.lru_cache(4096)
 def _groups(shape: "tuple[Any, ...]", fold: int, n_segments: int) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
-    """Of parts of one shape: their segments, counted from their view's first; the group of each; how many groups."""
+    """For parts of one shape: their segments, counted from the view's first; each one's group; the number of groups."""
     axis, start, stop, run, stride, period = shape
     part = Part("any", axis, start=start, stop=stop, fold=run, stride=stride, period=period)
     segments = part.gather(torch.arange(n_segments, device="cpu"), fold).numpy()
@@ -312,7 +315,7 @@ def _groups(shape: "tuple[Any, ...]", fold: int, n_segments: int) -> tuple[NDArr
 
 
 def _terms(symmetries: Sequence[Symmetry], sources: Sequence[Source]) -> tuple[_Terms, list[int]]:
-    """The terms, and how many groups each symmetry has."""
+    """The terms, and each symmetry's number of groups."""
     n_groups: list[int] = []
     segments: list[NDArray[np.int64]] = []
     groups: list[NDArray[np.int64]] = []
@@ -356,7 +359,7 @@ def _terms(symmetries: Sequence[Symmetry], sources: Sequence[Source]) -> tuple[_
 
 
 def _components(source: Source, law: Law) -> NDArray[np.float64]:
-    """Of every state of a law: initial; discrete free, forced, defect, budget; flow free, forced; [7, n segments]."""
+    """All states of a law: initial; discrete free, forced, defect, budget; flow free, forced; [7, n segments]."""
     tensor, *law_segments = (x.numpy() for x in source.plan.indices)
     tensors = tensor[law_segments[law]]
     state, shape = source.measurement.states[law], source.plan.rule.laws[law]
@@ -384,9 +387,9 @@ def _components(source: Source, law: Law) -> NDArray[np.float64]:
 def read(
     symmetries: Sequence[Symmetry], sources: Sequence[Source], reasons: Mapping[str, str], step: int, time: float
 ) -> Readout:
-    """Combine measurements of parts into a Readout; reasons names the open laws and why they are."""
+    """Combine measurements of parts into a Readout; `reasons` has the reason of each open law."""
     terms, n_groups = _terms(symmetries, sources)
-    with np.errstate(all="ignore"):  # a training that has diverged is read as it is
+    with np.errstate(all="ignore"):  # a diverged training is read without warnings
         table = _table(symmetries, sources, terms, n_groups)
     return Readout(symmetries, n_groups, table, reasons, step, time)
 
@@ -410,10 +413,6 @@ def _table(
     sq_generator = np.where(
         translation, terms.groups(sq_weight * terms.n_elements), terms.groups(sq_weight * moments[Moment.SQ_P])
     )
-    finite = np.isfinite(sq_gradient)  # groups with a gradient that is not are left out of the average
-    counted = n_elements[finite].sum()
-    mean_square_gradient = sq_gradient[finite].sum() / counted if counted else 0.0  # of one element
-    sq_gradient = np.maximum(sq_gradient, FLOOR**2 * mean_square_gradient * n_elements)
-    scale = np.sqrt(sq_gradient * sq_generator)
-    table[_Row.RELATIVE_DEFECT] = np.where(scale == 0.0, 0.0, np.abs(table[_Row.DEFECT]) / scale)
+    sq_gradient = floored(sq_gradient, n_elements, mean_square(sq_gradient, n_elements))
+    table[_Row.RELATIVE_DEFECT] = relative_defect(table[_Row.DEFECT], sq_gradient, sq_generator)
     return table

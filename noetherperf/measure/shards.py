@@ -1,12 +1,12 @@
-"""Shards: what of a plan is here when tensors are cut over ranks, and where its sums belong among the whole's.
+"""Shards: the local part of a plan when tensors are sharded over ranks, and the place of its sums in the whole plan.
 
-Moments and laws are linear in the elements that they sum over. So a rank plans and steps its shards as if they were the
-tensors, knows nothing of the others, and keeps partial sums; added up over the ranks they are the sums of the whole. A
-*shard* is the elements of a tensor at some indices along each axis. Where a cut goes through a segment of the whole
-plan, each side has a segment of its own, or several, so that none holds elements of two.
+Moments and laws are linear in the elements that they sum over. So a rank plans and steps its shards like whole tensors,
+without the other ranks, and keeps partial sums; added up over the ranks, they are the sums of the whole. A *shard* is
+the elements of a tensor at some indices along each axis. If a cut divides a segment of the whole plan, each side has
+one or more segments of its own: no local segment has elements of two segments of the whole.
 
-For a checkpoint the sums of the whole are kept, whatever the cut; under another cut each starts out whole in the one
-shard that holds its segment's first element, and zero in the others.
+A checkpoint keeps the sums of the whole, which do not depend on the cut. After loading, the shard with a segment's
+first element starts with the whole sum, and the other shards with zero.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,20 +18,20 @@ from torch import Tensor
 
 from noetherperf.measure.plan import Measurement, Plan, View
 
-#: For each axis the indices of the whole tensor that are here: ascending, int64, on the CPU. One axis for a scalar.
+#: For each axis, the shard's indices in the whole tensor: ascending, int64, on the CPU. A scalar has one axis.
 Indices = Sequence[Tensor]
 
-#: The groups of ranks that a tensor is cut over, one for each cut dimension of its mesh; none: it is replicated.
+#: The groups of ranks that a tensor is cut over, one for each sharded dimension of its mesh; empty if replicated.
 Cut = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
 class _Links:
-    """Which columns of a local array [rows, n_local] belong to which of the whole's [rows, n_whole].
+    """Links columns of a local array [rows, n_local] to those of the whole array [rows, n_whole].
 
     Fields:
-        local, whole: A local column, and the one of the whole that it is a part of.
-        owned: Which of these links hold the first element of the whole's segment.
+        local, whole: A local column, and the column of the whole that it is a part of.
+        owned: Whether the local column has the first element of the whole's segment.
     """
 
     local: Tensor
@@ -49,7 +49,7 @@ class _Links:
 
 
 def _shard(view: View, indices: Indices) -> tuple[int, _Links] | None:
-    """A view's fold in a shard, and its segments' links; None where nothing is here."""
+    """A view's fold in a shard, and the links of its segments; None if the shard is empty."""
     if any(len(index) == 0 for index in indices):
         return None
     index = indices[view.axis]
@@ -62,24 +62,24 @@ def _shard(view: View, indices: Indices) -> tuple[int, _Links] | None:
 
 
 class Shards:
-    """A plan, and what of it is here.
+    """A plan, and the local part of it.
 
     Args:
         plan: Of the whole tensors.
-        indices: For each tensor what is here.
-        cuts: For each tensor the ranks that it is cut over.
+        indices: For each tensor, the indices of its shard.
+        cuts: For each tensor, the ranks that it is cut over.
 
     Attributes:
-        whole: That plan.
-        local: The plan of the shards: the same views, save of empty shards, and no parts.
-        cuts: Those that there are, each once; sums over one cut are taken together.
+        whole: The plan of the whole tensors.
+        local: The plan of the shards: the same views, except those of empty shards, and no parts.
+        cuts: The distinct cuts; sums over one cut are taken together.
     """
 
     def __init__(self, plan: Plan, indices: Sequence[Indices], cuts: Sequence[Cut]) -> None:
         self.whole = plan
         self.cuts = list(dict.fromkeys(cuts))
         self._members = {cut: [i for i, other in enumerate(cuts) if other == cut] for cut in self.cuts}
-        # Nobody's propagator but that of the tensor's first element is asked: an empty shard has none.
+        # Propagators are taken from the shard with the tensor's first element; an empty shard has none.
         self._first = [all(len(index) > 0 and int(index[0]) == 0 for index in shard) for shard in indices]
 
         views: list[View] = []
@@ -104,7 +104,7 @@ class Shards:
         self._links: Mapping[Cut, list[_Links]] = {cut: list(map(_Links.join, arrays)) for cut, arrays in links.items()}
 
     def partial(self, measurement: Measurement, cut: Cut) -> Measurement:
-        """What is measured here of the tensors of one cut, at its place in the whole's measurement; zero elsewhere.
+        """The local measurement of the tensors of one cut, at its place in the whole measurement; zero elsewhere.
 
         Args:
             measurement: Of the local plan; on the CPU.
@@ -119,9 +119,9 @@ class Shards:
         return whole
 
     def scatter(self, whole: Measurement) -> Measurement:
-        """The measurement of the local plan that goes on from a whole one; on the CPU.
+        """The measurement of the local plan that continues a whole one; on the CPU.
 
-        Over the ranks of a cut, `partial` adds up to it again, exactly.
+        Summed over the ranks of a cut, `partial` is exactly the whole one again.
         """
         local = replace(Measurement.empty(self.local), propagators=whole.propagators, clock=whole.clock)
         for joined in self._links.values():

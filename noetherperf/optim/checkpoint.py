@@ -1,10 +1,10 @@
-"""Checkpoints: how a measurement is written, and what is checked before any of a checkpoint is taken over.
+"""Checkpoints: the format of a measurement, and the checks before anything of a checkpoint is loaded.
 
     {"version": 3, "id", "names", "symmetries", "began", "openness": {"classes", "reasons", "changes", "digests"},
      "tensors": [{"moments", "translation", "norm", "propagators", "clock"}, one for each device]}
 
-What was measured is that of the whole parameters, however they are sharded. A checkpoint may be damaged, cut short,
-made by hand, or of another model: what cannot be gone on from is refused with the field's name, while all is as it was.
+The measurement is that of the whole parameters, however they are sharded. A checkpoint may be damaged, truncated, made
+by hand, or of another model. One that cannot be continued is refused with the field's name, and nothing is changed.
 """
 
 import json
@@ -32,9 +32,9 @@ _DROP = 'drop the measurement (del state_dict["measurement"]) to load the rest a
 
 @dataclass(frozen=True)
 class Saved:
-    """A measurement as it was read: checked, of this version, under the optimizer's own names."""
+    """A measurement that was read and checked: of this version, under the optimizer's own names."""
 
-    id: str | None  # None where an older version kept none
+    id: str | None  # None in older versions
     began: bool
     steps: int
     openness: dict[str, Any]
@@ -53,7 +53,7 @@ def write(
     identity: str,
     began: bool,
 ) -> dict[str, Any]:
-    """What a checkpoint needs to go on measuring; its tensors are copies."""
+    """A state_dict's "measurement"; its tensors are copies."""
     return {
         "version": VERSION,
         "id": identity,
@@ -73,7 +73,7 @@ def read(
     openness: Openness,
     groups: Sequence[Mapping[str, Any]],
 ) -> Saved:
-    """Read what `write` wrote, this version or the one before.
+    """Read what `write` wrote, in this version or the one before.
 
     Args:
         measured: A state_dict's "measurement".
@@ -82,7 +82,7 @@ def read(
         groups: The parameter groups' options that it was measured with.
 
     Raises:
-        ValueError: It was measured with other symmetries or parameters, or is damaged; with the field's name.
+        ValueError: It was measured with other symmetries or parameters, or is damaged; it names the field.
     """
     if not isinstance(measured, Mapping):
         raise _refused("", f"must be a dict, got {shown(measured)}")
@@ -145,7 +145,7 @@ def _field(measured: Mapping[str, Any], name: str, kind: type) -> Any:
 
 
 def _check_symmetries(text: str, symmetries: Sequence[Symmetry]) -> dict[str, str]:
-    """The optimizer's own names of the symmetries, by the saved ones: wrappers' names may stand in either."""
+    """Saved names of the symmetries -> the optimizer's own; wrappers' prefixes may differ."""
     try:
         theirs, saved = from_json(text), from_json(unwrapped(text))
     except ValueError as error:
@@ -166,7 +166,7 @@ def _read_tensors(
     """One device's measurement.
 
     Raises:
-        ValueError: A tensor is missing, of another kind, or holds what no step can have left.
+        ValueError: A tensor is missing, of another kind, or has values that no step produces.
     """
     if is_old:
         if not isinstance(tensors, list | tuple) or len(tensors) != len(_TENSORS):
@@ -202,11 +202,11 @@ def _read_tensors(
 
 
 def _check_values(place: str, read: Measurement, plan: Plan, groups: Sequence[Mapping[str, Any]]) -> None:
-    """Raise where a clock or a propagator holds what no step can have left.
+    """Raise if a clock or a propagator has values that no step produces.
 
-    Moments and laws may well be NaN: one gradient does that. A propagator is made of hyperparameters alone, and what
-    spoils it, such as a learning rate that is NaN, spoils the law's state too, for that was multiplied by the same
-    matrix; and the group's time. (A translation keeps no state of its flow law, and there nothing can be said.)
+    Moments and laws may be NaN, because of a single gradient. A propagator depends on hyperparameters alone. A
+    hyperparameter that makes it NaN, such as a NaN learning rate, makes the law's state NaN too, which was multiplied
+    by the same matrix, and the group's time. (A translation has no state of its flow law, so that is not checked.)
     """
     clock = f'{place}["clock"]'
     steps, *times = read.clock.tolist()
@@ -236,7 +236,7 @@ def _check_values(place: str, read: Measurement, plan: Plan, groups: Sequence[Ma
 
 
 def _by_propagated(shape: Shape, rows: Tensor) -> list[Tensor]:
-    """The rows that each propagated matrix has moved: those of the discrete law and, where it keeps any, of the flow."""
+    """The rows that each propagated matrix has moved: the discrete law's and, where it keeps any, the flow law's."""
     at = shape.rows.get("flow")
     return [rows] if at is None else [rows[:at], rows[at:]]
 
@@ -250,7 +250,7 @@ def _kind(x: Tensor) -> str:
 
 
 def pack(measured: Mapping[str, Any]) -> dict[str, Any]:
-    """A measurement as tensors of fixed shapes and one text: {"tensors", "about"}."""
+    """A measurement as tensors of fixed shapes and one JSON text: {"tensors", "about"}."""
     about = {name: value for name, value in measured.items() if name != "tensors"}
     return {"tensors": measured["tensors"], "about": json.dumps(about)}
 
@@ -278,16 +278,17 @@ def unpack(state_dict: object) -> dict[str, Any]:
 
 
 def check_state(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> None:
-    """Raise where torch would load what no step can be made with, or would fail for another reason than the true one.
+    """Raise if torch would load a state that no step can use, or would fail with a misleading error.
 
-    All that torch.optim.SGD writes passes: buffers of another float dtype or device are converted, None is none yet.
+    Everything that torch.optim.SGD writes passes: buffers of another float dtype or device are converted, and None
+    means no buffer yet.
 
     Args:
         state_dict: {"state", "param_groups"}.
         groups: The optimizer's own.
 
     Raises:
-        ValueError: With the field's name; or it has the parameters in another order, or groups of other sizes.
+        ValueError: A field is invalid, which it names; the parameters are in another order; or groups differ in size.
     """
     state = _entry(state_dict, "state", Mapping, "dict")
     saved_groups = _entry(state_dict, "param_groups", list | tuple, "list")
@@ -322,7 +323,7 @@ def check_state(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any
             i = places[key]
             _check_slot(f"state[{shown(key)}]", slot, params[i], names[i])
         elif not isinstance(key, str) or key in map(str, ids) or any(isinstance(i, str) for i in ids):
-            # else it is somebody's own, which torch keeps as it is
+            # other keys are the user's own, which torch keeps
             raise ValueError(
                 f"state_dict: state[{shown(key)}] is of no parameter: param_groups have {shown(ids)} in their 'params'"
             )
@@ -353,7 +354,7 @@ def _check_option(place: str, group: Mapping[str, Any], option: str) -> None:
 
 
 def _check_slot(place: str, slot: object, p: Tensor, name: str | None) -> None:
-    """Raise where a parameter's state cannot be its state."""
+    """Raise if a state cannot be this parameter's."""
     whose = f"state_dict: {place}" + (f" of {name!r}" if name else "")
     if not isinstance(slot, dict):
         raise ValueError(f"{whose} must be a dict, got {shown(slot)}")

@@ -6,7 +6,7 @@ scheduler = nperf.control.EffectiveLearningRate(optimizer, ["conv1", "conv2"])
 optimizer.step()
 scheduler.step()
 
-What an effective learning rate does is told in docs/theory.md, section 6.
+Effective learning rates are explained in docs/theory.md, section 6.
 """
 
 import math
@@ -23,14 +23,14 @@ from noetherperf.symmetry import Scale, Symmetry
 
 __all__ = ["EffectiveLearningRate", "groups"]
 
-PRESENT = "present_lrs"  # in a state_dict: the groups' learning rates, whoever has set them
+PRESENT = "present_lrs"  # in a state_dict: the groups' learning rates, whichever scheduler set them
 
 
 def groups(model: nn.Module, symmetries: Sequence[Symmetry]) -> list[dict[str, Any]]:
-    """Named parameter groups for `SGD`: one for each Scale among the symmetries, the last for all other parameters.
+    """Named parameter groups for `SGD`: one for each Scale among the symmetries, and one for all other parameters.
 
-    A law whose parts then lie in several groups (a Rescale from a BatchNorm to the next, normalised layer) is open as
-    soon as their learning rates differ.
+    A law with parts in several groups (a Rescale from a BatchNorm to the next, normalised layer) is open as soon as
+    their learning rates differ.
 
     Raises:
         ValueError: Two Scales share a parameter, or one names a parameter that the model does not have.
@@ -53,40 +53,40 @@ class EffectiveLearningRate(LRScheduler):
 
         η = target · f(t) · Q̄,   Q̄ = mean over the symmetry's groups of Q = Σ c|θ|²
 
-    What a normalised layer computes depends on the direction of its weights alone, and a step of length η|g| turns
-    them by an angle that depends on η/|θ|² (|g| falls as 1/|θ|). Under an ordinary schedule |θ|² wanders, by the
-    scale law, and the effective learning rate with it; here η follows |θ|² instead.
+    A normalised layer depends only on the direction of its weights. A step of length η|g| turns them by an angle
+    proportional to η/|θ|², since |g| falls as 1/|θ|. Under an ordinary schedule |θ|² drifts by the scale law, and the
+    effective learning rate with it. Here η follows |θ|² instead.
 
-    Without weight decay |θ|² only grows, and η in proportion, so both grow exponentially and in the end overflow. With
+    Without weight decay |θ|² only grows, and η in proportion: both grow exponentially and overflow in the end. With
     weight decay λ both settle where decay and growth balance.
 
-    A torch scheduler: call step() after each optimizer.step(), that is, once a batch. Behind a warmup (SequentialLR) it
-    takes over on target, and groups that nobody holds have their initial η from there on. What a chainable scheduler
-    beside it (ChainedScheduler) does to the learning rate scales what names alone hold; a target that is given is held
-    whatever others do. η changes between reads only with f and with such scheduling. A read is `optimizer.readout()`.
-    On the CPU it waits for nothing. On any other device it is a synchronous copy, which waits for the steps launched so
-    far: with `every=k` once in k steps, and η is then up to k − 1 steps late. Where parameters are sharded over ranks a
-    read is a collective, so every rank must call step().
+    It is a torch scheduler: call step() after each optimizer.step(), once a batch. After a warmup (SequentialLR) it
+    starts on target, and groups that are not held get their initial η. In a ChainedScheduler, the other schedulers
+    scale the targets that follow from names; a target given as a number is held whatever they do. Between reads η
+    changes only with f and with such schedulers.
+
+    A read is `optimizer.readout()`. On the CPU it waits for nothing. On any other device it is a synchronous copy,
+    which waits for the steps in flight: with `every=k` once in k steps, and η is then up to k − 1 steps late. With
+    sharded parameters a read is a collective, so every rank must call step().
 
     Args:
         optimizer: `nperf.SGD`, which measures the symmetries.
-        targets: Symmetry name → target of η/Q̄, with f = 1; or names alone: then it is their groups' initial η over Q̄
-            now. A group's initial η is its "initial_lr", as in torch's schedulers, and "lr" where there is none yet.
+        targets: Symmetry name → target of η/Q̄ at f = 1; or names alone: the target is then their groups' initial η
+            over the present Q̄. A group's initial η is its "initial_lr", as in torch's schedulers, else its "lr".
         every: Steps between reads.
-        factor: f, of the number of scheduler steps so far (0 before the first); by default 1. Parameter groups that
-            neither this nor another EffectiveLearningRate of the optimizer holds follow it too, as in torch's LambdaLR:
-            η = initial η · f(t).
-        last_epoch: As in torch's schedulers: −1, or the last one where a training goes on without a state_dict.
+        factor: f, of the number of scheduler steps so far (0 before the first); by default 1. Parameter groups that no
+            EffectiveLearningRate of the optimizer holds follow it too, as in torch's LambdaLR: η = initial η · f(t).
+        last_epoch: As in torch's schedulers: −1, or the last epoch if training continues without a state_dict.
 
     Raises:
         TypeError: The optimizer measures no charges.
         KeyError: A name is no symmetry of the optimizer; or last_epoch is not −1, and there is no "initial_lr".
         ValueError: A symmetry is no Scale, has parts in several parameter groups, shares its group with another one or
             has Q̄ = 0; its group's learning rate is a tensor that another group has too; a target is not positive;
-            `every` is not a whole number of steps, or no target is given.
+            `every` is not a whole number of steps; or no target is given.
 
     Source: van Laarhoven (2017), arXiv:1706.05350, for the effective learning rate; Li and Arora (2020),
-        arXiv:1910.07454, for its exponential growth; the control by measured charges is ours.
+        arXiv:1910.07454, for its exponential growth. The control by measured charges is new here.
     """
 
     def __init__(
@@ -143,21 +143,21 @@ class EffectiveLearningRate(LRScheduler):
         Raises:
             FloatingPointError: A charge is NaN or infinite: the training has diverged.
         """
-        if self.last_epoch == 0:  # what schedulers that were made before this one have done to the learning rates
+        if self.last_epoch == 0:  # schedulers made before this one may have changed the learning rates
             self._follow(self.base_lrs)
         elif not self._is_initial:
             self._follow(self._last_lr)
         return self._lrs()
 
     def _get_closed_form_lr(self) -> list[float | Tensor]:
-        """The learning rates where nobody else has scaled them: torch calls this at a milestone of SequentialLR."""
+        """The learning rates without other schedulers' scaling; torch calls this at a milestone of SequentialLR."""
         self._scaled = dict.fromkeys(self._scaled, 1.0)
         return self._lrs(anew=True)
 
     def _follow(self, before: Sequence[float | Tensor]) -> None:
-        """Take over what has been done to the learning rates since they were these; exactly nothing if they still are.
+        """Take over the factors by which other schedulers changed the learning rates since `before`; else exactly 1.
 
-        0 is left alone, for nothing can be told from it.
+        A learning rate of 0 is skipped, since it has no factor.
         """
         for name, scale in self._scaled.items():
             lr, last = (float(lrs[self._group[name]]) for lrs in (self._present_lrs(), before))
@@ -167,7 +167,7 @@ class EffectiveLearningRate(LRScheduler):
         return [float(group["lr"]) for group in self.optimizer.param_groups]
 
     def _lrs(self, *, anew: bool = False) -> list[float | Tensor]:
-        """The learning rates that follow from the charges; anew: of groups that nobody holds, too, without `factor`."""
+        """The learning rates that follow from the charges; anew: set groups that are not held even without `factor`."""
         if self.last_epoch % self.every == 0:
             readout = self.optimizer.readout()  # type: ignore[attr-defined]
             self._charges = {name: float(readout[name].charge.mean()) for name in self.targets}
@@ -194,15 +194,15 @@ class EffectiveLearningRate(LRScheduler):
         return {name: lrs[self._group[name]] / float(readout[name].charge.mean()) for name in self.targets}
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but the optimizer and `factor`, which must be given again."""
+        """Everything except the optimizer and `factor`, which the new scheduler is made with."""
         state = {name: value for name, value in super().state_dict().items() if name != "_factor"}
         return state | {PRESENT: self._present_lrs()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a state_dict, with its targets, `every` and present learning rates.
+        """Continue from a state_dict, with its targets, `every` and present learning rates.
 
         Raises:
-            ValueError: It holds other symmetries, or in other parameter groups; raised before anything is changed.
+            ValueError: It is of other symmetries or other parameter groups; raised before anything is changed.
         """
         if state_dict["_group"] != self._group:
             raise ValueError(
@@ -211,7 +211,7 @@ class EffectiveLearningRate(LRScheduler):
             )
         own = {name: value for name, value in state_dict.items() if name != PRESENT}
         super().load_state_dict(own)
-        # Not _last_lr: others may have changed them since, and before its milestone this scheduler has set none.
+        # Not _last_lr: other schedulers may have changed the rates, and before its milestone this one has set none.
         for group, lr in zip(self.optimizer.param_groups, state_dict.get(PRESENT, self._last_lr), strict=True):
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(float(lr))
@@ -219,7 +219,7 @@ class EffectiveLearningRate(LRScheduler):
                 group["lr"] = lr
 
 
-_SCHEDULERS: WeakKeyDictionary[Optimizer, WeakSet[EffectiveLearningRate]] = WeakKeyDictionary()  # by what they control
+_SCHEDULERS: WeakKeyDictionary[Optimizer, WeakSet[EffectiveLearningRate]] = WeakKeyDictionary()  # by their optimizer
 
 
 def _group_of(optimizer: SGD, name: str) -> int:
@@ -243,7 +243,7 @@ def _group_of(optimizer: SGD, name: str) -> int:
 
 
 def _sharing(optimizer: SGD, number: int) -> int | None:
-    """The number of another parameter group whose learning rate is the same tensor, None where there is none."""
+    """The number of another parameter group whose learning rate is the same tensor, or None."""
     lr = optimizer.param_groups[number]["lr"]
     others = (g for g, group in enumerate(optimizer.param_groups) if g != number and group["lr"] is lr)
     return next(others, None) if isinstance(lr, Tensor) else None

@@ -1,9 +1,9 @@
 """Many ranks, on torch's own distributed engine: shards in, summed measurements out.
 
-Parameters that are plain tensors (one process, DistributedDataParallel) are replicated: every rank measures all there
-is, and nothing here has work to do. Parameters that are DTensors (`fully_shard`, `parallelize_module`, meshes of both)
-may be cut: a rank steps and measures its shards, and no step communicates for the measurement's sake. What is read is
-added up over the ranks that a tensor is cut over, and over those alone, so that replicas count once.
+Parameters that are plain tensors (one process, DistributedDataParallel) are replicated: every rank measures all of
+them, and this file does nothing. Parameters that are DTensors (`fully_shard`, `parallelize_module`, meshes of both) may
+be sharded: a rank steps and measures its shards, and no step communicates for the measurement. A readout adds up
+measurements over the ranks that a tensor is sharded over, and over no others, so that replicas count once.
 """
 
 import sys
@@ -27,13 +27,13 @@ __all__ = ["MeasurementState", "get_measurement_state_dict", "set_measurement_st
 
 
 def is_distributed(x: object) -> "TypeGuard[DTensor]":
-    """Whether x is a DTensor. Who has one has imported them; nobody else need wait for that."""
+    """Whether x is a DTensor. The module is not imported here, since only its users have DTensors."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(x, module.DTensor)
 
 
 def rank() -> int:
-    """This process's number among the ranks; 0 where there are none."""
+    """This process's rank; 0 without a process group."""
     module = sys.modules.get("torch.distributed")
     n: int = module.get_rank() if module is not None and module.is_available() and module.is_initialized() else 0
     return n
@@ -43,10 +43,10 @@ def rank() -> int:
 
 
 def check_whole(labels: Sequence[str], params: Sequence[Tensor]) -> None:
-    """Raise where nobody knows what a parameter is a part of.
+    """Check that each parameter's place in the whole model is known.
 
     Raises:
-        ValueError: FullyShardedDataParallel (FSDP1) has flattened it.
+        ValueError: FullyShardedDataParallel (FSDP1) has flattened a parameter.
     """
     for label, p in zip(labels, params, strict=True):
         if getattr(p, "_fsdp_flattened", False):
@@ -58,23 +58,23 @@ def check_whole(labels: Sequence[str], params: Sequence[Tensor]) -> None:
 
 @torch.no_grad()
 def local(x: Tensor) -> Tensor:
-    """What of a tensor is in this rank's memory: a DTensor's shard, any other tensor itself."""
+    """The part of a tensor in this rank's memory: a DTensor's shard, any other tensor itself."""
     if not is_distributed(x):
         return x
     shard: Tensor = x.to_local()
-    return shard.wait() if hasattr(shard, "wait") else shard  # a collective may still be under way
+    return shard.wait() if hasattr(shard, "wait") else shard  # a collective may still be in flight
 
 
 def moved(params: Sequence[Tensor], shards: Sequence[Tensor]) -> bool:
-    """Whether parameters' shards lie elsewhere than they did."""
+    """Whether any parameter's shard has moved in memory."""
     return any(local(p).data_ptr() != x.data_ptr() for p, x in zip(params, shards, strict=True))
 
 
 def local_gradient(label: str, p: Tensor, grad: Tensor | None) -> Tensor | None:
-    """A gradient's shard where its parameter's is.
+    """A gradient's shard, with its parameter's placements.
 
-    A gradient may be placed otherwise than its parameter: as a sum not taken yet (Partial) where sequence parallelism
-    runs a normalisation. It is brought to the parameter's placements then, which torch.optim.SGD does as well.
+    A gradient may be placed otherwise than its parameter: sequence parallelism leaves a normalisation's gradient as a
+    partial sum (Partial). It is then redistributed to the parameter's placements, as torch.optim.SGD does.
 
     Raises:
         TypeError: Only one of the two is a DTensor, or they are on different meshes.
@@ -93,10 +93,10 @@ def local_gradient(label: str, p: Tensor, grad: Tensor | None) -> Tensor | None:
 
 
 def local_buffer(label: str, p: Tensor, buffer: Tensor | None) -> Tensor | None:
-    """A momentum buffer's shard where its parameter's is.
+    """A momentum buffer's shard, with its parameter's placements.
 
     Raises:
-        RuntimeError: The buffer is not placed as the parameter.
+        RuntimeError: The buffer has other placements than the parameter.
     """
     if buffer is None or not (is_distributed(p) or is_distributed(buffer)):
         return buffer
@@ -113,7 +113,7 @@ def _placed(x: Tensor) -> str:
 
 
 def _indices(label: str, p: Tensor) -> Indices:
-    """What of a parameter is here."""
+    """The indices of a parameter's elements on this rank."""
     if not is_distributed(p):
         return [torch.arange(n, device="cpu") for n in p.shape or (1,)]
     from torch.distributed.tensor import Replicate, distribute_tensor
@@ -141,20 +141,20 @@ def _indices(label: str, p: Tensor) -> Indices:
 
 
 class Ranks:
-    """The parameters of one device, as they lie over the ranks.
+    """The parameters of one device, and how they are sharded over the ranks.
 
     Args:
         plan: Of the whole parameters.
-        labels, params: Theirs.
+        labels, params: Their labels, and the parameters.
 
     Attributes:
         whole: That plan.
-        plan: The plan of what is on this rank: the same one where no parameter is a DTensor.
-        groups: The process groups of the meshes that parameters are cut on, replicas' too, and their devices' types.
-        mark: Of what is measured.
+        plan: The plan of this rank's shards: the same one if no parameter is a DTensor.
+        groups: The process groups of the meshes with sharded parameters, including replicas, and their device types.
+        mark: A mark of what is measured.
 
     Raises:
-        ValueError: A parameter is on a mesh without this rank, or placed in a way that is not known.
+        ValueError: A parameter is on a mesh without this rank, or has unknown placements.
     """
 
     def __init__(self, plan: Plan, labels: Sequence[str], params: Sequence[Tensor]) -> None:
@@ -181,10 +181,10 @@ class Ranks:
         return tuple(ranks for is_cut, ranks, _ in lines if is_cut)
 
     def gather(self, measurement: Measurement) -> Measurement:
-        """The measurement of the whole parameters, from every rank's own: one all-reduce for each cut that there is.
+        """The measurement of the whole parameters, from every rank's own: one all-reduce for each cut.
 
-        A collective where parameters are sharded, and a copy on the CPU; else the measurement itself. Only after
-        check_alike: ranks that measure different things would wait for each other, or add up what is not alike.
+        With sharded parameters it is a collective, and returns a copy on the CPU; else it returns the measurement
+        itself. Call check_alike first: ranks that measure different things would deadlock, or add up unrelated sums.
 
         Args:
             measurement: This rank's.
@@ -214,26 +214,26 @@ class Ranks:
         return [values.view(x.shape) for values, x in zip(totals, sums, strict=True)]
 
     def scatter(self, whole: Measurement) -> Measurement:
-        """This rank's part of a measurement of the whole parameters, to go on from; no rank asks another."""
+        """This rank's part of a measurement of the whole parameters, to continue from; without communication."""
         return whole if self._shards is None else self._shards.scatter(whole)
 
 
 def check_alike(devices: Sequence[Ranks], marks: Sequence[Mark]) -> list[str]:
-    """Raise on every rank where the ranks that share out parameters do not have the same marks.
+    """Raise on every rank if the ranks that share parameters have different marks.
 
-    A collective where parameters are sharded: one small all-reduce for each process group of their meshes, replicas
-    too, and others only where something differs, to name it. It goes before all other ones, whose sizes depend on
+    With sharded parameters it is a collective: one small all-reduce for each process group of their meshes, including
+    replicas, and more only if something differs, to name it. It precedes all other collectives, whose sizes depend on
     what is measured.
 
     Args:
         devices: This rank's devices.
-        marks: This rank's marks, beside those of its devices.
+        marks: This rank's marks, without those of its devices.
 
     Returns:
-        What was changed on some ranks and not on others, by Kind.CHANGED.
+        The symmetries that were changed on some ranks only (Kind.CHANGED).
 
     Raises:
-        RuntimeError: They differ; the message names what.
+        RuntimeError: The marks differ; the message names the differences.
     """
     groups = {ranks: group for device in devices for ranks, group in device.groups.items()}
     own = [*(device.mark for device in devices), *marks]
@@ -246,10 +246,10 @@ def check_alike(devices: Sequence[Ranks], marks: Sequence[Mark]) -> list[str]:
 
 
 def _differing(marks: Sequence[Mark], groups: Mapping[tuple[int, ...], "tuple[ProcessGroup, str]"]) -> list[Mark]:
-    """The marks that are not the same on all ranks: the same answer on each of them.
+    """The marks that differ between ranks; every rank gets the same answer.
 
-    Groups are the lines of a grid of ranks. Numbers are all the same where n Σx² = (Σx)². Where they are not, NaN takes
-    their place, and the ranks of the line tell those of the lines across.
+    Groups are the lines of a grid of ranks. n numbers are equal if and only if n Σx² = (Σx)². Numbers that are not
+    equal are replaced by NaN, which the next groups' sums carry to the other lines of the grid.
     """
     from torch.distributed import all_reduce
 
@@ -270,18 +270,18 @@ def _differing(marks: Sequence[Mark], groups: Mapping[tuple[int, ...], "tuple[Pr
 
 
 class Measuring(Protocol):
-    """What is asked of an optimizer here; noetherperf.SGD."""
+    """What this file needs of an optimizer, such as noetherperf.SGD."""
 
     def state_dict(self) -> dict[str, Any]: ...
     def load_measurement(self, measured: Mapping[str, Any] | None) -> None: ...
 
 
 def get_measurement_state_dict(optimizer: Measuring) -> dict[str, Any]:
-    """What an optimizer has measured, for torch.distributed.checkpoint, as get_optimizer_state_dict gives its state.
+    """An optimizer's measurement, for torch.distributed.checkpoint, as get_optimizer_state_dict returns its state.
 
-    It is that of the whole parameters, the same on every rank and under every world size, so that it can be loaded
-    under another. A collective where parameters are sharded. To load, make it from the optimizer as it is, let
-    torch.distributed.checkpoint.load fill it, and give it to set_measurement_state_dict.
+    It is the measurement of the whole parameters: the same on every rank and for every world size, so that it can be
+    loaded with another one. With sharded parameters this is a collective. To load, make it from the optimizer as it is,
+    let torch.distributed.checkpoint.load fill it, and pass it to set_measurement_state_dict.
 
     Args:
         optimizer: noetherperf.SGD with symmetries.
@@ -300,14 +300,14 @@ def get_measurement_state_dict(optimizer: Measuring) -> dict[str, Any]:
 
 
 def set_measurement_state_dict(optimizer: Measuring, state_dict: Mapping[str, Any]) -> None:
-    """Go on from what get_measurement_state_dict gave; no communication.
+    """Continue from the result of get_measurement_state_dict; without communication.
 
-    To be called after the optimizer's own state is loaded (set_optimizer_state_dict, set_state_dict), for a state
-    without measurement makes measuring start anew.
+    Call it after loading the optimizer's own state (set_optimizer_state_dict, set_state_dict): a state without a
+    measurement makes measuring start anew.
 
     Args:
-        optimizer: noetherperf.SGD with the same symmetries; its parameters may be sharded otherwise.
-        state_dict: What get_measurement_state_dict gave.
+        optimizer: noetherperf.SGD with the same symmetries; its parameters may be sharded in another way.
+        state_dict: From get_measurement_state_dict.
 
     Raises:
         ValueError: It was measured with other symmetries, or is damaged; raised before anything is changed.
@@ -316,12 +316,12 @@ def set_measurement_state_dict(optimizer: Measuring, state_dict: Mapping[str, An
 
 
 class MeasurementState:
-    """What an optimizer has measured, as an object that checkpoints can hold: it has state_dict and load_state_dict.
+    """An optimizer's measurement as an object with state_dict and load_state_dict, which checkpoints can hold.
 
         accelerator.register_for_checkpointing(nperf.distributed.MeasurementState(optimizer))
 
-    For libraries whose checkpoints of sharded training hold what torch.distributed.checkpoint knows of an optimizer,
-    momentum buffers and hyperparameters, and load that before they load such objects.
+    For libraries whose checkpoints of sharded training hold only momentum buffers and hyperparameters of an optimizer,
+    as torch.distributed.checkpoint does, and load these before such objects.
 
     Args:
         optimizer: noetherperf.SGD with symmetries.
@@ -331,7 +331,7 @@ class MeasurementState:
         self._optimizer = optimizer
 
     def state_dict(self) -> dict[str, Any]:
-        """get_measurement_state_dict of the optimizer; a collective where parameters are sharded."""
+        """get_measurement_state_dict of the optimizer; with sharded parameters a collective."""
         return get_measurement_state_dict(self._optimizer)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:

@@ -1,12 +1,11 @@
-"""Figures made for a page of print; the only place that knows matplotlib.
+"""Figures for print. Only this room imports matplotlib.
 
-    style      one look for all of them, readable in grey
-    record     of a training run's record: charges, residuals, parameters, loss; and of a check: constraints
-    planar     of the gallery, in the plane of two parameters: fields, manifolds, modified
-    training   of the gallery, from training runs: neurons, dynamics, oscillation, errors, budget
+    style      the common style, readable in grey
+    record     figures of a record: charges, residuals, parameters, loss; and of a check: constraints
+    planar     gallery figures in the plane of two parameters: fields, manifolds, modified
+    training   gallery figures of training runs: neurons, dynamics, oscillation, errors, budget
 
-Every function takes data and returns a matplotlib Figure of its own; nothing global is touched and no display is
-needed.
+Every function takes data and returns a new matplotlib Figure. None changes global state or needs a display.
 """
 
 import os
@@ -14,8 +13,8 @@ import sys
 from contextlib import suppress
 
 if "matplotlib" not in sys.modules and (_backend := os.environ.pop("MPLBACKEND", None)) is not None:
-    # The backend of a screen, which nothing here needs. One that is not installed, as in a process that a notebook
-    # has started, would make importing matplotlib fail; one that is there becomes what matplotlib would have made it.
+    # No figure here needs the backend that MPLBACKEND names. If it is not installed, as in a process started from a
+    # notebook, importing matplotlib fails. So import without it, and then set it as matplotlib would have.
     try:
         import matplotlib
 

@@ -1,6 +1,6 @@
-"""Pictures in the plane of two parameters, for the gallery: fields, manifolds, modified.
+"""Gallery figures in the plane of two parameters: fields, manifolds, modified.
 
-Their data, arrays by name, is described where it is computed, in noetherperf.figures.
+The files of noetherperf.figures that compute the data describe its arrays.
 """
 
 from collections.abc import Mapping
@@ -48,7 +48,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 @styled
 def fields(data: Data) -> Figure:
-    """Downhill directions and generators over the loss, a panel for each symmetry."""
+    """Descent directions and generators over the loss, one panel for each symmetry."""
     figure = Figure(figsize=(WIDTH, 2.95), layout="constrained")
     for axes, (kind, title) in zip(figure.subplots(1, 3), COMPONENTS.items(), strict=True):
         _landscape(axes, data[f"{kind}/axis"], data[f"{kind}/loss"])
@@ -72,7 +72,7 @@ def fields(data: Data) -> Figure:
 
 @styled
 def manifolds(data: Data) -> Figure:
-    """Paths in the plane (above) and what becomes of the charge along them (below)."""
+    """Paths in the plane (top) and the charge along them (bottom)."""
     figure = Figure(figsize=(WIDTH, 4.7), layout="constrained")
     above, below = figure.subplots(2, 3, height_ratios=(1.55, 1.0))
     for plane, over_time, (kind, title) in zip(above, below, COMPONENTS.items(), strict=True):
@@ -102,7 +102,7 @@ def manifolds(data: Data) -> Figure:
 
 @styled
 def modified(data: Data) -> Figure:
-    """Paths of the steps and of three models, without and with momentum; and the models' errors over learning rates."""
+    """Paths of the steps and of three models, without and with momentum; the models' errors over learning rate."""
     figure = Figure(figsize=(WIDTH, 2.95), layout="constrained")
     plain, momentum, orders = figure.subplots(1, 3)
     titles = {"plain": "without momentum\nη = 0.48", "momentum": "with momentum\nη = 0.1, β = 0.8"}
@@ -113,7 +113,7 @@ def modified(data: Data) -> Figure:
         axes.plot(*data[f"{name}/steps"].T, "o", color="black", markersize=2.4, zorder=5)
         axes.set_title(titles[name])
         _plane(axes)
-        hidden = 0 if name == "momentum" else 1  # the first of the plain steps is long, and all models make it alike
+        hidden = 0 if name == "momentum" else 1  # the first plain step is long and the same in all models
         paths = [data[f"{name}/steps"][hidden:], *(data[f"{name}/{model}"][8 * hidden :] for model in MODELS)]
         _frame(axes, np.concatenate(paths))
     for name, filled in (("plain", True), ("momentum", False)):
@@ -142,13 +142,13 @@ def modified(data: Data) -> Figure:
 
 
 def _landscape(axes: Axes, axis: NDArray[np.float64], loss: NDArray[np.float64]) -> None:
-    """Lines of equal loss, as many between any two quantiles."""
+    """Contour lines of the loss at equidistant quantiles."""
     levels = np.unique(np.quantile(loss, np.linspace(0.02, 0.97, 12)))
     axes.contour(axis, axis, loss, levels, colors="0.72", linewidths=0.6)
 
 
 def _manifold(axes: Axes, kind: str, charge: float) -> None:
-    """The line, circle or hyperbola of one charge."""
+    """The line, circle or hyperbola on which the charge is constant."""
     (x_low, x_high), (y_low, y_high) = axes.get_xlim(), axes.get_ylim()
     x, y = np.meshgrid(np.linspace(x_low, x_high, 300), np.linspace(y_low, y_high, 300))
     value = {"translation": x + y, "scale": x * x + y * y, "rescale": x * x - y * y}[kind]
@@ -156,7 +156,7 @@ def _manifold(axes: Axes, kind: str, charge: float) -> None:
 
 
 def _frame(axes: Axes, points: NDArray[np.float64]) -> None:
-    """A square around all points, with a margin."""
+    """Square axis limits around all points, with a margin."""
     low, high = points.min(0), points.max(0)
     middle, half = (low + high) / 2.0, 0.58 * (high - low).max()
     axes.set_xlim(middle[0] - half, middle[0] + half)

@@ -1,8 +1,8 @@
-"""Figures of a record, made for a page of print: measured charges in colour, the flow law dotted over them.
+"""Figures of a record, for print: measured charges in colour, the flow law as dotted lines over them.
 
-Every function takes a `Record` (`constraints` takes what `check_constraints` returned) and gives a matplotlib Figure of
-its own; nothing global is touched and no display is needed. Colours are ordered by lightness and lines differ in their
-dashes, so that the figures read in grey as well. What a record does not hold is named in its panel's place.
+Every function takes a `Record` (`constraints` takes the result of `check_constraints`) and returns a new matplotlib
+Figure. Colours are ordered by lightness and lines differ in their dashes, so the figures are readable in grey. If a
+record lacks the data of a panel, the panel says so.
 """
 
 import os
@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from noetherperf.checks.constraints import Constraints
+from noetherperf.checks import Constraints
 from noetherperf.checks.exact import Stage
 from noetherperf.common.paths import local_path
 from noetherperf.plots.style import (
@@ -40,7 +40,7 @@ from noetherperf.plots.style import (
     shown,
     styled,
 )
-from noetherperf.record.writer import Law, Record, relative_error
+from noetherperf.record import Law, Record, relative_error
 
 __all__ = ["charges", "constraints", "loss", "parameters", "residuals", "save_all", "save_constraints"]
 
@@ -68,10 +68,10 @@ CONSTRAINT_FORMULAS = {
 
 @styled
 def charges(record: Record) -> Figure:
-    """Measured charges with the flow law over them, a panel for translation, scale and rescale each.
+    """Measured charges with the flow law over them, one panel each for translation, scale and rescale.
 
-    A panel shows one symmetry of its kind, the one with the most groups among those whose law is closed, and of its
-    groups at most 10, evenly chosen by their initial charge, which also orders the colours.
+    A panel shows one symmetry of its kind: the one with the most groups among those with a closed law. Of its groups,
+    at most 10 are drawn, at evenly spaced ranks of their initial charge. The colours follow this rank.
 
     Args:
         record: From `open_record`.
@@ -90,8 +90,8 @@ def charges(record: Record) -> Figure:
 def residuals(record: Record) -> Figure:
     """Relative errors of flow law, discrete law and the update's budget over training, worst group of each kind.
 
-    The error is `recorder.relative_error`, the worst over all groups of all symmetries of a kind whose law is closed.
-    The grey line is the machine epsilon of the parameters' dtype, the size of what storing one value loses.
+    The error is `relative_error`, the largest over all groups of all symmetries of a kind with a closed law. The grey
+    line is the machine epsilon of the parameters' dtype, the relative rounding error of one stored value.
 
     Args:
         record: From `open_record`.
@@ -126,13 +126,13 @@ def residuals(record: Record) -> Figure:
 
 @styled
 def parameters(record: Record) -> Figure:
-    """Single parameters, from the probe named "parameters", beside charges: noise beside law.
+    """Single parameters, from the probe named "parameters", beside charges: the noisy and the predictable.
 
     Args:
         record: From `open_record`, of a Recorder with a probe "parameters" that returns a 1-D tensor.
 
     Returns:
-        A figure of two panels; the charges are of the first kind that was recorded.
+        A figure of two panels. The charges are those of the first kind in the record.
     """
     figure = Figure(figsize=(WIDTH * 2 / 3, HEIGHT), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -184,17 +184,17 @@ def loss(record: Record) -> Figure:
 
 @styled
 def constraints(checked: Constraints) -> Figure:
-    """Relative defects of every symmetry's constraints, a row each: all groups as dots, a row of dots for each stage.
+    """Relative defects of every symmetry's constraints: a row for each symmetry, in it one line of dots for each stage.
 
-    Where the dots of a stage lie left of those above, what they lost was rounding (float64) or eps (eps → 0); what
-    stays right of the tolerance breaks the symmetry, and its name is red. Defects of exactly zero stand at the left
-    edge.
+    A dot is a group. If a stage's dots lie left of the previous stage's, the difference was rounding (float64) or eps
+    (eps → 0). Dots right of the tolerance in the last stage break the symmetry, and its name is red. Defects of exactly
+    zero stand at the left edge.
 
     Args:
         checked: From `check_constraints`.
 
     Returns:
-        A figure of one panel for each constraint that was checked, as high as the number of symmetries asks for.
+        A figure of one panel for each checked constraint, with a height proportional to the number of symmetries.
     """
     symmetries, kinds = checked.symmetries, checked.constraints
     height = HEIGHT / 2 + 0.22 * max(len(symmetries), 3)
@@ -241,7 +241,7 @@ def save_all(record: Record, directory: str | os.PathLike[str]) -> list[Path]:
 
     Args:
         record: From `open_record`.
-        directory: Made where it is missing; files of the same names are replaced.
+        directory: Created if missing; files of the same names are replaced.
 
     Returns:
         The files: charges, residuals, parameters, loss, each .png and .pdf.
@@ -254,7 +254,7 @@ def save_constraints(checked: Constraints, directory: str | os.PathLike[str]) ->
 
     Args:
         checked: From `check_constraints`.
-        directory: Made where it is missing; files of the same names are replaced.
+        directory: Created if missing; files of the same names are replaced.
 
     Returns:
         The files: constraints.png and constraints.pdf.
@@ -293,7 +293,7 @@ def _explain_charges(figure: Figure) -> None:
 
 
 def _of_kind(record: Record, kind: str) -> Iterator[tuple[str, int, bool]]:
-    """Name, number of groups and whether the law is closed of every symmetry of a kind that has a group at all."""
+    """(name, number of groups, whether the law is closed) of every symmetry of a kind that has groups."""
     every = zip(record.symmetries, record.attrs["n_groups"], record.attrs["closed"], strict=True)
     return ((symmetry.name, n, closed) for symmetry, n, closed in every if symmetry.kind == kind and n)
 
@@ -304,7 +304,7 @@ def _representative(record: Record, kind: str) -> str | None:
 
 
 def _worst_errors(record: Record, kind: str) -> dict[Law, NDArray[np.float64]] | None:
-    """The largest relative error over all groups of a kind's closed laws, [n rows] for each law; NaN where one is."""
+    """The largest relative error over all groups of a kind's closed laws, [n rows] for each law; NaN if any is."""
     data = [record[name] for name, _, closed in _of_kind(record, kind) if closed]
     if not data:
         return None
@@ -313,14 +313,14 @@ def _worst_errors(record: Record, kind: str) -> dict[Law, NDArray[np.float64]] |
 
 
 def _spread(initial: NDArray[np.float64]) -> Iterator[tuple[int, Any]]:
-    """At most MAX_CURVES indices, evenly chosen by initial value from the lowest to the highest, each with a colour."""
+    """At most MAX_CURVES indices at evenly spaced ranks of the initial value, each with a colour."""
     order = np.argsort(initial)
     ranks = np.unique(np.linspace(0, len(order) - 1, min(MAX_CURVES, len(order))).round().astype(int))
     return zip(order[ranks].tolist(), colors(len(ranks)), strict=True)
 
 
 def _label_time(axes: Axes, record: Record) -> None:
-    """A second axis for the time of the flow, where it passes at every step (not so while lr is zero)."""
+    """A second axis for the time of the flow, if time increases at every step (it does not while lr is zero)."""
     steps, times = record.steps.astype(float), record.times
     if len(times) < 2 or not np.all(np.diff(times) > 0):
         return
@@ -334,7 +334,7 @@ def _label_time(axes: Axes, record: Record) -> None:
 
 
 def _interpolate(known_x: NDArray[np.float64], known_y: NDArray[np.float64], x: NDArray[np.float64]) -> Any:
-    """Piecewise linear, and straight on beyond both ends, as an axis with margins asks for."""
+    """Linear interpolation, with linear extrapolation beyond both ends, which an axis with margins needs."""
     before = (x - known_x[0]) * (known_y[1] - known_y[0]) / (known_x[1] - known_x[0])
     after = (x - known_x[-1]) * (known_y[-1] - known_y[-2]) / (known_x[-1] - known_x[-2])
     return np.interp(x, known_x, known_y) + np.minimum(before, 0.0) + np.maximum(after, 0.0)

@@ -1,4 +1,4 @@
-"""One look for every figure: colours ordered by lightness and lines that differ in their dashes, readable in grey."""
+"""The style of every figure: colours ordered by lightness, lines with different dashes, readable in grey."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,7 @@ from noetherperf.common.paths import local_path
 from noetherperf.common.printing import printable
 
 Source = TypeVar("Source")
-Picture = Figure  # for those who may not import matplotlib
+Picture = Figure  # for rooms that may not import matplotlib
 
 WIDTH, HEIGHT = 7.2, 2.9  # inches; a figure across two columns
 LONGEST_LABEL = 30  # characters
@@ -46,7 +46,7 @@ STYLE: dict[Any, Any] = {
     "legend.handlelength": 2.4,
     "mathtext.fontset": "dejavusans",
     "savefig.dpi": 150,
-    "pdf.fonttype": 42,  # text stays text
+    "pdf.fonttype": 42,  # TrueType: text stays text
 }
 MEASURED: dict[str, Any] = {"linewidth": 2.2}
 FLOW: dict[str, Any] = {"color": "black", "linewidth": 1.0, "linestyle": (0, (1, 2.6)), "dash_capstyle": "round"}
@@ -62,7 +62,7 @@ KIND_LINES: dict[str, dict[str, Any]] = {
 
 @contextmanager
 def style() -> Iterator[None]:
-    """The one style over matplotlib's own defaults, whatever the user's settings are; they are as before afterwards."""
+    """Apply the style to matplotlib's defaults, independent of the user's settings, which are restored afterwards."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
@@ -70,7 +70,7 @@ def style() -> Iterator[None]:
 
 
 def styled(draw: Callable[[Source], Figure]) -> Callable[[Source], Figure]:
-    """Draw in the one style, leaving the user's settings as they were."""
+    """Decorator: draw in the style, without changing the user's settings."""
 
     @wraps(draw)
     def draw_styled(source: Source) -> Figure:
@@ -81,7 +81,7 @@ def styled(draw: Callable[[Source], Figure]) -> Callable[[Source], Figure]:
 
 
 def save(figure: Figure, stem: str | os.PathLike[str]) -> list[Path]:
-    """Save a figure as stem.png (150 dpi) and stem.pdf, the same bytes for the same data; makes the folder."""
+    """Save a figure as stem.png (150 dpi) and stem.pdf, and create the folder. Equal data gives equal bytes."""
     stem = local_path(stem)
     stem.parent.mkdir(parents=True, exist_ok=True)
     files = []
@@ -93,7 +93,7 @@ def save(figure: Figure, stem: str | os.PathLike[str]) -> list[Path]:
 
 
 def colors(n: int) -> NDArray[np.float64]:
-    """Colours from dark to light; the lightest of the map would be lost on paper."""
+    """Colours from dark to light, without the lightest ones, which are invisible on paper."""
     found: NDArray[np.float64] = matplotlib.colormaps["viridis"](np.linspace(0.25, 0.95, n))
     return found
 
@@ -105,7 +105,7 @@ def label_steps(axes: Axes) -> None:
 
 
 def log_axis(axes: Axes, values: Sequence[NDArray[np.float64]]) -> None:
-    """A logarithmic axis over whole decades around the positive values; an error of exactly zero has no place on it."""
+    """A logarithmic axis over whole decades around the positive values; zeros are masked."""
     pooled = np.concatenate([np.ravel(value) for value in values])
     positive = pooled[np.isfinite(pooled) & (pooled > 0)]
     axes.set_yscale("log", nonpositive="mask")
@@ -114,13 +114,13 @@ def log_axis(axes: Axes, values: Sequence[NDArray[np.float64]]) -> None:
 
 
 def shown(name: str) -> str:
-    """A name of any characters and length as a label, where parse_math=False: one line, its middle left out."""
+    """A name as a label for parse_math=False: one line, its middle replaced by … if it is long."""
     text, half = printable(name), LONGEST_LABEL // 2
     return text if len(text) <= LONGEST_LABEL else f"{text[:half]}…{text[1 - half :]}"
 
 
 def say(axes: Axes, message: str) -> None:
-    """Put a sentence where a panel would be."""
+    """Show a message instead of a panel."""
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set_visible(False)

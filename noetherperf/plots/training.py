@@ -1,6 +1,6 @@
-"""Pictures of training runs, for the gallery: neurons, dynamics, oscillation, errors, budget.
+"""Gallery figures of training runs: neurons, dynamics, oscillation, errors, budget.
 
-Their data, arrays by name, is described where it is computed, in noetherperf.figures.
+The files of noetherperf.figures that compute the data describe its arrays.
 """
 
 from collections.abc import Mapping
@@ -71,7 +71,7 @@ def neurons(data: Data) -> Figure:
 
 @styled
 def dynamics(data: Data) -> Figure:
-    """Charges of both networks, colour the layer's depth or the column; and how far the laws are off."""
+    """Charges of both networks, coloured by the layer's depth or the column; and the errors of the laws."""
     figure = Figure(figsize=(WIDTH, 5.0), layout="constrained")
     above, below = figure.subplots(2, 3)
     labels = {
@@ -124,7 +124,7 @@ def _errors_over_time(axes: Axes, data: Data) -> None:
 
 @styled
 def oscillation(data: Data) -> Figure:
-    """Column sums under four settings of momentum and decay, theory dotted."""
+    """Column sums under four settings of momentum and decay; the flow law is dotted."""
     figure = Figure(figsize=(WIDTH, 4.4), layout="constrained")
     for index, axes in enumerate(figure.subplots(2, 2).flat):
         get = {name: data[f"{index}/{name}"] for name in ("steps", "charge", "flow", "lr", "gamma", "omega")}
@@ -136,12 +136,12 @@ def oscillation(data: Data) -> Figure:
         lr = get["lr"]
         beta, decay = data[f"{index}/momentum"], data[f"{index}/weight_decay"]
         axes.set_title(f"{data[f'{index}/regime']}\nη = {lr:g}, β = {beta:g}, λ = {decay:.3g}")
-        told = f"γ = {get['gamma'] * lr:.4f} per step, ω = {get['omega'] * lr:.4f} rad per step"
+        note = f"γ = {get['gamma'] * lr:.4f} per step, ω = {get['omega'] * lr:.4f} rad per step"
         if np.isfinite(data[f"{index}/measured"]):
-            told += "".join(f"\n{name} {2 * np.pi / data[f'{index}/{key}']:.1f} steps" for key, name in PERIODS.items())
-        axes.text(0.98, 0.97, told, transform=axes.transAxes, ha="right", va="top", color="0.25", fontsize=7)
+            note += "".join(f"\n{name} {2 * np.pi / data[f'{index}/{key}']:.1f} steps" for key, name in PERIODS.items())
+        axes.text(0.98, 0.97, note, transform=axes.transAxes, ha="right", va="top", color="0.25", fontsize=7)
         axes.set_ylabel(r"column sum $\langle\theta_A, 1\rangle$")
-        axes.set_ylim(top=1.6 * charge.max())  # room for what is told
+        axes.set_ylim(top=1.6 * charge.max())  # room for the note
         label_steps(axes)
     _explain(figure)
     return figure
@@ -149,7 +149,7 @@ def oscillation(data: Data) -> Figure:
 
 @styled
 def errors(data: Data) -> Figure:
-    """Errors of both laws over learning rate, batch size and momentum: a slope above, a floor below."""
+    """Errors over learning rate, batch size and momentum: the flow law's slope, the discrete law's floor."""
     figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
     panels = figure.subplots(1, 4, sharey=True)
     sweeps = {
@@ -192,7 +192,7 @@ def errors(data: Data) -> Figure:
 
 @styled
 def budget(data: Data) -> Figure:
-    """Above, what three layers' norms are made of and what the budget leaves over; below, the rates of all layers."""
+    """Top: the terms of three layers' norms and their rounding. Bottom: relative errors and rates of all layers."""
     figure = Figure(figsize=(WIDTH, 5.0), layout="constrained")
     above, below = figure.subplots(2, 3)
     steps, norm, layers = data["steps"], data["norm"], data["layers"]
@@ -242,7 +242,7 @@ def budget(data: Data) -> Figure:
 
 
 def _running_rms(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Root of the mean square of the rows around each; fewer at both ends."""
+    """Root mean square over AVERAGED rows around each row; fewer at both ends."""
     ones = np.ones(AVERAGED)
     total = np.convolve(values**2, ones, "same") / np.convolve(np.ones_like(values), ones, "same")
     rms: NDArray[np.float64] = np.sqrt(total)

@@ -1,10 +1,10 @@
-"""Training to read as an example: the main job and the paper's experiment, which share one loop.
+"""Example trainings: a small network on digits (the main job) and the paper's experiment, with one loop for both.
 
     digits, datasets     data
-    models, vgg, resnet  networks, their symmetries written down by hand
-    settings, train      settings, the loop, and the main job: a small network on digits
-    experiment           the paper's: a large network on a data set, to be stopped and resumed
+    models, vgg, resnet  networks with hand-written symmetries
+    settings, train      settings, the loop, and the main job
+    experiment           the paper's experiment: a large network on a data set; it can be stopped and resumed
     check                the main job's network with one batch, for `noetherperf check`
 
-Nothing else in the package needs them but the command line and the gallery.
+Only the command line and the gallery use them.
 """

@@ -1,4 +1,4 @@
-"""The main job's network with one batch, to check: `noetherperf check noetherperf.recipes.check:digits_batch`."""
+"""The main job's network with one batch, for `noetherperf check noetherperf.recipes.check:digits_batch`."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ __all__ = ["digits_batch"]
 
 
 def digits_batch(seed: int = 0, size: int = 128) -> tuple[nn.Module, Callable[[], Tensor], list[Symmetry]]:
-    """The network of `digits_network` as training finds it, its loss on the first images, and its symmetries.
+    """The network of `digits_network` before training, its loss on the first images, and its symmetries.
 
     Sets torch's global seed.
 

@@ -1,8 +1,8 @@
 """Image data sets: Tiny ImageNet and CIFAR-10 from their folders, digits enlarged, and synthetic images of any size.
 
-Nothing is downloaded. Each gives a training and a test part of (image, label): float32 [channels, size, size] with mean
-about 0 and standard deviation about 1 over the training part, and an int. Training images are augmented as usual: a
-border of an eighth of their size, a random crop, and a mirror image every other time (not of digits).
+Nothing is downloaded. Each data set has a training and a test part of pairs (image, label): float32 [channels, size,
+size] with mean about 0 and standard deviation about 1 over the training part, and an int. Augmentation of training
+images: padding by an eighth of their size, a random crop, and a horizontal flip with probability ½ (not of digits).
 """
 
 import pickle
@@ -31,13 +31,13 @@ CIFAR10_COLOURS = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)
 
 
 class Images(Dataset[Item]):
-    """Images that are read when asked for, normalised, and augmented if they are to be.
+    """Images that are read on access, normalised, and optionally augmented.
 
     Args:
-        read: Gives an image by its number: floating point or uint8 (0 to 255, taken as 0 to 1), [channels, size, size].
+        read: Image number -> image [channels, size, size], floating point, or uint8, whose 0 to 255 become 0 to 1.
         labels: One per image.
-        colours: Mean and standard deviation to normalise with, one per channel; None: leave the values.
-        crop, mirror: Whether to crop at random from a padded image, and to mirror at random.
+        colours: Mean and standard deviation for normalisation, one per channel; None: no normalisation.
+        crop, mirror: Whether to take a random crop of the padded image, and to flip at random.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Images(Dataset[Item]):
 
 @dataclass(frozen=True)
 class ImageData:
-    """A data set: its two parts, and what a network for it must know."""
+    """A data set: its two parts, and the sizes that a network for it needs."""
 
     train: Images
     test: Images
@@ -85,7 +85,7 @@ class ImageData:
     def loaders(
         self, batch_size: int, *, workers: int = 0, pin_memory: bool = False
     ) -> tuple[DataLoader[Item], DataLoader[Item]]:
-        """Batches of the training part, shuffled, and of the test part, in order; read by so many worker processes."""
+        """Batches of the training part, shuffled, and of the test part, in order, read by worker processes."""
         options: dict[str, Any] = {"batch_size": batch_size, "num_workers": workers, "pin_memory": pin_memory}
         return DataLoader(self.train, shuffle=True, **options), DataLoader(self.test, **options)
 
@@ -94,7 +94,7 @@ class ImageData:
 
 
 class _Files:
-    """Reads image files, by number."""
+    """Reads image files by number."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = list(paths)
@@ -106,7 +106,7 @@ class _Files:
         try:
             with Image.open(path) as image:
                 pixels = _rgb(image)
-        except OSError as error:  # also PIL's own for what is no image, and for a truncated one
+        except OSError as error:  # PIL's errors for other files and truncated images are OSErrors too
             raise ValueError(f"{path}: cannot be read as an image ({error}); unpack the archive again") from error
         if pixels.shape[:2] != (TINY_IMAGENET_SIZE, TINY_IMAGENET_SIZE):
             size = TINY_IMAGENET_SIZE
@@ -115,10 +115,10 @@ class _Files:
 
 
 def _rgb(image: Any) -> NDArray[Any]:
-    """A PIL image's colours as they are stored, [height, width, 3], whatever its mode: uint8, or of 16 bits 0 to 1.
+    """The stored colours of a PIL image of any mode, [height, width, 3]: uint8, or floats from 0 to 1 for 16 bits.
 
     Raises:
-        OSError: Its pixels are of 32 bits, and what is white among them is not known.
+        OSError: Its pixels have 32 bits, with an unknown value for white.
     """
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):  # PIL clips these
         grey = np.asarray(image).astype(np.float32) / 65535
@@ -133,21 +133,21 @@ def _rgb(image: Any) -> NDArray[Any]:
 def tiny_imagenet(folder: Path | str, *, augment: bool = True) -> ImageData:
     """Tiny ImageNet from its unpacked archive: 200 classes, 500 training and 50 validation images of 64×64 each.
 
-        wnids.txt                        the classes, one a line; a class' label is its place in alphabetical order
+        wnids.txt                        the classes, one a line; labels number them in alphabetical order
         train/<class>/images/*.JPEG
         val/val_annotations.txt          name, class and box of each image, separated by tabs
         val/images/*.JPEG
 
-    The archive's test images have no labels; the validation images are the test part. As many classes and images as
-    the folder has are taken. Files are opened when their images are asked for.
+    The archive's test images have no labels, so the validation images are the test part. A folder with fewer classes
+    or images is accepted. Image files are opened on access.
 
     Args:
-        folder: The one that holds wnids.txt, usually tiny-imagenet-200.
+        folder: The folder that holds wnids.txt, usually tiny-imagenet-200.
         augment: Crop and mirror the training images.
 
     Raises:
-        FileNotFoundError: Something is not where it should be; the message says what was expected where.
-        ValueError: val_annotations.txt cannot be read, or (when an image is asked for) an image.
+        FileNotFoundError: A file or folder is missing; the message says what was expected where.
+        ValueError: val_annotations.txt cannot be read; on access, an image cannot be read.
     """
     folder = local_path(folder, "folder")
     layout = "Tiny ImageNet's folder holds wnids.txt, train/<class>/images/*.JPEG, val/val_annotations.txt, val/images"
@@ -200,7 +200,7 @@ def tiny_imagenet(folder: Path | str, *, augment: bool = True) -> ImageData:
 
 
 class _NumbersUnpickler(pickle.Unpickler):
-    """Loads containers, numbers, bytes and numpy arrays, and nothing that could run."""
+    """Loads containers, numbers, bytes and numpy arrays only, so no code can run."""
 
     ALLOWED = frozenset(
         {
@@ -214,7 +214,7 @@ class _NumbersUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.ALLOWED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR-10 file holds")
-        if name == "_reconstruct":  # the same function under the older name and the newer one
+        if name == "_reconstruct":  # one function with an old and a new name
             return np._core.multiarray._reconstruct  # type: ignore[attr-defined]
         return getattr(np, name)
 
@@ -245,16 +245,16 @@ _CIFAR10_LAYOUT = (
 def cifar10(folder: Path | str, *, augment: bool = True) -> ImageData:
     """CIFAR-10 from its unpacked python archive: 50,000 training and 10,000 test images of 32×32, ten classes.
 
-    The archive's files are pickles, which could run code when they are loaded. These are read by an unpickler that
-    knows numpy arrays, bytes, numbers, lists and dicts alone and refuses all else.
+    The archive's files are pickles, and a pickle can run code when it is loaded. They are read by an unpickler that
+    accepts numpy arrays, bytes, numbers, lists and dicts, and refuses everything else.
 
     Args:
         folder: cifar-10-batches-py, or the folder that holds it.
         augment: Crop and mirror the training images.
 
     Raises:
-        FileNotFoundError: A file is not where it should be; the message says what was expected where.
-        ValueError: A file is broken, or asks for anything but numpy arrays.
+        FileNotFoundError: A file is missing; the message says what was expected where.
+        ValueError: A file is broken, or refers to anything but numpy arrays.
     """
     folder = local_path(folder, "folder")
     inner = folder / "cifar-10-batches-py"
@@ -274,16 +274,16 @@ def cifar10(folder: Path | str, *, augment: bool = True) -> ImageData:
     )
 
 
-# ---- what needs no folder --------------------------------------------------------------------------------------------
+# ---- data sets without a folder --------------------------------------------------------------------------------------
 
 
 def enlarged_digits(image_size: int = 32, *, seed: int = 0, augment: bool = False) -> ImageData:
-    """The digits of recipes.digits, enlarged to any size, as a data set among the others.
+    """The digits of recipes.digits, enlarged to any size.
 
     Args:
         image_size: Pixels of a side.
         seed: Draws the split.
-        augment: Crop the training images; a mirrored digit is none.
+        augment: Crop the training images. They are not mirrored: a mirrored digit is no digit.
     """
     data = digits.load(seed, image_size=image_size)
     return ImageData(
@@ -296,7 +296,7 @@ def enlarged_digits(image_size: int = 32, *, seed: int = 0, augment: bool = Fals
 
 
 class _Drawn:
-    """Draws image by image: the pattern of its class with noise, the same each time it is asked for."""
+    """Draws an image on access: the pattern of its class plus noise, the same at each access."""
 
     def __init__(self, patterns: NDArray[np.float32], labels: Sequence[int], seed: tuple[int, int]) -> None:
         self.patterns, self.labels, self.seed = patterns, labels, seed
@@ -317,14 +317,14 @@ def synthetic(
     seed: int = 0,
     augment: bool = False,
 ) -> ImageData:
-    """Images of any size whose classes can be learned: a random pattern per class, with as much noise again.
+    """Images of any size with learnable classes: a random pattern per class plus noise of the same variance.
 
-    An image takes memory only while it is used, so there may be as many as one likes.
+    An image takes memory only while it is in use, so their number is not limited.
 
     Args:
         image_size: Pixels of a side.
-        n_train, n_test: Images; labels go round.
-        n_classes, channels: Of all images.
+        n_train, n_test: Number of images; labels repeat in order.
+        n_classes, channels: Number of classes, and of channels of each image.
         seed: Draws patterns and noise.
         augment: Crop and mirror the training images.
     """
@@ -362,13 +362,13 @@ def load(
     Args:
         name: One of DATASETS.
         data_dir: The folder of Tiny ImageNet or CIFAR-10.
-        image_size: Of digits (by default 32) and synthetic images (64); the others have their own.
-        seed: Of digits and synthetic images.
-        augment: Of training images; by default of Tiny ImageNet and CIFAR-10 only.
+        image_size: Pixels of a side of digits (32 by default) and synthetic images (64); the others have a fixed size.
+        seed: Seed of digits and synthetic images.
+        augment: Whether to augment training images; by default only those of Tiny ImageNet and CIFAR-10.
 
     Raises:
-        ValueError: There is no such data set, it needs a folder and there is none, or takes no folder or size.
-        FileNotFoundError: The folder does not hold what it should.
+        ValueError: The name is unknown, data_dir is missing, or data_dir or image_size does not apply.
+        FileNotFoundError: A file of the data set is missing in the folder.
     """
     if name not in DATASETS:
         raise ValueError(f"there is no data set {name!r}; there are: {', '.join(DATASETS)}")

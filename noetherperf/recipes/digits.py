@@ -17,7 +17,7 @@ TEST_SHARE = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Digits:
-    """The two halves of the data set; images have mean 0 and standard deviation 1 over the 8×8 training pixels.
+    """The two parts of the data set; images have mean 0 and standard deviation 1 over the 8×8 training pixels.
 
     Args:
         train_images: [n_train, 1, size, size], floating point.
@@ -42,10 +42,10 @@ def load(
     """Split the digits, a fifth for testing, with the same share of every digit in both parts.
 
     Args:
-        seed: Which images go where.
-        image_size: Pixels of a side; other than 8, images are enlarged (or reduced) bilinearly.
-        device: Where the tensors live.
-        dtype: Of the images.
+        seed: Draws the split.
+        image_size: Pixels of a side; if not 8, images are enlarged (or reduced) bilinearly.
+        device: Device of the tensors.
+        dtype: Dtype of the images.
 
     Returns:
         Digits with n_train = 1437 and n_test = 360.
@@ -54,7 +54,7 @@ def load(
     train_pixels, test_pixels, train_digits, test_digits = train_test_split(
         pixels, digits, test_size=TEST_SHARE, stratify=digits, random_state=seed
     )
-    mean, std = train_pixels.mean(), train_pixels.std()  # of the training part alone: the test part stays unseen
+    mean, std = train_pixels.mean(), train_pixels.std()  # of the training part only: the test part stays unseen
 
     def images(rows: np.ndarray[Any, Any]) -> Tensor:
         small = torch.as_tensor((rows - mean) / std, dtype=dtype, device=device).reshape(-1, 1, SIZE, SIZE)

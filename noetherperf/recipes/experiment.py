@@ -1,4 +1,4 @@
-"""The paper's experiment: a large network on an image data set, every charge recorded, stopped and resumed at will."""
+"""The paper's experiment: a large network on an image data set, every charge recorded. It can be resumed."""
 
 import math
 import time
@@ -19,20 +19,20 @@ from noetherperf.recipes.resnet import resnet18
 from noetherperf.recipes.settings import Settings
 from noetherperf.recipes.train import Batch, Loop, Result, accuracy, charge_error, make_optimizer
 from noetherperf.recipes.vgg import vgg16
-from noetherperf.record.writer import Recorder
+from noetherperf.record import Recorder
 from noetherperf.symmetry import Symmetry
 
 __all__ = ["MODELS", "PAPER", "Experiment", "run"]
 
-#: Each takes n_classes, in_channels, image_size and width, and gives a network with its symmetries.
+#: Each takes n_classes, in_channels, image_size and width, and returns a network and its symmetries.
 MODELS: dict[str, Callable[..., tuple[nn.Module, list[Symmetry]]]] = {
     "vgg16": partial(vgg16, batch_norm=False),
     "vgg16-bn": partial(vgg16, batch_norm=True),
     "resnet18": resnet18,
 }
-#: The poster gives no hyperparameters. These are of a training script in its authors' public repository
-#: (github.com/danielkunin/neural-mechanics, scripts/fo_vgg16_bn_gpu4.sh: plain SGD, λ of 0, 10⁻⁴, 10⁻³ and 10⁻²), which
-#: trains on CIFAR-100; which λ and batches the figures on Tiny ImageNet had, it does not say.
+#: The poster gives no hyperparameters. These come from a script for CIFAR-100 in its authors' public repository
+#: (github.com/danielkunin/neural-mechanics, scripts/fo_vgg16_bn_gpu4.sh: plain SGD, λ of 0, 10⁻⁴, 10⁻³ and 10⁻²). The
+#: script does not say which λ and batch size the figures on Tiny ImageNet had.
 PAPER: dict[str, Any] = {"lr": 0.1, "momentum": 0.0, "weight_decay": 1e-4, "batch_size": 128, "epochs": 100}
 CHECKPOINT = "checkpoint.pt"
 RECORD = "record.zarr"
@@ -40,14 +40,14 @@ RECORD = "record.zarr"
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """What is trained on what.
+    """A network and a data set.
 
     Args:
         dataset: One of recipes.datasets.DATASETS.
-        data_dir: Its folder, where it has one.
-        image_size: Of digits and synthetic images.
+        data_dir: The data set's folder, if it has one.
+        image_size: Pixels of a side of digits and synthetic images.
         model: One of MODELS.
-        width: Of the network: all channels and hidden units times this.
+        width: Factor on all channels and hidden units of the network.
     """
 
     dataset: str
@@ -72,28 +72,28 @@ def run(
     workers: int = 0,
     progress: bool = True,
 ) -> Result:
-    """Train, record all charges to folder/record.zarr, and keep a checkpoint of the last whole epoch beside it.
+    """Train, record all charges to folder/record.zarr, and keep a checkpoint of the last complete epoch beside it.
 
-    A run that was stopped and is resumed makes the very steps that it would have made: batches, augmentation and
-    dropout of an epoch are drawn anew from the seed and the epoch's number, and what was recorded after the checkpoint
-    is recorded again. (With other numbers of workers, augmentation is drawn in another order.)
+    A resumed run makes the same steps as one that was never stopped: batches, augmentation and dropout of an epoch are
+    drawn from the seed and the epoch's number, and rows recorded after the checkpoint are recorded again. (With another
+    number of workers, augmentation is drawn in another order.)
 
     Args:
-        folder: Where record and checkpoint go.
-        experiment: What is trained on what.
-        settings: How; when resuming, only the number of epochs and the device may differ.
+        folder: Folder of the record and the checkpoint.
+        experiment: The network and the data set.
+        settings: The settings; when resuming, only epochs, device and backend may differ.
         exists: What to do if there is a checkpoint or record: "error", "resume" or "overwrite".
-        workers: Processes that read images.
-        progress: Show a bar with the loss.
+        workers: Number of processes that read images.
+        progress: Show a progress bar.
 
     Returns:
-        Result; its accuracies are those of the test part and of the last epoch's training batches as they came (also
-        where a finished run is resumed and no epoch is left), its seconds and steps those of this call.
+        Result. train_accuracy is that of the last epoch's batches, each before its step, also where a finished run is
+        resumed and no epoch is left. seconds and steps count this call only.
 
     Raises:
         FileExistsError: There is a run already, and `exists` is "error".
-        FileNotFoundError: The data set's folder does not hold what it should.
-        ValueError: Anything does not fit together, or the run to be resumed had other settings.
+        FileNotFoundError: A file of the data set is missing.
+        ValueError: Options contradict each other, or the run to be resumed had other settings.
     """
     folder = local_path(folder, "folder")
     checkpoint_path, record_path = folder / CHECKPOINT, folder / RECORD
@@ -117,7 +117,7 @@ def run(
     if exists == "resume" and checkpoint_path.exists():
         first_epoch, mean_loss, train_accuracy = _resume(checkpoint_path, identity, model, optimizer)
     elif exists == "resume" and record_path.exists():
-        exists = "overwrite"  # it was stopped in its first epoch
+        exists = "overwrite"  # stopped in its first epoch, before a checkpoint
     elif exists == "overwrite":
         checkpoint_path.unlink(missing_ok=True)
 
@@ -143,16 +143,16 @@ def run(
 
 
 def _identity(experiment: Experiment, settings: Settings) -> dict[str, Any]:
-    """What two parts of one run must agree in, as plain data."""
-    free = ("epochs", "device", "backend")
-    told = {**asdict(experiment), **{name: value for name, value in asdict(settings).items() if name not in free}}
-    return {name: str(value) for name, value in told.items() if name != "data_dir"}
+    """The settings that a resumed run must share with the stopped one, as plain data."""
+    may_differ = ("data_dir", "epochs", "device", "backend")
+    options = asdict(experiment) | asdict(settings)
+    return {name: str(value) for name, value in options.items() if name not in may_differ}
 
 
 def _save(
     path: Path, identity: dict[str, Any], progress: tuple[int, float, float], model: nn.Module, optimizer: SGD
 ) -> None:
-    """Replace the checkpoint in one go, so that one that is killed here leaves the last one."""
+    """Replace the checkpoint atomically: a process that is killed here leaves the previous one."""
     state = {"run": identity, "progress": progress, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
     partial = path.with_suffix(".partial")
     torch.save(state, partial)
@@ -160,11 +160,11 @@ def _save(
 
 
 def _resume(path: Path, identity: dict[str, Any], model: nn.Module, optimizer: SGD) -> tuple[int, float, float]:
-    """Load the checkpoint; returns how many epochs it has behind it, and the last one's mean loss and accuracy."""
+    """Load the checkpoint; returns its number of epochs, and the last epoch's mean loss and accuracy."""
     state = torch.load(path, map_location="cpu", weights_only=True)
     if changed := [name for name, value in identity.items() if state["run"].get(name) != value]:
         shown = ", ".join(f"{name} ({state['run'].get(name)}, now {identity[name]})" for name in changed)
-        raise ValueError(f"{path}: the run to be resumed had another {shown}; use the same, or another folder")
+        raise ValueError(f"{path}: the run to be resumed had another {shown}; use the same settings, or another folder")
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     epoch, loss, share = state["progress"]
@@ -172,7 +172,7 @@ def _resume(path: Path, identity: dict[str, Any], model: nn.Module, optimizer: S
 
 
 def _moved(batches: Iterable[Batch], settings: Settings) -> Iterator[Batch]:
-    """The batches on the device that trains, the images in its dtype."""
+    """The batches on the device of the settings, the images in their dtype."""
     for images, labels in batches:
         yield (
             images.to(settings.device, settings.dtype, non_blocking=True),

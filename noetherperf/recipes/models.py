@@ -1,4 +1,4 @@
-"""Networks whose symmetries are written down by hand."""
+"""A small network with hand-written symmetries."""
 
 from collections import OrderedDict
 
@@ -15,23 +15,23 @@ def digits_network(channels: int = 16, hidden: int = 64) -> tuple[nn.Sequential,
         image ─ conv1 ─ norm1 ─ ReLU ─ conv2 ─ norm2 ─ ReLU ─ pool ─ conv3 ─ ReLU ─ flatten ─
                                                                      fc1 ─ ReLU ─ dropout ─ fc2 ─ softmax
 
-    Scale: BatchNorm divides out the length of the weights into each of its channels. It is exact only for eps = 0; with
-    torch's usual eps = 1e-5, kept here, the defect shows how far from exact.
-    Rescale: a ReLU lets a unit be made k times stronger at its input and k times weaker at its output. "Its input" is
-    the unit's row of weights and its bias, or BatchNorm's gain and shift; "its output" is its column in the next layer.
-    Flatten spreads a channel over all its pixels, so one channel of conv3 faces a block of 4·4 columns of fc1.
-    Translation: softmax does not see a number added to all classes at once.
-    Dropout breaks none of this, for the symmetries hold under every mask; it keeps the gradients noisy to the end.
+    Scale: BatchNorm divides out the length of the weights into each of its channels. The symmetry is exact for eps = 0;
+    with torch's default eps = 1e-5, used here, the defect measures the deviation.
+    Rescale: the input of a ReLU unit times α and its output divided by α change nothing. Its input is the unit's row of
+    weights and its bias, or BatchNorm's gain and shift; its output is its column in the next layer. Flatten turns a
+    channel into its pixels, so one channel of conv3 faces a block of 4·4 columns of fc1.
+    Translation: softmax does not change when one number is added to all logits.
+    Dropout breaks no symmetry, since all hold under every mask; it keeps the gradients noisy to the end.
 
     Args:
         channels: Output channels of conv1; conv2 and conv3 have twice as many.
         hidden: Units of fc1.
 
     Returns:
-        The network, for images [batch, 1, 8, 8], giving logits [batch, 10]; and its symmetries, layer by layer.
+        The network, from images [batch, 1, 8, 8] to logits [batch, 10], and its symmetries, layer by layer.
     """
     wide = 2 * channels
-    pixels = 4 * 4  # what pooling leaves of 8×8
+    pixels = 4 * 4  # 8×8 after pooling
     model = nn.Sequential(
         OrderedDict(
             conv1=nn.Conv2d(1, channels, 3, padding=1, bias=False),  # BatchNorm would remove a bias again

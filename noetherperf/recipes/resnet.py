@@ -1,4 +1,4 @@
-"""ResNet-18 with its symmetries written down by hand: what skip connections make of them."""
+"""ResNet-18 with hand-written symmetries: what skip connections change."""
 
 import torch
 from torch import Tensor, nn
@@ -7,12 +7,12 @@ from noetherperf.symmetry import Part, Rescale, Scale, Symmetry, Translation
 
 __all__ = ["ResNet18", "resnet18"]
 
-#: Channels of the four layers, of two blocks each; from the second layer on, the first block halves the image.
+#: Channels of the four layers of two blocks each. From the second layer on, the first block halves the image.
 LAYERS = (64, 128, 256, 512)
 
 
 class BasicBlock(nn.Module):
-    """Two convolutions beside a shortcut, which is a 1×1 convolution where the size of the image changes."""
+    """Two convolutions and a shortcut, which is a 1×1 convolution where the size of the image changes."""
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -32,12 +32,12 @@ class BasicBlock(nn.Module):
 
 
 class ResNet18(nn.Module):
-    """He et al. (2016), with the parameters' names of torchvision and a stem for small images, 3×3 without pooling.
+    """ResNet-18 (He et al., 2016), with torchvision's parameter names and a 3×3 stem without pooling for small images.
 
     Args:
-        n_classes: Logits.
-        in_channels: Of the images.
-        channels: Of the four layers.
+        n_classes: Number of logits.
+        in_channels: Channels of the images.
+        channels: Channels of the four layers.
     """
 
     def __init__(self, n_classes: int, in_channels: int, channels: tuple[int, int, int, int]) -> None:
@@ -68,17 +68,18 @@ def resnet18(
 ) -> tuple[ResNet18, list[Symmetry]]:
     """Seventeen convolutions with BatchNorm, three shortcuts with BatchNorm, and a linear layer (He et al., 2016).
 
-    Every convolution stands before a BatchNorm, which divides out the length of the weights into each channel: a Scale,
-    exact for eps = 0. Inside a block nothing but the second convolution reads the first BatchNorm: a Rescale as in VGG.
-    Between blocks all writers of a channel of the stream (BatchNorms' gains and shifts) stand against all its readers,
-    one Rescale for each layer. Where a shortcut has a BatchNorm of its own, two shifts are added up and only their sum
-    counts: a Translation with a minus sign. Softmax gives the Translations of the linear layer.
+    Every convolution is followed by a BatchNorm, which divides out the length of the weights into each channel: a
+    Scale, exact for eps = 0. Inside a block, only the second convolution reads the first BatchNorm: a Rescale as in
+    VGG. Between blocks, one Rescale for each layer has all writers of the stream's channels (gains and shifts of
+    BatchNorms) as its inward parts and all readers as its outward parts. Where a shortcut has a BatchNorm, two shifts
+    are added and only their sum matters: a Translation with a minus sign. Softmax gives the Translations of the linear
+    layer.
 
     Args:
-        n_classes: Logits.
-        in_channels: Of the images.
-        image_size: Pixels of a side, at least 8. The network itself takes any.
-        width: All channels times this.
+        n_classes: Number of logits.
+        in_channels: Channels of the images.
+        image_size: Pixels of a side, at least 8. The network does not depend on it.
+        width: Factor on all channels.
 
     Returns:
         The network, for images [batch, in_channels, image_size, image_size], and its symmetries, layer by layer.

@@ -1,4 +1,4 @@
-"""What a training run depends on."""
+"""The settings of a training run."""
 
 from dataclasses import dataclass
 
@@ -9,17 +9,17 @@ __all__ = ["Settings"]
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a run depends on; two runs on one machine with equal settings give equal numbers.
+    """Settings of a run. Two runs on one machine with equal settings give equal numbers.
 
     Args:
         lr, momentum, weight_decay, nesterov: As in torch.optim.SGD.
         epochs: Passes over the training images.
-        batch_size: Images in a step; the last step of an epoch takes what is left.
-        seed: Draws the split of the data, the initial parameters, the batches and what dropout drops.
-        backend: Which of `noetherperf.engines.backends()` makes the step.
+        batch_size: Images in a step; the last step of an epoch may have fewer.
+        seed: Draws the split of the data, the initial parameters, the batches and dropout's masks.
+        backend: One of `noetherperf.backends()`, or "auto".
         every: Steps between two records of the charges.
         device: Where to train.
-        dtype: Of parameters and images.
+        dtype: Dtype of parameters and images.
     """
 
     lr: float = 0.05

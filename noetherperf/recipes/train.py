@@ -1,4 +1,4 @@
-"""The training loop of all recipes, an ordinary one, and the main job: that loop with a recorder beside it."""
+"""The training loop of all recipes, an ordinary one, and the main job: this loop with a recorder."""
 
 import math
 import time
@@ -15,7 +15,7 @@ from noetherperf.optim.sgd import SGD
 from noetherperf.recipes import digits
 from noetherperf.recipes.models import digits_network
 from noetherperf.recipes.settings import Settings
-from noetherperf.record.writer import Recorder
+from noetherperf.record import Recorder
 from noetherperf.symmetry import Symmetry
 
 __all__ = ["Batch", "Loop", "Result", "accuracy", "make_optimizer", "train"]
@@ -28,13 +28,13 @@ class Loop:
     """Trains a model on batches, with cross-entropy.
 
     Args:
-        model: Gives logits.
-        optimizer: Of its parameters.
+        model: A network that returns logits.
+        optimizer: Its optimizer.
 
     Attributes:
-        loss: Of the last batch, a scalar that is known before the batch's step is made, so that a recorder can take it
-            as a probe; NaN before the first.
-        n_steps: Made so far.
+        loss: Loss of the last batch, a scalar; NaN before the first. It is set before the batch's step, so a recorder
+            can use it as a probe.
+        n_steps: Number of steps so far.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -43,7 +43,7 @@ class Loop:
         self.n_steps = 0
 
     def step(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Train on one batch; returns its logits [n, classes] as they were before."""
+        """Train on one batch; returns its logits [n, classes] from before the step."""
         logits: Tensor = self.model(images)
         self.loss = nn.functional.cross_entropy(logits, labels)
         self.optimizer.zero_grad()
@@ -53,7 +53,7 @@ class Loop:
         return logits
 
     def epoch(self, batches: Iterable[Batch]) -> tuple[float, float]:
-        """Train on every batch; returns mean loss and share of images classified correctly, as each batch found them.
+        """Train on every batch; returns the mean loss and the accuracy, of each batch before its step.
 
         Waits for the device once, at the end.
         """
@@ -68,7 +68,7 @@ class Loop:
 
 @torch.no_grad()
 def accuracy(model: nn.Module, batches: Iterable[Batch]) -> float:
-    """The share of all images that the model, in evaluation mode, gives their labels; the mode is kept."""
+    """The share of images that the model classifies correctly in evaluation mode; the model's mode is restored."""
     was_training = model.training
     model.eval()
     correct = torch.cat([model(images).argmax(1) == labels for images, labels in batches])
@@ -77,13 +77,13 @@ def accuracy(model: nn.Module, batches: Iterable[Batch]) -> float:
 
 
 def charge_error(optimizer: SGD) -> float:
-    """Compare every measured charge with the plain sum over the parameters as they are now.
+    """Compare every measured charge with the plain sum over the current parameters.
 
     Returns:
-        The largest difference of all groups, relative to Σ|terms|.
+        The largest difference over all groups, relative to Σ|terms|.
 
     Raises:
-        RuntimeError: One is larger than sums of this precision can differ: what was measured is wrong.
+        RuntimeError: A difference is larger than rounding can explain, so the measurement is wrong.
     """
     parameters = {
         name: p
@@ -108,7 +108,7 @@ def charge_error(optimizer: SGD) -> float:
 
 
 def make_optimizer(model: nn.Module, symmetries: Sequence[Symmetry], settings: Settings) -> SGD:
-    """The optimizer that the settings ask for, measuring these symmetries."""
+    """The optimizer of the settings, measuring these symmetries."""
     return SGD(
         model.named_parameters(),
         lr=settings.lr,
@@ -122,15 +122,15 @@ def make_optimizer(model: nn.Module, symmetries: Sequence[Symmetry], settings: S
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """How a run ended.
+    """The outcome of a run.
 
     Args:
         train_accuracy, test_accuracy: Share of images classified correctly, 0 to 1.
-        loss: Mean over the last epoch's steps, as the network was at each of them.
+        loss: Mean training loss over the last epoch, of each batch before its step.
         seconds: Time of training and recording, without loading data and without pictures.
-        steps: How many steps were made.
-        backend: Which backend made them.
-        charge_error: Of `charge_error`, at the end.
+        steps: Number of steps.
+        backend: The backend that made them.
+        charge_error: The result of `charge_error` at the end.
     """
 
     train_accuracy: float
@@ -154,17 +154,18 @@ def train(
     Sets torch's global seed.
 
     Args:
-        path: Where the record goes.
-        settings: What to train with; by default `Settings()`.
+        path: Path of the record.
+        settings: Settings of the run; by default `Settings()`.
         exists: What to do if there is a record already: "error" or "overwrite".
-        progress: Show a bar with loss and accuracy.
+        progress: Show a progress bar with loss and accuracy.
 
     Returns:
         Result of the whole run.
 
     Raises:
         FileExistsError: There is a record at `path`, and `exists` is "error".
-        ValueError: A setting is out of its range, or the backend is missing on this machine.
+        ValueError: A setting is out of its range, or the backend is unknown or does not serve the device.
+        RuntimeError: The backend cannot run on this machine.
     """
     settings = settings or Settings()
     torch.manual_seed(settings.seed)
@@ -176,7 +177,7 @@ def train(
     head = model.get_parameter("fc2.weight")
     probes = {
         "loss": lambda: loop.loss,
-        "parameters": lambda: head[0],  # one single parameter out of each group of the symmetry "fc2"
+        "parameters": lambda: head[0],  # one parameter of each group of the symmetry "fc2"
     }
 
     n_images = len(data.train_labels)

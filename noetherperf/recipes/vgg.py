@@ -1,4 +1,4 @@
-"""VGG-16 with its symmetries written down by hand: the paper's network, at any width and image size."""
+"""VGG-16 with hand-written symmetries: the paper's network, at any width and image size."""
 
 from collections import OrderedDict
 
@@ -9,7 +9,7 @@ from noetherperf.symmetry import Part, Rescale, Scale, Symmetry, Translation
 
 __all__ = ["centre", "vgg16"]
 
-#: Channels of the convolutions, block by block; each block ends with a pooling that halves the image.
+#: Channels of the convolutions, block by block. Each block ends with a pooling that halves the image.
 BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 HIDDEN = 512
 
@@ -25,17 +25,17 @@ def vgg16(
 ) -> tuple[nn.Sequential, list[Symmetry]]:
     """Thirteen convolutions and three linear layers, ReLU between all of them (Simonyan and Zisserman, 2015).
 
-    Without BatchNorm, every unit can be made stronger at its input and weaker at its output: a Rescale from each layer
-    to the next. With it, the length of the weights into each channel is divided out (a Scale; exact for eps = 0), and
-    BatchNorm's gain and shift are what can be rescaled against the next layer. Softmax gives the Translation.
+    Without BatchNorm, a Rescale joins each layer to the next. With BatchNorm, the length of the weights into each
+    channel is divided out (a Scale, exact for eps = 0), and the inward parts of the Rescale are BatchNorm's gain and
+    shift. Softmax gives the Translations.
 
     Args:
         batch_norm: Whether a BatchNorm stands between each convolution (then without bias) and its ReLU.
-        n_classes: Logits.
-        in_channels: Of the images.
-        image_size: Pixels of a side; a multiple of 32.
-        width: All channels and hidden units times this.
-        dropout: Before the second and the third linear layer.
+        n_classes: Number of logits.
+        in_channels: Channels of the images.
+        image_size: Pixels of a side, a multiple of 32.
+        width: Factor on all channels and hidden units.
+        dropout: Probability of dropout before the second and the third linear layer.
 
     Returns:
         The network, for images [batch, in_channels, image_size, image_size], and its symmetries, layer by layer.
@@ -94,11 +94,11 @@ def vgg16(
 
 @torch.no_grad()
 def centre(model: nn.Sequential, images: Tensor) -> None:
-    """Begin with biases that give every unit a mean of zero over some images, as BatchNorm would.
+    """Initialise the biases such that every unit has mean zero over some images, as with BatchNorm.
 
-    In a deep and narrow ReLU network without BatchNorm the units' means drown what differs from image to image, layer
-    by layer, and training stands at chance for long. Weights and the last layer stay as they are, and so do the
-    symmetries, whatever the biases.
+    In a deep and narrow ReLU network without BatchNorm, the units' means grow from layer to layer and hide the
+    differences between images, so training stays at chance for long. Weights and the last layer do not change. The
+    symmetries hold for any biases.
 
     Args:
         model: From `vgg16`, without BatchNorm; changed in place.

@@ -1,9 +1,9 @@
-"""One process at a time: a lock that other processes see, and that ends with its holder, however the holder ends.
+"""One writing process at a time: a lock between processes that ends when its holder ends.
 
-flock(2) on a file: the system drops it when the process is gone, kill -9 included, so nothing stale is left to clean
-up. Forked children (a DataLoader's workers) inherit open files and would keep the lock alive after their parent; they
-close them first thing. The file is open to be read, for one open to be written to would keep an administrator from
-turning its disk read-only while training goes on.
+flock(2) on a file: the system releases it when the process ends, even by kill -9, so no stale lock remains. Forked
+children (a DataLoader's workers) inherit open files and would keep the lock after their parent's end; so they close
+them at once. The file is opened for reading: a file open for writing would keep an administrator from remounting its
+disk read-only during training.
 """
 
 import os
@@ -12,16 +12,13 @@ from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 from typing import Self
 
-__all__ = ["Lock"]
-
-
 Key = tuple[int, int]  # device and inode; one file opened twice would exclude itself
 
 _held: dict[Key, "_Held"] = {}
 
 
 class _Held:
-    """An open, locked file, and how many Lock objects of this process share it."""
+    """An open, locked file, shared by `count` Lock objects of this process."""
 
     def __init__(self, key: Key, path: Path) -> None:
         self.key, self.count = key, 0
@@ -30,7 +27,7 @@ class _Held:
         except OSError as error:
             if error.errno != EBADF:
                 raise
-            self._file = _open_locked(path, os.O_RDWR)  # NFS locks for itself alone what is open to be written to
+            self._file = _open_locked(path, os.O_RDWR)  # NFS grants exclusive locks only on files open for writing
 
     def close(self) -> None:
         if _held.pop(self.key, None) is self:
@@ -48,16 +45,16 @@ def _open_locked(path: Path, mode: int) -> int:
 
 
 class Lock:
-    """Holds a file against other processes from now on, until `release` or the end of this process.
+    """Locks a file against other processes, until `release` or the end of this process.
 
-    Within one process it may be held many times. Nothing is written to the file. Where it cannot be opened, or the
-    file system knows no locks, nothing is held and all goes on.
+    Several Locks of one process may hold the same file. Nothing is written to it. If the file cannot be opened, or the
+    file system has no locks, nothing is locked and no error is raised.
 
     Args:
         path: The file.
 
     Raises:
-        BlockingIOError: Another process holds it.
+        BlockingIOError: Another process holds the lock.
     """
 
     def __init__(self, path: Path) -> None:
@@ -75,7 +72,7 @@ class Lock:
         self._held.count += 1
 
     def release(self) -> None:
-        """Let others have it, unless this process holds it once more. A second call does nothing."""
+        """Unlock the file, unless another Lock of this process holds it. A second call does nothing."""
         if self._held is not None:
             self._held.count -= 1
             if self._held.count == 0:
@@ -87,6 +84,21 @@ class Lock:
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+
+def lock_record(path: Path) -> Lock:
+    """Lock a record for this process.
+
+    Raises:
+        BlockingIOError: Another process writes to it.
+    """
+    try:
+        return Lock(path / "initial" / "zarr.json")  # never replaced, unlike the files that change
+    except BlockingIOError:
+        raise BlockingIOError(
+            f"path: another process is writing to the record {str(path)!r}; end it or close its Recorder, or record to "
+            "another path"
+        ) from None
 
 
 def _leave_to_the_parent() -> None:

@@ -168,10 +168,12 @@ def advance(shape: Shape, step: Step, state: Tensor, moments: Mapping[str, Tenso
         recursion, at = step.recursions[component.name], shape.rows[component.name]
         rest = [state[at + 1]] if component.compensated else []
         s = [state[at].clone(), *state[at + 1 + len(rest) : at + component.n_rows].clone()]
-        m = [moments[name] for name in component.moments]
-        new = [_applied(a, b, s, m) for a, b in zip(recursion.a, recursion.b, strict=True)]
+        # What no number asks for is left out, so that it may be any number.
+        asked = [k for k, column in enumerate(zip(*recursion.b, strict=True)) if any(x != 0.0 for x in column)]
+        m = [moments[component.moments[k]] for k in asked]
+        new = [_applied(a, [b[k] for k in asked], s, m) for a, b in zip(recursion.a, recursion.b, strict=True)]
         if component.compensated:
-            added = new[0] + rest[0] + _applied(recursion.a_rest, recursion.b_rest, s, m)
+            added = new[0] + rest[0] + _applied(recursion.a_rest, [recursion.b_rest[k] for k in asked], s, m)
             state[at], state[at + 1] = two_sum(s[0], added)
         else:
             state[at] = new[0]
@@ -180,9 +182,9 @@ def advance(shape: Shape, step: Step, state: Tensor, moments: Mapping[str, Tenso
 
 
 def _applied(a: Row, b: Row, s: Sequence[Tensor], m: Sequence[Tensor]) -> Tensor:
-    """a·s + b·m; what a zero of b multiplies is left out, so that it may be any number."""
+    """a·s + b·m."""
     total = torch.zeros_like(s[0])
-    for coefficient, value in [*zip(a, s, strict=True), *((x, y) for x, y in zip(b, m, strict=True) if x != 0.0)]:
+    for coefficient, value in zip([*a, *b], [*s, *m], strict=True):
         total = total + coefficient * value
     return total
 

@@ -1,19 +1,18 @@
-"""Symmetries: which numbers of a model move together, by name, and what is conserved. Knows no tensors."""
+"""Symmetries: which parameters of a model move together, by name, and what is conserved. Depends on no other room.
 
-from noetherperf.symmetry.symmetry import (
-    Norm,
-    Part,
-    Rescale,
-    Scale,
-    Shape,
-    Symmetry,
-    Translation,
-    from_json,
-    layers,
-    neurons,
-    to_json,
-    validate,
-)
+part      Part: the groups that one parameter contributes
+kinds     Translation, Scale, Rescale, Norm: parts with signs, and the charge
+validate  symmetries against a model's names and shapes
+text      JSON
+units     Norms of every unit or tensor of a model
+explain   a symmetry in words and formulas
+"""
+
+from noetherperf.symmetry.kinds import Norm, Rescale, Scale, Symmetry, Translation
+from noetherperf.symmetry.part import Part, Shape
+from noetherperf.symmetry.text import from_json, to_json
+from noetherperf.symmetry.units import layers, neurons
+from noetherperf.symmetry.validate import validate
 
 __all__ = [
     "Norm",

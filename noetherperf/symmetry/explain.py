@@ -1,9 +1,10 @@
-"""A symmetry in words and formulas: what may be done to the parameters, and all that follows from it.
+"""A symmetry in words and formulas, in the notation of docs/theory.md, with the parameters' names.
 
-Knows no symmetry classes, only a kind, a name and parts; the formulas are those of checks/ (generator, gradient,
-Hessian) and of rules/ (discrete and flow law), written with the parameters' names.
+Knows no symmetry classes, only a kind, a name and parts. The formulas are those of checks/ (generator, gradient,
+Hessian) and of rules/ (discrete and flow law).
 """
 
+import re
 import textwrap
 from collections.abc import Sequence
 from itertools import groupby
@@ -12,13 +13,14 @@ from typing import Protocol
 from noetherperf.common.printing import printable
 
 WIDTH, INDENT = 110, 12
-JOIN = "\N{NO-BREAK SPACE}"  # where a line must not break; an ordinary space in the end
-SCATTERED = "I"  # an index, where it is no slice; what it stands for is told apart
+JOIN = "\N{NO-BREAK SPACE}"  # where a line must not break; replaced by a space in the result
+SCATTERED = "I"  # stands for the indices of a group that are no slice; a legend defines it
+PRODUCT = re.compile("⟨[^⟩]*⟩")
 SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 class Described(Protocol):
-    """What is read of a part; see noetherperf.symmetry.Part."""
+    """The fields of a part that the formulas need; see noetherperf.symmetry.Part."""
 
     @property
     def parameter(self) -> str: ...
@@ -48,21 +50,25 @@ class Explanation(str):
 
 
 def explain(kind: str, name: str, parts: Sequence[Described]) -> Explanation:
-    """All about one symmetry, as lines of at most 110 columns where names allow it.
+    """One symmetry in full, as lines of at most 110 columns where names allow it.
 
     Args:
         kind: "translation", "scale", "rescale" or "norm".
-        name: The symmetry's.
-        parts: With signed weights.
+        name: The symmetry's name.
+        parts: Its parts, with signed weights.
 
     Returns:
-        Its transformation, generator, gradient and Hessian constraint, charge, discrete law and flow law; of a "norm",
-        which claims nothing, only the charge and the budget of the update.
+        The transformation, generator, gradient and Hessian constraint, charge, discrete law and flow law; for a
+        "norm", which claims nothing, only the charge and the budget of the update.
 
     Source: Kunin et al. (2021), arXiv:2012.04728; the discrete law and Nesterov's: this project.
     """
     many = any(part.axis is not None for part in parts)
-    scattered = [line for part in parts if (line := _scattered(part))]
+    scattered = [
+        f"in {printable(part.parameter)}: the {_indices(part)} along axis {part.axis}"
+        for part in parts
+        if _is_scattered(part)
+    ]
     title = f"{kind.capitalize()} “{printable(name)}”" + (
         ", a law for each group i = 0, 1, 2, …" if many else ", one law"
     )
@@ -78,6 +84,11 @@ def explain(kind: str, name: str, parts: Sequence[Described]) -> Explanation:
         ]
     legend = [(SCATTERED, "\n".join(scattered))] if scattered else []
     return Explanation("\n".join([title, "", *(_section(heading, text) for heading, text in (*legend, *sections))]))
+
+
+def charge_formula(kind: str, parts: Sequence[Described]) -> str:
+    """The charge of group i in one line: "2·|a[i]|² − |b[:,i]|²", or "⟨a[:,i], 1⟩" for a translation."""
+    return _charge_sum(kind, parts, in_words=True).replace(JOIN, " ")
 
 
 def _transformation(kind: str, parts: Sequence[Described]) -> str:
@@ -98,23 +109,26 @@ def _transformation(kind: str, parts: Sequence[Described]) -> str:
 
 def _constraints(kind: str, parts: Sequence[Described]) -> list[tuple[str, str]]:
     if kind == "translation":
-        gradient, drift = _sum(parts, "⟨∇{0},1⟩"), ""
+        gradient, drift = _sum(parts, "⟨∇{0}, 1⟩"), ""
     else:
-        gradient, drift = _sum(parts, "⟨∇{0},{0}⟩"), f" + ({_terms(parts, '∇{}')})"
+        gradient, drift = _sum(parts, "⟨∇{0}, {0}⟩"), f" + ({_terms(parts, '∇{}')})"
     return [
-        ("gradient", f"{gradient} = 0\non every batch; ∇x is the gradient of the loss with respect to x"),
+        ("gradient", f"{gradient} = 0\non every batch; ∇x is the gradient g of the loss with respect to x"),
         ("Hessian", f"H ψ{drift} = 0\na vector over all parameters of the model"),
     ]
 
 
 def _charge(kind: str, parts: Sequence[Described]) -> tuple[str, str]:
-    formula = _sum(parts, "⟨{},1⟩" if kind == "translation" else "|{}|²")
     flow = "" if kind == "norm" else "\ngradient flow conserves it: dQ/dt = 0"
-    return "charge", f"Q = {formula}{flow}"
+    return "charge", f"Q = {_charge_sum(kind, parts)}{flow}"
+
+
+def _charge_sum(kind: str, parts: Sequence[Described], *, in_words: bool = False) -> str:
+    return _sum(parts, "⟨{}, 1⟩" if kind == "translation" else "|{}|²", in_words=in_words)
 
 
 _STEP = (
-    "exact for torch's SGD: d = ∇ + λθ, v ← βv + (1 − τ)d, θ ← θ − ηu, where u = v,\n"
+    "exact for torch's SGD: d = g + λθ, v ← βv + (1 − τ)d, θ ← θ − ηu, where u = v,\n"
     "without momentum u = d, with Nesterov's u = d + βv; in the first step 1 − τ counts as 1"
 )
 _DISCRETE = ("discrete law", _STEP)
@@ -124,14 +138,14 @@ _FLOW = (
 )
 _DEFECT = (
     "defect",
-    "where the gradient constraint is not quite zero, as with a normalisation's eps, the discrete law gains a term "
-    "that is linear in it; the readout tells it as discrete.defect",
+    "where the gradient constraint is not exactly zero, as with a normalisation's eps, the discrete law gains a term "
+    "that is linear in it: discrete.defect in the readout",
 )
 
 _TRANSLATION_LAWS = (
     _DISCRETE,
     ("  β = 0", "Q ← (1 − ηλ) Q;  after k steps Q = (1 − ηλ)^k Q₀"),
-    ("  β > 0", "P ← βP + (1 − τ)λQ, then Q ← Q − ηP;  P is the sum over the momentum buffer, as Q over θ"),
+    ("  β > 0", "P ← βP + (1 − τ)λQ, then Q ← Q − ηP;  P is summed as Q is, with ⟨v, 1⟩ in place of ⟨θ, 1⟩"),
     ("  Nesterov", "P ← βP + λQ, and Q ← Q − η(λQ + βP) with the new P and the old Q"),
     _FLOW,
     ("  β = 0", "Q(t) = e^(−λt) Q(0)"),
@@ -145,56 +159,63 @@ _NORM_LAWS = (
     ("  β = 0", "Q ← (1 − ηλ)² Q + η²F;  after k steps Q = (1 − ηλ)^(2k) Q₀ + η² Σⱼ (1 − ηλ)^(2(k−1−j)) Fⱼ"),
     ("  β > 0", "R = βP + (1 − τ)λQ, then Q ← Q − 2ηR + η²U and P ← R − ηU"),
     ("  Nesterov", "R = βP + λQ, then Q ← Q − 2η(λQ + βR) + η²U and P ← R − ηW, with the old Q on the right"),
-    ("", "F, U, P, W are summed over the parts as Q is, with |∇|², |u|², ⟨θ,v⟩, ⟨u,v⟩ in place of |θ|²"),
+    ("", "F, U, P, W are summed over the parts as Q is, with |g|², |u|², ⟨θ, v⟩, ⟨u, v⟩ in place of |θ|²"),
     _FLOW,
     ("  β = 0", "Q(t) = e^(−2λt) Q(0) + η ∫₀ᵗ e^(−2λ(t−s)) F(s) ds"),
     ("  β > 0", "Q̈ + 2γQ̇ + ω²Q = f from rest,  γ = (1 − β)/(T(1 + β)),  ω² = 4λ/(T(1 + β)),  f = 2U/(1 − τ)²"),
-    ("  Nesterov", "γ = (1 − β + βλη)/(T(1 + β)), and f gains −4β/(1 + β) times the sum of ⟨∇,u⟩"),
+    ("  Nesterov", "γ = (1 − β + βλη)/(T(1 + β)), and f gains −4β/(1 + β) times the sum of ⟨g, u⟩"),
     _DEFECT,
 )
 
 _BUDGET = (
-    ("claim", "none: no symmetry is known here, and Q is watched with all that changes it"),
+    ("claim", "none: no symmetry is known here; Q is measured with everything that changes it"),
     (
         "budget",
-        f"{_STEP}\nQ ← Q − 2η⟨θ,u⟩ + η²|u|², each summed as Q is; without momentum\n"
-        "Q ← (1 − ηλ)² Q − 2η(1 − ηλ)⟨∇,θ⟩ + η²|∇|²",
+        f"{_STEP}\nQ ← Q − 2η⟨θ, u⟩ + η²|u|², each summed as Q is; without momentum\n"
+        "Q ← (1 − ηλ)² Q − 2η(1 − ηλ)⟨g, θ⟩ + η²|g|²",
     ),
 )
 
 
-def _place(part: Described) -> str:
-    """The elements of group i: "fc.weight[:, i]"; of a slice or a fold: "fc.weight[:, 8+4i:12+4i]"."""
+def _place(part: Described, *, in_words: bool = False) -> str:
+    """The elements of group i: "fc.weight[:,i]"; of a slice or a fold: "fc.weight[:,8+4i:12+4i]".
+
+    Indices that are no slice are SCATTERED, or in words.
+    """
     if part.axis is None:
         return printable(part.parameter)
     start, fold = part.start or 0, part.fold
-    if part.stride != 1 or part.period is not None:
-        index = SCATTERED
+    if _is_scattered(part):
+        index = _indices(part).replace(" ", JOIN) if in_words else SCATTERED
     elif fold == 1:
         index = f"{start}+i" if start else "i"
     else:
         index = f"{f'{start}+' if start else ''}{fold}i:{start + fold}+{fold}i"
-    return f"{printable(part.parameter)}[{f':,{JOIN}' * part.axis}{index}]"
+    return f"{printable(part.parameter)}[{':,' * part.axis}{index}]"
 
 
-def _scattered(part: Described) -> str:
-    """What SCATTERED stands for in a part whose groups are no slices of the axis; else nothing."""
-    if part.stride == 1 and part.period is None:
-        return ""
-    indices = f"indices, {part.stride} apart," if part.stride != 1 else "indices" if part.fold != 1 else "index"
+def _is_scattered(part: Described) -> bool:
+    """Whether the groups of a part are no slices of the axis."""
+    return part.stride != 1 or part.period is not None
+
+
+def _indices(part: Described) -> str:
+    """The indices of group i in words: "i-th 2 indices 4 apart among 8:24"."""
+    indices = f"indices {part.stride} apart" if part.stride != 1 else "indices" if part.fold != 1 else "index"
     number = f"{part.fold} " if part.fold != 1 else ""
     stop = part.period if part.stop is None else part.stop
     among = f" among {part.start or 0}:{'' if stop is None else stop}" if part.start or stop is not None else ""
     every = f" of every {part.period}" if part.period is not None else ""
-    return f"in {printable(part.parameter)}: the i-th {number}{indices}{among}{every} along axis {part.axis}"
+    return f"i-th {number}{indices}{among}{every}"
 
 
-def _sum(parts: Sequence[Described], term: str) -> str:
-    """ "2|a|² − |b|²": the term of every part with its weight."""
-    first, *rest = parts
-    text = f"{'−' if first.weight < 0 else ''}{_factor(first.weight)}{term.format(_place(first))}"
-    for part in rest:
-        text += f" {'−' if part.weight < 0 else '+'}{JOIN}{_factor(part.weight)}{term.format(_place(part))}"
+def _sum(parts: Sequence[Described], term: str, *, in_words: bool = False) -> str:
+    """ "2·|a|² − |b|²": the term of every part with its weight."""
+    text = ""
+    for part in parts:
+        sign = "−" if part.weight < 0 else "+" if text else ""
+        place = _place(part, in_words=in_words)
+        text += f"{f' {sign}{JOIN}' if text else sign}{_factor(part.weight)}{term.format(place)}"
     return text
 
 
@@ -221,8 +242,9 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _section(heading: str, text: str) -> str:
-    """A heading with its text beside it, each of its lines wrapped."""
+    """A heading with its text beside it; lines are wrapped."""
     margin = " " * (INDENT + 1)
+    text = PRODUCT.sub(lambda product: product[0].replace(" ", JOIN), text)
     wrapper = textwrap.TextWrapper(WIDTH - len(margin), break_long_words=False, break_on_hyphens=False)
     body = textwrap.indent("\n".join(wrapper.fill(line) for line in text.split("\n")), margin)
     return (heading.ljust(len(margin)) + body[len(margin) :]).replace(JOIN, " ")

@@ -1,7 +1,6 @@
-"""The CPU engine's module with kernels of instruction sets that this processor lacks, made of the very same source.
+"""The CPU engine's module with kernels for instruction sets that this processor lacks, from the same source.
 
-Their vectors are cut into what the processor has, their intrinsics are done lane by lane (csrc/simd.h), so that every
-path of every width runs on any machine.
+Vectors and intrinsics are executed lane by lane (csrc/simd.h), so that every path of every width runs on any machine.
 """
 
 import fcntl
@@ -30,7 +29,7 @@ def missing() -> str | None:
 
 
 def wanted() -> tuple[str, ...]:
-    """The instruction sets that this processor, or this build, lacks; all that can be, where STAND_INS=all is set."""
+    """The instruction sets that this processor, or this build, lacks; with STAND_INS=all every one but the baseline."""
     from noetherperf import _cpu
 
     lacking = ISAS[:-1] if os.environ.get("STAND_INS") == "all" else [isa for isa in ISAS if isa not in _cpu.isas()]

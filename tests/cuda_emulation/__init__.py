@@ -1,4 +1,4 @@
-"""The CUDA engine's module, made of the very same sources, with kernels that a CPU executes (cuda_emulation.h)."""
+"""The CUDA engine's module built for a CPU, from the same sources (cuda_emulation.h)."""
 
 import hashlib
 import importlib.machinery

@@ -1,6 +1,6 @@
 """Runs engines' tests with the sanitized kernels; tests/test_cuda_emulation.py starts it with the sanitizers loaded.
 
-The first argument says how many dtypes, the others name tensors of test_engines.TENSORS. The sanitizers end the process
+The first argument is the number of dtypes, the others are names in test_engines.TENSORS. The sanitizers end the process
 at the first error.
 """
 

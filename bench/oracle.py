@@ -1,27 +1,21 @@
-"""SGD's step, moments and laws in float64, as its rule has them: what engines are tested against."""
+"""SGD's step, moments and laws as its rule has them: engines are tested against these in float64."""
 
 import torch
 from torch import Tensor
 
 from noetherperf.measure.plan import View
 from noetherperf.rules import law as laws
-from noetherperf.rules.law import Law, propagate
+from noetherperf.rules.law import Law
 from noetherperf.rules.moments import Operand, take
 from noetherperf.rules.sgd import SGD, Coefficients, Hyper
 
-__all__ = ["advance", "magnitudes", "moments", "propagate", "step"]
+__all__ = ["advance", "moments", "step"]
 
 
 def step(p: Tensor, g: Tensor, v: Tensor | None, c: Coefficients) -> tuple[Tensor, Tensor | None, Tensor]:
     """p', v' and u."""
     p_new, (v_new,), u = SGD.update(p, g, (v,), c)
     return p_new, v_new, u
-
-
-def magnitudes(p: Tensor, g: Tensor, v: Tensor | None, c: Coefficients) -> tuple[Tensor, Tensor | None, Tensor]:
-    """|p'|, |v'|, |u| as sums of the magnitudes of their terms."""
-    positive = Coefficients(-c.lr, c.decay, 1.0, c.buffer_decay, c.buffer_gain, c.mix_d, c.mix_v)
-    return step(p.abs(), g.abs(), None if v is None else v.abs(), positive)
 
 
 def moments(view: View, hyper: Hyper, stored: Tensor, p: Tensor, g: Tensor, u: Tensor, v: Tensor | None) -> Tensor:

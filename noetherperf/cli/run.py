@@ -1,0 +1,157 @@
+"""`noetherperf run`: train, record, print how well the laws held, and draw."""
+
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import typer
+from rich.console import Console
+
+from noetherperf.cli.errors import clean_errors, fail, first_line
+from noetherperf.cli.files import local, report_files
+from noetherperf.cli.laws import law_states, law_table
+from noetherperf.engines.backends import resolve
+from noetherperf.recipes.settings import Settings
+from noetherperf.record import open_record
+
+__all__ = ["run"]
+
+DEFAULTS = Settings()
+EXPECTED_ACCURACY = 0.95
+
+
+class Precision(StrEnum):
+    float32 = "float32"
+    float64 = "float64"
+
+
+class Preset(StrEnum):
+    default = "default"
+    paper = "paper"
+
+
+def run(
+    context: typer.Context,
+    dataset: Annotated[str, typer.Option(help="digits, synthetic, cifar10, tiny-imagenet.")] = "digits",
+    data_dir: Annotated[
+        Path | None, typer.Option(callback=local, help="Folder of cifar10 or tiny-imagenet, unpacked.")
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=1, help="Pixels of a side of digits or synthetic images.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="small (for digits, 8×8), vgg16, vgg16-bn, resnet18.")] = "small",
+    width: Annotated[float, typer.Option(help="Channels of a large network times this.")] = 1.0,
+    preset: Annotated[
+        Preset, typer.Option(help="paper: η 0.1, β 0, λ 1e-4, batches of 128, 100 epochs; other options still count.")
+    ] = Preset.default,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read a large network's images.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a large network's stopped run in --out.")] = False,
+    lr: Annotated[float, typer.Option(help="Learning rate η.")] = DEFAULTS.lr,
+    momentum: Annotated[float, typer.Option(help="Momentum β.")] = DEFAULTS.momentum,
+    weight_decay: Annotated[float, typer.Option(help="Weight decay λ.")] = DEFAULTS.weight_decay,
+    nesterov: Annotated[bool, typer.Option("--nesterov", help="Nesterov's momentum.")] = DEFAULTS.nesterov,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = DEFAULTS.epochs,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images in a step.")] = DEFAULTS.batch_size,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Draws the data split, initial parameters, batches and dropout.")
+    ] = DEFAULTS.seed,
+    backend: Annotated[
+        str, typer.Option(help="What makes the step; `noetherperf info` lists them.")
+    ] = DEFAULTS.backend,
+    every: Annotated[int, typer.Option(min=1, help="Steps between two records.")] = DEFAULTS.every,
+    out: Annotated[Path, typer.Option(callback=local, help="Folder for the record and the pictures.")] = Path(
+        "runs/digits"
+    ),
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = DEFAULTS.device,
+    dtype: Annotated[Precision, typer.Option(help="Dtype of parameters and images.")] = Precision.float32,
+    threads: Annotated[
+        int, typer.Option(min=1, help="Threads of torch; more than 1 do not speed up the small network.")
+    ] = 1,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the record that exists in --out.")] = False,
+) -> None:
+    """Train, record every charge, print the errors of the laws, and draw the pictures.
+
+    Without options, a small network on scikit-learn's digits; the status is 1 if it classifies 95 % of the test images
+    or fewer. With --model, a VGG-16 or ResNet-18 on any of the data sets, with a checkpoint after every epoch.
+    """
+    small = model == "small"
+
+    def chosen(name: str) -> bool:
+        return getattr(context.get_parameter_source(name), "name", "") != "DEFAULT"
+
+    if small:
+        large_only = ("data_dir", "image_size", "width", "workers", "resume")
+        if dataset != "digits" or any(map(chosen, large_only)):
+            wrong = next((name for name in large_only if chosen(name)), "dataset").replace("_", "-")
+            fail(f"--{wrong}: the small network takes digits of 8×8 pixels only; add --model vgg16-bn, for example")
+    elif resume and overwrite:
+        fail("--resume: continues the run that --overwrite would replace; leave one of them out")
+    elif not chosen("out"):
+        out = Path("runs") / f"{dataset}-{model}"
+    record_path = out / "record.zarr"
+    if record_path.exists() and not (overwrite or resume):
+        way = "--overwrite to replace it" if small else "--resume to continue, --overwrite to replace it"
+        fail(f"--out: {str(record_path)!r} exists; add {way}, or name another folder")
+    check_machine(device, backend)
+    torch.set_num_threads(threads)
+    with clean_errors():
+        from noetherperf import plots
+        from noetherperf.recipes import experiment
+        from noetherperf.recipes.train import train
+
+        paper = experiment.PAPER if preset == Preset.paper else {}
+        settings = Settings(
+            lr=lr,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            nesterov=nesterov,
+            epochs=epochs,
+            batch_size=batch_size,
+            seed=seed,
+            backend=backend,
+            every=every,
+            device=device,
+            dtype=getattr(torch, dtype.value),
+        )
+        settings = replace(settings, **{name: value for name, value in paper.items() if not chosen(name)})
+        if small:
+            result = train(record_path, settings, exists="overwrite" if overwrite else "error")
+        else:
+            what = experiment.Experiment(
+                dataset=dataset, data_dir=data_dir, image_size=image_size, model=model, width=width
+            )
+            exists: Literal["error", "resume", "overwrite"] = (
+                "resume" if resume else "overwrite" if overwrite else "error"
+            )
+            result = experiment.run(out, what, settings, exists=exists, workers=workers)
+        console = Console()
+        console.print(
+            f"accuracy: train {result.train_accuracy:.2%}, test {result.test_accuracy:.2%}; "
+            f"{result.steps} steps in {result.seconds:.1f} s, backend {result.backend}\n"
+            f"charges at the end equal plain sums over the parameters to {result.charge_error:.1e}",
+            highlight=False,
+        )
+        record = open_record(record_path)
+        console.print(law_table(record))
+        console.print(law_states(record), highlight=False, markup=False, emoji=False, soft_wrap=True)
+        report_files([record_path, *plots.save_all(record, out)])
+    if small and not result.test_accuracy > EXPECTED_ACCURACY:
+        fail(
+            f"test accuracy is {result.test_accuracy:.2%}, but a good training reaches more than "
+            f"{EXPECTED_ACCURACY:.0%}; these pictures show a bad one. Try the default options, or more --epochs",
+            status=1,
+        )
+
+
+def check_machine(device: str, backend: str) -> None:
+    """Fail where torch cannot put a tensor on the device, or the backend cannot step it there."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch raises either, with a message of several lines
+        fail(f"--device: {device!r} cannot be used here ({first_line(error)}); try --device cpu")
+    try:
+        resolve(backend, torch.device(device))
+    except (RuntimeError, ValueError) as error:
+        fail(str(error))

@@ -1,0 +1,269 @@
+"""The kinds of symmetry, as immutable data over parameter names: Translation, Scale, Rescale, and Norm.
+
+A symmetry is a family of transformations of the parameters that leaves the loss unchanged. Its *generator* ψ is the
+direction in which they start, so the gradient has no component along it, ⟨g, ψ⟩ = 0 on every batch. Its *charge* Q is
+what gradient flow conserves. A symmetry holds names, axes and coefficients; the plan turns them into addresses.
+
+Source: Kunin et al. (2021), Neural Mechanics: Symmetry and Broken Conservation Laws in Deep Learning Dynamics,
+arXiv:2012.04728; docs/theory.md, section 1.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from noetherperf.common.untrusted import check_fields, shown
+from noetherperf.symmetry.explain import Explanation, explain
+from noetherperf.symmetry.part import Part
+
+__all__ = ["Norm", "Rescale", "Scale", "Symmetry", "Translation"]
+
+Kind = Literal["translation", "scale", "rescale", "norm"]
+Law = Literal["translation", "norm"]
+
+
+@dataclass(frozen=True, init=False, repr=False)
+class Symmetry:
+    """One symmetry, or one set of norms: a name, and parts whose weights carry the signs of the charge.
+
+    Group i of the symmetry is group i of every part together. Use `Translation`, `Scale`, `Rescale` or `Norm`.
+
+    Attributes:
+        name: Its key in the readout.
+        parts: Parts with signed weights.
+        kind: "translation", "scale", "rescale" or "norm".
+        law: The law that the charge follows: "translation" (linear in θ) or "norm" (quadratic).
+        claimed: Whether ⟨g, ψ⟩ = 0 is claimed. If so, the law is a prediction, and a defect is a deviation from it.
+    """
+
+    name: str
+    parts: tuple[Part, ...]
+    kind: ClassVar[Kind]
+    law: ClassVar[Law] = "norm"
+    claimed: ClassVar[bool] = True
+
+    def __init__(self, name: str, parts: Iterable[Part]) -> None:
+        if type(self) is Symmetry:
+            raise TypeError("Symmetry has no charge of its own: use Translation, Scale, Rescale or Norm")
+        if not isinstance(name, str):
+            raise TypeError(f"{type(self).__name__}: name must be a str, got {shown(name)}")
+        if not name:
+            raise ValueError(f"{type(self).__name__}: name is empty, but the readout lists charges by name")
+        object.__setattr__(self, "name", name)
+        object.__setattr__(self, "parts", self._checked(parts, "parts"))
+
+    @classmethod
+    def _checked(cls, parts: object, role: str) -> tuple[Part, ...]:
+        if isinstance(parts, str) or not isinstance(parts, Iterable):
+            raise TypeError(f"{cls.__name__}: {role} must be a sequence of Part, got {parts!r}")
+        checked = tuple(parts)
+        for part in checked:
+            if not isinstance(part, Part):
+                raise TypeError(f"{cls.__name__}: {role} must hold Part only, got {part!r}")
+        if not checked:
+            raise ValueError(f"{cls.__name__}: {role} is empty, so nothing would be measured")
+        return checked
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, {list(self.parts)!r})"
+
+    def explain(self) -> Explanation:
+        """The symmetry, its generator, constraints, charge and laws in words and formulas, with its parameters' names.
+
+        Returns:
+            A str that a Python prompt shows without quotes and escapes.
+        """
+        return explain(self.kind, self.name, self.parts)
+
+    def charge(self, parameters: Mapping[str, Tensor], *, magnitude: bool = False) -> Tensor:
+        """The charge of these parameters in plain torch: Σ c⟨θ, 1⟩ over a translation's parts, else Σ c|θ|².
+
+        A readout holds what the step measured. This computes the charge from its definition, as a reference.
+
+        Args:
+            parameters: Tensors by name, such as dict(model.named_parameters()).
+            magnitude: Sum the terms' magnitudes instead, the scale of the charge's rounding error.
+
+        Returns:
+            [n groups], float64, on the parameters' device.
+
+        Raises:
+            KeyError: A part names a parameter that is missing.
+        """
+        shares = []
+        for part in self.parts:
+            theta = part.grouped(parameters[part.parameter].detach().double())
+            terms = part.weight * (theta if self.law == "translation" else theta.square())
+            shares.append((terms.abs() if magnitude else terms).sum(1))
+        return torch.stack(shares).sum(0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """This symmetry as plain data for JSON: {"kind", "name", "parts"}."""
+        return {"kind": self.kind, "name": self.name, "parts": [part.to_dict() for part in self.parts]}
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> "Symmetry":
+        """The symmetry that `to_dict` wrote.
+
+        Raises:
+            ValueError: The kind or a field is unknown, or a field is missing or invalid.
+        """
+        if not isinstance(data, Mapping):
+            raise ValueError(f"a symmetry must be an object, got {shown(data)}")
+        kind = data.get("kind")
+        if not isinstance(kind, str) or kind not in _KINDS:
+            raise ValueError(f"unknown kind of symmetry {shown(kind)}; known are {', '.join(_KINDS)}")
+        lists = ("inward", "outward") if kind == Rescale.kind else ("parts",)
+        fields = {"kind", "name", *lists}
+        check_fields(kind, data, required=fields, known=fields)
+        for field in lists:
+            if not isinstance(data[field], list | tuple):
+                raise ValueError(f"{kind}: {field} must be a list of parts, got {shown(data[field])}")
+        try:
+            return _KINDS[kind](data["name"], *([Part.from_dict(part) for part in data[field]] for field in lists))
+        except TypeError as error:
+            raise ValueError(str(error)) from error
+
+
+@dataclass(frozen=True, init=False, repr=False)
+class Translation(Symmetry):
+    """Adding one number to all parameters of a group changes nothing: f(θ + α 1_A) = f(θ).
+
+        generator ψ = c 1_A          constraint Σ c⟨g_A, 1⟩ = 0         charge Q = Σ c⟨θ_A, 1⟩
+
+    With weight decay λ the flow gives Q(t) = e^{−λt} Q(0). It holds for each column of the last linear layer, and for
+    its bias, under softmax with cross-entropy; for everything that writes to a stream that only LayerNorm reads; for
+    biases before BatchNorm. A part's weight is the factor of the number added to it, and may be negative.
+
+    Args:
+        name: Its key in the readout.
+        parts: Groups with the same index move together.
+
+    Raises:
+        TypeError: name is no str, or parts is no sequence of Part.
+        ValueError: name or parts is empty.
+
+    Source: Kunin et al. (2021), arXiv:2012.04728, translation symmetry.
+    """
+
+    kind = "translation"
+    law = "translation"
+
+
+@dataclass(frozen=True, init=False, repr=False)
+class Scale(Symmetry):
+    """Multiplying all parameters of a group by one number changes nothing: f(α θ_A) = f(θ_A) for α > 0.
+
+        generator ψ = c θ_A          constraint Σ c⟨g_A, θ_A⟩ = 0       charge Q = Σ c|θ_A|²
+
+    With weight decay λ the flow gives Q(t) = e^{−2λt} Q(0) + η ∫₀ᵗ e^{−2λ(t−s)} |g_A|² ds. It holds for the weights
+    and bias of each unit before BatchNorm, and of whole layers or blocks before Layer-, Group- or RMSNorm, in the
+    limit where the normalisation's eps goes to 0.
+
+    Args:
+        name: Its key in the readout.
+        parts: Groups with the same index scale together; weights positive.
+
+    Raises:
+        TypeError: name is no str, or parts is no sequence of Part.
+        ValueError: name or parts is empty, or a weight is negative.
+
+    Source: Kunin et al. (2021), arXiv:2012.04728, scale symmetry.
+    """
+
+    kind = "scale"
+
+    def __init__(self, name: str, parts: Iterable[Part]) -> None:
+        super().__init__(name, parts)
+        for part in self.parts:
+            if part.weight < 0:
+                raise ValueError(f"Scale: {part!r} has a negative weight; what shrinks as the rest grows is a Rescale")
+
+
+@dataclass(frozen=True, init=False, repr=False)
+class Rescale(Symmetry):
+    """Weights into a unit times α, and out of it divided by α, change nothing: f(α θ_A1, θ_A2 / α) = f(θ_A1, θ_A2).
+
+        generator ψ = (θ_A1, −θ_A2)     constraint ⟨g_A1, θ_A1⟩ − ⟨g_A2, θ_A2⟩ = 0     charge Q = |θ_A1|² − |θ_A2|²
+
+    The loss is the same for every α > 0. With weight decay λ the flow gives
+    Q(t) = e^{−2λt} Q(0) + η ∫₀ᵗ e^{−2λ(t−s)} (|g_A1|² − |g_A2|²) ds. It holds through ReLU, leaky ReLU, pooling,
+    dropout and flattening; between a normalisation's affine parameters and all their readers; inside attention and
+    gated units. Where the unit is homogeneous of degree k (ReLU²: k = 2), its outward parts have weight k, the
+    generator is (θ_A1, −k θ_A2), and Q = |θ_A1|² − k|θ_A2|².
+
+    Args:
+        name: Its key in the readout.
+        inward: Parameters into the unit; weights positive.
+        outward: Parameters out of it; weights positive here, negated in `parts`.
+
+    Raises:
+        TypeError: name is no str, or inward or outward is no sequence of Part.
+        ValueError: name, inward or outward is empty, or a weight is negative.
+
+    Source: Kunin et al. (2021), arXiv:2012.04728, rescale symmetry; for degree k derived here.
+    """
+
+    kind = "rescale"
+
+    def __init__(self, name: str, inward: Iterable[Part], outward: Iterable[Part]) -> None:
+        inward, outward = self._checked(inward, "inward"), self._checked(outward, "outward")
+        for part in (*inward, *outward):
+            if part.weight < 0:
+                raise ValueError(f"Rescale: {part!r} has a negative weight; inward or outward already sets the sign")
+        super().__init__(name, (*inward, *map(_negated, outward)))
+
+    @property
+    def inward(self) -> tuple[Part, ...]:
+        """The parts into the unit."""
+        return tuple(part for part in self.parts if part.weight > 0)
+
+    @property
+    def outward(self) -> tuple[Part, ...]:
+        """The parts out of the unit, with positive weights as in the constructor."""
+        return tuple(_negated(part) for part in self.parts if part.weight < 0)
+
+    def __repr__(self) -> str:
+        return f"Rescale({self.name!r}, inward={list(self.inward)!r}, outward={list(self.outward)!r})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """This symmetry as plain data for JSON: {"kind", "name", "inward", "outward"}."""
+        lists = {"inward": self.inward, "outward": self.outward}
+        return {"kind": self.kind, "name": self.name} | {
+            role: [part.to_dict() for part in parts] for role, parts in lists.items()
+        }
+
+
+@dataclass(frozen=True, init=False, repr=False)
+class Norm(Symmetry):
+    """No symmetry claimed: the squared norm of each group, and the budget of its changes.
+
+        Q = Σ c|θ_A|²     |θ'|² = |θ|² − 2η⟨θ, u⟩ + η²|u|²
+
+    The identity of the update splits every change of Q into decay, the gradient's part ⟨g, θ⟩ (the defect) and |u|².
+    It holds on any network. The defect is here a quantity of interest, no error.
+
+    Args:
+        name: Its key in the readout.
+        parts: Groups with the same index are summed.
+
+    Raises:
+        TypeError: name is no str, or parts is no sequence of Part.
+        ValueError: name or parts is empty.
+
+    Source: Derived here from the update.
+    """
+
+    kind = "norm"
+    claimed = False
+
+
+_KINDS: dict[str, type[Symmetry]] = {cls.kind: cls for cls in (Translation, Scale, Rescale, Norm)}
+
+
+def _negated(part: Part) -> Part:
+    return dataclasses.replace(part, weight=-part.weight)

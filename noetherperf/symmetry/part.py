@@ -1,0 +1,208 @@
+"""Part: what one parameter contributes to a symmetry: a name, an axis and a slice of it."""
+
+import dataclasses
+import math
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from noetherperf.common.untrusted import check_fields, shown
+
+__all__ = ["Part", "Shape"]
+
+Shape = Sequence[int]
+
+
+@dataclass(frozen=True, repr=False)
+class Part:
+    """What one parameter contributes to a symmetry: one group of elements for each index of an axis.
+
+    Args:
+        parameter: Name of the parameter, as in ``model.named_parameters()``.
+        axis: 0 makes every output unit (row) a group, 1 every input unit (column); None: the whole tensor is one group.
+        start: First index of the slice of the axis; None: 0.
+        stop: One past the last index of the slice; None: the axis' length.
+        fold: Number of indices in a group, after slicing. A flattened channel of H·W features has fold=H·W.
+        stride: Distance between the indices of one group: 1 for neighbours; d/2 for the two halves of a head of size d
+            that rotary positions turn together (fold=2); d for the query heads of one key head (fold=heads per key).
+        period: The slice and its groups repeat at this distance; start and stop count within a period. An example is
+            a weight in which each head holds its queries, keys and values side by side. None: the axis' length.
+        weight: Coefficient of this part in the charge, the degree k of homogeneity; finite, not zero.
+
+    Raises:
+        TypeError: A field is of the wrong type.
+        ValueError: A field is out of range, or start, stop, fold, stride or period is set while axis is None.
+    """
+
+    parameter: str
+    axis: int | None
+    _: dataclasses.KW_ONLY
+    start: int | None = None
+    stop: int | None = None
+    fold: int = 1
+    stride: int = 1
+    period: int | None = None
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.parameter, str):
+            raise TypeError(f"Part: parameter must be a name (str), got {shown(self.parameter)}")
+        if not self.parameter:
+            raise ValueError("Part: parameter is an empty name")
+        for field, least in (("axis", 0), ("start", 0), ("stop", 1), ("fold", 1), ("stride", 1), ("period", 1)):
+            value = getattr(self, field)
+            if value is None and field not in ("fold", "stride"):
+                continue
+            object.__setattr__(self, field, self._integer(field, value, least))
+        object.__setattr__(self, "weight", self._coefficient(self.weight))
+        slicing = (self.start, self.stop, self.fold, self.stride, self.period)
+        if self.axis is None and slicing != (None, None, 1, 1, None):
+            raise ValueError(
+                f"{self!r}: start, stop, fold, stride and period slice an axis, "
+                "but with axis=None there is none to slice"
+            )
+        if self.stop is not None and (self.start or 0) >= self.stop:
+            raise ValueError(f"{self!r}: start must be below stop")
+        if self.stride != 1 and self.fold == 1:
+            raise ValueError(
+                f"{self!r}: stride says how far apart the indices of a group lie, but with fold=1 it has one"
+            )
+
+    def _integer(self, field: str, value: object, least: int) -> int:
+        try:
+            if isinstance(value, bool):
+                raise TypeError
+            number = operator.index(value)  # type: ignore[arg-type]
+        except TypeError:
+            raise TypeError(f"Part of {self.parameter!r}: {field} must be an integer, got {shown(value)}") from None
+        if number < least:
+            raise ValueError(f"Part of {self.parameter!r}: {field} must be at least {least}, got {shown(number)}")
+        return number
+
+    def _coefficient(self, value: object) -> float:
+        if isinstance(value, bool | str | bytes) or not hasattr(value, "__float__"):
+            raise TypeError(f"Part of {self.parameter!r}: weight must be a number, got {shown(value)}")
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if not math.isfinite(number) or number == 0:
+            raise ValueError(f"Part of {self.parameter!r}: weight must be finite and not zero, got {shown(value)}")
+        return number
+
+    def __repr__(self) -> str:
+        fields = self.to_dict()
+        del fields["parameter"]
+        return f"Part({self.parameter!r}, {', '.join(f'{key}={value!r}' for key, value in fields.items())})"
+
+    def bounds(self, shape: Shape) -> tuple[int, int]:
+        """The slice of the axis as a half-open range of indices, for a parameter of this shape.
+
+        Args:
+            shape: The parameter's shape.
+
+        Returns:
+            (start, stop), with 0 <= start < stop <= period or shape[axis]; (0, 1) where axis is None.
+
+        Raises:
+            ValueError: The axis or the slice lies outside the shape, or the period does not divide the axis.
+        """
+        if self.axis is None:
+            return 0, 1
+        if self.axis >= len(shape):
+            raise ValueError(
+                f"parameter {self.parameter!r}: axis {self.axis} is out of range for shape {tuple(shape)}; "
+                + (f"use an axis from 0 to {len(shape) - 1}, or None" if shape else "a scalar has axis None only")
+            )
+        axis, length = f"axis {self.axis}", shape[self.axis]
+        if self.period is not None:
+            if length % self.period:
+                raise ValueError(
+                    f"parameter {self.parameter!r}: period {self.period} does not divide {axis} of shape {tuple(shape)}"
+                )
+            axis, length = f"period of axis {self.axis}", self.period
+        start, stop = self.start or 0, length if self.stop is None else self.stop
+        if not start < stop <= length:
+            fault = "empty" if start >= stop else "out of range"
+            raise ValueError(
+                f"parameter {self.parameter!r}: the slice {start}:{stop} of {axis} is {fault} "
+                f"for shape {tuple(shape)}, where that {axis.partition(' ')[0]} has length {length}"
+            )
+        return start, stop
+
+    def n_groups(self, shape: Shape) -> int:
+        """The number of groups in a parameter of this shape.
+
+        Args:
+            shape: The parameter's shape.
+
+        Returns:
+            (stop − start) / fold in each period, at least 1; 1 where axis is None.
+
+        Raises:
+            ValueError: The axis or the slice lies outside the shape, or fold · stride does not divide the slice.
+        """
+        start, stop = self.bounds(shape)
+        if (stop - start) % (self.fold * self.stride):
+            apart = f", {self.stride} apart," if self.stride != 1 else ""
+            raise ValueError(
+                f"parameter {self.parameter!r}: fold {self.fold}{apart} does not divide the {stop - start} indices "
+                f"{start}:{stop} of axis {self.axis} for shape {tuple(shape)}"
+            )
+        n_periods = 1 if self.axis is None or self.period is None else shape[self.axis] // self.period
+        return n_periods * (stop - start) // self.fold
+
+    @property
+    def run(self) -> int:
+        """The number of neighbouring indices that always share a group: fold if stride is 1, else 1."""
+        return self.fold if self.stride == 1 else 1
+
+    def gather(self, values: Tensor, run: int = 1) -> Tensor:
+        """Values along the axis, sorted into groups.
+
+        Args:
+            values: [..., length / run], one value for each `run` neighbouring indices of the axis.
+            run: A divisor of this part's run, start, stop and period.
+
+        Returns:
+            [..., n_groups, values of one group]; [..., 1, length] where axis is None.
+        """
+        if self.axis is None:
+            return values.unsqueeze(-2)
+        periods = values.unflatten(-1, (-1, values.shape[-1] if self.period is None else self.period // run))
+        stop = None if self.stop is None else self.stop // run
+        slices = periods[..., (self.start or 0) // run : stop]
+        fold = self.fold // run if self.stride == 1 else self.fold
+        groups: Tensor = slices.unflatten(-1, (-1, fold, self.stride)).transpose(-1, -2)
+        return groups.flatten(-4, -2)
+
+    def grouped(self, x: Tensor) -> Tensor:
+        """The elements of each group of a tensor of the parameter's shape: [n_groups, elements of one group]."""
+        if self.axis is None:
+            return x.reshape(1, -1)
+        return self.gather(x.movedim(self.axis, -1)).movedim(-2, 0).flatten(1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """This part as plain data for JSON, without the fields that have their default. The axis is always there."""
+        named = ((field, getattr(self, field)) for field in _PART_DEFAULTS)
+        return {key: value for key, value in named if key == "axis" or value != _PART_DEFAULTS[key]}
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> "Part":
+        """The part that `to_dict` wrote.
+
+        Raises:
+            ValueError: A field is unknown, missing or invalid.
+        """
+        names = {field.name for field in dataclasses.fields(Part)}
+        check_fields("part", data, required={"parameter", "axis"}, known=names)
+        try:
+            return Part(**data)
+        except TypeError as error:
+            raise ValueError(str(error)) from error
+
+
+_PART_DEFAULTS = {field.name: field.default for field in dataclasses.fields(Part)}
