@@ -14,6 +14,7 @@ from noetherperf.engines.backends import backends
 from noetherperf.engines.cost import Cost, cost
 from noetherperf.measure.readout import ChargeReadout, Prediction, Readout
 from noetherperf.optim import control, distributed
+from noetherperf.optim.measured import MeasuredOptimizer
 from noetherperf.optim.sgd import SGD
 from noetherperf.symmetry import Norm, Part, Rescale, Scale, Symmetry, Translation, layers, neurons
 
@@ -29,6 +30,7 @@ __all__ = [
     "ChargeReadout",
     "Constraints",
     "Cost",
+    "MeasuredOptimizer",
     "Norm",
     "Part",
     "Prediction",

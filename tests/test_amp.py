@@ -27,7 +27,8 @@ from training import (
 from training import ours as make_ours
 
 import noetherperf as nperf
-import noetherperf.optim.sgd
+import noetherperf.optim.measured
+import noetherperf.optim.meters
 import noetherperf.rules.sgd
 from bench.bounds import sum_eps
 from noetherperf import Norm, Part
@@ -233,8 +234,8 @@ class TestOnDevice:
         def device_lr(group: Mapping[str, Any]) -> Tensor | None:
             return group["lr"] if isinstance(group["lr"], Tensor) else None
 
-        monkeypatch.setattr(noetherperf.optim.sgd._Device, "is_host", False)
-        monkeypatch.setattr(noetherperf.optim.sgd, "device_lr", device_lr)
+        monkeypatch.setattr(noetherperf.optim.meters.Meter, "is_host", False)
+        monkeypatch.setattr(noetherperf.optim.measured, "device_lr", device_lr)
         monkeypatch.setattr(noetherperf.rules.sgd, "device_lr", device_lr)
 
     @pytest.fixture

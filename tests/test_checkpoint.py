@@ -159,7 +159,7 @@ class TestVersions:
         _, optimizer = trained()
         state = optimizer.__getstate__()
         assert numbers(pickle.loads(pickle.dumps(optimizer))).keys() == numbers(optimizer).keys()
-        del state["_measured"]["_version"]
+        del state["_measured"]["version"]
         with pytest.raises(ValueError, match="pickled by another version"):
             nperf.SGD.__new__(nperf.SGD).__setstate__(state)
 

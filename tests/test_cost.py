@@ -23,11 +23,11 @@ def test_memory_is_what_the_engine_keeps() -> None:
     net = model()
     symmetries = [*nperf.neurons(net), Norm("in", [Part("2.weight", 1)])]
     optimizer = nperf.SGD(net.named_parameters(), 0.1, momentum=0.9, symmetries=symmetries, backend="cpu")
-    (device,) = optimizer._prepare()
+    (meter,) = optimizer._prepare()
     predicted = nperf.cost(net, symmetries)
-    assert predicted.state == sum(x.numel() * x.element_size() for x in device.measurement.tensors())
-    assert predicted.workspace == device.engine._workspace.numel() * 8  # type: ignore[attr-defined]
-    assert predicted.n_segments == device.ranks.plan.n_segments
+    assert predicted.state == sum(x.numel() * x.element_size() for x in meter.measurement.tensors())
+    assert predicted.workspace == meter.engine._workspace.numel() * 8  # type: ignore[attr-defined]
+    assert predicted.n_segments == meter.ranks.plan.n_segments
     assert predicted.n_parameters == sum(p.numel() for p in net.parameters())
     assert predicted.step == 20 * predicted.n_parameters
 
@@ -39,13 +39,13 @@ def test_slices_that_are_counted_are_slices_that_are_written() -> None:
     optimizer = nperf.SGD(net.named_parameters(), 0.1, momentum=0.9, symmetries=symmetries, backend="cpu")
     net(torch.randn(2, 3, 12, 12)).sum().backward()
     optimizer.step()
-    (device,) = optimizer._prepare()
-    workspace = device.engine._workspace  # type: ignore[attr-defined]
+    (meter,) = optimizer._prepare()
+    workspace = meter.engine._workspace  # type: ignore[attr-defined]
     workspace.fill_(torch.nan)
     optimizer.step()
     written = int((~workspace.isnan()).sum())
     assert written > 0
-    views = device.engine._tables.views  # type: ignore[attr-defined]
+    views = meter.engine._tables.views  # type: ignore[attr-defined]
     counted = sum(int(v["n_slices"] * v["n_segments"]) * N_TAKEN for v in views if v["n_slices"] > 1)
     assert written == counted
     moved = sum(

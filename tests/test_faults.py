@@ -105,10 +105,10 @@ class Interrupted:
     def all(self) -> list[Any]:
         """All numbers that a step changes, on the device and on the host."""
         sgd, params = self.optimizer, list(self.net.parameters())
-        device = sgd._prepare()[0]
-        tensors = [*params, *(p.grad for p in params), *buffers(sgd), *device.measurement.tensors()]
+        meter = sgd._prepare()[0]
+        tensors = [*params, *(p.grad for p in params), *buffers(sgd), *meter.measurement.tensors()]
         values = [None if x is None else x.tolist() for x in tensors]
-        return [*values, sgd.step_count, sgd._openness.state_dict(), list(map(int, device.engine.ages))]
+        return [*values, sgd.step_count, sgd._measuring.openness.state_dict(), list(map(int, meter.engine.ages))]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # where Python drops the interrupt

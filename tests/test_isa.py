@@ -49,8 +49,8 @@ def used() -> str:
     model = nn.Linear(3, 2)
     optimizer = nperf.SGD(model.named_parameters(), symmetries=nperf.neurons(model))
     optimizer.readout()
-    (device,) = optimizer._prepare()
-    return str(getattr(device.engine, "isa", optimizer.backend))
+    (meter,) = optimizer._prepare()
+    return str(getattr(meter.engine, "isa", optimizer.backend))
 
 
 def test_every_set_passes_its_check_here() -> None:

@@ -31,6 +31,7 @@ import zarr
 import noetherperf.record.identity
 import noetherperf.record.layout
 import noetherperf.record.writer
+from noetherperf.optim.measured import MeasuredOptimizer
 from noetherperf.optim.sgd import SGD
 from noetherperf.record import Recorder, open_record, relative_error
 from noetherperf.record import lock as locking
@@ -938,7 +939,7 @@ def test_a_checkpoint_loaded_after_the_recorder_resumes(tmp_path: Path) -> None:
     assert open_record(tmp_path / "a").steps.tolist() == list(range(6))
 
 
-def rescale_and_step(optimizer: SGD) -> None:
+def rescale_and_step(optimizer: MeasuredOptimizer) -> None:
     with torch.no_grad():
         for group in optimizer.param_groups:
             for p in group["params"]:

@@ -131,12 +131,12 @@ def check_gradient(name: str, p: Tensor, grad: Tensor, dtypes: Iterable[torch.dt
     """
     if grad.layout != torch.strided:
         raise RuntimeError(
-            f"{name}: noetherperf.SGD does not support sparse gradients, got layout {grad.layout}; "
+            f"{name}: noetherperf does not support sparse gradients, got layout {grad.layout}; "
             "make them dense (sparse=False in the embedding, or p.grad = p.grad.to_dense())"
         )
     if grad.is_complex():
         raise TypeError(
-            f"{name}: noetherperf.SGD does not support complex gradients, got {grad.dtype}; "
+            f"{name}: noetherperf does not support complex gradients, got {grad.dtype}; "
             "store real and imaginary parts as a real parameter (torch.view_as_real)"
         )
     if (grad.dtype != p.dtype and grad.dtype not in dtypes) or grad.device != p.device or grad.shape != p.shape:

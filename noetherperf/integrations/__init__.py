@@ -1,6 +1,6 @@
 """Training libraries: one small file for each, the only one that imports the library.
 
-accelerate needs no file: `unwrap(optimizer)` is the SGD inside what `accelerator.prepare` returned.
+accelerate needs no file: `unwrap(optimizer)` is the MeasuredOptimizer inside what `accelerator.prepare` returned.
 """
 
 from noetherperf.integrations.watch import unwrap

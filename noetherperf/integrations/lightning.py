@@ -1,4 +1,4 @@
-"""PyTorch Lightning: return the SGD from configure_optimizers, and add a callback."""
+"""PyTorch Lightning: return the optimizer from configure_optimizers, and add a callback."""
 
 import os
 from typing import Any, Literal
@@ -27,9 +27,9 @@ class ChargeCallback(Callback):
             callback is recorded to `record` + ".2", and so on.
 
     Raises:
-        ValueError: `every` or `exists` is invalid. When training starts: the trainer has several noetherperf.SGD, or
-            the record is another training's.
-        TypeError: When training starts: the trainer has no noetherperf.SGD.
+        ValueError: `every` or `exists` is invalid. When training starts: the trainer has several
+            noetherperf.MeasuredOptimizer, or the record is another training's.
+        TypeError: When training starts: the trainer has no noetherperf.MeasuredOptimizer.
         FileExistsError: When a new training starts and finds a record.
     """
 

@@ -1,4 +1,4 @@
-"""Hugging Face Trainer: pass the SGD as `optimizers`, and add a callback."""
+"""Hugging Face Trainer: pass the MeasuredOptimizer as `optimizers`, and add a callback."""
 
 import os
 from typing import Any, Literal
@@ -30,7 +30,7 @@ class ChargeCallback(TrainerCallback):
 
     Raises:
         ValueError: `every` or `exists` is invalid. When training starts: the record is another training's.
-        TypeError: When training starts: the trainer's optimizer is no noetherperf.SGD.
+        TypeError: When training starts: the trainer's optimizer is no noetherperf.MeasuredOptimizer.
         FileExistsError: When a new training starts and finds a record.
     """
 

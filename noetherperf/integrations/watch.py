@@ -11,25 +11,26 @@ from torch.utils.hooks import RemovableHandle
 
 from noetherperf.common.paths import local_path
 from noetherperf.measure.readout import Readout
-from noetherperf.optim.sgd import SGD
+from noetherperf.optim.measured import MeasuredOptimizer
 from noetherperf.record import Recorder, open_record
 from noetherperf.record.collect import initial_charges
 
 __all__ = ["Watch", "unwrap"]
 
 
-def _inside(optimizer: object) -> SGD | None:
-    """The SGD in a wrapper, or in nested wrappers: libraries name the wrapped optimizer `.optimizer`."""
-    while optimizer is not None and not isinstance(optimizer, SGD):
+def _inside(optimizer: object) -> MeasuredOptimizer | None:
+    """The MeasuredOptimizer in a wrapper, or in nested wrappers: libraries name the wrapped optimizer `.optimizer`."""
+    while optimizer is not None and not isinstance(optimizer, MeasuredOptimizer):
         optimizer = getattr(optimizer, "optimizer", None)
     return optimizer
 
 
-def unwrap(optimizer: object) -> SGD:
-    """The SGD inside a library's wrapper, such as accelerate's AcceleratedOptimizer or Lightning's.
+def unwrap(optimizer: object) -> MeasuredOptimizer:
+    """The MeasuredOptimizer inside a library's wrapper, such as accelerate's AcceleratedOptimizer or Lightning's.
 
     Args:
-        optimizer: A noetherperf.SGD, or a wrapper that holds one as `.optimizer`, directly or in another wrapper.
+        optimizer: A noetherperf.MeasuredOptimizer, or a wrapper that holds one as `.optimizer`, directly or in another
+            wrapper.
 
     Raises:
         TypeError: There is none.
@@ -37,14 +38,14 @@ def unwrap(optimizer: object) -> SGD:
     found = _inside(optimizer)
     if found is None:
         raise TypeError(
-            f"optimizer: {type(optimizer).__qualname__} is no noetherperf.SGD and wraps none; make "
+            f"optimizer: {type(optimizer).__qualname__} is no noetherperf.MeasuredOptimizer and wraps none; make "
             "noetherperf.SGD(model.named_parameters(), ..., symmetries=...) the training's optimizer"
         )
     return found
 
 
 class Watch:
-    """Follows the one SGD among a trainer's optimizers from `start` to `stop`.
+    """Follows the one measured optimizer among a trainer's optimizers from `start` to `stop`.
 
     Args:
         every: Optimizer steps between scalars, and between rows of the record.
@@ -65,7 +66,7 @@ class Watch:
         if exists not in ("error", "overwrite"):
             raise ValueError(f"exists: must be 'error' or 'overwrite', got {exists!r}")
         self._every, self._record, self._exists = every, record, exists
-        self._optimizer: SGD | None = None
+        self._optimizer: MeasuredOptimizer | None = None
         self._recorder: Recorder | None = None
         self._number = 0  # the highest number of a record that this callback has begun or continued
         self._before = 0  # steps before the present one
@@ -81,19 +82,21 @@ class Watch:
             remedy: How to give this library an optimizer, for the error message.
 
         Raises:
-            TypeError: None of them is a noetherperf.SGD.
+            TypeError: None of them is a noetherperf.MeasuredOptimizer.
             ValueError: Several are; or the record to continue is another training's.
             FileExistsError: A new training finds a record.
         """
         self.stop()  # of a training that was interrupted
-        found = [sgd for sgd in map(_inside, optimizers) if sgd is not None]
+        found = [inside for inside in map(_inside, optimizers) if inside is not None]
         names = ", ".join(type(optimizer).__qualname__ for optimizer in optimizers) or "none at all"
         if not found:
-            raise TypeError(f"this training has no noetherperf.SGD, and so no charges; it has: {names}. {remedy}")
+            raise TypeError(
+                f"this training has no noetherperf.MeasuredOptimizer, and so no charges; it has: {names}. {remedy}"
+            )
         if len(found) > 1:
             raise ValueError(
-                f"this training has {len(found)} noetherperf.SGD ({names}), and the callback follows one; read and "
-                "record them yourself: optimizer.readout().scalars(), noetherperf.Recorder(optimizer, path)"
+                f"this training has {len(found)} noetherperf.MeasuredOptimizer ({names}), and the callback follows "
+                "one; read and record each yourself: optimizer.readout().scalars(), nperf.Recorder(optimizer, path)"
             )
         optimizer = found[0]
         if self._record is not None:
@@ -104,7 +107,7 @@ class Watch:
             optimizer.register_step_post_hook(self._after_step),
         ]
 
-    def _recording(self, optimizer: SGD, suffix: str) -> Recorder:
+    def _recording(self, optimizer: MeasuredOptimizer, suffix: str) -> Recorder:
         """A recorder for this training: it continues the record of its measurement, or begins one beside the last.
 
         The measurement decides: with a loaded checkpoint, or an optimizer that has trained before, its record is

@@ -190,7 +190,7 @@ class Readout(Mapping[str, ChargeReadout]):
 
     def __getitem__(self, name: str) -> ChargeReadout:
         if name not in self._places:
-            known = ", ".join(self) or "none; give SGD symmetries to measure"
+            known = ", ".join(self) or "none; give the optimizer symmetries to measure"
             raise KeyError(f"no symmetry {name!r} is measured; there are: {known}")
         symmetry, groups = self._places[name]
         # A copy, so that keeping one symmetry's charges does not keep the whole table in memory.

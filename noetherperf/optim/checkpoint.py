@@ -11,7 +11,6 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 import torch
@@ -20,13 +19,14 @@ from torch import Tensor
 from noetherperf.common.untrusted import load_json, shown
 from noetherperf.measure.openness import Openness
 from noetherperf.measure.plan import N_STATE_VERSION_2, Measurement, Plan
-from noetherperf.optim.names import check_order, names_in, unwrapped
+from noetherperf.optim.names import check_order, unwrapped
+from noetherperf.optim.torch_state import kind_of
 from noetherperf.rules.law import Law, Shape
+from noetherperf.rules.rule import Rule
 from noetherperf.symmetry import Symmetry, from_json, to_json
 
 VERSION = 3
 _TENSORS = ("moments", "translation", "norm", "propagators", "clock")  # in the order of Measurement.tensors()
-_OPTIONS = ("lr", "momentum", "dampening", "weight_decay")
 _DROP = 'drop the measurement (del state_dict["measurement"]) to load the rest and measure anew'
 
 
@@ -189,7 +189,7 @@ def _read_tensors(
         if not isinstance(x, Tensor):
             raise _refused(where, f"must be a tensor, got {shown(x)}")
         if x.dtype != torch.float64 or x.layout != torch.strided or x.is_meta:
-            raise _refused(where, f"must be a dense float64 tensor, got {_kind(x)}")
+            raise _refused(where, f"must be a dense float64 tensor, got {kind_of(x)}")
         if tuple(x.shape) != shape:
             raise _refused(
                 where,
@@ -201,8 +201,10 @@ def _read_tensors(
     return Measurement.of_version_2(read.tensors(), plan) if is_old else read
 
 
-def _check_values(place: str, read: Measurement, plan: Plan, groups: Sequence[Mapping[str, Any]]) -> None:
-    """Raise if a clock or a propagator has values that no step produces.
+def _check_values(
+    place: str, read: Measurement, plan: Plan, groups: Sequence[Mapping[str, Any]], rule: Rule[Any]
+) -> None:
+    """Raise where a clock or a propagator holds what no step can have left.
 
     Moments and laws may be NaN, because of a single gradient. A propagator depends on hyperparameters alone. A
     hyperparameter that makes it NaN, such as a NaN learning rate, makes the law's state NaN too, which was multiplied
@@ -217,7 +219,7 @@ def _check_values(place: str, read: Measurement, plan: Plan, groups: Sequence[Ma
         if not math.isfinite(time):
             if bool(propagators.isfinite().all()):
                 raise _refused(clock, f"has the time {time} for parameter group {number}, but every law went on")
-        elif time < 0 and not (float(group["dampening"]) > 1 or float(group["lr"]) < 0):
+        elif time < 0 and not plan.rule.time_may_fall(plan.rule.options(group)):
             raise _refused(clock, f"has the time {time} for parameter group {number}: a time below zero")
         if time != 0 and steps == 0:
             raise _refused(clock, f"has no step, but the time {time} for parameter group {number}")
@@ -239,11 +241,6 @@ def _by_propagated(shape: Shape, rows: Tensor) -> list[Tensor]:
     """The rows that each propagated matrix has moved: the discrete law's and, where it keeps any, the flow law's."""
     at = shape.rows.get("flow")
     return [rows] if at is None else [rows[:at], rows[at:]]
-
-
-def _kind(x: Tensor) -> str:
-    layout = "" if x.layout == torch.strided else f", {x.layout}"
-    return f"{x.dtype}{layout}{' on meta' if x.is_meta else ''}"
 
 
 # ---- for torch.distributed.checkpoint -------------------------------------------------------------------------------
@@ -272,104 +269,3 @@ def unpack(state_dict: object) -> dict[str, Any]:
     if not isinstance(about, dict):
         raise ValueError(f"state_dict: 'about' must be a JSON object, got {shown(about)}")
     return {**about, "tensors": state_dict["tensors"]}
-
-
-# ---- the optimizer's own state --------------------------------------------------------------------------------------
-
-
-def check_state(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> None:
-    """Raise if torch would load a state that no step can use, or would fail with a misleading error.
-
-    Everything that torch.optim.SGD writes passes: buffers of another float dtype or device are converted, and None
-    means no buffer yet.
-
-    Args:
-        state_dict: {"state", "param_groups"}.
-        groups: The optimizer's own.
-
-    Raises:
-        ValueError: A field is invalid, which it names; the parameters are in another order; or groups differ in size.
-    """
-    state = _entry(state_dict, "state", Mapping, "dict")
-    saved_groups = _entry(state_dict, "param_groups", list | tuple, "list")
-    for g, group in enumerate(saved_groups):
-        place = f"param_groups[{g}]"
-        if not isinstance(group, Mapping):
-            raise ValueError(f"state_dict: {place} must be a dict, got {shown(group)}")
-        ids = group.get("params")
-        if not isinstance(ids, list | tuple) or not all(isinstance(i, int | str) for i in ids):
-            raise ValueError(f"state_dict: {place}['params'] must be a list of parameters' numbers, got {shown(ids)}")
-        given = group.get("param_names", [])
-        if not isinstance(given, list | tuple) or not all(x is None or isinstance(x, str) for x in given):
-            raise ValueError(f"state_dict: {place}['param_names'] must be a list of names, got {shown(given)}")
-    if len(saved_groups) != len(groups):
-        raise ValueError("loaded state dict has a different number of parameter groups")  # in torch's words
-    if any(len(theirs["params"]) != len(own["params"]) for theirs, own in zip(saved_groups, groups, strict=True)):
-        raise ValueError(
-            "loaded state dict contains a parameter group that doesn't match the size of optimizer's group"
-        )
-    names = names_in(groups)
-    check_order(names_in(saved_groups), names)
-    for g, group in enumerate(saved_groups):
-        for option in _OPTIONS:
-            _check_option(f"param_groups[{g}]", group, option)
-    ids = [i for group in saved_groups for i in group["params"]]
-    places = {key: i for i, key in enumerate(ids)}
-    if len(places) < len(ids):
-        raise ValueError(f"state_dict: param_groups name a parameter twice in their 'params', {shown(ids)}")
-    params = [p for group in groups for p in group["params"]]
-    for key, slot in state.items():
-        if key in places:
-            i = places[key]
-            _check_slot(f"state[{shown(key)}]", slot, params[i], names[i])
-        elif not isinstance(key, str) or key in map(str, ids) or any(isinstance(i, str) for i in ids):
-            # other keys are the user's own, which torch keeps
-            raise ValueError(
-                f"state_dict: state[{shown(key)}] is of no parameter: param_groups have {shown(ids)} in their 'params'"
-            )
-
-
-def _entry(state_dict: Mapping[str, Any], field: str, kind: Any, called: str) -> Any:
-    if field not in state_dict:
-        raise ValueError(f"state_dict: {field!r} is missing; an optimizer's state_dict() has it")
-    if not isinstance(state_dict[field], kind):
-        raise ValueError(f"state_dict: {field!r} must be a {called}, got {shown(state_dict[field])}")
-    return state_dict[field]
-
-
-def _check_option(place: str, group: Mapping[str, Any], option: str) -> None:
-    if option not in group:
-        raise ValueError(f"state_dict: {place}[{option!r}] is missing; it is no checkpoint of an SGD")
-    value = group[option]
-    if isinstance(value, Tensor):
-        if value.numel() != 1 or value.layout != torch.strided or value.is_complex() or value.is_meta:
-            raise ValueError(f"state_dict: {place}[{option!r}] must be a number, got {_kind(value)} of {value.numel()}")
-    elif not isinstance(value, Real):
-        raise ValueError(f"state_dict: {place}[{option!r}] must be a number, got {shown(value)}")
-    else:
-        try:
-            float(value)
-        except OverflowError:
-            raise ValueError(f"state_dict: {place}[{option!r}] is out of range, {shown(value)}") from None
-
-
-def _check_slot(place: str, slot: object, p: Tensor, name: str | None) -> None:
-    """Raise if a state cannot be this parameter's."""
-    whose = f"state_dict: {place}" + (f" of {name!r}" if name else "")
-    if not isinstance(slot, dict):
-        raise ValueError(f"{whose} must be a dict, got {shown(slot)}")
-    for key, value in slot.items():
-        if isinstance(value, Tensor) and value.is_meta and not p.is_meta:
-            raise ValueError(f"{whose}: {shown(key)} is on meta and holds no numbers; load the checkpoint to a device")
-    buffer = slot.get("momentum_buffer")
-    if buffer is None:
-        return
-    if not isinstance(buffer, Tensor):
-        raise ValueError(f"{whose}: momentum_buffer must be a tensor, got {shown(buffer)}")
-    if not buffer.is_floating_point() or buffer.layout != torch.strided:
-        raise ValueError(f"{whose}: momentum_buffer must be a dense tensor of floats, got {_kind(buffer)}")
-    if buffer.shape != p.shape:
-        raise ValueError(
-            f"{whose}: momentum_buffer has shape {tuple(buffer.shape)}, but the parameter has {tuple(p.shape)}; is it "
-            "a checkpoint of another model?"
-        )

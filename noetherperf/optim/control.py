@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from noetherperf.optim.sgd import SGD
+from noetherperf.optim.measured import MeasuredOptimizer
 from noetherperf.symmetry import Scale, Symmetry
 
 __all__ = ["EffectiveLearningRate", "groups"]
@@ -91,15 +91,18 @@ class EffectiveLearningRate(LRScheduler):
 
     def __init__(
         self,
-        optimizer: SGD,
+        optimizer: MeasuredOptimizer,
         targets: Mapping[str, float] | Iterable[str],
         *,
         every: int = 1,
         factor: Callable[[int], float] | None = None,
         last_epoch: int = -1,
     ) -> None:
-        if not isinstance(optimizer, SGD):
-            raise TypeError(f"optimizer: {type(optimizer).__name__} measures no charges; control a noetherperf.SGD")
+        if not isinstance(optimizer, MeasuredOptimizer):
+            raise TypeError(
+                f"optimizer: {type(optimizer).__name__} measures no charges; control a noetherperf.MeasuredOptimizer, "
+                "such as noetherperf.SGD"
+            )
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise ValueError(f"every: must be a whole number of steps, at least 1, got {every!r}")
         if isinstance(targets, str):
@@ -222,11 +225,11 @@ class EffectiveLearningRate(LRScheduler):
 _SCHEDULERS: WeakKeyDictionary[Optimizer, WeakSet[EffectiveLearningRate]] = WeakKeyDictionary()  # by their optimizer
 
 
-def _group_of(optimizer: SGD, name: str) -> int:
+def _group_of(optimizer: MeasuredOptimizer, name: str) -> int:
     """The number of the one parameter group that all parts of a Scale are in."""
     symmetry = next((s for s in optimizer.symmetries if s.name == name), None)
     if symmetry is None:
-        known = ", ".join(s.name for s in optimizer.symmetries) or "none; give SGD symmetries to measure"
+        known = ", ".join(s.name for s in optimizer.symmetries) or "none; give the optimizer symmetries to measure"
         raise KeyError(f"no symmetry {name!r} is measured; there are: {known}")
     if not isinstance(symmetry, Scale):
         raise ValueError(
@@ -242,7 +245,7 @@ def _group_of(optimizer: SGD, name: str) -> int:
     return next(iter(places.values()))
 
 
-def _sharing(optimizer: SGD, number: int) -> int | None:
+def _sharing(optimizer: MeasuredOptimizer, number: int) -> int | None:
     """The number of another parameter group whose learning rate is the same tensor, or None."""
     lr = optimizer.param_groups[number]["lr"]
     others = (g for g, group in enumerate(optimizer.param_groups) if g != number and group["lr"] is lr)

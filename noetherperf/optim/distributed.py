@@ -92,8 +92,8 @@ def local_gradient(label: str, p: Tensor, grad: Tensor | None) -> Tensor | None:
     return local(grad)
 
 
-def local_buffer(label: str, p: Tensor, buffer: Tensor | None) -> Tensor | None:
-    """A momentum buffer's shard, with its parameter's placements.
+def local_buffer(label: str, key: str, p: Tensor, buffer: Tensor | None) -> Tensor | None:
+    """The shard of a buffer, which torch's state holds under this key, where its parameter's is.
 
     Raises:
         RuntimeError: The buffer has other placements than the parameter.
@@ -102,7 +102,7 @@ def local_buffer(label: str, p: Tensor, buffer: Tensor | None) -> Tensor | None:
         return buffer
     if _placed(p) != _placed(buffer):
         raise RuntimeError(
-            f"{label}: its momentum_buffer ({_placed(buffer)}) must be placed as the parameter ({_placed(p)}); load it "
+            f"{label}: its {key} ({_placed(buffer)}) must be placed as the parameter ({_placed(p)}); load it "
             "with torch.distributed.checkpoint.state_dict.set_optimizer_state_dict, which distributes it"
         )
     return local(buffer)
@@ -269,22 +269,22 @@ def _differing(marks: Sequence[Mark], groups: Mapping[tuple[int, ...], "tuple[Pr
 # ---- checkpoints ----------------------------------------------------------------------------------------------------
 
 
-class Measuring(Protocol):
-    """What this file needs of an optimizer, such as noetherperf.SGD."""
+class Checkpointed(Protocol):
+    """What is asked of an optimizer here; every noetherperf.MeasuredOptimizer has it."""
 
     def state_dict(self) -> dict[str, Any]: ...
     def load_measurement(self, measured: Mapping[str, Any] | None) -> None: ...
 
 
-def get_measurement_state_dict(optimizer: Measuring) -> dict[str, Any]:
-    """An optimizer's measurement, for torch.distributed.checkpoint, as get_optimizer_state_dict returns its state.
+def get_measurement_state_dict(optimizer: Checkpointed) -> dict[str, Any]:
+    """What an optimizer has measured, for torch.distributed.checkpoint, as get_optimizer_state_dict gives its state.
 
     It is the measurement of the whole parameters: the same on every rank and for every world size, so that it can be
     loaded with another one. With sharded parameters this is a collective. To load, make it from the optimizer as it is,
     let torch.distributed.checkpoint.load fill it, and pass it to set_measurement_state_dict.
 
     Args:
-        optimizer: noetherperf.SGD with symmetries.
+        optimizer: noetherperf.MeasuredOptimizer with symmetries.
 
     Returns:
         {"tensors": float64 tensors of fixed shapes, "about": JSON text}.
@@ -299,15 +299,15 @@ def get_measurement_state_dict(optimizer: Measuring) -> dict[str, Any]:
     return checkpoint.pack(measured)
 
 
-def set_measurement_state_dict(optimizer: Measuring, state_dict: Mapping[str, Any]) -> None:
-    """Continue from the result of get_measurement_state_dict; without communication.
+def set_measurement_state_dict(optimizer: Checkpointed, state_dict: Mapping[str, Any]) -> None:
+    """Go on from what get_measurement_state_dict gave; no communication.
 
     Call it after loading the optimizer's own state (set_optimizer_state_dict, set_state_dict): a state without a
     measurement makes measuring start anew.
 
     Args:
-        optimizer: noetherperf.SGD with the same symmetries; its parameters may be sharded in another way.
-        state_dict: From get_measurement_state_dict.
+        optimizer: noetherperf.MeasuredOptimizer with the same symmetries; its parameters may be sharded otherwise.
+        state_dict: What get_measurement_state_dict gave.
 
     Raises:
         ValueError: It was measured with other symmetries, or is damaged; raised before anything is changed.
@@ -324,10 +324,10 @@ class MeasurementState:
     as torch.distributed.checkpoint does, and load these before such objects.
 
     Args:
-        optimizer: noetherperf.SGD with symmetries.
+        optimizer: noetherperf.MeasuredOptimizer with symmetries.
     """
 
-    def __init__(self, optimizer: Measuring) -> None:
+    def __init__(self, optimizer: Checkpointed) -> None:
         self._optimizer = optimizer
 
     def state_dict(self) -> dict[str, Any]:

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from noetherperf.engines import Call
 from noetherperf.engines.reader import make_watch
-
-Tensors = list[Tensor | None]
+from noetherperf.optim.buffers import Buffers
 
 
 class Watched:
@@ -24,38 +23,38 @@ class Watched:
     Args:
         measured: The numbers of the parameters that are measured.
         params, here: All parameters, and what of each is in this rank's memory.
-        held, buffers: Their momentum buffers, None where there is none, and what of each is in this rank's memory.
+        buffers: Their momentum buffers.
     """
 
     def __init__(
-        self, measured: Sequence[int], params: Sequence[Tensor], here: Sequence[Tensor], held: Tensors, buffers: Tensors
+        self, measured: Sequence[int], params: Sequence[Tensor], here: Sequence[Tensor], buffers: Buffers
     ) -> None:
         self._params, self._here = params, list(here)
         cut = [i for i in measured if params[i] is not here[i]]
         self._any_cut = bool(cut)
         self._of_params, self._of_here = make_watch(measured, kept=True), make_watch(cut, kept=True)
         self._of_held, self._of_buffers = make_watch(measured), make_watch(cut)
-        self.know(measured, held, buffers)
+        self.know(measured, buffers)
 
-    def changed(self, held: Tensors, buffers: Tensors) -> tuple[list[int], list[int]]:
+    def changed(self, buffers: Buffers) -> tuple[list[int], list[int]]:
         """The numbers of the parameters, and of those whose buffers, somebody else has written or replaced since."""
-        parameters, others = self._of_params.look(self._params), self._of_held.look(held)
+        parameters, others = self._of_params.look(self._params), self._of_held.look(buffers.held)
         if self._any_cut:
             parameters += self._of_here.look(self._here)
-            others += self._of_buffers.look(buffers)
+            others += self._of_buffers.look(buffers.here)
         return parameters, others
 
-    def know(self, which: Iterable[int], held: Tensors, buffers: Tensors) -> None:
+    def know(self, which: Iterable[int], buffers: Buffers) -> None:
         """Take these parameters and their buffers as they are now."""
         for i in which:
             self._of_params.know(i, self._params[i])
             self._of_here.know(i, self._here[i])
-            self.know_buffer(i, held[i], buffers[i])
+            self.know_buffer(i, buffers.held[i], buffers.here[i])
 
-    def know_buffer(self, i: int, held: Tensor | None, buffer: Tensor | None) -> None:
+    def know_buffer(self, i: int, held: Tensor | None, here: Tensor | None) -> None:
         """Parameter i has been given another buffer by the optimizer itself."""
         self._of_held.know(i, held)
-        self._of_buffers.know(i, buffer)
+        self._of_buffers.know(i, here)
 
     def know_moved(self, here: Sequence[Tensor]) -> None:
         """What is in this rank's memory is now there; parameters that came since are at the end."""
@@ -64,12 +63,12 @@ class Watched:
                 self._here[i] = new
                 self._of_here.know(i, new)
 
-    def stepped(self, missing: bytes, ages: bytearray, held: Tensors, buffers: Tensors) -> list[Call]:
+    def stepped(self, missing: bytes, ages: bytearray, buffers: Buffers) -> list[Call]:
         """The calls after which a step is known that raises the counters of all parameters but the missing ones, and
         makes the buffers of those at age 0."""
         calls: list[Call] = [partial(self._of_params.expect, missing)]
         if 0 in ages:
             for i in (i for i, age in enumerate(ages) if age == 0):
-                calls.append(partial(self._of_held.know, i, held[i]))
-                calls.append(partial(self._of_buffers.know, i, buffers[i]))
+                calls.append(partial(self._of_held.know, i, buffers.held[i]))
+                calls.append(partial(self._of_buffers.know, i, buffers.here[i]))
         return calls

@@ -13,7 +13,7 @@ from torch import nn
 from tqdm import tqdm
 
 from noetherperf.common.paths import local_path
-from noetherperf.optim.sgd import SGD
+from noetherperf.optim.measured import MeasuredOptimizer
 from noetherperf.recipes import datasets
 from noetherperf.recipes.resnet import resnet18
 from noetherperf.recipes.settings import Settings
@@ -150,7 +150,11 @@ def _identity(experiment: Experiment, settings: Settings) -> dict[str, Any]:
 
 
 def _save(
-    path: Path, identity: dict[str, Any], progress: tuple[int, float, float], model: nn.Module, optimizer: SGD
+    path: Path,
+    identity: dict[str, Any],
+    progress: tuple[int, float, float],
+    model: nn.Module,
+    optimizer: MeasuredOptimizer,
 ) -> None:
     """Replace the checkpoint atomically: a process that is killed here leaves the previous one."""
     state = {"run": identity, "progress": progress, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
@@ -159,7 +163,9 @@ def _save(
     partial.replace(path)
 
 
-def _resume(path: Path, identity: dict[str, Any], model: nn.Module, optimizer: SGD) -> tuple[int, float, float]:
+def _resume(
+    path: Path, identity: dict[str, Any], model: nn.Module, optimizer: MeasuredOptimizer
+) -> tuple[int, float, float]:
     """Load the checkpoint; returns its number of epochs, and the last epoch's mean loss and accuracy."""
     state = torch.load(path, map_location="cpu", weights_only=True)
     if changed := [name for name, value in identity.items() if state["run"].get(name) != value]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from noetherperf.optim.measured import MeasuredOptimizer
 from noetherperf.optim.sgd import SGD
 from noetherperf.recipes import digits
 from noetherperf.recipes.models import digits_network
@@ -76,7 +77,7 @@ def accuracy(model: nn.Module, batches: Iterable[Batch]) -> float:
     return float(correct.double().mean())
 
 
-def charge_error(optimizer: SGD) -> float:
+def charge_error(optimizer: MeasuredOptimizer) -> float:
     """Compare every measured charge with the plain sum over the current parameters.
 
     Returns:

@@ -75,7 +75,10 @@ class Recorder:
         probes: Mapping[str, Probe] | None = None,
     ) -> None:
         if not hasattr(optimizer, "readout"):
-            raise TypeError(f"optimizer: {type(optimizer).__name__} measures no charges; record a noetherperf.SGD")
+            raise TypeError(
+                f"optimizer: {type(optimizer).__name__} measures no charges; record a noetherperf.MeasuredOptimizer, "
+                "such as noetherperf.SGD"
+            )
         if isinstance(every, bool) or not isinstance(every, int | np.integer) or every < 1:
             raise ValueError(f"every: must be a whole number of steps, at least 1, got {every!r}")
         if exists not in ("error", "resume", "overwrite"):

@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
 from noetherperf.rules.arithmetic import Number
@@ -29,6 +30,13 @@ class Options(Protocol):
 
 O = TypeVar("O", bound=Options)  # noqa: E741
 
+
+def device_lr(group: Mapping[str, Any]) -> Tensor | None:
+    """A parameter group's learning rate if it is a tensor on a device, where reading it would wait for the device."""
+    lr = group["lr"]
+    return lr if isinstance(lr, Tensor) and lr.device.type != "cpu" else None
+
+
 #: What `Rule.update` takes and gives for a tensor's buffers; None where it has none.
 Buffers = tuple[Tensor | None, ...]
 
@@ -38,7 +46,9 @@ class Rule(ABC, Generic[O]):
 
     Attributes:
         name: As in csrc/rules and triton_kernels/rules.
-        buffers: Keys of a tensor's buffers in the optimizer's state.
+        number_options: Options of a parameter group that are numbers; every checkpoint has them.
+        late_options: Options that checkpoints of early versions of torch lack, and what stands for them.
+        buffers: Keys of a tensor's buffers in torch's state of a parameter.
         n_ages: How many ages of a tensor have rows of their own. A tensor's age is the number of steps that have
             written its buffers, at most n_ages − 1: 0 where they have just been made, of zeros.
         coefficients: Names of the update's coefficients.
@@ -49,6 +59,8 @@ class Rule(ABC, Generic[O]):
     """
 
     name: ClassVar[str]
+    number_options: ClassVar[tuple[str, ...]]
+    late_options: ClassVar[tuple[tuple[str, Any], ...]]
     buffers: ClassVar[tuple[str, ...]]
     n_ages: ClassVar[int]
     coefficients: ClassVar[tuple[str, ...]]
@@ -106,6 +118,22 @@ class Rule(ABC, Generic[O]):
             (p', buffers', u) in the compute dtype, not rounded to any other; a buffer that the step does not write is
             the one that came.
         """
+
+    # ---- as torch has it ---------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def buffer_dtype(self, options: O, p: torch.dtype, g: torch.dtype) -> torch.dtype:
+        """What torch makes the buffers of, beside a parameter of one dtype and its first gradient of another."""
+
+    def time_may_fall(self, options: O) -> bool:
+        """Whether there may be steps whose time is below zero."""
+        return float(options.lr) < 0.0
+
+    @property
+    def buffer(self) -> str:
+        """The key of the only buffer, which is what engines step with."""
+        (key,) = self.buffers
+        return key
 
     # ---- rows -------------------------------------------------------------------------------------------------------
 

@@ -42,13 +42,14 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor
 
 from noetherperf.rules.arithmetic import Number, exp, times, two_sum
 from noetherperf.rules.law import Component, Law, Matrix, Recursion, Shape, Step
 from noetherperf.rules.moments import COMMON, Operand, Pair
 from noetherperf.rules.oscillator import oscillator
-from noetherperf.rules.rule import Buffers, Rule
+from noetherperf.rules.rule import Buffers, Rule, device_lr
 
 
 @dataclass(frozen=True)
@@ -97,12 +98,6 @@ class Hyper:
         return Coefficients(self.lr, self.weight_decay, self.sign, *buffer)
 
 
-def device_lr(group: Mapping[str, Any]) -> Tensor | None:
-    """A parameter group's learning rate if it is a tensor on a device, where reading it would wait for the device."""
-    lr = group["lr"]
-    return lr if isinstance(lr, Tensor) and lr.device.type != "cpu" else None
-
-
 class Coefficients(NamedTuple):
     """η, λ, s and (b, a, c_d, c_v) of the module's recursion. Mirrored by `Coefficients` in csrc/rules/sgd.h."""
 
@@ -132,6 +127,14 @@ class SgdRule(Rule[Hyper]):
     """torch.optim.SGD's rule."""
 
     name = "sgd"
+    number_options = ("lr", "momentum", "dampening", "weight_decay")
+    late_options = (
+        ("nesterov", False),
+        ("maximize", False),
+        ("differentiable", False),
+        ("foreach", None),
+        ("fused", None),
+    )
     buffers = ("momentum_buffer",)
     n_ages = 2
     coefficients = Coefficients._fields
@@ -173,6 +176,13 @@ class SgdRule(Rule[Hyper]):
 
     def coefficients_of(self, options: Hyper, age: int) -> Coefficients:
         return options.coefficients(age)
+
+    def buffer_dtype(self, options: Hyper, p: torch.dtype, g: torch.dtype) -> torch.dtype:
+        """That of the first g, or g + λp."""
+        return torch.promote_types(p, g) if options.weight_decay != 0.0 else g
+
+    def time_may_fall(self, options: Hyper) -> bool:
+        return options.dampening > 1.0 or options.lr < 0.0
 
     def update(self, p: Tensor, g: Tensor, buffers: Buffers, c: Sequence[Any]) -> tuple[Tensor, Buffers, Tensor]:
         lr, decay, sign, buffer_decay, buffer_gain, mix_d, mix_v = c

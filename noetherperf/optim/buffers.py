@@ -1,0 +1,71 @@
+"""Momentum buffers in torch's state: those that are there, and those that a step makes because it writes them first."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from noetherperf.engines import Call
+from noetherperf.engines.reader import has_own_dispatch
+from noetherperf.optim.distributed import is_distributed, local, local_buffer
+from noetherperf.optim.following import Parameters
+from noetherperf.rules.rule import Rule
+
+Tensors = list[Tensor | None]
+
+
+@dataclass(slots=True)
+class Buffers:
+    """Every parameter's buffer as the state holds it at one moment.
+
+    Fields:
+        held: None where there is none.
+        here: What of each is in this rank's memory.
+        unwritten: 1 where there is none.
+    """
+
+    held: Tensors
+    here: Tensors
+    unwritten: bytes
+
+    def make(
+        self,
+        rule: Rule[Any],
+        parameters: Parameters,
+        options: Sequence[Any],
+        state: Mapping[Tensor, Any],
+        grads: Sequence[Tensor | None],
+    ) -> tuple[bytearray, list[Call]]:
+        """Make buffers where a step with these gradients writes one for the first time: every tensor's age, 0 there and
+        1 elsewhere, and the calls that put the buffers into the state."""
+        ages = bytearray(b"\x01") * len(self.held)
+        calls: list[Call] = []
+        if 1 in self.unwritten:
+            for i, (p, g) in enumerate(zip(parameters.all, parameters.group_of, strict=True)):
+                if self.unwritten[i] and rule.ages(options[g]) and (grad := grads[i]) is not None:
+                    ages[i] = 0
+                    self.held[i] = made = _zeros(p, grad, rule.buffer_dtype(options[g], p.dtype, grad.dtype))
+                    calls.append(partial(state[p].__setitem__, rule.buffer, made))
+                    self.here[i] = local(made)
+        return ages, calls
+
+
+def gather(key: str, parameters: Parameters, state: dict[Tensor, Any]) -> Buffers:
+    """Every parameter's buffer under this key of the state."""
+    held, unwritten = parameters.gatherer.items(state, key)
+    here = held
+    if parameters.sharded:
+        whose = zip(parameters.labels, parameters.all, held, strict=True)
+        here = [local_buffer(label, key, p, buffer) for label, p, buffer in whose]
+    return Buffers(held, here, unwritten)
+
+
+def _zeros(p: Tensor, grad: Tensor, dtype: torch.dtype) -> Tensor:
+    """A buffer of zeros, laid out as the parameter; beside one that is a tensor subclass it is like the gradient, as
+    torch's."""
+    if has_own_dispatch(p) and not is_distributed(p):
+        return torch.zeros_like(grad, dtype=dtype)
+    return torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)

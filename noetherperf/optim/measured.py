@@ -1,0 +1,394 @@
+"""MeasuredOptimizer: what optimizers here have in common, whatever their update rule: torch's face, and a readout."""
+
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch._compile import _disable_dynamo
+from torch.optim import Optimizer
+
+from noetherperf.common.untrusted import shown
+from noetherperf.engines import carry_out
+from noetherperf.measure.plan import Measurement
+from noetherperf.measure.readout import Readout, Source, read
+from noetherperf.optim import checkpoint
+from noetherperf.optim.buffers import Buffers, gather
+from noetherperf.optim.distributed import local
+from noetherperf.optim.following import Change, check_symmetries, labels_in, parameters_in
+from noetherperf.optim.inference import outside_inference
+from noetherperf.optim.measuring import Copies, Measuring
+from noetherperf.optim.meters import Meter, resolve_all, resolve_one, step_inputs
+from noetherperf.optim.names import names_in
+from noetherperf.optim.torch_state import check_state
+from noetherperf.rules.rule import Rule, device_lr
+from noetherperf.symmetry import Symmetry
+
+
+class MeasuredOptimizer(Optimizer):
+    """An optimizer of torch that measures the charges of a model's symmetries in the pass that makes its step.
+
+    What annotations and isinstance ask for; noetherperf.SGD is one. A subclass has an update rule, and a constructor
+    with its signature.
+
+    Args:
+        params: Parameters or parameter groups, named where symmetries are given.
+        defaults: The options of parameter groups that do not give their own.
+        symmetries: What to measure.
+        backend: "auto", or one of noetherperf.backends().
+
+    Attributes:
+        rule: The update rule.
+
+    Raises:
+        ValueError: Symmetries that do not fit the parameters; an unknown backend; parameters that share memory.
+        TypeError: A parameter of a kind that the backend cannot step or measure.
+        RuntimeError: The named backend cannot run here.
+    """
+
+    rule: ClassVar[Rule[Any]]
+
+    def __init__(
+        self, params: Iterable[Any], defaults: dict[str, Any], symmetries: Sequence[Symmetry], backend: str
+    ) -> None:
+        self._lock = threading.RLock()
+        self._requested = backend
+        super().__init__(params, defaults)
+        self._measuring = Measuring(self.rule, check_symmetries(symmetries, self.param_groups), self.param_groups)
+        self._prepare()
+        self.register_state_dict_post_hook(_add_measurement)
+
+    # ---- what there is to step and to measure -----------------------------------------------------------------------
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Asked by torch.amp.GradScaler, and by libraries that clip: whether step() unscales and skips by itself."""
+        return bool(self.defaults["fused"])
+
+    @property
+    def symmetries(self) -> tuple[Symmetry, ...]:
+        """The symmetries that are measured."""
+        return self._measuring.symmetries
+
+    @property
+    def backend(self) -> str:
+        """Name of the backend that makes the step; joined by "+" where parameters have different ones."""
+        params = parameters_in(self.param_groups)
+        return "+".join(dict.fromkeys(resolve_one(self.rule, self._requested, local(p)).name for p in params))
+
+    @property
+    def step_count(self) -> int:
+        """Steps since measuring began.
+
+        Only a GPU knows which steps a gradient scaler made it skip; they count here until the next readout().
+        """
+        return self._measuring.step_count
+
+    @property
+    def measurement_id(self) -> str:
+        """Names this measurement: another one whenever measuring starts anew, the same in its checkpoints and copies.
+
+        Readouts of one measurement_id belong to one series; readout() itself may start a measurement anew.
+        """
+        return self._measuring.id
+
+    def paused(self) -> AbstractContextManager[object]:
+        """A context in which no other thread steps, loads or measures anew with this optimizer.
+
+        A readout needs none: it is of one step, whichever thread asks. A checkpoint from another thread than the one
+        that trains does, for it holds the parameters and buffers themselves:
+
+            with optimizer.paused():
+                saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+        """
+        return self._lock
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a parameter group, as torch's optimizers do.
+
+        Raises:
+            TypeError, ValueError: A parameter in it cannot be stepped; the optimizer is as it was.
+        """
+        with self._lock:
+            super().add_param_group(param_group)
+            if hasattr(self, "_measuring"):  # else the optimizer is being made, and will look at all groups together
+                try:
+                    here = list(map(local, parameters_in(self.param_groups)))
+                    resolve_all(self.rule, self._requested, labels_in(self.param_groups), here)
+                except BaseException:
+                    self.param_groups.pop()
+                    raise
+
+    def _prepare(self) -> list[Meter]:
+        """The meters, made when first needed and after every change of parameters.
+
+        Raises:
+            RuntimeError, ValueError: Parameters were replaced, and what was measured does not go on with the new ones.
+        """
+        measuring = self._measuring
+        change = measuring.parameters.change(self.param_groups, stepped=measuring.step_count > 0)
+        if change is not None:
+            self._follow(change)
+        return self._set_up() if measuring.meters is None else measuring.meters
+
+    def _follow(self, change: Change, *, anew: bool = False) -> None:
+        """Go on with what param_groups hold now; the meters are to be made anew.
+
+        Args:
+            change: What has become of the parameters.
+            anew: Whether the laws are to start anew.
+
+        Raises:
+            RuntimeError: Laws would go on from what was measured on other parameters.
+            ValueError: The symmetries do not fit the new ones.
+        """
+        measuring = self._measuring
+        if change is Change.GROWN_OR_MOVED:
+            self._set_down()
+        elif measuring.symmetries and measuring.step_count > 0 and not anew:
+            raise RuntimeError(
+                f"param_groups hold other parameters than the {measuring.step_count} steps that were measured; call "
+                "optimizer.reset_measurement() after replacing them, and measuring starts anew, or replace them (or "
+                "shard the model) before the first step"
+            )
+        else:
+            measuring.replace(self.param_groups)
+
+    @outside_inference
+    def _set_up(self) -> list[Meter]:
+        """Make the meters."""
+        return self._measuring.set_up(self.param_groups, self._requested)
+
+    def _set_down(self) -> None:
+        """Drop the meters and keep what was measured."""
+        self._measuring.drop_fresh(self._lock, self.state, self.rule.buffer)
+        self._measuring.set_down()
+
+    # ---- the step ---------------------------------------------------------------------------------------------------
+
+    @_disable_dynamo  # as torch.compiler.disable, which would import the compiler together with this module
+    @outside_inference
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Make one step and measure it.
+
+        Args:
+            closure: Reevaluates the model and returns the loss.
+
+        Returns:
+            What the closure returned, None without one.
+
+        Raises:
+            RuntimeError, TypeError: A gradient that cannot be stepped with (sparse, complex, of another dtype); raised
+                before anything is changed.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+
+        with self._lock, torch.no_grad():
+            self._step()
+        return loss
+
+    def _step(self) -> None:
+        """Make one step; the lock is held."""
+        meters = self._prepare()
+        scaler = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)  # torch.amp.GradScaler sets them
+        on_device = step_inputs(meters, [device_lr(group) for group in self.param_groups], *scaler)
+        if on_device is None:
+            return
+        rule, groups, measuring = self.rule, self.param_groups, self._measuring
+        grads, missing = measuring.parameters.gradients()
+        admitted = [meter.engine.admit(meter.pick(grads)) for meter in meters]
+        buffers = gather(rule.buffer, measuring.parameters, self.state)
+        measuring.catch_up(meters, buffers)
+
+        # All that is written, engines' and the host's own, is written at once: an interrupt finds all or nothing done.
+        options = [rule.options(group) for group in groups]
+        ages, calls = buffers.make(rule, measuring.parameters, options, self.state, grads)
+        for meter, taken in zip(meters, admitted, strict=True):
+            calls += meter.prepare(taken, grads, buffers.here, options, ages, on_device)
+        calls += measuring.stepped(options, on_device, ages, missing, buffers)
+        carry_out(calls)
+
+    def _gather(self) -> Buffers:
+        """The buffers that the state holds now."""
+        return gather(self.rule.buffer, self._measuring.parameters, self.state)
+
+    # ---- measuring --------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _catch_up(self, *, begin: bool = False) -> list[Meter]:
+        """The meters, with what others have written taken note of; the lock is held.
+
+        Args:
+            begin: To measure now, if nothing has been measured yet.
+        """
+        meters = self._prepare()
+        if begin or self._measuring.began:
+            self._measuring.catch_up(meters, self._gather())
+        return meters
+
+    def _copy(self, *, begin: bool) -> Copies:
+        """Copy what is measured; begin: as for _catch_up."""
+        with self._lock:
+            return self._measuring.copy(self._catch_up(begin=begin))
+
+    def _whole(self, copies: Copies) -> list[Measurement]:
+        """Each meter's measurement of the whole parameters; a collective where they are sharded.
+
+        Raises:
+            RuntimeError: The ranks measure different things, are not at the same step, or made different steps.
+        """
+        if self.symmetries:
+            changed = copies.agree()
+            with self._lock:
+                self._measuring.openness.agree(changed)
+        return copies.gather()
+
+    @outside_inference
+    @torch.no_grad()
+    def reset_measurement(self) -> None:
+        """Start the laws anew from the present parameters and buffers; parameters and buffers stay."""
+        with self._lock:
+            measuring = self._measuring
+            change = measuring.parameters.change(self.param_groups, stepped=measuring.step_count > 0)
+            if change is not None:
+                self._follow(change, anew=True)
+            self._set_down()
+            measuring.restart()
+            measuring.begin(self._prepare(), self._gather())
+
+    @outside_inference
+    @torch.no_grad()
+    def readout(self) -> Readout:
+        """Charges, predictions and residuals of every symmetry, after the last step; a copy on the CPU.
+
+        Any thread may ask, while another one steps: what it gets is of one step. Where parameters are sharded over
+        ranks this adds up what each has measured, and is a collective: every rank must call it, after the same step.
+
+        Raises:
+            RuntimeError: The ranks measure different things, are not at the same step, or made different steps.
+        """
+        copies = self._copy(begin=True)
+        wholes = self._whole(copies)
+        sources = [Source(ranks.whole, x.cpu()) for ranks, x in zip(copies.ranks, wholes, strict=True)]
+        step, time = sources[copies.home].measurement.clock[:2].tolist()
+        if step != copies.step:  # a device has skipped steps
+            with self._lock:
+                self._measuring.correct(copies, int(step))
+        return read(self.symmetries, sources, copies.openness.reasons, int(step), time)
+
+    # ---- checkpoints ------------------------------------------------------------------------------------------------
+
+    @outside_inference
+    def state_dict(self) -> dict[str, Any]:
+        """The state_dict of torch's optimizer of this kind, with everything that was measured under "measurement".
+
+        What was measured is that of the whole parameters, however they are sharded; where they are, this is a
+        collective, as readout() is.
+        """
+        if self.symmetries:
+            with self._lock:
+                self._catch_up()
+        self._measuring.drop_fresh(self._lock, self.state, self.rule.buffer)
+        return super().state_dict()  # _add_measurement, the first of the hooks, adds it
+
+    def _measured(self) -> dict[str, Any]:
+        """What a checkpoint needs to go on measuring."""
+        copies = self._copy(begin=False)
+        wholes, names = self._whole(copies), names_in(self.param_groups)
+        return checkpoint.write(wholes, self.symmetries, names, copies.openness, identity=copies.id, began=copies.began)
+
+    @outside_inference
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state_dict of this class or of torch's; without measurement in it, measuring starts anew.
+
+        Goes by position, as torch does, and keeps this optimizer's names; where the checkpoint has names too, they say
+        whether positions mean the same parameters.
+
+        Raises:
+            TypeError: It is no dict.
+            ValueError: It has this optimizer's names in other places, was measured with other symmetries, or is
+                damaged; raised before anything is changed.
+        """
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(f"state_dict must be a dict, got {shown(state_dict)}")
+        rest = {key: value for key, value in state_dict.items() if key != "measurement"}
+        saved: list[checkpoint.Saved | None] = []
+
+        def check(_: Optimizer, hooked: dict[str, Any]) -> None:
+            """The last of the hooks: what the others have made of it is what torch will load."""
+            check_state(hooked, self.param_groups, self.rule)
+            saved.append(self._read(state_dict.get("measurement"), hooked["param_groups"]))
+
+        with self._lock:
+            handle = self.register_load_state_dict_pre_hook(check)
+            try:
+                super().load_state_dict(rest)
+            finally:
+                handle.remove()
+            self._resume(saved[0])
+
+    @outside_inference
+    @torch.no_grad()
+    def load_measurement(self, measured: Mapping[str, Any] | None) -> None:
+        """Go on from what was measured, a state_dict's "measurement", and leave all else; None: measuring starts anew.
+
+        Raises:
+            ValueError: It was measured with other symmetries, or is damaged; raised before anything is changed.
+        """
+        with self._lock:
+            self._resume(self._read(measured, self.param_groups))
+
+    def _read(self, measured: object, groups: Sequence[Mapping[str, Any]]) -> checkpoint.Saved | None:
+        """A state_dict's "measurement" as it fits this optimizer; groups: the options that it was measured with."""
+        if measured is None:
+            return None
+        plans, names = [meter.ranks.whole for meter in self._prepare()], names_in(self.param_groups)
+        return checkpoint.read(measured, plans, self.symmetries, names, self._measuring.openness, groups)
+
+    def _resume(self, saved: checkpoint.Saved | None) -> None:
+        """Go on from what was read; None: measuring starts anew."""
+        self._measuring.resume(saved, [] if saved is None else self._prepare())
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._measuring.drop_fresh(self._lock, self.state, self.rule.buffer)
+        with self._lock:
+            if self._measuring.meters is not None:
+                self._catch_up()
+            measured = {"version": checkpoint.VERSION, "backend": self._requested, **self._measuring.state()}
+            return {**super().__getstate__(), "_measured": measured}
+
+    @outside_inference
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        measured = state.pop("_measured", None)
+        if measured is None:  # load_state_dict, which has changed nothing yet: from here on names are our own
+            for group, own in zip(state["param_groups"], self.param_groups, strict=True):
+                group.update({"param_names": own["param_names"]} if "param_names" in own else {})
+        elif measured["carried"] is not None and measured.get("version") != checkpoint.VERSION:
+            raise ValueError(
+                "optimizer: it was pickled by another version, and its measurement cannot be read; what is "
+                "to be kept is an optimizer's state_dict(), which later versions read"
+            )
+        super().__setstate__(state)
+        if measured is not None:  # unpickling or copying
+            self._lock = threading.RLock()
+            self._requested = measured["backend"]
+            self._measuring = Measuring.of_state(self.rule, measured, self.param_groups)
+            self.register_state_dict_post_hook(_add_measurement)
+        for slot in self.state.values():  # what was made in inference mode could not be written in a step
+            slot.update({key: x.clone() for key, x in slot.items() if isinstance(x, Tensor) and x.is_inference()})
+        for group in self.param_groups:
+            for option, default in self.rule.late_options:
+                group.setdefault(option, default)
+
+
+def _add_measurement(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+    """A state_dict hook of every measured optimizer, its first."""
+    if isinstance(optimizer, MeasuredOptimizer) and optimizer.symmetries:
+        state_dict["measurement"] = optimizer._measured()

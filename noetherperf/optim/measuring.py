@@ -1,0 +1,310 @@
+"""Measuring: what an optimizer's meters have measured since when, as others write between steps and ranks differ."""
+
+import itertools
+import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from noetherperf.engines import Call, OnDevice, carry_out
+from noetherperf.measure.openness import Openness
+from noetherperf.measure.plan import Measurement
+from noetherperf.optim.buffers import Buffers
+from noetherperf.optim.checkpoint import Saved
+from noetherperf.optim.distributed import Ranks, check_alike
+from noetherperf.optim.following import Group, Parameters, check_symmetries
+from noetherperf.optim.meters import Meter, make_meters
+from noetherperf.optim.watched import Watched
+from noetherperf.rules.rule import Rule
+from noetherperf.symmetry import Symmetry
+
+
+class Carried(NamedTuple):
+    """What measuring goes on from when meters are made anew."""
+
+    tensors: list[list[Tensor]]  # of each meter's Measurement
+    openness: dict[str, Any]
+
+
+class Copies(NamedTuple):
+    """Copies of what all meters have measured after one step; whoever has them needs the optimizer's lock no more."""
+
+    ranks: list[Ranks]
+    measurements: list[Measurement]  # where the meters are
+    openness: Openness
+    began: bool
+    id: str
+    home: int  # the meter that has the first parameter group
+    step: int  # with those that a device may have skipped
+    n_corrections: int
+
+    def agree(self) -> list[str]:
+        """Compare the ranks; a collective where parameters are sharded, and nothing elsewhere.
+
+        Returns:
+            The symmetries of which a tensor was changed outside step() on some ranks and not on others.
+
+        Raises:
+            RuntimeError: The ranks measure different things, are not at the same step, or made different steps.
+        """
+        if not any(ranks.groups for ranks in self.ranks):
+            return []
+        marks = self.openness.marks([measurement.clock.tolist() for measurement in self.measurements])
+        changed = check_alike(self.ranks, marks)
+        self.openness.agree(changed)
+        return changed
+
+    def gather(self) -> list[Measurement]:
+        """Each meter's measurement of the whole parameters, once the ranks agree; a collective where these are
+        sharded."""
+        return [ranks.gather(x) for ranks, x in zip(self.ranks, self.measurements, strict=True)]
+
+
+class Measuring:
+    """What an optimizer has measured, from where measuring began to the last step. The optimizer's lock guards it.
+
+    Attributes:
+        rule: What steps.
+        symmetries: What is measured.
+        parameters: What is stepped, as the meters were last made for it.
+        meters: What steps and measures them; None where they are to be made (anew).
+        openness: Which laws are open.
+        began: Whether anything has been measured.
+        step_count: Steps since then, with those that a device may have skipped.
+        id: Another one whenever measuring starts anew.
+        may_be_fresh: Whether a device may have skipped the step that a new buffer was made for.
+    """
+
+    openness: Openness
+    began: bool
+    step_count: int
+    id: str
+
+    def __init__(self, rule: Rule[Any], symmetries: tuple[Symmetry, ...], groups: Sequence[Group]) -> None:
+        self.rule, self.symmetries = rule, symmetries
+        self.parameters = Parameters(groups)
+        self.meters: list[Meter] | None = None
+        self.may_be_fresh = False
+        self.restart()
+
+    # ---- from where to where ----------------------------------------------------------------------------------------
+
+    def restart(self) -> None:
+        """Forget what was measured; measuring begins at the next step or readout."""
+        self.began = False
+        self.step_count = 0
+        self._n_corrections = 0  # times that a device said it had skipped steps
+        self.id = uuid.uuid4().hex
+        self._carried: Carried | None = None
+        self._watched: Watched | None = None  # none before there is something to compare with
+
+    def replace(self, groups: Sequence[Group]) -> None:
+        """Measure the parameters that the groups hold now, as torch's optimizers step them; accelerate shards so.
+
+        Raises:
+            ValueError: The symmetries do not fit the new ones.
+        """
+        check_symmetries(self.symmetries, groups)
+        self.may_be_fresh = False
+        self._drop()
+
+    def set_up(self, groups: Sequence[Group], backend: str) -> list[Meter]:
+        """Make the meters of what these parameter groups hold now."""
+        self.parameters = parameters = Parameters(groups)
+        carried = self._carried
+        meters = make_meters(
+            self.rule, parameters, self.symmetries, backend, [] if carried is None else carried.tensors
+        )
+        openness = Openness(
+            self.symmetries,
+            parameters.labels,
+            parameters.group_of,
+            parameters.n_groups,
+            rule=self.rule,
+            shared=parameters.sharded,
+        )
+        if carried is not None:
+            openness.load_state_dict(carried.openness)
+        if self._watched is not None:
+            self._watched.know_moved(parameters.here)
+        # At once, for an interrupt between would lose what was carried; that lives on in the meters' measurements.
+        self.__dict__.update(openness=openness, meters=meters, _carried=None)
+        return meters
+
+    def set_down(self) -> None:
+        """Drop the meters and keep what was measured, so that both can be made anew for changed parameters."""
+        if self.meters is not None:
+            tensors = [[x.clone() for x in meter.measurement.tensors()] for meter in self.meters]
+            self._carried = Carried(tensors, self.openness.state_dict())
+            self.meters = None
+
+    def _drop(self) -> None:
+        """Drop the meters and what was measured."""
+        self.meters = None
+        self.restart()
+
+    def resume(self, saved: Saved | None, meters: Sequence[Meter]) -> None:
+        """Go on from what was read of a checkpoint; None: measuring starts anew.
+
+        Args:
+            saved: What was read for these meters.
+            meters: The present ones; to be made anew.
+        """
+        carried = None
+        if saved is not None and self.symmetries:
+            places = zip(meters, saved.wholes, strict=True)
+            tensors = [[x.clone() for x in meter.ranks.scatter(whole).tensors()] for meter, whole in places]
+            carried = Carried(tensors, saved.openness)
+        self._drop()
+        if saved is not None and carried is not None:
+            self.began, self.step_count, self.id = saved.began, saved.steps, saved.id or self.id
+            self._carried = carried
+
+    def state(self) -> dict[str, Any]:
+        """What a copy needs beside the parameter groups."""
+        carried = self._carried
+        if self.meters is not None:
+            carried = Carried([meter.copy().tensors() for meter in self.meters], self.openness.state_dict())
+        fields = {name: getattr(self, name) for name in ("symmetries", "began", "step_count", "id")}
+        return {**fields, "carried": None if carried is None else tuple(carried)}
+
+    @classmethod
+    def of_state(cls, rule: Rule[Any], state: dict[str, Any], groups: Sequence[Group]) -> "Measuring":
+        """The measuring of a copy."""
+        new = cls(rule, state["symmetries"], groups)
+        new.began, new.step_count, new.id = state["began"], state["step_count"], state["id"]
+        new._carried = None if state["carried"] is None else Carried(*state["carried"])
+        return new
+
+    # ---- a step, and what others write between two of them ----------------------------------------------------------
+
+    def begin(self, meters: Sequence[Meter], buffers: Buffers) -> None:
+        """Measure the parameters and buffers as they are: where the laws start."""
+        for meter in meters:
+            own = meter.pick(buffers.here)
+            meter.engine.measure(own)
+            meter.measurement.start(meter.ranks.plan, [v is not None for v in own])
+        self.openness.reset()
+        self.began = True
+        if self.symmetries:
+            self._watch(meters, buffers)
+
+    def _watch(self, meters: Sequence[Meter], buffers: Buffers) -> None:
+        """Know what is measured as it is now."""
+        measured = sorted({meter.members[view.tensor] for meter in meters for view in meter.ranks.whole.views})
+        self._watched = Watched(measured, self.parameters.all, self.parameters.here, buffers)
+
+    def catch_up(self, meters: Sequence[Meter], buffers: Buffers) -> None:
+        """Begin to measure, or take note of what others have written since."""
+        if not self.began:
+            self.begin(meters, buffers)
+        elif self._watched is None:
+            if self.symmetries:  # loaded, or a copy: there is nothing yet to compare with
+                self._watch(meters, buffers)
+        else:
+            parameters, others = self._watched.changed(buffers)
+            if not parameters and not others:
+                return
+            if self.step_count == 0:  # no law has begun to run
+                self.restart()
+                self.begin(meters, buffers)
+                return
+            which = {*parameters, *others}
+            _follow_changes(meters, which, buffers)
+            self.openness.changed(self.step_count, parameters, others)
+            self._watched.know(which, buffers)
+
+    def stepped(
+        self,
+        options: Sequence[Any],
+        on_device: OnDevice,
+        ages: bytearray,
+        missing: bytes,
+        buffers: Buffers,
+    ) -> list[Call]:
+        """The calls after which a step is known.
+
+        Args:
+            options, on_device, ages: As Meter.prepare has them.
+            missing: 1 where a parameter has no gradient.
+            buffers: With those that the step makes.
+        """
+        step, openness = self.step_count + 1, self.openness
+        if self.symmetries:
+            openness = openness.after(step, options, on_device.lrs, bytes(ages), missing)
+        may_be_fresh = self.may_be_fresh or (on_device.found_inf is not None and 0 in ages)
+        written = self.parameters.all
+        if 1 in missing:
+            written = [p for p, no in zip(written, missing, strict=True) if not no]
+        calls: list[Call] = [
+            partial(self.__dict__.update, step_count=step, may_be_fresh=may_be_fresh, openness=openness),
+            # Engines write past autograd's eyes; what it saved for a backward pass must be seen to have changed.
+            partial(torch._C._increment_version, written),
+        ]
+        return calls if self._watched is None else calls + self._watched.stepped(missing, ages, buffers)
+
+    def correct(self, copies: Copies, step: int) -> None:
+        """Count steps as the device does, which made so many when the copies say; others may have corrected since."""
+        if self._n_corrections == copies.n_corrections:
+            self.step_count -= copies.step - step
+            self._n_corrections += 1
+
+    def drop_fresh(self, lock: AbstractContextManager[object], state: Mapping[Tensor, Any], key: str) -> None:
+        """Unmake the buffers whose first step a device skipped, as the host would not have made them; waits for it.
+
+        Args:
+            lock: The optimizer's, which is taken here where it is needed.
+            state, key: Torch's state, and the buffers' key in it.
+        """
+        while self.may_be_fresh:
+            with lock:
+                meters, step = self.meters or [], self.step_count
+                copies = [x.clone() if isinstance(x := meter.engine.ages, Tensor) else x for meter in meters]
+            ages = [x.tolist() if isinstance(x, Tensor) else x for x in copies]  # waits, and holds nobody up
+            with lock:
+                if self.step_count != step or (self.meters or []) != meters:  # another thread has stepped since
+                    continue
+                for meter, of_meter in zip(meters, ages, strict=True):
+                    for i in itertools.compress(meter.members, (age == 0 for age in of_meter)):
+                        state.get(self.parameters.all[i], {}).pop(key, None)
+                        if self._watched is not None:
+                            self._watched.know_buffer(i, None, None)
+                self.may_be_fresh = False
+
+    def copy(self, meters: Sequence[Meter]) -> Copies:
+        """Copy what is measured."""
+        return Copies(
+            [meter.ranks for meter in meters],
+            [meter.copy() for meter in meters],
+            self.openness.copy(),
+            self.began,
+            self.id,
+            next((i for i, meter in enumerate(meters) if 0 in meter.groups), 0),
+            self.step_count,
+            self._n_corrections,
+        )
+
+
+def _follow_changes(meters: Sequence[Meter], which: set[int], buffers: Buffers) -> None:
+    """Measure what others have written, and have the laws go on from there."""
+    for meter in meters:
+        changed = [i in which for i in meter.members]
+        if any(changed):
+            own, moments = meter.pick(buffers.here), meter.measurement.moments
+            before, measured = moments.clone(), moments.clone()
+            # At once, for an interrupt between would lose the moments that the laws go on from.
+            carry_out(
+                [
+                    *meter.engine.prepare_to_measure(own),
+                    partial(measured.copy_, moments),
+                    partial(moments.copy_, before),
+                ]
+            )
+            warm = [v is not None for v in own]
+            new = meter.measurement.followed(meter.ranks.plan, measured, warm, changed)
+            pairs = zip(meter.measurement.tensors(), new.tensors(), strict=True)
+            carry_out([partial(x.copy_, y) for x, y in pairs])

@@ -1,0 +1,191 @@
+"""Meters: what steps and measures an optimizer's parameters, one for each device and backend."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from noetherperf.engines import Call, Engine, OnDevice
+from noetherperf.engines.backends import Backend, check_measured, check_parameter, resolve, why_reference
+from noetherperf.engines.overlap import check_apart
+from noetherperf.engines.reader import unreadable
+from noetherperf.measure.plan import Measurement, make_plan
+from noetherperf.optim.distributed import Ranks
+from noetherperf.optim.following import Parameters
+from noetherperf.rules.rule import Rule
+from noetherperf.symmetry import Symmetry
+
+T = TypeVar("T")
+
+
+@dataclass(eq=False)
+class Meter:
+    """The parameters on one device that one backend steps, and what steps and measures them."""
+
+    device: torch.device
+    members: list[int]  # their numbers among all parameters
+    groups: frozenset[int]  # the parameter groups that they are in
+    ranks: Ranks  # and the plan
+    measurement: Measurement  # of what is on this rank
+    engine: Engine
+    alone: bool  # there are no others
+    stream: "torch.cuda.Stream | None" = None  # of the last step, on a GPU
+
+    @property
+    def is_host(self) -> bool:
+        """Whether the host reads here without waiting."""
+        return self.device.type == "cpu"
+
+    def pick(self, values: Sequence[T]) -> Sequence[T]:
+        """This meter's values among those of all parameters."""
+        return values if self.alone else [values[i] for i in self.members]
+
+    def prepare(
+        self,
+        taken: Sequence[Tensor | None],
+        grads: Sequence[Tensor | None],
+        buffers: Sequence[Tensor | None],
+        options: list[Any],
+        ages: Sequence[int],
+        on_device: OnDevice,
+    ) -> list[Call]:
+        """The calls that make one step on the device's current stream; Engine.prepare describes them.
+
+        Args:
+            taken: This meter's gradients, as Engine.admit gave them.
+            grads, buffers, ages: Of all parameters.
+            options: Of the rule, one per parameter group.
+            on_device: What the host has not read, wherever it is.
+        """
+        options, inputs = self._bring(options, on_device)
+        if self.device.type == "cuda":
+            self.stream = torch.cuda.current_stream(self.device)
+        calls = self.engine.prepare(taken, self.pick(buffers), options, self.pick(ages), inputs)
+        return calls if inputs.grad_scale is None else calls + _leave_divided(self.pick(grads), taken)
+
+    def _bring(self, options: list[Any], on_device: OnDevice) -> tuple[list[Any], OnDevice]:
+        """A step's inputs, wherever they are, as the engine here reads them."""
+        lrs, others = on_device.lrs, (on_device.grad_scale, on_device.found_inf)
+        if not [x for x in (*lrs, *others) if x is not None]:
+            return options, on_device
+        if self.is_host:
+            read = {i: float(lr) for i, lr in enumerate(lrs) if lr is not None and i in self.groups}
+            rule = self.ranks.plan.rule
+            options = [rule.with_lr(x, read[i]) if i in read else x for i, x in enumerate(options)]
+            lrs = [None] * len(options)
+        here = [None if x is None else x.to(self.device, non_blocking=True) for x in (*lrs, *others)]
+        return options, OnDevice(here[:-2], *here[-2:])
+
+    def copy(self) -> Measurement:
+        """What is measured after the last step that was queued, whichever stream that was on and which is current now;
+        on the device, and without waiting for it."""
+        here = torch.cuda.current_stream(self.device) if self.stream is not None else None
+        if here is None or here == self.stream:
+            return self.measurement.clone()
+        assert self.stream is not None
+        here.wait_stream(self.stream)
+        copied = self.measurement.clone()
+        self.stream.wait_stream(here)  # the next step must not write what is being copied
+        return copied
+
+
+def make_meters(
+    rule: Rule[Any],
+    parameters: Parameters,
+    symmetries: Sequence[Symmetry],
+    backend: str,
+    carried: Sequence[Sequence[Tensor]],
+) -> list[Meter]:
+    """The meters of all parameters.
+
+    Args:
+        rule: What they step by.
+        parameters: What they step and measure.
+        symmetries: What is measured, validated against the parameters.
+        backend: As the user named it.
+        carried: What measuring goes on from, if anything: the tensors of each meter's Measurement. Where parameters
+            were added since, new tensors and meters come last, and start afresh.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: No backend steps a parameter, two of them share memory, or one cannot be
+            measured.
+    """
+    by_place: dict[tuple[torch.device, str], list[int]] = {}
+    backends = resolve_all(rule, backend, parameters.labels, parameters.here)
+    for i, (p, resolved) in enumerate(zip(parameters.all, backends, strict=True)):
+        by_place.setdefault((p.device, resolved.name), []).append(i)
+    tensors: Mapping[str | None, Tensor] = dict(zip(parameters.names, parameters.here, strict=True))
+    for symmetry in symmetries:
+        for part in symmetry.parts:
+            check_measured(part.parameter, tensors[part.parameter], symmetry.name)
+    meters = []
+    for number, ((device, _), members) in enumerate(by_place.items()):
+        params, here = [parameters.all[i] for i in members], [parameters.here[i] for i in members]
+        labels, groups = [parameters.labels[i] for i in members], [parameters.group_of[i] for i in members]
+        plan = make_plan(symmetries, [parameters.names[i] for i in members], [tuple(p.shape) for p in params], rule)
+        ranks = Ranks(plan, labels, params)
+        measurement = Measurement.empty(ranks.plan, device, parameters.n_groups)
+        for mine, known in zip(measurement.tensors(), carried[number], strict=True) if number < len(carried) else ():
+            mine[: len(known)].copy_(known)
+        engine = backends[members[0]].engine(ranks.plan, here, labels, groups, measurement)
+        meters.append(Meter(device, members, frozenset(groups), ranks, measurement, engine, len(by_place) == 1))
+    return meters
+
+
+def resolve_one(rule: Rule[Any], requested: str, x: Tensor) -> Backend:
+    """The backend that a name means for a parameter, or for what of it is in this rank's memory."""
+    return resolve(requested, x.device, rule=rule.name, only_reference=why_reference(x) is not None)
+
+
+def resolve_all(rule: Rule[Any], requested: str, labels: Sequence[str], here: Sequence[Tensor]) -> list[Backend]:
+    """The backend that steps each of these parameters.
+
+    Args:
+        rule: What steps.
+        requested: As the user named it.
+        labels: What errors call the parameters.
+        here: What of each is in this rank's memory.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: None does, or two of them share memory.
+    """
+    backends = []
+    for label, x in zip(labels, here, strict=True):
+        backends.append(resolve_one(rule, requested, x))
+        check_parameter(label, x, backends[-1])
+    in_memory = [i for i, x in enumerate(here) if unreadable(x) is None]
+    check_apart([labels[i] for i in in_memory], [here[i] for i in in_memory])
+    return backends
+
+
+def step_inputs(
+    meters: Sequence[Meter], lrs: Sequence[Tensor | None], grad_scale: Tensor | None, found_inf: object
+) -> OnDevice | None:
+    """What a step takes from devices; None if the host sees that a gradient scaler wants it skipped.
+
+    Args:
+        meters: All of an optimizer's.
+        lrs: One per parameter group, where it is a tensor on a device.
+        grad_scale, found_inf: What torch.amp.GradScaler sets on an optimizer for the time of a step; no grad_scale if
+            it has unscaled already.
+    """
+    if not isinstance(found_inf, Tensor):  # a sum over no gradients at all is no tensor
+        found_inf = None
+    elif any(meter.is_host for meter in meters):
+        if found_inf.item() != 0.0:  # of several devices, their sum
+            return None
+        found_inf = None
+    return OnDevice(lrs, grad_scale, found_inf)
+
+
+def _leave_divided(grads: Sequence[Tensor | None], taken: Sequence[Tensor | None]) -> list[Call]:
+    """The calls that bring gradients that were written out for a step, and divided, back to where they came from."""
+    pairs = zip(grads, taken, strict=True) if taken is not grads else ()
+    return [
+        partial(g.copy_, x)
+        for g, x in pairs
+        if g is not None and x is not None and x is not g and not g._is_zerotensor()
+    ]
