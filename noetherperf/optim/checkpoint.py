@@ -22,7 +22,6 @@ from noetherperf.measure.plan import N_STATE_VERSION_2, Measurement, Plan
 from noetherperf.optim.names import check_order, unwrapped
 from noetherperf.optim.torch_state import kind_of
 from noetherperf.rules.law import Law, Shape
-from noetherperf.rules.rule import Rule
 from noetherperf.symmetry import Symmetry, from_json, to_json
 
 VERSION = 3
@@ -201,9 +200,7 @@ def _read_tensors(
     return Measurement.of_version_2(read.tensors(), plan) if is_old else read
 
 
-def _check_values(
-    place: str, read: Measurement, plan: Plan, groups: Sequence[Mapping[str, Any]], rule: Rule[Any]
-) -> None:
+def _check_values(place: str, read: Measurement, plan: Plan, groups: Sequence[Mapping[str, Any]]) -> None:
     """Raise where a clock or a propagator holds what no step can have left.
 
     Moments and laws may be NaN, because of a single gradient. A propagator depends on hyperparameters alone. A
