@@ -13,7 +13,6 @@ from noetherperf.engines import Call, OnDevice, Stepping, check_gradient, gradie
 from noetherperf.engines.reader import unreadable
 from noetherperf.measure.plan import Measurement, Plan, View
 from noetherperf.rules import law as laws
-from noetherperf.rules.law import Law
 from noetherperf.rules.moments import COMMON, Moment, Operand, Pair, take
 
 
@@ -125,7 +124,7 @@ class ReferenceEngine(Stepping):
         """Take the moments of one tensor's step and advance its laws."""
         if not self.views[tensor]:
             return
-        steps = {law: self.rule.step(law, options, age) for law in Law if self.plan.n_law_segments(law) > 0}
+        steps = {law: self.rule.step(law, options, age) for law in self.plan.laws}
         for view in self.views[tensor]:
             sums = new.moments[:, _segments(view)] = self._rows(take(view.grouped, pairs, operands))
             by_name = dict(zip(self.rule.moment_rows, sums, strict=True))

@@ -13,7 +13,6 @@ from noetherperf.engines.reader import has_own_dispatch, make_reader, unreadable
 from noetherperf.engines.rows import Rows
 from noetherperf.engines.tiling import Tiling, is_dense, make_tables, memory_order
 from noetherperf.measure.plan import Measurement, Plan
-from noetherperf.rules.law import Law
 
 #: Columns of the addresses.
 PARAMETER, GRADIENT, BUFFER = range(3)
@@ -42,8 +41,7 @@ class TableEngine(Stepping):
         self.plan, self.params, self.names, self.group_index = plan, params, names, group_index
         self.measurement = measurement
         self.rule = plan.rule
-        laws = [law for law in Law if plan.n_law_segments(law) > 0]
-        self._rows = Rows(self.rule, measurement.clock.numel() - 1, laws)
+        self._rows = Rows(self.rule, measurement.clock.numel() - 1, plan.laws)
         self._places = b""
         self._build()
 

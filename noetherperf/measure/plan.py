@@ -75,6 +75,7 @@ class Plan:
     views: tuple[View, ...]
     parts: Mapping[str, tuple[PlannedPart, ...]]
     n_tensors: int
+    laws: tuple[Law, ...]  # that some view asks for
     rule: Rule[Any]  # that steps the tensors: it says what is summed, and what the laws keep
 
     @property
@@ -315,4 +316,5 @@ def make_plan(
         return PlannedPart(part, number, part.fold * prod(shapes[tensor]) // shapes[tensor][part.axis], view.fold)
 
     parts = {s.name: tuple(place(part) for part in s.parts if part.parameter in index) for s in symmetries}
-    return Plan(tuple(views), parts, len(names), rule)
+    laws = tuple(law for law in Law if any(view.law_segment[law] >= 0 for view in views))
+    return Plan(tuple(views), parts, len(names), laws, rule)
