@@ -295,7 +295,8 @@ class GpuEngine(TableEngine):
         self._admit_buffers(buffers)
         self._send_layouts()
         self._ages[:] = np.frombuffer(bytes(ages), np.uint8)
-        if self._rows.find(options, range(self.rule.n_ages)):
+        self._rows.find(options, range(self.rule.n_ages))
+        if self._taken is not self._rows.numbers:
             self._take_rows()
         for lr in on_device.lrs:
             self._check_lr(lr)
@@ -313,6 +314,7 @@ class GpuEngine(TableEngine):
     def _take_rows(self) -> None:
         self._host_rows[:] = self._rows.numbers
         self._host_groups[:] = self._rows.groups
+        self._taken = self._rows.numbers
 
     def _launches(self) -> list[Launch]:
         """Stage 1's kernels: one for each dtype and variant that occur."""

@@ -73,26 +73,31 @@ class Rows:
         self.groups = np.zeros(n_groups, GROUP)
         self.tick = np.ones(1 + n_groups)
         self._options: Sequence[Any] = ()
-        self._known: set[int] = set()
+        self._known: frozenset[int] = frozenset()
 
-    def find(self, options: Sequence[Any], ages: Collection[int]) -> bool:
-        """Find the rows of some ages; whether any was another before.
+    def find(self, options: Sequence[Any], ages: Collection[int]) -> None:
+        """Find the rows of some ages; where any is new, in new arrays.
 
         Args:
             options: One per parameter group.
             ages: Those that a step may need.
         """
-        if options != self._options:
-            self._options, self._known = list(options), set()
+        is_same = options == self._options
+        if is_same and self._known.issuperset(ages):
+            return
+        known = self._known if is_same else frozenset()
+        numbers = self.numbers.copy()
+        for age in {*ages} - known:
             for i, x in enumerate(options):
-                self.groups[i] = (self._rule.variant(x), self._rule.ages(x))
-                self.tick[1 + i] = self._rule.duration(x)
-        new = [age for age in ages if age not in self._known]
-        for age in new:
-            for i, x in enumerate(options):
-                self.numbers[i, age] = self._rule.row(x, age, self._laws)
-            self._known.add(age)
-        return bool(new)
+                numbers[i, age] = self._rule.row(x, age, self._laws)
+        groups, tick = np.zeros_like(self.groups), np.ones_like(self.tick)
+        for i, x in enumerate(options):
+            groups[i] = (self._rule.variant(x), self._rule.ages(x))
+            tick[1 + i] = self._rule.duration(x)
+        # At once: an interrupt between would leave rows of other options.
+        self.__dict__.update(
+            numbers=numbers, groups=groups, tick=tick, _options=list(options), _known=known.union(ages)
+        )
 
     def find_on_device(self, group: int, lr: Tensor, to: Tensor) -> None:
         """Find the rows of a parameter group whose learning rate lies on a device, there and without waiting for it.

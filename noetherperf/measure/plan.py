@@ -316,5 +316,5 @@ def make_plan(
         return PlannedPart(part, number, part.fold * prod(shapes[tensor]) // shapes[tensor][part.axis], view.fold)
 
     parts = {s.name: tuple(place(part) for part in s.parts if part.parameter in index) for s in symmetries}
-    laws = tuple(law for law in Law if any(view.law_segment[law] >= 0 for view in views))
-    return Plan(tuple(views), parts, len(names), laws, rule)
+    asked_for = tuple(law for law in Law if any(view.law_segment[law] >= 0 for view in views))
+    return Plan(tuple(views), parts, len(names), asked_for, rule)
