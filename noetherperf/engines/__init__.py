@@ -3,6 +3,7 @@
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -29,6 +30,11 @@ class OnDevice:
     lrs: Sequence[Tensor | None]
     grad_scale: Tensor | None = None
     found_inf: Tensor | None = None
+
+    @cached_property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to read on a device."""
+        return all(x is None for x in (*self.lrs, self.grad_scale, self.found_inf))
 
 
 class Engine(Protocol):

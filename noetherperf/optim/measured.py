@@ -23,7 +23,7 @@ from noetherperf.optim.measuring import Copies, Measuring
 from noetherperf.optim.meters import Meter, resolve_all, resolve_one, step_inputs
 from noetherperf.optim.names import names_in
 from noetherperf.optim.torch_state import check_state
-from noetherperf.rules.rule import Rule, device_lr
+from noetherperf.rules.rule import Rule
 from noetherperf.symmetry import Symmetry
 
 
@@ -196,17 +196,18 @@ class MeasuredOptimizer(Optimizer):
         """Make one step; the lock is held."""
         meters = self._prepare()
         scaler = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)  # torch.amp.GradScaler sets them
-        on_device = step_inputs(meters, [device_lr(group) for group in self.param_groups], *scaler)
+        rule, measuring = self.rule, self._measuring
+        measuring.options.read(self.param_groups)
+        options = measuring.options.options
+        on_device = step_inputs(meters, measuring.options.on_device, *scaler)
         if on_device is None:
             return
-        rule, groups, measuring = self.rule, self.param_groups, self._measuring
         grads, missing = measuring.parameters.gradients()
         admitted = [meter.engine.admit(meter.pick(grads)) for meter in meters]
         buffers = gather(rule.buffer, measuring.parameters, self.state)
         measuring.catch_up(meters, buffers)
 
         # All that is written, engines' and the host's own, is written at once: an interrupt finds all or nothing done.
-        options = [rule.options(group) for group in groups]
         ages, calls = buffers.make(rule, measuring.parameters, options, self.state, grads)
         for meter, taken in zip(meters, admitted, strict=True):
             calls += meter.prepare(taken, grads, buffers.here, options, ages, on_device)

@@ -18,6 +18,7 @@ from noetherperf.optim.checkpoint import Saved
 from noetherperf.optim.distributed import Ranks, check_alike
 from noetherperf.optim.following import Group, Parameters, check_symmetries
 from noetherperf.optim.meters import Meter, make_meters
+from noetherperf.optim.options import GroupOptions
 from noetherperf.optim.watched import Watched
 from noetherperf.rules.rule import Rule
 from noetherperf.symmetry import Symmetry
@@ -69,6 +70,7 @@ class Measuring:
 
     Attributes:
         rule: What steps.
+        options: The parameter groups', as the rule reads them.
         symmetries: What is measured.
         parameters: What is stepped, as the meters were last made for it.
         meters: What steps and measures them; None where they are to be made (anew).
@@ -86,6 +88,7 @@ class Measuring:
 
     def __init__(self, rule: Rule[Any], symmetries: tuple[Symmetry, ...], groups: Sequence[Group]) -> None:
         self.rule, self.symmetries = rule, symmetries
+        self.options = GroupOptions(rule)
         self.parameters = Parameters(groups)
         self.meters: list[Meter] | None = None
         self.may_be_fresh = False

@@ -68,9 +68,9 @@ class Meter:
 
     def _bring(self, options: list[Any], on_device: OnDevice) -> tuple[list[Any], OnDevice]:
         """A step's inputs, wherever they are, as the engine here reads them."""
-        lrs, others = on_device.lrs, (on_device.grad_scale, on_device.found_inf)
-        if not [x for x in (*lrs, *others) if x is not None]:
+        if on_device.is_empty:
             return options, on_device
+        lrs, others = on_device.lrs, (on_device.grad_scale, on_device.found_inf)
         if self.is_host:
             read = {i: float(lr) for i, lr in enumerate(lrs) if lr is not None and i in self.groups}
             rule = self.ranks.plan.rule
@@ -162,13 +162,13 @@ def resolve_all(rule: Rule[Any], requested: str, labels: Sequence[str], here: Se
 
 
 def step_inputs(
-    meters: Sequence[Meter], lrs: Sequence[Tensor | None], grad_scale: Tensor | None, found_inf: object
+    meters: Sequence[Meter], lrs: OnDevice, grad_scale: Tensor | None, found_inf: object
 ) -> OnDevice | None:
     """What a step takes from devices; None if the host sees that a gradient scaler wants it skipped.
 
     Args:
         meters: All of an optimizer's.
-        lrs: One per parameter group, where it is a tensor on a device.
+        lrs: The learning rates that are on a device.
         grad_scale, found_inf: What torch.amp.GradScaler sets on an optimizer for the time of a step; no grad_scale if
             it has unscaled already.
     """
@@ -178,7 +178,9 @@ def step_inputs(
         if found_inf.item() != 0.0:  # of several devices, their sum
             return None
         found_inf = None
-    return OnDevice(lrs, grad_scale, found_inf)
+    if grad_scale is None and found_inf is None:
+        return lrs
+    return OnDevice(lrs.lrs, grad_scale, found_inf)
 
 
 def _leave_divided(grads: Sequence[Tensor | None], taken: Sequence[Tensor | None]) -> list[Call]:

@@ -46,6 +46,7 @@ class Rule(ABC, Generic[O]):
 
     Attributes:
         name: As in csrc/rules and triton_kernels/rules.
+        option_names: Options of a parameter group that `options` reads.
         number_options: Options of a parameter group that are numbers; every checkpoint has them.
         late_options: Options that checkpoints of early versions of torch lack, and what stands for them.
         buffers: Keys of a tensor's buffers in torch's state of a parameter.
@@ -59,6 +60,7 @@ class Rule(ABC, Generic[O]):
     """
 
     name: ClassVar[str]
+    option_names: ClassVar[tuple[str, ...]]
     number_options: ClassVar[tuple[str, ...]]
     late_options: ClassVar[tuple[tuple[str, Any], ...]]
     buffers: ClassVar[tuple[str, ...]]

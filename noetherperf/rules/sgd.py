@@ -127,6 +127,7 @@ class SgdRule(Rule[Hyper]):
     """torch.optim.SGD's rule."""
 
     name = "sgd"
+    option_names = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize")
     number_options = ("lr", "momentum", "dampening", "weight_decay")
     late_options = (
         ("nesterov", False),
