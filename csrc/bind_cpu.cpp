@@ -85,15 +85,18 @@ class PyEngine {
 
   void step(const py::array& addresses, const py::array& ages, const py::array& rows, const py::array& groups,
             int n_threads, double unscale) {
-    const Inputs in{values<uint64_t>(addresses, 3 * n_tensors_, "addresses"), values<uint8_t>(ages, n_tensors_, "ages"),
-                    values<double>(rows, n_groups_ * n_row_values_, "rows"), values<Group>(groups, n_groups_, "groups"),
+    const Inputs in{values<uint64_t>(addresses, 3 * n_tensors_, "addresses"),
+                    values<uint8_t>(ages, n_tensors_, "ages"),
+                    values<double>(rows, n_groups_ * n_row_values_, "rows"),
+                    values<Group>(groups, n_groups_, "groups"),
+                    groups.size(),
                     unscale};
     py::gil_scoped_release release;
     engine_.step(in, n_threads);
   }
 
   void measure(const py::array& addresses, int n_threads) {
-    const Inputs in{values<uint64_t>(addresses, 3 * n_tensors_, "addresses"), nullptr, nullptr, nullptr, 1.0};
+    const Inputs in{values<uint64_t>(addresses, 3 * n_tensors_, "addresses"), nullptr, nullptr, nullptr, 0, 1.0};
     py::gil_scoped_release release;
     engine_.measure(in, n_threads);
   }

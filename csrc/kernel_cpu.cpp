@@ -284,39 +284,30 @@ void fill_variants(StepKernels* steps, std::integer_sequence<int, variant...>) {
   ((steps[variant] = kernels_of<sgd::Step<variant>>()), ...);
 }
 
-// A moment that drives a component, and its coefficients: of x, of x's rest, of y.
-struct Drive {
-  const double* moment;
-  double to_x, to_rest, to_y;
-};
-
-// Advances a component of so many numbers, driven by so many moments, of the segments [begin, end).
+// Advances a component of so many numbers, driven by so many moments.
 template <int size, bool compensated, int n_drives>
-void advance_segments(const double* numbers, const double* rests, int length, const Drive* drives, double* state,
-                      int64_t stride, int64_t begin, int64_t end) {
+void advance_segments(const Recursion& recursion, double* state, int64_t stride, const double* moments,
+                      int64_t moment_stride, int64_t begin, int64_t end) {
+  const Recursion r = recursion;  // a copy that no store can touch
   double* const xs = state;
-  double* const lost = state + stride;
+  double* const lost = state + stride;  // what rounding of x has left out
   double* const ys = state + (1 + compensated) * stride;
-  Drive drive[n_drives > 0 ? n_drives : 1];
-  for (int k = 0; k < n_drives; ++k) drive[k] = drives[k];
-  const double xx = numbers[0], xy = size > 1 ? numbers[1] : 0.0;
-  const double yx = size > 1 ? numbers[length] : 0.0, yy = size > 1 ? numbers[length + 1] : 0.0;
-  const double xx_rest = compensated ? rests[0] : 0.0, xy_rest = compensated && size > 1 ? rests[1] : 0.0;
 #pragma GCC ivdep
   for (int64_t i = begin; i < end; ++i) {
-    const double x = xs[i], y = size > 1 ? ys[i] : 0.0;
-    double x_new = xx * x, y_new = 0.0, x_rest = 0.0;
+    const double x = xs[i];
+    double x_new = r.xx * x, x_rest = r.xx_rest * x, y_new = 0.0;
     if constexpr (size > 1) {
-      x_new += xy * y;
-      y_new = yx * x + yy * y;
+      const double y = ys[i];
+      x_new += r.xy * y;
+      x_rest += r.xy_rest * y;
+      y_new = r.yx * x + r.yy * y;
     }
-    if constexpr (compensated) x_rest = xx_rest * x + xy_rest * y;
 #pragma GCC unroll 8
     for (int k = 0; k < n_drives; ++k) {
-      const double m = drive[k].moment[i];
-      x_new += drive[k].to_x * m;
-      if constexpr (compensated) x_rest += drive[k].to_rest * m;
-      if constexpr (size > 1) y_new += drive[k].to_y * m;
+      const double m = moments[r.drives[k].moment * moment_stride + i];
+      x_new += r.drives[k].to_x * m;
+      x_rest += r.drives[k].to_rest * m;
+      if constexpr (size > 1) y_new += r.drives[k].to_y * m;
     }
     if constexpr (compensated) {
       double rest;
@@ -329,46 +320,18 @@ void advance_segments(const double* numbers, const double* rests, int length, co
   }
 }
 
-constexpr int most_drives = 4;  // that have code of their own; more than so many take the plain way
-
-template <int size, bool compensated, int n_drives = 0>
-bool advance_driven(int n, const double* numbers, const double* rests, int length, const Drive* drives, double* state,
-                    int64_t stride, int64_t begin, int64_t end) {
-  if (n == n_drives) {
-    advance_segments<size, compensated, n_drives>(numbers, rests, length, drives, state, stride, begin, end);
-    return true;
-  }
-  if constexpr (n_drives < most_drives) {
-    return advance_driven<size, compensated, n_drives + 1>(n, numbers, rests, length, drives, state, stride, begin,
-                                                           end);
-  } else {
-    return false;
-  }
+// The plain way, for any number of moments.
+void advance_plainly(const Recursion& r, double* state, int64_t stride, const double* moments, int64_t moment_stride,
+                     int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; ++i)
+    advance(*r.component, r.numbers, state + i, stride,
+            [&](int k) { return moments[r.driving[k] * moment_stride + i]; });
 }
 
-// Advances a component of the segments [begin, end) of a law's state, by the moments that drive it (rows.h).
-void advance_component(const Component& component, const int32_t* driving, const double* numbers, double* state,
-                       int64_t stride, const double* moments, int64_t moment_stride, int64_t begin, int64_t end) {
-  const int size = component.size, length = size + component.n_moments;
-  const double* const rests = numbers + size * length;
-  Drive drives[most_drives];
-  int n = 0;
-  for (int k = 0; k < component.n_moments; ++k) {
-    const double to_x = numbers[size + k], to_y = size > 1 ? numbers[length + size + k] : 0.0;
-    if (to_x == 0.0 && to_y == 0.0) continue;
-    if (n < most_drives)
-      drives[n] = {moments + driving[k] * moment_stride, to_x, component.compensated ? rests[size + k] : 0.0, to_y};
-    ++n;
-  }
-  const auto advance_all = [&](auto advance) {
-    return advance(n, numbers, rests, length, drives, state, stride, begin, end);
-  };
-  if (size == 1 ? component.compensated ? advance_all(advance_driven<1, true>) : advance_all(advance_driven<1, false>)
-      : component.compensated ? advance_all(advance_driven<2, true>)
-                              : advance_all(advance_driven<2, false>))
-    return;
-  for (int64_t i = begin; i < end; ++i)
-    advance(component, numbers, state + i, stride, [&](int k) { return moments[driving[k] * moment_stride + i]; });
+template <int size, bool compensated, int... n_drives>
+void fill_advance(AdvanceKernel* kernels, std::integer_sequence<int, n_drives...>) {
+  ((kernels[n_drives] = advance_segments<size, compensated, n_drives>), ...);
+  kernels[most_drives + 1] = advance_plainly;
 }
 
 }  // namespace
@@ -380,7 +343,11 @@ Kernels NPERF_JOIN(kernels_, NPERF_ISA)() {
   Kernels kernels{};
   kernels.isa = NPERF_STRING(NPERF_ISA);
   kernels.is_native = is_native;
-  kernels.advance = advance_component;
+  const auto every = std::make_integer_sequence<int, most_drives + 1>{};
+  fill_advance<1, false>(kernels.advance[0][false], every);
+  fill_advance<1, true>(kernels.advance[0][true], every);
+  fill_advance<2, false>(kernels.advance[1][false], every);
+  fill_advance<2, true>(kernels.advance[1][true], every);
   fill_variants(kernels.steps, std::make_integer_sequence<int, sgd::n_variants>{});
   kernels.measure = kernels_of<sgd::Measure>();
   return kernels;

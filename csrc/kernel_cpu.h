@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "plan.h"
+#include "recursion.h"
 #include "rows.h"
 #include "rules/sgd.h"
 
@@ -39,12 +40,6 @@ constexpr int64_t n_lines(int64_t width, int n_acc) { return (width / 8 + 2) * n
 
 using BlockKernel = void (*)(const Block&);
 
-// Advances a component of the segments [begin, end): its first row of a law's state, and their stride; moments, and
-// theirs. driving: the moments that the component is driven by; numbers: its coefficients.
-using AdvanceKernel = void (*)(const Component&, const int32_t* driving, const double* numbers, double* state,
-                               int64_t stride, const double* moments, int64_t moment_stride, int64_t begin,
-                               int64_t end);
-
 // One variant of a rule's step, or the pass that only measures.
 struct StepKernels {
   bool updates, reads_buffer, writes_buffer;
@@ -56,7 +51,12 @@ struct Kernels {
   const char* isa;
   bool is_native;  // made of that instruction set's code; else its code's width alone
   StepKernels steps[sgd::n_variants], measure;
-  AdvanceKernel advance;
+  AdvanceKernel advance[2][2][most_drives + 2];  // size − 1, compensated, how many moments drive
+
+  AdvanceKernel advance_of(const Recursion& r) const {
+    const int n = r.n_drives <= most_drives ? r.n_drives : most_drives + 1;
+    return advance[r.component->size - 1][r.component->compensated != 0][n];
+  }
 };
 
 // One for each that the build has (CMakeLists.txt).

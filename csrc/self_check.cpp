@@ -212,7 +212,8 @@ std::string check_components(const Kernels& kernels) {
         const Component component{0, 0, size, compensated, n_moments, 0, 0, 0};
         double state[3 * stride], other[3 * stride];
         for (int64_t i = 0; i < 3 * stride; ++i) state[i] = other[i] = double(i * 7 % 11) - 5.0;
-        kernels.advance(component, driving, numbers, state, stride, moments, stride, 0, n);
+        const Recursion recursion = recursion_of(component, driving, numbers);
+        kernels.advance_of(recursion)(recursion, state, stride, moments, stride, 0, n);
         for (int64_t i = 0; i < n; ++i)
           advance(component, numbers, other + i, stride, [&](int k) { return moments[driving[k] * stride + i]; });
         for (int64_t i = 0; i < 3 * stride; ++i)

@@ -23,10 +23,10 @@ constexpr int64_t element_size[n_dtypes] = {4, 8, 2, 2};
 
 using sgd::Rule;
 
-// The numbers of a tensor's step.
-const double* row_of(const Problem& problem, const Inputs& inputs, int64_t tensor) {
+// Which row of numbers a tensor's step takes.
+int64_t row_of(const Problem& problem, const Inputs& inputs, int64_t tensor) {
   const int64_t age = std::min<int64_t>(inputs.ages[tensor], problem.n_ages - 1);
-  return inputs.rows + (problem.tensors[tensor].group * problem.n_ages + age) * problem.n_numbers;
+  return problem.tensors[tensor].group * problem.n_ages + age;
 }
 
 // One tile's work.
@@ -321,18 +321,19 @@ void Engine::finish(const Inputs& inputs, const Span& span, const StepKernels& s
   if (!step.updates) return;
   if (inputs.unscale != 1.0) unscale_moments(problem_, view, span, n_acc, inputs.unscale);
   const double* const moments = problem_.moments + view.segment;
-  const double* const row = row_of(problem_, inputs, view.tensor);
+  const int64_t row = row_of(problem_, inputs, view.tensor);
   const int64_t starts[n_laws] = {view.translation, view.norm};
   for (int64_t i = 0; i < problem_.n_components; ++i) {
     const Component& component = problem_.components[i];
     const int64_t start = starts[component.law], stride = problem_.states_stride[component.law];
     if (start < 0) continue;
-    kernels_.advance(component, problem_.driving + component.moments, row + component.numbers,
-                     problem_.states[component.law] + component.row * stride + start, stride, moments,
-                     problem_.moments_stride, span.begin, span.end);
+    const Recursion& recursion = recursions_[row * problem_.n_components + i];
+    kernels_.advance_of(recursion)(recursion, problem_.states[component.law] + component.row * stride + start, stride,
+                                   moments, problem_.moments_stride, span.begin, span.end);
   }
   if (span.begin == 0 && span.view == problem_.tensors[view.tensor].view)
-    propagate(problem_.propagators + view.tensor * n_laws * n_propagated * 4, row, problem_.law_numbers);
+    propagate(problem_.propagators + view.tensor * n_laws * n_propagated * 4, inputs.rows + row * problem_.n_numbers,
+              problem_.law_numbers);
 }
 
 template <bool measuring>
@@ -349,6 +350,16 @@ void Engine::run(const Inputs& inputs, int n_threads) {
       scratch.positions.resize(chunk_cols);
       scratch.staging.resize(3 * staging_rows * staging_cols);
     }
+  }
+  if (!measuring && problem.n_spans > 0) {
+    const int64_t n = inputs.n_groups * problem.n_ages;
+    recursions_.clear();
+    for (int64_t row = 0; row < n; ++row)
+      for (int64_t i = 0; i < problem.n_components; ++i) {
+        const Component& component = problem.components[i];
+        recursions_.push_back(recursion_of(component, problem.driving + component.moments,
+                                           inputs.rows + row * problem.n_numbers + component.numbers));
+      }
   }
   for (int i = 0; i < n_threads; ++i) {
     ranges_[i].next = problem.n_tiles * i / n_threads;
@@ -373,7 +384,8 @@ void Engine::run(const Inputs& inputs, int n_threads) {
         if (!takes_part(tile.tensor)) continue;
         const Tensor& tensor = problem.tensors[tile.tensor];
         const StepKernels& step = step_of(tile.tensor);
-        const double* const row = measuring ? nullptr : row_of(problem, inputs, tile.tensor);
+        const double* const row =
+            measuring ? nullptr : inputs.rows + row_of(problem, inputs, tile.tensor) * problem.n_numbers;
         run_tile({problem, tile, tensor, inputs.addresses + 3 * tile.tensor, scratch_[me], step, row, inputs.unscale});
         if (n_tiles_[tile.tensor] == 1)  // nobody else adds to its segments: finished while they are in the cache
           for (int32_t v = tensor.view; v < tensor.view + tensor.n_views; ++v)

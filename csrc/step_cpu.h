@@ -38,7 +38,8 @@ struct Inputs {
   const uint8_t* ages;        // [n_tensors]: 0 where the buffers have just been made
   const double* rows;         // [n parameter groups, n_ages, n_numbers]
   const Group* groups;        // one per parameter group
-  double unscale;             // the gradient is what lies in memory times this
+  int64_t n_groups;
+  double unscale;  // the gradient is what lies in memory times this
 };
 
 // One thread's own memory, allocated before it is needed.
@@ -79,6 +80,7 @@ class Engine {
   std::vector<uint8_t> n_taken_;  // moments of each tensor that may not be zero
   std::vector<Scratch> scratch_;
   std::vector<Range> ranges_;
+  std::vector<Recursion> recursions_;  // of each row of numbers, each component's
 };
 
 // The kernels that this build has and this machine can run, best first.
