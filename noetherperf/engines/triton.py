@@ -6,9 +6,14 @@ from functools import partial
 import torch
 
 from noetherperf.engines import Call
-from noetherperf.engines.gpu import GpuEngine, Inputs, Launch
+from noetherperf.engines.gpu import MEASURE, GpuEngine, Inputs, Launch
+from noetherperf.engines.rows import components
 from noetherperf.engines.tiling import TRITON
-from noetherperf.triton_kernels.launch import N_THREADS, kinds, options, stage_1, stage_2
+from noetherperf.triton_kernels import rules
+from noetherperf.triton_kernels.options import kinds, options
+from noetherperf.triton_kernels.spans import N_THREADS
+from noetherperf.triton_kernels.stage_1 import stage_1
+from noetherperf.triton_kernels.stage_2 import stage_2
 
 
 class TritonEngine(GpuEngine):
@@ -23,6 +28,9 @@ class TritonEngine(GpuEngine):
     def _build(self) -> None:
         super()._build()
         self._lanes = torch.cuda.get_device_properties(self.device).warp_size if self._on_gpu else 32
+        self._constants = rules.constants(self.rule, *components(self.rule))
+        self._update = rules.module_of(self.rule).update
+        self._steps: dict[int, rules.Step] = {MEASURE: rules.measure()}
         self._sort()
 
     def _send_layouts(self) -> None:
@@ -35,9 +43,15 @@ class TritonEngine(GpuEngine):
         """Take note of the kinds of tiles that occur."""
         self._tile_kinds = {dtype: kinds(self._tables, dtype) for dtype, _, _ in self._dtype_ranges}
 
+    def _step_of(self, variant: int) -> rules.Step:
+        """What a variant's kernels are compiled for."""
+        if variant not in self._steps:
+            self._steps[variant] = rules.step(self.rule, variant)
+        return self._steps[variant]
+
     def _options(self, launch: Launch) -> dict[str, int]:
         hip = torch.version.hip is not None
-        return options(launch.dtype, launch.mode, self._tile_kinds[launch.dtype], self._lanes, hip)
+        return options(launch.dtype, self._step_of(launch.variant), self._tile_kinds[launch.dtype], self._lanes, hip)
 
     def _launch(self, launches: Sequence[Launch], inputs: Inputs, *, measuring: bool, scaled: bool) -> list[Call]:
         return [partial(self._queue, launches, inputs, measuring, scaled)]
@@ -51,17 +65,19 @@ class TritonEngine(GpuEngine):
                 self.views,
                 self.tiles,
                 inputs.scalars,
-                inputs.lrs,
-                inputs.hypers,
+                inputs.rows,
+                inputs.groups,
                 inputs.addresses,
-                inputs.first,
-                self.fresh,
-                self.pending,
+                inputs.ages,
+                self.ages,
+                self.chosen,
                 self._workspace,
                 launch.begin,
                 n_tensors,
                 DTYPE=launch.dtype,
-                MODE=launch.mode,
+                RULE=self._constants,
+                STEP=self._step_of(launch.variant),
+                UPDATE=self._update,
                 KINDS=self._tile_kinds[launch.dtype],
                 SCALED=scaled,
                 **self._options(launch),
@@ -72,11 +88,11 @@ class TritonEngine(GpuEngine):
             self.views,
             self.spans,
             inputs.scalars,
-            inputs.lrs,
-            inputs.hypers,
+            inputs.rows,
+            inputs.groups,
             inputs.addresses,
-            self.fresh,
-            self.pending,
+            self.ages,
+            self.chosen,
             self._workspace,
             m.moments,
             m.moments.stride(0),
@@ -89,6 +105,7 @@ class TritonEngine(GpuEngine):
             n_spans,
             n_tensors,
             self.n_groups,
+            RULE=self._constants,
             MEASURING=measuring,
             num_warps=N_THREADS.value // self._lanes,
         )
