@@ -4,6 +4,6 @@ Stage 1 (stage_1.py) walks tiles: blocks.py steps a block of elements by a rule'
 tiles.py is the order of the walk, slices.py what is written to the workspace. Stage 2 (stage_2.py) walks spans: it adds
 the slices and advances the laws by the numbers of a row (rows.py). options.py says what stage 1 is compiled for.
 
-Mirrors csrc, with the same names in the same order: plan.py csrc/plan.h, moments.py csrc/moments.h, rows.py csrc/rows.h,
-rules/ csrc/rules/.
+Mirrors csrc, with the same names in the same order: plan.py csrc/plan.h, moments.py csrc/moments.h, rows.py
+csrc/rows.h, rules/ csrc/rules/.
 """

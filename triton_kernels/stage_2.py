@@ -60,7 +60,7 @@ def advance_clock(clock, rows, n_groups, RULE: tl.constexpr):
     """By one step, and by the time that it takes in each parameter group."""
     tl.store(clock, tl.load(clock) + 1.0)
     for i in range(n_groups):
-        row = rows + i.to(tl.int64) * (n_ages(RULE) * n_numbers(RULE))
+        row = rows + i * n_ages(RULE) * n_numbers(RULE)
         tl.store(clock + 1 + i, tl.load(clock + 1 + i) + tl.load(row + n_coefficients(RULE)))
 
 
