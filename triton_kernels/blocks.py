@@ -44,26 +44,6 @@ def block_cols(dtype, narrow):
     return (8 if narrow else 32) * vector(dtype)
 
 
-@triton.constexpr_function
-def updates(step):
-    return step.updates
-
-
-@triton.constexpr_function
-def reads_buffer(step):
-    return step.reads_buffer
-
-
-@triton.constexpr_function
-def writes_buffer(step):
-    return step.writes_buffer
-
-
-@triton.constexpr_function
-def variant(step):
-    return step.variant
-
-
 @triton.jit
 def pointers(x, rows, cols, n_cols, WAY: tl.constexpr):
     """Pointers [R, C] to the elements at rows [R] and cols [C] of the matrix in p, g and v."""
@@ -113,16 +93,16 @@ def step_block(
     S: tl.constexpr = scalar(DTYPE)
     p_ptr, g_ptr, v_ptr = pointers(x, rows, cols, n_cols, WAY)
     p = load(p_ptr, mask, S)
-    if updates(STEP):
+    if STEP.updates:
         g = load(g_ptr, mask, S)
-        v = load(v_ptr, mask, S) if reads_buffer(STEP) else tl.zeros_like(p)
+        v = load(v_ptr, mask, S) if STEP.reads_buffer else tl.zeros_like(p)
         if SCALED:
             g = g / scale
             tl.store(g_ptr, narrow(g, DTYPE), mask)
-        p_new, v_new, u = UPDATE(p, g, v, c, variant(STEP))
+        p_new, v_new, u = UPDATE(p, g, v, c, STEP.variant)
         stored = narrow(p_new, DTYPE)
         tl.store(p_ptr, stored, mask)
-        if writes_buffer(STEP):
+        if STEP.writes_buffer:
             tl.store(v_ptr, narrow(v_new, DTYPE), mask)
         return products(Operands(p, stored.to(S), g, u, v_new), STEP)
     else:

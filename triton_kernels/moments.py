@@ -19,38 +19,21 @@ class Operands(NamedTuple):
     v: tl.tensor
 
 
-@triton.constexpr_function
-def n_summed(step):
-    """How many moments a step sums."""
-    return len(step.moments)
-
-
-@triton.constexpr_function
-def operand(step, i, which):
-    """The first or second operand of moment i."""
-    return step.moments[i][which]
-
-
-@triton.constexpr_function
-def is_plain(step, i):
-    """Whether moment i sums its first operand alone."""
-    return step.moments[i][1] < 0
-
-
 @triton.jit
 def product(x, STEP: tl.constexpr, i: tl.constexpr):
     """What each element adds to moment i."""
-    if is_plain(STEP, i):
-        return x[operand(STEP, i, 0)]
+    OPERANDS: tl.constexpr = STEP.moments[i]
+    if OPERANDS[1] < 0:  # the number one
+        return x[OPERANDS[0]]
     else:
-        return x[operand(STEP, i, 0)] * x[operand(STEP, i, 1)]
+        return x[OPERANDS[0]] * x[OPERANDS[1]]
 
 
 @triton.jit
 def products(x, STEP: tl.constexpr):
     """What each element adds to the moments that a step sums."""
     m = ()
-    for i in tl.static_range(n_summed(STEP)):
+    for i in tl.static_range(len(STEP.moments)):
         m = m + (product(x, STEP, i),)
     return m
 

@@ -17,146 +17,6 @@ class Group(NamedTuple):
     ages: tl.tensor
 
 
-# ---- what is known when kernels are compiled -------------------------------------------------------------------------
-
-
-@triton.constexpr_function
-def n_ages(rule):
-    return rule.n_ages
-
-
-@triton.constexpr_function
-def n_numbers(rule):
-    return rule.n_numbers
-
-
-@triton.constexpr_function
-def n_coefficients(rule):
-    return len(rule.coefficients)
-
-
-@triton.constexpr_function
-def n_moments(rule):
-    return len(rule.moments)
-
-
-@triton.constexpr_function
-def n_common(rule):
-    """Moments that every rule takes, the first."""
-    return rule.n_common
-
-
-@triton.constexpr_function
-def n_charges(rule):
-    """Moments of the parameter alone, the first."""
-    return rule.n_charges
-
-
-@triton.constexpr_function
-def n_variants(rule):
-    return len(rule.taken)
-
-
-@triton.constexpr_function
-def taken(rule, variant):
-    return rule.taken[variant]
-
-
-@triton.constexpr_function
-def least_taken(rule):
-    """How many of the moments every variant sums."""
-    return min(rule.taken)
-
-
-@triton.constexpr_function
-def n_idle(rule):
-    return len(rule.idle)
-
-
-@triton.constexpr_function
-def idle(rule, i, which):
-    """A variant, and the one that takes its place."""
-    return rule.idle[i][which]
-
-
-@triton.constexpr_function
-def n_matrices(rule):
-    return len(rule.propagated)
-
-
-@triton.constexpr_function
-def matrix(rule, i):
-    """Where a propagated matrix begins in a row."""
-    return rule.propagated[i]
-
-
-@triton.constexpr_function
-def n_components(rule):
-    return len(rule.components)
-
-
-@triton.constexpr_function
-def component(rule, i):
-    return rule.components[i]
-
-
-@triton.constexpr_function
-def is_norm(component):
-    """Whether it is of a norm's law; else of a translation's."""
-    return component.law == 1
-
-
-@triton.constexpr_function
-def first_row(component):
-    """Where its numbers begin in the law's state."""
-    return component.row
-
-
-@triton.constexpr_function
-def has_y(component):
-    """Whether it has a second number."""
-    return component.size > 1
-
-
-@triton.constexpr_function
-def y_row(component):
-    """Where its second number is, from its first."""
-    return 1 + component.compensated
-
-
-@triton.constexpr_function
-def compensated(component):
-    return component.compensated
-
-
-@triton.constexpr_function
-def n_driving(component):
-    return len(component.moments)
-
-
-@triton.constexpr_function
-def driving(component, k):
-    """The row of the k-th moment that drives it."""
-    return component.moments[k]
-
-
-@triton.constexpr_function
-def number(component, row, column):
-    """Where one of its coefficients is in a row: A's and B's rows, then those of the rests; A's columns, then B's."""
-    return component.numbers + row * (component.size + len(component.moments)) + column
-
-
-@triton.constexpr_function
-def number_of_moment(component, row, k):
-    """The same for the column of the k-th moment."""
-    return number(component, row, component.size + k)
-
-
-@triton.constexpr_function
-def row_of_rests(component):
-    return component.size
-
-
 # ---- groups and ages -------------------------------------------------------------------------------------------------
 
 
@@ -176,18 +36,18 @@ def load_ages(groups, i, mask):
 def variant_of(RULE: tl.constexpr, of_group, has_buffer, has_views):
     """The variant of a tensor's step; without views nothing reads a buffer that the step leaves as it is."""
     variant = of_group
-    for i in tl.static_range(n_idle(RULE)):
-        is_idle = (of_group == idle(RULE, i, 0)) & has_buffer & has_views
-        variant = tl.where(is_idle, idle(RULE, i, 1), variant)
+    for i in tl.static_range(len(RULE.idle)):
+        is_idle = (of_group == RULE.idle[i][0]) & has_buffer & has_views
+        variant = tl.where(is_idle, RULE.idle[i][1], variant)
     return variant
 
 
 @triton.jit
 def n_taken(RULE: tl.constexpr, variant):
     """How many of the moments a variant sums."""
-    n = variant * 0 + taken(RULE, 0)
-    for i in tl.static_range(1, n_variants(RULE)):
-        n = tl.where(variant == i, taken(RULE, i), n)
+    n = variant * 0 + RULE.taken[0]
+    for i in tl.static_range(1, len(RULE.taken)):
+        n = tl.where(variant == i, RULE.taken[i], n)
     return n
 
 
@@ -195,15 +55,15 @@ def n_taken(RULE: tl.constexpr, variant):
 def choose_row(RULE: tl.constexpr, group, given_age, known_age):
     """The number of a tensor's row: of its group and age, which is 0 where the host has just made its buffers."""
     age = tl.where(given_age == 0, 0, known_age).to(tl.int64)
-    return group * n_ages(RULE) + tl.minimum(age, n_ages(RULE) - 1)
+    return group * RULE.n_ages + tl.minimum(age, RULE.n_ages - 1)
 
 
 @triton.jit
-def load_coefficients(RULE: tl.constexpr, row, S: tl.constexpr):
+def load_coefficients(RULE: tl.constexpr, numbers, S: tl.constexpr):
     """The update's, the first numbers of a row."""
     c = ()
-    for i in tl.static_range(n_coefficients(RULE)):
-        c = c + (tl.load(row + i).to(S),)
+    for i in tl.static_range(len(RULE.coefficients)):
+        c = c + (tl.load(numbers + i).to(S),)
     return c
 
 
@@ -224,39 +84,52 @@ def driven(coefficient, moment):
     return tl.where(coefficient != 0.0, coefficient * moment, 0.0)
 
 
+@triton.constexpr_function
+def number(component, row, column):
+    """Where a coefficient is in a row of numbers: A's and B's rows, then those of the rests; A's columns, then B's."""
+    return component.numbers + row * (component.size + len(component.moments)) + column
+
+
 @triton.jit
-def applied(COMPONENT: tl.constexpr, ROW: tl.constexpr, row, x, y, m):
-    """One of the component's rows of coefficients times its numbers x, y and the moments that drive it."""
-    total = tl.load(row + number(COMPONENT, ROW, 0)) * x
-    if has_y(COMPONENT):
-        total += tl.load(row + number(COMPONENT, ROW, 1)) * y
-    for k in tl.static_range(n_driving(COMPONENT)):
-        total += driven(tl.load(row + number_of_moment(COMPONENT, ROW, k)), m[driving(COMPONENT, k)])
+def applied(RULE: tl.constexpr, i: tl.constexpr, ROW: tl.constexpr, numbers, x, y, m):
+    """A row of component i's coefficients times its numbers x, y and the moments that drive it."""
+    COMPONENT: tl.constexpr = RULE.components[i]
+    total = tl.load(numbers + number(COMPONENT, ROW, 0)) * x
+    if COMPONENT.size > 1:
+        total += tl.load(numbers + number(COMPONENT, ROW, 1)) * y
+    for k in tl.static_range(len(COMPONENT.moments)):
+        total += driven(tl.load(numbers + number(COMPONENT, ROW, COMPONENT.size + k)), m[COMPONENT.moments[k]])
     return total
 
 
 @triton.jit
-def advance(COMPONENT: tl.constexpr, row, state, stride, m, mask):
-    """Advances a component of segments, whose first numbers `state` points to, others `stride` apart, by moments m."""
+def advance(RULE: tl.constexpr, i: tl.constexpr, numbers, state, stride, m, mask):
+    """Advances component i of segments by moments m.
+
+    `state` points to its first number of each, the others are `stride` apart. Of a compensated one the second is what
+    rounding of the first left out.
+    """
+    COMPONENT: tl.constexpr = RULE.components[i]
     x = tl.load(state, mask)
+    y_ptr = state + (1 + COMPONENT.compensated) * stride
     y = x
-    if has_y(COMPONENT):
-        y = tl.load(state + y_row(COMPONENT) * stride, mask)
-    x_new = applied(COMPONENT, 0, row, x, y, m)
-    if compensated(COMPONENT):
-        added = x_new + tl.load(state + stride, mask) + applied(COMPONENT, row_of_rests(COMPONENT), row, x, y, m)
+    if COMPONENT.size > 1:
+        y = tl.load(y_ptr, mask)
+    x_new = applied(RULE, i, 0, numbers, x, y, m)
+    if COMPONENT.compensated:
+        added = x_new + tl.load(state + stride, mask) + applied(RULE, i, COMPONENT.size, numbers, x, y, m)
         x_new, rest = two_sum(x, added)
         tl.store(state + stride, rest, mask)
     tl.store(state, x_new, mask)
-    if has_y(COMPONENT):
-        tl.store(state + y_row(COMPONENT) * stride, applied(COMPONENT, 1, row, x, y, m), mask)
+    if COMPONENT.size > 1:
+        tl.store(y_ptr, applied(RULE, i, 1, numbers, x, y, m), mask)
 
 
 @triton.jit
-def propagate(RULE: tl.constexpr, propagators, row):
+def propagate(RULE: tl.constexpr, propagators, numbers):
     """Multiplies one tensor's propagators [law, propagated, 2, 2] from the left by one step's matrices."""
-    for i in tl.static_range(n_matrices(RULE)):
-        propagate_one(propagators + 4 * i, row + matrix(RULE, i))
+    for i in tl.static_range(len(RULE.propagated)):
+        propagate_one(propagators + 4 * i, numbers + RULE.propagated[i])
 
 
 @triton.jit

@@ -6,8 +6,6 @@ A slice has a row for every moment of the rule, of which a step writes those tha
 import triton
 import triton.language as tl
 
-from noetherperf.triton_kernels.moments import n_summed
-
 
 @triton.constexpr_function
 def n_side_by_side(n):
@@ -50,7 +48,7 @@ def side_by_side(m, N: tl.constexpr):
 @triton.jit
 def store_rows(slice_ptr, m, rows, row_end, n_rows, again, STEP: tl.constexpr):
     """Writes the sums [R] of rows to a slice [n moments, n_rows]; adds them to it where `again` says it holds some."""
-    N: tl.constexpr = n_summed(STEP)
+    N: tl.constexpr = len(STEP.moments)
     which = tl.arange(0, n_side_by_side(N))
     ptr = slice_ptr + which[None, :] * n_rows + rows[:, None]
     mask = (rows < row_end)[:, None] & (which < N)[None, :]
@@ -60,7 +58,7 @@ def store_rows(slice_ptr, m, rows, row_end, n_rows, again, STEP: tl.constexpr):
 @triton.jit
 def store_run(slice_ptr, m, STEP: tl.constexpr):
     """Writes the sum of a run, from sums [R] of its rows, to a slice [n moments, 1]."""
-    N: tl.constexpr = n_summed(STEP)
+    N: tl.constexpr = len(STEP.moments)
     which = tl.arange(0, n_side_by_side(N))
     tl.store(slice_ptr + which, tl.sum(side_by_side(m, N), 0), which < N)
 

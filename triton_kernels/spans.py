@@ -8,7 +8,6 @@ import triton.language as tl
 
 from noetherperf.triton_kernels.dtypes import FLOAT64
 from noetherperf.triton_kernels.moments import sums_along, zeros
-from noetherperf.triton_kernels.rows import least_taken, n_moments
 
 N_THREADS = tl.constexpr(128)  # of a program of stage 2
 # Segments of a program, where each has many terms or few; noetherperf.engines.tiling.TRITON.span_segments.
@@ -24,10 +23,16 @@ def clear(moments, stride, span, FIRST: tl.constexpr, END: tl.constexpr):
         tl.store(moments + i * stride + segments, tl.zeros([LONG_SPAN], tl.float64), segments < span.end)
 
 
+@triton.constexpr_function
+def always_summed(rule, i):
+    """Whether every variant sums moment i."""
+    return i < min(rule.taken)
+
+
 @triton.jit
-def load_term(ptr, mask, n_summed, i: tl.constexpr, ALWAYS: tl.constexpr):
-    """Moment i of a slice; zero from n_summed on, which is at least ALWAYS."""
-    if i < ALWAYS:
+def load_term(ptr, mask, n_summed, RULE: tl.constexpr, i: tl.constexpr):
+    """Moment i of a slice; zero from n_summed on."""
+    if always_summed(RULE, i):
         return tl.load(ptr, mask, 0.0).to(tl.float64)
     else:
         return tl.load(ptr, mask & (i < n_summed), 0.0).to(tl.float64)
@@ -37,8 +42,8 @@ def load_term(ptr, mask, n_summed, i: tl.constexpr, ALWAYS: tl.constexpr):
 def add_terms(m, ptr, n_lines, mask, n_summed, RULE: tl.constexpr):
     """Adds what lies at ptr, and one, two, … times n_lines further, to moments; zero from n_summed on."""
     sums = ()
-    for i in tl.static_range(n_moments(RULE)):
-        sums = sums + (m[i] + load_term(ptr + i * n_lines, mask, n_summed, i, least_taken(RULE)),)
+    for i in tl.static_range(len(RULE.moments)):
+        sums = sums + (m[i] + load_term(ptr + i * n_lines, mask, n_summed, RULE, i),)
     return sums
 
 
@@ -49,15 +54,15 @@ def gather(slices, view, tensor, segments, end, n_summed, RULE: tl.constexpr, TE
     run = view.n_segments * view.inner
     repeats = tl.where(view.by_row != 0, 1, n_lines // run)
     n_terms = view.n_slices * repeats * view.inner
-    m = zeros(n_moments(RULE), TERMS, WIDTH, tl.float64)
+    m = zeros(len(RULE.moments), TERMS, WIDTH, tl.float64)
     for begin in range(0, n_terms, TERMS):
         term = begin + tl.arange(0, TERMS)
         group = term // view.inner  # counts slices and repeats
         line = group % repeats * run + term % view.inner
-        at = group // repeats * n_moments(RULE) * n_lines + line
+        at = group // repeats * len(RULE.moments) * n_lines + line
         mask = (term < n_terms)[:, None] & (segments < end)[None, :]
         m = add_terms(m, slices + (at[:, None] + segments[None, :] * view.inner), n_lines, mask, n_summed, RULE)
-    return sums_along(m, 0, n_moments(RULE))
+    return sums_along(m, 0, len(RULE.moments))
 
 
 @triton.jit

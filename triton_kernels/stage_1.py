@@ -11,14 +11,11 @@ from noetherperf.triton_kernels.blocks import (
     BY_STRIDES,
     BY_VECTORS,
     Matrix,
-    reads_buffer,
-    updates,
-    variant,
 )
 from noetherperf.triton_kernels.dtypes import element, scalar, vector
 from noetherperf.triton_kernels.options import STRIDED, occurs
 from noetherperf.triton_kernels.plan import load_group_number, load_tensor, load_tile, load_view, read_float
-from noetherperf.triton_kernels.rows import choose_row, load_coefficients, load_group, n_numbers, variant_of
+from noetherperf.triton_kernels.rows import choose_row, load_coefficients, load_group, variant_of
 from noetherperf.triton_kernels.tiles import walk_tile
 
 
@@ -47,7 +44,7 @@ def stage_1(
 ):
     """Steps one tile."""
     program = tl.program_id(0)
-    if updates(STEP):
+    if STEP.updates:
         for i in range(program, n_tensors, tl.num_programs(0)):
             number = load_group_number(tensors, i, i < n_tensors)
             tl.store(chosen + i, choose_row(RULE, number, tl.load(given_ages + i), tl.load(ages + i)))
@@ -59,18 +56,18 @@ def stage_1(
     S: tl.constexpr = scalar(DTYPE)
     c = ()
     scale = tl.cast(1.0, S)
-    if updates(STEP):
+    if STEP.updates:
         group = load_group(groups, tensor.group)
-        here = (g != 0) & (variant_of(RULE, group.variant, v != 0, tensor.n_views > 0) == variant(STEP))
+        here = (g != 0) & (variant_of(RULE, group.variant, v != 0, tensor.n_views > 0) == STEP.variant)
         if (not here) | (read_float(tl.load(scalars + 1), 0.0) != 0.0):
             return
         row = choose_row(RULE, tensor.group, tl.load(given_ages + tile.tensor), tl.load(ages + tile.tensor))
-        c = load_coefficients(RULE, rows + row * n_numbers(RULE), S)
+        c = load_coefficients(RULE, rows + row * RULE.n_numbers, S)
         if SCALED:
             scale = read_float(tl.load(scalars), 1.0).to(S)
     POINTER: tl.constexpr = tl.pointer_type(element(DTYPE))
-    used = p | g if updates(STEP) else p
-    used = used | v if reads_buffer(STEP) else used
+    used = p | g if STEP.updates else p
+    used = used | v if STEP.reads_buffer else used
     by_row = tensor.n_views < 0
     if tensor.n_views > 0:
         by_row = load_view(views, tensor.view).by_row != 0

@@ -8,29 +8,13 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
+from noetherperf.rules.law import Law
 from noetherperf.triton_kernels.plan import load_group_number, load_span, load_tensor, load_view, read_float
-from noetherperf.triton_kernels.rows import (
-    advance,
-    component,
-    first_row,
-    is_norm,
-    load_ages,
-    load_group,
-    n_ages,
-    n_charges,
-    n_coefficients,
-    n_common,
-    n_components,
-    n_matrices,
-    n_moments,
-    n_numbers,
-    n_taken,
-    propagate,
-    variant_of,
-)
+from noetherperf.triton_kernels.rows import advance, load_ages, load_group, n_taken, propagate, variant_of
 from noetherperf.triton_kernels.slices import store_columns
 from noetherperf.triton_kernels.spans import FEW, LONG_SPAN, SHORT_SPAN, clear, gather_span
 
+NORM = tl.constexpr(int(Law.NORM))
 AGES = tl.constexpr(128)  # that a program writes at once
 
 
@@ -49,8 +33,8 @@ def write_ages(tensors, groups, addresses, ages, chosen, n_tensors, skipped, RUL
         mask = i < n_tensors
         takes_part = mask & (tl.load(addresses + 3 * i + 1, mask, 0) != 0)
         group = load_group_number(tensors, i, mask)
-        age = tl.load(chosen + i, mask, 0) - group * n_ages(RULE)
-        older = tl.minimum(age + 1, n_ages(RULE) - 1)
+        age = tl.load(chosen + i, mask, 0) - group * RULE.n_ages
+        older = tl.minimum(age + 1, RULE.n_ages - 1)
         is_older = load_ages(groups, group, mask) & (not skipped)
         tl.store(ages + i, tl.where(is_older, older, age).to(tl.uint8), takes_part)
 
@@ -60,19 +44,19 @@ def advance_clock(clock, rows, n_groups, RULE: tl.constexpr):
     """By one step, and by the time that it takes in each parameter group."""
     tl.store(clock, tl.load(clock) + 1.0)
     for i in range(n_groups):
-        row = rows + i * n_ages(RULE) * n_numbers(RULE)
-        tl.store(clock + 1 + i, tl.load(clock + 1 + i) + tl.load(row + n_coefficients(RULE)))
+        row = rows + i * RULE.n_ages * RULE.n_numbers
+        tl.store(clock + 1 + i, tl.load(clock + 1 + i) + tl.load(row + len(RULE.coefficients)))
 
 
 @triton.jit
-def advance_segments(COMPONENT: tl.constexpr, row, states, view, segments, m, mask):
-    """Advances a component of a view's segments, where the view has its law."""
-    if is_norm(COMPONENT):
+def advance_segments(RULE: tl.constexpr, i: tl.constexpr, numbers, states, view, segments, m, mask):
+    """Advances component i of a view's segments, where the view has its law."""
+    if RULE.components[i].law == NORM:
         at, state, stride = view.norm, states.norms, states.norms_stride
     else:
         at, state, stride = view.translation, states.translations, states.translations_stride
     if at >= 0:
-        advance(COMPONENT, row, state + first_row(COMPONENT) * stride + at + segments, stride, m, mask)
+        advance(RULE, i, numbers, state + (RULE.components[i].row * stride + at + segments), stride, m, mask)
 
 
 @triton.jit
@@ -85,7 +69,7 @@ def finish(
     stride,
     n_summed,
     states,
-    row,
+    numbers,
     propagator,
     RULE: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -94,12 +78,12 @@ def finish(
     m = gather_span(span, view, tensor, workspace, n_summed, RULE, WIDTH)
     segments = span.begin + tl.arange(0, WIDTH)
     mask = segments < span.end
-    store_columns(moments + view.segment, m, segments, span.end, stride, n_moments(RULE))
+    store_columns(moments + view.segment, m, segments, span.end, stride, len(RULE.moments))
     if states is not None:
-        for i in tl.static_range(n_components(RULE)):
-            advance_segments(component(RULE, i), row, states, view, segments, m, mask)
+        for i in tl.static_range(len(RULE.components)):
+            advance_segments(RULE, i, numbers, states, view, segments, m, mask)
         if (span.begin == 0) & (span.view == tensor.view):
-            propagate(RULE, propagator, row)
+            propagate(RULE, propagator, numbers)
 
 
 @triton.jit(
@@ -151,23 +135,23 @@ def stage_2(
     span = load_span(spans, program)
     view = load_view(views, span.view)
     tensor = load_tensor(tensors, span.tensor)
-    n_summed = n_common(RULE) + 0 * tensor.dtype
-    states, row = None, None
+    n_summed = RULE.n_common + 0 * tensor.dtype
+    states, numbers = None, None
     if not MEASURING:
         at = addresses + 3 * span.tensor
         if tl.load(at + 1) == 0:  # its charges stay, the moments of gradient and update are zero, its laws wait
-            clear(moments + view.segment, moments_stride, span, n_charges(RULE), n_moments(RULE))
+            clear(moments + view.segment, moments_stride, span, RULE.n_charges, len(RULE.moments))
             return
         group = load_group(groups, tensor.group)
         variant = variant_of(RULE, group.variant, tl.load(at + 2) != 0, tensor.n_views > 0)
         n_summed = n_taken(RULE, variant)
         states = LawStates(translations, translations_stride, norms, norms_stride)
-        row = rows + tl.load(chosen + span.tensor).to(tl.int64) * n_numbers(RULE)
-    own = propagators + span.tensor * (4 * n_matrices(RULE))
+        numbers = rows + tl.load(chosen + span.tensor).to(tl.int64) * RULE.n_numbers
+    own = propagators + span.tensor * (4 * len(RULE.propagated))
     n_segments = span.end - span.begin
     if n_segments <= FEW:
-        finish(span, view, tensor, workspace, moments, moments_stride, n_summed, states, row, own, RULE, FEW)
+        finish(span, view, tensor, workspace, moments, moments_stride, n_summed, states, numbers, own, RULE, FEW)
     elif n_segments <= SHORT_SPAN:
-        finish(span, view, tensor, workspace, moments, moments_stride, n_summed, states, row, own, RULE, SHORT_SPAN)
+        finish(span, view, tensor, workspace, moments, moments_stride, n_summed, states, numbers, own, RULE, SHORT_SPAN)
     else:
-        finish(span, view, tensor, workspace, moments, moments_stride, n_summed, states, row, own, RULE, LONG_SPAN)
+        finish(span, view, tensor, workspace, moments, moments_stride, n_summed, states, numbers, own, RULE, LONG_SPAN)

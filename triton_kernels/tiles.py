@@ -13,10 +13,9 @@ import triton.language as tl
 
 from noetherperf.triton_kernels.blocks import BY_VECTORS, block_cols, block_rows, step_block
 from noetherperf.triton_kernels.dtypes import FLOAT64, scalar, vector
-from noetherperf.triton_kernels.moments import add, n_summed, sums_along, sums_of_vectors, zeros
+from noetherperf.triton_kernels.moments import add, sums_along, sums_of_vectors, zeros
 from noetherperf.triton_kernels.options import BOTH, COLUMNS, NARROW, ROWS, RUNS, VIEWED, WIDE, occurs
 from noetherperf.triton_kernels.plan import load_view
-from noetherperf.triton_kernels.rows import n_moments
 from noetherperf.triton_kernels.slices import store_columns, store_rows, store_run
 
 
@@ -47,19 +46,19 @@ def walk_run(
     rows, lanes = tl.arange(0, R).to(tl.int64), tl.arange(0, C)
     begin = whole(tile.col_begin, 64)
     rest = begin + (tile.col_end - begin) // (R * C) * (R * C)
-    sums = zeros(n_summed(STEP), R, C // vector(DTYPE), scalar(DTYPE))
+    sums = zeros(len(STEP.moments), R, C // vector(DTYPE), scalar(DTYPE))
     for at in range(begin, rest, R * C):
         block = step_block(x, rows, at + lanes, C, None, c, scale, DTYPE, STEP, UPDATE, SCALED, WAY)
         if MEASURED:
-            sums = add(sums, sums_of_vectors(block, vector(DTYPE), n_summed(STEP)), n_summed(STEP))
+            sums = add(sums, sums_of_vectors(block, vector(DTYPE), len(STEP.moments)), len(STEP.moments))
     if rest < tile.col_end:
         mask = rows[:, None] * C + (rest + lanes)[None, :] < tile.col_end
         block = step_block(x, rows, rest + lanes, C, mask, c, scale, DTYPE, STEP, UPDATE, SCALED, WAY)
         if MEASURED:
-            sums = add(sums, sums_of_vectors(block, vector(DTYPE), n_summed(STEP)), n_summed(STEP))
+            sums = add(sums, sums_of_vectors(block, vector(DTYPE), len(STEP.moments)), len(STEP.moments))
     if MEASURED:
         if by_row:
-            store_run(row_slice, sums_along(sums, 1, n_summed(STEP)), STEP)
+            store_run(row_slice, sums_along(sums, 1, len(STEP.moments)), STEP)
 
 
 @triton.jit
@@ -84,13 +83,13 @@ def walk_rows(
     begin = whole(tile.col_begin, 64)
     for row in range(tile.row_begin, tile.row_end, R):
         rows = row + tl.arange(0, R)
-        sums = zeros(n_summed(STEP), R, C // vector(DTYPE), scalar(DTYPE))
+        sums = zeros(len(STEP.moments), R, C // vector(DTYPE), scalar(DTYPE))
         for col in range(begin, col_end, C):
             cols = col + tl.arange(0, C)
             mask = (rows < tile.row_end)[:, None] & (cols < col_end)[None, :]
             block = step_block(x, rows, cols, n_cols, mask, c, scale, DTYPE, STEP, UPDATE, SCALED, WAY)
-            sums = add(sums, sums_of_vectors(block, vector(DTYPE), n_summed(STEP)), n_summed(STEP))
-        store_rows(row_slice, sums_along(sums, 1, n_summed(STEP)), rows, tile.row_end, n_rows, False, STEP)
+            sums = add(sums, sums_of_vectors(block, vector(DTYPE), len(STEP.moments)), len(STEP.moments))
+        store_rows(row_slice, sums_along(sums, 1, len(STEP.moments)), rows, tile.row_end, n_rows, False, STEP)
 
 
 @triton.jit
@@ -117,16 +116,16 @@ def walk_columns(
     begin = whole(tile.col_begin, 64)
     for col in range(begin, col_end, C):
         cols = col + tl.arange(0, C)
-        sums = zeros(n_summed(STEP), R, C, scalar(DTYPE))
+        sums = zeros(len(STEP.moments), R, C, scalar(DTYPE))
         for row in range(tile.row_begin, tile.row_end, R):
             rows = row + tl.arange(0, R)
             mask = (rows < tile.row_end)[:, None] & (cols < col_end)[None, :]
             block = step_block(x, rows, cols, n_cols, mask, c, scale, DTYPE, STEP, UPDATE, SCALED, WAY)
-            sums = add(sums, block, n_summed(STEP))
+            sums = add(sums, block, len(STEP.moments))
             if BY_ROW:
                 again = col > begin
-                store_rows(row_slice, sums_along(block, 1, n_summed(STEP)), rows, tile.row_end, n_rows, again, STEP)
-        store_columns(col_slice, sums_along(sums, 0, n_summed(STEP)), cols, col_end, n_cols, n_summed(STEP))
+                store_rows(row_slice, sums_along(block, 1, len(STEP.moments)), rows, tile.row_end, n_rows, again, STEP)
+        store_columns(col_slice, sums_along(sums, 0, len(STEP.moments)), cols, col_end, n_cols, len(STEP.moments))
         if BY_ROW:
             tl.debug_barrier()  # the next columns' sums are added to what other threads may have stored
 
@@ -230,9 +229,9 @@ def walk_tile(
         PER_WORD: tl.constexpr = 1 if DTYPE == FLOAT64 else 2
         if tensor.n_views > 0:
             view = load_view(views, tensor.view)
-            row_slice = slices + (view.workspace * PER_WORD + tile.row_slice * n_moments(RULE) * tensor.n_rows)
+            row_slice = slices + (view.workspace * PER_WORD + tile.row_slice * len(RULE.moments) * tensor.n_rows)
             view = load_view(views, tensor.view + tensor.n_views - 1)
-            col_slice = slices + (view.workspace * PER_WORD + tile.col_slice * n_moments(RULE) * tensor.n_cols)
+            col_slice = slices + (view.workspace * PER_WORD + tile.col_slice * len(RULE.moments) * tensor.n_cols)
     if by_col | (tensor.n_rows > 1):
         if occurs(KINDS, NARROW):
             if tensor.n_cols <= block_cols(DTYPE, False) // 2:

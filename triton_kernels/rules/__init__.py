@@ -101,7 +101,7 @@ def module_of(rule: Rule[Any]) -> ModuleType:
     return import_module(f"{__name__}.{rule.name}")
 
 
-def constants(rule: Rule[Any], components: np.ndarray, driving: Sequence[int]) -> Constants:
+def constants(rule: Rule[Any], components: np.ndarray, driving: np.ndarray) -> Constants:
     """What the stages know of a rule.
 
     Args:
