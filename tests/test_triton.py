@@ -182,6 +182,7 @@ def test_variants_sum_and_write_what_the_rule_says(options: Hyper, has_buffer: b
     assert variant == (dict(CONSTANTS.idle).get(of_group, of_group) if has_buffer else of_group)
     step = rules.step(SGD, variant)
     assert len(step.moments) == CONSTANTS.taken[variant] == SGD.n_taken(options, has_buffer)
+    assert step.n_moments == len(CONSTANTS.moments)
     assert step.writes_buffer == SGD.ages(options)
     assert step.reads_buffer == has_buffer
 
@@ -220,7 +221,7 @@ def compiled(kernel: Any, constants: dict[str, Any], target: GPUTarget, **how: i
 def compiled_stage_1(dtype: torch.dtype, variant: int, kinds: str, target: GPUTarget) -> Any:
     code, step = tiling.DTYPES[dtype], rules.step(SGD, variant)
     bits = sum(kind.value for kind in KINDS[kinds])
-    constants = {"DTYPE": code, "STEP": step, "UPDATE": sgd.update, "KINDS": bits, "SCALED": False}
+    constants = {"DTYPE": code, "STEP": step, "UPDATE": sgd.update, "KINDS": bits}
     how = options.options(code, step, bits, target.warp_size, target.backend == "hip")
     return compiled(stage_1, constants, target, **how)
 

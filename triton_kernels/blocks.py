@@ -86,7 +86,6 @@ def step_block(
     DTYPE: tl.constexpr,
     STEP: tl.constexpr,
     UPDATE: tl.constexpr,
-    SCALED: tl.constexpr,
     WAY: tl.constexpr,
 ):
     """Steps one block; what its elements add to the moments, [R, C]."""
@@ -96,7 +95,7 @@ def step_block(
     if STEP.updates:
         g = load(g_ptr, mask, S)
         v = load(v_ptr, mask, S) if STEP.reads_buffer else tl.zeros_like(p)
-        if SCALED:
+        if STEP.scaled:
             g = g / scale
             tl.store(g_ptr, narrow(g, DTYPE), mask)
         p_new, v_new, u = UPDATE(p, g, v, c, STEP.variant)

@@ -6,12 +6,7 @@ Programs also choose every tensor's row, by its age, and leave its number for st
 import triton
 import triton.language as tl
 
-from noetherperf.triton_kernels.blocks import (
-    BY_ELEMENTS,
-    BY_STRIDES,
-    BY_VECTORS,
-    Matrix,
-)
+from noetherperf.triton_kernels.blocks import BY_ELEMENTS, BY_STRIDES, BY_VECTORS, Matrix
 from noetherperf.triton_kernels.dtypes import element, scalar, vector
 from noetherperf.triton_kernels.options import STRIDED, occurs
 from noetherperf.triton_kernels.plan import load_group_number, load_tensor, load_tile, load_view, read_float
@@ -40,7 +35,6 @@ def stage_1(
     STEP: tl.constexpr,
     UPDATE: tl.constexpr,
     KINDS: tl.constexpr,
-    SCALED: tl.constexpr,
 ):
     """Steps one tile."""
     program = tl.program_id(0)
@@ -63,7 +57,7 @@ def stage_1(
             return
         row = choose_row(RULE, tensor.group, tl.load(given_ages + tile.tensor), tl.load(ages + tile.tensor))
         c = load_coefficients(RULE, rows + row * RULE.n_numbers, S)
-        if SCALED:
+        if STEP.scaled:
             scale = read_float(tl.load(scalars), 1.0).to(S)
     POINTER: tl.constexpr = tl.pointer_type(element(DTYPE))
     used = p | g if STEP.updates else p
@@ -78,22 +72,7 @@ def stage_1(
         if occurs(KINDS, STRIDED):
             x = Matrix(p.to(POINTER), g.to(POINTER), v.to(POINTER), dims + tensor.dims * 4, tensor.n_dims)
             walk_tile(
-                x,
-                tile,
-                tensor,
-                views,
-                by_row,
-                by_col,
-                workspace,
-                c,
-                scale,
-                DTYPE,
-                RULE,
-                STEP,
-                UPDATE,
-                KINDS,
-                SCALED,
-                BY_STRIDES,
+                x, tile, tensor, views, by_row, by_col, workspace, c, scale, DTYPE, STEP, UPDATE, KINDS, BY_STRIDES
             )
     elif vectors:
         x = Matrix(
@@ -103,41 +82,7 @@ def stage_1(
             dims,
             tensor.n_dims,
         )
-        walk_tile(
-            x,
-            tile,
-            tensor,
-            views,
-            by_row,
-            by_col,
-            workspace,
-            c,
-            scale,
-            DTYPE,
-            RULE,
-            STEP,
-            UPDATE,
-            KINDS,
-            SCALED,
-            BY_VECTORS,
-        )
+        walk_tile(x, tile, tensor, views, by_row, by_col, workspace, c, scale, DTYPE, STEP, UPDATE, KINDS, BY_VECTORS)
     else:
         x = Matrix(p.to(POINTER), g.to(POINTER), v.to(POINTER), dims, tensor.n_dims)
-        walk_tile(
-            x,
-            tile,
-            tensor,
-            views,
-            by_row,
-            by_col,
-            workspace,
-            c,
-            scale,
-            DTYPE,
-            RULE,
-            STEP,
-            UPDATE,
-            KINDS,
-            SCALED,
-            BY_ELEMENTS,
-        )
+        walk_tile(x, tile, tensor, views, by_row, by_col, workspace, c, scale, DTYPE, STEP, UPDATE, KINDS, BY_ELEMENTS)

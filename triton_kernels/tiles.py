@@ -36,7 +36,6 @@ def walk_run(
     DTYPE: tl.constexpr,
     STEP: tl.constexpr,
     UPDATE: tl.constexpr,
-    SCALED: tl.constexpr,
     MEASURED: tl.constexpr,
     WAY: tl.constexpr,
 ):
@@ -48,12 +47,12 @@ def walk_run(
     rest = begin + (tile.col_end - begin) // (R * C) * (R * C)
     sums = zeros(len(STEP.moments), R, C // vector(DTYPE), scalar(DTYPE))
     for at in range(begin, rest, R * C):
-        block = step_block(x, rows, at + lanes, C, None, c, scale, DTYPE, STEP, UPDATE, SCALED, WAY)
+        block = step_block(x, rows, at + lanes, C, None, c, scale, DTYPE, STEP, UPDATE, WAY)
         if MEASURED:
             sums = add(sums, sums_of_vectors(block, vector(DTYPE), len(STEP.moments)), len(STEP.moments))
     if rest < tile.col_end:
         mask = rows[:, None] * C + (rest + lanes)[None, :] < tile.col_end
-        block = step_block(x, rows, rest + lanes, C, mask, c, scale, DTYPE, STEP, UPDATE, SCALED, WAY)
+        block = step_block(x, rows, rest + lanes, C, mask, c, scale, DTYPE, STEP, UPDATE, WAY)
         if MEASURED:
             sums = add(sums, sums_of_vectors(block, vector(DTYPE), len(STEP.moments)), len(STEP.moments))
     if MEASURED:
@@ -76,7 +75,6 @@ def walk_rows(
     DTYPE: tl.constexpr,
     STEP: tl.constexpr,
     UPDATE: tl.constexpr,
-    SCALED: tl.constexpr,
     WAY: tl.constexpr,
 ):
     """A tile that sums rows only: along R rows to their end, then the next R rows."""
@@ -87,7 +85,7 @@ def walk_rows(
         for col in range(begin, col_end, C):
             cols = col + tl.arange(0, C)
             mask = (rows < tile.row_end)[:, None] & (cols < col_end)[None, :]
-            block = step_block(x, rows, cols, n_cols, mask, c, scale, DTYPE, STEP, UPDATE, SCALED, WAY)
+            block = step_block(x, rows, cols, n_cols, mask, c, scale, DTYPE, STEP, UPDATE, WAY)
             sums = add(sums, sums_of_vectors(block, vector(DTYPE), len(STEP.moments)), len(STEP.moments))
         store_rows(row_slice, sums_along(sums, 1, len(STEP.moments)), rows, tile.row_end, n_rows, False, STEP)
 
@@ -109,7 +107,6 @@ def walk_columns(
     DTYPE: tl.constexpr,
     STEP: tl.constexpr,
     UPDATE: tl.constexpr,
-    SCALED: tl.constexpr,
     WAY: tl.constexpr,
 ):
     """A tile that sums columns, and rows too if BY_ROW: down C columns to their end, then the next C columns."""
@@ -120,7 +117,7 @@ def walk_columns(
         for row in range(tile.row_begin, tile.row_end, R):
             rows = row + tl.arange(0, R)
             mask = (rows < tile.row_end)[:, None] & (cols < col_end)[None, :]
-            block = step_block(x, rows, cols, n_cols, mask, c, scale, DTYPE, STEP, UPDATE, SCALED, WAY)
+            block = step_block(x, rows, cols, n_cols, mask, c, scale, DTYPE, STEP, UPDATE, WAY)
             sums = add(sums, block, len(STEP.moments))
             if BY_ROW:
                 again = col > begin
@@ -146,7 +143,6 @@ def walk_matrix(
     STEP: tl.constexpr,
     UPDATE: tl.constexpr,
     KINDS: tl.constexpr,
-    SCALED: tl.constexpr,
     WAY: tl.constexpr,
 ):
     R: tl.constexpr = block_rows(DTYPE, SLIM)
@@ -157,7 +153,7 @@ def walk_matrix(
         col_end = whole(col_end, vector(DTYPE))
     if occurs(KINDS, ROWS):
         if by_row & (not by_col):
-            walk_rows(x, tile, n_rows, n_cols, col_end, row_slice, c, scale, R, C, DTYPE, STEP, UPDATE, SCALED, WAY)
+            walk_rows(x, tile, n_rows, n_cols, col_end, row_slice, c, scale, R, C, DTYPE, STEP, UPDATE, WAY)
     if occurs(KINDS, COLUMNS):
         if by_col & (not by_row):
             walk_columns(
@@ -176,7 +172,6 @@ def walk_matrix(
                 DTYPE,
                 STEP,
                 UPDATE,
-                SCALED,
                 WAY,
             )
     if occurs(KINDS, BOTH):
@@ -197,7 +192,6 @@ def walk_matrix(
                 DTYPE,
                 STEP,
                 UPDATE,
-                SCALED,
                 WAY,
             )
 
@@ -214,11 +208,9 @@ def walk_tile(
     c,
     scale,
     DTYPE: tl.constexpr,
-    RULE: tl.constexpr,
     STEP: tl.constexpr,
     UPDATE: tl.constexpr,
     KINDS: tl.constexpr,
-    SCALED: tl.constexpr,
     WAY: tl.constexpr,
 ):
     """Steps a tile and writes its sums to its slices of the workspace."""
@@ -229,9 +221,9 @@ def walk_tile(
         PER_WORD: tl.constexpr = 1 if DTYPE == FLOAT64 else 2
         if tensor.n_views > 0:
             view = load_view(views, tensor.view)
-            row_slice = slices + (view.workspace * PER_WORD + tile.row_slice * len(RULE.moments) * tensor.n_rows)
+            row_slice = slices + (view.workspace * PER_WORD + tile.row_slice * STEP.n_moments * tensor.n_rows)
             view = load_view(views, tensor.view + tensor.n_views - 1)
-            col_slice = slices + (view.workspace * PER_WORD + tile.col_slice * len(RULE.moments) * tensor.n_cols)
+            col_slice = slices + (view.workspace * PER_WORD + tile.col_slice * STEP.n_moments * tensor.n_cols)
     if by_col | (tensor.n_rows > 1):
         if occurs(KINDS, NARROW):
             if tensor.n_cols <= block_cols(DTYPE, False) // 2:
@@ -250,7 +242,6 @@ def walk_tile(
                     STEP,
                     UPDATE,
                     KINDS,
-                    SCALED,
                     WAY,
                 )
         if occurs(KINDS, WIDE):
@@ -270,9 +261,8 @@ def walk_tile(
                     STEP,
                     UPDATE,
                     KINDS,
-                    SCALED,
                     WAY,
                 )
     else:
         if occurs(KINDS, RUNS):
-            walk_run(x, tile, row_slice, by_row, c, scale, DTYPE, STEP, UPDATE, SCALED, MEASURED, WAY)
+            walk_run(x, tile, row_slice, by_row, c, scale, DTYPE, STEP, UPDATE, MEASURED, WAY)

@@ -30,7 +30,7 @@ class TritonEngine(GpuEngine):
         self._lanes = torch.cuda.get_device_properties(self.device).warp_size if self._on_gpu else 32
         self._constants = rules.constants(self.rule, *components(self.rule))
         self._update = rules.module_of(self.rule).update
-        self._steps: dict[int, rules.Step] = {MEASURE: rules.measure()}
+        self._steps: dict[tuple[int, bool], rules.Step] = {(MEASURE, False): rules.measure(self.rule)}
         self._sort()
 
     def _send_layouts(self) -> None:
@@ -43,15 +43,15 @@ class TritonEngine(GpuEngine):
         """Take note of the kinds of tiles that occur."""
         self._tile_kinds = {dtype: kinds(self._tables, dtype) for dtype, _, _ in self._dtype_ranges}
 
-    def _step_of(self, variant: int) -> rules.Step:
+    def _step(self, variant: int, scaled: bool) -> rules.Step:
         """What a variant's kernels are compiled for."""
-        if variant not in self._steps:
-            self._steps[variant] = rules.step(self.rule, variant)
-        return self._steps[variant]
+        if (variant, scaled) not in self._steps:
+            self._steps[variant, scaled] = rules.step(self.rule, variant, scaled=scaled)
+        return self._steps[variant, scaled]
 
-    def _options(self, launch: Launch) -> dict[str, int]:
+    def _options(self, launch: Launch, step: rules.Step) -> dict[str, int]:
         hip = torch.version.hip is not None
-        return options(launch.dtype, self._step_of(launch.variant), self._tile_kinds[launch.dtype], self._lanes, hip)
+        return options(launch.dtype, step, self._tile_kinds[launch.dtype], self._lanes, hip)
 
     def _launch(self, launches: Sequence[Launch], inputs: Inputs, *, measuring: bool, scaled: bool) -> list[Call]:
         return [partial(self._queue, launches, inputs, measuring, scaled)]
@@ -59,6 +59,7 @@ class TritonEngine(GpuEngine):
     def _queue(self, launches: Sequence[Launch], inputs: Inputs, measuring: bool, scaled: bool) -> None:
         n_tensors, n_spans, m = len(self.params), len(self._tables.spans), self.measurement
         for launch in launches:
+            step = self._step(launch.variant, scaled)
             stage_1[(launch.end - launch.begin,)](
                 self.tensors,
                 self.dims,
@@ -76,11 +77,10 @@ class TritonEngine(GpuEngine):
                 n_tensors,
                 DTYPE=launch.dtype,
                 RULE=self._constants,
-                STEP=self._step_of(launch.variant),
+                STEP=step,
                 UPDATE=self._update,
                 KINDS=self._tile_kinds[launch.dtype],
-                SCALED=scaled,
-                **self._options(launch),
+                **self._options(launch, step),
             )
         translations, norms = m.states
         stage_2[(max(1, n_spans),)](

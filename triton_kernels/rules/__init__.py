@@ -85,15 +85,19 @@ class Step:
     Fields:
         variant: Of the rule.
         updates: Whether it steps.
+        scaled: Whether it divides gradients first, and writes them back so.
         reads_buffer, writes_buffer: Whether it does.
         moments: The operands of those that it sums.
+        n_moments: How many the rule has: rows of a slice of the workspace.
     """
 
     variant: int
     updates: bool
+    scaled: bool
     reads_buffer: bool
     writes_buffer: bool
     moments: tuple[Codes, ...]
+    n_moments: int
 
 
 def module_of(rule: Rule[Any]) -> ModuleType:
@@ -135,16 +139,23 @@ def constants(rule: Rule[Any], components: np.ndarray, driving: np.ndarray) -> C
     )
 
 
-def step(rule: Rule[Any], variant: int) -> Step:
+def step(rule: Rule[Any], variant: int, *, scaled: bool = False) -> Step:
     """One variant of a rule's step."""
     kernels = module_of(rule)
-    taken = codes(rule.moments[: kernels.n_taken(variant)])
-    return Step(variant, True, kernels.reads_buffer(variant), kernels.writes_buffer(variant), taken)
+    return Step(
+        variant,
+        True,
+        scaled,
+        kernels.reads_buffer(variant),
+        kernels.writes_buffer(variant),
+        codes(rule.moments[: kernels.n_taken(variant)]),
+        len(rule.moments),
+    )
 
 
-def measure() -> Step:
+def measure(rule: Rule[Any]) -> Step:
     """No step: the common moments of p, with v in the gradient's place."""
-    return Step(-1, False, True, False, codes(COMMON))
+    return Step(-1, False, False, True, False, codes(COMMON), len(rule.moments))
 
 
 def codes(pairs: Sequence[Pair]) -> tuple[Codes, ...]:
