@@ -14,35 +14,24 @@ def n_side_by_side(n):
 
 
 @triton.constexpr_function
-def n_halvings(n):
-    return (n - 1).bit_length()
-
-
-@triton.constexpr_function
 def or_first(i, n):
     """What stands in column i: moment i, or the first where there is none."""
     return i if i < n else 0
 
 
 @triton.jit
-def halved(x, HALF: tl.constexpr):
-    """The first half of some tensors, each joined with its peer in the second."""
-    joined = ()
-    for i in tl.static_range(HALF):
-        joined = joined + (tl.join(x[i], x[i + HALF]),)
-    return joined
+def joined(m, N: tl.constexpr, FIRST: tl.constexpr, EVERY: tl.constexpr):
+    """Columns FIRST, FIRST + EVERY, … of side_by_side, [R, 2, 2, …]: those at even places joined with the others."""
+    if EVERY == n_side_by_side(N):
+        return m[or_first(FIRST, N)]
+    else:
+        return tl.join(joined(m, N, FIRST, 2 * EVERY), joined(m, N, FIRST + EVERY, 2 * EVERY))
 
 
 @triton.jit
 def side_by_side(m, N: tl.constexpr):
-    """N vectors [R] as one [R, n_side_by_side], so that they leave by one store: joins put the last pair outermost."""
-    WIDTH: tl.constexpr = n_side_by_side(N)
-    x = ()
-    for i in tl.static_range(WIDTH):
-        x = x + (m[or_first(i, N)],)
-    for level in tl.static_range(n_halvings(N)):
-        x = halved(x, WIDTH >> (level + 1))
-    return tl.reshape(x[0], [m[0].shape[0], WIDTH])
+    """N vectors [R] as one [R, n_side_by_side], so that they leave by one store; what is beyond them means nothing."""
+    return tl.reshape(joined(m, N, 0, 1), [m[0].shape[0], n_side_by_side(N)])
 
 
 @triton.jit
