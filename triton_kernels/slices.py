@@ -22,10 +22,10 @@ def or_first(i, n):
 @triton.jit
 def joined(m, N: tl.constexpr, FIRST: tl.constexpr, EVERY: tl.constexpr):
     """Columns FIRST, FIRST + EVERY, … of side_by_side, [R, 2, 2, …]: those at even places joined with the others."""
-    if EVERY == n_side_by_side(N):
-        return m[or_first(FIRST, N)]
-    else:
+    if n_side_by_side(N) > EVERY:
         return tl.join(joined(m, N, FIRST, 2 * EVERY), joined(m, N, FIRST + EVERY, 2 * EVERY))
+    else:
+        return m[or_first(FIRST, N)]
 
 
 @triton.jit

@@ -157,42 +157,12 @@ def walk_matrix(
     if occurs(KINDS, COLUMNS):
         if by_col & (not by_row):
             walk_columns(
-                x,
-                tile,
-                n_rows,
-                n_cols,
-                col_end,
-                row_slice,
-                col_slice,
-                c,
-                scale,
-                False,
-                R,
-                C,
-                DTYPE,
-                STEP,
-                UPDATE,
-                WAY,
+                x, tile, n_rows, n_cols, col_end, row_slice, col_slice, c, scale, False, R, C, DTYPE, STEP, UPDATE, WAY
             )
     if occurs(KINDS, BOTH):
         if by_col & by_row:
             walk_columns(
-                x,
-                tile,
-                n_rows,
-                n_cols,
-                col_end,
-                row_slice,
-                col_slice,
-                c,
-                scale,
-                True,
-                R,
-                C,
-                DTYPE,
-                STEP,
-                UPDATE,
-                WAY,
+                x, tile, n_rows, n_cols, col_end, row_slice, col_slice, c, scale, True, R, C, DTYPE, STEP, UPDATE, WAY
             )
 
 

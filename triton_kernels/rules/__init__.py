@@ -6,8 +6,8 @@ A file <name>.py here mirrors csrc/rules/<name>.h. It has
     update            (p, g, v, c, VARIANT) -> (p', v', u) in the dtype of p; v' is v where the variant writes no buffer
     writes_buffer, reads_buffer, n_taken      of a variant
 
-Constants are frozen dataclasses of plain values, so that kernels that differ in one are cached apart; kernels ask for
-what is in them by constexpr functions. An update is a constant of its own: Triton then caches by its source too.
+Constants are frozen dataclasses of plain values: Triton caches kernels by what these print as, so that none is used for
+other numbers. An update is a constant of its own, by whose source Triton caches too.
 """
 
 from collections.abc import Sequence
