@@ -205,7 +205,7 @@ def test_a_broken_rule_is_found(tmp_path: Path, file: str, source: str, complain
     [
         ("optim/sgd.py", "from noetherperf.measure.plan import Plan\nimport torch"),
         ("optim/distributed.py", "import torch.distributed"),
-        ("rules/reference.py", "from noetherperf.rules import laws\nfrom .laws import f"),
+        ("rules/sgd.py", "from noetherperf.rules import law\nfrom .law import f"),
         ("__init__.py", "from noetherperf.optim.sgd import SGD"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Every engine against reference.py in float64 on the same rounded inputs: the step, its moments, the laws.
+"""Every engine against its rule in float64 on the same rounded inputs: the step, its moments, the laws.
 
 One table of cases: engine × dtype × tensor (shape and layout) × views × hyperparameters. The error bounds are those of
 bench/bounds.py.

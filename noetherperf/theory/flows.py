@@ -5,7 +5,7 @@ With d = s∇L + λθ, the direction of SGD with weight decay, H = s∇∇L + λ
     gradient flow    (1−β) θ̇ = −d
     modified loss    (1−β) θ̇ = −d − c T H d                c = (1+β)/(2(1−β)²)
     modified flow    (1−β) θ̇ = −d − ½(1+β) T θ̈
-    the steps         θ' = θ − η u                           (reference.py)
+    the steps         θ' = θ − η u                           (rules/sgd.py)
 
 Modified flow is the step's own Taylor series: with θ(t ± T) = θ ± T θ̇ + ½T² θ̈, the heavy ball's
 (θ(t+T) − θ(t)) − β(θ(t) − θ(t−T)) = −T d is that line. Modified loss eliminates θ̈ along the slow motion, where
