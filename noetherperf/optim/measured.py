@@ -65,7 +65,7 @@ class MeasuredOptimizer(Optimizer):
     @property
     def _step_supports_amp_scaling(self) -> bool:
         """Asked by torch.amp.GradScaler, and by libraries that clip: whether step() unscales and skips by itself."""
-        return bool(self.defaults["fused"])
+        return bool(self.defaults.get("fused"))
 
     @property
     def symmetries(self) -> tuple[Symmetry, ...]:
