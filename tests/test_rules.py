@@ -51,7 +51,8 @@ class LionRule(Rule[LionOptions]):
     }
 
     def options(self, group: Mapping[str, Any]) -> LionOptions:
-        return LionOptions(float(group["lr"]), *group["betas"], float(group["weight_decay"]))
+        beta1, beta2 = group["betas"]
+        return LionOptions(float(group["lr"]), beta1, beta2, float(group["weight_decay"]))
 
     def with_lr(self, options: LionOptions, lr: Number) -> LionOptions:
         return replace(options, lr=lr)
@@ -69,7 +70,8 @@ class LionRule(Rule[LionOptions]):
         return len(self.moments)
 
     def duration(self, options: LionOptions) -> Number:
-        return options.lr
+        lr: Number = options.lr
+        return lr
 
     def coefficients_of(self, options: LionOptions, age: int) -> Sequence[Number]:
         return options.lr, 1.0 - options.lr * options.weight_decay, options.beta1, options.beta2
@@ -152,7 +154,9 @@ def test_a_new_rule_steps_and_its_laws_close() -> None:
         power = 2 if name == "rows" else 1
         torch.testing.assert_close(law.discrete.free, law.initial * (1.0 - 3e-4) ** (150 * power), rtol=1e-12, atol=0.0)
     forced = 9e-6 * 6 * sum((1.0 - 3e-4) ** (2 * k) for k in range(150))  # |u|² of a row is 6 in each step
-    torch.testing.assert_close(readout["rows"].discrete.forced, torch.full((5,), forced).double(), rtol=1e-12, atol=0.0)
+    torch.testing.assert_close(
+        readout["rows"].discrete.forced, torch.full((5,), forced, dtype=torch.float64), rtol=1e-12, atol=0.0
+    )
 
 
 def test_a_checkpoint_of_a_new_rule_goes_on() -> None:
