@@ -59,7 +59,7 @@ COMMON = (
 
 
 def take(grouped: Callable[[Tensor], Tensor], pairs: Sequence[Pair], operands: Mapping[Operand, Tensor]) -> Tensor:
-    """The moments of one view's segments, summed in float64.
+    """The moments of one view's segments, summed in float64 (docs/theory.md, section 2).
 
     Args:
         grouped: Reshapes a tensor to [outer, n_segments, inner] (View.grouped).
