@@ -24,7 +24,7 @@ class Operand(Enum):
 
 
 class Pair(NamedTuple):
-    """The moment ⟨a, b⟩."""
+    """The moment ⟨a, b⟩; of ⟨a, 1⟩ the second is ONE."""
 
     name: str
     a: Operand
@@ -70,5 +70,5 @@ def take(grouped: Callable[[Tensor], Tensor], pairs: Sequence[Pair], operands: M
         [len(pairs), n_segments], float64.
     """
     values = {which: grouped(x).double() for which, x in operands.items()}
-    values[Operand.ONE] = torch.ones_like(next(iter(values.values())))
-    return torch.stack([(values[pair.a] * values[pair.b]).sum((0, 2)) for pair in pairs])
+    products = (values[a] if b == Operand.ONE else values[a] * values[b] for _, a, b in pairs)
+    return torch.stack([product.sum((0, 2)) for product in products])
