@@ -1,4 +1,4 @@
-"""How far one step may be from noetherperf.rules.reference in float64 on the same rounded inputs.
+"""How far one step may be from its rule (oracle.py) in float64 on the same rounded inputs.
 
 Bounds are relative to Σ|terms|, which the same formulas give on magnitudes: so they hold where signed sums cancel. The
 gate before every timing (correctness) and the engines' tests use the same ones, so that no case is timed under a looser
@@ -8,9 +8,9 @@ bound than it is tested under.
 import torch
 from torch import Tensor
 
-from noetherperf.rules import reference
-from noetherperf.rules.hyper import Coefficients
+from bench import oracle
 from noetherperf.rules.moments import Moment
+from noetherperf.rules.sgd import Coefficients
 
 
 def sum_eps(engine: str, dtype: torch.dtype) -> float:
@@ -27,14 +27,14 @@ def sum_eps(engine: str, dtype: torch.dtype) -> float:
 def magnitudes(p: Tensor, g: Tensor, v: Tensor | None, c: Coefficients) -> tuple[Tensor, Tensor | None, Tensor]:
     """|p'|, |v'|, |u| as sums of the magnitudes of their terms."""
     positive = Coefficients(-c.lr, c.decay, 1.0, c.buffer_decay, c.buffer_gain, c.mix_d, c.mix_v)
-    return reference.step(p.abs(), g.abs(), None if v is None else v.abs(), positive)
+    return oracle.step(p.abs(), g.abs(), None if v is None else v.abs(), positive)
 
 
 def of_stored(expected: Tensor, magnitude: Tensor, dtype: torch.dtype) -> Tensor:
     """Bound of a parameter or buffer: its rounding to dtype, and the rounding of the step's arithmetic.
 
     Args:
-        expected: p' or v' of the reference, float64.
+        expected: p' or v' of the oracle, float64.
         magnitude: |p'| or |v'| of `magnitudes`, of the same shape.
         dtype: In which it is stored.
     """
@@ -49,7 +49,7 @@ def of_moments(sums: Tensor, dtype: torch.dtype, sums_eps: float) -> Tensor:
     Charges and the gradient's moments are sums of exact products; the update's carry its rounding too.
 
     Args:
-        sums: reference.moments of magnitudes, [N_MOMENTS, n_segments].
+        sums: oracle.moments of magnitudes, [n moments, n_segments].
         dtype: Of the parameters.
         sums_eps: sum_eps of the engine.
     """

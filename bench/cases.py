@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from noetherperf import Norm, Part, Symmetry
-from noetherperf.rules.hyper import Hyper
+from noetherperf.rules.sgd import Hyper
 
 Shape = tuple[int, ...]
 Shapes = tuple[Shape, ...]

@@ -1,4 +1,4 @@
-"""The gate before every timing: one step against noetherperf.rules.reference in float64 on the same rounded inputs."""
+"""The gate before every timing: one step against its rule (oracle.py) in float64 on the same rounded inputs."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,20 +9,20 @@ import torch
 from torch import Tensor
 
 import noetherperf as nperf
+from bench import oracle
 from bench.bounds import assert_close, magnitudes, of_moments, of_stored, sum_eps
 from bench.cases import Case
 from bench.inputs import InputSet, make_input_set
 from bench.variants import ours
 from noetherperf.measure.plan import View, make_plan
-from noetherperf.rules import reference
-from noetherperf.rules.hyper import Coefficients
-from noetherperf.rules.moments import N_MOMENTS, READOUT_MOMENTS
+from noetherperf.rules.moments import Moment
+from noetherperf.rules.sgd import SGD, Hyper
 
 CHUNK = 1 << 22  # elements compared at a time: float64 copies of a large model would not fit
 
 
 class Mismatch(AssertionError):
-    """A step differs from the reference, so its time means nothing."""
+    """A step differs from its rule, so its time means nothing."""
 
 
 def _rows(x: Tensor) -> Iterator[slice]:
@@ -52,7 +52,6 @@ def check(case: Case, inputs: InputSet, optimizer: nperf.SGD) -> None:
     buffers = [v.clone() for v in inputs.buffers]
     optimizer.step()
     readout = optimizer.readout()
-    c = case.hyper.coefficients(first=False)
     plan = make_plan(optimizer.symmetries, case.names, case.shapes)
     moments: dict[View, tuple[Tensor, Tensor]] = {}
     views: dict[int, list[View]] = {}
@@ -62,12 +61,12 @@ def check(case: Case, inputs: InputSet, optimizer: nperf.SGD) -> None:
         v, v_new = (buffers[i], inputs.buffers[i]) if buffers else (None, None)
         after = inputs.params[i].detach(), v_new
         sums_eps = sum_eps(optimizer.backend, before[i].dtype)
-        moments |= _check_tensor(name, (before[i], inputs.grads[i], v), after, c, views.get(i, []), sums_eps)
-    rows = list(READOUT_MOMENTS.values())
+        moments |= _check_tensor(name, (before[i], inputs.grads[i], v), after, case.hyper, views.get(i, []), sums_eps)
+    rows = list(Moment)
     for symmetry in optimizer.symmetries:
         (part,) = plan.parts[symmetry.name]
         expected, bound = moments[plan.views[part.view]]
-        actual = torch.stack([readout[symmetry.name].moments[moment] for moment in READOUT_MOMENTS])
+        actual = torch.stack([readout[symmetry.name].moments[moment.name.lower()] for moment in Moment])
         _close(actual, part.reduce(expected)[rows], part.reduce(bound)[rows], f"moments of {symmetry.name}")
 
 
@@ -90,20 +89,20 @@ def _check_tensor(
     name: str,
     before: tuple[Tensor, Tensor, Tensor | None],
     after: tuple[Tensor, Tensor | None],
-    c: Coefficients,
+    hyper: Hyper,
     views: list[View],
     sums_eps: float,
 ) -> dict[View, tuple[Tensor, Tensor]]:
-    """Compare one tensor's p and v; returns its views' expected moments and their bounds [N_MOMENTS, n_segments]."""
-    dtype, device = before[0].dtype, before[0].device
-    shapes = {view: (N_MOMENTS, view.n_segments) for view in views}
+    """Compare one tensor's p and v; returns its views' expected moments and their bounds [n moments, n_segments]."""
+    dtype, device, c = before[0].dtype, before[0].device, hyper.coefficients()
+    shapes = {view: (len(SGD.moments), view.n_segments) for view in views}
     empty = {view: torch.zeros(shape, dtype=torch.float64, device=device) for view, shape in shapes.items()}
     found = {view: (x, x.clone()) for view, x in empty.items()}
     for rows in _rows(before[0]):
         p, g = (x[rows].double() for x in before[:2])
         v = None if before[2] is None else before[2][rows].double()
         stored = after[0][rows]
-        p_new, v_new, u = reference.step(p, g, v, c)
+        p_new, v_new, u = oracle.step(p, g, v, c)
         p_mag, v_mag, u_mag = magnitudes(p, g, v, c)
         _close(stored, p_new, of_stored(p_new, p_mag, dtype), f"parameter {name}")
         if v_new is not None and v_mag is not None and after[1] is not None:
@@ -111,8 +110,8 @@ def _check_tensor(
         for view in views:
             part, segments = _chunk(view, rows)
             expected, magnitude = found[view]
-            expected[:, segments] += reference.moments(part.grouped, stored, p, g, u, v_new, c)
-            magnitude[:, segments] += reference.moments(part.grouped, stored.abs(), p.abs(), g.abs(), u_mag, v_mag, c)
+            expected[:, segments] += oracle.moments(part, hyper, stored, p, g, u, v_new)
+            magnitude[:, segments] += oracle.moments(part, hyper, stored.abs(), p.abs(), g.abs(), u_mag, v_mag)
     return {
         view: (expected.cpu(), of_moments(magnitude, dtype, sums_eps).cpu())
         for view, (expected, magnitude) in found.items()

@@ -51,19 +51,27 @@ Kernels find(const std::string& isa) {
 // Keeps the tables alive beside the engine that reads them.
 class PyEngine {
  public:
-  PyEngine(py::array tensors, py::array dims, py::array views, py::array tiles, py::array spans, uint64_t workspace,
-           uint64_t moments, int64_t moments_stride, std::array<uint64_t, n_laws> states,
+  PyEngine(py::array tensors, py::array dims, py::array views, py::array tiles, py::array spans, py::array components,
+           py::array driving, std::array<int32_t, n_laws> law_numbers, int64_t n_ages, int64_t n_numbers,
+           uint64_t workspace, uint64_t moments, int64_t moments_stride, std::array<uint64_t, n_laws> states,
            std::array<int64_t, n_laws> states_stride, uint64_t propagators, const std::string& isa)
-      : tables_{tensors, dims, views, tiles, spans},
+      : tables_{tensors, dims, views, tiles, spans, components, driving},
         n_tensors_(tensors.size()),
+        n_row_values_(n_ages * n_numbers),
         engine_(Problem{table<Tensor>(tensors, "tensors"),
                         table<Dim>(dims, "dims"),
                         table<View>(views, "views"),
                         table<Tile>(tiles, "tiles"),
                         table<Span>(spans, "spans"),
+                        table<Component>(components, "components"),
+                        table<int32_t>(driving, "driving"),
                         tensors.size(),
                         tiles.size(),
                         spans.size(),
+                        components.size(),
+                        {law_numbers[translation], law_numbers[norm]},
+                        n_ages,
+                        n_numbers,
                         pointer(workspace),
                         pointer(moments),
                         moments_stride,
@@ -72,19 +80,23 @@ class PyEngine {
                         pointer(propagators)},
                 find(isa)) {
     for (int64_t i = 0; i < n_tensors_; ++i)
-      n_hypers_ = std::max<int64_t>(n_hypers_, table<Tensor>(tensors, "tensors")[i].hyper + 1);
+      n_groups_ = std::max<int64_t>(n_groups_, table<Tensor>(tensors, "tensors")[i].group + 1);
   }
 
-  void step(const py::array& addresses, const py::array& first, const py::array& hypers, int n_threads,
-            double unscale) {
-    Inputs in = inputs(addresses, first, hypers);
-    in.unscale = unscale;
+  void step(const py::array& addresses, const py::array& ages, const py::array& rows, const py::array& groups,
+            int n_threads, double unscale) {
+    const Inputs in{values<uint64_t>(addresses, 3 * n_tensors_, "addresses"),
+                    values<uint8_t>(ages, n_tensors_, "ages"),
+                    values<double>(rows, n_groups_ * n_row_values_, "rows"),
+                    values<Group>(groups, n_groups_, "groups"),
+                    groups.size(),
+                    unscale};
     py::gil_scoped_release release;
     engine_.step(in, n_threads);
   }
 
-  void measure(const py::array& addresses, const py::array& first, const py::array& hypers, int n_threads) {
-    const Inputs in = inputs(addresses, first, hypers);
+  void measure(const py::array& addresses, int n_threads) {
+    const Inputs in{values<uint64_t>(addresses, 3 * n_tensors_, "addresses"), nullptr, nullptr, nullptr, 0, 1.0};
     py::gil_scoped_release release;
     engine_.measure(in, n_threads);
   }
@@ -92,13 +104,8 @@ class PyEngine {
   std::string isa() const { return engine_.isa(); }
 
  private:
-  Inputs inputs(const py::array& addresses, const py::array& first, const py::array& hypers) const {
-    return {values<uint64_t>(addresses, 3 * n_tensors_, "addresses"), values<uint8_t>(first, n_tensors_, "first"),
-            values<Hyper>(hypers, n_hypers_, "hypers"), hypers.size(), 1.0};
-  }
-
-  std::array<py::array, 5> tables_;
-  int64_t n_tensors_, n_hypers_ = 0;
+  std::array<py::array, 7> tables_;
+  int64_t n_tensors_, n_row_values_, n_groups_ = 0;
   Engine engine_;
 };
 
@@ -200,7 +207,7 @@ py::dict layouts() {
     layout = py::dict();
   };
   FIELD(Tensor, n_rows), FIELD(Tensor, n_cols), FIELD(Tensor, dims), FIELD(Tensor, n_dims), FIELD(Tensor, dense);
-  FIELD(Tensor, dtype), FIELD(Tensor, hyper), FIELD(Tensor, view), FIELD(Tensor, n_views);
+  FIELD(Tensor, dtype), FIELD(Tensor, group), FIELD(Tensor, view), FIELD(Tensor, n_views);
   finish("TENSOR", sizeof(Tensor));
   FIELD(Dim, size), FIELD(Dim, stride_p), FIELD(Dim, stride_g), FIELD(Dim, stride_v);
   finish("DIM", sizeof(Dim));
@@ -212,24 +219,27 @@ py::dict layouts() {
   finish("TILE", sizeof(Tile));
   FIELD(Span, begin), FIELD(Span, end), FIELD(Span, view), FIELD(Span, tensor);
   finish("SPAN", sizeof(Span));
-  FIELD(Hyper, lr), FIELD(Hyper, momentum), FIELD(Hyper, dampening), FIELD(Hyper, weight_decay);
-  FIELD(Hyper, nesterov), FIELD(Hyper, maximize);
-  finish("HYPER", sizeof(Hyper));
+  FIELD(Group, variant), FIELD(Group, ages);
+  finish("GROUP", sizeof(Group));
+  FIELD(Component, law), FIELD(Component, row), FIELD(Component, size), FIELD(Component, compensated);
+  FIELD(Component, n_moments), FIELD(Component, moments), FIELD(Component, numbers), FIELD(Component, padding);
+  finish("COMPONENT", sizeof(Component));
   return all;
 }
 
 PYBIND11_MODULE(_cpu, m) {
   m.doc() = "noetherperf's CPU engine; use it through noetherperf.SGD.";
   py::class_<PyEngine>(m, "Engine", py::module_local())
-      .def(py::init<py::array, py::array, py::array, py::array, py::array, uint64_t, uint64_t, int64_t,
+      .def(py::init<py::array, py::array, py::array, py::array, py::array, py::array, py::array,
+                    std::array<int32_t, n_laws>, int64_t, int64_t, uint64_t, uint64_t, int64_t,
                     std::array<uint64_t, n_laws>, std::array<int64_t, n_laws>, uint64_t, const std::string&>(),
            py::arg("tensors"), py::arg("dims"), py::arg("views"), py::arg("tiles"), py::arg("spans"),
+           py::arg("components"), py::arg("driving"), py::arg("law_numbers"), py::arg("n_ages"), py::arg("n_numbers"),
            py::arg("workspace"), py::arg("moments"), py::arg("moments_stride"), py::arg("states"),
            py::arg("states_stride"), py::arg("propagators"), py::arg("isa"))
-      .def("step", &PyEngine::step, py::arg("addresses"), py::arg("first"), py::arg("hypers"), py::arg("n_threads"),
-           py::arg("unscale") = 1.0)
-      .def("measure", &PyEngine::measure, py::arg("addresses"), py::arg("first"), py::arg("hypers"),
-           py::arg("n_threads"))
+      .def("step", &PyEngine::step, py::arg("addresses"), py::arg("ages"), py::arg("rows"), py::arg("groups"),
+           py::arg("n_threads"), py::arg("unscale") = 1.0)
+      .def("measure", &PyEngine::measure, py::arg("addresses"), py::arg("n_threads"))
       .def_property_readonly("isa", &PyEngine::isa);
   py::class_<Readable>(m, "Readable", py::module_local())
       .def(py::init(&readable), py::arg("tensor_type"), py::arg("usual"), py::arg("plain"), py::arg("negated"))
@@ -276,8 +286,7 @@ PYBIND11_MODULE(_cpu, m) {
       py::arg("p"), py::arg("g"), py::arg("v"), py::arg("n"), py::arg("n_threads"),
       py::call_guard<py::gil_scoped_release>());
   py::list moments;
-  for (const char* name : {"SUM_P", "SQ_P", "SUM_G", "SQ_G", "DOT_PG", "SQ_U", "DOT_UV", "DOT_GU"})
-    moments.append(name);
+  for (const Moment& moment : sgd::Rule::moments) moments.append(moment.name);
   m.attr("moments") = moments;
 }
 

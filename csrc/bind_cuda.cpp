@@ -8,7 +8,7 @@
 #include <string>
 #include <tuple>
 
-#include "step_cuda.h"
+#include "cuda/launch.h"
 
 #if !defined(NPERF_CUDA_ARCHITECTURES)
 #define NPERF_CUDA_ARCHITECTURES ""
@@ -26,16 +26,25 @@ T* pointer(const py::object& address) {
 
 class PyEngine {
  public:
-  PyEngine(const py::dict& at, int64_t n_tensors, int64_t n_spans, int64_t n_hypers, int64_t moments_stride,
-           std::array<int64_t, n_laws> states_stride)
+  PyEngine(const py::dict& at, int64_t n_tensors, int64_t n_spans, int64_t n_groups, int64_t n_components,
+           int64_t n_driving, int32_t n_ages, int32_t n_numbers, std::array<int32_t, n_laws> law_numbers,
+           std::array<int32_t, n_laws> n_state_rows, int64_t moments_stride, std::array<int64_t, n_laws> states_stride)
       : problem_{pointer<const Tensor>(at["tensors"]),
                  pointer<const Dim>(at["dims"]),
                  pointer<const View>(at["views"]),
                  pointer<const Tile>(at["tiles"]),
                  pointer<const Span>(at["spans"]),
+                 pointer<const Component>(at["components"]),
+                 pointer<const int32_t>(at["driving"]),
                  n_tensors,
                  n_spans,
-                 n_hypers,
+                 n_groups,
+                 n_components,
+                 n_driving,
+                 n_ages,
+                 n_numbers,
+                 {law_numbers[translation], law_numbers[norm]},
+                 {n_state_rows[translation], n_state_rows[norm]},
                  pointer<double>(at["workspace"]),
                  pointer<double>(at["moments"]),
                  moments_stride,
@@ -43,12 +52,8 @@ class PyEngine {
                  {states_stride[translation], states_stride[norm]},
                  pointer<double>(at["propagators"]),
                  pointer<double>(at["clock"]),
-                 pointer<uint8_t>(at["fresh"]),
-                 pointer<uint8_t>(at["pending"])} {}
-
-  void find_transitions(const py::dict& at, uint64_t stream) const {
-    noetherperf::find_transitions(problem_.n_hypers, inputs(at, false, false), reinterpret_cast<void*>(stream));
-  }
+                 pointer<uint8_t>(at["ages"]),
+                 pointer<int32_t>(at["chosen"])} {}
 
   void launch(const std::vector<std::tuple<int, int, int64_t, int64_t>>& launches, const py::dict& at, bool scaled,
               bool measuring, uint64_t stream) const {
@@ -62,11 +67,10 @@ class PyEngine {
  private:
   static Inputs inputs(const py::dict& at, bool scaled, bool measuring) {
     return {pointer<const uint64_t>(at["scalars"]),
-            pointer<const DeviceLr>(at["lrs"]),
-            pointer<const Hyper>(at["hypers"]),
+            pointer<const double>(at["rows"]),
+            pointer<const Group>(at["groups"]),
             pointer<const uint64_t>(at["addresses"]),
-            pointer<const uint8_t>(at["first"]),
-            pointer<Transitions>(at["transitions"]),
+            pointer<const uint8_t>(at["ages"]),
             scaled,
             measuring};
   }
@@ -77,20 +81,18 @@ class PyEngine {
 PYBIND11_MODULE(_cuda, m) {
   m.doc() = "noetherperf's CUDA engine; use it through noetherperf.SGD.";
   py::class_<PyEngine>(m, "Engine", py::module_local())
-      .def(py::init<py::dict, int64_t, int64_t, int64_t, int64_t, std::array<int64_t, n_laws>>(), py::arg("addresses"),
-           py::kw_only(), py::arg("n_tensors"), py::arg("n_spans"), py::arg("n_hypers"), py::arg("moments_stride"),
-           py::arg("states_stride"))
-      .def("find_transitions", &PyEngine::find_transitions,
-           "Put on a stream what finds the transitions of the inputs' hyperparameters, and leaves them there.",
-           py::arg("inputs"), py::kw_only(), py::arg("stream"))
+      .def(py::init<py::dict, int64_t, int64_t, int64_t, int64_t, int64_t, int32_t, int32_t,
+                    std::array<int32_t, n_laws>, std::array<int32_t, n_laws>, int64_t, std::array<int64_t, n_laws>>(),
+           py::arg("addresses"), py::kw_only(), py::arg("n_tensors"), py::arg("n_spans"), py::arg("n_groups"),
+           py::arg("n_components"), py::arg("n_driving"), py::arg("n_ages"), py::arg("n_numbers"),
+           py::arg("law_numbers"), py::arg("n_state_rows"), py::arg("moments_stride"), py::arg("states_stride"))
       .def(
           "launch", &PyEngine::launch,
           "Put one step on a stream: the launches (dtype, variant, first tile, last tile + 1) of the first stage, then "
           "the second.",
           py::arg("launches"), py::arg("inputs"), py::kw_only(), py::arg("scaled"), py::arg("measuring"),
           py::arg("stream"));
-  m.attr("ANY") = any;
-  m.attr("N_TRANSITIONS") = sizeof(Transitions) / sizeof(double);
+  m.attr("ANY") = any_variant();
   m.attr("architectures") = NPERF_CUDA_ARCHITECTURES;
   m.def("n_devices", &n_devices, "How many devices the driver shows; RuntimeError says why there is none.");
 }

@@ -1,4 +1,5 @@
-// Plain structs of the plan's tables; mirrors of the dtypes in noetherperf/engines/tiling.py, where the fields are explained.
+// Plain structs of the plan's tables; mirrors of the dtypes in noetherperf/engines/tiling.py, where the fields are
+// explained.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +10,7 @@ enum Dtype : int32_t { float32, float64, bfloat16, float16 };
 
 struct Tensor {
   int64_t n_rows, n_cols, dims;
-  int32_t n_dims, dense, dtype, hyper, view, n_views;
+  int32_t n_dims, dense, dtype, group, view, n_views;
 };
 
 struct Dim {

@@ -23,19 +23,15 @@ struct Shape {
 constexpr Shape shapes[] = {{5, 7, 0}, {11, 19, 5}, {3, 150, 0}, {2, 40, -1}, {4, 776, 1}};
 constexpr int64_t behind = 64;  // NaN after the last row
 
-constexpr Coefficients<double> coefficients_of(Mode mode) {
-  switch (mode) {
-    case Mode::momentum:
-      return {0.5, 0.25, 1.0, 0.5, 0.5, 0.0, 1.0};
-    case Mode::nesterov:
-      return {0.5, 0.25, -1.0, 0.5, 0.5, 1.0, 0.5};
-    default:
-      return {0.5, 0.25, 1.0, 1.0, 0.0, 1.0, 0.0};
-  }
-}
+// A row's coefficients, powers of two, for each variant of the step: η, λ, s, b, a, c_d, c_v.
+using Row = double[sgd::Rule::n_coefficients];
+constexpr Row rows_of[sgd::n_variants] = {{0.5, 0.25, 1.0, 1.0, 0.0, 1.0, 0.0},
+                                          {0.5, 0.25, 1.0, 0.5, 0.5, 0.0, 1.0},
+                                          {0.5, 0.25, -1.0, 0.5, 0.5, 1.0, 0.5},
+                                          {0.5, 0.25, 1.0, 1.0, 0.0, 1.0, 0.0}};
 
 const char* const dtype_names[n_dtypes] = {"float32", "float64", "bfloat16", "float16"};
-const char* const mode_names[n_modes] = {"plain", "momentum", "nesterov", "stale", "measure"};
+const char* const step_names[sgd::n_variants + 1] = {"plain", "momentum", "nesterov", "idle", "measure"};
 
 // One tensor's block before and after a step, in float64, and its moments by row and by column.
 struct Expected {
@@ -43,10 +39,10 @@ struct Expected {
   std::vector<double> p, g, v, p_after, v_after, rows, columns;
 };
 
-template <Mode mode>
-Expected expected(const Shape& shape) {
+template <class Step>
+Expected expected(const Shape& shape, const double* row) {
   const int64_t n = shape.rows * shape.width;
-  const int n_acc = n_accumulated(mode);
+  const int n_acc = Step::n_taken;
   Expected e{shape, std::vector<double>(n), {}, {}, {}, {}, {}, {}};
   e.g = e.v = e.p;
   e.rows.assign(n_acc * shape.rows, 0.0);
@@ -64,10 +60,10 @@ Expected expected(const Shape& shape) {
   e.p_after = e.p;
   e.v_after = e.v;
   for (int64_t i = 0; i < n; ++i) {
-    double moments[n_moments] = {}, u = 0.0;
-    const double g = mode == Mode::measure ? e.v[i] : e.g[i];
-    if constexpr (mode != Mode::measure) update<mode>(e.p_after[i], g, e.v_after[i], u, coefficients_of(mode));
-    accumulate<mode>(moments, e.p_after[i], e.p[i], g, u, e.v_after[i]);
+    double moments[sgd::Rule::n_moments] = {}, u = 0.0;
+    const double g = Step::updates ? e.g[i] : e.v[i];
+    if constexpr (Step::updates) Step::update(e.p_after[i], g, e.v_after[i], u, sgd::Coefficients<double>::of(row));
+    accumulate<Step>(moments, Operands<double>{e.p[i], e.p_after[i], g, u, e.v_after[i]});
     for (int m = 0; m < n_acc; ++m) {
       e.rows[m * shape.rows + i / shape.width] += moments[m];
       e.columns[m * shape.width + i % shape.width] += moments[m];
@@ -133,9 +129,9 @@ struct Matrices {
 };
 
 // What is wrong with a kernel's step of one block, nothing if all is right.
-std::string fault(BlockKernel kernel, const Expected& e, const Matrices& given, Mode mode, bool by_row, bool by_col) {
+std::string fault(BlockKernel kernel, const Expected& e, const Matrices& given, int n_acc, const double* row,
+                  bool by_row, bool by_col) {
   Matrix p = given.p, g = given.g, v = given.v;
-  const int n_acc = n_accumulated(mode);
   const Shape& shape = e.shape;
   std::vector<double> rows(n_acc * shape.rows, 1.0);
   std::vector<Line> lines(n_lines(shape.width, n_acc));
@@ -149,7 +145,8 @@ std::string fault(BlockKernel kernel, const Expected& e, const Matrices& given, 
   block.row_stride = p.stride();
   block.rows = shape.rows;
   block.width = shape.width;
-  block.c = coefficients_of(mode);
+  block.row = row;
+  block.unscale = 1.0;
   block.row_sums = rows.data();
   block.row_sums_stride = shape.rows;
   block.col_sums = lines.data();
@@ -168,55 +165,69 @@ std::string fault(BlockKernel kernel, const Expected& e, const Matrices& given, 
   return "";
 }
 
-template <Mode mode>
-std::string check_mode(const Kernels& kernels, Mode made_for) {
+// A variant of the step, or the pass that only measures, against the kernels that `made` has for it.
+template <class Step>
+std::string check_step(const StepKernels& made, const double* row, const char* name) {
   for (const Shape& shape : shapes) {
-    const Expected e = expected<mode>(shape);
+    const Expected e = expected<Step>(shape, row);
     for (int dtype = 0; dtype < n_dtypes; ++dtype) {
       const Matrices given(Stored{dtype}, e);
       for (const bool by_row : {false, true})
         for (const bool by_col : {false, true}) {
-          if (mode == Mode::measure && !by_row && !by_col) continue;  // does nothing
-          const BlockKernel kernel = kernels.step[dtype][int(made_for)][by_row][by_col];
-          const std::string wrong = fault(kernel, e, given, mode, by_row, by_col);
+          if (!Step::updates && !by_row && !by_col) continue;  // does nothing
+          const BlockKernel kernel = made.of[dtype][by_row][by_col];
+          const std::string wrong = fault(kernel, e, given, Step::n_taken, row, by_row, by_col);
           if (!wrong.empty())
-            return std::string(dtype_names[dtype]) + ", " + mode_names[int(mode)] + ", a block of " +
-                   std::to_string(shape.rows) + " x " + std::to_string(shape.width) + ": wrong " + wrong;
+            return std::string(dtype_names[dtype]) + ", " + name + ", a block of " + std::to_string(shape.rows) +
+                   " x " + std::to_string(shape.width) + ": wrong " + wrong;
         }
     }
   }
   return "";
 }
 
-// Laws of numbers and transitions that are exact, too.
-template <Law law>
-std::string check_law(const Kernels& kernels) {
+template <int... variant>
+std::string check_variants(const Kernels& kernels, bool mix_up, std::integer_sequence<int, variant...>) {
+  std::string wrong;
+  ((wrong = !wrong.empty() ? wrong
+                           : check_step<sgd::Step<variant>>(kernels.steps[(variant + mix_up) % sgd::n_variants],
+                                                            rows_of[variant], step_names[variant])),
+   ...);
+  return wrong;
+}
+
+// Components of every size, with and without compensation, and driven by as many moments as have code of their own and
+// one more; of numbers that are exact, too.
+std::string check_components(const Kernels& kernels) {
   constexpr int64_t n = 21, stride = 23;
-  Transitions t;
-  t.discrete[law] = {0.5, -0.25, 0.125, 0.5, -0.5, 1.0, 0.25, -0.5, 0.125, -0.5, 0.25, 0.5, -0.25, 0.125};
-  t.flow[law] = {0.5, 0.25, -0.125, 0.5, 0.25, 2.0, -0.5};
-  double state[n_state * stride], other[n_state * stride], moments[n_moments * stride];
-  for (int64_t i = 0; i < n_state * stride; ++i) state[i] = other[i] = double(i * 7 % 11) - 5.0;
-  for (int64_t i = 0; i < n_moments * stride; ++i) moments[i] = double(i * 5 % 13) - 6.0;
-  kernels.advance[law](state, stride, moments, stride, t, 0, n);
-  for (int64_t i = 0; i < n; ++i) {
-    if constexpr (law == translation) advance_translation(other, stride, moments, stride, t, i);
-    if constexpr (law == norm) advance_norm(other, stride, moments, stride, t, i);
-  }
-  return std::memcmp(state, other, sizeof state) == 0 ? "" : "wrong laws";
+  constexpr int most = 6;
+  const int32_t driving[most] = {5, 0, 3, 1, 4, 2};
+  double numbers[3 * (2 + most)];
+  for (int i = 0; i < 3 * (2 + most); ++i) numbers[i] = double(i * 5 % 9 - 4) / 8.0;
+  double moments[most * stride];
+  for (int64_t i = 0; i < most * stride; ++i) moments[i] = double(i * 5 % 13) - 6.0;
+  for (int size = 1; size <= 2; ++size)
+    for (const bool compensated : {false, true})
+      for (int n_moments = 0; n_moments <= most; ++n_moments) {
+        const Component component{0, 0, size, compensated, n_moments, 0, 0, 0};
+        double state[3 * stride], other[3 * stride];
+        for (int64_t i = 0; i < 3 * stride; ++i) state[i] = other[i] = double(i * 7 % 11) - 5.0;
+        const Recursion recursion = recursion_of(component, driving, numbers);
+        kernels.advance_of(recursion)(recursion, state, stride, moments, stride, 0, n);
+        for (int64_t i = 0; i < n; ++i)
+          advance(component, numbers, other + i, stride, [&](int k) { return moments[driving[k] * stride + i]; });
+        for (int64_t i = 0; i < 3 * stride; ++i)
+          if (!(state[i] == other[i])) return "wrong laws";
+      }
+  return "";
 }
 
 }  // namespace
 
 std::string self_check(const Kernels& kernels, bool mix_up) {
-  const auto made_for = [&](Mode mode) { return Mode((int(mode) + (mix_up ? 1 : 0)) % n_modes); };
-  std::string wrong = check_mode<Mode::plain>(kernels, made_for(Mode::plain));
-  if (wrong.empty()) wrong = check_mode<Mode::momentum>(kernels, made_for(Mode::momentum));
-  if (wrong.empty()) wrong = check_mode<Mode::nesterov>(kernels, made_for(Mode::nesterov));
-  if (wrong.empty()) wrong = check_mode<Mode::stale>(kernels, made_for(Mode::stale));
-  if (wrong.empty()) wrong = check_mode<Mode::measure>(kernels, made_for(Mode::measure));
-  if (wrong.empty()) wrong = check_law<translation>(kernels);
-  if (wrong.empty()) wrong = check_law<norm>(kernels);
+  std::string wrong = check_variants(kernels, mix_up, std::make_integer_sequence<int, sgd::n_variants>{});
+  if (wrong.empty()) wrong = check_step<sgd::Measure>(kernels.measure, rows_of[0], step_names[sgd::n_variants]);
+  if (wrong.empty()) wrong = check_components(kernels);
   return wrong;
 }
 

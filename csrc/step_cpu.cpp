@@ -21,16 +21,24 @@ constexpr int64_t staging_rows = 8;
 constexpr int64_t elements_worth_a_thread = 4096;
 constexpr int64_t element_size[n_dtypes] = {4, 8, 2, 2};
 
+using sgd::Rule;
+
+// Which row of numbers a tensor's step takes.
+int64_t row_of(const Problem& problem, const Inputs& inputs, int64_t tensor) {
+  const int64_t age = std::min<int64_t>(inputs.ages[tensor], problem.n_ages - 1);
+  return problem.tensors[tensor].group * problem.n_ages + age;
+}
+
 // One tile's work.
 struct Job {
   const Problem& problem;
-  const Kernels& kernels;
   const Tile& tile;
   const Tensor& tensor;
   const uint64_t* addresses;  // the tensor's parameter, gradient, buffer
   Scratch& scratch;
-  Mode mode;
-  Coefficients<double> c;
+  const StepKernels& step;
+  const double* row;  // of the step's numbers
+  double unscale;
 
   void* address(int which) const { return reinterpret_cast<void*>(addresses[which]); }
 };
@@ -38,7 +46,7 @@ struct Job {
 // Where a tile's sums of moment m go: a slice of the workspace, or the moments where there is one slice only.
 double* sums_of(const Problem& problem, const View& view, int64_t slice, int m) {
   if (view.n_slices <= 1) return problem.moments + m * problem.moments_stride + view.segment;
-  return problem.workspace + view.workspace + (slice * n_moments + m) * view.n_segments;
+  return problem.workspace + view.workspace + (slice * Rule::n_moments + m) * view.n_segments;
 }
 
 // Copies rows × width elements between a tensor of any strides and a dense buffer of row length staging_cols.
@@ -100,8 +108,6 @@ void step_part(const Job& job, BlockKernel kernel, Block block, int64_t row, int
   }
   uint64_t* const staging = job.scratch.staging.data();
   void* const buffers[3] = {staging, staging + staging_rows * staging_cols, staging + 2 * staging_rows * staging_cols};
-  const bool measuring = job.mode == Mode::measure;
-  const bool uses_buffer = measuring || reads_buffer(job.mode);
   block.p = buffers[0];
   block.g = buffers[1];
   block.v = buffers[2];
@@ -115,11 +121,11 @@ void step_part(const Job& job, BlockKernel kernel, Block block, int64_t row, int
     const std::true_type gather;
     const std::false_type scatter;
     copy(gather, &Dim::stride_p, 0);
-    if (!measuring) copy(gather, &Dim::stride_g, 1);
-    if (uses_buffer) copy(gather, &Dim::stride_v, 2);
+    if (job.step.updates) copy(gather, &Dim::stride_g, 1);
+    if (job.step.reads_buffer) copy(gather, &Dim::stride_v, 2);
     kernel(block);
-    if (!measuring) copy(scatter, &Dim::stride_p, 0);
-    if (writes_buffer(job.mode)) copy(scatter, &Dim::stride_v, 2);
+    if (job.step.updates) copy(scatter, &Dim::stride_p, 0);
+    if (job.step.writes_buffer) copy(scatter, &Dim::stride_v, 2);
     if (block.row_sums != nullptr) block.row_sums += block.rows;
     block.fresh = false;
   }
@@ -163,11 +169,12 @@ void run_tile(const Job& job) {
   const View* const col_views = views + by_row;
   const int n_col_views = tensor.n_views - by_row;
   const int64_t rows = tile.row_end - tile.row_begin;
-  const int n_acc = n_accumulated(job.mode);
-  const BlockKernel kernel = job.kernels.step[tensor.dtype][int(job.mode)][by_row][n_col_views > 0];
+  const int n_acc = job.step.n_taken;
+  const BlockKernel kernel = job.step.of[tensor.dtype][by_row][n_col_views > 0];
 
   Block block{};
-  block.c = job.c;
+  block.row = job.row;
+  block.unscale = job.unscale;
   if (by_row) {
     block.row_sums = job.scratch.row_sums.data();
     block.row_sums_stride = rows;
@@ -233,7 +240,7 @@ void run_tile(const Job& job) {
 
 // Moments m >= first of a span set to zero.
 void clear_moments(const Problem& problem, const View& view, const Span& span, int first) {
-  for (int m = first; m < n_moments; ++m) {
+  for (int m = first; m < Rule::n_moments; ++m) {
     double* const to = problem.moments + m * problem.moments_stride + view.segment;
     std::fill(to + span.begin, to + span.end, 0.0);
   }
@@ -253,10 +260,11 @@ void gather_slices(const Problem& problem, const View& view, const Span& span, i
 
 // Multiplies the sums that hold the gradient by what it is to be multiplied by.
 void unscale_moments(const Problem& problem, const View& view, const Span& span, int n_acc, double unscale) {
-  for (const Moment m : {sum_g, sq_g, dot_pg, dot_gu}) {
-    if (m >= n_acc) continue;
+  for (int m = 0; m < n_acc; ++m) {
+    const int degree = Rule::moments[m].degree_in_gradient();
+    if (degree == 0) continue;
     double* const sums = problem.moments + m * problem.moments_stride + view.segment;
-    const double factor = m == sq_g ? unscale * unscale : unscale;
+    const double factor = degree == 2 ? unscale * unscale : unscale;
     for (int64_t i = span.begin; i < span.end; ++i) sums[i] *= factor;
   }
 }
@@ -292,7 +300,7 @@ Engine::Engine(const Problem& problem, const Kernels& kernels)
     : problem_(problem),
       kernels_(kernels),
       n_tiles_(problem.n_tensors, 0),
-      n_accumulated_(problem.n_tensors, n_moments) {
+      n_taken_(problem.n_tensors, Rule::n_moments) {
   for (int64_t i = 0; i < problem.n_tiles; ++i) {
     const Tile& tile = problem.tiles[i];
     max_tile_rows_ = std::max(max_tile_rows_, tile.row_end - tile.row_begin);
@@ -304,23 +312,28 @@ Engine::Engine(const Problem& problem, const Kernels& kernels)
 void Engine::step(const Inputs& inputs, int n_threads) { run<false>(inputs, n_threads); }
 void Engine::measure(const Inputs& inputs, int n_threads) { run<true>(inputs, n_threads); }
 
-// Brings the moments of a span together and advances its laws; in measure mode there are none to advance.
-void Engine::finish(const Inputs& inputs, const Span& span, Mode mode) {
+// Brings the moments of a span together and advances its laws; the pass that only measures has none to advance.
+void Engine::finish(const Inputs& inputs, const Span& span, const StepKernels& step) {
   const View& view = problem_.views[span.view];
-  const int n_acc = n_accumulated(mode);
+  const int n_acc = step.n_taken;
   if (view.n_slices != 1) gather_slices(problem_, view, span, n_acc);
-  if (n_acc < n_accumulated_[view.tensor]) clear_moments(problem_, view, span, n_acc);
-  if (mode == Mode::measure) return;
+  if (n_acc < n_taken_[view.tensor]) clear_moments(problem_, view, span, n_acc);
+  if (!step.updates) return;
   if (inputs.unscale != 1.0) unscale_moments(problem_, view, span, n_acc, inputs.unscale);
   const double* const moments = problem_.moments + view.segment;
-  const Transitions& t = transitions_[2 * problem_.tensors[view.tensor].hyper + (inputs.first[view.tensor] ? 1 : 0)];
+  const int64_t row = row_of(problem_, inputs, view.tensor);
   const int64_t starts[n_laws] = {view.translation, view.norm};
-  for (int law = 0; law < n_laws; ++law)
-    if (starts[law] >= 0)
-      kernels_.advance[law](problem_.states[law] + starts[law], problem_.states_stride[law], moments,
-                            problem_.moments_stride, t, span.begin, span.end);
+  for (int64_t i = 0; i < problem_.n_components; ++i) {
+    const Component& component = problem_.components[i];
+    const int64_t start = starts[component.law], stride = problem_.states_stride[component.law];
+    if (start < 0) continue;
+    const Recursion& recursion = recursions_[row * problem_.n_components + i];
+    kernels_.advance_of(recursion)(recursion, problem_.states[component.law] + component.row * stride + start, stride,
+                                   moments, problem_.moments_stride, span.begin, span.end);
+  }
   if (span.begin == 0 && span.view == problem_.tensors[view.tensor].view)
-    propagate(problem_.propagators + view.tensor * 8 * n_laws, t);
+    propagate(problem_.propagators + view.tensor * n_laws * n_propagated * 4, inputs.rows + row * problem_.n_numbers,
+              problem_.law_numbers);
 }
 
 template <bool measuring>
@@ -332,26 +345,32 @@ void Engine::run(const Inputs& inputs, int n_threads) {
     ranges_ = std::vector<Range>(n_threads);
     scratch_.resize(n_threads);
     for (Scratch& scratch : scratch_) {
-      scratch.row_sums.resize(n_moments * max_tile_rows_);
-      scratch.col_sums.resize(n_lines(chunk_cols, n_moments));
+      scratch.row_sums.resize(Rule::n_moments * max_tile_rows_);
+      scratch.col_sums.resize(n_lines(chunk_cols, Rule::n_moments));
       scratch.positions.resize(chunk_cols);
       scratch.staging.resize(3 * staging_rows * staging_cols);
     }
   }
   if (!measuring && problem.n_spans > 0) {
-    transitions_.resize(2 * inputs.n_hypers);
-    for (int64_t i = 0; i < 2 * inputs.n_hypers; ++i)
-      transitions_[i] = transitions(inputs.hypers[i / 2], /*first=*/i % 2 == 1);
+    const int64_t n = inputs.n_groups * problem.n_ages;
+    recursions_.clear();
+    for (int64_t row = 0; row < n; ++row)
+      for (int64_t i = 0; i < problem.n_components; ++i) {
+        const Component& component = problem.components[i];
+        recursions_.push_back(recursion_of(component, problem.driving + component.moments,
+                                           inputs.rows + row * problem.n_numbers + component.numbers));
+      }
   }
   for (int i = 0; i < n_threads; ++i) {
     ranges_[i].next = problem.n_tiles * i / n_threads;
     ranges_[i].end = problem.n_tiles * (i + 1) / n_threads;
   }
 
-  const auto mode_of_tensor = [&](int64_t i) {
-    if (measuring) return Mode::measure;
+  const auto step_of = [&](int64_t i) -> const StepKernels& {
+    if (measuring) return kernels_.measure;
     const Tensor& tensor = problem.tensors[i];
-    return mode_of(inputs.hypers[tensor.hyper], inputs.addresses[3 * i + 2] != 0, tensor.n_views > 0);
+    const bool has_buffer = inputs.addresses[3 * i + 2] != 0;
+    return kernels_.steps[Rule::variant_of(inputs.groups[tensor.group].variant, has_buffer, tensor.n_views > 0)];
   };
   const auto takes_part = [&](int64_t i) { return measuring || inputs.addresses[3 * i + 1] != 0; };
 
@@ -364,14 +383,13 @@ void Engine::run(const Inputs& inputs, int n_threads) {
         const Tile& tile = problem.tiles[t];
         if (!takes_part(tile.tensor)) continue;
         const Tensor& tensor = problem.tensors[tile.tensor];
-        const Mode mode = mode_of_tensor(tile.tensor);
-        Coefficients<double> c =
-            measuring ? Coefficients<double>{} : coefficients(inputs.hypers[tensor.hyper], inputs.first[tile.tensor]);
-        c.sign *= inputs.unscale;
-        run_tile({problem, kernels_, tile, tensor, inputs.addresses + 3 * tile.tensor, scratch_[me], mode, c});
+        const StepKernels& step = step_of(tile.tensor);
+        const double* const row =
+            measuring ? nullptr : inputs.rows + row_of(problem, inputs, tile.tensor) * problem.n_numbers;
+        run_tile({problem, tile, tensor, inputs.addresses + 3 * tile.tensor, scratch_[me], step, row, inputs.unscale});
         if (n_tiles_[tile.tensor] == 1)  // nobody else adds to its segments: finished while they are in the cache
           for (int32_t v = tensor.view; v < tensor.view + tensor.n_views; ++v)
-            finish(inputs, {0, problem.views[v].n_segments, v, 0}, mode);
+            finish(inputs, {0, problem.views[v].n_segments, v, 0}, step);
       }
     }
 #pragma omp barrier
@@ -380,14 +398,14 @@ void Engine::run(const Inputs& inputs, int n_threads) {
       const Span& span = problem.spans[s];
       const int32_t tensor = problem.views[span.view].tensor;
       if (!takes_part(tensor)) {  // its charges stay, the moments of gradient and update are zero, its laws wait
-        clear_moments(problem, problem.views[span.view], span, sum_g);
+        clear_moments(problem, problem.views[span.view], span, Rule::n_kept);
       } else if (n_tiles_[tensor] != 1) {
-        finish(inputs, span, mode_of_tensor(tensor));
+        finish(inputs, span, step_of(tensor));
       }
     }
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < problem.n_tensors; ++i)
-      n_accumulated_[i] = uint8_t(takes_part(i) ? n_accumulated(mode_of_tensor(i)) : sum_g);
+      n_taken_[i] = uint8_t(takes_part(i) ? step_of(i).n_taken : Rule::n_kept);
   }
 }
 

@@ -6,34 +6,39 @@
 #include <vector>
 
 #include "kernel_cpu.h"
-#include "laws.h"
 #include "plan.h"
+#include "rows.h"
 
 namespace noetherperf {
 
-// Tables of the plan (noetherperf/engines/tiling.py) and what the laws live in (Measurement, noetherperf/measure/plan.py).
-// All memory belongs to the caller and outlives the engine.
+// Tables of the plan (noetherperf/engines/tiling.py), the laws' components (rows.py) and what the laws live in
+// (Measurement, noetherperf/measure/plan.py). All memory belongs to the caller and outlives the engine.
 struct Problem {
   const Tensor* tensors;
   const Dim* dims;
   const View* views;
   const Tile* tiles;
   const Span* spans;
-  int64_t n_tensors, n_tiles, n_spans;
+  const Component* components;
+  const int32_t* driving;  // the moments that drive components
+  int64_t n_tensors, n_tiles, n_spans, n_components;
+  int32_t law_numbers[n_laws];  // where each law's coefficients begin in a row
+  int64_t n_ages, n_numbers;    // of a parameter group's rows, and of a row
   double* workspace;
   double* moments;  // [n_moments, moments_stride]
   int64_t moments_stride;
-  double* states[n_laws];  // [4 for a translation, n_state for a norm; states_stride]
+  double* states[n_laws];  // [n rows of the law, states_stride]
   int64_t states_stride[n_laws];
-  double* propagators;  // [n_tensors, n_laws, discrete or flow, 2, 2]
+  double* propagators;  // [n_tensors, n_laws, n_propagated, 2, 2]
 };
 
 // What is new each step. A tensor whose gradient is null takes no part in it.
 struct Inputs {
   const uint64_t* addresses;  // [n_tensors, 3]: parameter, gradient, momentum buffer (null: none)
-  const uint8_t* first;       // [n_tensors]: this step writes the momentum buffer for the first time
-  const Hyper* hypers;        // one per parameter group
-  int64_t n_hypers;
+  const uint8_t* ages;        // [n_tensors]: 0 where the buffers have just been made
+  const double* rows;         // [n parameter groups, n_ages, n_numbers]
+  const Group* groups;        // one per parameter group
+  int64_t n_groups;
   double unscale;  // the gradient is what lies in memory times this
 };
 
@@ -66,16 +71,16 @@ class Engine {
  private:
   template <bool measuring>
   void run(const Inputs& inputs, int n_threads);
-  void finish(const Inputs& inputs, const Span& span, Mode mode);
+  void finish(const Inputs& inputs, const Span& span, const StepKernels& step);
 
   Problem problem_;
   Kernels kernels_;
   int64_t max_tile_rows_ = 0, n_elements_ = 0;
-  std::vector<int32_t> n_tiles_;        // of each tensor
-  std::vector<uint8_t> n_accumulated_;  // moments of each tensor that may not be zero
+  std::vector<int32_t> n_tiles_;  // of each tensor
+  std::vector<uint8_t> n_taken_;  // moments of each tensor that may not be zero
   std::vector<Scratch> scratch_;
   std::vector<Range> ranges_;
-  std::vector<Transitions> transitions_;  // for each parameter group: later steps, first step
+  std::vector<Recursion> recursions_;  // of each row of numbers, each component's
 };
 
 // The kernels that this build has and this machine can run, best first.

@@ -16,6 +16,11 @@ class Engine:
         views: np.ndarray,
         tiles: np.ndarray,
         spans: np.ndarray,
+        components: np.ndarray,
+        driving: np.ndarray,
+        law_numbers: Sequence[int],
+        n_ages: int,
+        n_numbers: int,
         workspace: int,
         moments: int,
         moments_stride: int,
@@ -25,9 +30,15 @@ class Engine:
         isa: str,
     ) -> None: ...
     def step(
-        self, addresses: np.ndarray, first: np.ndarray, hypers: np.ndarray, n_threads: int, unscale: float = 1.0
+        self,
+        addresses: np.ndarray,
+        ages: np.ndarray,
+        rows: np.ndarray,
+        groups: np.ndarray,
+        n_threads: int,
+        unscale: float = 1.0,
     ) -> None: ...
-    def measure(self, addresses: np.ndarray, first: np.ndarray, hypers: np.ndarray, n_threads: int) -> None: ...
+    def measure(self, addresses: np.ndarray, n_threads: int) -> None: ...
     @property
     def isa(self) -> str: ...
 

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 
 ANY: int
-N_TRANSITIONS: int
 architectures: str
 
 class Engine:
@@ -13,11 +12,16 @@ class Engine:
         *,
         n_tensors: int,
         n_spans: int,
-        n_hypers: int,
+        n_groups: int,
+        n_components: int,
+        n_driving: int,
+        n_ages: int,
+        n_numbers: int,
+        law_numbers: Sequence[int],
+        n_state_rows: Sequence[int],
         moments_stride: int,
         states_stride: Sequence[int],
     ) -> None: ...
-    def find_transitions(self, inputs: Mapping[str, int], *, stream: int) -> None: ...
     def launch(
         self,
         launches: Sequence[tuple[int, int, int, int]],

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from noetherperf.engines import Call, Engine, OnDevice, Stepping
 from noetherperf.measure.plan import Measurement, Plan
-from noetherperf.rules.hyper import Hyper
 
 
 class Mirror:
@@ -48,7 +47,7 @@ class OnGpu(Stepping):
         plan: Plan,
         params: Sequence[Tensor],
         names: Sequence[str],
-        hyper_index: Sequence[int],
+        group_index: Sequence[int],
         measurement: Measurement,
         device: str = "cuda",
     ) -> None:
@@ -57,11 +56,11 @@ class OnGpu(Stepping):
         self._there = Measurement.empty(plan, self._device, measurement.clock.numel() - 1)
         self._params = [Mirror(p, self._device) for p in params]
         self._grads: Mirrors = []
-        self._engine = make(plan, [p.tensor for p in self._params], names, hyper_index, self._there)
+        self._engine = make(plan, [p.tensor for p in self._params], names, group_index, self._there)
 
     @property
-    def fresh(self) -> Sequence[bool] | Tensor:
-        return self._engine.fresh
+    def ages(self) -> Sequence[int] | Tensor:
+        return self._engine.ages
 
     def _mirror(self, values: Sequence[Tensor | None]) -> Mirrors:
         return [None if x is None else Mirror(x, self._device) for x in values]
@@ -98,8 +97,8 @@ class OnGpu(Stepping):
         self,
         grads: Sequence[Tensor | None],
         buffers: Sequence[Tensor | None],
-        hypers: Sequence[Hyper],
-        first: Sequence[int],
+        options: Sequence[Any],
+        ages: Sequence[int],
         on_device: OnDevice,
     ) -> None:
         mirrors = self._mirror(buffers)
@@ -108,5 +107,5 @@ class OnGpu(Stepping):
         inputs = OnDevice(values[:-2], *values[-2:])
         self._call(
             [*mirrors, *self._grads],
-            lambda: self._engine.step(tensors(self._grads), tensors(mirrors), hypers, first, inputs),
+            lambda: self._engine.step(tensors(self._grads), tensors(mirrors), options, ages, inputs),
         )

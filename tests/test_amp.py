@@ -28,8 +28,8 @@ from training import ours as make_ours
 
 import noetherperf as nperf
 import noetherperf.optim.meters
-import noetherperf.optim.sgd
-import noetherperf.rules.hyper
+import noetherperf.optim.options
+import noetherperf.rules.sgd
 from bench.bounds import sum_eps
 from noetherperf import Norm, Part
 from noetherperf.engines import Call, OnDevice
@@ -235,8 +235,8 @@ class TestOnDevice:
             return group["lr"] if isinstance(group["lr"], Tensor) else None
 
         monkeypatch.setattr(noetherperf.optim.meters.Meter, "is_host", False)
-        monkeypatch.setattr(noetherperf.optim.sgd.SgdRule, "device_lr", staticmethod(device_lr))
-        monkeypatch.setattr(noetherperf.rules.hyper, "device_lr", device_lr)
+        monkeypatch.setattr(noetherperf.optim.options, "device_lr", device_lr)
+        monkeypatch.setattr(noetherperf.rules.sgd, "device_lr", device_lr)
 
     @pytest.fixture
     def net(self) -> nn.Module:
@@ -298,9 +298,9 @@ class TestOnDevice:
         engine = optimizer._prepare()[0].engine
         prepare = engine.prepare
 
-        def watched(grads: Any, buffers: Any, hypers: Any, first: Any, on_device: OnDevice) -> list[Call]:
-            seen.append((hypers[0].lr, on_device.lrs[0]))
-            return prepare(grads, buffers, hypers, first, on_device)
+        def watched(grads: Any, buffers: Any, options: Any, ages: Any, on_device: OnDevice) -> list[Call]:
+            seen.append((options[0].lr, on_device.lrs[0]))
+            return prepare(grads, buffers, options, ages, on_device)
 
         monkeypatch.setattr(engine, "prepare", watched)
         train(net, optimizer, range(3))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 pytest.importorskip("noetherperf._cpu", reason="the benchmarks measure the compiled CPU engine, which is not built")
 
-from bench import kernel, page, paper, phases, report
+from bench import kernel, oracle, page, paper, phases, report
 from bench.cases import EVERYTHING, MODELS, QUICK_STEPS, Case, selected
 from bench.cells import LABELS
 from bench.checkout import ROOT
@@ -26,8 +26,9 @@ from bench.memory import extra_bytes
 from bench.timing import LEAST_SECONDS, Rounds, Spread, figures, ratios
 from bench.variants import VARIANTS, measured, names_for, ours, plain_sums, views_of
 from noetherperf.engines.floor import memory_floor
-from noetherperf.rules import reference
-from noetherperf.rules.moments import READOUT_MOMENTS
+from noetherperf.measure.plan import View
+from noetherperf.rules.moments import Moment
+from noetherperf.rules.sgd import Hyper
 
 GIB = 1 << 30
 
@@ -189,12 +190,12 @@ def test_every_case_of_the_quick_set_is_checked_in_float64_too(monkeypatch: pyte
     quick = selected("quick")
     for case in quick:
         check_in_float64(case)
-    moments = reference.moments
+    moments = oracle.moments
 
-    def spoiled(grouped: Callable[[Tensor], Tensor], stored: Tensor, *rest: Any) -> Tensor:
-        return moments(grouped, stored, *rest) * (2.0 if stored.dtype == torch.float64 else 1.0)
+    def spoiled(view: View, hyper: Hyper, stored: Tensor, *rest: Any) -> Tensor:
+        return moments(view, hyper, stored, *rest) * (2.0 if stored.dtype == torch.float64 else 1.0)
 
-    monkeypatch.setattr(reference, "moments", spoiled)
+    monkeypatch.setattr(oracle, "moments", spoiled)
     with pytest.raises(Mismatch, match="moments"):
         check_in_float64(next(case for case in quick if case.view != "none"))
 
@@ -212,7 +213,7 @@ def test_the_gate_refuses_a_wrong_step(what: str) -> None:
             case "buffer":
                 inputs.buffers[0][0, 0, 0] += 1e-4
             case "moments":
-                optimizer._prepare()[0].measurement.moments[READOUT_MOMENTS["dot_pg"], 3] += 1e-9
+                optimizer._prepare()[0].measurement.moments[Moment.DOT_PG, 3] += 1e-9
 
     optimizer.register_step_post_hook(spoil)
     with pytest.raises(Mismatch, match=f"{what} .*beyond its bound"):
@@ -254,14 +255,14 @@ def test_users_sums_are_the_moments(momentum: float) -> None:
     inputs = make_input_set(case, 0)
     p, v = [p.detach().clone() for p in inputs.params], [v.clone() for v in inputs.buffers]
     optimizer = ours(case, inputs, measuring=False)
-    c = case.hyper.coefficients(first=False)
+    c = case.hyper.coefficients()
     params = [p.detach() for p in inputs.params]
     found = measured(optimizer.step, params, inputs.grads, inputs.buffers, views_of(case), plain_sums)
     assert len(found) == len(views_of(case)) == 5
     for view, sums in zip(views_of(case), found, strict=True):
         i = view.tensor
-        _, v_new, u = reference.step(p[i], inputs.grads[i], v[i] if v else None, c)
-        expected = reference.moments(view.grouped, inputs.params[i].detach(), p[i], inputs.grads[i], u, v_new, c)
+        _, v_new, u = oracle.step(p[i], inputs.grads[i], v[i] if v else None, c)
+        expected = oracle.moments(view, case.hyper, inputs.params[i].detach(), p[i], inputs.grads[i], u, v_new)
         torch.testing.assert_close(torch.stack(sums), expected[:6])
 
 

@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 import noetherperf as nperf
+from bench import oracle
 from noetherperf import Norm, Part
-from noetherperf.engines.cost import N_ACCUMULATED, N_ADVANCED
-from noetherperf.rules.hyper import Hyper
-from noetherperf.rules.laws import N_STATE, Law, State, advance, discrete_transition, flow_transition
-from noetherperf.rules.moments import N_MOMENTS
+from noetherperf.engines.cost import N_ADVANCED, N_TAKEN
+from noetherperf.rules.law import N_START, Law
+from noetherperf.rules.sgd import SGD, Hyper
 
 pytest.importorskip("noetherperf._cpu")
 
@@ -46,10 +46,10 @@ def test_slices_that_are_counted_are_slices_that_are_written() -> None:
     written = int((~workspace.isnan()).sum())
     assert written > 0
     views = meter.engine._tables.views  # type: ignore[attr-defined]
-    counted = sum(int(v["n_slices"] * v["n_segments"]) * N_ACCUMULATED for v in views if v["n_slices"] > 1)
+    counted = sum(int(v["n_slices"] * v["n_segments"]) * N_TAKEN for v in views if v["n_slices"] > 1)
     assert written == counted
     moved = sum(
-        int(v["n_segments"]) * (N_ACCUMULATED * (2 + (2 * int(v["n_slices"]) if v["n_slices"] > 1 else 0)) + 2 * 7)
+        int(v["n_segments"]) * (N_TAKEN * (2 + (2 * int(v["n_slices"]) if v["n_slices"] > 1 else 0)) + 2 * 7)
         for v in views
     )
     assert nperf.cost(net, symmetries).measuring == 8 * moved
@@ -57,14 +57,12 @@ def test_slices_that_are_counted_are_slices_that_are_written() -> None:
 
 @pytest.mark.parametrize("law", Law)
 def test_rows_that_are_counted_are_rows_that_advance(law: Law) -> None:
-    state = torch.ones(N_STATE[law], 3, dtype=torch.float64)
-    hyper = Hyper(0.1, momentum=0.9, weight_decay=0.3)
-    c = hyper.coefficients(first=False)
-    moments = torch.full((N_MOMENTS, 3), 2.5, dtype=torch.float64)
-    advance(law, state, moments, discrete_transition(law, c), flow_transition(law, hyper))
+    state = torch.ones(SGD.laws[law].n_rows, 3, dtype=torch.float64)
+    moments = torch.full((len(SGD.moments), 3), 2.5, dtype=torch.float64)
+    oracle.advance(law, state, moments, Hyper(0.1, momentum=0.9, weight_decay=0.3), age=1)
     moved = [row for row in range(len(state)) if not (state[row] == 1.0).all()]
     assert len(moved) == N_ADVANCED[law]
-    assert min(moved) == State.X
+    assert min(moved) == N_START
 
 
 def test_shapes_alone_will_do_and_16_bits_move_half() -> None:

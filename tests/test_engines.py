@@ -1,4 +1,4 @@
-"""Every engine against reference.py in float64 on the same rounded inputs: the step, its moments, the laws.
+"""Every engine against its rule in float64 on the same rounded inputs: the step, its moments, the laws.
 
 One table of cases: engine × dtype × tensor (shape and layout) × views × hyperparameters. The error bounds are those of
 bench/bounds.py.
@@ -18,18 +18,17 @@ from guarded import guarded
 from on_gpu import OnGpu
 from torch import Tensor
 
+from bench import oracle
 from bench.bounds import assert_close, magnitudes, of_moments, of_stored, sum_eps
 from noetherperf import Norm, Part, Symmetry, Translation
 from noetherperf.engines import Engine, OnDevice
 from noetherperf.engines.backends import BACKENDS, backends
 from noetherperf.engines.cuda import CudaEngine
-from noetherperf.engines.gpu import N_TRANSITIONS
 from noetherperf.engines.reference import ReferenceEngine
 from noetherperf.measure.plan import Measurement, Plan, make_plan
-from noetherperf.rules import laws, reference
-from noetherperf.rules.hyper import Hyper
-from noetherperf.rules.laws import Law, State
+from noetherperf.rules.law import N_START, PROPAGATED, Law, propagate
 from noetherperf.rules.moments import Moment
+from noetherperf.rules.sgd import SGD, Hyper
 
 MakeEngine = Callable[..., Engine]
 
@@ -207,18 +206,18 @@ def test_step_moments_and_laws(engine: str, dtype: torch.dtype, tensor: str) -> 
         if which != "none" and not symmetries:
             continue
         for number, (label, hyper) in enumerate(cases(turn, sparing)):
-            for first in [True, False] if both else [(place + turn + number) % 2 == 0]:
+            for age in [0, 1] if both else [(place + turn + number) % 2]:
                 checked += 1
-                where = f"{which}, {label}, first={first}"
+                where = f"{which}, {label}, age {age}"
                 p, g = arena(shape, dtype, layout, generator), arena(shape, dtype, grad_layout, generator)
                 v = arena(shape, dtype, layout, generator)
-                if first:
+                if age == 0:
                     v.tensor.zero_()
-                buffer = v.tensor if hyper.momentum or not first else None  # not first, without momentum: a stale one
-                c = hyper.coefficients(first=first)
+                buffer = v.tensor if hyper.momentum or age > 0 else None  # older, without momentum: an idle one
+                c = hyper.coefficients(age)
                 p64, g64 = p.tensor.to(torch.float64, copy=True), g.tensor.double()
                 v64 = None if buffer is None else buffer.to(torch.float64, copy=True)
-                p_new, v_new, u = reference.step(p64, g64, v64, c)
+                p_new, v_new, u = oracle.step(p64, g64, v64, c)
                 p_mag, v_mag, u_mag = magnitudes(p64, g64, v64, c)
                 surroundings = [a.outside().clone() for a in (p, g, v)]
                 g_before, v_before = g.tensor.clone(), v.tensor.clone()
@@ -242,7 +241,7 @@ def test_step_moments_and_laws(engine: str, dtype: torch.dtype, tensor: str) -> 
                 states = [state.clone() for state in measurement.states]
 
                 made.admit([g.tensor])
-                made.step([g.tensor], [buffer], [hyper], [first], HOST)
+                made.step([g.tensor], [buffer], [hyper], [age], HOST)
 
                 assert_close(p.tensor, p_new, of_stored(p_new, p_mag, dtype), f"parameters, {where}")
                 if c.mix_v != 0.0:
@@ -257,31 +256,32 @@ def test_step_moments_and_laws(engine: str, dtype: torch.dtype, tensor: str) -> 
 
                 for view in plan.views:
                     sums = measurement.moments[:, view.segment : view.segment + view.n_segments]
-                    expected = reference.moments(view.grouped, p.tensor, p64, g64, u, v_new, c)
-                    terms = reference.moments(view.grouped, p.tensor.abs(), p64.abs(), g64.abs(), u_mag, v_mag, c)
+                    expected = oracle.moments(view, hyper, p.tensor, p64, g64, u, v_new)
+                    terms = oracle.moments(view, hyper, p.tensor.abs(), p64.abs(), g64.abs(), u_mag, v_mag)
                     assert_close(sums, expected, of_moments(terms, dtype, sums_eps), f"moments, {where}")
                     for law in Law:
                         at = view.law_segment[law]
                         if at < 0:
                             continue
                         state = states[law][:, at : at + view.n_segments].clone()
-                        step, flow = laws.discrete_transition(law, c), laws.flow_transition(law, hyper)
-                        laws.advance(law, state, sums, step, flow)
+                        oracle.advance(law, state, sums, hyper, age)
                         actual = measurement.states[law][:, at : at + view.n_segments]
-                        torch.testing.assert_close(joined(actual), joined(state), rtol=1e-13, atol=1e-13)
+                        torch.testing.assert_close(joined(law, actual), joined(law, state), rtol=1e-13, atol=1e-13)
                 if plan.n_segments:
-                    expected_propagator = torch.eye(2, dtype=torch.float64)
-                    laws.propagate(expected_propagator, laws.flow_transition(Law.NORM, hyper))
-                    torch.testing.assert_close(
-                        measurement.propagators[0, Law.NORM, 1], expected_propagator, rtol=1e-14, atol=1e-15
-                    )
+                    for law in Law:
+                        expected = torch.eye(2, dtype=torch.float64).repeat(len(PROPAGATED), 1, 1)
+                        if law in plan.laws:  # the others' stand still
+                            propagate(expected, SGD.step(law, hyper, age))
+                        actual = measurement.propagators[0, law]
+                        torch.testing.assert_close(actual, expected, rtol=1e-14, atol=1e-15)
     assert checked >= (4 if large else 2 if sparing else (1 + both) * len(HYPERS))
 
 
-def joined(state: Tensor) -> Tensor:
-    """A law's state with the budget's x as one number: which part of it is X_REST hangs on X's last bit."""
-    assert (state[State.X_REST].abs() <= torch.finfo(torch.float64).eps * state[State.X].abs()).all()
-    return torch.cat([state[: State.X], (state[State.X] + state[State.X_REST])[None], state[State.Y :]])
+def joined(law: Law, state: Tensor) -> Tensor:
+    """A law's state with the budget's x as one number: which part of it is the rest hangs on x's last bit."""
+    x, rest = SGD.laws[law].rows["budget"], SGD.laws[law].rows["budget"] + 1
+    assert (state[rest].abs() <= torch.finfo(torch.float64).eps * state[x].abs()).all()
+    return torch.cat([state[:x], (state[x] + state[rest])[None], state[rest + 1 :]])
 
 
 SHAPES = [(523, 771), (64, 64), (1031, 19), (300, 7, 3, 3), (77,), (1, 70_001), (2000, 3), (0, 4), (131_101,)]
@@ -317,7 +317,7 @@ def test_bitwise_the_same_for_any_number_of_threads(engine: str, dtype: torch.dt
             measurement.start(plan, [True] * len(p))
             for _ in range(3):
                 made.admit(g)
-                made.step(g, v, [HYPERS["nesterov"]], [False] * len(p), HOST)
+                made.step(g, v, [HYPERS["nesterov"]], [1] * len(p), HOST)
             results.append([*p, *v, *measurement.tensors()])
     finally:
         torch.set_num_threads(before)
@@ -335,11 +335,11 @@ def test_a_tensor_without_gradient_waits(engine: str) -> None:
     made.measure(v)
     measurement.start(plan, [True] * len(p))
     made.admit(g)
-    made.step(g, v, [HYPERS["momentum"]], [False] * len(p), HOST)
+    made.step(g, v, [HYPERS["momentum"]], [1] * len(p), HOST)
     p_before, v_before, m_before = p[0].clone(), v[0].clone(), [x.clone() for x in measurement.tensors()]
     grads = [None, *g[1:]]
     made.admit(grads)
-    made.step(grads, v, [HYPERS["momentum"]], [False] * len(p), HOST)
+    made.step(grads, v, [HYPERS["momentum"]], [1] * len(p), HOST)
     assert torch.equal(p[0], p_before)
     assert torch.equal(v[0], v_before)
     assert not torch.equal(p[1], p_before)
@@ -366,13 +366,14 @@ def test_a_buffer_that_momentum_zero_leaves_keeps_its_law(engine: str) -> None:
     measurement.start(plan, [True] * len(p))
     for hyper in (HYPERS["momentum"], HYPERS["plain"], HYPERS["decay, maximize"], HYPERS["nesterov"]):
         made.admit(g)
-        made.step(g, v, [hyper], [False] * len(p), HOST)
+        made.step(g, v, [hyper], [1] * len(p), HOST)
     for view in plan.views:
         at = view.law_segment[Law.NORM]
         state = measurement.states[Law.NORM][:, at : at + view.n_segments]
-        free = measurement.propagators[view.tensor, Law.NORM, 0] @ state[: State.Y0 + 1]
-        budget = torch.stack([state[State.X] + state[State.X_REST], state[State.Y]])
-        terms = torch.stack([free, state[State.DEFECT_X : State.DEFECT_Y + 1], budget])
+        free = measurement.propagators[view.tensor, Law.NORM, 0] @ state[:N_START]
+        at, defect = SGD.laws[Law.NORM].rows["budget"], SGD.laws[Law.NORM].rows["defect"]
+        budget = torch.stack([state[at] + state[at + 1], state[at + 2]])
+        terms = torch.stack([free, state[defect : defect + 2], budget])
         x, y = view.grouped(p[view.tensor]), view.grouped(v[view.tensor])
         truth = torch.stack([(x * x).sum((0, 2)), (x * y).sum((0, 2))])
         assert_close(budget, truth, 1e-13 * terms.abs().amax((1, 2)).sum(), f"view {view}")
@@ -390,7 +391,7 @@ def test_every_number_of_16_bits_is_rounded_as_torch_rounds_it(engine: str, dtyp
     plan = make_plan([Norm("all", [Part("w", 0, fold=p.numel())])] if measured else [], ["w"], [tuple(p.shape)])
     made = ENGINES[engine](plan, [p], ["w"], [0], Measurement.empty(plan, "cpu", 1))
     made.admit([g])
-    made.step([g], [None], [Hyper(1.0)], [False], HOST)
+    made.step([g], [None], [Hyper(1.0)], [1], HOST)
     assert expected.isnan().sum() > 100
     assert torch.equal(p.isnan(), expected.isnan())
     assert torch.equal(p[~p.isnan()], expected[~p.isnan()])
@@ -418,7 +419,7 @@ def test_nothing_outside_of_a_tensor_is_touched(engine: str, dtype: torch.dtype,
                 made.measure(v)
                 measurement.start(plan, [True] * len(p))
                 made.admit(g)
-                made.step(g, v, [hyper], [False] * len(p), HOST)
+                made.step(g, v, [hyper], [1] * len(p), HOST)
                 results.append(([*p, *g, *v], measurement.tensors()))
             (written, sums), (beside, sums_beside) = results
             assert all(map(torch.equal, written, beside))
@@ -439,7 +440,7 @@ def test_what_is_not_finite_stays_in_its_own_segments(engine: str, bad: float) -
     made.measure(v)
     measurement.start(plan, [True] * len(p))
     made.admit(g)
-    made.step(g, v, [HYPERS["momentum"]], [False] * len(p), HOST)
+    made.step(g, v, [HYPERS["momentum"]], [1] * len(p), HOST)
     for view in plan.views:
         sq_g = measurement.moments[Moment.SQ_G, view.segment : view.segment + view.n_segments]
         hit = {0: 5, 1: 700}.get(view.axis) if view.tensor == 0 else None
@@ -457,7 +458,7 @@ def test_gradients_may_change_their_layout_between_steps(engine: str) -> None:
         grads = [x.t().contiguous().t() if x.dim() == 2 and turn % 2 else x for x in g]
         for one, buffers in ((made, v), (peer, w)):
             one.admit(grads)
-            one.step(grads, buffers, [HYPERS["momentum"]], [False] * len(p), HOST)
+            one.step(grads, buffers, [HYPERS["momentum"]], [1] * len(p), HOST)
     for one_p, two_p in zip(p, q, strict=True):
         torch.testing.assert_close(one_p, two_p, rtol=1e-13, atol=1e-13)
     torch.testing.assert_close(measured.moments, expected.moments, rtol=1e-11, atol=1e-11)
@@ -466,12 +467,12 @@ def test_gradients_may_change_their_layout_between_steps(engine: str) -> None:
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_clock_counts_steps_and_each_groups_time(engine: str) -> None:
     p, g, v, plan, names = model(torch.float32)
-    measurement = Measurement.empty(plan, n_hypers=2)
+    measurement = Measurement.empty(plan, n_groups=2)
     made = ENGINES[engine](plan, p, names, [i % 2 for i in range(len(p))], measurement)
     for lr in (0.1, 0.1, 0.025):
         made.admit(g)
         hypers = [Hyper(lr), Hyper(2 * lr, momentum=0.9, dampening=0.5)]
-        made.step(g, v, hypers, [False] * len(p), OnDevice([None, None]))
+        made.step(g, v, hypers, [1] * len(p), OnDevice([None, None]))
     assert measurement.clock.tolist() == pytest.approx([3.0, 0.225, 0.225], rel=1e-15)
     measurement.start(plan, [True] * len(p))
     assert measurement.clock.tolist() == [0.0, 0.0, 0.0]
@@ -490,7 +491,7 @@ def test_scaled_gradients_are_divided_and_left_divided(engine: str, dtype: torch
         made = ENGINES[engine](plan, p, names, [0] * len(p), measurement)
         made.admit(g)
         on_device = OnDevice([None], None if scale is None else torch.tensor(scale))
-        made.step(g, v, [HYPERS["nesterov"]], [True] * len(p), on_device)
+        made.step(g, v, [HYPERS["nesterov"]], [0] * len(p), on_device)
         results.append([*p, *g, *v, *measurement.tensors()])
     for plain, scaled in zip(*results, strict=True):
         assert torch.equal(plain, scaled)
@@ -511,7 +512,7 @@ def test_a_learning_rate_on_the_device(engine: str) -> None:
         made.admit(g)
         lr = torch.tensor([0.1], dtype=torch.float64)
         hyper = Hyper(torch.nan if on_device else 0.1, momentum=0.9, weight_decay=0.01)
-        made.step(g, v, [hyper], [True] * len(p), OnDevice([lr if on_device else None]))
+        made.step(g, v, [hyper], [0] * len(p), OnDevice([lr if on_device else None]))
         results.append([*p, *v, *measurement.tensors()])
     for plain, other in zip(*results, strict=True):
         assert torch.equal(plain, other)
@@ -530,25 +531,20 @@ def test_a_step_that_overflows_writes_nothing(engine: str, flag: float) -> None:
         made = ENGINES[engine](plan, p, names, [0] * len(p), measurement)
         made.measure(v)
         measurement.start(plan, [False] * len(p))
-        first = [True] * len(p)
+        ages = [0] * len(p)
         if skipped:
             overflowed = [torch.full_like(x, torch.inf) for x in g]
             before = [x.clone() for x in (*p, *v, *measurement.tensors())]
             made.admit(overflowed)
             found_inf, scale = torch.tensor(flag), torch.tensor(8.0)
-            made.step(overflowed, v, [HYPERS["dampening"]], first, OnDevice([None], scale, found_inf))
+            made.step(overflowed, v, [HYPERS["dampening"]], ages, OnDevice([None], scale, found_inf))
             after = (*p, *v, *measurement.tensors())
             assert all(torch.equal(x, y) for x, y in zip(after, before, strict=True))
-            first = [False] * len(p)
+            ages = [1] * len(p)
         for _ in range(2):
             made.admit(g)
-            made.step(g, v, [HYPERS["dampening"]], first, OnDevice([None], None, torch.tensor(0.0)))
-            first = [False] * len(p)
+            made.step(g, v, [HYPERS["dampening"]], ages, OnDevice([None], None, torch.tensor(0.0)))
+            ages = [1] * len(p)
         results.append([*p, *v, *measurement.tensors()])
     for plain, other in zip(*results, strict=True):
         assert torch.equal(plain, other)
-
-
-@pytest.mark.skipif(cuda_emulation.missing() is not None, reason=f"{cuda_emulation.missing()}")
-def test_transitions_have_their_place_among_the_inputs() -> None:
-    assert cuda_emulation.load().N_TRANSITIONS == N_TRANSITIONS

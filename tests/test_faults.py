@@ -31,7 +31,7 @@ import noetherperf.record.layout
 from noetherperf import Norm, Part
 from noetherperf.measure.openness import Openness
 from noetherperf.record.array import Array
-from noetherperf.rules import laws
+from noetherperf.rules import law as laws
 from noetherperf.symmetry import from_json
 
 OPTIONS: dict[str, Any] = {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.01}
@@ -108,7 +108,7 @@ class Interrupted:
         meter = sgd._prepare()[0]
         tensors = [*params, *(p.grad for p in params), *buffers(sgd), *meter.measurement.tensors()]
         values = [None if x is None else x.tolist() for x in tensors]
-        return [*values, sgd.step_count, sgd._measuring.openness.state_dict(), list(map(bool, meter.engine.fresh))]
+        return [*values, sgd.step_count, sgd._measuring.openness.state_dict(), list(map(int, meter.engine.ages))]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # where Python drops the interrupt

@@ -18,8 +18,8 @@ from torch.nn.functional import cross_entropy
 import noetherperf as nperf
 from bench.bounds import sum_eps
 from noetherperf import Norm, Part, Rescale, Scale, Symmetry, Translation
-from noetherperf.rules import laws
-from noetherperf.rules.hyper import Hyper
+from noetherperf.rules.oscillator import free_norm, free_translation, norm_response, oscillator
+from noetherperf.rules.sgd import Hyper
 
 BACKENDS = [name for name, status in nperf.backends().items() if status == "available" and name != "auto"]
 
@@ -873,7 +873,7 @@ class TestFlowLaw:
         assert readout.time == pytest.approx(self.N * duration, rel=1e-12)
         for s in SYMMETRIES:
             law = readout[s.name]
-            free = (laws.free_norm if s.law == "norm" else laws.free_translation)(law.initial, readout.time, hyper)
+            free = (free_norm if s.law == "norm" else free_translation)(law.initial, readout.time, hyper)
             assert (law.flow.free - free).abs().max() <= 1e-10 * size(law)
             if s.law == "translation":
                 assert not law.flow.forced.any()
@@ -888,7 +888,7 @@ class TestFlowLaw:
                     kick *= duration
                 else:
                     kick = hyper.lr**2 * squares[s.name][step]
-                forced += kick * laws.norm_response((self.N - step) * duration, hyper)
+                forced += kick * norm_response((self.N - step) * duration, hyper)
             assert (law.flow.forced - forced).abs().max() <= 1e-10 * (forced.abs().max() + law.initial.abs().max())
             assert forced.abs().max() >= 1e-5 * law.initial.abs().max()
 
@@ -912,7 +912,7 @@ class TestFlowLaw:
     @example(mu=0.1, w=0.01)
     def test_oscillator_is_a_matrix_exponential(self, mu: float, w: float) -> None:
         """e^A of A = [[0, 1], [−w, −2μ]] is [[xx, s], [−w s, xx − 2μ s]], however it is damped."""
-        xx, s = laws.oscillator(mu, w)
+        xx, s = oscillator(mu, w)
         a = torch.tensor([[0.0, 1.0], [-w, -2 * mu]], dtype=torch.float64)
         expected = torch.linalg.matrix_exp(a)
         entries = torch.tensor([[xx, s], [-w * s, xx - 2 * mu * s]], dtype=torch.float64)
@@ -920,7 +920,7 @@ class TestFlowLaw:
 
     @given(mu=st.floats(0.2, 10) | st.floats(-1, -0.2))
     def test_without_decay_an_oscillator_stays_where_it_is(self, mu: float) -> None:
-        assert laws.oscillator(mu, 0.0)[0] == 1.0
+        assert oscillator(mu, 0.0)[0] == 1.0
 
     def test_underdamped_charges_swing_through_zero(self, backend: str) -> None:
         """As the poster's harmonic oscillator does, and the measured translation charge with it."""

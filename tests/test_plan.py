@@ -8,25 +8,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from noetherperf import Norm, Part, Rescale, Translation
-from noetherperf.engines import tiling
+from noetherperf.engines import rows, tiling
 from noetherperf.engines.tiling import CPU, CUDA, TRITON, Tables, Tiling, make_tables
 from noetherperf.measure.plan import make_plan
-from noetherperf.rules.laws import Law
-from noetherperf.rules.moments import N_MOMENTS, Moment
+from noetherperf.rules.law import Law
+from noetherperf.rules.moments import COMMON, Moment
+from noetherperf.rules.sgd import SGD
 
 _cpu = pytest.importorskip("noetherperf._cpu")
 
 
-@pytest.mark.parametrize("name", ["TENSOR", "DIM", "VIEW", "TILE", "SPAN", "HYPER"])
+@pytest.mark.parametrize("name", ["TENSOR", "DIM", "VIEW", "TILE", "SPAN", "GROUP", "COMPONENT"])
 def test_tables_mirror_the_structs(name: str) -> None:
-    dtype, layout = getattr(tiling, name), dict(_cpu.layouts()[name])
+    dtype, layout = getattr(rows if hasattr(rows, name) else tiling, name), dict(_cpu.layouts()[name])
     assert dtype.itemsize == layout.pop("__size__")
     assert dtype.fields is not None
     assert {field: (offset, kind.itemsize) for field, (kind, offset, *_) in dtype.fields.items()} == layout
 
 
 def test_moments_are_in_one_order() -> None:
-    assert [moment.name for moment in Moment] == list(_cpu.moments)
+    assert list(SGD.moment_rows) == list(_cpu.moments)
+    assert [moment.name.lower() for moment in Moment] == [pair.name for pair in COMMON]
 
 
 def test_parts_on_one_axis_share_a_view_at_the_finest_fold() -> None:
@@ -93,7 +95,7 @@ def assert_slices_are_apart(tables: Tables) -> None:
         views = tables.views[tables.views["by_row"] == by_row]
         if len(views):
             assert {*views["workspace"].tolist()} == {end}
-            n_values = int(views["n_slices"][0]) * N_MOMENTS * lines
+            n_values = int(views["n_slices"][0]) * len(SGD.moments) * lines
             end += n_values if tensor["dtype"] == tiling.DTYPES[torch.float64] else -(-n_values // 2)
     assert tables.workspace == end
 
@@ -160,4 +162,4 @@ def test_the_workspace_grows_with_segments_not_parameters(axes: list[int]) -> No
         plan = make_plan([Norm(str(axis), [Part("w", axis)]) for axis in axes], ["w"], [shape])
         return make_tables(plan, [torch.empty(shape, device="meta")], [0]).workspace / plan.n_segments
 
-    assert per_segment((1 << 20, 1 << 20)) <= CPU.max_slices * N_MOMENTS * 2
+    assert per_segment((1 << 20, 1 << 20)) <= CPU.max_slices * len(SGD.moments) * 2

@@ -17,13 +17,13 @@ from hypothesis import HealthCheck, example, given, settings
 from test_engines import DTYPES, ENGINES, HOST, Arena, joined
 
 import noetherperf as nperf
+from bench import oracle
 from bench.bounds import assert_close, magnitudes, of_moments, of_stored, sum_eps
 from noetherperf import Norm, Part, Symmetry, Translation
 from noetherperf.measure.plan import Measurement, make_plan
-from noetherperf.rules import laws, reference
-from noetherperf.rules.hyper import Hyper
-from noetherperf.rules.laws import Law
+from noetherperf.rules.law import Law
 from noetherperf.rules.moments import Moment
+from noetherperf.rules.sgd import Hyper
 from noetherperf.symmetry import from_json, to_json, validate
 
 CPU_ENGINES = [name for name in ENGINES if name.startswith("cpu")]
@@ -120,7 +120,7 @@ def test_any_model_and_schedule(engine: str, data: st.DataObject) -> None:
     groups = [data.draw(st.integers(0, 1)) for _ in names]
 
     plan = make_plan(symmetries, names, of)
-    measurement = Measurement.empty(plan, n_hypers=2)
+    measurement = Measurement.empty(plan, n_groups=2)
     for tensor in measurement.tensors():
         tensor.fill_(torch.nan)
     made = ENGINES[engine](plan, [a.tensor for a in p], names, groups, measurement)
@@ -135,6 +135,7 @@ def test_any_model_and_schedule(engine: str, data: st.DataObject) -> None:
         of_tensor = [schedule[i] for i in groups]
         first = [h.momentum != 0 and not w and not m for h, w, m in zip(of_tensor, warm, missing, strict=True)]
         warm = [w or f for w, f in zip(warm, first, strict=True)]
+        ages = [int(not f) for f in first]
         before = [[a.tensor.to(torch.float64, copy=True) for a in arena] for arena in (p, g, v)]
         stored = [[a.tensor.clone() for a in arena] for arena in (p, g, v)]
         outside = [[a.outside().clone() for a in arena] for arena in (p, g, v)]
@@ -143,7 +144,7 @@ def test_any_model_and_schedule(engine: str, data: st.DataObject) -> None:
 
         grads = [None if m else a.tensor for a, m in zip(g, missing, strict=True)]
         made.admit(grads)
-        made.step(grads, [a.tensor if w else None for a, w in zip(v, warm, strict=True)], schedule, first, HOST)
+        made.step(grads, [a.tensor if w else None for a, w in zip(v, warm, strict=True)], schedule, ages, HOST)
 
         for arena, kept in zip((p, g, v), outside, strict=True):
             for a, rest in zip(arena, kept, strict=True):
@@ -159,9 +160,9 @@ def test_any_model_and_schedule(engine: str, data: st.DataObject) -> None:
                     assert torch.equal(measurement.moments[: Moment.SUM_G, segments], was[: Moment.SUM_G, segments])
                     assert (measurement.moments[Moment.SUM_G :, segments] == 0).all()
                 continue
-            c = hyper.coefficients(first=first[i])
+            c = hyper.coefficients(ages[i])
             p64, g64, v64 = before[0][i], before[1][i], before[2][i] if warm[i] else None
-            p_new, v_new, u = reference.step(p64, g64, v64, c)
+            p_new, v_new, u = oracle.step(p64, g64, v64, c)
             p_mag, v_mag, u_mag = magnitudes(p64, g64, v64, c)
             assert_close(p[i].tensor, p_new, of_stored(p_new, p_mag, dtypes[i]), f"parameter {i}")
             if c.mix_v != 0.0 and v_new is not None and v_mag is not None:
@@ -170,18 +171,17 @@ def test_any_model_and_schedule(engine: str, data: st.DataObject) -> None:
                 assert torch.equal(v[i].tensor, stored[2][i])
             for view in views:
                 sums = measurement.moments[:, view.segment : view.segment + view.n_segments]
-                expected = reference.moments(view.grouped, p[i].tensor, p64, g64, u, v_new, c)
-                terms = reference.moments(view.grouped, p[i].tensor.abs(), p64.abs(), g64.abs(), u_mag, v_mag, c)
+                expected = oracle.moments(view, hyper, p[i].tensor, p64, g64, u, v_new)
+                terms = oracle.moments(view, hyper, p[i].tensor.abs(), p64.abs(), g64.abs(), u_mag, v_mag)
                 bound = of_moments(terms, dtypes[i], sum_eps(engine, dtypes[i]))
                 assert_close(sums, expected, bound, f"moments of {view}")
                 for law in Law:
                     at = view.law_segment[law]
                     if at >= 0:
                         state = states[law][:, at : at + view.n_segments]
-                        step, flow = laws.discrete_transition(law, c), laws.flow_transition(law, hyper)
-                        laws.advance(law, state, sums, step, flow)
+                        oracle.advance(law, state, sums, hyper, ages[i])
                         actual = measurement.states[law][:, at : at + view.n_segments]
-                        torch.testing.assert_close(joined(actual), joined(state), rtol=1e-13, atol=1e-13)
+                        torch.testing.assert_close(joined(law, actual), joined(law, state), rtol=1e-13, atol=1e-13)
     for symmetry in symmetries:  # what the readout sums over views are the part's own groups
         (planned,) = plan.parts[symmetry.name]
         view, part = plan.views[planned.view], planned.part

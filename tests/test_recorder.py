@@ -37,7 +37,7 @@ from noetherperf.record import Recorder, open_record, relative_error
 from noetherperf.record import lock as locking
 from noetherperf.record.layout import SERIES
 from noetherperf.record.lock import Lock
-from noetherperf.rules.moments import READOUT_MOMENTS
+from noetherperf.rules.moments import Moment
 from noetherperf.symmetry import Norm, Part, Rescale, Scale, Symmetry, Translation
 
 SYMMETRIES = (
@@ -98,7 +98,7 @@ class FakeSGD(torch.optim.Optimizer):
             flow=SimpleNamespace(free=of[5], forced=of[6]),
             defect=of[7],
             relative_defect=of[8],
-            moments=dict(zip(READOUT_MOMENTS, of[9:], strict=False)),
+            moments=dict(zip((moment.name.lower() for moment in Moment), of[9:], strict=False)),
             closed=index != 1,
             reason="" if index != 1 else f"open at step {self.step_count}",
         )

@@ -13,7 +13,7 @@ from noetherperf import Norm, Part, Symmetry, Translation
 from noetherperf.engines import Engine
 from noetherperf.measure.plan import Measurement, make_plan
 from noetherperf.measure.shards import Cut, Indices, Shards
-from noetherperf.rules.hyper import Hyper
+from noetherperf.rules.sgd import Hyper
 
 NAMES = ["conv", "matrix", "bias", "scalar"]
 SHAPES = [(6, 4, 3), (10, 7), (11,), ()]

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 import noetherperf as nperf
 from noetherperf import theory
-from noetherperf.rules import laws
-from noetherperf.rules.hyper import Hyper
-from noetherperf.rules.laws import Law
+from noetherperf.rules.law import Law
+from noetherperf.rules.oscillator import free_norm, norm_response
+from noetherperf.rules.sgd import Hyper, discrete_law
 
 N_IN, N_HIDDEN, N_OUT = 3, 4, 3
 TIME = 0.4
@@ -352,8 +352,8 @@ def test_driven_norms_are_the_convolution(h: Hyper) -> None:
     found = theory.driven(start, sq, h)
     kick = h.lr**2 * sq if h.momentum == 0.0 else 2.0 * h.lr * sq
     for k in (0, 1, 7, 30):
-        response = torch.tensor([laws.norm_response((k - j) * h.lr, h) for j in range(k)], dtype=torch.float64)
-        expected = laws.free_norm(start, k * h.lr, h) + response @ kick[:k]
+        response = torch.tensor([norm_response((k - j) * h.lr, h) for j in range(k)], dtype=torch.float64)
+        expected = free_norm(start, k * h.lr, h) + response @ kick[:k]
         torch.testing.assert_close(found[k], expected, rtol=1e-10, atol=1e-12)
 
 
@@ -388,12 +388,12 @@ def test_driven_norms_are_the_optimizers_flow_law(momentum: float) -> None:
     ids=["plain", "momentum", "dampened"],
 )
 def test_equilibrium_is_the_discrete_laws_fixed_point(h: Hyper) -> None:
-    step = laws.discrete_transition(Law.NORM, h.coefficients(first=False))
-    matrix = np.array(step[:4]).reshape(2, 2)
+    matrix, recursions = discrete_law(Law.NORM, h.coefficients())
+    (_, x_sq_u, _), (_, y_sq_u, _) = recursions["budget"].b
     if h.momentum == 0.0:  # no buffer, no second number; u = d leaves x' = (1 − 2ηλ) x + η²|u|², u with its decay
-        norm = step.x_sq_u / (1.0 - step.xx)
+        norm = x_sq_u / (1.0 - matrix[0][0])
     else:
-        norm = np.linalg.solve(np.eye(2) - matrix, [step.x_sq_u, step.y_sq_u])[0]
+        norm = np.linalg.solve(np.eye(2) - np.array(matrix), [float(x_sq_u), float(y_sq_u)])[0]
     assert theory.equilibrium(h) == pytest.approx(h.lr / math.sqrt(norm), rel=1e-12)  # |u| = 1
 
 

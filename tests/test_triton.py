@@ -4,6 +4,7 @@ The interpreter must be asked for before Triton is imported, and kernels cannot 
 tests (test_engines.py, which then have the engine "triton") run in a process of their own.
 """
 
+import dataclasses
 import os
 import re
 import subprocess
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -25,16 +27,18 @@ from triton.compiler import ASTSource
 from noetherperf import Norm, Part
 from noetherperf.engines import OnDevice, tiling
 from noetherperf.engines.backends import BACKENDS
-from noetherperf.engines.gpu import MOMENTUM, NESTEROV
 from noetherperf.engines.reference import ReferenceEngine
+from noetherperf.engines.rows import COMPONENT, GROUP, components
 from noetherperf.measure.plan import Measurement, make_plan
-from noetherperf.rules import hyper, laws
-from noetherperf.rules.hyper import Hyper
-from noetherperf.rules.moments import Moment
-from noetherperf.triton_kernels import launch, plan, step
-from noetherperf.triton_kernels import laws as triton_laws
+from noetherperf.rules.moments import Operand
+from noetherperf.rules.sgd import SGD, Hyper, Variant
+from noetherperf.triton_kernels import moments, options, plan, rows, rules, spans
+from noetherperf.triton_kernels.rules import sgd
+from noetherperf.triton_kernels.stage_1 import stage_1
+from noetherperf.triton_kernels.stage_2 import stage_2
 
 ROOT = Path(__file__).parents[1]
+CONSTANTS = rules.constants(SGD, *components(SGD))
 
 # ---- the interpreter -------------------------------------------------------------------------------------------------
 
@@ -79,38 +83,38 @@ def test_a_skipped_step(interpreted: Callable[..., int]) -> None:
     assert interpreted("tests/test_engines.py", "-k", "triton-2.0 and overflows") == 1
 
 
-SINES = """
-import numpy as np, torch, triton, triton.language as tl
-from noetherperf.triton_kernels.laws import sin_cos
+COLUMNS = """
+import torch, triton, triton.language as tl
+from noetherperf.triton_kernels.slices import n_side_by_side, side_by_side
 
 @triton.jit
-def kernel(x_ptr, sine_ptr, cosine_ptr, N: tl.constexpr):
-    at = tl.arange(0, N)
-    sine, cosine = sin_cos(tl.load(x_ptr + at))
-    tl.store(sine_ptr + at, sine)
-    tl.store(cosine_ptr + at, cosine)
+def kernel(x_ptr, y_ptr, N: tl.constexpr):
+    at = tl.arange(0, 4)
+    m = ()
+    for i in tl.static_range(N):
+        m = m + (tl.load(x_ptr + i * 4 + at),)
+    W: tl.constexpr = n_side_by_side(N)
+    tl.store(y_ptr + at[:, None] * W + tl.arange(0, W)[None, :], side_by_side(m, N))
 
-x = torch.cat([torch.logspace(-8, 5, 448, dtype=torch.float64), torch.arange(64, dtype=torch.float64) * np.pi / 2])
-sine, cosine = torch.empty_like(x), torch.empty_like(x)
-kernel[(1,)](x, sine, cosine, len(x))
-errors = [np.abs(found.numpy() - exact(x.numpy().astype(np.longdouble)))
-          for found, exact in ((sine, np.sin), (cosine, np.cos))]
-relative = errors[0][:200] / x[:200].numpy()  # near zero sin x is to have x's precision
-print(float(max(map(np.max, errors))), float(relative.max()))
+for n in range(1, 12):
+    width = n_side_by_side(n)
+    x, y = torch.randn(n, 4), torch.empty(4, width)
+    kernel[(1,)](x, y, n)
+    assert width < 2 * n, n
+    assert torch.equal(y[:, :n], x.T), n
+print("any number")
 """
 
 
-def test_sines_for_angles_of_any_size(tmp_path: Path) -> None:
-    file = tmp_path / "sines.py"  # Triton reads kernels from their source
-    file.write_text(SINES)
+def test_any_number_of_moments_side_by_side(tmp_path: Path) -> None:
+    file = tmp_path / "columns.py"  # Triton reads kernels from their source
+    file.write_text(COLUMNS)
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     done = subprocess.run(
         [sys.executable, file], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    absolute, relative = map(float, done.stdout.split())
-    assert absolute < 2e-15
-    assert relative < 1e-15
+    assert done.stdout == "any number\n"
 
 
 @pytest.mark.slow
@@ -127,58 +131,99 @@ def test_every_tensor_in_every_dtype(dtype: str, interpreted: Callable[..., int]
 # ---- what mirrors what -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["TENSOR", "VIEW", "TILE", "SPAN", "HYPER"])
-def test_rows_have_the_tables_fields_in_order(name: str) -> None:
-    names = getattr(tiling, name).names
-    assert getattr(plan, name.title())._fields == tuple(field for field in names if field != "padding")
+@pytest.mark.parametrize(
+    ("table", "row"),
+    [
+        (tiling.TENSOR, plan.Tensor),
+        (tiling.VIEW, plan.View),
+        (tiling.TILE, plan.Tile),
+        (tiling.SPAN, plan.Span),
+        (GROUP, rows.Group),
+    ],
+    ids=["tensor", "view", "tile", "span", "group"],
+)
+def test_rows_have_the_tables_fields_in_order(table: np.dtype[Any], row: Any) -> None:
+    assert table.names is not None
+    assert row._fields == tuple(field for field in table.names if field != "padding")
 
 
-def test_moments_and_coefficients_are_in_one_order() -> None:
-    assert [name.upper() for name in step.Moments._fields] == [moment.name for moment in Moment]
-    assert step.Coefficients._fields == hyper.Coefficients._fields
-    assert triton_laws.Transition._fields == laws.Transition._fields
-    assert triton_laws.FlowTransition._fields == laws.FlowTransition._fields
-    assert [getattr(triton_laws, state.name).value for state in laws.State] == list(laws.State)
-    assert tiling.TRITON.span_segments == (launch.SHORT_SPAN.value, launch.LONG_SPAN.value)
+def test_components_are_those_of_the_table() -> None:
+    table, driving = components(SGD)
+    fields = [field.name for field in dataclasses.fields(rules.Component)]
+    assert fields == [name for name in COMPONENT.names or () if name not in ("n_moments", "padding")]
+    for row, component in zip(table, CONSTANTS.components, strict=True):
+        own = {name: getattr(component, name) for name in fields}
+        assert own.pop("moments") == tuple(driving[row["moments"] :][: row["n_moments"]])
+        assert own == {name: row[name] for name in own}
+
+
+def test_constants_are_those_of_the_rule() -> None:
+    assert [field.upper() for field in moments.Operands._fields] == [x.name for x in Operand if x != Operand.ONE]
+    named = [x.name.lower() for x in Operand if x != Operand.ONE] + ["one"]  # which is the last, -1
+    assert [(named[a], named[b]) for a, b in CONSTANTS.moments] == [
+        (pair.a.name.lower(), pair.b.name.lower()) for pair in SGD.moments
+    ]
+    assert [SGD.moments[i].a for i in range(CONSTANTS.n_charges)] == [Operand.P_NEW] * 2
+    assert tiling.TRITON.span_segments == (spans.SHORT_SPAN.value, spans.LONG_SPAN.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "has_buffer", "variant"),
+    [
+        (Hyper(0.1), False, Variant.PLAIN),
+        (Hyper(0.1), True, Variant.IDLE),
+        (Hyper(0.1, momentum=0.9), True, Variant.MOMENTUM),
+        (Hyper(0.1, momentum=0.9, nesterov=True), True, Variant.NESTEROV),
+    ],
+    ids=lambda x: x.name if isinstance(x, Variant) else "",
+)
+def test_variants_sum_and_write_what_the_rule_says(options: Hyper, has_buffer: bool, variant: Variant) -> None:
+    of_group = SGD.variant(options)
+    assert variant == (dict(CONSTANTS.idle).get(of_group, of_group) if has_buffer else of_group)
+    step = rules.step(SGD, variant)
+    assert len(step.moments) == CONSTANTS.taken[variant] == SGD.n_taken(options, has_buffer)
+    assert step.n_moments == len(CONSTANTS.moments)
+    assert step.writes_buffer == SGD.ages(options)
+    assert step.reads_buffer == has_buffer
 
 
 # ---- machine code ----------------------------------------------------------------------------------------------------
 
 not_interpreted = pytest.mark.skipif(INTERPRETED, reason="kernels cannot be compiled beside the interpreter")
 
-POINTERS = {"first": "*u8", "fresh": "*u8", "pending": "*u8"} | dict.fromkeys(
-    ["workspace", "moments", "translations", "norms", "propagators", "clock"], "*fp64"
+POINTERS = {"given_ages": "*u8", "ages": "*u8", "chosen": "*i32"} | dict.fromkeys(
+    ["rows", "workspace", "moments", "translations", "norms", "propagators", "clock"], "*fp64"
 )
-TABLES = ["tensors", "dims", "views", "tiles", "spans", "scalars", "lrs", "hypers", "addresses"]
+TABLES = ["tensors", "dims", "views", "tiles", "spans", "scalars", "groups", "addresses"]
 SM = {arch: GPUTarget("cuda", arch, 32) for arch in (80, 90, 100)}
 GFX942 = GPUTarget("hip", "gfx942", 64)
 
-MATRIX = (launch.RUNS, launch.ROWS, launch.WIDE, launch.NARROW, launch.VIEWED)
+MATRIX = (options.RUNS, options.ROWS, options.WIDE, options.NARROW, options.VIEWED)
 KINDS = {
-    "runs": (launch.RUNS,),
+    "runs": (options.RUNS,),
     "rows": MATRIX,
-    "columns": (launch.RUNS, launch.COLUMNS, launch.WIDE, launch.VIEWED),
-    "both": (*MATRIX, launch.BOTH),
-    "strided": (*MATRIX, launch.BOTH, launch.COLUMNS, launch.STRIDED),
+    "columns": (options.RUNS, options.COLUMNS, options.WIDE, options.VIEWED),
+    "both": (*MATRIX, options.BOTH),
+    "strided": (*MATRIX, options.BOTH, options.COLUMNS, options.STRIDED),
 }
 
 
-def compiled(kernel: Any, constants: dict[str, Any], target: GPUTarget, **options: int) -> Any:
+def compiled(kernel: Any, constants: dict[str, Any], target: GPUTarget, **how: int) -> Any:
+    constants = {"RULE": CONSTANTS, **constants}
     signature = {
         name: "constexpr" if name in constants else "*i64" if name in TABLES else POINTERS.get(name, "i32")
         for name in kernel.arg_names
     }
     source = ASTSource(kernel, signature=signature, constexprs=constants)
-    return triton.compile(source, target=target, options=options)
+    return triton.compile(source, target=target, options=how)
 
 
-def stage_1(dtype: torch.dtype, mode: int, kinds: str, target: GPUTarget) -> Any:
-    code = tiling.DTYPES[dtype]
+def compiled_stage_1(dtype: torch.dtype, variant: int, kinds: str, target: GPUTarget) -> Any:
+    code, step = tiling.DTYPES[dtype], rules.step(SGD, variant)
     bits = sum(kind.value for kind in KINDS[kinds])
-    constants = {"DTYPE": code, "MODE": mode, "KINDS": bits, "SCALED": False}
-    return compiled(
-        launch.stage_1, constants, target, **launch.options(code, mode, bits, target.warp_size, target.backend == "hip")
-    )
+    constants = {"DTYPE": code, "STEP": step, "UPDATE": sgd.update, "KINDS": bits}
+    how = options.options(code, step, bits, target.warp_size, target.backend == "hip")
+    return compiled(stage_1, constants, target, **how)
 
 
 def machine_code(kernel: Any, tmp_path: Path) -> tuple[int, int, str]:
@@ -195,13 +240,15 @@ def machine_code(kernel: Any, tmp_path: Path) -> tuple[int, int, str]:
     return int(found[1]), int(found[2]), dump("-sass")
 
 
-def check_stage_1(dtype: torch.dtype, mode: int, kinds: str, arch: int, registers: int, tmp_path: Path) -> None:
+def check_stage_1(dtype: torch.dtype, variant: int, kinds: str, arch: int, registers: int, tmp_path: Path) -> None:
     """No stack, so no spills; 16-byte loads of p, g, v and stores of p, v in each way to walk; registers in bounds."""
-    used, stack, code = machine_code(stage_1(dtype, mode, kinds, SM[arch]), tmp_path)
+    used, stack, code = machine_code(compiled_stage_1(dtype, variant, kinds, SM[arch]), tmp_path)
     loads, stores = (len(re.findall(rf"\b{op}\.E\S*\.128\b", code)) for op in ("LDG", "STG"))
-    print(f"sm_{arch} {dtype} mode {mode}: {used} registers, {stack} B stack, {loads} and {stores} 128-bit accesses")
-    walked = [kind for kind in KINDS[kinds] if kind in (launch.ROWS, launch.COLUMNS, launch.BOTH)]
-    n_walks = 1 + len(walked) * (2 if launch.NARROW in KINDS[kinds] else 1)
+    print(
+        f"sm_{arch} {dtype} variant {variant}: {used} registers, {stack} B stack, {loads} and {stores} 128-bit accesses"
+    )
+    walked = [kind for kind in KINDS[kinds] if kind in (options.ROWS, options.COLUMNS, options.BOTH)]
+    n_walks = 1 + len(walked) * (2 if options.NARROW in KINDS[kinds] else 1)
     assert used <= registers
     assert stack == 0
     assert loads >= 3 * n_walks
@@ -213,42 +260,42 @@ def check_stage_1(dtype: torch.dtype, mode: int, kinds: str, arch: int, register
     ("dtype", "kinds", "registers"), [(torch.float32, "rows", 128), (torch.bfloat16, "runs", 128)], ids=str
 )
 def test_machine_code(dtype: torch.dtype, kinds: str, registers: int, tmp_path: Path) -> None:
-    check_stage_1(dtype, MOMENTUM, kinds, 90, registers, tmp_path)
+    check_stage_1(dtype, Variant.MOMENTUM, kinds, 90, registers, tmp_path)
 
 
 @not_interpreted
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", SM)
 @pytest.mark.parametrize(
-    ("dtype", "mode", "kinds", "registers"),
+    ("dtype", "variant", "kinds", "registers"),
     [
-        (torch.float32, MOMENTUM, "runs", 128),
-        (torch.float32, MOMENTUM, "rows", 128),
-        (torch.float32, MOMENTUM, "columns", 128),
-        (torch.float32, MOMENTUM, "both", 128),
-        (torch.float32, NESTEROV, "both", 168),
-        (torch.float32, MOMENTUM, "strided", 168),
-        (torch.bfloat16, MOMENTUM, "rows", 168),
-        (torch.bfloat16, MOMENTUM, "columns", 200),
-        (torch.bfloat16, MOMENTUM, "both", 255),
-        (torch.bfloat16, NESTEROV, "both", 255),
-        (torch.float16, MOMENTUM, "both", 255),
-        (torch.float64, MOMENTUM, "both", 168),
+        (torch.float32, Variant.MOMENTUM, "runs", 128),
+        (torch.float32, Variant.MOMENTUM, "rows", 128),
+        (torch.float32, Variant.MOMENTUM, "columns", 128),
+        (torch.float32, Variant.MOMENTUM, "both", 128),
+        (torch.float32, Variant.NESTEROV, "both", 168),
+        (torch.float32, Variant.MOMENTUM, "strided", 168),
+        (torch.bfloat16, Variant.MOMENTUM, "rows", 168),
+        (torch.bfloat16, Variant.MOMENTUM, "columns", 200),
+        (torch.bfloat16, Variant.MOMENTUM, "both", 255),
+        (torch.bfloat16, Variant.NESTEROV, "both", 255),
+        (torch.float16, Variant.MOMENTUM, "both", 255),
+        (torch.float64, Variant.MOMENTUM, "both", 168),
     ],
     ids=str,
 )
 def test_machine_code_of_every_kind(
-    arch: int, dtype: torch.dtype, mode: int, kinds: str, registers: int, tmp_path: Path
+    arch: int, dtype: torch.dtype, variant: int, kinds: str, registers: int, tmp_path: Path
 ) -> None:
-    check_stage_1(dtype, mode, kinds, arch, registers, tmp_path)
+    check_stage_1(dtype, variant, kinds, arch, registers, tmp_path)
 
 
 @not_interpreted
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", SM)
 def test_machine_code_of_stage_2(arch: int, tmp_path: Path) -> None:
-    """No stack: nothing is spilled, and sines need no table."""
-    used, stack, _ = machine_code(compiled(launch.stage_2, {"MEASURING": False}, SM[arch], num_warps=4), tmp_path)
+    """No stack: nothing is spilled."""
+    used, stack, _ = machine_code(compiled(stage_2, {"MEASURING": False}, SM[arch], num_warps=4), tmp_path)
     print(f"sm_{arch} stage 2: {used} registers, {stack} B stack")
     assert used <= 128
     assert stack == 0
@@ -258,14 +305,14 @@ def test_machine_code_of_stage_2(arch: int, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_machine_code_for_amd(dtype: torch.dtype) -> None:
-    code = stage_1(dtype, MOMENTUM, "both", GFX942).asm["amdgcn"]
+    code = compiled_stage_1(dtype, Variant.MOMENTUM, "both", GFX942).asm["amdgcn"]
     figures = {name: int(n) for name, n in re.findall(r"\.(vgpr\w*|private_segment_fixed_size):\s*(\d+)", code)}
     print(f"gfx942 {dtype}: {figures}")
     assert len(re.findall(r"(?:global|buffer)_load_dwordx4", code)) >= 15
     assert len(re.findall(r"(?:global|buffer)_store_dwordx4", code)) >= 10
     assert figures["vgpr_spill_count"] == figures["private_segment_fixed_size"] == 0
     assert figures["vgpr_count"] <= 264
-    compiled(launch.stage_2, {"MEASURING": True}, GFX942, num_warps=2)
+    compiled(stage_2, {"MEASURING": True}, GFX942, num_warps=2)
 
 
 # ---- the backend -----------------------------------------------------------------------------------------------------
@@ -287,7 +334,7 @@ def test_on_a_gpu(dtype: torch.dtype) -> None:
     names = [f"w{i}" for i in range(len(shapes))]
     parts = [Part(name, axis) for name, shape in zip(names, shapes, strict=True) for axis in range(min(2, len(shape)))]
     measured = make_plan([Norm(f"{part}", [part]) for part in parts], names, shapes)
-    hypers, first = [Hyper(0.1, momentum=0.9, weight_decay=0.01)], [False] * len(shapes)
+    hypers, ages = [Hyper(0.1, momentum=0.9, weight_decay=0.01)], [1] * len(shapes)
     lr = torch.tensor(0.1, device="cuda")
     results = []
     for make in (ReferenceEngine, TritonEngine):
@@ -299,18 +346,18 @@ def test_on_a_gpu(dtype: torch.dtype) -> None:
         measurement.start(measured, [True] * len(p))
         for on_device in (OnDevice([None]), OnDevice([lr], None, torch.zeros((), device="cuda"))):
             engine.admit(g)
-            engine.step(g, v, hypers, first, on_device)
+            engine.step(g, v, hypers, ages, on_device)
         if make is TritonEngine:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
                 engine.admit(g)
-                engine.step(g, v, hypers, first, OnDevice([None]))
+                engine.step(g, v, hypers, ages, OnDevice([None]))
             graph.replay()
             graph.replay()
         else:
             for _ in range(2):
                 engine.admit(g)
-                engine.step(g, v, hypers, first, OnDevice([None]))
+                engine.step(g, v, hypers, ages, OnDevice([None]))
         results.append([*p, *v, *measurement.tensors()])
     tolerance = {torch.bfloat16: 2e-2, torch.float16: 2e-3}.get(dtype, 1e-5)
     for expected, actual in zip(*results, strict=True):

@@ -1,5 +1,9 @@
-"""The step, its moments and the laws as Triton kernels; installed as `noetherperf.triton_kernels`.
+"""The two stages of a step as Triton kernels; installed as `noetherperf.triton_kernels`.
 
-Mirrors csrc: the same mathematics with the same names in the same order. plan.py mirrors csrc/plan.h, step.py
-csrc/step.h, laws.py csrc/laws.h; launch.py holds the two kernels and starts them.
+Stage 1 (stage_1.py) walks tiles: blocks.py steps a block of elements by a rule's update (rules/), moments.py sums it,
+tiles.py is the order of the walk, slices.py what is written to the workspace, options.py what is compiled. Stage 2
+(stage_2.py) walks spans: it adds the slices (spans.py) and advances the laws by the numbers of a row (rows.py).
+
+Mirrors csrc, with the same names in the same order: plan.py csrc/plan.h, moments.py csrc/moments.h, rows.py
+csrc/rows.h, rules/ csrc/rules/.
 """

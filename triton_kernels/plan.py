@@ -16,7 +16,7 @@ class Tensor(NamedTuple):
     n_dims: tl.tensor
     dense: tl.tensor
     dtype: tl.tensor
-    hyper: tl.tensor
+    group: tl.tensor
     view: tl.tensor
     n_views: tl.tensor
 
@@ -48,15 +48,6 @@ class Span(NamedTuple):
     end: tl.tensor
     view: tl.tensor
     tensor: tl.tensor
-
-
-class Hyper(NamedTuple):
-    lr: tl.tensor
-    momentum: tl.tensor
-    dampening: tl.tensor
-    weight_decay: tl.tensor
-    nesterov: tl.tensor
-    maximize: tl.tensor
 
 
 @triton.jit
@@ -108,34 +99,15 @@ def load_span(spans, i):
 
 
 @triton.jit
-def load_hyper(hypers, lrs, i):
-    """A parameter group's hyperparameters; its learning rate from the device where one lies there."""
-    at = hypers + i * 5
-    lr = tl.load(at).to(tl.float64, bitcast=True)
-    address, dtype = tl.load(lrs + 2 * i), tl.load(lrs + 2 * i + 1)
-    if address != 0:
-        if dtype == 0:
-            lr = tl.load(address.to(tl.pointer_type(tl.float32))).to(tl.float64)
-        else:
-            lr = tl.load(address.to(tl.pointer_type(tl.float64)))
-    options = tl.load(at + 4)
-    return Hyper(
-        lr,
-        tl.load(at + 1).to(tl.float64, bitcast=True),
-        tl.load(at + 2).to(tl.float64, bitcast=True),
-        tl.load(at + 3).to(tl.float64, bitcast=True),
-        low(options),
-        high(options),
-    )
-
-
-@triton.jit
-def load_hyper_number(tensors, i, mask):
-    """Which parameter group's hyperparameters hold, of many tensors."""
+def load_group_number(tensors, i, mask):
+    """Which parameter group a tensor is in, of many tensors."""
     return high(tl.load(tensors + i * 6 + 4, mask, 0))
 
 
 @triton.jit
-def load_momentum(hypers, i, mask):
-    """Many parameter groups' momentum."""
-    return tl.load(hypers + i * 5 + 1, mask, 0).to(tl.float64, bitcast=True)
+def read_float(address, otherwise):
+    """The float32 at an address; a null address: otherwise."""
+    value = tl.cast(otherwise, tl.float32)
+    if address != 0:
+        value = tl.load(address.to(tl.pointer_type(tl.float32)))
+    return value

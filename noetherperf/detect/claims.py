@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from noetherperf.detect.parts import Axis, Mask
-from noetherperf.rules.laws import Law
+from noetherperf.rules.law import Law
 from noetherperf.symmetry import Part, Shape
 
 __all__ = ["Claims", "Relation"]

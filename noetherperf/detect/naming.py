@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from noetherperf.detect.claims import Relation
-from noetherperf.rules.laws import Law
+from noetherperf.rules.law import Law
 from noetherperf.symmetry import Part, Rescale, Scale, Shape, Symmetry, Translation
 
 __all__ = ["Named", "name_all"]

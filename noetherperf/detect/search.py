@@ -20,7 +20,7 @@ from noetherperf.detect.probe import Probe
 from noetherperf.detect.relations import Matrix, independent, integer_relations, null_space
 from noetherperf.detect.sums import SPARE, Sums
 from noetherperf.detect.tensors import relate_tensors
-from noetherperf.rules.laws import Law
+from noetherperf.rules.law import Law
 from noetherperf.symmetry import Part
 
 __all__ = ["Search"]

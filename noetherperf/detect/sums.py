@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from noetherperf.detect.parts import Axis, group_axes
 from noetherperf.detect.probe import Probe
 from noetherperf.detect.relations import Matrix
-from noetherperf.rules.laws import Law
+from noetherperf.rules.law import Law
 from noetherperf.symmetry import Part
 
 __all__ = ["SPARE", "Sums"]

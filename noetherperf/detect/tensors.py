@@ -11,7 +11,7 @@ import numpy as np
 from noetherperf.detect.claims import Claims
 from noetherperf.detect.relations import Matrix, integer_relations, null_space, reduced
 from noetherperf.detect.sums import Sums
-from noetherperf.rules.laws import Law
+from noetherperf.rules.law import Law
 from noetherperf.symmetry import Part
 
 __all__ = ["relate_tensors"]

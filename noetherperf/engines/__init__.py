@@ -3,12 +3,11 @@
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-
-from noetherperf.rules.hyper import Hyper
 
 #: What parameters and gradients may be of.
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -21,7 +20,8 @@ class OnDevice:
     The host reads what it can read at once: beside parameters on the CPU, lrs and found_inf are always None.
 
     Fields:
-        lrs: One per parameter group: the learning rate that stands in for Hyper.lr (which is NaN then), or None.
+        lrs: One per parameter group: the learning rate that stands in for that of its options (which is NaN then), or
+            None.
         grad_scale: Every gradient is divided by it first, and left divided; what the step and its moments call the
             gradient is the quotient. None: 1.
         found_inf: Where it is not zero, the step is skipped: nothing at all is written. None: 0.
@@ -30,6 +30,11 @@ class OnDevice:
     lrs: Sequence[Tensor | None]
     grad_scale: Tensor | None = None
     found_inf: Tensor | None = None
+
+    @cached_property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to read on a device."""
+        return all(x is None for x in (*self.lrs, self.grad_scale, self.found_inf))
 
 
 class Engine(Protocol):
@@ -41,8 +46,9 @@ class Engine(Protocol):
     """
 
     @property
-    def fresh(self) -> Sequence[bool] | Tensor:
-        """The tensors whose buffer has been made and not been written, because steps were skipped: none, if empty."""
+    def ages(self) -> Sequence[int] | Tensor:
+        """Each tensor's age, as far as steps were not skipped: 0 where its buffers were made and have not been written.
+        Empty: the host knows them all."""
 
     def admit(self, grads: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
         """The gradients as a step takes them: those that torch keeps in a lazy form are written out.
@@ -62,20 +68,20 @@ class Engine(Protocol):
         self,
         grads: Sequence[Tensor | None],
         buffers: Sequence[Tensor | None],
-        hypers: Sequence[Hyper],
-        first: Sequence[int],
+        options: Sequence[Any],
+        ages: Sequence[int],
         on_device: OnDevice,
     ) -> list["Call"]:
         """Get one step ready and write nothing yet: the calls that make it, for carry_out.
 
-        They advance the measurement's clock too: by one step, and by Hyper.duration for each group.
+        They advance the measurement's clock too: by one step, and by Rule.duration for each group.
 
         Args:
             grads: One per tensor, as admit gave them; None: the tensor takes no part.
             buffers: One per tensor; None where it has none.
-            hypers: One per parameter group.
-            first: Per tensor 1 where its momentum buffer has just been made (of zeros) and is written for the first
-                time, else 0. Told once: if that step is skipped, the tensor's next one that is not is its first.
+            options: Of the rule, one per parameter group.
+            ages: Per tensor 0 where its buffers have just been made (of zeros), else what the host knows. Told once: if
+                that step is skipped, the tensor's next one that is not is its first.
             on_device: What the host has not read.
         """
 
@@ -83,8 +89,8 @@ class Engine(Protocol):
         self,
         grads: Sequence[Tensor | None],
         buffers: Sequence[Tensor | None],
-        hypers: Sequence[Hyper],
-        first: Sequence[int],
+        options: Sequence[Any],
+        ages: Sequence[int],
         on_device: OnDevice,
     ) -> None:
         """Make one step: prepare it and carry it out."""
@@ -131,12 +137,12 @@ def check_gradient(name: str, p: Tensor, grad: Tensor, dtypes: Iterable[torch.dt
     """
     if grad.layout != torch.strided:
         raise RuntimeError(
-            f"{name}: noetherperf.SGD does not support sparse gradients, got layout {grad.layout}; "
+            f"{name}: noetherperf does not support sparse gradients, got layout {grad.layout}; "
             "make them dense (sparse=False in the embedding, or p.grad = p.grad.to_dense())"
         )
     if grad.is_complex():
         raise TypeError(
-            f"{name}: noetherperf.SGD does not support complex gradients, got {grad.dtype}; "
+            f"{name}: noetherperf does not support complex gradients, got {grad.dtype}; "
             "store real and imaginary parts as a real parameter (torch.view_as_real)"
         )
     if (grad.dtype != p.dtype and grad.dtype not in dtypes) or grad.device != p.device or grad.shape != p.shape:

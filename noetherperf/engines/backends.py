@@ -20,12 +20,18 @@ class Backend:
         device: Type of the devices whose tensors it steps; None: any.
         missing: The reason why it cannot run here, None if it can.
         engine: Makes its Engine.
+        rules: Names of the update rules that it has kernels of; None: any rule.
     """
 
     name: str
     device: str | None
     missing: Callable[[], str | None]
     engine: Callable[..., Engine]
+    rules: frozenset[str] | None = frozenset({"sgd"})
+
+    def steps(self, rule: str) -> bool:
+        """Whether it steps by a rule of this name."""
+        return self.rules is None or rule in self.rules
 
 
 def _reference_engine(*args: object, **kwargs: object) -> Engine:
@@ -84,7 +90,7 @@ BACKENDS = {
     "cuda": Backend("cuda", "cuda", _cuda_missing, _cuda_engine),
     "triton": Backend("triton", "cuda", _triton_missing, _triton_engine),
     "cpu": Backend("cpu", "cpu", _cpu_missing, _cpu_engine),
-    "reference": Backend("reference", None, lambda: None, _reference_engine),
+    "reference": Backend("reference", None, lambda: None, _reference_engine, rules=None),
 }
 
 
@@ -93,12 +99,13 @@ def backends() -> dict[str, str]:
     return {name: backend.missing() or "available" for name, backend in BACKENDS.items()}
 
 
-def resolve(name: str, device: torch.device, *, only_reference: bool = False) -> Backend:
+def resolve(name: str, device: torch.device, *, rule: str = "sgd", only_reference: bool = False) -> Backend:
     """The backend that a name means for parameters on a device.
 
     Args:
         name: A backend's name, or "auto": the first available one that serves the device.
         device: Where the parameters are.
+        rule: Name of the update rule that steps them.
         only_reference: Whether they are such that "auto" means "reference" (why_reference).
 
     Raises:
@@ -108,10 +115,16 @@ def resolve(name: str, device: torch.device, *, only_reference: bool = False) ->
     if name == "auto":
         if only_reference:
             return BACKENDS["reference"]
-        return next(b for b in BACKENDS.values() if b.device in (None, device.type) and b.missing() is None)
+        return next(
+            b for b in BACKENDS.values() if b.device in (None, device.type) and b.steps(rule) and b.missing() is None
+        )
     if name not in BACKENDS:
         raise ValueError(f"backend={name!r} is unknown; choose one of {', '.join(['auto', *BACKENDS])}")
     backend = BACKENDS[name]
+    if not backend.steps(rule):
+        raise RuntimeError(
+            f'backend="{name}" has no kernels of the update rule {rule!r}; use backend="reference", or "auto"'
+        )
     reason = backend.missing()
     if reason is not None:
         raise RuntimeError(f'backend="{name}" cannot run here: {reason}; or use backend="auto"')

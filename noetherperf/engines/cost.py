@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 from noetherperf.engines.tiling import make_tables
 from noetherperf.measure.plan import Measurement, make_plan
-from noetherperf.rules.laws import N_STATE, Law, State
-from noetherperf.rules.moments import Moment
+from noetherperf.rules.law import N_START, Law
+from noetherperf.rules.sgd import SGD, Hyper
 from noetherperf.symmetry import Symmetry, validate
 
-#: Moments that a step with plain momentum accumulates; Nesterov adds two.
-N_ACCUMULATED = int(Moment.DOT_UV)
+#: Moments that a step with plain momentum takes; Nesterov adds two.
+N_TAKEN = SGD.n_taken(Hyper(lr=1.0, momentum=0.9), has_buffers=True)
 #: Rows of a law's state that a step reads and writes: all but the initial x₀ and y₀.
-N_ADVANCED = {law: N_STATE[law] - State.X for law in Law}
+N_ADVANCED = {law: SGD.laws[law].n_rows - N_START for law in Law}
 FLOAT64 = 8
 
 
@@ -98,7 +98,7 @@ def cost(
     for view in tables.views:
         shared = 2 * int(view["n_slices"]) if view["n_slices"] > 1 else 0  # each slice is written, then read
         laws = sum(N_ADVANCED[law] for law, at in zip(Law, (view["translation"], view["norm"]), strict=True) if at >= 0)
-        values += int(view["n_segments"]) * (N_ACCUMULATED * (shared + 2) + 2 * laws)
+        values += int(view["n_segments"]) * (N_TAKEN * (shared + 2) + 2 * laws)
     return Cost(
         sum(p.numel() for p in tensors),
         plan.n_segments,

@@ -12,10 +12,10 @@ from torch import Tensor
 from noetherperf import _cpu
 from noetherperf.engines import Call, OnDevice
 from noetherperf.engines.isa import choose
+from noetherperf.engines.rows import components
 from noetherperf.engines.tables import TableEngine
 from noetherperf.engines.tiling import CPU
 from noetherperf.measure.plan import Measurement, Plan
-from noetherperf.rules.hyper import Hyper
 
 
 class CpuEngine(TableEngine):
@@ -30,33 +30,39 @@ class CpuEngine(TableEngine):
     """
 
     tiling = CPU
-    fresh = ()  # the host sees what is to be skipped, and makes no buffers for it
+    ages = ()  # the host sees what is to be skipped, and makes no buffers for it
 
     def __init__(
         self,
         plan: Plan,
         params: Sequence[Tensor],
         names: Sequence[str],
-        hyper_index: Sequence[int],
+        group_index: Sequence[int],
         measurement: Measurement,
         isa: str = "",
         module: ModuleType | None = None,
     ) -> None:
         self.isa = isa or choose()
         self._module: Any = module or _cpu
-        super().__init__(plan, params, names, hyper_index, measurement)
+        super().__init__(plan, params, names, group_index, measurement)
 
     def _build(self) -> None:
         super()._build()
         m = self.measurement
         self._clock = m.clock.numpy()
-        self._any_first = False  # whether a flag of _first is set
+        self._any_young = False  # whether one of _ages is 0
+        table, driving = components(self.rule)
         self._engine = self._module.Engine(
             self._tables.tensors,
             self._tables.dims,
             self._tables.views,
             self._tables.tiles,
             self._tables.spans,
+            table,
+            driving,
+            list(self.rule.law_numbers.values()),
+            self.rule.n_ages,
+            self.rule.n_numbers,
             self._workspace.data_ptr(),
             m.moments.data_ptr(),
             m.moments.stride(0),
@@ -68,27 +74,36 @@ class CpuEngine(TableEngine):
 
     def prepare_to_measure(self, buffers: Sequence[Tensor | None]) -> list[Call]:
         self._admit_to_measure(buffers)
-        table = self._hyper_table_for([Hyper(0.0)])
-        return [partial(self._engine.measure, self._addresses, self._first, table, torch.get_num_threads())]
+        return [partial(self._engine.measure, self._addresses, torch.get_num_threads())]
 
     def prepare(
         self,
         grads: Sequence[Tensor | None],
         buffers: Sequence[Tensor | None],
-        hypers: Sequence[Hyper],
-        first: Sequence[int],
+        options: Sequence[Any],
+        ages: Sequence[int],
         on_device: OnDevice,
     ) -> list[Call]:
         self._admit_buffers(buffers)
-        if 1 in first or self._any_first:
-            self._first[:] = np.frombuffer(bytes(first), np.uint8)
-            self._any_first = 1 in first
+        young = 0 in ages
+        if young or self._any_young:
+            self._ages[:] = np.frombuffer(bytes(ages), np.uint8)
+            self._any_young = young
+        rows = self._rows
+        rows.find(options, (0, 1) if young else (1,))
         # In float32, as torch unscales; the step computes with it, so that small numbers in 16 bits are not lost.
         unscale = 1.0 if on_device.grad_scale is None else float(np.float32(1.0 / on_device.grad_scale.item()))
-        table = self._hyper_table_for(hypers)
         calls: list[Call] = [
-            partial(self._engine.step, self._addresses, self._first, table, torch.get_num_threads(), unscale),
-            partial(np.add, self._clock, self._tick, self._clock),
+            partial(
+                self._engine.step,
+                self._addresses,
+                self._ages,
+                rows.numbers,
+                rows.groups,
+                torch.get_num_threads(),
+                unscale,
+            ),
+            partial(np.add, self._clock, rows.tick, self._clock),
         ]
         if unscale != 1.0 and (scaled := [g for g in grads if g is not None]):
             calls.append(partial(torch._foreach_mul_, scaled, unscale))

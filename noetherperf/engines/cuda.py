@@ -1,4 +1,4 @@
-"""The CUDA engine: hands the tables on the device to the kernels of csrc/step_cuda.cu."""
+"""The CUDA engine: hands the tables on the device to the kernels of csrc/cuda."""
 
 import re
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ import torch
 
 from noetherperf.engines import Call
 from noetherperf.engines.gpu import GpuEngine, Inputs, Launch
+from noetherperf.engines.rows import COMPONENT
 from noetherperf.engines.tiling import CUDA
 
 
@@ -90,20 +91,28 @@ class CudaEngine(GpuEngine):
             "views": self.views,
             "tiles": self.tiles,
             "spans": self.spans,
+            "components": self.components,
+            "driving": self.driving,
             "workspace": self._workspace,
             "moments": m.moments,
             "translation": m.states[0],
             "norm": m.states[1],
             "propagators": m.propagators,
             "clock": m.clock,
-            "fresh": self.fresh,
-            "pending": self.pending,
+            "ages": self.ages,
+            "chosen": self.chosen,
         }
         self._engine = self._module.Engine(
             {name: tensor.data_ptr() for name, tensor in held.items()},
             n_tensors=len(self.params),
             n_spans=len(t.spans),
-            n_hypers=self.n_hypers,
+            n_groups=self.n_groups,
+            n_components=len(self.components) // (COMPONENT.itemsize // 8),
+            n_driving=len(self.driving),
+            n_ages=self.rule.n_ages,
+            n_numbers=self.rule.n_numbers,
+            law_numbers=list(self.rule.law_numbers.values()),
+            n_state_rows=[len(state) for state in m.states],
             moments_stride=m.moments.stride(0),
             states_stride=[state.stride(0) for state in m.states],
         )
@@ -124,14 +133,11 @@ class CudaEngine(GpuEngine):
     def _launch(self, launches: Sequence[Launch], inputs: Inputs, *, measuring: bool, scaled: bool) -> list[Call]:
         if launches is not self._wanted_for[0]:
             last = self._module.ANY
-            wanted = {(x.dtype, min(x.mode, last), x.begin, x.end) for x in launches}
+            wanted = {(x.dtype, x.variant if 0 <= x.variant < last else last, x.begin, x.end) for x in launches}
             wanted |= {(x.dtype, last, x.begin, x.end) for x in launches if x.dtype in self._strided}
             self._wanted_for = launches, sorted(wanted)
         how = {"scaled": scaled, "measuring": measuring, "stream": self._queue()}
         return [partial(self._engine.launch, self._wanted_for[1], inputs.pointers, **how)]
-
-    def _derive(self, inputs: Inputs) -> None:
-        self._engine.find_transitions(inputs.pointers, stream=self._queue())
 
     def _queue(self) -> int:
         """The current stream."""

@@ -1,50 +1,53 @@
 """What GPU engines share: the tables on the device, and what is new in a step, which is copied there if it is new.
 
 A step is two stages. Stage 1 walks the tiles: it steps them and writes their sums to the workspace. Stage 2 walks the
-spans: it adds the slices in order, folds lines to segments, advances the laws, then the clock and the fresh flags.
-Nothing waits for the device, and after the first steps nothing is allocated. A copy has a stream of its own: when the
-device comes to the step, it has long been made. In the step's own stream the kernels would wait for it.
+spans: it adds the slices in order, folds lines to segments, advances the laws, then the clock and the ages. Nothing
+waits for the device, and after the first steps nothing is allocated. A copy has a stream of its own: when the device
+comes to the step, it has long been made. In the step's own stream the kernels would wait for it.
 
-A momentum buffer is *fresh* until a step has written it. The host knows when it makes one, but not whether the step
-that should write it is skipped (found_inf), so the flag lives on the device: stage 1 leaves `first or fresh` in
-`pending`, which stage 2 reads; stage 2 alone writes `fresh`. No kernel reads what it writes elsewhere.
+Ages. The host knows when it makes a tensor's buffers, but not whether the step that should write them is skipped
+(found_inf), so ages live on the device. A tensor's age in a step is 0 if the host has just made its buffers, else what
+stands on the device. Stage 1 chooses each tensor's row by it (noetherperf/engines/rows.py) and leaves its number in
+`chosen`, which stage 2 reads; stage 2 alone writes `ages`. No kernel reads what it writes elsewhere.
+
+A learning rate on the device: its parameter group's rows are computed there, by torch operations on the step's stream,
+into the rows that were sent.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from math import prod
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from noetherperf.engines import Call, OnDevice, carry_out
+from noetherperf.engines.rows import GROUP, components
 from noetherperf.engines.tables import TableEngine
-from noetherperf.engines.tiling import DTYPES, HYPER
-from noetherperf.rules.hyper import Hyper
-from noetherperf.rules.laws import FlowTransition, Law, Transition
 
-#: Modes in the order of csrc/step.h.
-PLAIN, MOMENTUM, NESTEROV, STALE, MEASURE = range(5)
+#: In the place of a rule's variant: no step, only the moments.
+MEASURE = -1
+
 
 # A host that is so many changes of inputs ahead of the device waits for it; the device then still has all those steps
 # to do. As many graphs can be captured between two steps.
 RING = 8
 
-#: Numbers of all laws' transitions, discrete and flow.
-N_TRANSITIONS = len(Law) * (len(Transition._fields) + len(FlowTransition._fields))
-
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel's share of stage 1: the tiles [begin, end), all of one dtype, whose tensors are stepped in one mode.
+    """One kernel's share of stage 1: the tiles [begin, end), all of one dtype, whose tensors take one variant of the
+    rule's step, or MEASURE.
 
-    There may be tiles of another mode among them, which it must leave alone.
+    There may be tiles of another variant among them, which it must leave alone.
     """
 
     dtype: int
-    mode: int
+    variant: int
     begin: int
     end: int
 
@@ -52,49 +55,51 @@ class Launch:
 class Inputs:
     """What is new each step, as views of one block of bytes.
 
+    Args:
+        block: The bytes.
+        n_tensors: How many there are.
+        rows: Shape of the rows.
+
     Fields:
         block: All of it, uint8.
         scalars: [2] int64: addresses of the float32 grad_scale and found_inf; null: 1 and 0.
-        lrs: [n_hypers, 2] int64: address and dtype code (tiling.DTYPES: float32 or float64) of each learning rate that
-            lies on the device; null where HYPER.lr holds.
-        hypers: [n_hypers] of HYPER, as int64 words.
+        rows: [n_groups, n_ages, n_numbers] float64 (rows.py); those of a group whose learning rate lies on the device
+            are written there, later.
+        groups: [n_groups] of GROUP, as int64 words.
         addresses: [n_tensors, 3] int64: parameter, gradient, momentum buffer; null where it takes no part or has none.
-        first: [n_tensors] uint8: this step writes the momentum buffer for the first time, as far as the host knows.
-        transitions: [n_hypers, without or with a first step, N_TRANSITIONS] float64, not in the block: what an engine
-            may derive from the rest.
+        ages: [n_tensors] uint8: 0 where the host has just made the tensor's buffers.
         pointers: Where each of them begins.
     """
 
-    def __init__(self, block: Tensor, n_tensors: int, n_hypers: int) -> None:
+    def __init__(self, block: Tensor, n_tensors: int, rows: tuple[int, ...]) -> None:
         self.block = block
-        sizes = self._sizes(n_tensors, n_hypers)
+        sizes = self._sizes(n_tensors, rows)
         ends = np.cumsum(sizes).tolist()
         parts = [block[end - size : end] for end, size in zip(ends, sizes, strict=True)]
         self.scalars = parts[0].view(torch.int64)
-        self.lrs = parts[1].view(torch.int64).view(n_hypers, 2)
-        self.hypers = parts[2].view(torch.int64)
+        self.rows = parts[1].view(torch.float64).view(rows)
+        self.groups = parts[2].view(torch.int64)
         self.addresses = parts[3].view(torch.int64).view(n_tensors, 3)
-        self.first = parts[4]
-        self.transitions = torch.empty(n_hypers, 2, N_TRANSITIONS, dtype=torch.float64, device=block.device)
-        names = ("scalars", "lrs", "hypers", "addresses", "first", "transitions")
+        self.ages = parts[4]
+        names = ("scalars", "rows", "groups", "addresses", "ages")
         self.pointers = {name: getattr(self, name).data_ptr() for name in names}
 
     @staticmethod
-    def _sizes(n_tensors: int, n_hypers: int) -> list[int]:
-        return [16, 16 * n_hypers, HYPER.itemsize * n_hypers, 24 * n_tensors, n_tensors]
+    def _sizes(n_tensors: int, rows: tuple[int, ...]) -> list[int]:
+        return [16, 8 * prod(rows), GROUP.itemsize * rows[0], 24 * n_tensors, n_tensors]
 
     @classmethod
-    def empty(cls, n_tensors: int, n_hypers: int, device: torch.device, pinned: bool = False) -> "Inputs":
+    def empty(cls, n_tensors: int, rows: tuple[int, ...], device: torch.device, pinned: bool = False) -> "Inputs":
         """Zeros: no addresses."""
-        n_bytes = sum(cls._sizes(n_tensors, n_hypers))
-        return cls(torch.zeros(n_bytes, dtype=torch.uint8, device=device, pin_memory=pinned), n_tensors, n_hypers)
+        n_bytes = sum(cls._sizes(n_tensors, rows))
+        return cls(torch.zeros(n_bytes, dtype=torch.uint8, device=device, pin_memory=pinned), n_tensors, rows)
 
 
 class Slot:
     """One of the places, on the host and on the device, that inputs are sent through in turn.
 
     Args:
-        n_tensors, n_hypers: Of the inputs.
+        n_tensors, rows: Of the inputs.
         device: Where they are sent.
         stream: On which; the same for all slots.
 
@@ -105,21 +110,19 @@ class Slot:
         read: Passes when no kernel reads it any more.
     """
 
-    def __init__(self, n_tensors: int, n_hypers: int, device: torch.device, stream: torch.cuda.Stream) -> None:
+    def __init__(self, n_tensors: int, rows: tuple[int, ...], device: torch.device, stream: torch.cuda.Stream) -> None:
         self._stream = stream
-        self.inputs = Inputs.empty(n_tensors, n_hypers, device)
+        self.inputs = Inputs.empty(n_tensors, rows, device)
         stream.wait_stream(torch.cuda.current_stream(device))  # which may still use this memory for something else
         self.pinned = torch.empty(self.inputs.block.shape, dtype=torch.uint8, device="cpu", pin_memory=True)
         self.sent, self.read = torch.cuda.Event(), torch.cuda.Event()
 
-    def send(self, block: Tensor, derive: Callable[[Inputs], None] | None) -> None:
-        """Copy a block to the device and derive from it, on the ring's stream; the current stream waits for it."""
+    def send(self, block: Tensor) -> None:
+        """Copy a block to the device on the ring's stream; the current stream waits for it."""
         self.read.synchronize()  # passes at once, unless the host is a whole ring ahead
         self.pinned.copy_(block)
         with torch.cuda.stream(self._stream):
             self.inputs.block.copy_(self.pinned, non_blocking=True)
-            if derive is not None:
-                derive(self.inputs)
             self.sent.record()
         self.sent.wait()
 
@@ -130,8 +133,9 @@ class GpuEngine(TableEngine):
     For tests its tensors may lie on the CPU, where kernels are emulated; copies are then made at once.
 
     What _launch finds on the device, besides the measurement and the workspace (self._workspace):
-        tables: self.tensors, dims, views, tiles, spans: the tables' bytes, as int64 [n_words]; at least one word.
-        flags: self.fresh, self.pending: [n_tensors] uint8.
+        tables: self.tensors, dims, views, tiles, spans, components: the tables' bytes, as int64 [n_words]; at least one
+            word. self.driving: int32.
+        ages: self.ages: [n_tensors] uint8; self.chosen: [n_tensors] int32.
     """
 
     def _build(self) -> None:
@@ -140,24 +144,31 @@ class GpuEngine(TableEngine):
         self.device = self.measurement.moments.device
         self._on_gpu = self.device.type != "cpu"
         self._refuse_capture("make its tables")
-        self.n_hypers = self.measurement.clock.numel() - 1
+        self.n_groups = self.measurement.clock.numel() - 1
         t = self._tables
         self.tensors, self.dims, self.views, self.tiles, self.spans = (
             _words(table).to(self.device) for table in (t.tensors, t.dims, t.views, t.tiles, t.spans)
         )
-        if not hasattr(self, "fresh"):  # else tables were made anew, and the flags live on
-            self.fresh, self.pending = (torch.zeros(n, dtype=torch.uint8, device=self.device) for _ in range(2))
+        table, driving = components(self.rule)
+        self.components, self.driving = _words(table).to(self.device), torch.from_numpy(driving).to(self.device)
+        if not hasattr(self, "ages"):  # else tables were made anew, and the ages live on
+            self.ages = torch.full((n,), self.rule.n_ages - 1, dtype=torch.uint8, device=self.device)
+            self.chosen = torch.zeros(n, dtype=torch.int32, device=self.device)
         self._layouts_changed = False
         self._tile_counts = np.bincount(t.tiles["tensor"], minlength=n) if len(t.tiles) else np.zeros(n, np.int64)
         self._dtype_ranges = self._ranges_by_dtype()
         self._launches_for: tuple[bytes, list[Launch]] = (b"", [])
         # The host's side of the inputs, whose parts TableEngine fills in place.
-        self._host = Inputs.empty(n, self.n_hypers, torch.device("cpu"))
+        self._rows_shape = self._rows.numbers.shape
+        self._host = Inputs.empty(n, self._rows_shape, torch.device("cpu"))
         self._addresses = self._host.addresses.numpy().view(np.uint64)
-        self._first = self._host.first.numpy()
-        self._host_hypers = self._host.hypers.numpy().view(HYPER)
-        self._host_scalars, self._host_lrs = self._host.scalars.numpy(), self._host.lrs.numpy()
-        self.inputs = Inputs.empty(n, self.n_hypers, self.device)  # of an engine on the CPU
+        self._ages = self._host.ages.numpy()
+        self._ages[:] = 1
+        self._host_groups = self._host.groups.numpy().view(GROUP)
+        self._host_scalars, self._host_rows = self._host.scalars.numpy(), self._host.rows.numpy()
+        self._take_rows()  # known already, where tables are made anew
+        self._lrs: Sequence[Tensor | None] = ()  # that the host does not read
+        self.inputs = Inputs.empty(n, self._rows_shape, self.device)  # of an engine on the CPU
         if self._on_gpu:
             self._stream = torch.cuda.Stream(self.device)
             self._ring = [self._slot() for _ in range(RING)]
@@ -189,7 +200,7 @@ class GpuEngine(TableEngine):
             )
 
     def _slot(self) -> Slot:
-        return Slot(len(self.params), self.n_hypers, self.device, self._stream)
+        return Slot(len(self.params), self._rows_shape, self.device, self._stream)
 
     def _send(self) -> tuple[Inputs, bool]:
         """Send the host's inputs on their way to the device, if it lacks them.
@@ -199,7 +210,7 @@ class GpuEngine(TableEngine):
         """
         if not self._on_gpu:
             self.inputs.block.copy_(self._host.block)
-            self._derive(self.inputs)
+            self._find_rows(self.inputs)
             return self.inputs, True
         if self._capturing():  # each replay copies what the pinned block holds, so the slot belongs to the graph alone
             if not self._spare:
@@ -208,23 +219,28 @@ class GpuEngine(TableEngine):
             self._captured.append(slot)
             slot.pinned.copy_(self._host.block)
             slot.inputs.block.copy_(slot.pinned, non_blocking=True)
-            self._derive(slot.inputs)
+            self._find_rows(slot.inputs)
             self._held = self._sent = b""
             return slot.inputs, True
         while len(self._spare) < RING:
             self._spare.append(self._slot())
         block = self._host.block.numpy().tobytes()
-        is_new, lrs_are_here = block != self._sent, not self._host_lrs.any()
+        is_new = block != self._sent
         if is_new:
             self._sent = b""
             self._ring[self._turn].read.record()
             self._turn = (self._turn + 1) % RING
-            self._ring[self._turn].send(self._host.block, self._derive if lrs_are_here else None)
+            self._ring[self._turn].send(self._host.block)
             self._held = block
         inputs = self._ring[self._turn].inputs
-        if not lrs_are_here:  # what the current stream has yet to do may change them
-            self._derive(inputs)
+        self._find_rows(inputs)
         return inputs, is_new
+
+    def _find_rows(self, inputs: Inputs) -> None:
+        """Queue what computes the rows whose learning rate lies on the device, and may have changed there."""
+        for group, lr in enumerate(self._lrs):
+            if lr is not None:
+                self._rows.find_on_device(group, lr, inputs.rows[group])
 
     def _lay_out(self, i: int, field: str, strides: tuple[int, ...], known: list[tuple[int, ...] | None]) -> None:
         tensor = self._tables.tensors[i : i + 1]
@@ -259,7 +275,7 @@ class GpuEngine(TableEngine):
         self._admit_to_measure(buffers)
         self._send_layouts()
         self._host_scalars[:] = 0
-        self._host_lrs[:] = 0
+        self._lrs = ()
         launches = [Launch(dtype, MEASURE, begin, end) for dtype, begin, end in self._dtype_ranges]
         with self._as_current():
             calls = self._launch(launches, self._send()[0], measuring=True, scaled=False)
@@ -270,52 +286,58 @@ class GpuEngine(TableEngine):
         self,
         grads: Sequence[Tensor | None],
         buffers: Sequence[Tensor | None],
-        hypers: Sequence[Hyper],
-        first: Sequence[int],
+        options: Sequence[Any],
+        ages: Sequence[int],
         on_device: OnDevice,
     ) -> list[Call]:
-        if 1 in first:
+        if 0 in ages:
             self._refuse_capture("make momentum buffers")
         self._admit_buffers(buffers)
         self._send_layouts()
-        self._first[:] = np.frombuffer(bytes(first), np.uint8)
-        self._host_hypers[:] = self._hyper_table_for(hypers)
-        for i, lr in enumerate(on_device.lrs):
-            self._host_lrs[i] = self._lr(lr)
+        self._ages[:] = np.frombuffer(bytes(ages), np.uint8)
+        self._rows.find(options, range(self.rule.n_ages))
+        if self._taken is not self._rows.numbers:
+            self._take_rows()
+        for lr in on_device.lrs:
+            self._check_lr(lr)
+        self._lrs = on_device.lrs
         scaled = on_device.grad_scale is not None
         self._host_scalars[0] = self._float32("grad_scale", on_device.grad_scale)
         self._host_scalars[1] = self._float32("found_inf", on_device.found_inf)
         with self._as_current():
             inputs, is_new = self._send()
-            launches = self._launches(hypers) if is_new else self._launches_for[1]
+            launches = self._launches() if is_new else self._launches_for[1]
             self._sent = self._held
             calls = self._launch(launches, inputs, measuring=False, scaled=scaled)
         return calls if self._is_current() else [partial(self._carry_out_here, calls)]
 
-    def _launches(self, hypers: Sequence[Hyper]) -> list[Launch]:
-        """Stage 1's kernels: one for each dtype and mode that occur."""
-        momentum = bytes([0 if h.momentum == 0.0 else NESTEROV if h.nesterov else MOMENTUM for h in hypers])
+    def _take_rows(self) -> None:
+        self._host_rows[:] = self._rows.numbers
+        self._host_groups[:] = self._rows.groups
+        self._taken = self._rows.numbers
+
+    def _launches(self) -> list[Launch]:
+        """Stage 1's kernels: one for each dtype and variant that occur."""
+        of_group = self._rows.groups["variant"]
         part, buffer = self._addresses[:, 1] != 0, self._addresses[:, 2] != 0
-        key = momentum + part.tobytes() + buffer.tobytes()
+        key = of_group.tobytes() + part.tobytes() + buffer.tobytes()
         if key != self._launches_for[0]:
             t = self._tables.tensors
-            modes = np.frombuffer(momentum, np.uint8)[t["hyper"]]
-            modes = np.where((modes == PLAIN) & buffer & (t["n_views"] > 0), STALE, modes)
+            variants = of_group[t["group"]]
+            for variant, idle in self.rule.idle.items():
+                variants = np.where((variants == variant) & buffer & (t["n_views"] > 0), idle, variants)
             here = part & (self._tile_counts > 0)
-            occur = sorted({*zip(t["dtype"][here].tolist(), modes[here].tolist(), strict=True)})
+            occur = sorted({*zip(t["dtype"][here].tolist(), variants[here].tolist(), strict=True)})
             ranges = {dtype: (begin, end) for dtype, begin, end in self._dtype_ranges}
-            self._launches_for = (key, [Launch(dtype, mode, *ranges[dtype]) for dtype, mode in occur])
+            self._launches_for = (key, [Launch(dtype, variant, *ranges[dtype]) for dtype, variant in occur])
         return self._launches_for[1]
 
-    def _lr(self, lr: Tensor | None) -> tuple[int, int]:
-        if lr is None:
-            return 0, 0
-        if lr.device != self.device or lr.dtype not in (torch.float32, torch.float64):
+    def _check_lr(self, lr: Tensor | None) -> None:
+        if lr is not None and (lr.device != self.device or lr.dtype not in (torch.float32, torch.float64)):
             raise TypeError(
                 f"lr is a tensor ({lr.dtype} on {lr.device}); beside parameters on {self.device} a learning rate that "
                 "the host does not read must be a float32 or float64 tensor there"
             )
-        return lr.data_ptr(), DTYPES[lr.dtype]
 
     def _float32(self, name: str, x: Tensor | None) -> int:
         if x is None:
@@ -324,16 +346,13 @@ class GpuEngine(TableEngine):
             raise TypeError(f"{name} is {x.dtype} on {x.device}; it must be a float32 tensor on {self.device}")
         return x.data_ptr()
 
-    def _derive(self, inputs: Inputs) -> None:
-        """Queue on the current stream what derives from inputs and is not made anew each step, but when they change."""
-
     def _launch(self, launches: Sequence[Launch], inputs: Inputs, *, measuring: bool, scaled: bool) -> list[Call]:
         """The calls that queue both stages on the device's current stream.
 
         Args:
             launches: Stage 1's kernels, in any order; may be none.
             inputs: What is new, on the device.
-            measuring: Only take moments of all tensors (mode MEASURE): stage 2 advances neither laws, clock nor flags.
+            measuring: Only take moments of all tensors (MEASURE): stage 2 advances neither laws, clock nor ages.
             scaled: Gradients are divided by grad_scale first, and written back so.
         """
         raise NotImplementedError

@@ -1,20 +1,19 @@
-"""The reference engine: noetherperf.rules.reference, tensor by tensor, on any device and layout."""
+"""The engine in plain torch: the rule's update, its moments and laws as they are written. Every kernel is tested
+against it."""
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from noetherperf.engines import Call, OnDevice, Stepping, check_gradient, gradient_dtypes
 from noetherperf.engines.reader import unreadable
-from noetherperf.measure.plan import Measurement, Plan
-from noetherperf.rules import laws, reference
-from noetherperf.rules.hyper import Hyper
-from noetherperf.rules.laws import Law
-from noetherperf.rules.moments import Moment
+from noetherperf.measure.plan import Measurement, Plan, View
+from noetherperf.rules import law as laws
+from noetherperf.rules.moments import COMMON, Moment, Operand, Pair, take
 
 
 class ReferenceEngine(Stepping):
@@ -28,12 +27,12 @@ class ReferenceEngine(Stepping):
         plan: Plan,
         params: Sequence[Tensor],
         names: Sequence[str],
-        hyper_index: Sequence[int],
+        group_index: Sequence[int],
         measurement: Measurement,
     ) -> None:
-        self.plan, self.params, self.names, self.hyper_index = plan, params, names, hyper_index
-        self.measurement = measurement
-        self.fresh = [False] * len(params)  # buffers that no step has written yet
+        self.plan, self.params, self.names, self.group_index = plan, params, names, group_index
+        self.rule, self.measurement = plan.rule, measurement
+        self.ages = [1] * len(params)
         self.views = [[view for view in plan.views if view.tensor == i] for i in range(len(params))]
 
     def admit(self, grads: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
@@ -55,71 +54,90 @@ class ReferenceEngine(Stepping):
     def prepare_to_measure(self, buffers: Sequence[Tensor | None]) -> list[Call]:
         self._need_elements()
         measured = self.measurement.moments.clone()
-        still = Hyper(lr=0.0).coefficients(first=False)
         for p, v, views in zip(self.params, buffers, self.views, strict=True):
+            zeros = torch.zeros_like(p)
+            operands = {Operand.P: p, Operand.P_NEW: p, Operand.G: zeros if v is None else v, Operand.U: zeros}
             for view in views:
-                zeros = torch.zeros_like(p)
-                segments = slice(view.segment, view.segment + view.n_segments)
-                sums = reference.moments(view.grouped, p, p, zeros if v is None else v, zeros, None, still)
-                measured[:, segments] = sums
+                measured[:, _segments(view)] = self._rows(take(view.grouped, COMMON, operands))
         return [partial(self.measurement.moments.copy_, measured)]
+
+    def _rows(self, taken: Tensor) -> Tensor:
+        """A row for every moment of the rule: those that were taken, and zeros."""
+        return torch.cat([taken, taken.new_zeros(len(self.rule.moments) - len(taken), taken.shape[1])])
 
     def prepare(
         self,
         grads: Sequence[Tensor | None],
         buffers: Sequence[Tensor | None],
-        hypers: Sequence[Hyper],
-        first: Sequence[int],
+        options: Sequence[Any],
+        ages: Sequence[int],
         on_device: OnDevice,
     ) -> list[Call]:
-        fresh = [old or new == 1 for old, new in zip(self.fresh, first, strict=True)]
+        rule = self.rule
+        now = [min(given, known) for given, known in zip(ages, self.ages, strict=True)]
         if on_device.found_inf is not None and on_device.found_inf.item() != 0.0:
-            return [partial(setattr, self, "fresh", fresh)]
-        hypers = [
-            hyper if lr is None else replace(hyper, lr=lr.item())
-            for hyper, lr in zip(hypers, on_device.lrs, strict=True)
+            return [partial(setattr, self, "ages", now)]
+        options = [
+            x if lr is None else rule.with_lr(x, lr.item()) for x, lr in zip(options, on_device.lrs, strict=True)
         ]
         new = Measurement.of(x.clone() for x in self.measurement.tensors())
-        for i, duration in enumerate([1.0, *(hyper.duration for hyper in hypers)]):
+        for i, duration in enumerate([1.0, *map(rule.duration, options)]):
             new.clock[i] += duration
+        later = list(now)
         written: list[tuple[Tensor, Tensor]] = []
         for i, (p, g, v) in enumerate(zip(self.params, grads, buffers, strict=True)):
             if g is None:
                 for view in self.views[i]:
-                    segments = slice(view.segment, view.segment + view.n_segments)
-                    new.moments[Moment.SUM_G :, segments] = 0.0
+                    new.moments[Moment.SUM_G :, _segments(view)] = 0.0
                 continue
-            hyper = hypers[self.hyper_index[i]]
-            c = hyper.coefficients(first=fresh[i])
-            fresh[i] &= hyper.momentum == 0.0
+            own = options[self.group_index[i]]
             dtype = torch.promote_types(torch.promote_types(p.dtype, g.dtype), torch.float32)
             before, grad = p.to(dtype, copy=True), g.to(dtype)
             if on_device.grad_scale is not None:
                 grad = grad / on_device.grad_scale.to(dtype)
                 if not g._is_zerotensor():  # which are zeros still, and cannot be written
                     written.append((g, grad))
-            p_new, v_new, u = reference.step(before, grad, None if v is None else v.to(dtype), c)
+            held = None if v is None else v.to(dtype)
+            p_new, (v_new,), u = rule.update(before, grad, (held,), rule.coefficients_of(own, now[i]))
             stored = p_new.to(p.dtype)
             written.append((p.data, stored))  # not to raise a version counter, which is the caller's business
-            if v is not None and v_new is not None and c.mix_v != 0.0:
-                written.append((v.data, v_new))
-            for view in self.views[i]:
-                segments = slice(view.segment, view.segment + view.n_segments)
-                sums = reference.moments(view.grouped, stored, before, grad, u, v_new, c)
-                new.moments[:, segments] = sums
-                for law in Law:
-                    at = view.law_segment[law]
-                    if at >= 0:
-                        state = new.states[law][:, at : at + view.n_segments]
-                        laws.advance(
-                            law, state, sums, laws.discrete_transition(law, c), laws.flow_transition(law, hyper)
-                        )
-            if self.views[i]:
-                for law in Law:
-                    laws.propagate(new.propagators[i, law, 0], laws.discrete_transition(law, c))
-                    laws.propagate(new.propagators[i, law, 1], laws.flow_transition(law, hyper))
+            if rule.ages(own):
+                later[i] = min(now[i] + 1, rule.n_ages - 1)
+                if v is not None and v_new is not None:
+                    written.append((v.data, v_new))
+            operands = {Operand.P: before, Operand.P_NEW: stored, Operand.G: grad, Operand.U: u}
+            if v_new is not None:
+                operands[Operand.V] = v_new
+            self._measure(new, i, rule.moments[: rule.n_taken(own, v is not None)], operands, own, now[i])
         written += zip(self.measurement.tensors(), new.tensors(), strict=True)
-        return [*_copies(written), partial(setattr, self, "fresh", fresh)]
+        return [*_copies(written), partial(setattr, self, "ages", later)]
+
+    def _measure(
+        self,
+        new: Measurement,
+        tensor: int,
+        pairs: Sequence[Pair],
+        operands: Mapping[Operand, Tensor],
+        options: Any,
+        age: int,
+    ) -> None:
+        """Take the moments of one tensor's step and advance its laws."""
+        if not self.views[tensor]:
+            return
+        steps = {law: self.rule.step(law, options, age) for law in self.plan.laws}
+        for view in self.views[tensor]:
+            sums = new.moments[:, _segments(view)] = self._rows(take(view.grouped, pairs, operands))
+            by_name = dict(zip(self.rule.moment_rows, sums, strict=True))
+            for law, step in steps.items():
+                if (at := view.law_segment[law]) >= 0:
+                    state = new.states[law][:, at : at + view.n_segments]
+                    laws.advance(self.rule.laws[law], step, state, by_name)
+        for law, step in steps.items():
+            laws.propagate(new.propagators[tensor, law], step)
+
+
+def _segments(view: View) -> slice:
+    return slice(view.segment, view.segment + view.n_segments)
 
 
 def _copies(written: Sequence[tuple[Tensor, Tensor]]) -> list[Call]:

@@ -10,9 +10,9 @@ from torch import Tensor
 from noetherperf.engines import Stepping, check_gradient
 from noetherperf.engines.overlap import check_apart
 from noetherperf.engines.reader import has_own_dispatch, make_reader, unreadable
-from noetherperf.engines.tiling import HYPER, Tiling, is_dense, make_tables, memory_order
+from noetherperf.engines.rows import Rows
+from noetherperf.engines.tiling import Tiling, is_dense, make_tables, memory_order
 from noetherperf.measure.plan import Measurement, Plan
-from noetherperf.rules.hyper import Hyper
 
 #: Columns of the addresses.
 PARAMETER, GRADIENT, BUFFER = range(3)
@@ -24,7 +24,8 @@ class TableEngine(Stepping):
     _tables, _workspace: made by _build for the parameters' present layout.
     _addresses [n, 3]: each tensor's parameter, gradient, momentum buffer; null where it takes no part or has none.
     _places: the column of parameters as it was when they were last seen to share no memory.
-    _first [n]: whether a step writes the momentum buffer for the first time.
+    _ages [n]: 0 where a tensor's buffers have just been made.
+    _rows: what a step needs of the rule.
     """
 
     tiling: ClassVar[Tiling]
@@ -34,25 +35,24 @@ class TableEngine(Stepping):
         plan: Plan,
         params: Sequence[Tensor],
         names: Sequence[str],
-        hyper_index: Sequence[int],
+        group_index: Sequence[int],
         measurement: Measurement,
     ) -> None:
-        self.plan, self.params, self.names, self.hyper_index = plan, params, names, hyper_index
+        self.plan, self.params, self.names, self.group_index = plan, params, names, group_index
         self.measurement = measurement
+        self.rule = plan.rule
+        self._rows = Rows(self.rule, measurement.clock.numel() - 1, plan.laws)
         self._places = b""
         self._build()
 
     def _build(self) -> None:
         """Make the tables for the parameters as they lie in memory now."""
         n = len(self.params)
-        self._tables = make_tables(self.plan, self.params, self.hyper_index, self.tiling)
+        self._tables = make_tables(self.plan, self.params, self.group_index, self.tiling)
         device = self.measurement.moments.device
         self._workspace = torch.full((self._tables.workspace,), torch.nan, dtype=torch.float64, device=device)
         self._addresses = np.zeros((n, 3), np.uint64)
-        self._first = np.zeros(n, np.uint8)
-        self._hypers: Sequence[Hyper] = ()
-        self._hyper_table = np.zeros(0, HYPER)
-        self._tick = np.zeros(0)
+        self._ages = np.ones(n, np.uint8)
         self._orders = [memory_order(p) for p in self.params]
         self._kinds = [(p.dtype, p.device, p.shape) for p in self.params]
         self._grad_strides: list[tuple[int, ...] | None] = [None] * n
@@ -145,17 +145,6 @@ class TableEngine(Stepping):
         that a kernel has something to read."""
         self._relocate()
         self._admit_buffers([p if v is None else v for p, v in zip(self.params, buffers, strict=True)])
-
-    def _hyper_table_for(self, hypers: Sequence[Hyper]) -> np.ndarray:
-        """The hyperparameters as a table; what a step adds to the clock goes to _tick."""
-        if hypers != self._hypers:
-            n = max(len(hypers), max(self.hyper_index, default=0) + 1)
-            self._hyper_table = np.zeros(n, HYPER)
-            for i, h in enumerate(hypers):
-                self._hyper_table[i] = (h.lr, h.momentum, h.dampening, h.weight_decay, h.nesterov, h.maximize)
-            self._tick = np.array([1.0, *(h.duration for h in hypers)])
-            self._hypers = list(hypers)
-        return self._hyper_table
 
 
 def _write_out(name: str, grad: Tensor, reason: str) -> Tensor:

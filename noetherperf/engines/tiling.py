@@ -8,10 +8,10 @@ A tile is a block of that matrix, walked by one thread of a CPU or one thread bl
 a segment, each writes a slice of the workspace and a second stage adds the slices in order. The tiles depend on shapes
 alone, so results do not depend on threads. A Tiling says how tiles are cut and what slices hold:
 
-- CPU: the sums of segments, [n_slices, N_MOMENTS, n_segments], float64. Sums that one tile finishes go straight to the
+- CPU: the sums of segments, [n_slices, n_moments, n_segments], float64. Sums that one tile finishes go straight to the
   moments. The number of slices is bounded, so the workspace grows with the number of segments, not of parameters.
-- GPU (`by_line`): the sums of the matrix's lines, which the second stage folds to segments: [n_slices, N_MOMENTS,
-  n_rows] for the view by row, [n_slices, N_MOMENTS, n_cols] for the others, which share it. Always written, also where
+- GPU (`by_line`): the sums of the matrix's lines, which the second stage folds to segments: [n_slices, n_moments,
+  n_rows] for the view by row, [n_slices, n_moments, n_cols] for the others, which share it. Always written, also where
   there is one slice. float64 for a float64 tensor; float32 for others, as the sums inside a tile are: their rounding is
   the smaller one, and the workspace is what measuring adds to the traffic. Tiles grow with the model, so that there are
   enough for the whole GPU and no more: the workspace stays within a few per cent of the parameters.
@@ -28,19 +28,8 @@ import torch
 from torch import Tensor
 
 from noetherperf.measure.plan import Plan, View
-from noetherperf.rules.laws import Law
-from noetherperf.rules.moments import N_MOMENTS
+from noetherperf.rules.law import Law
 
-HYPER = np.dtype(
-    [
-        ("lr", "f8"),
-        ("momentum", "f8"),
-        ("dampening", "f8"),
-        ("weight_decay", "f8"),
-        ("nesterov", "i4"),
-        ("maximize", "i4"),
-    ]
-)
 TENSOR = np.dtype(
     [
         ("n_rows", "i8"),
@@ -49,7 +38,7 @@ TENSOR = np.dtype(
         ("n_dims", "i4"),
         ("dense", "i4"),  # parameter, gradient and buffer are all contiguous in the matrix's order
         ("dtype", "i4"),
-        ("hyper", "i4"),  # which parameter group's hyperparameters
+        ("group", "i4"),  # which parameter group it is in
         ("view", "i4"),  # views are consecutive, the one by row first
         ("n_views", "i4"),
     ]
@@ -253,20 +242,20 @@ def _span_length(view: np.void, tensor: np.void, tiling: Tiling) -> int:
     return max(least, most >> (share - 1).bit_length())
 
 
-def make_tables(plan: Plan, params: Sequence[Tensor], hyper_index: Sequence[int], tiling: Tiling = CPU) -> Tables:
+def make_tables(plan: Plan, params: Sequence[Tensor], group_index: Sequence[int], tiling: Tiling = CPU) -> Tables:
     """Lay out a plan over parameters as they lie in memory now.
 
     Args:
         plan: The views of these parameters.
         params: Tensors of a dtype in DTYPES, any strides. Only shapes and strides are read.
-        hyper_index: For each tensor the number of its parameter group.
+        group_index: For each tensor the number of its parameter group.
         tiling: How to cut.
     """
     tensors = np.zeros(len(params), TENSOR)
     dims: list[tuple[int, int, int, int]] = []
     views: list[tuple[int, ...]] = []
     tiles: list[tuple[int, ...]] = []
-    workspace = 0
+    workspace, n_moments = 0, len(plan.rule.moments)
     least, most = tiling.tile_elements
     elements = max(least, min(most, sum(p.numel() for p in params) // tiling.tiles))
     by_tensor: dict[int, list[View]] = {}
@@ -288,7 +277,7 @@ def make_tables(plan: Plan, params: Sequence[Tensor], hyper_index: Sequence[int]
             len(shape),
             is_dense(shape, strides),
             DTYPES[p.dtype],
-            hyper_index[i],
+            group_index[i],
             len(views),
             len(placed),
         )
@@ -297,10 +286,10 @@ def make_tables(plan: Plan, params: Sequence[Tensor], hyper_index: Sequence[int]
             way = sums[axis]
             by_row, inner = (True, way) if isinstance(way, int) else (False, way.inner)
             n_slices = len(cols) if by_row else len(rows)
-            at, size = workspace, n_slices * N_MOMENTS * view.n_segments if n_slices > 1 else 0
+            at, size = workspace, n_slices * n_moments * view.n_segments if n_slices > 1 else 0
             if tiling.by_line:
                 lines = n_rows if by_row else n_cols
-                size = -(-n_slices * N_MOMENTS * lines * max(p.element_size(), 4) // 8)
+                size = -(-n_slices * n_moments * lines * max(p.element_size(), 4) // 8)
                 if not by_row and by_position is not None:
                     at, size = by_position, 0
                 elif not by_row:

@@ -6,9 +6,14 @@ from functools import partial
 import torch
 
 from noetherperf.engines import Call
-from noetherperf.engines.gpu import GpuEngine, Inputs, Launch
+from noetherperf.engines.gpu import MEASURE, GpuEngine, Inputs, Launch
+from noetherperf.engines.rows import components
 from noetherperf.engines.tiling import TRITON
-from noetherperf.triton_kernels.launch import N_THREADS, kinds, options, stage_1, stage_2
+from noetherperf.triton_kernels import rules
+from noetherperf.triton_kernels.options import kinds, options
+from noetherperf.triton_kernels.spans import N_THREADS
+from noetherperf.triton_kernels.stage_1 import stage_1
+from noetherperf.triton_kernels.stage_2 import stage_2
 
 
 class TritonEngine(GpuEngine):
@@ -23,6 +28,9 @@ class TritonEngine(GpuEngine):
     def _build(self) -> None:
         super()._build()
         self._lanes = torch.cuda.get_device_properties(self.device).warp_size if self._on_gpu else 32
+        self._constants = rules.constants(self.rule, *components(self.rule))
+        self._update = rules.module_of(self.rule).update
+        self._steps: dict[tuple[int, bool], rules.Step] = {(MEASURE, False): rules.measure(self.rule)}
         self._sort()
 
     def _send_layouts(self) -> None:
@@ -35,9 +43,15 @@ class TritonEngine(GpuEngine):
         """Take note of the kinds of tiles that occur."""
         self._tile_kinds = {dtype: kinds(self._tables, dtype) for dtype, _, _ in self._dtype_ranges}
 
-    def _options(self, launch: Launch) -> dict[str, int]:
+    def _step(self, variant: int, scaled: bool) -> rules.Step:
+        """What a variant's kernels are compiled for."""
+        if (variant, scaled) not in self._steps:
+            self._steps[variant, scaled] = rules.step(self.rule, variant, scaled=scaled)
+        return self._steps[variant, scaled]
+
+    def _options(self, launch: Launch, step: rules.Step) -> dict[str, int]:
         hip = torch.version.hip is not None
-        return options(launch.dtype, launch.mode, self._tile_kinds[launch.dtype], self._lanes, hip)
+        return options(launch.dtype, step, self._tile_kinds[launch.dtype], self._lanes, hip)
 
     def _launch(self, launches: Sequence[Launch], inputs: Inputs, *, measuring: bool, scaled: bool) -> list[Call]:
         return [partial(self._queue, launches, inputs, measuring, scaled)]
@@ -45,26 +59,28 @@ class TritonEngine(GpuEngine):
     def _queue(self, launches: Sequence[Launch], inputs: Inputs, measuring: bool, scaled: bool) -> None:
         n_tensors, n_spans, m = len(self.params), len(self._tables.spans), self.measurement
         for launch in launches:
+            step = self._step(launch.variant, scaled)
             stage_1[(launch.end - launch.begin,)](
                 self.tensors,
                 self.dims,
                 self.views,
                 self.tiles,
                 inputs.scalars,
-                inputs.lrs,
-                inputs.hypers,
+                inputs.rows,
+                inputs.groups,
                 inputs.addresses,
-                inputs.first,
-                self.fresh,
-                self.pending,
+                inputs.ages,
+                self.ages,
+                self.chosen,
                 self._workspace,
                 launch.begin,
                 n_tensors,
                 DTYPE=launch.dtype,
-                MODE=launch.mode,
+                RULE=self._constants,
+                STEP=step,
+                UPDATE=self._update,
                 KINDS=self._tile_kinds[launch.dtype],
-                SCALED=scaled,
-                **self._options(launch),
+                **self._options(launch, step),
             )
         translations, norms = m.states
         stage_2[(max(1, n_spans),)](
@@ -72,11 +88,11 @@ class TritonEngine(GpuEngine):
             self.views,
             self.spans,
             inputs.scalars,
-            inputs.lrs,
-            inputs.hypers,
+            inputs.rows,
+            inputs.groups,
             inputs.addresses,
-            self.fresh,
-            self.pending,
+            self.ages,
+            self.chosen,
             self._workspace,
             m.moments,
             m.moments.stride(0),
@@ -88,7 +104,8 @@ class TritonEngine(GpuEngine):
             m.clock,
             n_spans,
             n_tensors,
-            self.n_hypers,
+            self.n_groups,
+            RULE=self._constants,
             MEASURING=measuring,
             num_warps=N_THREADS.value // self._lanes,
         )

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from noetherperf import theory
 from noetherperf.figures.claims import Claim, Data
 from noetherperf.figures.runs import Vgg, series, train_vgg
-from noetherperf.rules.hyper import Hyper
+from noetherperf.rules.sgd import Hyper
 
 __all__ = ["claims", "compute"]
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from noetherperf.figures.claims import Claim, Data
 from noetherperf.figures.runs import Run, Vgg, series, train_vgg
 from noetherperf.measure.readout import ChargeReadout
-from noetherperf.rules.hyper import Hyper
+from noetherperf.rules.sgd import Hyper
 
 __all__ = ["claims", "compute"]
 

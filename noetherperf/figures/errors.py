@@ -15,7 +15,7 @@ from noetherperf.measure.readout import ChargeReadout
 from noetherperf.recipes import digits
 from noetherperf.recipes.models import digits_network
 from noetherperf.record import relative_error
-from noetherperf.rules.hyper import Hyper
+from noetherperf.rules.sgd import Hyper
 
 __all__ = ["claims", "compute"]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from noetherperf import theory
 from noetherperf.figures.claims import Claim, Data
 from noetherperf.figures.components import COMPONENTS, Component
-from noetherperf.rules.hyper import Hyper
+from noetherperf.rules.sgd import Hyper
 
 __all__ = ["MOTIONS", "claims", "compute"]
 

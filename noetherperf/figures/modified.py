@@ -9,7 +9,7 @@ from torch import Tensor
 
 from noetherperf import theory
 from noetherperf.figures.claims import Claim, Data, slope
-from noetherperf.rules.hyper import Hyper
+from noetherperf.rules.sgd import Hyper
 
 __all__ = ["MODELS", "claims", "compute"]
 

@@ -8,7 +8,7 @@ from noetherperf.figures.claims import Claim, Data
 from noetherperf.figures.runs import series, train
 from noetherperf.recipes import digits
 from noetherperf.recipes.models import digits_network
-from noetherperf.rules.hyper import Hyper
+from noetherperf.rules.sgd import Hyper
 
 __all__ = ["claims", "compute"]
 

@@ -14,7 +14,7 @@ from noetherperf.optim.sgd import SGD
 from noetherperf.recipes import digits
 from noetherperf.recipes.train import Loop, accuracy, charge_error
 from noetherperf.recipes.vgg import centre, vgg16
-from noetherperf.rules.hyper import Hyper
+from noetherperf.rules.sgd import Hyper
 from noetherperf.symmetry import Symmetry
 
 __all__ = ["Run", "Vgg", "series", "train", "train_vgg"]

@@ -8,16 +8,15 @@ only a device knows, the times of learning rates on it, are compared as floats.
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from enum import IntEnum
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from zlib import crc32
 
 import numpy as np
 import torch
 from torch import Tensor
-
-from noetherperf.rules.hyper import Hyper
 
 
 class Kind(IntEnum):
@@ -114,24 +113,23 @@ class Digests:
         self.gradients, self.buffers = (np.zeros(n_tensors, np.uint32) for _ in range(2))
         self.gradients[: len(gradients)], self.buffers[: len(buffers)] = gradients, buffers
 
-    def after(self, hypers: Sequence[Hyper], undampened: Sequence[bool], missing: bytes) -> "Digests":
+    def after(self, options: Sequence[Any], young: Sequence[bool], missing: bytes) -> "Digests":
         """The digests after one more step.
 
         Args:
-            hypers: One per parameter group.
-            undampened: Per tensor, whether this step writes the momentum buffer for the first time, without
-                dampening; empty: for none.
-            missing: A byte per tensor: 1 if it has no gradient.
+            options: Of the rule, one per parameter group.
+            young: Per tensor, whether its age makes its step another than an older tensor's; empty: for none.
+            missing: A byte per tensor: has it no gradient?
         """
         new = object.__new__(Digests)
         new._count = self._count + 1
-        new.options = [crc32(_written(hyper), old) for hyper, old in zip(hypers, self.options, strict=True)]
+        new.options = [crc32(_written(x), old) for x, old in zip(options, self.options, strict=True)]
         step = np.uint32(crc32(f"{new._count}".encode()))
         new.gradients, new.buffers = self.gradients, self.buffers
         if 1 in missing:
             new.gradients = self.gradients + np.frombuffer(missing, np.uint8) * step
-        if True in undampened:
-            new.buffers = self.buffers + np.array(undampened, np.uint8) * step
+        if True in young:
+            new.buffers = self.buffers + np.array(young, np.uint8) * step
         return new
 
     @staticmethod
@@ -153,7 +151,7 @@ class Digests:
         return [[self._count], list(self.options), self.gradients.tolist(), self.buffers.tolist()]
 
 
-def _written(hyper: Hyper) -> bytes:
-    """A step's options to nine digits: further digits of a schedule's cosine may depend on the processor."""
-    floats = f"{hyper.lr:.9g} {hyper.momentum:.9g} {hyper.dampening:.9g} {hyper.weight_decay:.9g}"
-    return f"{floats} {hyper.nesterov:d} {hyper.maximize:d}".encode()
+def _written(options: Any) -> bytes:
+    """A step's options, without the last digits: those of a schedule's cosine may depend on the processor."""
+    values = (getattr(options, field.name) for field in fields(options))
+    return " ".join(f"{x:d}" if isinstance(x, bool) else f"{x:.9g}" for x in values).encode()

@@ -15,14 +15,15 @@ Derived in docs/theory.md, section 3.
 
 import copy
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any, NamedTuple
 from zlib import crc32
 
 from torch import Tensor
 
 from noetherperf.measure.agreement import Digests, Kind, Mark
-from noetherperf.rules.hyper import Hyper
+from noetherperf.rules import sgd
+from noetherperf.rules.rule import Rule
 from noetherperf.symmetry import Symmetry
 
 ANEW = "reset_measurement() starts the laws anew"
@@ -34,22 +35,25 @@ class Openness:
     Args:
         symmetries: All symmetries; those that claim nothing (Norm) are open from the start.
         names: A name for each tensor.
-        hyper_index: For each tensor, the number of its parameter group.
-        n_groups: Number of parameter groups.
-        shared: Whether tensors are sharded over ranks, which must then make the same steps.
+        group_index: For each tensor the number of its parameter group.
+        n_groups: How many of those there are.
+        rule: That steps the tensors.
+        shared: Whether ranks share out the tensors, and so must make the same steps.
     """
 
     def __init__(
         self,
         symmetries: Sequence[Symmetry],
         names: Sequence[str],
-        hyper_index: Sequence[int],
+        group_index: Sequence[int],
         n_groups: int = 1,
         *,
+        rule: Rule[Any] = sgd.SGD,
         shared: bool = False,
     ) -> None:
         index = {name: i for i, name in enumerate(names)}
-        self._names, self._hyper_index, self._n_groups, self._shared = names, hyper_index, n_groups, shared
+        self._names, self._group_index, self._n_groups, self._shared = names, group_index, n_groups, shared
+        self._rule = rule
         self._members = {s.name: sorted({index[part.parameter] for part in s.parts}) for s in symmetries}
         self._unclaimed = [s.name for s in symmetries if not s.claimed]
         self.reset()
@@ -62,6 +66,7 @@ class Openness:
         self._changes: dict[str, str] = {}  # reasons of another kind: tensors written between steps
         self._classes = [0] * len(self._names)
         self._last: Hashable = None
+        self._given: tuple[Any, ...] | None = None  # what `after` was given when it had the last pattern
         self._digests = Digests(len(self._names), self._n_groups) if self._shared else None
 
     def copy(self) -> "Openness":
@@ -77,50 +82,54 @@ class Openness:
         return {name: "; ".join(x[name] for x in both if name in x) for name in {**self._reasons, **self._changes}}
 
     def after(
-        self, step: int, hypers: Sequence[Hyper], lrs: Sequence[Tensor | None], first: bytes, missing: bytes
+        self, step: int, options: Sequence[Any], lrs: Sequence[Tensor | None], ages: bytes, missing: bytes
     ) -> "Openness":
         """The openness after one more step; this object does not change.
 
         Args:
-            step: The step's number, for the reason.
-            hypers: One per parameter group.
-            lrs: One per parameter group: the learning rate on a device that replaces Hyper.lr, or None.
-            first: A byte per tensor: 1 if this step writes its momentum buffer for the first time.
-            missing: A byte per tensor: 1 if it has no gradient.
+            step: Its number, for the reason.
+            options: Of the rule, one per parameter group.
+            lrs: One per parameter group: the device's learning rate that stands in for that of the options, or None.
+            ages: A byte per tensor: 0 where its buffers have been made for this step.
+            missing: A byte per tensor: has it no gradient?
         """
-        groups = list(map(_Group, hypers, lrs))
+        known = self._given
+        if known is not None and (options is known[0] and lrs is known[1] and (ages, missing) == known[2:]):
+            return self  # as in the step before
+        groups = [_Group(self._rule, *pair) for pair in zip(options, lrs, strict=True)]
         alike = [next(j for j, other in enumerate(groups) if group.acts_like(other)) for group in groups]
-        pattern = (tuple(alike), first, missing)
+        pattern = (tuple(alike), ages, missing)
         if pattern == self._last and self._digests is None:
+            self._given = (options, lrs, ages, missing)
             return self
-        undampened = self._undampened(hypers, first)
+        young = self._young(options, ages)
         new = self.copy()
         if pattern != self._last:
-            new._take_note(step, pattern, undampened, groups)
+            new._take_note(step, pattern, young, groups)
         if self._digests is not None:
-            new._digests = self._digests.after(hypers, undampened, missing)
+            new._digests = self._digests.after(options, young, missing)
         return new
 
-    def _undampened(self, hypers: Sequence[Hyper], first: bytes) -> list[bool]:
-        """Per tensor, whether a step writes the buffer for the first time, without dampening; empty: none does."""
-        if 1 not in first:
+    def _young(self, options: Sequence[Any], ages: bytes) -> list[bool]:
+        """Per tensor, whether its age makes its step another than an older tensor's; none if empty."""
+        if 0 not in ages:
             return []
-        dampened = [hyper.momentum != 0.0 and hyper.dampening != 0.0 for hyper in hypers]
-        return [bool(is_first) and dampened[group] for is_first, group in zip(first, self._hyper_index, strict=True)]
+        differ = [self._rule.ages_differ(x) for x in options]
+        return [age == 0 and differ[group] for age, group in zip(ages, self._group_index, strict=True)]
 
     def _take_note(
         self,
         step: int,
         pattern: tuple[tuple[int, ...], bytes, bytes],
-        undampened: Sequence[bool],
+        young: Sequence[bool],
         groups: "Sequence[_Group]",
     ) -> None:
         """Split the classes whose tensors a step of this pattern treats differently."""
         alike, _, missing = pattern
-        self._last = pattern
+        self._last, self._given = pattern, None
         keys: list[Hashable] = []
-        for i, group in enumerate(self._hyper_index):
-            keys.append("missing" if missing[i] else (alike[group], bool(undampened) and undampened[i]))
+        for i, group in enumerate(self._group_index):
+            keys.append("missing" if missing[i] else (alike[group], bool(young) and young[i]))
         number: dict[Hashable, int] = {}
         self._classes = [number.setdefault(pair, len(number)) for pair in zip(self._classes, keys, strict=True)]
         for name, members in self._members.items():
@@ -152,7 +161,7 @@ class Openness:
         if self._digests is None:
             return []
         measured = sorted({i for members in self._members.values() for i in members})
-        first_of = {self._hyper_index[i]: self._names[i] for i in reversed(measured)}
+        first_of = {self._group_index[i]: self._names[i] for i in reversed(measured)}
         groups = {g: f"parameter group {g} (of {first_of.get(g, 'nothing measured')})" for g in sorted({0, *first_of})}
         marks = [Mark(Kind.STEP, "", int(clock[0])) for clock in clocks]
         marks += [Mark(Kind.OPTIONS, label, self._digests.options[g]) for g, label in groups.items()]
@@ -170,7 +179,7 @@ class Openness:
         if missing[i] != missing[j]:
             without, with_ = (a, b) if missing[i] else (b, a)
             return f"in step {step} {without} had no gradient and {with_} had one"
-        one, two = (groups[self._hyper_index[k]].shown() for k in (i, j))
+        one, two = (groups[self._group_index[k]].shown() for k in (i, j))
         fields = [f"{field} ({one[field]} and {two[field]})" for field in one if one[field] != two[field]]
         if fields:
             return f"in step {step} {a} and {b} had different {', '.join(fields)}"
@@ -225,15 +234,16 @@ class Openness:
         self._classes = classes + [0] * (len(self._names) - len(classes))
         self._reasons = {str(name): str(reason) for name, reason in state["reasons"].items()}
         self._changes = {str(name): str(reason) for name, reason in state["changes"].items()}
-        self._last = None
+        self._last = self._given = None
         if self._shared and (digests := state.get("digests")) is not None:  # else the digests of all ranks begin anew
             self._digests = Digests(len(self._names), self._n_groups, digests)
 
 
 class _Group(NamedTuple):
-    """A parameter group in one step; lr is the tensor that replaces hyper.lr, if any."""
+    """A parameter group in one step; lr is the tensor that stands in for that of its options, if there is one."""
 
-    hyper: Hyper
+    rule: Rule[Any]
+    options: Any
     lr: Tensor | None
 
     def acts_like(self, other: "_Group") -> bool:
@@ -242,12 +252,12 @@ class _Group(NamedTuple):
             return True
         if self.lr is not other.lr:
             return False
-        a, b = (self.hyper, other.hyper)
+        a, b = (self.options, other.options)
         if self.lr is not None:
-            a, b = replace(a, lr=1.0), replace(b, lr=1.0)
-        return a == b or (a.duration == b.duration and a.coefficients(first=False) == b.coefficients(first=False))
+            a, b = self.rule.with_lr(a, 1.0), self.rule.with_lr(b, 1.0)
+        return a == b or self.rule.row(a, 1, ()) == self.rule.row(b, 1, ())
 
     def shown(self) -> dict[str, Any]:
-        """The hyperparameters by name, for a message."""
-        lr = self.hyper.lr if self.lr is None else f"the tensor {id(self.lr):#x} on {self.lr.device}"
-        return {**asdict(self.hyper), "lr": lr}
+        """The options by name, for a reader."""
+        lr = self.options.lr if self.lr is None else f"the tensor {id(self.lr):#x} on {self.lr.device}"
+        return {**asdict(self.options), "lr": lr}

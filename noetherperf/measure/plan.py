@@ -10,13 +10,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import gcd, prod
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from noetherperf.rules.laws import N_STATE, Law, State, two_sum
-from noetherperf.rules.moments import N_MOMENTS, Moment
+from noetherperf.rules import sgd
+from noetherperf.rules.arithmetic import two_sum
+from noetherperf.rules.law import N_START, PROPAGATED, X0, Y0, Law
+from noetherperf.rules.moments import Moment
+from noetherperf.rules.rule import Rule
 from noetherperf.symmetry import Part, Symmetry
 
 #: The moments in which Engine.measure stores a law's charge x and its y, ⟨v, 1⟩ or ⟨p, v⟩.
@@ -71,6 +75,8 @@ class Plan:
     views: tuple[View, ...]
     parts: Mapping[str, tuple[PlannedPart, ...]]
     n_tensors: int
+    laws: tuple[Law, ...]  # that some view asks for
+    rule: Rule[Any]  # that steps the tensors: it says what is summed, and what the laws keep
 
     @property
     def n_segments(self) -> int:
@@ -99,9 +105,9 @@ class Plan:
 class Measurement:
     """The moments that a step measures, and the laws' state: float64, a few numbers per segment, none per element.
 
-    moments: [N_MOMENTS, n_segments], of the last step. states[law]: [N_STATE[law], n segments with that law].
-    propagators: [n_tensors, law, discrete or flow, 2, 2], the product of all steps' matrices since measuring began.
-    clock: [1 + n parameter groups], since measuring began: number of steps, and each group's time, Σ Hyper.duration.
+    moments: [n moments, n_segments], of the last step. states[law]: [n rows, n segments with that law]; the rule has
+    both. propagators: [n_tensors, law, PROPAGATED, 2, 2], the product of all steps' matrices since measuring began.
+    clock: [1 + n parameter groups], since measuring began: steps made, and each group's time, Σ Rule.duration.
     """
 
     moments: Tensor
@@ -110,20 +116,21 @@ class Measurement:
     clock: Tensor
 
     @classmethod
-    def empty(cls, plan: Plan, device: torch.device | str = "cpu", n_hypers: int = 1) -> "Measurement":
-        """A measurement before the first step: zeros for every segment, and identity propagators.
+    def empty(cls, plan: Plan, device: torch.device | str = "cpu", n_groups: int = 1) -> "Measurement":
+        """Zeros for every segment and identity propagators: before anything is measured.
 
         Args:
             plan: What is measured.
-            device: Of the tensors.
-            n_hypers: Number of parameter groups.
+            device: Where.
+            n_groups: How many parameter groups there are.
         """
-        translation, norm = (_rows(N_STATE[law], plan.n_law_segments(law), device) for law in Law)
+        laws = plan.rule.laws
+        translation, norm = (_rows(laws[law].n_rows, plan.n_law_segments(law), device) for law in Law)
         return cls(
-            _rows(N_MOMENTS, plan.n_segments, device),
+            _rows(len(plan.rule.moments), plan.n_segments, device),
             (translation, norm),
-            torch.eye(2, dtype=torch.float64, device=device).repeat(plan.n_tensors, len(Law), 2, 1, 1),
-            torch.zeros(1 + n_hypers, dtype=torch.float64, device=device),
+            torch.eye(2, dtype=torch.float64, device=device).repeat(plan.n_tensors, len(Law), len(PROPAGATED), 1, 1),
+            torch.zeros(1 + n_groups, dtype=torch.float64, device=device),
         )
 
     def tensors(self) -> list[Tensor]:
@@ -148,14 +155,14 @@ class Measurement:
                     start, sources = old.states[law][:, at : at + view.n_segments].split_with_sizes(
                         [2, old.states[law].shape[0] - 2]
                     )
-                    state = new.states[law][:, at : at + view.n_segments]
-                    state[State.X0 : State.Y0 + 1] = start
                     free = old.propagators[view.tensor, law, 0] @ start
                     defect, forced = sources[:2], sources[2:4] if law == Law.NORM else torch.zeros_like(free)
-                    state[State.X], state[State.Y] = free + forced + defect
+                    state, rows = new.states[law][:, at : at + view.n_segments], plan.rule.laws[law].rows
+                    state[:N_START] = start
+                    state[rows["budget"]], state[rows["budget"] + 2] = free + forced + defect
                     if law == Law.NORM:
-                        state[State.DEFECT_X : State.DEFECT_Y + 1] = defect
-                        state[State.FLOW_X : State.FLOW_V + 1] = sources[4:]
+                        state[rows["defect"] :][:2] = defect
+                        state[rows["flow"] :][:2] = sources[4:]
         return new
 
     def clone(self) -> "Measurement":
@@ -181,11 +188,15 @@ class Measurement:
             device = self.moments.device
             is_warm, tensor, *law_segments = (x.to(device, non_blocking=True) for x in (flags, *plan.indices))
             for (law, (x, y)), segment in zip(CHARGE_AND_MOMENTUM.items(), law_segments, strict=True):
-                state = self.states[law]
+                state, shape = self.states[law], plan.rule.laws[law]
                 state.zero_()
-                state[State.X0] = state[State.X] = self.moments[x, segment]
-                momentum = torch.where(is_warm[tensor[segment]], self.moments[y, segment], 0.0)
-                state[State.Y0] = state[State.Y] = momentum
+                state[X0] = self.moments[x, segment]
+                state[Y0] = torch.where(is_warm[tensor[segment]], self.moments[y, segment], 0.0)
+                for component in shape.components:
+                    if component.starts:
+                        state[shape.rows[component.name]] = state[X0]
+                        if (row := shape.y_row(component.name)) is not None:
+                            state[row] = state[Y0]
         self.moments[Moment.SUM_G :].zero_()
         self.propagators.zero_().diagonal(dim1=-2, dim2=-1).fill_(1.0)
         self.clock.zero_()
@@ -193,9 +204,9 @@ class Measurement:
     def followed(self, plan: Plan, measured: Tensor, warm: Sequence[bool], changed: Sequence[bool]) -> "Measurement":
         """This measurement after tensors were changed outside steps.
 
-        Their charges become the present ones, and the jump counts as defect: for x the difference to the stored
-        charge, for y the difference to the budget. So rounding remains the loss by storing, and the identity holds for
-        the steps that follow. All other moments are those of the last step.
+        Their charges are what they are now, and the jump is the defect's: of x the difference to the charge as it was
+        stored, of y the difference to the budget. Components that take jumps take it. Rounding stays what storing lost,
+        and the identity holds for what comes after. All other moments are those of the last step.
 
         Args:
             plan: The plan of this measurement.
@@ -208,19 +219,25 @@ class Measurement:
         # Non-blocking copies: the host must not wait for the steps in flight.
         is_warm, is_changed, tensor, *law_segments = (x.to(device, non_blocking=True) for x in (*flags, *plan.indices))
         here, new = is_changed[tensor], self.clone()
-        for row in (Moment.SUM_P, Moment.SQ_P):
-            new.moments[row] = torch.where(here, measured[row], self.moments[row])
+        for moment in (Moment.SUM_P, Moment.SQ_P):
+            new.moments[moment] = torch.where(here, measured[moment], self.moments[moment])
         for (law, (x, y)), segment in zip(CHARGE_AND_MOMENTUM.items(), law_segments, strict=True):
             state, jumps, owner = new.states[law], here[segment], tensor[segment]
+            shape = plan.rule.laws[law]
             now = torch.where(is_warm[owner], measured[y, segment], 0.0)
             x_jump = torch.where(jumps, measured[x, segment] - self.moments[x, segment], 0.0)
-            y_jump = torch.where(jumps, now - state[State.Y], 0.0)
-            state[State.X], rest = two_sum(state[State.X], x_jump)
-            state[State.X_REST] += rest
-            state[State.Y] += y_jump
-            if law == Law.NORM:
-                state[State.DEFECT_X] += x_jump
-                state[State.DEFECT_Y] += y_jump
+            budget_y = shape.y_row("budget")
+            y_jump = torch.where(jumps, now - state[budget_y], 0.0) if budget_y is not None else 0.0
+            for component in shape.components:
+                if component.jumps:
+                    row, y_row = shape.rows[component.name], shape.y_row(component.name)
+                    if component.compensated:
+                        state[row], rest = two_sum(state[row], x_jump)
+                        state[row + 1] += rest
+                    else:
+                        state[row] += x_jump
+                    if y_row is not None:
+                        state[y_row] += y_jump
         return new
 
 
@@ -243,13 +260,19 @@ def _fold(parts: Iterable[Part], length: int) -> int:
     return fold
 
 
-def make_plan(symmetries: Sequence[Symmetry], names: Sequence[str | None], shapes: Sequence[tuple[int, ...]]) -> Plan:
+def make_plan(
+    symmetries: Sequence[Symmetry],
+    names: Sequence[str | None],
+    shapes: Sequence[tuple[int, ...]],
+    rule: Rule[Any] = sgd.SGD,
+) -> Plan:
     """Plan the views that the symmetries' parts need.
 
     Args:
         symmetries: Validated against these names and shapes (noetherperf.symmetry.validate).
         names: One name per tensor, None if a parameter has none. Parts of other names belong to other plans.
         shapes: One shape per tensor.
+        rule: That steps the tensors.
     """
     index = {name: i for i, name in enumerate(names) if name is not None}
     wanted: dict[tuple[int, int | None], list[tuple[Part, Law]]] = {}
@@ -293,4 +316,5 @@ def make_plan(symmetries: Sequence[Symmetry], names: Sequence[str | None], shape
         return PlannedPart(part, number, part.fold * prod(shapes[tensor]) // shapes[tensor][part.axis], view.fold)
 
     parts = {s.name: tuple(place(part) for part in s.parts if part.parameter in index) for s in symmetries}
-    return Plan(tuple(views), parts, len(names))
+    asked_for = tuple(law for law in Law if any(view.law_segment[law] >= 0 for view in views))
+    return Plan(tuple(views), parts, len(names), asked_for, rule)

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from noetherperf.measure.defect import floored, mean_square, relative_defect
 from noetherperf.measure.plan import Measurement, Plan
-from noetherperf.rules.laws import Law, State
-from noetherperf.rules.moments import N_MOMENTS, READOUT_MOMENTS, Moment
+from noetherperf.rules.law import X0, Y0, Law
+from noetherperf.rules.moments import Moment
 from noetherperf.symmetry import Part, Symmetry
 
 
@@ -45,6 +45,9 @@ class Prediction:
     def total(self) -> Tensor:
         """free + forced: the law's prediction if the symmetry holds."""
         return self.budget - self.defect
+
+
+N_MOMENTS = len(Moment)
 
 
 class _Row(IntEnum):
@@ -116,7 +119,7 @@ class Charges:
 
     @property
     def moments(self) -> dict[str, Tensor]:
-        return {name: self._row(moment) for name, moment in READOUT_MOMENTS.items()}
+        return {moment.name.lower(): self._row(moment) for moment in Moment}
 
     @property
     def residual(self) -> Tensor:
@@ -359,20 +362,26 @@ def _components(source: Source, law: Law) -> NDArray[np.float64]:
     """All states of a law: initial; discrete free, forced, defect, budget; flow free, forced; [7, n segments]."""
     tensor, *law_segments = (x.numpy() for x in source.plan.indices)
     tensors = tensor[law_segments[law]]
-    state = source.measurement.states[law].numpy()
+    state, shape = source.measurement.states[law], source.plan.rule.laws[law]
     propagators = source.measurement.propagators.numpy()[:, law]
     xx, xy = propagators[tensors, 0, 0].T
     flow_xx = propagators[tensors, 1, 0, 0]
-    x0 = state[State.X0]
-    none = np.zeros_like(x0)
-    free = xx * x0 + xy * state[State.Y0]
-    budget = state[State.X] + state[State.X_REST]
-    if law == Law.TRANSLATION:
-        forced, defect, flow_forced = none, budget - free, none
-    else:
-        defect, flow_forced = state[State.DEFECT_X], state[State.FLOW_X]
+    x0, y0 = state[X0].numpy(), state[Y0].numpy()
+
+    def component(name: str) -> NDArray[np.float64] | None:
+        x = shape.x(name, state)
+        return None if x is None else x.numpy()
+
+    free = xx * x0 + xy * y0
+    budget, forced, defect, flow_forced = map(component, ("budget", "forced", "defect", "flow"))
+    assert budget is not None, "every law keeps its budget"
+    nothing = np.zeros_like(x0)
+    if defect is not None:
         forced = budget - free - defect
-    return np.stack([x0, free, forced, defect, budget, flow_xx * x0, flow_forced])
+    else:
+        forced = nothing if forced is None else forced
+        defect = budget - free - forced
+    return np.stack([x0, free, forced, defect, budget, flow_xx * x0, nothing if flow_forced is None else flow_forced])
 
 
 def read(
@@ -388,7 +397,7 @@ def read(
 def _table(
     symmetries: Sequence[Symmetry], sources: Sequence[Source], terms: _Terms, n_groups: Sequence[int]
 ) -> NDArray[np.float64]:
-    measured = np.concatenate([source.measurement.moments.numpy() for source in sources], axis=1)
+    measured = np.concatenate([source.measurement.moments[:N_MOMENTS].numpy() for source in sources], axis=1)
     components = np.concatenate([_components(source, law) for source in sources for law in Law], axis=1)
     moments = terms.shares(measured[:, terms.segment])
     table = np.empty((N_ROWS, terms.n_groups))

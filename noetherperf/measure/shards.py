@@ -100,7 +100,7 @@ class Shards:
             segment, translation, norm = starts
             law_segment = (translation, norm)
             views.append(replace(view, fold=fold, n_segments=n_segments, segment=segment, law_segment=law_segment))
-        self.local = Plan(tuple(views), {}, plan.n_tensors)
+        self.local = Plan(tuple(views), {}, plan.n_tensors, plan.laws, plan.rule)
         self._links: Mapping[Cut, list[_Links]] = {cut: list(map(_Links.join, arrays)) for cut, arrays in links.items()}
 
     def partial(self, measurement: Measurement, cut: Cut) -> Measurement:

@@ -12,7 +12,7 @@ from noetherperf.engines import Call
 from noetherperf.engines.reader import has_own_dispatch
 from noetherperf.optim.distributed import is_distributed, local, local_buffer
 from noetherperf.optim.following import Parameters
-from noetherperf.optim.rule import Rule
+from noetherperf.rules.rule import Rule
 
 Tensors = list[Tensor | None]
 
@@ -33,24 +33,24 @@ class Buffers:
 
     def make(
         self,
-        rule: Rule,
+        rule: Rule[Any],
         parameters: Parameters,
-        groups: Sequence[Mapping[str, Any]],
+        options: Sequence[Any],
         state: Mapping[Tensor, Any],
         grads: Sequence[Tensor | None],
     ) -> tuple[bytearray, list[Call]]:
-        """Make buffers where a step with these gradients writes one for the first time; where it does, and the calls
-        that put them into the state."""
-        first = bytearray(len(self.held))
+        """Make buffers where a step with these gradients writes one for the first time: every tensor's age, 0 there and
+        1 elsewhere, and the calls that put the buffers into the state."""
+        ages = bytearray(b"\x01") * len(self.held)
         calls: list[Call] = []
         if 1 in self.unwritten:
             for i, (p, g) in enumerate(zip(parameters.all, parameters.group_of, strict=True)):
-                if self.unwritten[i] and rule.writes_buffer(groups[g]) and (grad := grads[i]) is not None:
-                    first[i] = 1
-                    self.held[i] = made = _zeros(p, grad, rule.buffer_dtype(groups[g], p, grad))
+                if self.unwritten[i] and rule.ages(options[g]) and (grad := grads[i]) is not None:
+                    ages[i] = 0
+                    self.held[i] = made = _zeros(p, grad, rule.buffer_dtype(options[g], p.dtype, grad.dtype))
                     calls.append(partial(state[p].__setitem__, rule.buffer, made))
                     self.here[i] = local(made)
-        return first, calls
+        return ages, calls
 
 
 def gather(key: str, parameters: Parameters, state: dict[Tensor, Any]) -> Buffers:

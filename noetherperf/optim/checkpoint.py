@@ -20,9 +20,8 @@ from noetherperf.common.untrusted import load_json, shown
 from noetherperf.measure.openness import Openness
 from noetherperf.measure.plan import N_STATE_VERSION_2, Measurement, Plan
 from noetherperf.optim.names import check_order, unwrapped
-from noetherperf.optim.rule import Rule
 from noetherperf.optim.torch_state import kind_of
-from noetherperf.rules.laws import Law
+from noetherperf.rules.law import Law, Shape
 from noetherperf.symmetry import Symmetry, from_json, to_json
 
 VERSION = 3
@@ -72,7 +71,6 @@ def read(
     names: Sequence[str | None],
     openness: Openness,
     groups: Sequence[Mapping[str, Any]],
-    rule: Rule,
 ) -> Saved:
     """Read what `write` wrote, in this version or the one before.
 
@@ -81,7 +79,6 @@ def read(
         plans: Of the whole parameters, one for each device.
         symmetries, names, openness: The optimizer's own.
         groups: The parameter groups' options that it was measured with.
-        rule: The optimizer's.
 
     Raises:
         ValueError: It was measured with other symmetries or parameters, or is damaged; it names the field.
@@ -122,7 +119,7 @@ def read(
             "parameters of other shapes, groups or devices",
         )
     wholes = [
-        _read_tensors(f'["tensors"][{i}]', x, plan, groups, rule, is_old=is_old)
+        _read_tensors(f'["tensors"][{i}]', x, plan, groups, is_old=is_old)
         for i, (x, plan) in enumerate(zip(tensors, plans, strict=True))
     ]
     steps = sorted({whole.clock[0].item() for whole in wholes})
@@ -163,7 +160,7 @@ def _check_symmetries(text: str, symmetries: Sequence[Symmetry]) -> dict[str, st
 
 
 def _read_tensors(
-    place: str, tensors: object, plan: Plan, groups: Sequence[Mapping[str, Any]], rule: Rule, *, is_old: bool
+    place: str, tensors: object, plan: Plan, groups: Sequence[Mapping[str, Any]], *, is_old: bool
 ) -> Measurement:
     """One device's measurement.
 
@@ -199,11 +196,11 @@ def _read_tensors(
                 "or devices",
             )
     read = Measurement.of(tensors[name].detach() for name in _TENSORS)
-    _check_values(place, read, plan, groups, rule)
+    _check_values(place, read, plan, groups)
     return Measurement.of_version_2(read.tensors(), plan) if is_old else read
 
 
-def _check_values(place: str, read: Measurement, plan: Plan, groups: Sequence[Mapping[str, Any]], rule: Rule) -> None:
+def _check_values(place: str, read: Measurement, plan: Plan, groups: Sequence[Mapping[str, Any]]) -> None:
     """Raise where a clock or a propagator holds what no step can have left.
 
     Moments and laws may be NaN, because of a single gradient. A propagator depends on hyperparameters alone. A
@@ -219,7 +216,7 @@ def _check_values(place: str, read: Measurement, plan: Plan, groups: Sequence[Ma
         if not math.isfinite(time):
             if bool(propagators.isfinite().all()):
                 raise _refused(clock, f"has the time {time} for parameter group {number}, but every law went on")
-        elif time < 0 and not rule.time_may_fall(group):
+        elif time < 0 and not plan.rule.time_may_fall(plan.rule.options(group)):
             raise _refused(clock, f"has the time {time} for parameter group {number}: a time below zero")
         if time != 0 and steps == 0:
             raise _refused(clock, f"has no step, but the time {time} for parameter group {number}")
@@ -231,10 +228,16 @@ def _check_values(place: str, read: Measurement, plan: Plan, groups: Sequence[Ma
         for law in Law:
             if (at := view.law_segment[law]) >= 0 and view.n_segments > 0:
                 rows = read.states[law][:, at : at + view.n_segments]
-                own = [rows] if law == Law.TRANSLATION else [rows[:-2], rows[-2:]]  # of the discrete and the flow law
+                own = _by_propagated(plan.rule.laws[law], rows)
                 for matrix, state in zip(propagators[view.tensor, law], own, strict=False):
                     if bool(matrix.isnan().any()) and bool(state.isfinite().all()):
                         raise _refused(where, f"is NaN for the {law.name.lower()} law of a tensor whose state is not")
+
+
+def _by_propagated(shape: Shape, rows: Tensor) -> list[Tensor]:
+    """The rows that each propagated matrix has moved: the discrete law's and, where it keeps any, the flow law's."""
+    at = shape.rows.get("flow")
+    return [rows] if at is None else [rows[:at], rows[at:]]
 
 
 # ---- for torch.distributed.checkpoint -------------------------------------------------------------------------------

@@ -22,8 +22,8 @@ from noetherperf.optim.inference import outside_inference
 from noetherperf.optim.measuring import Copies, Measuring
 from noetherperf.optim.meters import Meter, resolve_all, resolve_one, step_inputs
 from noetherperf.optim.names import names_in
-from noetherperf.optim.rule import Rule
 from noetherperf.optim.torch_state import check_state
+from noetherperf.rules.rule import Rule
 from noetherperf.symmetry import Symmetry
 
 
@@ -48,7 +48,7 @@ class MeasuredOptimizer(Optimizer):
         RuntimeError: The named backend cannot run here.
     """
 
-    rule: ClassVar[Rule]
+    rule: ClassVar[Rule[Any]]
 
     def __init__(
         self, params: Iterable[Any], defaults: dict[str, Any], symmetries: Sequence[Symmetry], backend: str
@@ -56,7 +56,7 @@ class MeasuredOptimizer(Optimizer):
         self._lock = threading.RLock()
         self._requested = backend
         super().__init__(params, defaults)
-        self._measuring = Measuring(check_symmetries(symmetries, self.param_groups), self.param_groups)
+        self._measuring = Measuring(self.rule, check_symmetries(symmetries, self.param_groups), self.param_groups)
         self._prepare()
         self.register_state_dict_post_hook(_add_measurement)
 
@@ -65,7 +65,7 @@ class MeasuredOptimizer(Optimizer):
     @property
     def _step_supports_amp_scaling(self) -> bool:
         """Asked by torch.amp.GradScaler, and by libraries that clip: whether step() unscales and skips by itself."""
-        return bool(self.defaults["fused"])
+        return bool(self.defaults.get("fused"))
 
     @property
     def symmetries(self) -> tuple[Symmetry, ...]:
@@ -76,7 +76,7 @@ class MeasuredOptimizer(Optimizer):
     def backend(self) -> str:
         """Name of the backend that makes the step; joined by "+" where parameters have different ones."""
         params = parameters_in(self.param_groups)
-        return "+".join(dict.fromkeys(resolve_one(self._requested, local(p)).name for p in params))
+        return "+".join(dict.fromkeys(resolve_one(self.rule, self._requested, local(p)).name for p in params))
 
     @property
     def step_count(self) -> int:
@@ -116,7 +116,7 @@ class MeasuredOptimizer(Optimizer):
             if hasattr(self, "_measuring"):  # else the optimizer is being made, and will look at all groups together
                 try:
                     here = list(map(local, parameters_in(self.param_groups)))
-                    resolve_all(self._requested, labels_in(self.param_groups), here)
+                    resolve_all(self.rule, self._requested, labels_in(self.param_groups), here)
                 except BaseException:
                     self.param_groups.pop()
                     raise
@@ -196,21 +196,22 @@ class MeasuredOptimizer(Optimizer):
         """Make one step; the lock is held."""
         meters = self._prepare()
         scaler = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)  # torch.amp.GradScaler sets them
-        on_device = step_inputs(meters, [self.rule.device_lr(group) for group in self.param_groups], *scaler)
+        rule, measuring = self.rule, self._measuring
+        measuring.options.read(self.param_groups)
+        options = measuring.options.options
+        on_device = step_inputs(meters, measuring.options.on_device, *scaler)
         if on_device is None:
             return
-        rule, groups, measuring = self.rule, self.param_groups, self._measuring
         grads, missing = measuring.parameters.gradients()
         admitted = [meter.engine.admit(meter.pick(grads)) for meter in meters]
         buffers = gather(rule.buffer, measuring.parameters, self.state)
         measuring.catch_up(meters, buffers)
 
         # All that is written, engines' and the host's own, is written at once: an interrupt finds all or nothing done.
-        options = [rule.options(group) for group in groups]
-        first, calls = buffers.make(rule, measuring.parameters, groups, self.state, grads)
+        ages, calls = buffers.make(rule, measuring.parameters, options, self.state, grads)
         for meter, taken in zip(meters, admitted, strict=True):
-            calls += meter.prepare(taken, grads, buffers.here, options, first, on_device)
-        calls += measuring.stepped(options, on_device, first, missing, buffers)
+            calls += meter.prepare(taken, grads, buffers.here, options, ages, on_device)
+        calls += measuring.stepped(options, on_device, ages, missing, buffers)
         carry_out(calls)
 
     def _gather(self) -> Buffers:
@@ -349,7 +350,7 @@ class MeasuredOptimizer(Optimizer):
         if measured is None:
             return None
         plans, names = [meter.ranks.whole for meter in self._prepare()], names_in(self.param_groups)
-        return checkpoint.read(measured, plans, self.symmetries, names, self._measuring.openness, groups, self.rule)
+        return checkpoint.read(measured, plans, self.symmetries, names, self._measuring.openness, groups)
 
     def _resume(self, saved: checkpoint.Saved | None) -> None:
         """Go on from what was read; None: measuring starts anew."""
@@ -379,7 +380,7 @@ class MeasuredOptimizer(Optimizer):
         if measured is not None:  # unpickling or copying
             self._lock = threading.RLock()
             self._requested = measured["backend"]
-            self._measuring = Measuring.of_state(measured, self.param_groups)
+            self._measuring = Measuring.of_state(self.rule, measured, self.param_groups)
             self.register_state_dict_post_hook(_add_measurement)
         for slot in self.state.values():  # what was made in inference mode could not be written in a step
             slot.update({key: x.clone() for key, x in slot.items() if isinstance(x, Tensor) and x.is_inference()})

@@ -18,8 +18,9 @@ from noetherperf.optim.checkpoint import Saved
 from noetherperf.optim.distributed import Ranks, check_alike
 from noetherperf.optim.following import Group, Parameters, check_symmetries
 from noetherperf.optim.meters import Meter, make_meters
+from noetherperf.optim.options import GroupOptions
 from noetherperf.optim.watched import Watched
-from noetherperf.rules.hyper import Hyper
+from noetherperf.rules.rule import Rule
 from noetherperf.symmetry import Symmetry
 
 
@@ -68,6 +69,8 @@ class Measuring:
     """What an optimizer has measured, from where measuring began to the last step. The optimizer's lock guards it.
 
     Attributes:
+        rule: What steps.
+        options: The parameter groups', as the rule reads them.
         symmetries: What is measured.
         parameters: What is stepped, as the meters were last made for it.
         meters: What steps and measures them; None where they are to be made (anew).
@@ -83,8 +86,9 @@ class Measuring:
     step_count: int
     id: str
 
-    def __init__(self, symmetries: tuple[Symmetry, ...], groups: Sequence[Group]) -> None:
-        self.symmetries = symmetries
+    def __init__(self, rule: Rule[Any], symmetries: tuple[Symmetry, ...], groups: Sequence[Group]) -> None:
+        self.rule, self.symmetries = rule, symmetries
+        self.options = GroupOptions(rule)
         self.parameters = Parameters(groups)
         self.meters: list[Meter] | None = None
         self.may_be_fresh = False
@@ -115,9 +119,16 @@ class Measuring:
         """Make the meters of what these parameter groups hold now."""
         self.parameters = parameters = Parameters(groups)
         carried = self._carried
-        meters = make_meters(parameters, self.symmetries, backend, [] if carried is None else carried.tensors)
+        meters = make_meters(
+            self.rule, parameters, self.symmetries, backend, [] if carried is None else carried.tensors
+        )
         openness = Openness(
-            self.symmetries, parameters.labels, parameters.group_of, parameters.n_groups, shared=parameters.sharded
+            self.symmetries,
+            parameters.labels,
+            parameters.group_of,
+            parameters.n_groups,
+            rule=self.rule,
+            shared=parameters.sharded,
         )
         if carried is not None:
             openness.load_state_dict(carried.openness)
@@ -165,9 +176,9 @@ class Measuring:
         return {**fields, "carried": None if carried is None else tuple(carried)}
 
     @classmethod
-    def of_state(cls, state: dict[str, Any], groups: Sequence[Group]) -> "Measuring":
+    def of_state(cls, rule: Rule[Any], state: dict[str, Any], groups: Sequence[Group]) -> "Measuring":
         """The measuring of a copy."""
-        new = cls(state["symmetries"], groups)
+        new = cls(rule, state["symmetries"], groups)
         new.began, new.step_count, new.id = state["began"], state["step_count"], state["id"]
         new._carried = None if state["carried"] is None else Carried(*state["carried"])
         return new
@@ -212,23 +223,23 @@ class Measuring:
 
     def stepped(
         self,
-        hypers: Sequence[Hyper],
+        options: Sequence[Any],
         on_device: OnDevice,
-        first: bytearray,
+        ages: bytearray,
         missing: bytes,
         buffers: Buffers,
     ) -> list[Call]:
         """The calls after which a step is known.
 
         Args:
-            hypers, on_device, first: As Meter.prepare has them.
+            options, on_device, ages: As Meter.prepare has them.
             missing: 1 where a parameter has no gradient.
             buffers: With those that the step makes.
         """
         step, openness = self.step_count + 1, self.openness
         if self.symmetries:
-            openness = openness.after(step, hypers, on_device.lrs, bytes(first), missing)
-        may_be_fresh = self.may_be_fresh or (on_device.found_inf is not None and 1 in first)
+            openness = openness.after(step, options, on_device.lrs, bytes(ages), missing)
+        may_be_fresh = self.may_be_fresh or (on_device.found_inf is not None and 0 in ages)
         written = self.parameters.all
         if 1 in missing:
             written = [p for p, no in zip(written, missing, strict=True) if not no]
@@ -237,7 +248,7 @@ class Measuring:
             # Engines write past autograd's eyes; what it saved for a backward pass must be seen to have changed.
             partial(torch._C._increment_version, written),
         ]
-        return calls if self._watched is None else calls + self._watched.stepped(missing, first, buffers)
+        return calls if self._watched is None else calls + self._watched.stepped(missing, ages, buffers)
 
     def correct(self, copies: Copies, step: int) -> None:
         """Count steps as the device does, which made so many when the copies say; others may have corrected since."""
@@ -255,13 +266,13 @@ class Measuring:
         while self.may_be_fresh:
             with lock:
                 meters, step = self.meters or [], self.step_count
-                copies = [x.clone() if isinstance(x := meter.engine.fresh, Tensor) else x for meter in meters]
-            fresh = [x.tolist() if isinstance(x, Tensor) else x for x in copies]  # waits, and holds nobody up
+                copies = [x.clone() if isinstance(x := meter.engine.ages, Tensor) else x for meter in meters]
+            ages = [x.tolist() if isinstance(x, Tensor) else x for x in copies]  # waits, and holds nobody up
             with lock:
                 if self.step_count != step or (self.meters or []) != meters:  # another thread has stepped since
                     continue
-                for meter, flags in zip(meters, fresh, strict=True):
-                    for i in itertools.compress(meter.members, flags):
+                for meter, of_meter in zip(meters, ages, strict=True):
+                    for i in itertools.compress(meter.members, (age == 0 for age in of_meter)):
                         state.get(self.parameters.all[i], {}).pop(key, None)
                         if self._watched is not None:
                             self._watched.know_buffer(i, None, None)

@@ -1,9 +1,9 @@
 """Meters: what steps and measures an optimizer's parameters, one for each device and backend."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from noetherperf.engines.reader import unreadable
 from noetherperf.measure.plan import Measurement, make_plan
 from noetherperf.optim.distributed import Ranks
 from noetherperf.optim.following import Parameters
-from noetherperf.rules.hyper import Hyper
+from noetherperf.rules.rule import Rule
 from noetherperf.symmetry import Symmetry
 
 T = TypeVar("T")
@@ -48,35 +48,36 @@ class Meter:
         taken: Sequence[Tensor | None],
         grads: Sequence[Tensor | None],
         buffers: Sequence[Tensor | None],
-        hypers: list[Hyper],
-        first: Sequence[int],
+        options: list[Any],
+        ages: Sequence[int],
         on_device: OnDevice,
     ) -> list[Call]:
         """The calls that make one step on the device's current stream; Engine.prepare describes them.
 
         Args:
             taken: This meter's gradients, as Engine.admit gave them.
-            grads, buffers, first: Of all parameters.
-            hypers: One per parameter group.
+            grads, buffers, ages: Of all parameters.
+            options: Of the rule, one per parameter group.
             on_device: What the host has not read, wherever it is.
         """
-        hypers, inputs = self._bring(hypers, on_device)
+        options, inputs = self._bring(options, on_device)
         if self.device.type == "cuda":
             self.stream = torch.cuda.current_stream(self.device)
-        calls = self.engine.prepare(taken, self.pick(buffers), hypers, self.pick(first), inputs)
+        calls = self.engine.prepare(taken, self.pick(buffers), options, self.pick(ages), inputs)
         return calls if inputs.grad_scale is None else calls + _leave_divided(self.pick(grads), taken)
 
-    def _bring(self, hypers: list[Hyper], on_device: OnDevice) -> tuple[list[Hyper], OnDevice]:
+    def _bring(self, options: list[Any], on_device: OnDevice) -> tuple[list[Any], OnDevice]:
         """A step's inputs, wherever they are, as the engine here reads them."""
+        if on_device.is_empty:
+            return options, on_device
         lrs, others = on_device.lrs, (on_device.grad_scale, on_device.found_inf)
-        if not [x for x in (*lrs, *others) if x is not None]:
-            return hypers, on_device
         if self.is_host:
             read = {i: float(lr) for i, lr in enumerate(lrs) if lr is not None and i in self.groups}
-            hypers = [replace(hyper, lr=read[i]) if i in read else hyper for i, hyper in enumerate(hypers)]
-            lrs = [None] * len(hypers)
+            rule = self.ranks.plan.rule
+            options = [rule.with_lr(x, read[i]) if i in read else x for i, x in enumerate(options)]
+            lrs = [None] * len(options)
         here = [None if x is None else x.to(self.device, non_blocking=True) for x in (*lrs, *others)]
-        return hypers, OnDevice(here[:-2], *here[-2:])
+        return options, OnDevice(here[:-2], *here[-2:])
 
     def copy(self) -> Measurement:
         """What is measured after the last step that was queued, whichever stream that was on and which is current now;
@@ -92,11 +93,16 @@ class Meter:
 
 
 def make_meters(
-    parameters: Parameters, symmetries: Sequence[Symmetry], backend: str, carried: Sequence[Sequence[Tensor]]
+    rule: Rule[Any],
+    parameters: Parameters,
+    symmetries: Sequence[Symmetry],
+    backend: str,
+    carried: Sequence[Sequence[Tensor]],
 ) -> list[Meter]:
     """The meters of all parameters.
 
     Args:
+        rule: What they step by.
         parameters: What they step and measure.
         symmetries: What is measured, validated against the parameters.
         backend: As the user named it.
@@ -108,7 +114,7 @@ def make_meters(
             measured.
     """
     by_place: dict[tuple[torch.device, str], list[int]] = {}
-    backends = resolve_all(backend, parameters.labels, parameters.here)
+    backends = resolve_all(rule, backend, parameters.labels, parameters.here)
     for i, (p, resolved) in enumerate(zip(parameters.all, backends, strict=True)):
         by_place.setdefault((p.device, resolved.name), []).append(i)
     tensors: Mapping[str | None, Tensor] = dict(zip(parameters.names, parameters.here, strict=True))
@@ -119,7 +125,7 @@ def make_meters(
     for number, ((device, _), members) in enumerate(by_place.items()):
         params, here = [parameters.all[i] for i in members], [parameters.here[i] for i in members]
         labels, groups = [parameters.labels[i] for i in members], [parameters.group_of[i] for i in members]
-        plan = make_plan(symmetries, [parameters.names[i] for i in members], [tuple(p.shape) for p in params])
+        plan = make_plan(symmetries, [parameters.names[i] for i in members], [tuple(p.shape) for p in params], rule)
         ranks = Ranks(plan, labels, params)
         measurement = Measurement.empty(ranks.plan, device, parameters.n_groups)
         for mine, known in zip(measurement.tensors(), carried[number], strict=True) if number < len(carried) else ():
@@ -129,15 +135,16 @@ def make_meters(
     return meters
 
 
-def resolve_one(requested: str, x: Tensor) -> Backend:
+def resolve_one(rule: Rule[Any], requested: str, x: Tensor) -> Backend:
     """The backend that a name means for a parameter, or for what of it is in this rank's memory."""
-    return resolve(requested, x.device, only_reference=why_reference(x) is not None)
+    return resolve(requested, x.device, rule=rule.name, only_reference=why_reference(x) is not None)
 
 
-def resolve_all(requested: str, labels: Sequence[str], here: Sequence[Tensor]) -> list[Backend]:
+def resolve_all(rule: Rule[Any], requested: str, labels: Sequence[str], here: Sequence[Tensor]) -> list[Backend]:
     """The backend that steps each of these parameters.
 
     Args:
+        rule: What steps.
         requested: As the user named it.
         labels: What errors call the parameters.
         here: What of each is in this rank's memory.
@@ -147,7 +154,7 @@ def resolve_all(requested: str, labels: Sequence[str], here: Sequence[Tensor]) -
     """
     backends = []
     for label, x in zip(labels, here, strict=True):
-        backends.append(resolve_one(requested, x))
+        backends.append(resolve_one(rule, requested, x))
         check_parameter(label, x, backends[-1])
     in_memory = [i for i, x in enumerate(here) if unreadable(x) is None]
     check_apart([labels[i] for i in in_memory], [here[i] for i in in_memory])
@@ -155,13 +162,13 @@ def resolve_all(requested: str, labels: Sequence[str], here: Sequence[Tensor]) -
 
 
 def step_inputs(
-    meters: Sequence[Meter], lrs: Sequence[Tensor | None], grad_scale: Tensor | None, found_inf: object
+    meters: Sequence[Meter], lrs: OnDevice, grad_scale: Tensor | None, found_inf: object
 ) -> OnDevice | None:
     """What a step takes from devices; None if the host sees that a gradient scaler wants it skipped.
 
     Args:
         meters: All of an optimizer's.
-        lrs: One per parameter group, where it is a tensor on a device.
+        lrs: The learning rates that are on a device.
         grad_scale, found_inf: What torch.amp.GradScaler sets on an optimizer for the time of a step; no grad_scale if
             it has unscaled already.
     """
@@ -171,7 +178,9 @@ def step_inputs(
         if found_inf.item() != 0.0:  # of several devices, their sum
             return None
         found_inf = None
-    return OnDevice(lrs, grad_scale, found_inf)
+    if grad_scale is None and found_inf is None:
+        return lrs
+    return OnDevice(lrs.lrs, grad_scale, found_inf)
 
 
 def _leave_divided(grads: Sequence[Tensor | None], taken: Sequence[Tensor | None]) -> list[Call]:

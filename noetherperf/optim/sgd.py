@@ -1,44 +1,14 @@
 """SGD: torch.optim.SGD that measures its symmetries' charges, and every law's integrals, while it steps."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from noetherperf.optim.measured import MeasuredOptimizer
-from noetherperf.optim.rule import Rule
-from noetherperf.rules.hyper import Hyper, device_lr
+from noetherperf.rules import sgd
+from noetherperf.rules.rule import Rule
 from noetherperf.symmetry import Symmetry
-
-
-class SgdRule:
-    """All that is SGD's own in a measured optimizer; Rule says what each is."""
-
-    buffer = "momentum_buffer"
-    numbers: Sequence[str] = ("lr", "momentum", "dampening", "weight_decay")
-    late_options: Sequence[tuple[str, Any]] = (
-        ("nesterov", False),
-        ("maximize", False),
-        ("differentiable", False),
-        ("foreach", None),
-        ("fused", None),
-    )
-    options = staticmethod(Hyper.of)
-    device_lr = staticmethod(device_lr)
-
-    @staticmethod
-    def writes_buffer(group: Mapping[str, Any]) -> bool:
-        return bool(group["momentum"] != 0)
-
-    @staticmethod
-    def buffer_dtype(group: Mapping[str, Any], p: Tensor, grad: Tensor) -> torch.dtype:
-        """That of the first g, or g + λp."""
-        return torch.promote_types(p.dtype, grad.dtype) if group["weight_decay"] != 0 else grad.dtype
-
-    @staticmethod
-    def time_may_fall(group: Mapping[str, Any]) -> bool:
-        return float(group["dampening"]) > 1 or float(group["lr"]) < 0
 
 
 class SGD(MeasuredOptimizer):
@@ -76,7 +46,7 @@ class SGD(MeasuredOptimizer):
     Source: Kunin et al. (2021), "Neural Mechanics", arXiv:2012.04728; Sutskever et al. (2013) for the momentum.
     """
 
-    rule: ClassVar[Rule] = SgdRule()
+    rule: ClassVar[Rule[Any]] = sgd.SGD
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from noetherperf.common.untrusted import shown
 from noetherperf.optim.names import check_order, names_in
-from noetherperf.optim.rule import Rule
+from noetherperf.rules.rule import Rule
 
 
 def kind_of(x: Tensor) -> str:
@@ -21,7 +21,7 @@ def kind_of(x: Tensor) -> str:
     return f"{x.dtype}{layout}{' on meta' if x.is_meta else ''}"
 
 
-def check_state(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], rule: Rule) -> None:
+def check_state(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], rule: Rule[Any]) -> None:
     """Raise where torch would load what no step can be made with, or would fail for another reason than the true one.
 
     All that torch's optimizer of this kind writes passes: buffers of another float dtype or device are converted, None
@@ -55,7 +55,7 @@ def check_state(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any
     names = names_in(groups)
     check_order(names_in(saved_groups), names)
     for g, group in enumerate(saved_groups):
-        for option in rule.numbers:
+        for option in rule.number_options:
             _check_option(f"param_groups[{g}]", group, option)
     ids = [i for group in saved_groups for i in group["params"]]
     places = {key: i for i, key in enumerate(ids)}
@@ -101,7 +101,7 @@ def _check_option(place: str, group: Mapping[str, Any], option: str) -> None:
             raise ValueError(f"state_dict: {place}[{option!r}] is out of range, {shown(value)}") from None
 
 
-def _check_slot(place: str, slot: object, p: Tensor, name: str | None, rule: Rule) -> None:
+def _check_slot(place: str, slot: object, p: Tensor, name: str | None, rule: Rule[Any]) -> None:
     """Raise where a parameter's state cannot be its state."""
     whose = f"state_dict: {place}" + (f" of {name!r}" if name else "")
     if not isinstance(slot, dict):

@@ -4,7 +4,6 @@ Autograd counts the writes to a tensor, and step() tells it of its own; a buffer
 raises no counter (`p.data.clamp_()`, other libraries that write to memory) is not seen.
 """
 
-import itertools
 from collections.abc import Iterable, Sequence
 from functools import partial
 
@@ -64,12 +63,12 @@ class Watched:
                 self._here[i] = new
                 self._of_here.know(i, new)
 
-    def stepped(self, missing: bytes, first: bytearray, buffers: Buffers) -> list[Call]:
+    def stepped(self, missing: bytes, ages: bytearray, buffers: Buffers) -> list[Call]:
         """The calls after which a step is known that raises the counters of all parameters but the missing ones, and
-        makes the first ones' buffers."""
+        makes the buffers of those at age 0."""
         calls: list[Call] = [partial(self._of_params.expect, missing)]
-        if 1 in first:
-            for i in itertools.compress(range(len(first)), first):
+        if 0 in ages:
+            for i in (i for i, age in enumerate(ages) if age == 0):
                 calls.append(partial(self._of_held.know, i, buffers.held[i]))
                 calls.append(partial(self._of_buffers.know, i, buffers.here[i]))
         return calls

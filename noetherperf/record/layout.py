@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from noetherperf.measure.readout import Charges
-from noetherperf.rules.moments import READOUT_MOMENTS
+from noetherperf.rules.moments import Moment
 
 FORMAT = 1
 CHUNK_VALUES = 2**18  # a chunk has at most 2 MiB of float64, and the rows of one chunk bound the memory
@@ -46,7 +46,7 @@ SERIES: dict[str, Series] = {
     "flow_forced": Series(lambda charge: charge.flow.forced, "flow law: what the gradient's norm drove"),
     "defect": Series(lambda charge: charge.defect, "gradient constraint of the last step"),
     "relative_defect": Series(lambda charge: charge.relative_defect, "gradient constraint, as a cosine"),
-    **{name: _moment(name) for name in READOUT_MOMENTS},
+    **{moment.name.lower(): _moment(moment.name.lower()) for moment in Moment},
 }
 OPTIONAL = ("discrete_budget",)  # the first records do not have it
 HYPERPARAMETERS = ("lr", "momentum", "weight_decay")

@@ -1,18 +1,43 @@
-"""The moments of one segment: their names, their order, and what each is for.
+"""Moments: the sums that a step takes of each segment, as a list of pairs of operands.
 
-Every kernel writes them in this order, one row a moment: an array [N_MOMENTS, n_segments], float64. With p the
-parameters before the step, p' after it as stored, g the gradient of the loss alone, u the update, v' the new buffer:
-
-    charges      sum_p = ⟨p', 1⟩     sq_p = |p'|²
-    constraints  sum_g = ⟨g, 1⟩      dot_pg = ⟨p, g⟩
-    integrands   sq_g = |g|²         sq_u = |u|²        dot_uv = ⟨u, v'⟩        dot_gu = ⟨g, u⟩
+A moment is the sum of a product, ⟨a, b⟩, over a segment's elements. Kernels fold over a rule's list (csrc/moments.h,
+triton_kernels/moments.py) and write one row a moment: an array [n moments, n segments], float64.
 """
 
-from enum import IntEnum
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum, IntEnum
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Operand(Enum):
+    """What a moment multiplies, element by element."""
+
+    ONE = "1"
+    P = "p"  # the parameter before the step
+    P_NEW = "p'"  # and after it, as stored
+    G = "g"  # the gradient of the loss alone
+    U = "u"  # the update
+    V = "v'"  # the momentum buffer after the step
+
+
+class Pair(NamedTuple):
+    """The moment ⟨a, b⟩; of ⟨a, 1⟩ the second is ONE."""
+
+    name: str
+    a: Operand
+    b: Operand
+
+    @property
+    def degree_in_gradient(self) -> int:
+        """By which power of the gradient's scale the moment grows, the update held."""
+        return (self.a == Operand.G) + (self.b == Operand.G)
 
 
 class Moment(IntEnum):
-    """Row of each moment in the array [N_MOMENTS, n_segments]."""
+    """Rows of the moments that every rule takes, its first."""
 
     SUM_P = 0
     SQ_P = 1
@@ -20,11 +45,30 @@ class Moment(IntEnum):
     SQ_G = 3
     DOT_PG = 4
     SQ_U = 5
-    DOT_UV = 6  # Nesterov, and a buffer that a step without momentum leaves as it is; zero elsewhere
-    DOT_GU = 7  # Nesterov only, zero elsewhere
 
 
-N_MOMENTS = len(Moment)
+#: The moments that every rule takes and a readout shows. charges: sum_p, sq_p; constraints: sum_g, dot_pg.
+COMMON = (
+    Pair("sum_p", Operand.P_NEW, Operand.ONE),
+    Pair("sq_p", Operand.P_NEW, Operand.P_NEW),
+    Pair("sum_g", Operand.G, Operand.ONE),
+    Pair("sq_g", Operand.G, Operand.G),
+    Pair("dot_pg", Operand.P, Operand.G),
+    Pair("sq_u", Operand.U, Operand.U),
+)
 
-#: The moments that a readout shows, by name.
-READOUT_MOMENTS = {moment.name.lower(): moment for moment in list(Moment)[:6]}
+
+def take(grouped: Callable[[Tensor], Tensor], pairs: Sequence[Pair], operands: Mapping[Operand, Tensor]) -> Tensor:
+    """The moments of one view's segments, summed in float64 (docs/theory.md, section 2).
+
+    Args:
+        grouped: Reshapes a tensor to [outer, n_segments, inner] (View.grouped).
+        pairs: What to sum.
+        operands: Tensors of one shape and any floating dtype.
+
+    Returns:
+        [len(pairs), n_segments], float64.
+    """
+    values = {which: grouped(x).double() for which, x in operands.items()}
+    products = (values[a] if b == Operand.ONE else values[a] * values[b] for _, a, b in pairs)
+    return torch.stack([product.sum((0, 2)) for product in products])

@@ -8,6 +8,7 @@ Time is measured as everywhere here: one step lasts T = η(1−τ) with momentum
 steps it describes meet at t = kT. docs/theory.md derives every formula.
 """
 
+from noetherperf.rules.sgd import Hyper
 from noetherperf.theory.charges import (
     Oscillator,
     critical_decay,
@@ -21,6 +22,7 @@ from noetherperf.theory.flows import descent, gradient_flow, modified_flow, modi
 from noetherperf.theory.stochastic import noise, stochastic_flow
 
 __all__ = [
+    "Hyper",
     "Oscillator",
     "critical_decay",
     "descent",

@@ -17,10 +17,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from noetherperf.rules import laws
-from noetherperf.rules.hyper import Hyper
-from noetherperf.rules.laws import Law
-from noetherperf.rules.moments import N_MOMENTS, Moment
+from noetherperf.rules.law import Law
+from noetherperf.rules.oscillator import damping, free_norm, free_translation
+from noetherperf.rules.sgd import Hyper, discrete_law, flow_law
 
 __all__ = ["Oscillator", "critical_decay", "discrete_frequency", "driven", "equilibrium", "free", "oscillator"]
 
@@ -76,7 +75,7 @@ def oscillator(quantity: Quantity, hyper: Hyper) -> Oscillator:
     """
     if hyper.momentum == 0.0:
         raise ValueError("hyper: without momentum a charge has no inertia and is no oscillator")
-    gamma, omega_squared = laws.damping(_law(quantity), hyper)
+    gamma, omega_squared = damping(_law(quantity), hyper)
     return Oscillator(gamma, math.sqrt(omega_squared))
 
 
@@ -121,7 +120,7 @@ def discrete_frequency(quantity: Quantity, hyper: Hyper) -> float:
     Source: The discrete law, derived in docs/theory.md, section 3.
     """
     law = _law(quantity)
-    xx, xy, yx, yy = laws.discrete_transition(law, hyper.coefficients(first=False))[:4]
+    (xx, xy), (yx, yy) = discrete_law(law, hyper.coefficients())[0]
     trace, determinant = xx + yy, xx * yy - xy * yx
     if hyper.momentum == 0.0 or trace * trace >= 4.0 * determinant:
         return 0.0
@@ -143,10 +142,10 @@ def free(quantity: Quantity, charge_0: Tensor, times: Tensor | Sequence[float], 
     Returns:
         [n times, n], float64.
 
-    Source: `laws.free_translation`, `laws.free_norm`, of Kunin et al. (2021), arXiv:2012.04728, exact dynamics.
+    Source: `free_translation`, `free_norm`, of Kunin et al. (2021), arXiv:2012.04728, exact dynamics.
     Derived in docs/theory.md, section 5.
     """
-    solve = laws.free_translation if _law(quantity) == Law.TRANSLATION else laws.free_norm
+    solve = free_translation if _law(quantity) == Law.TRANSLATION else free_norm
     charge_0 = charge_0.to(torch.float64)
     return torch.stack([solve(charge_0, float(t), hyper) for t in times])
 
@@ -158,7 +157,7 @@ def driven(charge_0: Tensor, sq_update: Tensor, hyper: Hyper) -> Tensor:
         β > 0   ẍ + 2γẋ + ω²x = 2|θ̇|²,  |θ̇|² = |u|²/(1−τ)²
 
     Valid to first order in the learning rate. The drive acts at the beginning of each step. Over- and underdamped are
-    one formula (`laws.oscillator`).
+    one formula (rules/oscillator.py).
 
     Args:
         charge_0: Squared norms, or their differences, at time 0, [n].
@@ -177,15 +176,14 @@ def driven(charge_0: Tensor, sq_update: Tensor, hyper: Hyper) -> Tensor:
     if hyper.nesterov:
         raise ValueError("hyper: Nesterov's drive needs ⟨g, u⟩ too; the optimizer's readout has this law")
     charge_0, sq_update = charge_0.to(torch.float64), sq_update.to(torch.float64)
-    flow = laws.flow_transition(Law.NORM, hyper)
-    nothing = laws.discrete_transition(Law.NORM, hyper.coefficients(first=False))
-    state = torch.zeros(laws.N_STATE[Law.NORM], len(charge_0), dtype=torch.float64, device=charge_0.device)
-    forced = [state[laws.State.FLOW_X].clone()]
+    _, flow = flow_law(Law.NORM, hyper)
+    state = torch.zeros(2, len(charge_0), dtype=torch.float64, device=charge_0.device)  # x and ẋ
+    a = torch.tensor(flow.a, dtype=torch.float64, device=charge_0.device)
+    kick = torch.tensor(flow.b, dtype=torch.float64, device=charge_0.device)[:, [0 if hyper.momentum == 0.0 else 1]]
+    forced = [state[0]]
     for sq in sq_update:
-        moments = torch.zeros(N_MOMENTS, len(charge_0), dtype=torch.float64, device=charge_0.device)
-        moments[Moment.SQ_G if hyper.momentum == 0.0 else Moment.SQ_U] = sq
-        laws.advance(Law.NORM, state, moments, nothing, flow)
-        forced.append(state[laws.State.FLOW_X].clone())
+        state = a @ state + kick * sq
+        forced.append(state[0])
     times = [hyper.duration * k for k in range(len(sq_update) + 1)]
     return free("norm", charge_0, times, hyper) + torch.stack(forced)
 

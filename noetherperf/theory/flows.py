@@ -5,7 +5,7 @@ With d = s∇L + λθ, the direction of SGD with weight decay, H = s∇∇L + λ
     gradient flow    (1−β) θ̇ = −d
     modified loss    (1−β) θ̇ = −d − c T H d                c = (1+β)/(2(1−β)²)
     modified flow    (1−β) θ̇ = −d − ½(1+β) T θ̈
-    the steps         θ' = θ − η u                           (reference.py)
+    the steps         θ' = θ − η u                           (rules/sgd.py)
 
 Modified flow is the step's own Taylor series: with θ(t ± T) = θ ± T θ̇ + ½T² θ̈, the heavy ball's
 (θ(t+T) − θ(t)) − β(θ(t) − θ(t−T)) = −T d is that line. Modified loss eliminates θ̈ along the slow motion, where
@@ -31,8 +31,7 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 from torch.func import grad
 
-from noetherperf.rules.hyper import Hyper
-from noetherperf.rules.reference import step
+from noetherperf.rules.sgd import SGD, Hyper
 
 __all__ = ["descent", "gradient_flow", "modified_flow", "modified_loss"]
 
@@ -160,13 +159,13 @@ def descent(loss: Loss, theta_0: Tensor, n_steps: int, hyper: Hyper) -> Tensor:
     Raises:
         ValueError: theta_0 is no vector.
 
-    Source: `reference.step`, torch.optim.SGD's update; docs/theory.md, section 2.
+    Source: torch.optim.SGD's update, `rules.sgd.SGD.update`; docs/theory.md, section 2.
     """
-    gradient, p, v = grad(loss), _vector(theta_0), torch.zeros(theta_0.shape, dtype=torch.float64, device="cpu")
+    gradient, p = grad(loss), _vector(theta_0)
+    v: Tensor | None = torch.zeros(theta_0.shape, dtype=torch.float64, device="cpu")
     path = [p]
     for k in range(n_steps):
-        p, buffer, _ = step(p, gradient(p), v, hyper.coefficients(first=k == 0))
-        v = v if buffer is None else buffer
+        p, (v,), _ = SGD.update(p, gradient(p), (v,), hyper.coefficients(age=min(k, 1)))
         path.append(p)
     return torch.stack(path)
 

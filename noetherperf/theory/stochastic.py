@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.func import jacrev
 
-from noetherperf.rules.hyper import Hyper
+from noetherperf.rules.sgd import Hyper
 
 __all__ = ["noise", "stochastic_flow"]
 

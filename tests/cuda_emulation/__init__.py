@@ -16,7 +16,8 @@ import pybind11
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
 BUILD = HERE.parents[1] / "build" / "cuda_emulation"
-SOURCES = [CSRC / "step_cuda.cu", CSRC / "bind_cuda.cpp"]
+SOURCES = [CSRC / "cuda" / "launch.cu", CSRC / "bind_cuda.cpp"]
+HEADERS = [*CSRC.rglob("*.h"), *CSRC.rglob("*.cuh"), *HERE.glob("*.h")]
 WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wshadow", "-Wno-unknown-pragmas"]
 FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden", *WARNINGS]
 SANITIZERS = ["-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
@@ -37,7 +38,7 @@ def build(sanitize: bool = False) -> Path:
     flags = [*FLAGS, *(["-O1", *SANITIZERS] if sanitize else ["-O2"])]
     includes = [f"-I{path}" for path in (CSRC, HERE)]
     includes += [f"-isystem{path}" for path in (pybind11.get_include(), sysconfig.get_path("include"))]
-    inputs = sorted({*CSRC.glob("*.h"), *HERE.glob("*.h"), *SOURCES})
+    inputs = sorted({*HEADERS, *SOURCES})
     key = hashlib.sha256(repr((flags, includes, [path.read_text() for path in inputs])).encode()).hexdigest()[:16]
     name = f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
     library = BUILD / key / name

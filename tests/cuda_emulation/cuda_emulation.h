@@ -27,9 +27,12 @@
 #define __forceinline__ inline
 #define __grid_constant__
 #define __launch_bounds__(...)
-#define LAUNCH(kernel, grid, block, stream, ...) \
-  (static_cast<void>(stream), cuda_emulation::run(grid, block, [&] { (kernel)(__VA_ARGS__); }))
-#define SHARED(name, ...) __VA_ARGS__& name = cuda_emulation::shared_memory<__VA_ARGS__>()
+#define LAUNCH(kernel, grid, block, shared, stream, ...) \
+  (static_cast<void>(stream), cuda_emulation::run(grid, block, shared, [&] { (kernel)(__VA_ARGS__); }))
+#define SHARED(name, ...) \
+  __VA_ARGS__& name = *reinterpret_cast<__VA_ARGS__*>(cuda_emulation::shared_memory(sizeof(__VA_ARGS__)))
+#define DYNAMIC_SHARED(name, type) \
+  type* const name = reinterpret_cast<type*>(cuda_emulation::shared_memory(cuda_emulation::block.dynamic_size))
 
 namespace cuda_emulation {
 
@@ -66,7 +69,7 @@ struct Block {
       exchange[2];  // what lanes give to a shuffle; by turns, for the next begins before all have read
   std::vector<unsigned> turn;
   std::unique_ptr<char[]> shared;
-  size_t shared_size = 0;
+  size_t dynamic_size = 0;  // of the shared memory that the launch asks for
   void* scheduler = nullptr;
   const std::function<void()>* kernel = nullptr;
   unsigned current = 0;
@@ -125,7 +128,7 @@ inline bool released(unsigned begin, unsigned end, Waits what) {
 }
 
 template <class Kernel>
-void run(unsigned grid, unsigned threads, const Kernel& kernel) {
+void run(unsigned grid, unsigned threads, size_t shared, const Kernel& kernel) {
   const std::function<void()> call = kernel;
   while (block.fibers.size() < threads) {
     Fiber fiber;
@@ -137,6 +140,7 @@ void run(unsigned grid, unsigned threads, const Kernel& kernel) {
   for (auto& values : block.exchange) values.resize(threads);
   block.turn.resize(threads);
   block.kernel = &call;
+  block.dynamic_size = shared;
   for (block_index.x = 0; block_index.x < grid; ++block_index.x) {
     block.shared.reset();
     for (unsigned i = 0; i < threads; ++i) {
@@ -167,13 +171,12 @@ void run(unsigned grid, unsigned threads, const Kernel& kernel) {
 }
 
 // One shared variable a kernel: poisoned by the block's first thread to come, of exactly its size.
-template <class T>
-T& shared_memory() {
+inline char* shared_memory(size_t size) {
   if (block.shared == nullptr) {
-    block.shared.reset(new char[sizeof(T)]);
-    std::memset(block.shared.get(), 0xff, sizeof(T));
+    block.shared.reset(new char[size]);
+    std::memset(block.shared.get(), 0xff, size);
   }
-  return *reinterpret_cast<T*>(block.shared.get());
+  return block.shared.get();
 }
 
 }  // namespace cuda_emulation

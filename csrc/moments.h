@@ -1,0 +1,80 @@
+// Moments: the sums that a step takes, as a list of pairs of operands that kernels fold over. Follows
+// noetherperf/rules/moments.py.
+#pragma once
+
+#include <cstddef>
+#include <utility>
+
+#if defined(__CUDACC__)
+#define NPERF_HD __host__ __device__ __forceinline__
+#else
+#define NPERF_HD inline __attribute__((always_inline))
+#endif
+
+namespace noetherperf {
+
+enum class Operand : int {
+  one,
+  p,      // the parameter before the step
+  p_new,  // and after it, as stored
+  g,      // the gradient of the loss alone
+  u,      // the update
+  v,      // the momentum buffer after the step
+};
+
+// The moment ⟨a, b⟩.
+struct Moment {
+  const char* name;
+  Operand a, b;
+
+  constexpr bool has(Operand x) const { return a == x || b == x; }
+  // By which power of the gradient's scale it grows, the update held.
+  constexpr int degree_in_gradient() const { return (a == Operand::g) + (b == Operand::g); }
+};
+
+// One element (or vector of elements) of each operand.
+template <class D>
+struct Operands {
+  D p, p_new, g, u, v;
+
+  template <Operand which>
+  NPERF_HD constexpr const D& get() const {
+    static_assert(which != Operand::one);
+    if constexpr (which == Operand::p) return p;
+    if constexpr (which == Operand::p_new) return p_new;
+    if constexpr (which == Operand::g) return g;
+    if constexpr (which == Operand::u) return u;
+    return v;
+  }
+};
+
+// Every moment of a list, in `accumulate`.
+struct Every {
+  static NPERF_HD constexpr bool takes(const Moment&) { return true; }
+};
+
+// Adds one element (or vector of elements) to moment i of a rule's list, if Selected takes it.
+template <class Rule, class Selected, size_t i, class D>
+NPERF_HD void add_moment(D* sums, const Operands<D>& x) {
+  if constexpr (Selected::takes(Rule::moments[i])) {
+    constexpr Operand a = Rule::moments[i].a, b = Rule::moments[i].b;
+    if constexpr (b == Operand::one) {
+      sums[i] += x.template get<a>();
+    } else {
+      sums[i] += x.template get<a>() * x.template get<b>();
+    }
+  }
+}
+
+template <class Rule, class Selected, class D, size_t... i>
+NPERF_HD void add_moments(D* sums, const Operands<D>& x, std::index_sequence<i...>) {
+  (add_moment<Rule, Selected, i>(sums, x), ...);
+}
+
+// Adds one element (or vector of elements) to the moments that a step takes, the first of its rule's list.
+template <class Step, class Selected = Every, class D>
+NPERF_HD void accumulate(D* sums, const Operands<D>& x) {
+  add_moments<typename Step::Rule, Selected>(sums, x, std::make_index_sequence<Step::n_taken>{});
+}
+
+}  // namespace noetherperf

@@ -1,0 +1,161 @@
+// Strips: rows of a block that the CPU kernel walks together, their elements stepped a vector at a time.
+//
+// Included once in each build of the kernel, inside of which it has internal linkage.
+#pragma once
+
+#include <cstdint>
+
+#include "kernel_cpu.h"
+#include "types_cpu.h"
+
+namespace noetherperf {
+namespace {
+
+template <class Step, class Scalar>
+using Coefficients = typename Step::Rule::template Coefficients<Scalar>;
+
+// Whether a step takes a moment of an operand.
+template <class Step>
+constexpr bool takes(Operand operand) {
+  for (int m = 0; m < Step::n_taken; ++m)
+    if (Step::Rule::moments[m].has(operand)) return true;
+  return false;
+}
+
+// How many rows are walked together. Alone, a row is one run of memory, and its sums by row stay in registers. Sums by
+// position are loaded and stored less often where several rows share them; with AVX-512 that does not pay where they
+// stay in the nearest cache anyway. Rows a multiple of a page apart fall into the same sets of that cache, which hold
+// eight lines or little more: p, g and v of four rows would push each other out.
+constexpr int64_t near_cols = W < 8 ? 0 : 768;
+constexpr int most_rows = W < 4 ? W : 4;
+constexpr int64_t page = 4096;
+constexpr int rows_together(int64_t width, int64_t row_bytes) {
+  return width <= near_cols ? 1 : row_bytes % page == 0 ? 2 : most_rows;
+}
+
+// How many columns of so many rows are walked together, a strip. The nearest cache keeps what a strip's passes read
+// again; what memory sends, asked for in each of them, is to arrive evenly.
+constexpr int64_t strip_size = 128;
+constexpr int64_t strip_cols(int n_rows) { return strip_size / n_rows; }
+
+// After so many vectors, what was stored has arrived in the cache and can be read back without waiting for it.
+constexpr int64_t lag = 4;
+
+// Values of a strip that no tensor holds in the type they are computed in, row after row.
+template <class Scalar>
+struct Copies {
+  alignas(64) Scalar p[strip_size], g[strip_size], u[strip_size], v[strip_size];
+};
+
+// Rows of a block. Moments are taken of values in memory: of the tensors where these hold them as computed, of copies
+// otherwise. A strip that is not whole is narrower than a unit; copies fill it up with zeros. Memory is asked for row
+// by row, or for all rows as the one run that they are.
+template <class Type, class Step, bool whole, int n_rows, bool one_run>
+class Strip {
+ public:
+  using Element = typename Type::Element;
+  using Scalar = typename Type::Scalar;
+  using Raw = typename Type::Raw;
+  using Vec = typename Type::Vec;
+  static constexpr bool as_stored = whole && sizeof(Element) == sizeof(Scalar);
+  static constexpr bool u_is_v = Step::u_is_v;
+  static constexpr bool needs_copies = !as_stored || !(u_is_v || !Step::updates);
+  // Whether a moment beside |u|² asks for the buffer after the step.
+  static constexpr bool keeps_v = u_is_v || takes<Step>(Operand::v);
+
+  Strip(const Block& b, int64_t row, int64_t col, int64_t width, int64_t ahead, Copies<Scalar>& copies)
+      : p_(static_cast<Element*>(b.p) + row * b.row_stride + col),
+        g_(static_cast<const Element*>(Step::updates ? b.g : b.v) + row * b.row_stride + col),
+        v_(static_cast<Element*>(b.v) + row * b.row_stride + col),
+        stride_(b.row_stride),
+        width_(width),
+        ahead_(ahead),
+        copies_(copies) {}
+
+  int64_t width() const { return whole ? width_ : unit_cols<Type>; }
+
+  // Row r of each: p before its step, and as stored after it; u and v after it.
+  const Scalar* p(int r) const { return values(p_, copies_.p, r); }
+  const Scalar* g(int r) const { return values(g_, copies_.g, r); }
+  const Scalar* v(int r) const { return values(v_, copies_.v, r); }
+  const Scalar* u(int r) const { return u_is_v ? v(r) : copies_.u + place(r, 0); }
+
+  void copy(int r) {
+    if constexpr (as_stored) return;
+    for (int64_t col = 0; col < width(); col += n_lanes<Type>) {
+      store_vector(copies_.p + place(r, col), load(p_, r, col));
+      store_vector(copies_.g + place(r, col), load(g_, r, col));
+    }
+  }
+
+  // Steps a vector of row r.
+  template <bool measured>
+  inline __attribute__((always_inline)) void step(int r, int64_t col, const Coefficients<Step, Scalar>& c) {
+    if constexpr (Step::updates) {
+      constexpr bool copied = measured && !as_stored;
+      Vec p = copied ? load_vector<Vec>(copies_.p + place(r, col)) : load(p_, r, col);
+      const Vec g = copied ? load_vector<Vec>(copies_.g + place(r, col)) : load(g_, r, col);
+      Vec v{}, u;
+      if constexpr (Step::reads_buffer) v = load(v_, r, col);
+      Step::update(p, g, v, u, c);
+      const Raw stored = Type::narrow(p);
+      store(p_, r, col, stored);
+      if constexpr (Step::writes_buffer) store(v_, r, col, Type::narrow(v));
+      if constexpr (copied) store_vector(copies_.p + place(r, col), Type::widen(stored));
+      if constexpr (copied && keeps_v) store_vector(copies_.v + place(r, col), v);
+      if constexpr (measured && !u_is_v) store_vector(copies_.u + place(r, col), u);
+    }
+  }
+
+  // Prefetch what follows. (A compiler may drop a call that does nothing else, so these are none.)
+  inline __attribute__((always_inline)) void prefetch_p(int r, int64_t col) const {
+    __builtin_prefetch(p_ + ahead_of(r, col));
+  }
+  inline __attribute__((always_inline)) void prefetch_g(int r, int64_t col) const {
+    if constexpr (Step::updates) __builtin_prefetch(g_ + ahead_of(r, col));
+  }
+  inline __attribute__((always_inline)) void prefetch_v(int r, int64_t col) const {
+    if constexpr (Step::reads_buffer) __builtin_prefetch(v_ + ahead_of(r, col));
+  }
+
+ private:
+  static int64_t place(int r, int64_t col) { return r * strip_cols(n_rows) + col; }
+
+  const Scalar* values(const Element* tensor, const Scalar* copy, int r) const {
+    return as_stored ? reinterpret_cast<const Scalar*>(tensor + r * stride_) : copy + place(r, 0);
+  }
+
+  int64_t ahead_of(int r, int64_t col) const {
+    return ahead_ + (one_run ? r * unit_cols<Type> + col * n_rows : r * stride_ + col);
+  }
+
+  Vec load(const Element* from, int r, int64_t col) const {
+    from += r * stride_ + col;
+    if constexpr (whole) return Type::widen(load_vector<Raw>(from));
+    return Type::widen(load_first<Raw>(from, n_left(col)));
+  }
+
+  void store(Element* to, int r, int64_t col, const Raw& x) const {
+    to += r * stride_ + col;
+    if constexpr (whole) {
+      store_vector(to, x);
+    } else {
+      store_first(to, x, n_left(col));
+    }
+  }
+
+  // How many of the vector at col are there.
+  int64_t n_left(int64_t col) const {
+    const int64_t left = width_ - col;
+    return left < 0 ? 0 : left < n_lanes<Type> ? left : n_lanes<Type>;
+  }
+
+  Element* p_;
+  const Element* g_;
+  Element* v_;
+  int64_t stride_, width_, ahead_;
+  Copies<Scalar>& copies_;
+};
+
+}  // namespace
+}  // namespace noetherperf

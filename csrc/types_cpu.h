@@ -1,0 +1,98 @@
+// Storage types of the CPU kernel: what lies in memory (Raw), what it is computed in (Vec), and the way between the
+// two.
+//
+// Included once in each build of the kernel, inside of which it has internal linkage.
+#pragma once
+
+#include "simd.h"
+
+namespace noetherperf {
+namespace {
+
+// order(i): where in memory that holds a Vec its elements from i on lie, W of them.
+struct InOrder {
+  static constexpr int64_t order(int64_t i) { return i; }
+};
+
+struct Float32 : InOrder {
+  using Element = float;
+  using Scalar = float;
+  using Raw = F32;
+  using Vec = F32;
+  static Vec widen(const Raw& x) { return x; }
+  static Raw narrow(const Vec& x) { return x; }
+};
+
+struct Float64 : InOrder {
+  using Element = double;
+  using Scalar = double;
+  using Raw = F64;
+  using Vec = F64;
+  static Vec widen(const Raw& x) { return x; }
+  static Raw narrow(const Vec& x) { return x; }
+};
+
+#if NPERF_WIDTH == 4
+// Two registers' worth of float32 as one vector, in the order in which 16-bit values unpack without crossing lanes.
+struct Unpacked {
+  F32 lo, hi;
+};
+inline Unpacked operator+(const Unpacked& x, const Unpacked& y) { return {x.lo + y.lo, x.hi + y.hi}; }
+inline Unpacked operator-(const Unpacked& x, const Unpacked& y) { return {x.lo - y.lo, x.hi - y.hi}; }
+inline Unpacked operator*(float x, const Unpacked& y) { return {x * y.lo, x * y.hi}; }
+
+template <>
+inline Unpacked load_vector<Unpacked>(const void* from) {
+  return {load_vector<F32>(from), load_vector<F32>(static_cast<const char*>(from) + sizeof(F32))};
+}
+inline void store_vector(void* to, const Unpacked& x) {
+  store_vector(to, x.lo);
+  store_vector(static_cast<char*>(to) + sizeof(F32), x.hi);
+}
+#endif
+
+struct BFloat16 : InOrder {
+  using Element = uint16_t;
+  using Scalar = float;
+  // Rounds to the nearest upper half, ties to even. A NaN stays one: those that come of bfloat16 have an empty lower
+  // half, as those that arithmetic makes, and no carry reaches the exponent.
+  static U32 round(const F32& x) {
+    const U32 bits = (U32)x;
+    return (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  }
+#if NPERF_WIDTH == 4
+  using Raw = U16Full;
+  using Vec = Unpacked;
+  static Vec widen(const Raw& x) {
+    U32 lo, hi;
+    unpack_upper_halves(x, lo, hi);
+    return {(F32)lo, (F32)hi};
+  }
+  static Raw narrow(const Vec& x) { return pack_lower_halves(round(x.lo), round(x.hi)); }
+  static constexpr int64_t order(int64_t i) { return i == 4 ? 8 : i == 8 ? 4 : i; }
+#else
+  using Raw = U16;
+  using Vec = F32;
+  static Vec widen(const Raw& x) { return (Vec)upper_halves(x); }
+  static Raw narrow(const Vec& x) { return lower_halves(round(x)); }
+#endif
+};
+
+struct Float16 : InOrder {
+  using Element = uint16_t;
+  using Scalar = float;
+  using Raw = U16;
+  using Vec = F32;
+  static Vec widen(const Raw& x) { return widen_half(x); }
+  static Raw narrow(const Vec& x) { return narrow_half(x); }
+};
+
+// A vector of the compute type holds so many elements. Sums by position are walked in whole cache lines and whole
+// vectors.
+template <class Type>
+constexpr int64_t n_lanes = sizeof(typename Type::Raw) / sizeof(typename Type::Element);
+template <class Type>
+constexpr int64_t unit_cols = n_lanes<Type> > 8 ? n_lanes<Type> : 8;
+
+}  // namespace
+}  // namespace noetherperf

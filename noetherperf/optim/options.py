@@ -1,0 +1,39 @@
+"""The options of an optimizer's parameter groups, as its rule reads them: anew only when one has changed."""
+
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from noetherperf.engines import OnDevice
+from noetherperf.rules.rule import Rule, device_lr
+
+
+class GroupOptions:
+    """What parameter groups hold for the next step.
+
+    Args:
+        rule: That reads them.
+
+    Attributes:
+        options: The rule's, one per parameter group; the same list as long as none has changed.
+        on_device: The learning rates that the host does not read, and nothing else.
+    """
+
+    def __init__(self, rule: Rule[Any]) -> None:
+        self._rule = rule
+        self._values_of = operator.itemgetter(*rule.option_names)
+        self._values: list[Any] | None = None  # of the last reading; None where one was a tensor, which may change
+        self.options: list[Any] = []
+        self.on_device = OnDevice([])
+
+    def read(self, groups: Sequence[Mapping[str, Any]]) -> None:
+        """Read them."""
+        values = list(map(self._values_of, groups))
+        if self._values is not None and values == self._values:
+            return
+        is_plain = not any(isinstance(value, Tensor) for of_group in values for value in of_group)
+        options, lrs = [self._rule.options(group) for group in groups], list(map(device_lr, groups))
+        # At once, so that an interrupt leaves nothing of two readings.
+        self.__dict__.update(options=options, on_device=OnDevice(lrs), _values=values if is_plain else None)

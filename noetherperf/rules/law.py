@@ -1,0 +1,201 @@
+"""Laws as data: linear recursions of a few numbers per segment, driven by a step's moments.
+
+A law is about one charge x: a translation's sum ⟨p, 1⟩ or a norm |p|². It has *components*, each of k ≤ 2 numbers s:
+
+    s' = A s + B m
+
+m are moments of the step, and A and B follow from the rule's options alone. They are found in Python, in float64; the
+engines multiply and know no law. A component whose name is "free" or "flow_free" has no B: it is driven by nothing, so
+the product of its A's, the *propagator*, is kept once per tensor instead of numbers per segment.
+
+A component may be *compensated*: its first number x is kept as a rounded number and what its rounding left out, and so
+are the coefficients of what a step adds to it, A₀ − (1, 0) and B₀:
+
+    (x, rest)' = two_sum(x, (A₀ − (1, 0)) s + B₀ m + rest),   each coefficient with its own rest
+
+so that the recursion is exact to one rounding of x, however many steps are made.
+
+The rows of a law's state [n rows, n segments] are the start x₀, y₀, then each component's numbers.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from noetherperf.rules.arithmetic import Number, two_sum
+
+#: A row of coefficients, and a matrix of them.
+Row = Sequence[Number]
+Matrix = Sequence[Row]
+
+
+class Law(IntEnum):
+    """Which quantity a law is about; κ = law + 1."""
+
+    TRANSLATION = 0
+    NORM = 1
+
+
+#: Rows of every law's state where it begins: x₀, the charge, and y₀, which a warm buffer gives.
+X0, Y0 = 0, 1
+N_START = 2
+
+#: What propagators are kept of: of the discrete law and of the flow law, their parts that nothing drives.
+PROPAGATED = ("free", "flow_free")
+
+
+@dataclass(frozen=True)
+class Component:
+    """One recursion of a law.
+
+    Fields:
+        name: "budget" (all sources together), "forced", "defect" (of which one is kept and the other is the rest), and
+            "flow" (the flow law's sources) are what a readout looks for.
+        size: k, how many numbers it has: 1 or 2.
+        moments: Names of the moments that drive it, B's columns.
+        compensated: Whether its first number is kept in two.
+        starts: Whether it begins at (x₀, y₀); else at zero.
+        jumps: Whether what others write between two steps is added to it.
+    """
+
+    name: str
+    size: int
+    moments: tuple[str, ...]
+    compensated: bool = False
+    starts: bool = False
+    jumps: bool = False
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of the state."""
+        return self.size + self.compensated
+
+    @property
+    def n_numbers(self) -> int:
+        """Coefficients of a step: A and B, and with compensation the rests of their first rows."""
+        return (self.size + self.compensated) * (self.size + len(self.moments))
+
+
+class Recursion(NamedTuple):
+    """A component's coefficients in one step; of a compensated one A₀ lacks the identity, and rests belong to row 0."""
+
+    a: Matrix  # [k, k]
+    b: Matrix  # [k, n moments]
+    a_rest: Row = ()
+    b_rest: Row = ()
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A law's components, and where each of their numbers lies."""
+
+    components: tuple[Component, ...]
+
+    @cached_property
+    def rows(self) -> Mapping[str, int]:
+        """The state's row where each component begins: x, with compensation what its rounding left out, y."""
+        starts, at = {}, N_START
+        for component in self.components:
+            starts[component.name] = at
+            at += component.n_rows
+        return starts
+
+    @cached_property
+    def n_rows(self) -> int:
+        """Rows of the state."""
+        return N_START + sum(component.n_rows for component in self.components)
+
+    @property
+    def n_propagated(self) -> int:
+        """Coefficients of a step that are the propagated matrices', the first."""
+        return 4 * len(PROPAGATED)
+
+    @cached_property
+    def n_numbers(self) -> int:
+        """Coefficients of a step."""
+        return self.n_propagated + sum(component.n_numbers for component in self.components)
+
+    @cached_property
+    def still(self) -> Sequence[Number]:
+        """The coefficients of a step in which nothing moves."""
+        return [1.0, 0.0, 0.0, 1.0] * len(PROPAGATED) + [0.0] * (self.n_numbers - self.n_propagated)
+
+    def x(self, name: str, state: Tensor) -> Tensor | None:
+        """A component's first number of each segment, [n]; None where the law has no such component."""
+        at = self.rows.get(name)
+        if at is None:
+            return None
+        compensated = next(component.compensated for component in self.components if component.name == name)
+        return state[at] + state[at + 1] if compensated else state[at]
+
+    def y_row(self, name: str) -> int | None:
+        """The row of a component's second number; None where it has none."""
+        for component in self.components:
+            if component.name == name and component.size == 2:
+                return self.rows[name] + 1 + component.compensated
+        return None
+
+
+@dataclass(frozen=True)
+class Step:
+    """What moves a law in one step: the matrices 2 × 2 of what nothing drives, and each component's recursion.
+
+    Numbers are floats, or float64 tensors of no dimensions.
+    """
+
+    propagated: Mapping[str, Matrix]
+    recursions: Mapping[str, Recursion]
+
+    def numbers(self, shape: Shape) -> list[Number]:
+        """All coefficients in the order in which engines read them, [shape.n_numbers]."""
+        packed = [x for name in PROPAGATED for row in self.propagated[name] for x in row]
+        for component in shape.components:
+            recursion = self.recursions[component.name]
+            for a, b in zip(recursion.a, recursion.b, strict=True):
+                packed += [*a, *b]
+            packed += [*recursion.a_rest, *recursion.b_rest]
+        return packed
+
+
+def advance(shape: Shape, step: Step, state: Tensor, moments: Mapping[str, Tensor]) -> None:
+    """Advance a law's state [shape.n_rows, n] in place by one step with moments [n] by name; all float64.
+
+    Source: docs/theory.md, section 3.
+    """
+    for component in shape.components:
+        recursion, at = step.recursions[component.name], shape.rows[component.name]
+        rest = [state[at + 1]] if component.compensated else []
+        s = [state[at].clone(), *state[at + 1 + len(rest) : at + component.n_rows].clone()]
+        # What no number asks for is left out, so that it may be any number.
+        asked = [k for k, column in enumerate(zip(*recursion.b, strict=True)) if any(x != 0.0 for x in column)]
+        m = [moments[component.moments[k]] for k in asked]
+        new = [_applied(a, [b[k] for k in asked], s, m) for a, b in zip(recursion.a, recursion.b, strict=True)]
+        if component.compensated:
+            added = new[0] + rest[0] + _applied(recursion.a_rest, [recursion.b_rest[k] for k in asked], s, m)
+            state[at], state[at + 1] = two_sum(s[0], added)
+        else:
+            state[at] = new[0]
+        for row, value in enumerate(new[1:], start=at + 1 + len(rest)):
+            state[row] = value
+
+
+def _applied(a: Row, b: Row, s: Sequence[Tensor], m: Sequence[Tensor]) -> Tensor:
+    """a·s + b·m."""
+    total = torch.zeros_like(s[0])
+    for coefficient, value in zip([*a, *b], [*s, *m], strict=True):
+        total = total + coefficient * value
+    return total
+
+
+def propagate(propagators: Tensor, step: Step) -> None:
+    """Multiply a tensor's propagators of one law [PROPAGATED, 2, 2] in place, from the left, by one step's matrices.
+
+    Source: docs/theory.md, section 3.
+    """
+    matrices = torch.tensor([step.propagated[name] for name in PROPAGATED], dtype=torch.float64, device="cpu")
+    propagators.copy_(matrices @ propagators.cpu())

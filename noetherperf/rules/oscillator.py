@@ -1,0 +1,137 @@
+"""The damped oscillator of a charge under momentum: one step of it, its coefficients, and closed forms.
+
+    ẍ + 2γẋ + ω²x = T f(t)      γ = (1−β)/(T(1+β))      ω² = 2κλ/(T(1+β))
+
+with T the time of one step, κ = 1 for a translation's sum and 2 for a norm. Nesterov adds βλη to γ's numerator. Without
+momentum the equation is ẋ = −κλx. Derivation: docs/theory.md, section 5.
+
+Source: Kunin et al. (2021), "Neural Mechanics", arXiv:2012.04728.
+"""
+
+import cmath
+import math
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from noetherperf.rules.arithmetic import Number, choose, copysign, cos, exp, sin, sqrt
+from noetherperf.rules.law import Law
+
+if TYPE_CHECKING:
+    from noetherperf.rules.sgd import Hyper
+
+
+def oscillator(mu: Number, w: Number) -> tuple[Number, Number]:
+    """e^{−μ}(C + μS) and e^{−μ}S, with C = cosh √Δ, S = sinh √Δ / √Δ and Δ = μ² − w: the entries of e^{AT}.
+
+    μ = γT and w = ω²T². Accurate in all regimes: by the roots for Δ ≫ 0, the small one taken without cancellation (so
+    that w = 0 conserves the charge exactly), trigonometric for Δ ≪ 0, the common power series in Δ between them.
+    """
+    delta = mu * mu - w
+
+    def overdamped() -> tuple[Number, Number]:
+        fast = -(mu + copysign(sqrt(delta), mu))  # below zero where the oscillator is damped
+        slow = w / fast
+        s = (exp(slow) - exp(fast)) / (slow - fast)
+        return exp(slow) - slow * s, s
+
+    def underdamped() -> tuple[Number, Number]:
+        decay, root = exp(-mu), sqrt(-delta)
+        s = decay * sin(root) / root
+        return decay * cos(root) + mu * s, s
+
+    def near_critical() -> tuple[Number, Number]:
+        decay = exp(-mu)
+        cosh: Number = 0.0
+        sinh: Number = 0.0
+        even: Number = 1.0
+        odd: Number = 1.0
+        for k in range(8):
+            cosh, sinh = cosh + even, sinh + odd
+            even = even * (delta / ((2 * k + 1) * (2 * k + 2)))
+            odd = odd * (delta / ((2 * k + 2) * (2 * k + 3)))
+        return decay * (cosh + mu * sinh), decay * sinh
+
+    xx, s = choose(delta > 0.01, overdamped, lambda: choose(delta < -0.01, underdamped, near_critical))
+    return xx, s
+
+
+def damping(law: Law, h: "Hyper") -> tuple[float, float]:
+    """γ and ω² of the oscillator, per unit of time (docs/theory.md, section 5)."""
+    kappa, inertia = law + 1.0, h.duration * (1.0 + h.momentum)
+    if inertia == 0.0:
+        raise ValueError(f"hyper: steps that take no time have no oscillator (lr {h.lr}, dampening {h.dampening})")
+    extra = h.momentum * h.weight_decay * h.lr if h.nesterov else 0.0
+    return (1.0 - h.momentum + extra) / inertia, 2.0 * kappa * h.weight_decay / inertia
+
+
+def _roots(law: Law, h: "Hyper") -> tuple[complex, complex]:
+    """Roots −γ ± √(γ² − ω²) of the oscillator, per unit of time."""
+    gamma, omega_squared = damping(law, h)
+    root = cmath.sqrt(gamma * gamma - omega_squared)
+    return -gamma + root, -gamma - root
+
+
+def _free(law: Law, charge_0: Tensor, t: float, h: "Hyper") -> Tensor:
+    if h.momentum == 0.0:
+        return charge_0 * math.exp(-(law + 1.0) * h.weight_decay * t)
+    r1, r2 = _roots(law, h)
+    if r1 == r2:
+        return charge_0 * (cmath.exp(r1 * t) * (1.0 - r1 * t)).real
+    return charge_0 * ((r1 * cmath.exp(r2 * t) - r2 * cmath.exp(r1 * t)) / (r1 - r2)).real
+
+
+def free_translation(charge_0: Tensor, t: float, hyper: "Hyper") -> Tensor:
+    """Charge of a translation symmetry after time t with nothing driving it.
+
+    Solves ẍ + 2γẋ + ω²x = 0 from rest, γ = (1−β)/(T(1+β)), ω² = 2λ/(T(1+β)); e^{−λt} x₀ when β = 0.
+
+    Args:
+        charge_0: ⟨θ_A(0), 1⟩ per group, [n], float64.
+        t: Time in units of lr · (1 − dampening) · steps.
+        hyper: Hyperparameters, constant over [0, t].
+
+    Returns:
+        ⟨θ_A(t), 1⟩ per group, [n], float64.
+
+    Source: Kunin et al. (2021), arXiv:2012.04728, harmonic oscillation with momentum; docs/theory.md, section 5.
+    """
+    return _free(Law.TRANSLATION, charge_0, t, hyper)
+
+
+def free_norm(charge_0: Tensor, t: float, hyper: "Hyper") -> Tensor:
+    """Squared norm after time t with nothing driving it: e^{−2λt} |θ(0)|² when β = 0, else the same oscillator.
+
+    As free_translation with ω² = 4λ/(T(1+β)).
+
+    Args:
+        charge_0: Σ c|θ_A(0)|² per group, [n], float64.
+        t: Time in units of lr · (1 − dampening) · steps.
+        hyper: Hyperparameters, constant over [0, t].
+
+    Returns:
+        The charge per group at time t, [n], float64.
+
+    Source: Kunin et al. (2021), arXiv:2012.04728; docs/theory.md, section 5.
+    """
+    return _free(Law.NORM, charge_0, t, hyper)
+
+
+def norm_response(t: float, hyper: "Hyper") -> float:
+    """Squared norm at time t that a unit kick at time 0 leaves: the Green's function of the norm's flow law.
+
+    β = 0: e^{−2λt}, the kick being one of the charge (η²|g|²); β > 0: (e^{r₁t} − e^{r₂t})/(r₁ − r₂) with
+    r = −γ ± √(γ² − ω²), the kick being one of its velocity (T f).
+
+    Args:
+        t: Time since the kick, in units of lr · (1 − dampening) · steps.
+        hyper: Hyperparameters, constant over [0, t].
+
+    Source: Kunin et al. (2021), arXiv:2012.04728; docs/theory.md, section 5.
+    """
+    if hyper.momentum == 0.0:
+        return math.exp(-2.0 * hyper.weight_decay * t)
+    r1, r2 = _roots(Law.NORM, hyper)
+    if r1 == r2:
+        return (cmath.exp(r1 * t) * t).real
+    return ((cmath.exp(r1 * t) - cmath.exp(r2 * t)) / (r1 - r2)).real

@@ -1,0 +1,282 @@
+"""Stochastic gradient descent with momentum: torch.optim.SGD's update, and the laws of its charges.
+
+The update is one linear recursion, whatever the options:
+
+    d  = s g + λ p              s = +1, or −1 with maximize
+    v' = b v + a d              the momentum buffer
+    u  = c_d d + c_v v'         the update
+    p' = p − η u
+
+    option                      b    a         c_d   c_v
+    momentum β                  β    1 − τ     0     1       (a = 1 at age 0: the buffer is written for the first time)
+    with nesterov               β    1 − τ     1     β
+    momentum 0                  1    0         1     0       (a buffer left from earlier stays as it is)
+
+Discrete law, an identity of the update itself. x is the charge, y = ⟨v, 1⟩ or ⟨p, v⟩, δ = s⟨g, 1⟩ or s⟨g, p⟩, κ is 1
+for a translation's sum and 2 for a norm:
+
+    ŷ  = b y + a (λ x + δ)          m = c_d (λ x + δ) + c_v ŷ
+    x' = x − κ η m + [norm] η² |u|²
+    y' = ŷ         − [norm] η ⟨u, v'⟩
+
+It splits by source: `free` starts from (x₀, y₀) and has none, `forced` has |u|² and ⟨u, v'⟩, `defect` has δ. Their
+sum is the budget. Kept are the budget itself, compensated, and of a norm the defect; forced is the rest. For forced and
+defect may grow without bound and cancel, and then their sum is their rounding, while the budget stays as large as the
+charge: charge − budget is what storing the parameters lost, after however many steps.
+
+Flow law, the continuous-time dynamics, with ẋ the charge's velocity and T the time of one step:
+
+    β = 0   x' = e^{−κλη} (x + [norm] η² |g|²)
+    β > 0   (x, ẋ)' = e^{AT} ((x, ẋ) + (0, T f)),   A = [[0, 1], [−ω², −2γ]] (oscillator.py),   f = [norm] 2|u|²/(1−τ)²
+            Nesterov: f gains −(4β/(1+β)) s⟨g, u⟩/(1−τ)
+
+Derivations: docs/theory.md, sections 2 (update), 3 (discrete law) and 5 (flow law).
+
+Source: discrete law, Nesterov and schedules: this project. Flow law: Kunin et al. (2021), "Neural Mechanics",
+arXiv:2012.04728.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from noetherperf.rules.arithmetic import Number, exp, times, two_sum
+from noetherperf.rules.law import Component, Law, Matrix, Recursion, Shape, Step
+from noetherperf.rules.moments import COMMON, Operand, Pair
+from noetherperf.rules.oscillator import oscillator
+from noetherperf.rules.rule import Buffers, Rule, device_lr
+
+
+@dataclass(frozen=True)
+class Hyper:
+    """Options of one parameter group in one step, named as in torch.optim.SGD: η, β, τ, λ.
+
+        d = s g + λ θ,   v ← β v + (1 − τ) d,   θ ← θ − η u,   u = v, or d + β v with nesterov, or d where β = 0
+
+    Valid for any values that torch takes; τ is left out in the step that writes v for the first time. Time is in units
+    of lr · (1 − dampening) · steps: a step takes `duration`.
+
+    Attributes:
+        lr: η; NaN where the learning rate is a tensor on a device, which the host does not read.
+        momentum, dampening, weight_decay: β, τ, λ.
+        nesterov, maximize: As in torch.
+
+    Source: Sutskever et al. (2013); docs/theory.md, section 2.
+    """
+
+    lr: float
+    momentum: float = 0.0
+    dampening: float = 0.0
+    weight_decay: float = 0.0
+    nesterov: bool = False
+    maximize: bool = False
+
+    @classmethod
+    def of(cls, group: Mapping[str, Any]) -> "Hyper":
+        """The hyperparameters that an optimizer's parameter group holds now."""
+        return cls(
+            math.nan if device_lr(group) is not None else float(group["lr"]),
+            float(group["momentum"]),
+            float(group["dampening"]),
+            float(group["weight_decay"]),
+            bool(group["nesterov"]),
+            bool(group["maximize"]),
+        )
+
+    @property
+    def sign(self) -> float:
+        """s: +1 to descend, −1 with maximize."""
+        return -1.0 if self.maximize else 1.0
+
+    @property
+    def duration(self) -> float:
+        """T, the time of one step in units of the learning rate: η(1 − τ) with momentum, η without."""
+        return self.lr * (1.0 - self.dampening) if self.momentum != 0.0 else self.lr
+
+    def coefficients(self, age: int = 1) -> "Coefficients":
+        """The step's coefficients; at age 0 it writes the momentum buffer for the first time."""
+        if self.momentum == 0.0:
+            buffer = (1.0, 0.0, 1.0, 0.0)
+        else:
+            gain = 1.0 if age == 0 else 1.0 - self.dampening
+            buffer = (self.momentum, gain, *((1.0, self.momentum) if self.nesterov else (0.0, 1.0)))
+        return Coefficients(self.lr, self.weight_decay, self.sign, *buffer)
+
+
+class Coefficients(NamedTuple):
+    """η, λ, s and (b, a, c_d, c_v) of the module's recursion. Mirrored by `Coefficients` in csrc/rules/sgd.h."""
+
+    lr: float
+    decay: float
+    sign: float
+    buffer_decay: float
+    buffer_gain: float
+    mix_d: float
+    mix_v: float
+
+
+class Variant(IntEnum):
+    """Kernels of the update."""
+
+    PLAIN = 0  # no buffer: u = d
+    MOMENTUM = 1  # u = v'
+    NESTEROV = 2  # u = d + β v'
+    IDLE = 3  # momentum 0, but a buffer from earlier steps: u = d, v is only read
+
+
+DOT_UV = Pair("dot_uv", Operand.U, Operand.V)  # Nesterov, and an idle buffer; zero elsewhere
+DOT_GU = Pair("dot_gu", Operand.G, Operand.U)  # Nesterov; zero elsewhere
+
+
+class SgdRule(Rule[Hyper]):
+    """torch.optim.SGD's rule."""
+
+    name = "sgd"
+    option_names = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize")
+    number_options = ("lr", "momentum", "dampening", "weight_decay")
+    late_options = (
+        ("nesterov", False),
+        ("maximize", False),
+        ("differentiable", False),
+        ("foreach", None),
+        ("fused", None),
+    )
+    buffers = ("momentum_buffer",)
+    n_ages = 2
+    coefficients = Coefficients._fields
+    moments = (*COMMON, DOT_UV, DOT_GU)
+    idle: ClassVar[Mapping[int, int]] = {Variant.PLAIN: Variant.IDLE}
+    laws: ClassVar[Mapping[Law, Shape]] = {
+        Law.TRANSLATION: Shape((Component("budget", 2, ("sum_g",), compensated=True, starts=True, jumps=True),)),
+        Law.NORM: Shape(
+            (
+                Component("budget", 2, ("dot_pg", "sq_u", "dot_uv"), compensated=True, starts=True, jumps=True),
+                Component("defect", 2, ("dot_pg",), jumps=True),
+                Component("flow", 2, ("sq_g", "sq_u", "dot_gu")),
+            )
+        ),
+    }
+
+    def options(self, group: Mapping[str, Any]) -> Hyper:
+        return Hyper.of(group)
+
+    def with_lr(self, options: Hyper, lr: Number) -> Hyper:
+        return replace(options, lr=lr)  # type: ignore[arg-type]
+
+    def variant(self, options: Hyper) -> int:
+        return Variant.PLAIN if options.momentum == 0.0 else Variant.NESTEROV if options.nesterov else Variant.MOMENTUM
+
+    def ages(self, options: Hyper) -> bool:
+        return options.momentum != 0.0
+
+    def ages_differ(self, options: Hyper) -> bool:
+        return options.momentum != 0.0 and options.dampening != 0.0
+
+    def n_taken(self, options: Hyper, has_buffers: bool) -> int:
+        if options.momentum == 0.0:
+            return len(COMMON) + has_buffers
+        return len(COMMON) + (2 if options.nesterov else 0)
+
+    def duration(self, options: Hyper) -> Number:
+        return options.duration
+
+    def coefficients_of(self, options: Hyper, age: int) -> Coefficients:
+        return options.coefficients(age)
+
+    def buffer_dtype(self, options: Hyper, p: torch.dtype, g: torch.dtype) -> torch.dtype:
+        """That of the first g, or g + λp."""
+        return torch.promote_types(p, g) if options.weight_decay != 0.0 else g
+
+    def time_may_fall(self, options: Hyper) -> bool:
+        return options.dampening > 1.0 or options.lr < 0.0
+
+    def update(self, p: Tensor, g: Tensor, buffers: Buffers, c: Sequence[Any]) -> tuple[Tensor, Buffers, Tensor]:
+        """d = s g + λ p, v' = b v + a d, u = c_d d + c_v v', p' = p − η u (docs/theory.md, section 2)."""
+        lr, decay, sign, buffer_decay, buffer_gain, mix_d, mix_v = c
+        (v,) = buffers
+        d = sign * g + decay * p
+        if mix_v != 0.0:
+            assert v is not None, "a step with momentum needs a buffer"
+            v = buffer_decay * v + buffer_gain * d
+            u = v if mix_d == 0.0 else d + mix_v * v
+        else:
+            u = d
+        return p - lr * u, (v,), u
+
+    def step(self, law: Law, options: Hyper, age: int) -> Step:
+        free, recursions = discrete_law(law, options.coefficients(age))
+        flow_free, flow = flow_law(law, options)
+        if law == Law.NORM:
+            recursions["flow"] = flow
+        return Step({"free": free, "flow_free": flow_free}, recursions)
+
+
+#: The rule.
+SGD = SgdRule()
+
+
+def discrete_law(law: Law, c: Coefficients) -> tuple[Matrix, dict[str, Recursion]]:
+    """The discrete law's matrix, and its components, for one set of coefficients; valid for any λ, η, β, τ.
+
+    Returns:
+        M of (x, y)' = M (x, y) with no source, and the recursions of "budget" and, of a norm, "defect".
+    """
+    kappa_lr = (law + 1.0) * c.lr
+    # With c_d = 0 the update is the buffer, and ⟨u, v'⟩ is |u|².
+    same = c.mix_d == 0.0
+    x_delta = times(two_sum(c.mix_d, c.mix_v * c.buffer_gain), -kappa_lr * c.sign)
+    x_pull = times(x_delta, c.sign * c.decay)  # what x loses by itself: x' = x + x_pull x
+    xy = times(times((c.mix_v, 0.0), c.buffer_decay), -kappa_lr)
+    yx, yy, y_delta = c.buffer_gain * c.decay, c.buffer_decay, c.buffer_gain * c.sign
+    free = ((1.0 + x_pull[0], xy[0]), (yx, yy))
+    if law == Law.TRANSLATION:
+        budget = Recursion(
+            ((x_pull[0], xy[0]), (yx, yy)), ((x_delta[0],), (y_delta,)), (x_pull[1], xy[1]), (x_delta[1],)
+        )
+        return free, {"budget": budget}
+    x_sq_u, y_uv = times((c.lr, 0.0), c.lr), -c.lr
+    budget = Recursion(
+        ((x_pull[0], xy[0]), (yx, yy)),
+        ((x_delta[0], x_sq_u[0], 0.0), (y_delta, y_uv if same else 0.0, 0.0 if same else y_uv)),
+        (x_pull[1], xy[1]),
+        (x_delta[1], x_sq_u[1], 0.0),
+    )
+    return free, {"budget": budget, "defect": Recursion(free, ((x_delta[0],), (y_delta,)))}
+
+
+def flow_law(law: Law, h: Hyper) -> tuple[Matrix, Recursion]:
+    """The flow law's step of time T for hyperparameters held over that step: its matrix, and what drives a norm.
+
+    With momentum and dampening 1 a step takes no time and its velocity −u/(1−τ) is infinite: the forcing is NaN, so
+    that the law's prediction of a norm says it does not exist. So is all of it where the flow itself does not exist
+    (an infinite learning rate, momentum −1) or leaves float64 in one step.
+    """
+    try:
+        return _flow_law(law, h)
+    except (ArithmeticError, ValueError):
+        nothing = ((math.nan,) * 2,) * 2
+        return nothing, Recursion(nothing, ((math.nan,) * 3,) * 2)
+
+
+def _flow_law(law: Law, h: Hyper) -> tuple[Matrix, Recursion]:
+    kappa = law + 1.0
+    if h.momentum == 0.0:
+        decay = exp(-kappa * h.weight_decay * h.lr)
+        matrix: Matrix = ((decay, 0.0), (0.0, 1.0))
+        return matrix, Recursion(matrix, ((decay * (h.lr * h.lr), 0.0, 0.0), (0.0, 0.0, 0.0)))
+    inertia = 1.0 + h.momentum
+    extra = h.momentum * h.weight_decay * h.lr if h.nesterov else 0.0
+    mu = (1.0 - h.momentum + extra) / inertia
+    stiffness = 2.0 * kappa * h.weight_decay / inertia  # ω²T
+    xx, s = oscillator(mu, stiffness * h.duration)
+    xv, vv = h.duration * s, xx - 2.0 * mu * s
+    undamped = 1.0 - h.dampening
+    kick_u = 2.0 * h.lr / undamped if undamped != 0.0 else math.nan  # of the velocity
+    kick_gu = -h.sign * h.lr * 4.0 * h.momentum / inertia if h.nesterov else 0.0
+    matrix = ((xx, xv), (-stiffness * s, vv))
+    return matrix, Recursion(matrix, ((0.0, xv * kick_u, xv * kick_gu), (0.0, vv * kick_u, vv * kick_gu)))

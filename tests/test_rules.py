@@ -1,0 +1,208 @@
+"""A rule made in one file: its update, moments and laws on the reference backend; and what rows of rules hold."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import noetherperf as nperf
+from noetherperf.engines.rows import Rows
+from noetherperf.rules.arithmetic import Number, exp
+from noetherperf.rules.law import Component, Law, Recursion, Shape, Step
+from noetherperf.rules.moments import COMMON, Operand, Pair
+from noetherperf.rules.rule import Buffers, Rule
+from noetherperf.rules.sgd import SGD, Hyper
+
+# ---- Lion: u = sign(β₁ m + (1 − β₁) g), p' = (1 − ηλ) p − η u, m' = β₂ m + (1 − β₂) g  (Chen et al., arXiv:2302.06675)
+
+
+@dataclass(frozen=True)
+class LionOptions:
+    lr: Any
+    beta1: float
+    beta2: float
+    weight_decay: float
+
+
+class LionRule(Rule[LionOptions]):
+    """With r = 1 − ηλ: x' = r² x − 2ηr ⟨p, u⟩ + η² |u|² for a norm, x' = r x − η ⟨u, 1⟩ for a translation."""
+
+    name = "lion"
+    option_names = ("lr", "betas", "weight_decay")
+    number_options = ("lr", "weight_decay")
+    late_options = ()
+    buffers = ("exp_avg",)
+    n_ages = 2
+    coefficients = ("lr", "keep", "beta1", "beta2")
+    moments = (*COMMON, Pair("dot_pu", Operand.P, Operand.U), Pair("sum_u", Operand.U, Operand.ONE))
+    idle: ClassVar[Mapping[int, int]] = {}
+    laws: ClassVar[Mapping[Law, Shape]] = {
+        Law.TRANSLATION: Shape((Component("budget", 1, ("sum_u",), compensated=True, starts=True, jumps=True),)),
+        Law.NORM: Shape(
+            (
+                Component("budget", 1, ("dot_pu", "sq_u"), compensated=True, starts=True, jumps=True),
+                Component("forced", 1, ("sq_u",)),
+            )
+        ),
+    }
+
+    def options(self, group: Mapping[str, Any]) -> LionOptions:
+        beta1, beta2 = group["betas"]
+        return LionOptions(float(group["lr"]), beta1, beta2, float(group["weight_decay"]))
+
+    def with_lr(self, options: LionOptions, lr: Number) -> LionOptions:
+        return replace(options, lr=lr)
+
+    def variant(self, options: LionOptions) -> int:
+        return 0
+
+    def ages(self, options: LionOptions) -> bool:
+        return True
+
+    def ages_differ(self, options: LionOptions) -> bool:
+        return False
+
+    def n_taken(self, options: LionOptions, has_buffers: bool) -> int:
+        return len(self.moments)
+
+    def duration(self, options: LionOptions) -> Number:
+        lr: Number = options.lr
+        return lr
+
+    def coefficients_of(self, options: LionOptions, age: int) -> Sequence[Number]:
+        return options.lr, 1.0 - options.lr * options.weight_decay, options.beta1, options.beta2
+
+    def buffer_dtype(self, options: LionOptions, p: torch.dtype, g: torch.dtype) -> torch.dtype:
+        return p
+
+    def update(self, p: Tensor, g: Tensor, buffers: Buffers, c: Sequence[Any]) -> tuple[Tensor, Buffers, Tensor]:
+        lr, keep, beta1, beta2 = c
+        (m,) = buffers
+        assert m is not None
+        u = torch.sign(beta1 * m + (1.0 - beta1) * g)
+        return keep * p - lr * u, (beta2 * m + (1.0 - beta2) * g,), u
+
+    def step(self, law: Law, options: LionOptions, age: int) -> Step:
+        lr, keep = options.lr, 1.0 - options.lr * options.weight_decay
+        power = keep if law == Law.TRANSLATION else keep * keep
+        drives = (-lr,) if law == Law.TRANSLATION else (-2.0 * lr * keep, lr * lr)
+        recursions = {"budget": Recursion(((power - 1.0,),), (drives,), (0.0,), (0.0,) * len(drives))}
+        if law == Law.NORM:
+            recursions["forced"] = Recursion(((power,),), ((lr * lr,),))
+        flow = exp(-(law + 1.0) * lr * options.weight_decay)
+        return Step({"free": ((power, 0.0), (0.0, 1.0)), "flow_free": ((flow, 0.0), (0.0, 1.0))}, recursions)
+
+
+class Lion(nperf.MeasuredOptimizer):
+    rule: ClassVar[Rule[Any]] = LionRule()
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.0,
+        symmetries: Sequence[nperf.Symmetry] = (),
+        backend: str = "auto",
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay}, symmetries, backend)
+
+
+SYMMETRIES = (
+    nperf.Scale("rows", [nperf.Part("0.weight", 0)]),
+    nperf.Translation("columns", [nperf.Part("2.weight", 1)]),
+)
+
+
+def trained(n_steps: int) -> tuple[nn.Module, Lion, nn.Module]:
+    """A net after steps of Lion, its optimizer, and a peer after the same steps by hand."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 4)).double()
+    peer = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 4)).double()
+    peer.load_state_dict(net.state_dict())
+    optimizer = Lion(net.named_parameters(), lr=3e-3, weight_decay=0.1, symmetries=SYMMETRIES)
+    moving = [torch.zeros_like(p) for p in peer.parameters()]
+    inputs, targets = torch.randn(32, 6).double(), torch.randint(4, (32,))
+    for _ in range(n_steps):
+        for model in (net, peer):
+            model.zero_grad()
+            nn.functional.cross_entropy(model(inputs), targets).backward()
+        optimizer.step()
+        with torch.no_grad():
+            for p, m in zip(peer.parameters(), moving, strict=True):
+                assert p.grad is not None
+                p.mul_(1.0 - 3e-4).sub_(3e-3 * torch.sign(0.9 * m + 0.1 * p.grad))
+                m.mul_(0.99).add_(0.01 * p.grad)
+    return net, optimizer, peer
+
+
+def test_a_new_rule_steps_and_its_laws_close() -> None:
+    net, optimizer, peer = trained(150)
+    assert optimizer.backend == "reference"
+    for p, q in zip(net.parameters(), peer.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-13)
+    readout = optimizer.readout()
+    for name, charge in (("rows", net[0].weight.square().sum(1)), ("columns", net[2].weight.sum(0))):  # type: ignore[index]
+        law = readout[name]
+        torch.testing.assert_close(law.charge, charge.detach(), rtol=1e-13, atol=1e-14)
+        terms = sum(x.abs() for x in (law.discrete.free, law.discrete.forced, law.discrete.defect))
+        assert (law.rounding.abs() <= 1e-13 * terms).all(), name
+        power = 2 if name == "rows" else 1
+        torch.testing.assert_close(law.discrete.free, law.initial * (1.0 - 3e-4) ** (150 * power), rtol=1e-12, atol=0.0)
+    forced = 9e-6 * 6 * sum((1.0 - 3e-4) ** (2 * k) for k in range(150))  # |u|² of a row is 6 in each step
+    torch.testing.assert_close(
+        readout["rows"].discrete.forced, torch.full((5,), forced, dtype=torch.float64), rtol=1e-12, atol=0.0
+    )
+
+
+def test_a_checkpoint_of_a_new_rule_goes_on() -> None:
+    net, optimizer, _ = trained(20)
+    state = optimizer.state_dict()
+    assert set(state["state"][0]) == {"exp_avg"}
+    other = Lion(net.named_parameters(), symmetries=SYMMETRIES)
+    other.load_state_dict(state)
+    assert other.readout()["rows"].discrete.forced.tolist() == optimizer.readout()["rows"].discrete.forced.tolist()
+
+
+def test_a_backend_without_kernels_of_a_rule_says_so() -> None:
+    net = nn.Linear(3, 2)
+    with pytest.raises(RuntimeError, match="backend=\"cpu\" has no kernels of the update rule 'lion'"):
+        Lion(net.named_parameters(), backend="cpu")
+
+
+# ---- rows -----------------------------------------------------------------------------------------------------------
+
+OPTIONS = {
+    "plain": Hyper(0.1, weight_decay=0.02),
+    "momentum": Hyper(0.1, momentum=0.9, weight_decay=0.02),
+    "dampening": Hyper(0.1, momentum=0.9, dampening=0.4, maximize=True),
+    "nesterov": Hyper(0.1, momentum=0.8, weight_decay=0.05, nesterov=True),
+    "underdamped": Hyper(0.5, momentum=0.99, weight_decay=0.4),
+    "near critical": Hyper(0.1, momentum=0.5, weight_decay=0.8),
+    "no time": Hyper(0.1, momentum=0.9, dampening=1.0),
+    "nothing": Hyper(0.0),
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_row_is_one_formula_on_the_host_and_on_a_device(name: str) -> None:
+    options = OPTIONS[name]
+    rows = Rows(SGD, 1, tuple(Law))
+    rows.find([options], range(SGD.n_ages))
+    unread = Rows(SGD, 1, tuple(Law))
+    unread.find([SGD.with_lr(options, np.nan)], range(SGD.n_ages))
+    there = torch.from_numpy(unread.numbers[0].copy())
+    unread.find_on_device(0, torch.tensor([options.lr], dtype=torch.float64), there)
+    torch.testing.assert_close(there, torch.from_numpy(rows.numbers[0]), rtol=1e-15, atol=1e-300, equal_nan=True)
+
+
+def test_rows_are_found_for_the_laws_that_somebody_asks_for() -> None:
+    rows = Rows(SGD, 1, (Law.NORM,))
+    rows.find([OPTIONS["momentum"]], (1,))
+    start, end = SGD.law_numbers[Law.TRANSLATION], SGD.law_numbers[Law.NORM]
+    assert rows.numbers[0, 1, start:end].tolist() == [1.0, 0.0, 0.0, 1.0] * 2 + [0.0] * (end - start - 8)
+    assert rows.numbers[0, 1, end:].any()

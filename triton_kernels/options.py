@@ -1,0 +1,67 @@
+"""What stage 1 is compiled for: the kinds of tiles that occur, and the registers that a program may have."""
+
+from typing import Any
+
+import numpy as np
+import triton
+import triton.language as tl
+
+from noetherperf.triton_kernels.blocks import block_cols, n_threads
+from noetherperf.triton_kernels.dtypes import FLOAT64, vector
+from noetherperf.triton_kernels.rules import Step
+
+# What tiles sum; a kernel is compiled for the kinds that occur.
+RUNS, ROWS, COLUMNS, BOTH, WIDE, NARROW, STRIDED, VIEWED = (tl.constexpr(1 << i) for i in range(8))
+
+
+@triton.constexpr_function
+def occurs(kinds, kind):
+    return kinds & kind != 0
+
+
+def options(dtype: int, step: Step, kinds: int, lanes: int, hip: bool) -> dict[str, int]:
+    """Compile options of stage 1.
+
+    Registers decide how many threads share a multiprocessor's 65,536, and so how many loads are in flight: 512 with 128
+    each, 384 with 168, 320 with 200 (in programs of 64), 256 with 255. What needs more gets more, so that nothing is
+    spilled: float64, longer vectors (16 bits), rows and columns at once, two moments more than the common six, strides.
+
+    Args:
+        dtype, step, kinds: As the kernel's constants.
+        lanes: Threads of a warp.
+        hip: Whether it is compiled for AMD, where nothing limits registers.
+    """
+    has_columns = kinds & (COLUMNS.value | BOTH.value) != 0
+    hard = len(step.moments) > 7 or kinds & STRIDED.value != 0
+    if vector(dtype) == 8:
+        registers = 255 if has_columns and (hard or kinds & BOTH.value) else 200 if has_columns else 168
+    else:
+        registers = 168 if dtype == FLOAT64 or (has_columns and hard) else 128
+    return {"num_warps": n_threads(dtype) // lanes} | ({} if hip else {"maxnreg": registers})
+
+
+def kinds(tables: Any, dtype: int) -> int:
+    """The kinds of tiles that occur among tensors of a dtype.
+
+    Args:
+        tables: With arrays `tensors` and `views` (noetherperf.engines.tiling.Tables).
+        dtype: Code of the tensors' dtype.
+    """
+    t = tables.tensors[(tables.tensors["dtype"] == dtype) & (tables.tensors["n_rows"] * tables.tensors["n_cols"] > 0)]
+    by_row = np.zeros(len(t), bool)
+    viewed = t["n_views"] > 0
+    by_row[viewed] = tables.views["by_row"][t["view"][viewed]] != 0
+    by_col = t["n_views"] > by_row
+    is_run = ~by_col & (t["n_rows"] == 1)
+    is_narrow = t["n_cols"] <= block_cols(dtype, False) // 2
+    occurs = {
+        RUNS: is_run,
+        ROWS: by_row & ~by_col,
+        COLUMNS: by_col & ~by_row,
+        BOTH: by_row & by_col,
+        NARROW: ~is_run & is_narrow,
+        WIDE: ~is_run & ~is_narrow,
+        STRIDED: t["dense"] == 0,
+        VIEWED: viewed,
+    }
+    return sum(kind.value for kind, there in occurs.items() if there.any())

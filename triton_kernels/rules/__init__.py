@@ -1,0 +1,164 @@
+"""Rules as kernels know them: the update as a function, all else as compile-time constants.
+
+A file <name>.py here mirrors csrc/rules/<name>.h. It has
+
+    rule              of noetherperf.rules: the moments and all that rows hold are taken from it
+    update            (p, g, v, c, VARIANT) -> (p', v', u) in the dtype of p; v' is v where the variant writes no buffer
+    writes_buffer, reads_buffer, n_taken      of a variant
+
+Constants are frozen dataclasses of plain values: Triton caches kernels by what these print as, so that none is used for
+other numbers. An update is a constant of its own, by whose source Triton caches too.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from noetherperf.rules.law import PROPAGATED, Law
+from noetherperf.rules.moments import COMMON, Moment, Operand, Pair
+from noetherperf.rules.rule import Rule
+
+#: Indices of a moment's two operands in moments.Operands; -1: the number one.
+Codes = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Component:
+    """One recursion of a law (noetherperf.engines.rows.COMPONENT).
+
+    Fields:
+        law: Which.
+        row: Where its numbers begin in the law's state.
+        size: How many it has, k.
+        compensated: Whether a second number holds what rounding of the first left out.
+        moments: Those that drive it, as rows of the moments.
+        numbers: Where its coefficients begin in a row.
+    """
+
+    law: int
+    row: int
+    size: int
+    compensated: bool
+    moments: tuple[int, ...]
+    numbers: int
+
+
+@dataclass(frozen=True)
+class Constants:
+    """What both stages know of a rule.
+
+    Fields:
+        name: The rule's.
+        coefficients: Names of the update's coefficients.
+        n_ages: Rows of a parameter group.
+        n_numbers: Of a row.
+        moments: Each moment's operands.
+        n_common: How many of them every rule takes, the first.
+        n_charges: How many of them are of the parameter alone, the first.
+        taken: By variant, how many of the moments a step sums.
+        idle: Pairs of a variant and the one that takes its place for a tensor with views and with an idle buffer.
+        propagated: Where each propagated matrix begins in a row, by law.
+        components: Of all laws.
+    """
+
+    name: str
+    coefficients: tuple[str, ...]
+    n_ages: int
+    n_numbers: int
+    moments: tuple[Codes, ...]
+    n_common: int
+    n_charges: int
+    taken: tuple[int, ...]
+    idle: tuple[tuple[int, int], ...]
+    propagated: tuple[int, ...]
+    components: tuple[Component, ...]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One variant of a rule's step; or none, a pass that only takes moments, with v in the gradient's place.
+
+    Fields:
+        variant: Of the rule.
+        updates: Whether it steps.
+        scaled: Whether it divides gradients first, and writes them back so.
+        reads_buffer, writes_buffer: Whether it does.
+        moments: The operands of those that it sums.
+        n_moments: How many the rule has: rows of a slice of the workspace.
+    """
+
+    variant: int
+    updates: bool
+    scaled: bool
+    reads_buffer: bool
+    writes_buffer: bool
+    moments: tuple[Codes, ...]
+    n_moments: int
+
+
+def module_of(rule: Rule[Any]) -> ModuleType:
+    """The kernels' file of a rule."""
+    return import_module(f"{__name__}.{rule.name}")
+
+
+def constants(rule: Rule[Any], components: np.ndarray, driving: np.ndarray) -> Constants:
+    """What the stages know of a rule.
+
+    Args:
+        rule: The rule.
+        components, driving: Of noetherperf.engines.rows.components.
+    """
+    kernels = module_of(rule)
+    recursions = [
+        Component(
+            int(c["law"]),
+            int(c["row"]),
+            int(c["size"]),
+            bool(c["compensated"]),
+            tuple(int(row) for row in driving[c["moments"] : c["moments"] + c["n_moments"]]),
+            int(c["numbers"]),
+        )
+        for c in components
+    ]
+    return Constants(
+        rule.name,
+        tuple(rule.coefficients),
+        rule.n_ages,
+        rule.n_numbers,
+        codes(rule.moments),
+        len(COMMON),
+        int(Moment.SUM_G),
+        tuple(kernels.n_taken(variant) for variant in kernels.variants),
+        tuple((int(of), int(idle)) for of, idle in rule.idle.items()),
+        tuple(rule.law_numbers[law] + 4 * i for law in Law for i in range(len(PROPAGATED))),
+        tuple(recursions),
+    )
+
+
+def step(rule: Rule[Any], variant: int, *, scaled: bool = False) -> Step:
+    """One variant of a rule's step."""
+    kernels = module_of(rule)
+    return Step(
+        variant,
+        True,
+        scaled,
+        kernels.reads_buffer(variant),
+        kernels.writes_buffer(variant),
+        codes(rule.moments[: kernels.n_taken(variant)]),
+        len(rule.moments),
+    )
+
+
+def measure(rule: Rule[Any]) -> Step:
+    """No step: the common moments of p, with v in the gradient's place."""
+    return Step(-1, False, False, True, False, codes(COMMON), len(rule.moments))
+
+
+def codes(pairs: Sequence[Pair]) -> tuple[Codes, ...]:
+    """Moments' operands as indices."""
+    index = {operand: i - 1 for i, operand in enumerate(Operand)}
+    return tuple((index[pair.a], index[pair.b]) for pair in pairs)

@@ -1,0 +1,88 @@
+"""Stage 1: a program steps one tile and writes the sums of its rows and columns to the workspace (engines/tiling.py).
+
+Programs also choose every tensor's row, by its age, and leave its number for stage 2 (engines/gpu.py).
+"""
+
+import triton
+import triton.language as tl
+
+from noetherperf.triton_kernels.blocks import BY_ELEMENTS, BY_STRIDES, BY_VECTORS, Matrix
+from noetherperf.triton_kernels.dtypes import element, scalar, vector
+from noetherperf.triton_kernels.options import STRIDED, occurs
+from noetherperf.triton_kernels.plan import load_group_number, load_tensor, load_tile, load_view, read_float
+from noetherperf.triton_kernels.rows import choose_row, load_coefficients, load_group, variant_of
+from noetherperf.triton_kernels.tiles import walk_tile
+
+
+@triton.jit(do_not_specialize=["tile_begin", "n_tensors"])
+def stage_1(
+    tensors,
+    dims,
+    views,
+    tiles,
+    scalars,
+    rows,
+    groups,
+    addresses,
+    given_ages,
+    ages,
+    chosen,
+    workspace,
+    tile_begin,
+    n_tensors,
+    DTYPE: tl.constexpr,
+    RULE: tl.constexpr,
+    STEP: tl.constexpr,
+    UPDATE: tl.constexpr,
+    KINDS: tl.constexpr,
+):
+    """Steps one tile."""
+    program = tl.program_id(0)
+    if STEP.updates:
+        for i in range(program, n_tensors, tl.num_programs(0)):
+            number = load_group_number(tensors, i, i < n_tensors)
+            tl.store(chosen + i, choose_row(RULE, number, tl.load(given_ages + i), tl.load(ages + i)))
+
+    tile = load_tile(tiles, tile_begin + program)
+    tensor = load_tensor(tensors, tile.tensor)
+    at = addresses + 3 * tile.tensor
+    p, g, v = tl.load(at), tl.load(at + 1), tl.load(at + 2)
+    S: tl.constexpr = scalar(DTYPE)
+    c = ()
+    scale = tl.cast(1.0, S)
+    if STEP.updates:
+        group = load_group(groups, tensor.group)
+        here = (g != 0) & (variant_of(RULE, group.variant, v != 0, tensor.n_views > 0) == STEP.variant)
+        if (not here) | (read_float(tl.load(scalars + 1), 0.0) != 0.0):
+            return
+        row = choose_row(RULE, tensor.group, tl.load(given_ages + tile.tensor), tl.load(ages + tile.tensor))
+        c = load_coefficients(RULE, rows + row * RULE.n_numbers, S)
+        if STEP.scaled:
+            scale = read_float(tl.load(scalars), 1.0).to(S)
+    POINTER: tl.constexpr = tl.pointer_type(element(DTYPE))
+    used = p | g if STEP.updates else p
+    used = used | v if STEP.reads_buffer else used
+    by_row = tensor.n_views < 0
+    if tensor.n_views > 0:
+        by_row = load_view(views, tensor.view).by_row != 0
+    by_col = tensor.n_views > by_row.to(tl.int64)
+    is_run = (tensor.n_rows == 1) & (not by_col)
+    vectors = (used & 15 == 0) & (is_run | (tensor.n_cols % vector(DTYPE) == 0))
+    if tensor.dense == 0:
+        if occurs(KINDS, STRIDED):
+            x = Matrix(p.to(POINTER), g.to(POINTER), v.to(POINTER), dims + tensor.dims * 4, tensor.n_dims)
+            walk_tile(
+                x, tile, tensor, views, by_row, by_col, workspace, c, scale, DTYPE, STEP, UPDATE, KINDS, BY_STRIDES
+            )
+    elif vectors:
+        x = Matrix(
+            tl.multiple_of(p.to(POINTER), 16),
+            tl.multiple_of(g.to(POINTER), 16),
+            tl.multiple_of(v.to(POINTER), 16),
+            dims,
+            tensor.n_dims,
+        )
+        walk_tile(x, tile, tensor, views, by_row, by_col, workspace, c, scale, DTYPE, STEP, UPDATE, KINDS, BY_VECTORS)
+    else:
+        x = Matrix(p.to(POINTER), g.to(POINTER), v.to(POINTER), dims, tensor.n_dims)
+        walk_tile(x, tile, tensor, views, by_row, by_col, workspace, c, scale, DTYPE, STEP, UPDATE, KINDS, BY_ELEMENTS)
