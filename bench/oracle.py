@@ -30,4 +30,4 @@ def moments(view: View, hyper: Hyper, stored: Tensor, p: Tensor, g: Tensor, u: T
 def advance(law: Law, state: Tensor, sums: Tensor, hyper: Hyper, age: int) -> None:
     """Advance a law's state by a step with these moments."""
     by_name = dict(zip(SGD.moment_rows, sums, strict=True))
-    laws.advance(SGD.laws[law], SGD.step(law, hyper, age), state, by_name)
+    laws.advance(SGD.laws[law], SGD.steps(hyper, age, (law,))[law], state, by_name)

@@ -271,7 +271,7 @@ def test_step_moments_and_laws(engine: str, dtype: torch.dtype, tensor: str) -> 
                     for law in Law:
                         expected = torch.eye(2, dtype=torch.float64).repeat(len(PROPAGATED), 1, 1)
                         if law in plan.laws:  # the others' stand still
-                            propagate(expected, SGD.step(law, hyper, age))
+                            propagate(expected, SGD.steps(hyper, age, (law,))[law])
                         actual = measurement.propagators[0, law]
                         torch.testing.assert_close(actual, expected, rtol=1e-14, atol=1e-15)
     assert checked >= (4 if large else 2 if sparing else (1 + both) * len(HYPERS))

@@ -1,6 +1,6 @@
 """A rule made in one file: its update, moments and laws on the reference backend; and what rows of rules hold."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -86,7 +86,10 @@ class LionRule(Rule[LionOptions]):
         u = torch.sign(beta1 * m + (1.0 - beta1) * g)
         return keep * p - lr * u, (beta2 * m + (1.0 - beta2) * g,), u
 
-    def step(self, law: Law, options: LionOptions, age: int) -> Step:
+    def steps(self, options: LionOptions, age: int, laws: Collection[Law]) -> dict[Law, Step]:
+        return {law: self._step(law, options) for law in laws}
+
+    def _step(self, law: Law, options: LionOptions) -> Step:
         lr, keep = options.lr, 1.0 - options.lr * options.weight_decay
         power = keep if law == Law.TRANSLATION else keep * keep
         drives = (-lr,) if law == Law.TRANSLATION else (-2.0 * lr * keep, lr * lr)

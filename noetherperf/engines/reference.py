@@ -124,7 +124,7 @@ class ReferenceEngine(Stepping):
         """Take the moments of one tensor's step and advance its laws."""
         if not self.views[tensor]:
             return
-        steps = {law: self.rule.step(law, options, age) for law in self.plan.laws}
+        steps = self.rule.steps(options, age, self.plan.laws)
         for view in self.views[tensor]:
             sums = new.moments[:, _segments(view)] = self._rows(take(view.grouped, pairs, operands))
             by_name = dict(zip(self.rule.moment_rows, sums, strict=True))

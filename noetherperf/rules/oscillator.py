@@ -10,8 +10,10 @@ Source: Kunin et al. (2021), "Neural Mechanics", arXiv:2012.04728.
 
 import cmath
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from noetherperf.rules.arithmetic import Number, choose, copysign, cos, exp, sin, sqrt
@@ -54,6 +56,17 @@ def oscillator(mu: Number, w: Number) -> tuple[Number, Number]:
 
     xx, s = choose(delta > 0.01, overdamped, lambda: choose(delta < -0.01, underdamped, near_critical))
     return xx, s
+
+
+def oscillators(mu: Number, ws: Sequence[Number]) -> list[tuple[Number, Number]]:
+    """`oscillator` of several w; of tensors in one go."""
+    tensors = [w for w in ws if isinstance(w, Tensor)]
+    if not tensors:
+        return [oscillator(mu, w) for w in ws]
+    xx, s = oscillator(mu, torch.stack(tensors))
+    assert isinstance(xx, Tensor)
+    assert isinstance(s, Tensor)
+    return list(zip(xx.unbind(), s.unbind(), strict=True))
 
 
 def damping(law: Law, h: "Hyper") -> tuple[float, float]:

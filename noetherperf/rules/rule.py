@@ -103,8 +103,8 @@ class Rule(ABC, Generic[O]):
         """The update's coefficients for tensors of an age."""
 
     @abstractmethod
-    def step(self, law: Law, options: O, age: int) -> Step:
-        """What moves a law in a step of tensors of an age."""
+    def steps(self, options: O, age: int, laws: Collection[Law]) -> Mapping[Law, Step]:
+        """What moves each of these laws in a step of tensors of an age."""
 
     @abstractmethod
     def update(self, p: Tensor, g: Tensor, buffers: Buffers, c: Sequence[Any]) -> tuple[Tensor, Buffers, Tensor]:
@@ -167,7 +167,7 @@ class Rule(ABC, Generic[O]):
             laws: Those that somebody asks for; the others stand still.
         """
         row = [*self.coefficients_of(options, age), self.duration(options)]
-        for law in Law:
-            shape = self.laws[law]
-            row += self.step(law, options, age).numbers(shape) if law in laws else shape.still
+        steps = self.steps(options, age, laws)
+        for law, shape in self.laws.items():
+            row += steps[law].numbers(shape) if law in steps else shape.still
         return row

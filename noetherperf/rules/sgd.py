@@ -37,7 +37,7 @@ arXiv:2012.04728.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any, ClassVar, NamedTuple
@@ -48,7 +48,7 @@ from torch import Tensor
 from noetherperf.rules.arithmetic import Number, exp, times, two_sum
 from noetherperf.rules.law import Component, Law, Matrix, Recursion, Shape, Step
 from noetherperf.rules.moments import COMMON, Operand, Pair
-from noetherperf.rules.oscillator import oscillator
+from noetherperf.rules.oscillator import oscillators
 from noetherperf.rules.rule import Buffers, Rule, device_lr
 
 
@@ -208,16 +208,40 @@ class SgdRule(Rule[Hyper]):
             u = d
         return p - lr * u, (v,), u
 
-    def step(self, law: Law, options: Hyper, age: int) -> Step:
-        free, recursions = discrete_law(law, options.coefficients(age))
-        flow_free, flow = flow_law(law, options)
-        if law == Law.NORM:
-            recursions["flow"] = flow
-        return Step({"free": free, "flow_free": flow_free}, recursions)
+    def steps(self, options: Hyper, age: int, laws: Collection[Law]) -> dict[Law, Step]:
+        if not laws:
+            return {}
+        c = options.coefficients(age)
+        added, flows = increments(c), flow_laws(laws, options)
+        found = {}
+        for law in laws:
+            free, recursions = _discrete_law(law, c, added)
+            flow_free, flow = flows[law]
+            if law == Law.NORM:
+                recursions["flow"] = flow
+            found[law] = Step({"free": free, "flow_free": flow_free}, recursions)
+        return found
 
 
 #: The rule.
 SGD = SgdRule()
+
+
+class Increments(NamedTuple):
+    """What one step adds to a translation's x, each number with what its rounding left out; a norm's is the double."""
+
+    of_x: tuple[Number, Number]  # per x: what x loses by itself
+    of_y: tuple[Number, Number]
+    of_delta: tuple[Number, Number]  # per ⟨g, 1⟩, the sign s included
+    sq_lr: tuple[Number, Number]  # η², what |u|² adds to a norm
+
+
+def increments(c: Coefficients) -> Increments:
+    """What one step with these coefficients adds to x."""
+    of_delta = times(two_sum(c.mix_d, c.mix_v * c.buffer_gain), -c.lr * c.sign)
+    of_x = times(of_delta, c.sign * c.decay)
+    of_y = times(times((c.mix_v, 0.0), c.buffer_decay), -c.lr)
+    return Increments(of_x, of_y, of_delta, times((c.lr, 0.0), c.lr))
 
 
 def discrete_law(law: Law, c: Coefficients) -> tuple[Matrix, dict[str, Recursion]]:
@@ -226,57 +250,75 @@ def discrete_law(law: Law, c: Coefficients) -> tuple[Matrix, dict[str, Recursion
     Returns:
         M of (x, y)' = M (x, y) with no source, and the recursions of "budget" and, of a norm, "defect".
     """
-    kappa_lr = (law + 1.0) * c.lr
-    # With c_d = 0 the update is the buffer, and ⟨u, v'⟩ is |u|².
-    same = c.mix_d == 0.0
-    x_delta = times(two_sum(c.mix_d, c.mix_v * c.buffer_gain), -kappa_lr * c.sign)
-    x_pull = times(x_delta, c.sign * c.decay)  # what x loses by itself: x' = x + x_pull x
-    xy = times(times((c.mix_v, 0.0), c.buffer_decay), -kappa_lr)
+    return _discrete_law(law, c, increments(c))
+
+
+def _discrete_law(law: Law, c: Coefficients, added: Increments) -> tuple[Matrix, dict[str, Recursion]]:
     yx, yy, y_delta = c.buffer_gain * c.decay, c.buffer_decay, c.buffer_gain * c.sign
-    free = ((1.0 + x_pull[0], xy[0]), (yx, yy))
     if law == Law.TRANSLATION:
-        budget = Recursion(
-            ((x_pull[0], xy[0]), (yx, yy)), ((x_delta[0],), (y_delta,)), (x_pull[1], xy[1]), (x_delta[1],)
-        )
-        return free, {"budget": budget}
-    x_sq_u, y_uv = times((c.lr, 0.0), c.lr), -c.lr
+        (xx, xx_rest), (xy, xy_rest), (to_x, to_rest), _ = added
+        budget = Recursion(((xx, xy), (yx, yy)), ((to_x,), (y_delta,)), (xx_rest, xy_rest), (to_rest,))
+        return ((1.0 + xx, xy), (yx, yy)), {"budget": budget}
+    # κ = 2: twice as much, exactly.
+    (xx, xx_rest), (xy, xy_rest), (to_x, to_rest) = ((2.0 * x, 2.0 * rest) for x, rest in added[:3])
+    (sq_lr, sq_lr_rest), y_uv = added.sq_lr, -c.lr
+    # With c_d = 0 the update is the buffer, and ⟨u, v'⟩ is |u|².
+    y_sq_u, y_dot_uv = (y_uv, 0.0) if c.mix_d == 0.0 else (0.0, y_uv)
     budget = Recursion(
-        ((x_pull[0], xy[0]), (yx, yy)),
-        ((x_delta[0], x_sq_u[0], 0.0), (y_delta, y_uv if same else 0.0, 0.0 if same else y_uv)),
-        (x_pull[1], xy[1]),
-        (x_delta[1], x_sq_u[1], 0.0),
+        ((xx, xy), (yx, yy)),
+        ((to_x, sq_lr, 0.0), (y_delta, y_sq_u, y_dot_uv)),
+        (xx_rest, xy_rest),
+        (to_rest, sq_lr_rest, 0.0),
     )
-    return free, {"budget": budget, "defect": Recursion(free, ((x_delta[0],), (y_delta,)))}
+    free = ((1.0 + xx, xy), (yx, yy))
+    return free, {"budget": budget, "defect": Recursion(free, ((to_x,), (y_delta,)))}
 
 
 def flow_law(law: Law, h: Hyper) -> tuple[Matrix, Recursion]:
-    """The flow law's step of time T for hyperparameters held over that step: its matrix, and what drives a norm.
+    """The flow law's step of time T for options held over that step: its matrix, and what drives a norm.
 
     With momentum and dampening 1 a step takes no time and its velocity −u/(1−τ) is infinite: the forcing is NaN, so
     that the law's prediction of a norm says it does not exist. So is all of it where the flow itself does not exist
     (an infinite learning rate, momentum −1) or leaves float64 in one step.
     """
+    return flow_laws((law,), h)[law]
+
+
+def flow_laws(laws: Collection[Law], h: Hyper) -> dict[Law, tuple[Matrix, Recursion]]:
+    """`flow_law` of several laws."""
     try:
-        return _flow_law(law, h)
+        if h.momentum == 0.0:
+            return {law: _plain_flow(law, h) for law in laws}
+        return _flows(laws, h)
     except (ArithmeticError, ValueError):
+        if len(laws) > 1:  # one may exist where the other does not
+            return {law: flow_law(law, h) for law in laws}
         nothing = ((math.nan,) * 2,) * 2
-        return nothing, Recursion(nothing, ((math.nan,) * 3,) * 2)
+        return dict.fromkeys(laws, (nothing, Recursion(nothing, ((math.nan,) * 3,) * 2)))
 
 
-def _flow_law(law: Law, h: Hyper) -> tuple[Matrix, Recursion]:
-    kappa = law + 1.0
-    if h.momentum == 0.0:
-        decay = exp(-kappa * h.weight_decay * h.lr)
-        matrix: Matrix = ((decay, 0.0), (0.0, 1.0))
-        return matrix, Recursion(matrix, ((decay * (h.lr * h.lr), 0.0, 0.0), (0.0, 0.0, 0.0)))
-    inertia = 1.0 + h.momentum
+def _plain_flow(law: Law, h: Hyper) -> tuple[Matrix, Recursion]:
+    """x' = e^{−κλη} (x + η² |g|²)."""
+    decay = exp(-(law + 1.0) * h.weight_decay * h.lr)
+    matrix: Matrix = ((decay, 0.0), (0.0, 1.0))
+    return matrix, Recursion(matrix, ((decay * (h.lr * h.lr), 0.0, 0.0), (0.0, 0.0, 0.0)))
+
+
+def _flows(laws: Collection[Law], h: Hyper) -> dict[Law, tuple[Matrix, Recursion]]:
+    """(x, ẋ)' = e^{AT} ((x, ẋ) + (0, kick))."""
+    inertia, duration = 1.0 + h.momentum, h.duration
     extra = h.momentum * h.weight_decay * h.lr if h.nesterov else 0.0
     mu = (1.0 - h.momentum + extra) / inertia
-    stiffness = 2.0 * kappa * h.weight_decay / inertia  # ω²T
-    xx, s = oscillator(mu, stiffness * h.duration)
-    xv, vv = h.duration * s, xx - 2.0 * mu * s
     undamped = 1.0 - h.dampening
     kick_u = 2.0 * h.lr / undamped if undamped != 0.0 else math.nan  # of the velocity
     kick_gu = -h.sign * h.lr * 4.0 * h.momentum / inertia if h.nesterov else 0.0
-    matrix = ((xx, xv), (-stiffness * s, vv))
-    return matrix, Recursion(matrix, ((0.0, xv * kick_u, xv * kick_gu), (0.0, vv * kick_u, vv * kick_gu)))
+    stiffness = [2.0 * (law + 1.0) * h.weight_decay / inertia for law in laws]  # ω²T
+    found: dict[Law, tuple[Matrix, Recursion]] = {}
+    for law, k, (xx, s) in zip(laws, stiffness, oscillators(mu, [k * duration for k in stiffness]), strict=True):
+        xv, vv = duration * s, xx - 2.0 * mu * s
+        matrix = ((xx, xv), (-k * s, vv))
+        found[law] = (
+            matrix,
+            Recursion(matrix, ((0.0, xv * kick_u, xv * kick_gu), (0.0, vv * kick_u, vv * kick_gu))),
+        )
+    return found
