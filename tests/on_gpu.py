@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -83,12 +84,12 @@ class OnGpu(Stepping):
         self._engine.admit(tensors(self._grads))
         return grads
 
-    def prepare_to_measure(self, buffers: Sequence[Tensor | None]) -> list[Call]:
+    def prepare_to_measure(self, buffers: Sequence[Sequence[Tensor | None]]) -> list[Call]:
         return [partial(self._measure, buffers)]
 
-    def _measure(self, buffers: Sequence[Tensor | None]) -> None:
-        mirrors = self._mirror(buffers)
-        self._call(mirrors, lambda: self._engine.measure(tensors(mirrors)))
+    def _measure(self, buffers: Sequence[Sequence[Tensor | None]]) -> None:
+        mirrors = list(map(self._mirror, buffers))
+        self._call(list(chain(*mirrors)), lambda: self._engine.measure(list(map(tensors, mirrors))))
 
     def prepare(self, *args: Any) -> list[Call]:
         return [partial(self._step, *args)]
@@ -96,16 +97,16 @@ class OnGpu(Stepping):
     def _step(
         self,
         grads: Sequence[Tensor | None],
-        buffers: Sequence[Tensor | None],
+        buffers: Sequence[Sequence[Tensor | None]],
         options: Sequence[Any],
         ages: Sequence[int],
         on_device: OnDevice,
     ) -> None:
-        mirrors = self._mirror(buffers)
+        mirrors = list(map(self._mirror, buffers))
         found = (*on_device.lrs, on_device.grad_scale, on_device.found_inf)
         values = [None if x is None else x.to(self._device) for x in found]
         inputs = OnDevice(values[:-2], *values[-2:])
         self._call(
-            [*mirrors, *self._grads],
-            lambda: self._engine.step(tensors(self._grads), tensors(mirrors), options, ages, inputs),
+            [*chain(*mirrors), *self._grads],
+            lambda: self._engine.step(tensors(self._grads), list(map(tensors, mirrors)), options, ages, inputs),
         )

@@ -111,7 +111,7 @@ def steps(shapes: list[tuple[int, ...]], dtypes: list[torch.dtype], strided: boo
     module = Counting()
     engine = CudaEngine(plan, p, names, [0] * len(p), Measurement.empty(plan), module=cast(ModuleType, module))
     engine.admit(g)
-    engine.step(g, v, [hyper], [0] * len(p), OnDevice([None]))
+    engine.step(g, [v], [hyper], [0] * len(p), OnDevice([None]))
     return module.asked[-1]
 
 
@@ -135,7 +135,7 @@ def test_rows_outlive_tables_that_are_made_anew() -> None:
         engine = CudaEngine(plan, [p], ["w"], [0], measurement, module=cuda_emulation.load())
         for _ in range(2):
             engine.admit([g])
-            engine.step([g], [v], [Hyper(0.1, momentum=0.9)], [1], OnDevice([None]))
+            engine.step([g], [[v]], [Hyper(0.1, momentum=0.9)], [1], OnDevice([None]))
             if changes:
                 p.data = p.t().contiguous().t()
         steps_made.append([p, v, *measurement.tensors()])

@@ -225,7 +225,7 @@ def test_step_moments_and_laws(engine: str, dtype: torch.dtype, tensor: str) -> 
                 plan = make_plan(symmetries, ["w"], [shape])
                 measurement = poisoned(plan)
                 made = ENGINES[engine](plan, [p.tensor], ["w"], [0], measurement)
-                made.measure([buffer])
+                made.measure([[buffer]])
                 assert torch.equal(p64, p.tensor.double()), where
                 start = [(view, view.grouped(p64)) for view in plan.views]
                 for view, x in start:
@@ -241,7 +241,7 @@ def test_step_moments_and_laws(engine: str, dtype: torch.dtype, tensor: str) -> 
                 states = [state.clone() for state in measurement.states]
 
                 made.admit([g.tensor])
-                made.step([g.tensor], [buffer], [hyper], [age], HOST)
+                made.step([g.tensor], [[buffer]], [hyper], [age], HOST)
 
                 assert_close(p.tensor, p_new, of_stored(p_new, p_mag, dtype), f"parameters, {where}")
                 if c.mix_v != 0.0:
@@ -313,11 +313,11 @@ def test_bitwise_the_same_for_any_number_of_threads(engine: str, dtype: torch.dt
             p, g, v, plan, names = model(dtype)
             measurement = poisoned(plan)
             made = ENGINES[engine](plan, p, names, [0] * len(p), measurement)
-            made.measure(v)
+            made.measure([v])
             measurement.start(plan, [True] * len(p))
             for _ in range(3):
                 made.admit(g)
-                made.step(g, v, [HYPERS["nesterov"]], [1] * len(p), HOST)
+                made.step(g, [v], [HYPERS["nesterov"]], [1] * len(p), HOST)
             results.append([*p, *v, *measurement.tensors()])
     finally:
         torch.set_num_threads(before)
@@ -332,14 +332,14 @@ def test_a_tensor_without_gradient_waits(engine: str) -> None:
     p, g, v, plan, names = model(torch.float64)
     measurement = poisoned(plan)
     made = ENGINES[engine](plan, p, names, [0] * len(p), measurement)
-    made.measure(v)
+    made.measure([v])
     measurement.start(plan, [True] * len(p))
     made.admit(g)
-    made.step(g, v, [HYPERS["momentum"]], [1] * len(p), HOST)
+    made.step(g, [v], [HYPERS["momentum"]], [1] * len(p), HOST)
     p_before, v_before, m_before = p[0].clone(), v[0].clone(), [x.clone() for x in measurement.tensors()]
     grads = [None, *g[1:]]
     made.admit(grads)
-    made.step(grads, v, [HYPERS["momentum"]], [1] * len(p), HOST)
+    made.step(grads, [v], [HYPERS["momentum"]], [1] * len(p), HOST)
     assert torch.equal(p[0], p_before)
     assert torch.equal(v[0], v_before)
     assert not torch.equal(p[1], p_before)
@@ -362,11 +362,11 @@ def test_a_buffer_that_momentum_zero_leaves_keeps_its_law(engine: str) -> None:
     p, g, v, plan, names = model(torch.float64)
     measurement = poisoned(plan)
     made = ENGINES[engine](plan, p, names, [0] * len(p), measurement)
-    made.measure(v)
+    made.measure([v])
     measurement.start(plan, [True] * len(p))
     for hyper in (HYPERS["momentum"], HYPERS["plain"], HYPERS["decay, maximize"], HYPERS["nesterov"]):
         made.admit(g)
-        made.step(g, v, [hyper], [1] * len(p), HOST)
+        made.step(g, [v], [hyper], [1] * len(p), HOST)
     for view in plan.views:
         at = view.law_segment[Law.NORM]
         state = measurement.states[Law.NORM][:, at : at + view.n_segments]
@@ -391,7 +391,7 @@ def test_every_number_of_16_bits_is_rounded_as_torch_rounds_it(engine: str, dtyp
     plan = make_plan([Norm("all", [Part("w", 0, fold=p.numel())])] if measured else [], ["w"], [tuple(p.shape)])
     made = ENGINES[engine](plan, [p], ["w"], [0], Measurement.empty(plan, "cpu", 1))
     made.admit([g])
-    made.step([g], [None], [Hyper(1.0)], [1], HOST)
+    made.step([g], [[None]], [Hyper(1.0)], [1], HOST)
     assert expected.isnan().sum() > 100
     assert torch.equal(p.isnan(), expected.isnan())
     assert torch.equal(p[~p.isnan()], expected[~p.isnan()])
@@ -416,10 +416,10 @@ def test_nothing_outside_of_a_tensor_is_touched(engine: str, dtype: torch.dtype,
                 p, g, v = copies
                 measurement = poisoned(plan)
                 made = ENGINES[engine](plan, p, names, [0] * len(p), measurement)
-                made.measure(v)
+                made.measure([v])
                 measurement.start(plan, [True] * len(p))
                 made.admit(g)
-                made.step(g, v, [hyper], [1] * len(p), HOST)
+                made.step(g, [v], [hyper], [1] * len(p), HOST)
                 results.append(([*p, *g, *v], measurement.tensors()))
             (written, sums), (beside, sums_beside) = results
             assert all(map(torch.equal, written, beside))
@@ -437,10 +437,10 @@ def test_what_is_not_finite_stays_in_its_own_segments(engine: str, bad: float) -
     g[0][5, 700] = bad
     measurement = poisoned(plan)
     made = ENGINES[engine](plan, p, names, [0] * len(p), measurement)
-    made.measure(v)
+    made.measure([v])
     measurement.start(plan, [True] * len(p))
     made.admit(g)
-    made.step(g, v, [HYPERS["momentum"]], [1] * len(p), HOST)
+    made.step(g, [v], [HYPERS["momentum"]], [1] * len(p), HOST)
     for view in plan.views:
         sq_g = measurement.moments[Moment.SQ_G, view.segment : view.segment + view.n_segments]
         hit = {0: 5, 1: 700}.get(view.axis) if view.tensor == 0 else None
@@ -458,7 +458,7 @@ def test_gradients_may_change_their_layout_between_steps(engine: str) -> None:
         grads = [x.t().contiguous().t() if x.dim() == 2 and turn % 2 else x for x in g]
         for one, buffers in ((made, v), (peer, w)):
             one.admit(grads)
-            one.step(grads, buffers, [HYPERS["momentum"]], [1] * len(p), HOST)
+            one.step(grads, [buffers], [HYPERS["momentum"]], [1] * len(p), HOST)
     for one_p, two_p in zip(p, q, strict=True):
         torch.testing.assert_close(one_p, two_p, rtol=1e-13, atol=1e-13)
     torch.testing.assert_close(measured.moments, expected.moments, rtol=1e-11, atol=1e-11)
@@ -472,7 +472,7 @@ def test_the_clock_counts_steps_and_each_groups_time(engine: str) -> None:
     for lr in (0.1, 0.1, 0.025):
         made.admit(g)
         hypers = [Hyper(lr), Hyper(2 * lr, momentum=0.9, dampening=0.5)]
-        made.step(g, v, hypers, [1] * len(p), OnDevice([None, None]))
+        made.step(g, [v], hypers, [1] * len(p), OnDevice([None, None]))
     assert measurement.clock.tolist() == pytest.approx([3.0, 0.225, 0.225], rel=1e-15)
     measurement.start(plan, [True] * len(p))
     assert measurement.clock.tolist() == [0.0, 0.0, 0.0]
@@ -491,7 +491,7 @@ def test_scaled_gradients_are_divided_and_left_divided(engine: str, dtype: torch
         made = ENGINES[engine](plan, p, names, [0] * len(p), measurement)
         made.admit(g)
         on_device = OnDevice([None], None if scale is None else torch.tensor(scale))
-        made.step(g, v, [HYPERS["nesterov"]], [0] * len(p), on_device)
+        made.step(g, [v], [HYPERS["nesterov"]], [0] * len(p), on_device)
         results.append([*p, *g, *v, *measurement.tensors()])
     for plain, scaled in zip(*results, strict=True):
         assert torch.equal(plain, scaled)
@@ -512,7 +512,7 @@ def test_a_learning_rate_on_the_device(engine: str) -> None:
         made.admit(g)
         lr = torch.tensor([0.1], dtype=torch.float64)
         hyper = Hyper(torch.nan if on_device else 0.1, momentum=0.9, weight_decay=0.01)
-        made.step(g, v, [hyper], [0] * len(p), OnDevice([lr if on_device else None]))
+        made.step(g, [v], [hyper], [0] * len(p), OnDevice([lr if on_device else None]))
         results.append([*p, *v, *measurement.tensors()])
     for plain, other in zip(*results, strict=True):
         assert torch.equal(plain, other)
@@ -529,7 +529,7 @@ def test_a_step_that_overflows_writes_nothing(engine: str, flag: float) -> None:
             x.zero_()
         measurement = Measurement.empty(plan)
         made = ENGINES[engine](plan, p, names, [0] * len(p), measurement)
-        made.measure(v)
+        made.measure([v])
         measurement.start(plan, [False] * len(p))
         ages = [0] * len(p)
         if skipped:
@@ -537,13 +537,13 @@ def test_a_step_that_overflows_writes_nothing(engine: str, flag: float) -> None:
             before = [x.clone() for x in (*p, *v, *measurement.tensors())]
             made.admit(overflowed)
             found_inf, scale = torch.tensor(flag), torch.tensor(8.0)
-            made.step(overflowed, v, [HYPERS["dampening"]], ages, OnDevice([None], scale, found_inf))
+            made.step(overflowed, [v], [HYPERS["dampening"]], ages, OnDevice([None], scale, found_inf))
             after = (*p, *v, *measurement.tensors())
             assert all(torch.equal(x, y) for x, y in zip(after, before, strict=True))
             ages = [1] * len(p)
         for _ in range(2):
             made.admit(g)
-            made.step(g, v, [HYPERS["dampening"]], ages, OnDevice([None], None, torch.tensor(0.0)))
+            made.step(g, [v], [HYPERS["dampening"]], ages, OnDevice([None], None, torch.tensor(0.0)))
             ages = [1] * len(p)
         results.append([*p, *v, *measurement.tensors()])
     for plain, other in zip(*results, strict=True):

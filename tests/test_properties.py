@@ -127,7 +127,7 @@ def test_any_model_and_schedule(engine: str, data: st.DataObject) -> None:
     warm = [False] * n
     for a in v:
         a.tensor.zero_()
-    made.measure([None] * n)
+    made.measure([[None] * n])
     measurement.start(plan, warm)
     for _ in range(data.draw(st.integers(1, 4))):
         schedule = [data.draw(hypers()) for _ in range(2)]
@@ -144,7 +144,8 @@ def test_any_model_and_schedule(engine: str, data: st.DataObject) -> None:
 
         grads = [None if m else a.tensor for a, m in zip(g, missing, strict=True)]
         made.admit(grads)
-        made.step(grads, [a.tensor if w else None for a, w in zip(v, warm, strict=True)], schedule, ages, HOST)
+        of_all = [a.tensor if w else None for a, w in zip(v, warm, strict=True)]
+        made.step(grads, [of_all], schedule, ages, HOST)
 
         for arena, kept in zip((p, g, v), outside, strict=True):
             for a, rest in zip(arena, kept, strict=True):

@@ -35,7 +35,7 @@ class LionRule(Rule[LionOptions]):
     option_names = ("lr", "betas", "weight_decay")
     number_options = ("lr", "weight_decay")
     late_options = ()
-    buffers = ("exp_avg",)
+    buffers: ClassVar[tuple[str, ...]] = ("exp_avg",)
     n_ages = 2
     coefficients = ("lr", "keep", "beta1", "beta2")
     moments = (*COMMON, Pair("dot_pu", Operand.P, Operand.U), Pair("sum_u", Operand.U, Operand.ONE))
@@ -60,8 +60,8 @@ class LionRule(Rule[LionOptions]):
     def variant(self, options: LionOptions) -> int:
         return 0
 
-    def ages(self, options: LionOptions) -> bool:
-        return True
+    def n_written(self, options: LionOptions) -> int:
+        return 1
 
     def ages_differ(self, options: LionOptions) -> bool:
         return False
@@ -175,6 +175,65 @@ def test_a_backend_without_kernels_of_a_rule_says_so() -> None:
     net = nn.Linear(3, 2)
     with pytest.raises(RuntimeError, match="backend=\"cpu\" has no kernels of the update rule 'lion'"):
         Lion(net.named_parameters(), backend="cpu")
+
+
+class SignRule(LionRule):
+    """Lion without a buffer: u = sign(g)."""
+
+    name = "sign"
+    buffers: ClassVar[tuple[str, ...]] = ()
+
+    def n_written(self, options: LionOptions) -> int:
+        return 0
+
+    def update(self, p: Tensor, g: Tensor, buffers: Buffers, c: Sequence[Any]) -> tuple[Tensor, Buffers, Tensor]:
+        lr, keep, *_ = c
+        return keep * p - lr * torch.sign(g), (), torch.sign(g)
+
+
+class AdaptiveRule(LionRule):
+    """Two buffers: u = m / (√s + 1e-8), each a decaying mean."""
+
+    name = "adaptive"
+    buffers: ClassVar[tuple[str, ...]] = ("mean", "mean_square")
+
+    def n_written(self, options: LionOptions) -> int:
+        return 2
+
+    def update(self, p: Tensor, g: Tensor, buffers: Buffers, c: Sequence[Any]) -> tuple[Tensor, Buffers, Tensor]:
+        lr, keep, beta1, beta2 = c
+        m, s = buffers
+        assert m is not None
+        assert s is not None
+        m, s = beta1 * m + (1.0 - beta1) * g, beta2 * s + (1.0 - beta2) * g * g
+        u = m / (s.sqrt() + 1e-8)
+        return keep * p - lr * u, (m, s), u
+
+
+@pytest.mark.parametrize("rule", [SignRule(), AdaptiveRule()], ids=["no buffer", "two buffers"])
+def test_rules_of_any_number_of_buffers(rule: Rule[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a checkpoint holds, what others write to a buffer, and that laws close."""
+    monkeypatch.setattr(Lion, "rule", rule)
+    net = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 4)).double()
+    optimizer = Lion(net.named_parameters(), lr=3e-3, weight_decay=0.1, symmetries=SYMMETRIES)
+    inputs, targets = torch.randn(32, 6).double(), torch.randint(4, (32,))
+    for _ in range(30):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(inputs), targets).backward()
+        optimizer.step()
+    for law in optimizer.readout().values():
+        terms = sum(x.abs() for x in (law.discrete.free, law.discrete.forced, law.discrete.defect))
+        assert (law.rounding.abs() <= 1e-13 * terms).all()
+        assert law.closed
+    state = optimizer.state_dict()
+    assert all(set(slot) == set(rule.buffers) for slot in state["state"].values())
+    assert len(state["state"]) == (6 if rule.buffers else 0)
+    other = Lion(net.named_parameters(), symmetries=SYMMETRIES)
+    other.load_state_dict(state)
+    assert torch.equal(other.readout()["rows"].discrete.budget, optimizer.readout()["rows"].discrete.budget)
+    for key in rule.buffers:
+        optimizer.state[net[0].weight][key].mul_(2.0)  # type: ignore[index]
+        assert "0.weight" in optimizer.readout()["rows"].reason
 
 
 # ---- rows -----------------------------------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ class Rank:
         self.p, self.v = ([piece(x, i) for x, i in zip(tensors(seed), indices, strict=True)] for seed in (0, 1))
         self.measurement = Measurement.empty(shards.local)
         self.engine: Engine = ENGINES[engine](shards.local, self.p, NAMES, [0] * len(NAMES), self.measurement)
-        self.engine.measure(self.v)
+        self.engine.measure([self.v])
         self.measurement.start(shards.local, [True] * len(NAMES))
         if whole is not None:
             for mine, carried in zip(self.measurement.tensors(), shards.scatter(whole).tensors(), strict=True):
@@ -72,7 +72,7 @@ class Rank:
     def step(self, seed: int) -> None:
         grads = [piece(x, i) for x, i in zip(tensors(seed), self.indices, strict=True)]
         self.engine.admit(grads)
-        self.engine.step(grads, self.v, [HYPER], [False] * len(NAMES), HOST)
+        self.engine.step(grads, [self.v], [HYPER], [1] * len(NAMES), HOST)
 
 
 def world(per_tensor: Sequence[Sequence[Indices]]) -> Iterator[tuple[Shards, list[Indices]]]:

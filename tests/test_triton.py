@@ -342,22 +342,22 @@ def test_on_a_gpu(dtype: torch.dtype) -> None:
         p, g, v = ([torch.randn(s, device="cuda").to(dtype) for s in shapes] for _ in range(3))
         measurement = Measurement.empty(measured, "cuda")
         engine = make(measured, p, names, [0] * len(p), measurement)
-        engine.measure(v)
+        engine.measure([v])
         measurement.start(measured, [True] * len(p))
         for on_device in (OnDevice([None]), OnDevice([lr], None, torch.zeros((), device="cuda"))):
             engine.admit(g)
-            engine.step(g, v, hypers, ages, on_device)
+            engine.step(g, [v], hypers, ages, on_device)
         if make is TritonEngine:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
                 engine.admit(g)
-                engine.step(g, v, hypers, ages, OnDevice([None]))
+                engine.step(g, [v], hypers, ages, OnDevice([None]))
             graph.replay()
             graph.replay()
         else:
             for _ in range(2):
                 engine.admit(g)
-                engine.step(g, v, hypers, ages, OnDevice([None]))
+                engine.step(g, [v], hypers, ages, OnDevice([None]))
         results.append([*p, *v, *measurement.tensors()])
     tolerance = {torch.bfloat16: 2e-2, torch.float16: 2e-3}.get(dtype, 1e-5)
     for expected, actual in zip(*results, strict=True):

@@ -57,17 +57,17 @@ class Engine(Protocol):
             RuntimeError, TypeError: They cannot be stepped with; raised before anything is changed.
         """
 
-    def prepare_to_measure(self, buffers: Sequence[Tensor | None]) -> list["Call"]:
+    def prepare_to_measure(self, buffers: Sequence[Sequence[Tensor | None]]) -> list["Call"]:
         """The calls, for carry_out, that fill the moments from the parameters as they are, with the buffer v in the
         gradient's place: sum_g is ⟨v, 1⟩ and dot_pg ⟨p, v⟩. Where there is no buffer those mean nothing."""
 
-    def measure(self, buffers: Sequence[Tensor | None]) -> None:
+    def measure(self, buffers: Sequence[Sequence[Tensor | None]]) -> None:
         """Measure: prepare it and carry it out."""
 
     def prepare(
         self,
         grads: Sequence[Tensor | None],
-        buffers: Sequence[Tensor | None],
+        buffers: Sequence[Sequence[Tensor | None]],
         options: Sequence[Any],
         ages: Sequence[int],
         on_device: OnDevice,
@@ -78,7 +78,7 @@ class Engine(Protocol):
 
         Args:
             grads: One per tensor, as admit gave them; None: the tensor takes no part.
-            buffers: One per tensor; None where it has none.
+            buffers: For each of the rule's buffers one per tensor; None where it has none.
             options: Of the rule, one per parameter group.
             ages: Per tensor 0 where its buffers have just been made (of zeros), else what the host knows. Told once: if
                 that step is skipped, the tensor's next one that is not is its first.
@@ -88,7 +88,7 @@ class Engine(Protocol):
     def step(
         self,
         grads: Sequence[Tensor | None],
-        buffers: Sequence[Tensor | None],
+        buffers: Sequence[Sequence[Tensor | None]],
         options: Sequence[Any],
         ages: Sequence[int],
         on_device: OnDevice,

@@ -72,14 +72,14 @@ class CpuEngine(TableEngine):
             self.isa,
         )
 
-    def prepare_to_measure(self, buffers: Sequence[Tensor | None]) -> list[Call]:
+    def prepare_to_measure(self, buffers: Sequence[Sequence[Tensor | None]]) -> list[Call]:
         self._admit_to_measure(buffers)
         return [partial(self._engine.measure, self._addresses, torch.get_num_threads())]
 
     def prepare(
         self,
         grads: Sequence[Tensor | None],
-        buffers: Sequence[Tensor | None],
+        buffers: Sequence[Sequence[Tensor | None]],
         options: Sequence[Any],
         ages: Sequence[int],
         on_device: OnDevice,

@@ -270,7 +270,7 @@ class GpuEngine(TableEngine):
 
     # ---- the step ---------------------------------------------------------------------------------------------------
 
-    def prepare_to_measure(self, buffers: Sequence[Tensor | None]) -> list[Call]:
+    def prepare_to_measure(self, buffers: Sequence[Sequence[Tensor | None]]) -> list[Call]:
         self._refuse_capture("begin to measure")
         self._admit_to_measure(buffers)
         self._send_layouts()
@@ -285,7 +285,7 @@ class GpuEngine(TableEngine):
     def prepare(
         self,
         grads: Sequence[Tensor | None],
-        buffers: Sequence[Tensor | None],
+        buffers: Sequence[Sequence[Tensor | None]],
         options: Sequence[Any],
         ages: Sequence[int],
         on_device: OnDevice,

@@ -51,10 +51,11 @@ class ReferenceEngine(Stepping):
                     "(model.to_empty(device=...) and loading its weights)"
                 )
 
-    def prepare_to_measure(self, buffers: Sequence[Tensor | None]) -> list[Call]:
+    def prepare_to_measure(self, buffers: Sequence[Sequence[Tensor | None]]) -> list[Call]:
         self._need_elements()
         measured = self.measurement.moments.clone()
-        for p, v, views in zip(self.params, buffers, self.views, strict=True):
+        for i, (p, views) in enumerate(zip(self.params, self.views, strict=True)):
+            v = buffers[0][i] if buffers else None
             zeros = torch.zeros_like(p)
             operands = {Operand.P: p, Operand.P_NEW: p, Operand.G: zeros if v is None else v, Operand.U: zeros}
             for view in views:
@@ -68,7 +69,7 @@ class ReferenceEngine(Stepping):
     def prepare(
         self,
         grads: Sequence[Tensor | None],
-        buffers: Sequence[Tensor | None],
+        buffers: Sequence[Sequence[Tensor | None]],
         options: Sequence[Any],
         ages: Sequence[int],
         on_device: OnDevice,
@@ -85,7 +86,7 @@ class ReferenceEngine(Stepping):
             new.clock[i] += duration
         later = list(now)
         written: list[tuple[Tensor, Tensor]] = []
-        for i, (p, g, v) in enumerate(zip(self.params, grads, buffers, strict=True)):
+        for i, (p, g) in enumerate(zip(self.params, grads, strict=True)):
             if g is None:
                 for view in self.views[i]:
                     new.moments[Moment.SUM_G :, _segments(view)] = 0.0
@@ -97,18 +98,19 @@ class ReferenceEngine(Stepping):
                 grad = grad / on_device.grad_scale.to(dtype)
                 if not g._is_zerotensor():  # which are zeros still, and cannot be written
                     written.append((g, grad))
-            held = None if v is None else v.to(dtype)
-            p_new, (v_new,), u = rule.update(before, grad, (held,), rule.coefficients_of(own, now[i]))
+            held = [of_all[i] for of_all in buffers]
+            before_it = tuple(None if v is None else v.to(dtype) for v in held)
+            p_new, after_it, u = rule.update(before, grad, before_it, rule.coefficients_of(own, now[i]))
             stored = p_new.to(p.dtype)
             written.append((p.data, stored))  # not to raise a version counter, which is the caller's business
             if rule.ages(own):
                 later[i] = min(now[i] + 1, rule.n_ages - 1)
-                if v is not None and v_new is not None:
-                    written.append((v.data, v_new))
+                pairs = list(zip(held, after_it, strict=True))[: rule.n_written(own)]
+                written += [(v.data, x) for v, x in pairs if v is not None and x is not None]
             operands = {Operand.P: before, Operand.P_NEW: stored, Operand.G: grad, Operand.U: u}
-            if v_new is not None:
+            if after_it and (v_new := after_it[0]) is not None:
                 operands[Operand.V] = v_new
-            self._measure(new, i, rule.moments[: rule.n_taken(own, v is not None)], operands, own, now[i])
+            self._measure(new, i, rule.moments[: rule.n_taken(own, Operand.V in operands)], operands, own, now[i])
         written += zip(self.measurement.tensors(), new.tensors(), strict=True)
         return [*_copies(written), partial(setattr, self, "ages", later)]
 

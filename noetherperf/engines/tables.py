@@ -120,9 +120,10 @@ class TableEngine(Stepping):
             self._read(GRADIENT, grads)
         return grads
 
-    def _admit_buffers(self, buffers: Sequence[Tensor | None]) -> None:
-        for i in self._read(BUFFER, buffers):
-            if (v := buffers[i]) is not None:
+    def _admit_buffers(self, buffers: Sequence[Sequence[Tensor | None]]) -> None:
+        (of_all,) = buffers  # of the rules that there are kernels of, each has one
+        for i in self._read(BUFFER, of_all):
+            if (v := of_all[i]) is not None:
                 self._check_buffer(i, v)
                 self._lay_out(i, "stride_v", v.stride(), self._buffer_strides)
                 self._readers[BUFFER].remember(i, v)
@@ -131,20 +132,20 @@ class TableEngine(Stepping):
         p = self.params[i]
         if (reason := unreadable(v)) is not None:
             raise RuntimeError(
-                f"{self.names[i]}: its momentum_buffer {reason}; put a tensor with memory of its own into the state "
-                "(buffer.resolve_neg().clone())"
+                f"{self.names[i]}: its {self.rule.buffers[0]} {reason}; put a tensor with memory of its own into the "
+                "state (buffer.resolve_neg().clone())"
             )
         if (v.dtype, v.device, v.shape) != (p.dtype, p.device, p.shape):
             raise RuntimeError(
-                f"{self.names[i]}: its momentum_buffer ({v.dtype}, {v.device}, {tuple(v.shape)}) must match the "
+                f"{self.names[i]}: its {self.rule.buffers[0]} ({v.dtype}, {v.device}, {tuple(v.shape)}) must match the "
                 f"parameter ({p.dtype}, {p.device}, {tuple(p.shape)}); load it with load_state_dict, which converts it"
             )
 
-    def _admit_to_measure(self, buffers: Sequence[Tensor | None]) -> None:
+    def _admit_to_measure(self, buffers: Sequence[Sequence[Tensor | None]]) -> None:
         """Take note of where parameters and buffers are; a buffer that is missing is stood in for by its parameter, so
         that a kernel has something to read."""
         self._relocate()
-        self._admit_buffers([p if v is None else v for p, v in zip(self.params, buffers, strict=True)])
+        self._admit_buffers([[p if v is None else v for p, v in zip(self.params, x, strict=True)] for x in buffers])
 
 
 def _write_out(name: str, grad: Tensor, reason: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""Momentum buffers in torch's state: those that are there, and those that a step makes because it writes them first."""
+"""Buffers in torch's state: those that are there, and those that a step makes because it writes them first."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ Tensors = list[Tensor | None]
 
 @dataclass(slots=True)
 class Buffers:
-    """Every parameter's buffer as the state holds it at one moment.
+    """Every parameter's buffers as the state holds them at one moment; a list for each of the rule's.
 
     Fields:
         held: None where there is none.
@@ -27,9 +27,9 @@ class Buffers:
         unwritten: 1 where there is none.
     """
 
-    held: Tensors
-    here: Tensors
-    unwritten: bytes
+    held: list[Tensors]
+    here: list[Tensors]
+    unwritten: list[bytes]
 
     def make(
         self,
@@ -41,26 +41,33 @@ class Buffers:
     ) -> tuple[bytearray, list[Call]]:
         """Make buffers where a step with these gradients writes one for the first time: every tensor's age, 0 there and
         1 elsewhere, and the calls that put the buffers into the state."""
-        ages = bytearray(b"\x01") * len(self.held)
+        ages = bytearray(b"\x01") * len(parameters.all)
         calls: list[Call] = []
-        if 1 in self.unwritten:
+        for k, (key, unwritten) in enumerate(zip(rule.buffers, self.unwritten, strict=True)):
+            if 1 not in unwritten:
+                continue
             for i, (p, g) in enumerate(zip(parameters.all, parameters.group_of, strict=True)):
-                if self.unwritten[i] and rule.ages(options[g]) and (grad := grads[i]) is not None:
+                if unwritten[i] and k < rule.n_written(options[g]) and (grad := grads[i]) is not None:
                     ages[i] = 0
-                    self.held[i] = made = _zeros(p, grad, rule.buffer_dtype(options[g], p.dtype, grad.dtype))
-                    calls.append(partial(state[p].__setitem__, rule.buffer, made))
-                    self.here[i] = local(made)
+                    made = _zeros(p, grad, rule.buffer_dtype(options[g], p.dtype, grad.dtype))
+                    self.held[k][i], self.here[k][i] = made, local(made)
+                    calls.append(partial(state[p].__setitem__, key, made))
         return ages, calls
 
 
-def gather(key: str, parameters: Parameters, state: dict[Tensor, Any]) -> Buffers:
-    """Every parameter's buffer under this key of the state."""
-    held, unwritten = parameters.gatherer.items(state, key)
-    here = held
-    if parameters.sharded:
-        whose = zip(parameters.labels, parameters.all, held, strict=True)
-        here = [local_buffer(label, key, p, buffer) for label, p, buffer in whose]
-    return Buffers(held, here, unwritten)
+def gather(keys: Sequence[str], parameters: Parameters, state: dict[Tensor, Any]) -> Buffers:
+    """Every parameter's buffers under these keys of the state."""
+    buffers = Buffers([], [], [])
+    for key in keys:
+        held, unwritten = parameters.gatherer.items(state, key)
+        here = held
+        if parameters.sharded:
+            whose = zip(parameters.labels, parameters.all, held, strict=True)
+            here = [local_buffer(label, key, p, buffer) for label, p, buffer in whose]
+        buffers.held.append(held)
+        buffers.here.append(here)
+        buffers.unwritten.append(unwritten)
+    return buffers
 
 
 def _zeros(p: Tensor, grad: Tensor, dtype: torch.dtype) -> Tensor:

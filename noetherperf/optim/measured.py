@@ -163,7 +163,7 @@ class MeasuredOptimizer(Optimizer):
 
     def _set_down(self) -> None:
         """Drop the meters and keep what was measured."""
-        self._measuring.drop_fresh(self._lock, self.state, self.rule.buffer)
+        self._measuring.drop_fresh(self._lock, self.state)
         self._measuring.set_down()
 
     # ---- the step ---------------------------------------------------------------------------------------------------
@@ -204,7 +204,7 @@ class MeasuredOptimizer(Optimizer):
             return
         grads, missing = measuring.parameters.gradients()
         admitted = [meter.engine.admit(meter.pick(grads)) for meter in meters]
-        buffers = gather(rule.buffer, measuring.parameters, self.state)
+        buffers = gather(rule.buffers, measuring.parameters, self.state)
         measuring.catch_up(meters, buffers)
 
         # All that is written, engines' and the host's own, is written at once: an interrupt finds all or nothing done.
@@ -216,7 +216,7 @@ class MeasuredOptimizer(Optimizer):
 
     def _gather(self) -> Buffers:
         """The buffers that the state holds now."""
-        return gather(self.rule.buffer, self._measuring.parameters, self.state)
+        return gather(self.rule.buffers, self._measuring.parameters, self.state)
 
     # ---- measuring --------------------------------------------------------------------------------------------------
 
@@ -294,7 +294,7 @@ class MeasuredOptimizer(Optimizer):
         if self.symmetries:
             with self._lock:
                 self._catch_up()
-        self._measuring.drop_fresh(self._lock, self.state, self.rule.buffer)
+        self._measuring.drop_fresh(self._lock, self.state)
         return super().state_dict()  # _add_measurement, the first of the hooks, adds it
 
     def _measured(self) -> dict[str, Any]:
@@ -357,7 +357,7 @@ class MeasuredOptimizer(Optimizer):
         self._measuring.resume(saved, [] if saved is None else self._prepare())
 
     def __getstate__(self) -> dict[str, Any]:
-        self._measuring.drop_fresh(self._lock, self.state, self.rule.buffer)
+        self._measuring.drop_fresh(self._lock, self.state)
         with self._lock:
             if self._measuring.meters is not None:
                 self._catch_up()

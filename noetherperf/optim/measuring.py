@@ -188,9 +188,9 @@ class Measuring:
     def begin(self, meters: Sequence[Meter], buffers: Buffers) -> None:
         """Measure the parameters and buffers as they are: where the laws start."""
         for meter in meters:
-            own = meter.pick(buffers.here)
+            own = list(map(meter.pick, buffers.here))
             meter.engine.measure(own)
-            meter.measurement.start(meter.ranks.plan, [v is not None for v in own])
+            meter.measurement.start(meter.ranks.plan, _warm(meter, own))
         self.openness.reset()
         self.began = True
         if self.symmetries:
@@ -256,12 +256,12 @@ class Measuring:
             self.step_count -= copies.step - step
             self._n_corrections += 1
 
-    def drop_fresh(self, lock: AbstractContextManager[object], state: Mapping[Tensor, Any], key: str) -> None:
+    def drop_fresh(self, lock: AbstractContextManager[object], state: Mapping[Tensor, Any]) -> None:
         """Unmake the buffers whose first step a device skipped, as the host would not have made them; waits for it.
 
         Args:
             lock: The optimizer's, which is taken here where it is needed.
-            state, key: Torch's state, and the buffers' key in it.
+            state: Torch's.
         """
         while self.may_be_fresh:
             with lock:
@@ -273,9 +273,10 @@ class Measuring:
                     continue
                 for meter, of_meter in zip(meters, ages, strict=True):
                     for i in itertools.compress(meter.members, (age == 0 for age in of_meter)):
-                        state.get(self.parameters.all[i], {}).pop(key, None)
+                        for key in self.rule.buffers:
+                            state.get(self.parameters.all[i], {}).pop(key, None)
                         if self._watched is not None:
-                            self._watched.know_buffer(i, None, None)
+                            self._watched.know_no_buffers(i)
                 self.may_be_fresh = False
 
     def copy(self, meters: Sequence[Meter]) -> Copies:
@@ -292,12 +293,17 @@ class Measuring:
         )
 
 
+def _warm(meter: Meter, buffers: Sequence[Sequence[Tensor | None]]) -> list[bool]:
+    """Per tensor of a meter, whether it has the buffer that a law's y₀ is of, the rule's first."""
+    return [v is not None for v in buffers[0]] if buffers else [False] * len(meter.members)
+
+
 def _follow_changes(meters: Sequence[Meter], which: set[int], buffers: Buffers) -> None:
     """Measure what others have written, and have the laws go on from there."""
     for meter in meters:
         changed = [i in which for i in meter.members]
         if any(changed):
-            own, moments = meter.pick(buffers.here), meter.measurement.moments
+            own, moments = list(map(meter.pick, buffers.here)), meter.measurement.moments
             before, measured = moments.clone(), moments.clone()
             # At once, for an interrupt between would lose the moments that the laws go on from.
             carry_out(
@@ -307,7 +313,6 @@ def _follow_changes(meters: Sequence[Meter], which: set[int], buffers: Buffers) 
                     partial(moments.copy_, before),
                 ]
             )
-            warm = [v is not None for v in own]
-            new = meter.measurement.followed(meter.ranks.plan, measured, warm, changed)
+            new = meter.measurement.followed(meter.ranks.plan, measured, _warm(meter, own), changed)
             pairs = zip(meter.measurement.tensors(), new.tensors(), strict=True)
             carry_out([partial(x.copy_, y) for x, y in pairs])

@@ -47,7 +47,7 @@ class Meter:
         self,
         taken: Sequence[Tensor | None],
         grads: Sequence[Tensor | None],
-        buffers: Sequence[Tensor | None],
+        buffers: Sequence[Sequence[Tensor | None]],
         options: list[Any],
         ages: Sequence[int],
         on_device: OnDevice,
@@ -56,14 +56,14 @@ class Meter:
 
         Args:
             taken: This meter's gradients, as Engine.admit gave them.
-            grads, buffers, ages: Of all parameters.
+            grads, buffers, ages: Of all parameters; a list for each of the rule's buffers.
             options: Of the rule, one per parameter group.
             on_device: What the host has not read, wherever it is.
         """
         options, inputs = self._bring(options, on_device)
         if self.device.type == "cuda":
             self.stream = torch.cuda.current_stream(self.device)
-        calls = self.engine.prepare(taken, self.pick(buffers), options, self.pick(ages), inputs)
+        calls = self.engine.prepare(taken, list(map(self.pick, buffers)), options, self.pick(ages), inputs)
         return calls if inputs.grad_scale is None else calls + _leave_divided(self.pick(grads), taken)
 
     def _bring(self, options: list[Any], on_device: OnDevice) -> tuple[list[Any], OnDevice]:

@@ -109,15 +109,16 @@ def _check_slot(place: str, slot: object, p: Tensor, name: str | None, rule: Rul
     for key, value in slot.items():
         if isinstance(value, Tensor) and value.is_meta and not p.is_meta:
             raise ValueError(f"{whose}: {shown(key)} is on meta and holds no numbers; load the checkpoint to a device")
-    buffer = slot.get(rule.buffer)
-    if buffer is None:
-        return
-    if not isinstance(buffer, Tensor):
-        raise ValueError(f"{whose}: {rule.buffer} must be a tensor, got {shown(buffer)}")
-    if not buffer.is_floating_point() or buffer.layout != torch.strided:
-        raise ValueError(f"{whose}: {rule.buffer} must be a dense tensor of floats, got {kind_of(buffer)}")
-    if buffer.shape != p.shape:
-        raise ValueError(
-            f"{whose}: {rule.buffer} has shape {tuple(buffer.shape)}, but the parameter has {tuple(p.shape)}; is it "
-            "a checkpoint of another model?"
-        )
+    for key in rule.buffers:
+        buffer = slot.get(key)
+        if buffer is None:
+            continue
+        if not isinstance(buffer, Tensor):
+            raise ValueError(f"{whose}: {key} must be a tensor, got {shown(buffer)}")
+        if not buffer.is_floating_point() or buffer.layout != torch.strided:
+            raise ValueError(f"{whose}: {key} must be a dense tensor of floats, got {kind_of(buffer)}")
+        if buffer.shape != p.shape:
+            raise ValueError(
+                f"{whose}: {key} has shape {tuple(buffer.shape)}, but the parameter has {tuple(p.shape)}; is it a "
+                "checkpoint of another model?"
+            )

@@ -20,7 +20,7 @@ class Operand(Enum):
     P_NEW = "p'"  # and after it, as stored
     G = "g"  # the gradient of the loss alone
     U = "u"  # the update
-    V = "v'"  # the momentum buffer after the step
+    V = "v'"  # the first buffer after the step
 
 
 class Pair(NamedTuple):

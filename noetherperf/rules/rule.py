@@ -49,7 +49,8 @@ class Rule(ABC, Generic[O]):
         option_names: Options of a parameter group that `options` reads.
         number_options: Options of a parameter group that are numbers; every checkpoint has them.
         late_options: Options that checkpoints of early versions of torch lack, and what stands for them.
-        buffers: Keys of a tensor's buffers in torch's state of a parameter.
+        buffers: Keys of a tensor's buffers in torch's state of a parameter; there may be none. Where measuring begins,
+            the first stands in for the gradient: it gives a law's y₀.
         n_ages: How many ages of a tensor have rows of their own. A tensor's age is the number of steps that have
             written its buffers, at most n_ages − 1: 0 where they have just been made, of zeros.
         coefficients: Names of the update's coefficients.
@@ -83,8 +84,12 @@ class Rule(ABC, Generic[O]):
         """Which of the update's variants the kernels are to run (csrc/rules)."""
 
     @abstractmethod
+    def n_written(self, options: O) -> int:
+        """How many of the tensor's buffers, from the first on, a step writes."""
+
     def ages(self, options: O) -> bool:
-        """Whether a step writes the tensor's buffers."""
+        """Whether a step makes a tensor older: it writes buffers."""
+        return self.n_written(options) > 0
 
     @abstractmethod
     def ages_differ(self, options: O) -> bool:
@@ -130,12 +135,6 @@ class Rule(ABC, Generic[O]):
     def time_may_fall(self, options: O) -> bool:
         """Whether there may be steps whose time is below zero."""
         return float(options.lr) < 0.0
-
-    @property
-    def buffer(self) -> str:
-        """The key of the only buffer, which is what engines step with."""
-        (key,) = self.buffers
-        return key
 
     # ---- rows -------------------------------------------------------------------------------------------------------
 

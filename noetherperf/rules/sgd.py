@@ -171,8 +171,8 @@ class SgdRule(Rule[Hyper]):
     def variant(self, options: Hyper) -> int:
         return Variant.PLAIN if options.momentum == 0.0 else Variant.NESTEROV if options.nesterov else Variant.MOMENTUM
 
-    def ages(self, options: Hyper) -> bool:
-        return options.momentum != 0.0
+    def n_written(self, options: Hyper) -> int:
+        return 0 if options.momentum == 0.0 else 1
 
     def ages_differ(self, options: Hyper) -> bool:
         return options.momentum != 0.0 and options.dampening != 0.0
