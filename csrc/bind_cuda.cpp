@@ -59,13 +59,13 @@ class PyEngine {
               bool measuring, uint64_t stream) const {
     std::vector<Launch> wanted;
     for (const auto& [dtype, variant, begin, end] : launches) wanted.push_back({dtype, variant, begin, end});
-    const Inputs given = inputs(at, scaled, measuring);
+    const DeviceInputs given = inputs(at, scaled, measuring);
     py::gil_scoped_release release;
     noetherperf::launch(problem_, given, wanted, reinterpret_cast<void*>(stream));
   }
 
  private:
-  static Inputs inputs(const py::dict& at, bool scaled, bool measuring) {
+  static DeviceInputs inputs(const py::dict& at, bool scaled, bool measuring) {
     return {pointer<const uint64_t>(at["scalars"]),
             pointer<const double>(at["rows"]),
             pointer<const Group>(at["groups"]),
@@ -75,7 +75,7 @@ class PyEngine {
             measuring};
   }
 
-  Problem problem_;
+  DeviceProblem problem_;
 };
 
 PYBIND11_MODULE(_cuda, m) {

@@ -9,7 +9,7 @@ namespace noetherperf {
 
 // Counts the step and each group's time, unless it is skipped, and makes tensors older whose buffers it has written.
 template <class Rule>
-NPERF_D void finish_step(const Problem& problem, const Inputs& inputs, bool skipped) {
+NPERF_D void finish_step(const DeviceProblem& problem, const DeviceInputs& inputs, bool skipped) {
   if (threadIdx.x == 0 && !skipped) problem.clock[0] += 1.0;
   for (int64_t i = threadIdx.x; i < problem.n_groups && !skipped; i += n_finishers)
     problem.clock[1 + i] += row_in(problem, inputs, row_number(problem, i, problem.n_ages))[Rule::n_coefficients];
@@ -34,19 +34,19 @@ struct SpanShared {
 
   static NPERF_HD constexpr int64_t n_words(int64_t n_bytes) { return (n_bytes + 7) / 8; }
 
-  static NPERF_HD int64_t n_state_rows(const Problem& problem) {
+  static NPERF_HD int64_t n_state_rows(const DeviceProblem& problem) {
     int64_t n = 0;
     for (int law = 0; law < n_laws; ++law) n += problem.n_state_rows[law] - n_start;
     return n;
   }
 
   // Of all of it.
-  static int64_t n_bytes(const Problem& problem, int n_moments) {
+  static int64_t n_bytes(const DeviceProblem& problem, int n_moments) {
     return 8 * (problem.n_numbers + n_words(problem.n_components * sizeof(Component)) + n_words(4 * problem.n_driving) +
                 (n_moments + n_state_rows(problem)) * n_finishers);
   }
 
-  NPERF_D SpanShared(const Problem& problem, double* memory, int n_moments) {
+  NPERF_D SpanShared(const DeviceProblem& problem, double* memory, int n_moments) {
     row = memory;
     sums = row + problem.n_numbers;
     states = sums + n_moments * n_finishers;
@@ -56,20 +56,20 @@ struct SpanShared {
   }
 
   // Loads what moves the laws, by all threads.
-  NPERF_D void load(const Problem& problem, const double* from) const {
+  NPERF_D void load(const DeviceProblem& problem, const double* from) const {
     for (int i = threadIdx.x; i < problem.n_numbers; i += n_finishers) row[i] = from[i];
     for (int i = threadIdx.x; i < problem.n_components; i += n_finishers) components[i] = problem.components[i];
     for (int i = threadIdx.x; i < problem.n_driving; i += n_finishers) driving[i] = problem.driving[i];
   }
 
   // Where this thread's segment has row `row` of a law's state; the start, which no step changes, is left out.
-  NPERF_D double* state(const Problem& problem, int law, int its_row) const {
+  NPERF_D double* state(const DeviceProblem& problem, int law, int its_row) const {
     const int before = law == translation ? 0 : problem.n_state_rows[translation] - n_start;
     return states + (before + its_row - n_start) * n_finishers + threadIdx.x;
   }
 
   // Prefetches the states of a view's segment i: they are in flight while its lines are added.
-  NPERF_D void fetch_states(const Problem& problem, const View& view, int64_t i) const {
+  NPERF_D void fetch_states(const DeviceProblem& problem, const View& view, int64_t i) const {
     for (int law = 0; law < n_laws; ++law) {
       const int64_t first = segment_of(view, law), stride = problem.states_stride[law];
       if (first < 0) continue;
@@ -80,7 +80,7 @@ struct SpanShared {
   }
 
   // Advances the laws of a view's segment i by its sums.
-  NPERF_D void advance_laws(const Problem& problem, const View& view, int64_t i) const {
+  NPERF_D void advance_laws(const DeviceProblem& problem, const View& view, int64_t i) const {
     __pipeline_wait_prior(0);
     for (int c = 0; c < problem.n_components; ++c) {
       const Component& component = components[c];
@@ -100,7 +100,7 @@ struct SpanShared {
 
 // The row of a tensor's step: what the first stage has chosen. An empty tensor has no tile that could choose; its sums
 // are zero, and whether it is new is all that is asked of its age.
-NPERF_D int chosen_row(const Problem& problem, const Inputs& inputs, const Tensor& tensor, int64_t i) {
+NPERF_D int chosen_row(const DeviceProblem& problem, const DeviceInputs& inputs, const Tensor& tensor, int64_t i) {
   if (tensor.n_rows * tensor.n_cols > 0) return problem.chosen[i];
   return row_number(problem, tensor.group, inputs.ages[i] == 0 ? 0 : problem.n_ages);
 }
@@ -109,7 +109,7 @@ NPERF_D int chosen_row(const Problem& problem, const Inputs& inputs, const Tenso
 // go.
 template <class Rule>
 __global__ void __launch_bounds__(n_finishers, 8)
-    finish_spans(const __grid_constant__ Problem problem, const __grid_constant__ Inputs inputs) {
+    finish_spans(const __grid_constant__ DeviceProblem problem, const __grid_constant__ DeviceInputs inputs) {
   constexpr int n_moments = Rule::n_moments;
   if (blockIdx.x == problem.n_spans) {
     if (!inputs.measuring) finish_step<Rule>(problem, inputs, skips(inputs));

@@ -8,12 +8,12 @@
 
 namespace noetherperf {
 
-NPERF_D bool skips(const Inputs& inputs) {
+NPERF_D bool skips(const DeviceInputs& inputs) {
   const uint64_t found_inf = inputs.scalars[1];
   return found_inf != 0 && *reinterpret_cast<const float*>(found_inf) != 0.0f;
 }
 
-NPERF_D bool takes_part(const Inputs& inputs, int64_t tensor) {
+NPERF_D bool takes_part(const DeviceInputs& inputs, int64_t tensor) {
   return inputs.measuring || inputs.addresses[3 * tensor + 1] != 0;
 }
 
@@ -21,7 +21,7 @@ NPERF_D bool takes_part(const Inputs& inputs, int64_t tensor) {
 constexpr int measure = -1;
 
 template <class Rule>
-NPERF_D int variant_in(const Inputs& inputs, const Tensor& tensor, int64_t i) {
+NPERF_D int variant_in(const DeviceInputs& inputs, const Tensor& tensor, int64_t i) {
   if (inputs.measuring) return measure;
   return Rule::variant_of(inputs.groups[tensor.group].variant, inputs.addresses[3 * i + 2] != 0, tensor.n_views > 0);
 }
@@ -39,17 +39,17 @@ NPERF_D void with_step(int variant, const F& f) {
 }
 
 // How old a tensor is in this step.
-NPERF_D int age_in(const Problem& problem, const Inputs& inputs, int64_t i) {
+NPERF_D int age_in(const DeviceProblem& problem, const DeviceInputs& inputs, int64_t i) {
   const int given = inputs.ages[i], known = problem.ages[i];  // no load waits for the other
   return given == 0 ? 0 : known;
 }
 
 // The number of the row for tensors of an age.
-NPERF_D int row_number(const Problem& problem, int group, int age) {
+NPERF_D int row_number(const DeviceProblem& problem, int group, int age) {
   return group * problem.n_ages + (age < problem.n_ages ? age : problem.n_ages - 1);
 }
 
-NPERF_D const double* row_in(const Problem& problem, const Inputs& inputs, int number) {
+NPERF_D const double* row_in(const DeviceProblem& problem, const DeviceInputs& inputs, int number) {
   return inputs.rows + int64_t(number) * problem.n_numbers;
 }
 

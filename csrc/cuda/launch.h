@@ -17,7 +17,8 @@ struct Launch {
 int any_variant();
 
 // Puts a step on a stream: the first stage's launches, then the second stage. Throws std::runtime_error.
-void launch(const Problem& problem, const Inputs& inputs, const std::vector<Launch>& launches, void* stream);
+void launch(const DeviceProblem& problem, const DeviceInputs& inputs, const std::vector<Launch>& launches,
+            void* stream);
 
 // The devices that the driver shows; throws std::runtime_error with its reason where there is none.
 int n_devices();

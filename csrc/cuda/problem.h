@@ -11,7 +11,7 @@ namespace noetherperf {
 
 // Tables of the plan (noetherperf/engines/tiling.py, cut for a GPU), of the rule (noetherperf/engines/rows.py), and
 // what the laws live in (Measurement, noetherperf/measure/plan.py). They outlive the step.
-struct Problem {
+struct DeviceProblem {
   const Tensor* tensors;
   const Dim* dims;
   const View* views;
@@ -35,7 +35,7 @@ struct Problem {
 };
 
 // What is new each step (noetherperf/engines/gpu.py).
-struct Inputs {
+struct DeviceInputs {
   const uint64_t* scalars;    // addresses of grad_scale and found_inf, float32; null: 1 and 0
   const double* rows;         // [n_groups, n_ages, n_numbers]
   const Group* groups;        // [n_groups]

@@ -53,8 +53,8 @@ struct Stepper {
   const Tensor& tensor;
   const Dim* dims;
 
-  NPERF_D Stepper(const Problem& problem, const Inputs& inputs, const Tensor& its, int64_t i, int its_variant,
-                  const double* row)
+  NPERF_D Stepper(const DeviceProblem& problem, const DeviceInputs& inputs, const Tensor& its, int64_t i,
+                  int its_variant, const double* row)
       : variant(its_variant), tensor(its), dims(problem.dims + its.dims) {
     const uint64_t* const addresses = inputs.addresses + 3 * i;
     p = on_device(addresses, 0);

@@ -61,7 +61,7 @@ struct TileWalk {
   using Scalar = typename Type::Scalar;
   static constexpr int L = VectorOf<Type>::L, n = Step::n_taken, held = n_held<n>, slots = n_slots<n>;
 
-  const Problem& problem;
+  const DeviceProblem& problem;
   const Tile& tile;
   const Tensor& tensor;
   const Stepper<Type, Step>& stepper;
@@ -189,8 +189,8 @@ NPERF_D int kernel_of(const Tensor& tensor, int variant) {
 
 template <class Type, class Step>
 __global__ void __launch_bounds__(n_threads, (n_blocks<Type, Step>()))
-    step_tiles(const __grid_constant__ Problem problem, const __grid_constant__ Inputs inputs, int64_t tile_begin,
-               int dtype, int kernel) {
+    step_tiles(const __grid_constant__ DeviceProblem problem, const __grid_constant__ DeviceInputs inputs,
+               int64_t tile_begin, int dtype, int kernel) {
   using Rule = typename Step::Rule;
   // References: what is needed after the loops shall not take registers inside them.
   const Tile& tile = problem.tiles[tile_begin + blockIdx.x];

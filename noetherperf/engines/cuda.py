@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from noetherperf.engines import Call
-from noetherperf.engines.gpu import GpuEngine, Inputs, Launch
+from noetherperf.engines.device_inputs import DeviceInputs
+from noetherperf.engines.gpu import GpuEngine, Launch
 from noetherperf.engines.rows import COMPONENT
 from noetherperf.engines.tiling import CUDA
 
@@ -130,7 +131,7 @@ class CudaEngine(GpuEngine):
             self._wanted_for = [], []
         super()._send_layouts()
 
-    def _launch(self, launches: Sequence[Launch], inputs: Inputs, *, measuring: bool, scaled: bool) -> list[Call]:
+    def _launch(self, launches: Sequence[Launch], inputs: DeviceInputs, *, measuring: bool, scaled: bool) -> list[Call]:
         if launches is not self._wanted_for[0]:
             last = self._module.ANY
             wanted = {(x.dtype, x.variant if 0 <= x.variant < last else last, x.begin, x.end) for x in launches}

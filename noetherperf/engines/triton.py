@@ -6,7 +6,8 @@ from functools import partial
 import torch
 
 from noetherperf.engines import Call
-from noetherperf.engines.gpu import MEASURE, GpuEngine, Inputs, Launch
+from noetherperf.engines.device_inputs import DeviceInputs
+from noetherperf.engines.gpu import MEASURE, GpuEngine, Launch
 from noetherperf.engines.rows import components
 from noetherperf.engines.tiling import TRITON
 from noetherperf.triton_kernels import rules
@@ -53,10 +54,10 @@ class TritonEngine(GpuEngine):
         hip = torch.version.hip is not None
         return options(launch.dtype, step, self._tile_kinds[launch.dtype], self._lanes, hip)
 
-    def _launch(self, launches: Sequence[Launch], inputs: Inputs, *, measuring: bool, scaled: bool) -> list[Call]:
+    def _launch(self, launches: Sequence[Launch], inputs: DeviceInputs, *, measuring: bool, scaled: bool) -> list[Call]:
         return [partial(self._queue, launches, inputs, measuring, scaled)]
 
-    def _queue(self, launches: Sequence[Launch], inputs: Inputs, measuring: bool, scaled: bool) -> None:
+    def _queue(self, launches: Sequence[Launch], inputs: DeviceInputs, measuring: bool, scaled: bool) -> None:
         n_tensors, n_spans, m = len(self.params), len(self._tables.spans), self.measurement
         for launch in launches:
             step = self._step(launch.variant, scaled)
