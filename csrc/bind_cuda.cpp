@@ -1,5 +1,5 @@
-// Python's way into the CUDA engine: conversion, nothing else. Addresses come by name, so that none is taken for
-// another; all of them are the caller's and on the device.
+// Python bindings of the CUDA engine: conversions only. Addresses are passed by name, so that none is mistaken for
+// another. All memory is on the device and belongs to the caller.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

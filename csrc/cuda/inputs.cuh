@@ -1,4 +1,4 @@
-// What a step reads before it begins: whether it is made, which variant of the rule's step, and by which row.
+// What a step decides first: whether it is skipped, whether a tensor takes part, the variant of its step, and its row.
 #pragma once
 
 #include <utility>
@@ -17,7 +17,7 @@ NPERF_D bool takes_part(const DeviceInputs& inputs, int64_t tensor) {
   return inputs.measuring || inputs.addresses[3 * tensor + 1] != 0;
 }
 
-// In the place of a rule's variant: no step, only the moments.
+// Instead of a rule's variant: no step, only the moments.
 constexpr int measure = -1;
 
 template <class Rule>
@@ -38,9 +38,9 @@ NPERF_D void with_step(int variant, const F& f) {
   with_step<Rule>(variant, f, std::make_integer_sequence<int, Rule::n_variants>{});
 }
 
-// How old a tensor is in this step.
+// A tensor's age in this step.
 NPERF_D int age_in(const DeviceProblem& problem, const DeviceInputs& inputs, int64_t i) {
-  const int given = inputs.ages[i], known = problem.ages[i];  // no load waits for the other
+  const int given = inputs.ages[i], known = problem.ages[i];  // both loads are in flight at once
   return given == 0 ? 0 : known;
 }
 

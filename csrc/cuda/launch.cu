@@ -1,5 +1,5 @@
-// The CUDA engine: one thread block a tile (tile.cuh), then one a span of segments (finish.cuh). No atomics, so runs
-// agree bit for bit. Bytes, registers and bytes in flight are counted in docs/performance.md; tests/cuda_emulation
+// The CUDA engine: one thread block per tile (tile.cuh), then one per span of segments (finish.cuh). No atomics, so
+// runs agree bit for bit. Bytes, registers and bytes in flight are counted in docs/performance.md; tests/cuda_emulation
 // executes this source on a CPU.
 
 #include "launch.h"
@@ -25,7 +25,7 @@ void launch_step(const DeviceProblem& problem, const DeviceInputs& inputs, const
          launch.begin, launch.dtype, launch.variant);
 }
 
-// The kernel of a launch's variant: each hot one has its own.
+// Launches the kernel of a variant: each hot variant has its own.
 template <class Rule, class Type, int... hot>
 void launch_tiles(const DeviceProblem& problem, const DeviceInputs& inputs, const Launch& launch, void* stream,
                   std::integer_sequence<int, hot...>) {

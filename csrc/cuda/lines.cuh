@@ -6,21 +6,21 @@
 
 namespace noetherperf {
 
-// Where the sums of moment m over a view's lines begin: a slice of the workspace, in the type they were summed in.
+// The address of a slice's sums of moment m over a view's lines, in the type they were summed in.
 template <class Rule, class Scalar>
 NPERF_D Scalar* lines_of(const DeviceProblem& problem, const View& view, int64_t n_lines, int64_t slice, int m) {
   return reinterpret_cast<Scalar*>(problem.workspace + view.workspace) + (slice * Rule::n_moments + m) * n_lines;
 }
 
-// A line of a segment: one of `inner` neighbours, which come again `repeats` times in each slice.
+// The index of a segment's line: one of `inner` neighbours, which repeat `repeats` times in each slice.
 struct LineIndex {
   unsigned slice, repeat, inner;
 
-  // The n-th of them all, slice after slice.
+  // The n-th line, slice after slice.
   NPERF_D LineIndex(unsigned n, unsigned inner_size, unsigned repeats)
       : slice(n / inner_size / repeats), repeat(n / inner_size % repeats), inner(n % inner_size) {}
 
-  // As many further on as `step` is from the first.
+  // Advances by `step` lines, without a division.
   NPERF_D void advance(const LineIndex& step, unsigned inner_size, unsigned repeats) {
     inner += step.inner;
     repeat += step.repeat;
@@ -36,7 +36,7 @@ struct LineIndex {
   }
 };
 
-// Adds the lines of segment `segment` that are this thread's among `splits`: several in flight, one after the other.
+// Adds this thread's lines of a segment, every splits-th one, in order; several loads are in flight at once.
 template <class Rule, class Scalar>
 NPERF_D void add_lines(const DeviceProblem& problem, const View& view, int64_t n_lines, int64_t segment, int split,
                        int splits, int n_taken, double (&sums)[Rule::n_moments]) {
