@@ -10,22 +10,22 @@ from noetherperf.engines.rows import GROUP
 
 
 class DeviceInputs:
-    """What is new each step, as views of one block of bytes.
+    """The inputs of one step, as views of one block of bytes.
 
     Args:
         block: The bytes.
-        n_tensors: How many there are.
+        n_tensors: The number of tensors.
         rows: Shape of the rows.
 
     Fields:
         block: All of it, uint8.
         scalars: [2] int64: addresses of the float32 grad_scale and found_inf; null: 1 and 0.
-        rows: [n_groups, n_ages, n_numbers] float64 (rows.py); those of a group whose learning rate lies on the device
-            are written there, later.
+        rows: [n_groups, n_ages, n_numbers] float64 (rows.py). If a group's learning rate is on the device, its rows are
+            computed there later.
         groups: [n_groups] of GROUP, as int64 words.
         addresses: [n_tensors, 3] int64: parameter, gradient, momentum buffer; null where it takes no part or has none.
-        ages: [n_tensors] uint8: 0 where the host has just made the tensor's buffers.
-        pointers: Where each of them begins.
+        ages: [n_tensors] uint8: 0 if the tensor's buffers are new.
+        pointers: The address of each of them.
     """
 
     def __init__(self, block: Tensor, n_tensors: int, rows: tuple[int, ...]) -> None:
@@ -53,30 +53,30 @@ class DeviceInputs:
 
 
 class Slot:
-    """One of the places, on the host and on the device, that inputs are sent through in turn.
+    """A buffer on the host and one on the device for inputs in flight. An engine uses its slots in turn.
 
     Args:
         n_tensors, rows: Of the inputs.
-        device: Where they are sent.
-        stream: On which; the same for all slots.
+        device: The destination.
+        stream: The stream of the copies; the same for all slots.
 
     Fields:
-        pinned: What is copied, on the host.
-        inputs: Where to, on the device.
-        sent: Passes when it is there.
-        read: Passes when no kernel reads it any more.
+        pinned: The source of the copy, in pinned memory.
+        inputs: The inputs on the device.
+        sent: An event after the copy.
+        read: An event after the last kernel that reads the inputs.
     """
 
     def __init__(self, n_tensors: int, rows: tuple[int, ...], device: torch.device, stream: torch.cuda.Stream) -> None:
         self._stream = stream
         self.inputs = DeviceInputs.empty(n_tensors, rows, device)
-        stream.wait_stream(torch.cuda.current_stream(device))  # which may still use this memory for something else
+        stream.wait_stream(torch.cuda.current_stream(device))  # earlier kernels may still use this memory
         self.pinned = torch.empty(self.inputs.block.shape, dtype=torch.uint8, device="cpu", pin_memory=True)
         self.sent, self.read = torch.cuda.Event(), torch.cuda.Event()
 
     def send(self, block: Tensor) -> None:
         """Copy a block to the device on the ring's stream; the current stream waits for it."""
-        self.read.synchronize()  # passes at once, unless the host is a whole ring ahead
+        self.read.synchronize()  # returns at once, unless the host is a whole ring ahead
         self.pinned.copy_(block)
         with torch.cuda.stream(self._stream):
             self.inputs.block.copy_(self.pinned, non_blocking=True)

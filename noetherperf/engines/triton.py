@@ -1,4 +1,4 @@
-"""The Triton engine: hands the tables, and what is new each step, to the kernels of noetherperf.triton_kernels."""
+"""The Triton engine: passes the tables, and the inputs of each step, to the kernels of noetherperf.triton_kernels."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -18,7 +18,7 @@ from noetherperf.triton_kernels.stage_2 import stage_2
 
 
 class TritonEngine(GpuEngine):
-    """Engine in Triton, which compiles its kernels when they are first needed. Two launches a step, as a rule.
+    """Engine in Triton, which compiles a kernel when it is first used. Usually two launches per step.
 
     Computes in float32, in float64 for float64 parameters; moments in the same inside a tile, in float64 across tiles;
     laws in float64. Bitwise reproducible.
@@ -41,11 +41,11 @@ class TritonEngine(GpuEngine):
             self._sort()
 
     def _sort(self) -> None:
-        """Take note of the kinds of tiles that occur."""
+        """List the kinds of tiles of each dtype."""
         self._tile_kinds = {dtype: kinds(self._tables, dtype) for dtype, _, _ in self._dtype_ranges}
 
     def _step(self, variant: int, scaled: bool) -> rules.Step:
-        """What a variant's kernels are compiled for."""
+        """The constants for which a variant's kernels are compiled."""
         if (variant, scaled) not in self._steps:
             self._steps[variant, scaled] = rules.step(self.rule, variant, scaled=scaled)
         return self._steps[variant, scaled]
