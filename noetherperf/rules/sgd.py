@@ -19,10 +19,10 @@ for a translation's sum and 2 for a norm:
     x' = x − κ η m + [norm] η² |u|²
     y' = ŷ         − [norm] η ⟨u, v'⟩
 
-It splits by source: `free` starts from (x₀, y₀) and has none, `forced` has |u|² and ⟨u, v'⟩, `defect` has δ. Their
-sum is the budget. Kept are the budget itself, compensated, and of a norm the defect; forced is the rest. For forced and
-defect may grow without bound and cancel, and then their sum is their rounding, while the budget stays as large as the
-charge: charge − budget is what storing the parameters lost, after however many steps.
+It splits by source: `free` starts from (x₀, y₀) and has no source, `forced` has |u|² and ⟨u, v'⟩, `defect` has δ. Their
+sum is the budget. The state keeps the budget, compensated, and for a norm the defect; forced is the difference.
+Forced and defect may grow without bound and cancel, and then their sum is only rounding error. The budget stays as
+large as the charge, so charge − budget is the error of storing the parameters, after any number of steps.
 
 Flow law, the continuous-time dynamics, with ẋ the charge's velocity and T the time of one step:
 
@@ -56,7 +56,7 @@ from noetherperf.rules.rule import Buffers, Rule, device_lr
 class Hyper:
     """Hyperparameters of one parameter group in one step, named as in torch.optim.SGD.
 
-    lr is NaN where the learning rate is a tensor on a device, which the host does not read.
+    lr is NaN if the learning rate is a tensor on a device, which the host does not read.
     """
 
     lr: float
@@ -213,13 +213,13 @@ def discrete_law(law: Law, c: Coefficients) -> tuple[Matrix, dict[str, Recursion
     """The discrete law's matrix, and its components, for one set of coefficients; valid for any λ, η, β, τ.
 
     Returns:
-        M of (x, y)' = M (x, y) with no source, and the recursions of "budget" and, of a norm, "defect".
+        M of (x, y)' = M (x, y) without source; and the recursions of "budget" and, for a norm, "defect".
     """
     kappa_lr = (law + 1.0) * c.lr
     # With c_d = 0 the update is the buffer, and ⟨u, v'⟩ is |u|².
     same = c.mix_d == 0.0
     x_delta = times(two_sum(c.mix_d, c.mix_v * c.buffer_gain), -kappa_lr * c.sign)
-    x_pull = times(x_delta, c.sign * c.decay)  # what x loses by itself: x' = x + x_pull x
+    x_pull = times(x_delta, c.sign * c.decay)  # the decay of x by itself: x' = x + x_pull x
     xy = times(times((c.mix_v, 0.0), c.buffer_decay), -kappa_lr)
     yx, yy, y_delta = c.buffer_gain * c.decay, c.buffer_decay, c.buffer_gain * c.sign
     free = ((1.0 + x_pull[0], xy[0]), (yx, yy))
@@ -239,11 +239,11 @@ def discrete_law(law: Law, c: Coefficients) -> tuple[Matrix, dict[str, Recursion
 
 
 def flow_law(law: Law, h: Hyper) -> tuple[Matrix, Recursion]:
-    """The flow law's step of time T for hyperparameters held over that step: its matrix, and what drives a norm.
+    """The flow law's step of time T, for hyperparameters constant over that step: its matrix, and a norm's recursion.
 
-    With momentum and dampening 1 a step takes no time and its velocity −u/(1−τ) is infinite: the forcing is NaN, so
-    that the law's prediction of a norm says it does not exist. So is all of it where the flow itself does not exist
-    (an infinite learning rate, momentum −1) or leaves float64 in one step.
+    With momentum and dampening 1 a step takes no time and its velocity −u/(1−τ) is infinite: the forcing is NaN,
+    because the law has no prediction of a norm. All coefficients are NaN if the flow itself does not exist (an infinite
+    learning rate, momentum −1) or leaves the range of float64 in one step.
     """
     try:
         return _flow_law(law, h)
