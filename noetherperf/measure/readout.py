@@ -79,8 +79,8 @@ class Charges:
         flow: The flow law's, the continuous-time dynamics of the paper.
         defect: The last step's gradient constraint, Σ c⟨g, 1⟩ or Σ c⟨g, θ⟩; zero where the symmetry holds.
         relative_defect: |defect| / (|g_A| |ψ_A|), ψ the generator (c or cθ, θ taken after the step); 0 where g is 0.
-            |g_A| counts as no less than a thousandth of what a group of that size has on average in all that is
-            measured (measure/defect.py says why).
+            |g_A| counts as no less than a thousandth of the average |g| of a group of that size, over all that is
+            measured (measure/defect.py explains why).
         moments: sum_p, sq_p, sum_g, sq_g, dot_pg, sq_u of the last step, summed over parts with their coefficients.
         residual: charge − discrete.total: defect and rounding.
         rounding: charge − discrete.budget: the loss by rounding to the stored dtype.

@@ -23,8 +23,8 @@ from noetherperf.rules.moments import Pair
 class Options(Protocol):
     """Options of one parameter group in one step.
 
-    `lr` is NaN if it is on a device, where the host does not read it. If it is a float64 tensor of no dimensions, so are
-    the numbers that depend on it.
+    `lr` is NaN if it is on a device, where the host does not read it. If it is a float64 tensor of no dimensions, so
+    are the numbers that depend on it.
     """
 
     @property
