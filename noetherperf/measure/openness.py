@@ -139,7 +139,7 @@ class Openness:
                     self._reasons[name] = self._reason(step, members[0], other, groups, missing)
 
     def changed(self, step: int, parameters: Iterable[int], buffers: Iterable[int]) -> None:
-        """Open the laws of parameters that were written, or whose buffers were replaced, outside step() after a step."""
+        """Open the laws of parameters written, or with a buffer replaced, outside step() after step `step`."""
         what = {i: f"the momentum buffer of {self._names[i]}" for i in buffers}
         what |= {i: self._names[i] for i in parameters}
         for name, members in self._members.items():

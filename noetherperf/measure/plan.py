@@ -107,8 +107,8 @@ class Measurement:
 
     moments: [n moments, n_segments], of the last step. states[law]: [n rows, n segments with that law]; the rule
     defines these rows. propagators: [n_tensors, law, PROPAGATED, 2, 2], the product of all steps' matrices since
-    measuring began.
-    clock: [1 + n parameter groups], since measuring began: steps made, and each group's time, Σ Rule.duration.
+    measuring began. clock: [1 + n parameter groups], since measuring began: steps made, and each group's time,
+    Σ Rule.duration.
     """
 
     moments: Tensor

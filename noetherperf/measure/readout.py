@@ -31,7 +31,7 @@ class Prediction:
         free: From the initial charge (and a warm momentum buffer) alone: decay, oscillation.
         forced: From the finite steps: |u|² (discrete law), |g|² or |θ̇|² (flow law); zero for a translation.
         defect: From the gradient constraint's violation, and from changes of parameters between steps; zero if the
-            symmetry holds and there was no such change, and always zero in the flow law.
+            symmetry holds and nothing was changed, and always zero in the flow law.
         budget: free + forced + defect. In the discrete law it is an identity of the update, up to rounding, for any
             set of parameters. It is accumulated by itself, since its parts may be large and cancel.
     """

@@ -321,7 +321,7 @@ class MeasurementState:
         accelerator.register_for_checkpointing(nperf.distributed.MeasurementState(optimizer))
 
     For libraries whose checkpoints of sharded training hold only momentum buffers and hyperparameters of an optimizer,
-    as torch.distributed.checkpoint does, and load these before such objects.
+    as torch.distributed.checkpoint does, and load these before any other objects.
 
     Args:
         optimizer: noetherperf.MeasuredOptimizer with symmetries.

@@ -1,4 +1,4 @@
-"""One formula, two executions: on Python's floats, and on float64 tensors of no dimensions, where these lie.
+"""One formula, two executions: on Python's floats, and on float64 tensors of no dimensions, on their device.
 
 The host does not read a learning rate on a device. Numbers that depend on it are computed there, by the same functions.
 """

@@ -126,7 +126,7 @@ class Shape:
         return [1.0, 0.0, 0.0, 1.0] * len(PROPAGATED) + [0.0] * (self.n_numbers - self.n_propagated)
 
     def x(self, name: str, state: Tensor) -> Tensor | None:
-        """A component's first number of each segment, [n]; None where the law has no such component."""
+        """A component's first number of each segment, [n]; None if the law does not have the component."""
         at = self.rows.get(name)
         if at is None:
             return None
@@ -169,11 +169,11 @@ def advance(shape: Shape, step: Step, state: Tensor, moments: Mapping[str, Tenso
         rest = [state[at + 1]] if component.compensated else []
         s = [state[at].clone(), *state[at + 1 + len(rest) : at + component.n_rows].clone()]
         # Moments without coefficients are left out, because they may be NaN.
-        asked = [k for k, column in enumerate(zip(*recursion.b, strict=True)) if any(x != 0.0 for x in column)]
-        m = [moments[component.moments[k]] for k in asked]
-        new = [_applied(a, [b[k] for k in asked], s, m) for a, b in zip(recursion.a, recursion.b, strict=True)]
+        used = [k for k, column in enumerate(zip(*recursion.b, strict=True)) if any(x != 0.0 for x in column)]
+        m = [moments[component.moments[k]] for k in used]
+        new = [_applied(a, [b[k] for k in used], s, m) for a, b in zip(recursion.a, recursion.b, strict=True)]
         if component.compensated:
-            added = new[0] + rest[0] + _applied(recursion.a_rest, [recursion.b_rest[k] for k in asked], s, m)
+            added = new[0] + rest[0] + _applied(recursion.a_rest, [recursion.b_rest[k] for k in used], s, m)
             state[at], state[at + 1] = two_sum(s[0], added)
         else:
             state[at] = new[0]
