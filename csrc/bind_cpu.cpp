@@ -48,7 +48,7 @@ Kernels find(const std::string& isa) {
   throw py::value_error("isa \"" + isa + "\" is not available here; choose one of: " + names);
 }
 
-// Keeps the tables alive beside the engine that reads them.
+// Keeps the tables alive for the engine that reads them.
 class PyEngine {
  public:
   PyEngine(py::array tensors, py::array dims, py::array views, py::array tiles, py::array spans, py::array components,

@@ -38,7 +38,7 @@ constexpr int rows_together(int64_t width, int64_t row_bytes) {
 constexpr int64_t strip_size = 128;
 constexpr int64_t strip_cols(int n_rows) { return strip_size / n_rows; }
 
-// A latency in vectors: a store of so many vectors ago has reached the cache, and a load of it does not stall.
+// The latency of a store, in vectors: after it the value is in the cache, and a load of it does not stall.
 constexpr int64_t lag = 4;
 
 // Values of a strip that no tensor stores in the compute type, row after row.

@@ -27,8 +27,8 @@ from training import (
 from training import ours as make_ours
 
 import noetherperf as nperf
-import noetherperf.optim.measured
 import noetherperf.optim.meters
+import noetherperf.optim.options
 import noetherperf.rules.sgd
 from bench.bounds import sum_eps
 from noetherperf import Norm, Part
@@ -235,7 +235,7 @@ class TestOnDevice:
             return group["lr"] if isinstance(group["lr"], Tensor) else None
 
         monkeypatch.setattr(noetherperf.optim.meters.Meter, "is_host", False)
-        monkeypatch.setattr(noetherperf.optim.measured, "device_lr", device_lr)
+        monkeypatch.setattr(noetherperf.optim.options, "device_lr", device_lr)
         monkeypatch.setattr(noetherperf.rules.sgd, "device_lr", device_lr)
 
     @pytest.fixture

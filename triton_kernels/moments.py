@@ -21,7 +21,7 @@ class Operands(NamedTuple):
 
 @triton.jit
 def product(x, STEP: tl.constexpr, i: tl.constexpr):
-    """What each element adds to moment i."""
+    """Each element's term of moment i."""
     OPERANDS: tl.constexpr = STEP.moments[i]
     if OPERANDS[1] < 0:  # the number one
         return x[OPERANDS[0]]
@@ -31,7 +31,7 @@ def product(x, STEP: tl.constexpr, i: tl.constexpr):
 
 @triton.jit
 def products(x, STEP: tl.constexpr):
-    """What each element adds to the moments that a step sums."""
+    """Each element's terms of the moments that a step sums."""
     m = ()
     for i in tl.static_range(len(STEP.moments)):
         m = m + (product(x, STEP, i),)

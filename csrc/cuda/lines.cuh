@@ -1,4 +1,4 @@
-// Lines: the sums of a tile's rows or columns, which the first stage leaves in the workspace for the second.
+// Lines: the sums of a tile's rows or columns, which the first stage writes to the workspace for the second.
 #pragma once
 
 #include "device.cuh"

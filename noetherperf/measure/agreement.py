@@ -1,4 +1,4 @@
-"""What must be equal on all ranks that shard one model: marks to compare, and the error if they differ.
+"""Agreement of the ranks that shard one model: marks that must be equal, and the error if they differ.
 
 Each rank steps its own shards. Partial sums add up to those of the whole only if all ranks made the same steps. So a
 rank keeps digests of its steps: of every parameter group's options, and of which tensors had gradients. Equal steps

@@ -353,7 +353,7 @@ class MeasuredOptimizer(Optimizer):
         return checkpoint.read(measured, plans, self.symmetries, names, self._measuring.openness, groups)
 
     def _resume(self, saved: checkpoint.Saved | None) -> None:
-        """Go on from what was read; None: measuring starts anew."""
+        """Continue from a checkpoint; None: measuring starts anew."""
         self._measuring.resume(saved, [] if saved is None else self._prepare())
 
     def __getstate__(self) -> dict[str, Any]:
@@ -382,7 +382,7 @@ class MeasuredOptimizer(Optimizer):
             self._requested = measured["backend"]
             self._measuring = Measuring.of_state(self.rule, measured, self.param_groups)
             self.register_state_dict_post_hook(_add_measurement)
-        for slot in self.state.values():  # what was made in inference mode could not be written in a step
+        for slot in self.state.values():  # a step could not write tensors made in inference mode
             slot.update({key: x.clone() for key, x in slot.items() if isinstance(x, Tensor) and x.is_inference()})
         for group in self.param_groups:
             for option, default in self.rule.late_options:

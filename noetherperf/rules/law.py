@@ -163,7 +163,10 @@ class Step:
 
 
 def advance(shape: Shape, step: Step, state: Tensor, moments: Mapping[str, Tensor]) -> None:
-    """Advance a law's state [shape.n_rows, n] in place by one step with moments [n] by name; all float64."""
+    """Advance a law's state [shape.n_rows, n] in place by one step with moments [n] by name; all float64.
+
+    Source: docs/theory.md, section 3.
+    """
     for component in shape.components:
         recursion, at = step.recursions[component.name], shape.rows[component.name]
         rest = [state[at + 1]] if component.compensated else []
@@ -190,6 +193,9 @@ def _applied(a: Row, b: Row, s: Sequence[Tensor], m: Sequence[Tensor]) -> Tensor
 
 
 def propagate(propagators: Tensor, step: Step) -> None:
-    """Multiply a tensor's propagators of one law [PROPAGATED, 2, 2] in place, from the left, by one step's matrices."""
+    """Multiply a tensor's propagators of one law [PROPAGATED, 2, 2] in place, from the left, by one step's matrices.
+
+    Source: docs/theory.md, section 3.
+    """
     matrices = torch.tensor([step.propagated[name] for name in PROPAGATED], dtype=torch.float64, device="cpu")
     propagators.copy_(matrices @ propagators.cpu())

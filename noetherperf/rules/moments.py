@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class Operand(Enum):
-    """What a moment multiplies, element by element."""
+    """A factor of a moment, element by element."""
 
     ONE = "1"
     P = "p"  # the parameter before the step
@@ -24,7 +24,7 @@ class Operand(Enum):
 
 
 class Pair(NamedTuple):
-    """The moment ⟨a, b⟩."""
+    """The moment ⟨a, b⟩; in ⟨a, 1⟩ the second operand is ONE."""
 
     name: str
     a: Operand
@@ -59,7 +59,7 @@ COMMON = (
 
 
 def take(grouped: Callable[[Tensor], Tensor], pairs: Sequence[Pair], operands: Mapping[Operand, Tensor]) -> Tensor:
-    """The moments of one view's segments, summed in float64.
+    """The moments of one view's segments, summed in float64 (docs/theory.md, section 2).
 
     Args:
         grouped: Reshapes a tensor to [outer, n_segments, inner] (View.grouped).
@@ -70,5 +70,5 @@ def take(grouped: Callable[[Tensor], Tensor], pairs: Sequence[Pair], operands: M
         [len(pairs), n_segments], float64.
     """
     values = {which: grouped(x).double() for which, x in operands.items()}
-    values[Operand.ONE] = torch.ones_like(next(iter(values.values())))
-    return torch.stack([(values[pair.a] * values[pair.b]).sum((0, 2)) for pair in pairs])
+    products = (values[a] if b == Operand.ONE else values[a] * values[b] for _, a, b in pairs)
+    return torch.stack([product.sum((0, 2)) for product in products])

@@ -54,9 +54,19 @@ from noetherperf.rules.rule import Buffers, Rule, device_lr
 
 @dataclass(frozen=True)
 class Hyper:
-    """Hyperparameters of one parameter group in one step, named as in torch.optim.SGD.
+    """Options of one parameter group in one step, named as in torch.optim.SGD: η, β, τ, λ.
 
-    lr is NaN if the learning rate is a tensor on a device, which the host does not read.
+        d = s g + λ θ,   v ← β v + (1 − τ) d,   θ ← θ − η u,   u = v, or d + β v with nesterov, or d where β = 0
+
+    Valid for any values that torch takes; the first step that writes v does not have τ. Time is in units
+    of lr · (1 − dampening) · steps: a step takes `duration`.
+
+    Attributes:
+        lr: η; NaN if the learning rate is a tensor on a device, which the host does not read.
+        momentum, dampening, weight_decay: β, τ, λ.
+        nesterov, maximize: As in torch.
+
+    Source: Sutskever et al. (2013); docs/theory.md, section 2.
     """
 
     lr: float
@@ -186,6 +196,7 @@ class SgdRule(Rule[Hyper]):
         return options.dampening > 1.0 or options.lr < 0.0
 
     def update(self, p: Tensor, g: Tensor, buffers: Buffers, c: Sequence[Any]) -> tuple[Tensor, Buffers, Tensor]:
+        """d = s g + λ p, v' = b v + a d, u = c_d d + c_v v', p' = p − η u (docs/theory.md, section 2)."""
         lr, decay, sign, buffer_decay, buffer_gain, mix_d, mix_v = c
         (v,) = buffers
         d = sign * g + decay * p
