@@ -1,4 +1,4 @@
-// Python's way into the CPU engine: conversion and checks, nothing else.
+// Python bindings of the CPU engine: conversions and checks only.
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -19,7 +19,7 @@ namespace py = pybind11;
 namespace noetherperf {
 namespace {
 
-// A table as an array of structs; the array's dtype has been checked by the size of its items.
+// A table as an array of structs. Only the item size of the array's dtype is checked.
 template <class T>
 const T* table(const py::array& array, const char* name) {
   if (array.itemsize() != sizeof(T) || array.ndim() != 1 || !(array.flags() & py::array::c_style))
@@ -48,7 +48,7 @@ Kernels find(const std::string& isa) {
   throw py::value_error("isa \"" + isa + "\" is not available here; choose one of: " + names);
 }
 
-// Keeps the tables alive beside the engine that reads them.
+// Keeps the tables alive for the engine that reads them.
 class PyEngine {
  public:
   PyEngine(py::array tensors, py::array dims, py::array views, py::array tiles, py::array spans, py::array components,
@@ -149,7 +149,7 @@ void remember(TensorReader& reader, int64_t i, const py::object& tensor) {
   reader.hint(i, py::getattr(tensor.attr("untyped_storage")(), "_cdata", py::int_(0)).cast<uintptr_t>());
 }
 
-// A list of what fill(list) finds, and a byte for each: 1 where it is None.
+// The list that fill(list) fills, and a byte for each item: 1 if it is None.
 template <class Fill>
 py::tuple gather(const Gatherer& gatherer, Fill fill) {
   const int64_t n = gatherer.size();
@@ -196,7 +196,7 @@ void expect(Watch& watch, const py::bytes& missing) {
   watch.expect(view.data());
 }
 
-// Field offsets, so that a test can hold the Python dtypes against these structs.
+// Field offsets, so that a test can compare the Python dtypes with these structs.
 #define FIELD(Struct, name) layout[#name] = py::make_tuple(offsetof(Struct, name), sizeof(Struct::name))
 
 py::dict layouts() {

@@ -1,5 +1,5 @@
-// Python's way into the CUDA engine: conversion, nothing else. Addresses come by name, so that none is taken for
-// another; all of them are the caller's and on the device.
+// Python bindings of the CUDA engine: conversions only. Addresses are passed by name, so that none is mistaken for
+// another. All memory is on the device and belongs to the caller.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -59,13 +59,13 @@ class PyEngine {
               bool measuring, uint64_t stream) const {
     std::vector<Launch> wanted;
     for (const auto& [dtype, variant, begin, end] : launches) wanted.push_back({dtype, variant, begin, end});
-    const Inputs given = inputs(at, scaled, measuring);
+    const DeviceInputs given = inputs(at, scaled, measuring);
     py::gil_scoped_release release;
     noetherperf::launch(problem_, given, wanted, reinterpret_cast<void*>(stream));
   }
 
  private:
-  static Inputs inputs(const py::dict& at, bool scaled, bool measuring) {
+  static DeviceInputs inputs(const py::dict& at, bool scaled, bool measuring) {
     return {pointer<const uint64_t>(at["scalars"]),
             pointer<const double>(at["rows"]),
             pointer<const Group>(at["groups"]),
@@ -75,7 +75,7 @@ class PyEngine {
             measuring};
   }
 
-  Problem problem_;
+  DeviceProblem problem_;
 };
 
 PYBIND11_MODULE(_cuda, m) {

@@ -1,4 +1,4 @@
-// The memory floor of a momentum step. Plain loops: what the compiler makes of them is limited by memory alone.
+// The memory floor of a momentum step. Plain loops: compiled, they are limited by memory bandwidth alone.
 
 #include "floor_cpu.h"
 

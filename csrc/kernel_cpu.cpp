@@ -1,12 +1,12 @@
 // The CPU kernel: steps a block of a matrix and takes its moments in the same pass, in SIMD.
 //
-// Compiled once per instruction set (NPERF_ISA = baseline, avx2, avx512, of NPERF_WIDTH = 2, 4, 8) from vector
-// extensions that GCC and Clang share and the operations of simd.h. What the code does follows from the width alone, so
-// that a machine without an instruction set can run the code of its width. Everything but the one exported function has
-// internal linkage, so that no build's code can stand in for another's.
+// Compiled once per instruction set (NPERF_ISA = baseline, avx2, avx512, of NPERF_WIDTH = 2, 4, 8), with the vector
+// extensions that GCC and Clang share and the operations of simd.h. The code depends on the width alone, so a machine
+// without an instruction set can run the code of its width. Everything except the one exported function has internal
+// linkage, so that the linker cannot replace one build's code by another's.
 //
-// Arithmetic is in float32 (float64 for float64 parameters), sums in float64. A block of N elements is one vector
-// register of the compute type; W is a register's worth of float64.
+// Arithmetic is in float32 (float64 for float64 parameters), sums in float64. N elements are one vector of the compute
+// type; W float64 are one register.
 
 #include "kernel_cpu.h"
 
@@ -24,54 +24,54 @@ namespace {
 
 static_assert(2 * W <= 16, "a vector past the width must fit into the padding of col_sums");
 
-// Moments are taken in two halves: of the gradient and the parameter before the step, and of what the step gives.
+// Moments are summed in two halves: those of the gradient and the parameter before the step, and those of the results.
 enum class Half { before, after };
 constexpr bool is_before(Operand x) { return x == Operand::one || x == Operand::p || x == Operand::g; }
 constexpr Half half_of(const Moment& moment) {
   return is_before(moment.a) && is_before(moment.b) ? Half::before : Half::after;
 }
 
-// With sixteen registers, a half of four rows' moments by row and position is taken in two groups: those of the half's
-// first operand alone, and the products with others.
+// Sixteen registers are too few to sum a half of four rows' moments by row and by position at once. So the half is
+// summed in two groups: the moments of its first operand alone, and the products with others.
 constexpr int n_groups(bool by_row, int n_rows) { return W == 4 && by_row && n_rows > 2 ? 2 : 1; }
 constexpr int group_of(const Moment& moment) {
   const Operand first = half_of(moment) == Half::before ? Operand::g : Operand::p_new;
   return (moment.a == first && (moment.b == first || moment.b == Operand::one)) ? 0 : 1;
 }
 
-// The moments of a half, and of a group of it where they are taken in several.
+// Selects the moments of a half, or of one group of it if there are several.
 template <Half half, int n_groups, int group>
 struct Selected {
   static constexpr bool takes(const Moment& moment) {
     return half_of(moment) == half && (n_groups == 1 || group_of(moment) == group);
   }
 };
-// A bit for every moment that a step takes and that is selected.
+// A bit mask of the selected moments that a step sums.
 template <class Step, class Of>
 constexpr uint64_t mask() {
   uint64_t bits = 0;
   for (int m = 0; m < Step::n_taken; ++m) bits |= uint64_t(Of::takes(Step::Rule::moments[m])) << m;
   return bits;
 }
-// Whether one of them has an operand.
+// Whether one of them needs an operand.
 template <class Step, class Of>
-constexpr bool asks(Operand operand) {
+constexpr bool needs(Operand operand) {
   for (int m = 0; m < Step::n_taken; ++m)
     if (Of::takes(Step::Rule::moments[m]) && Step::Rule::moments[m].has(operand)) return true;
   return false;
 }
 
-// Adds W elements of row r, those from i on of the vector at col, to the selected moments.
+// Adds W elements of row r to the selected moments: those of the vector at col, from element i on.
 template <class Of, class Type, class Step, bool whole, int n_rows, bool one_run>
 inline __attribute__((always_inline)) void add(F64* sums, const Strip<Type, Step, whole, n_rows, one_run>& x, int r,
                                                int64_t col, int64_t i) {
   const auto value = [at = col + Type::order(i)](const auto* row) { return as_f64(row + at); };
-  // In memory a parameter is what it is before its step, and after it as stored.
+  // Memory holds the parameter before the step, or after the step as stored.
   const F64 p = value(x.p(r));
   Operands<F64> operands{p, p, F64{}, F64{}, F64{}};
-  if constexpr (asks<Step, Of>(Operand::g)) operands.g = value(x.g(r));
-  if constexpr (Step::updates && asks<Step, Of>(Operand::u)) operands.u = value(x.u(r));
-  if constexpr (asks<Step, Of>(Operand::v)) operands.v = value(x.v(r));
+  if constexpr (needs<Step, Of>(Operand::g)) operands.g = value(x.g(r));
+  if constexpr (Step::updates && needs<Step, Of>(Operand::u)) operands.u = value(x.u(r));
+  if constexpr (needs<Step, Of>(Operand::v)) operands.v = value(x.v(r));
   accumulate<Step, Of>(sums, operands);
 }
 
@@ -135,12 +135,12 @@ inline __attribute__((always_inline)) void add_by_position(const Strip<Type, Ste
   if constexpr (n_groups(by_row, n_rows) > 1) add_group<half, 1, by_row>(x, lines, row_acc);
 }
 
-// Steps row r; with by_row, adds its moments to row_acc, those after the step a little behind it.
+// Steps row r; with by_row, adds its moments to row_acc, those after the step `lag` vectors behind.
 template <bool measured, bool by_row, bool alone, class Type, class Step, bool whole, int n_rows, bool one_run>
 inline __attribute__((always_inline)) void step_row(Strip<Type, Step, whole, n_rows, one_run>& x, int r,
                                                     const Coefficients<Step, typename Type::Scalar>& coefficients,
                                                     F64* row_acc) {
-  const Coefficients<Step, typename Type::Scalar> c = coefficients;  // a copy that no store can touch
+  const Coefficients<Step, typename Type::Scalar> c = coefficients;  // a local copy, which no store can alias
   constexpr int n_acc = Step::n_taken;
   constexpr int64_t N = n_lanes<Type>;
   F64 sums[n_acc];
@@ -196,9 +196,9 @@ inline void step_rows(const Block& b, const Coefficients<Step, typename Type::Sc
   constexpr bool in_strips = by_col || (by_row && Strip<Type, Step, true, n_rows, one_run>::needs_copies);
   const int64_t end = b.width / unit_cols<Type> * unit_cols<Type>;
   const int64_t widest = in_strips ? strip_cols(n_rows) : end;
-  // How far ahead to ask for memory: with moments to take or 16 bits to convert, too little of the work ahead is in
-  // flight for the hardware to keep memory busy. A row is followed by the next. Several are as many streams, which the
-  // hardware follows but starts late: at their end, the beginning of the next ones is asked for.
+  // The prefetch distance. With moments to sum or 16 bits to convert, out-of-order execution keeps too few loads in
+  // flight to saturate memory. After one row comes the next. Several rows are as many streams, which the hardware
+  // prefetches, but it starts late: at the end of the rows, the beginning of the next ones is prefetched.
   constexpr int64_t bytes = n_rows == 1 ? 2048 : one_run ? 2560 : 512;
   constexpr int64_t ahead = bytes / sizeof(typename Type::Element);
   const auto from = [&](int64_t col) {
@@ -215,16 +215,16 @@ inline void step_rows(const Block& b, const Coefficients<Step, typename Type::Sc
 
 template <class Type, class Step, bool by_row, bool by_col>
 void step_block(const Block& block) {
-  const Block b = block;  // a copy that no store can touch
+  const Block b = block;  // a local copy, which no store can alias
   using S = typename Type::Scalar;
   double numbers[Step::Rule::n_coefficients];
   for (int i = 0; i < Step::Rule::n_coefficients; ++i)
-    numbers[i] = b.row != nullptr && b.row[i] == b.row[i] ? b.row[i] : NAN;  // no NaN that rounding could carry on
+    numbers[i] = b.row != nullptr && b.row[i] == b.row[i] ? b.row[i] : NAN;  // a NaN that rounding keeps
   const auto c = Coefficients<Step, S>::of(numbers, b.unscale);
   constexpr int n_acc = Step::n_taken;
   const int64_t row_bytes = b.row_stride * sizeof(typename Type::Element);
   const int together = by_col ? rows_together(b.width, row_bytes) : 1;
-  // Streams within a page confuse the hardware that follows them.
+  // Several streams within one page confuse the hardware prefetchers.
   const bool one_run = b.row_stride == b.width && most_rows * row_bytes <= page;
   Copies<S> copies;
   if (by_col && b.fresh) std::memset(b.col_sums, 0, n_lines(b.width, n_acc) * sizeof(Line));
@@ -284,13 +284,13 @@ void fill_variants(StepKernels* steps, std::integer_sequence<int, variant...>) {
   ((steps[variant] = kernels_of<sgd::Step<variant>>()), ...);
 }
 
-// Advances a component of so many numbers, driven by so many moments.
+// Advances a component of `size` numbers, which n_drives moments drive.
 template <int size, bool compensated, int n_drives>
 void advance_segments(const Recursion& recursion, double* state, int64_t stride, const double* moments,
                       int64_t moment_stride, int64_t begin, int64_t end) {
-  const Recursion r = recursion;  // a copy that no store can touch
+  const Recursion r = recursion;  // a local copy, which no store can alias
   double* const xs = state;
-  double* const lost = state + stride;  // what rounding of x has left out
+  double* const lost = state + stride;  // the rounding error of x
   double* const ys = state + (1 + compensated) * stride;
 #pragma GCC ivdep
   for (int64_t i = begin; i < end; ++i) {
@@ -320,7 +320,7 @@ void advance_segments(const Recursion& recursion, double* state, int64_t stride,
   }
 }
 
-// The plain way, for any number of moments.
+// The generic loop, for any number of moments.
 void advance_plainly(const Recursion& r, double* state, int64_t stride, const double* moments, int64_t moment_stride,
                      int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i)

@@ -1,4 +1,4 @@
-// Moments: the sums that a step takes, as a list of pairs of operands that kernels fold over. Follows
+// Moments: the sums of a step, as a list of pairs of operands. Kernels fold over the list. Mirrors
 // noetherperf/rules/moments.py.
 #pragma once
 
@@ -28,7 +28,7 @@ struct Moment {
   Operand a, b;
 
   constexpr bool has(Operand x) const { return a == x || b == x; }
-  // By which power of the gradient's scale it grows, the update held.
+  // The power of the gradient's scale to which it is proportional, for a fixed update.
   constexpr int degree_in_gradient() const { return (a == Operand::g) + (b == Operand::g); }
 };
 
@@ -48,7 +48,7 @@ struct Operands {
   }
 };
 
-// Every moment of a list, in `accumulate`.
+// Selects every moment; the default of `accumulate`.
 struct Every {
   static NPERF_HD constexpr bool takes(const Moment&) { return true; }
 };
@@ -71,7 +71,7 @@ NPERF_HD void add_moments(D* sums, const Operands<D>& x, std::index_sequence<i..
   (add_moment<Rule, Selected, i>(sums, x), ...);
 }
 
-// Adds one element (or vector of elements) to the moments that a step takes, the first of its rule's list.
+// Adds one element (or vector of elements) to the moments that a step sums: the first of its rule's list.
 template <class Step, class Selected = Every, class D>
 NPERF_HD void accumulate(D* sums, const Operands<D>& x) {
   add_moments<typename Step::Rule, Selected>(sums, x, std::make_index_sequence<Step::n_taken>{});

@@ -1,5 +1,5 @@
-// A component of a law as the CPU kernels advance it in one step: its coefficients, and the moments that drive it,
-// those that nothing asks for left out. Found once a step for each row of numbers, not for each span of segments.
+// One step of a law's component for the CPU kernels: its coefficients, and the moments that drive it with a nonzero
+// coefficient. Computed once a step for each row of numbers, not for each span of segments.
 #pragma once
 
 #include <cstdint>
@@ -8,12 +8,12 @@
 
 namespace noetherperf {
 
-constexpr int most_drives = 4;  // that have code of their own; a recursion of more takes the plain way, rows.h
+constexpr int most_drives = 4;  // with unrolled code; a recursion with more uses the generic loop of rows.h
 
 // A moment that drives a component, and its coefficients.
 struct Drive {
   int64_t moment;
-  double to_x, to_rest, to_y;  // of x, of what rounding of x leaves out, of y
+  double to_x, to_rest, to_y;  // for x, for the rounding error of x, for y
 };
 
 struct Recursion {
@@ -25,15 +25,15 @@ struct Recursion {
   Drive drives[most_drives];
 };
 
-// Advances the segments [begin, end): a component's first row of a law's state and the stride of its rows; the moments,
-// and theirs.
+// Advances the segments [begin, end). `state` is the component's first row of the law's state, `moments` the first row
+// of the moments; each has the stride of its rows.
 using AdvanceKernel = void (*)(const Recursion&, double* state, int64_t stride, const double* moments,
                                int64_t moment_stride, int64_t begin, int64_t end);
 
 // A component's recursion. driving: the moments that drive it; numbers: its coefficients.
 inline Recursion recursion_of(const Component& component, const int32_t* driving, const double* numbers) {
   const bool pair = component.size > 1, compensated = component.compensated != 0;
-  const int length = component.size + component.n_moments;  // of a row of coefficients: A's, then B's
+  const int length = component.size + component.n_moments;  // of a row of coefficients: A's columns, then B's
   const double* const second = numbers + length;
   const double* const rests = numbers + component.size * length;
   Recursion r{&component, driving, numbers, numbers[0], 0.0, 0.0, 0.0, 0.0, 0.0, 0, {}};

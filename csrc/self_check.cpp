@@ -1,9 +1,9 @@
-// Every kernel of an instruction set against plain loops, on small blocks whose every number is exact.
+// Compares every kernel of an instruction set with plain loops, on small blocks whose arithmetic is exact.
 //
-// Parameters, gradients and buffers are small whole numbers and coefficients powers of two, so that whatever a step and
-// its moments give has few enough bits for each dtype: results are compared with ==, whatever order or contraction a
-// kernel has. What lies between and behind the rows is NaN, which a read past a row carries into its sums and a write
-// past a row replaces.
+// Parameters, gradients and buffers are small integers, and coefficients are powers of two. So all results of a step
+// and its moments are exact in each dtype, and == compares them, whatever order or contraction a kernel uses. The gaps
+// between rows and after the last row are NaN: an out-of-range read makes sums NaN, an out-of-range write replaces a
+// NaN.
 
 #include "self_check.h"
 
@@ -18,8 +18,8 @@ namespace {
 struct Shape {
   int64_t rows, width, gap;  // gap: elements between rows; −1: as many as make rows a page apart
 };
-// Rows that lie within a page; odd ones, more than a bank of sums; several strips; rows a page apart; wider than what
-// stays in the nearest cache.
+// Rows within one page; an odd number of rows, more than a bank of sums; several strips; rows a page apart; rows so
+// wide that their sums do not stay in the L1.
 constexpr Shape shapes[] = {{5, 7, 0}, {11, 19, 5}, {3, 150, 0}, {2, 40, -1}, {4, 776, 1}};
 constexpr int64_t behind = 64;  // NaN after the last row
 
@@ -72,7 +72,7 @@ Expected expected(const Shape& shape, const double* row) {
   return e;
 }
 
-// Whole and half numbers in each dtype and back; all that occur here are exact in it.
+// Writes a number in a dtype; all numbers of this file are exact in each dtype.
 struct Stored {
   int dtype;
 
@@ -83,7 +83,7 @@ struct Stored {
     uint32_t bits;
     std::memcpy(&bits, &single, sizeof bits);
     uint16_t half = uint16_t(bits >> 16);
-    if (dtype == float16)  // of a normal number, or of zero or NaN
+    if (dtype == float16)  // a normal number, zero or NaN
       half = uint16_t((bits >> 16 & 0x8000u) | (x != x     ? 0x7e00u
                                                 : x == 0.0 ? 0u
                                                            : ((bits >> 13 & 0x3ffffu) - (112u << 10))));
@@ -93,7 +93,7 @@ struct Stored {
   }
 };
 
-// A matrix in memory of its own, NaN where it has no elements.
+// A matrix with its own memory; gaps are NaN.
 class Matrix {
  public:
   Matrix(const Stored& stored, const Shape& shape, const std::vector<double>& values)
@@ -116,7 +116,7 @@ class Matrix {
   std::vector<char> bytes_;
 };
 
-// What a step is given and what it should leave, as stored in one dtype.
+// A step's inputs and its expected results, stored in one dtype.
 struct Matrices {
   Matrix p, g, v, p_after, v_after;
 
@@ -128,7 +128,7 @@ struct Matrices {
         v_after(stored, e.shape, e.v_after) {}
 };
 
-// What is wrong with a kernel's step of one block, nothing if all is right.
+// Describes the fault of a kernel's step of one block; empty if there is none.
 std::string fault(BlockKernel kernel, const Expected& e, const Matrices& given, int n_acc, const double* row,
                   bool by_row, bool by_col) {
   Matrix p = given.p, g = given.g, v = given.v;
@@ -165,7 +165,7 @@ std::string fault(BlockKernel kernel, const Expected& e, const Matrices& given, 
   return "";
 }
 
-// A variant of the step, or the pass that only measures, against the kernels that `made` has for it.
+// Checks the kernels `made` of one variant of the step, or of the pass that only measures.
 template <class Step>
 std::string check_step(const StepKernels& made, const double* row, const char* name) {
   for (const Shape& shape : shapes) {
@@ -196,8 +196,8 @@ std::string check_variants(const Kernels& kernels, bool mix_up, std::integer_seq
   return wrong;
 }
 
-// Components of every size, with and without compensation, and driven by as many moments as have code of their own and
-// one more; of numbers that are exact, too.
+// Checks components of every size, with and without compensation, and with up to two moments more than have unrolled
+// code. Their arithmetic is exact too.
 std::string check_components(const Kernels& kernels) {
   constexpr int64_t n = 21, stride = 23;
   constexpr int most = 6;

@@ -1,4 +1,4 @@
-// Whether the kernels of an instruction set compute what they should, on this processor.
+// Checks that the kernels of an instruction set compute correct results on this processor.
 #pragma once
 
 #include <string>
@@ -7,9 +7,9 @@
 
 namespace noetherperf {
 
-// What is wrong, nothing if all is right. Takes a millisecond or two.
+// Describes the first fault; empty if there is none. Takes one or two milliseconds.
 //
-// mix_up, for a test of the check itself: the kernels of each mode are taken for those of the mode before it.
+// mix_up tests the check itself: each variant is checked with the kernels of the next variant.
 std::string self_check(const Kernels& kernels, bool mix_up = false);
 
 }  // namespace noetherperf

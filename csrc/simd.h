@@ -1,8 +1,8 @@
-// Vectors of one width, and the few operations that the vector extensions of GCC and Clang have no word for.
+// Vectors of one width, and the few operations that the vector extensions of GCC and Clang lack.
 //
-// NPERF_WIDTH says how many float64 a vector holds, whatever the compiler builds for: it chooses the code, the compiler
-// only what it is made of. Each operation is one intrinsic where the instruction set of that width is there (8:
-// AVX-512, 4: AVX2) and the same done lane by lane elsewhere, so that any machine can run the code of every width.
+// NPERF_WIDTH is the number of float64 in a vector. It alone chooses the code, whatever target the compiler builds for.
+// An operation is one intrinsic if the target has the instruction set of that width (8: AVX-512, 4: AVX2). Otherwise it
+// is done lane by lane, so any machine can run the code of every width.
 #pragma once
 
 #include <cstdint>
@@ -22,14 +22,14 @@ namespace noetherperf {
 namespace {
 
 #if defined(__aarch64__)
-using Binary16 = __fp16;  // GCC knows the other name there from version 13 on
+using Binary16 = __fp16;  // GCC has _Float16 there from version 13 on
 #else
 using Binary16 = _Float16;
 #endif
 
 constexpr int W = NPERF_WIDTH;
 
-// Whether operations are made of intrinsics, or of vector extensions as the baseline's all are.
+// Whether operations are intrinsics; the baseline has vector extensions only and counts as native too.
 #if NPERF_AVX512 || NPERF_AVX2 || NPERF_WIDTH == 2
 constexpr bool is_native = true;
 #else
@@ -56,7 +56,7 @@ inline void store_vector(void* to, const V& x) {
 }
 
 #if NPERF_AVX2
-// All bits of a vector's first n elements of type T, none of the others.
+// A mask: all bits are set in a vector's first n elements of type T, none in the others.
 template <class V, class T>
 inline V first(int64_t n) {
   static const T bits[] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
@@ -64,7 +64,7 @@ inline V first(int64_t n) {
 }
 #endif
 
-// The first n of a vector's elements, zeros after them; and their store, which touches nothing past them.
+// Masked load of a vector's first n elements, zeros after them; and the masked store, which writes nothing past them.
 template <class V, class T>
 inline V load_first(const T* from, int64_t n) {
 #if NPERF_AVX512
@@ -121,7 +121,7 @@ inline void store_first(T* to, const V& x, int64_t n) {
 #endif
 }
 
-// Sixteen bits as the upper half of 32, zeros below them; and the lower halves of 32, which fit.
+// 16-bit values as upper halves of 32 bits, zeros below; and the lower halves of 32-bit values that fit into 16 bits.
 inline U32 upper_halves(const U16& x) {
 #if NPERF_AVX512
   return (U32)_mm512_cvtepu16_epi32((__m256i)x) << 16;
@@ -138,8 +138,8 @@ inline U16 lower_halves(const U32& x) {
 }
 
 #if NPERF_WIDTH == 4
-// The same of a whole register's sixteen values, as AVX2 unpacks them without crossing lanes: elements 0-3 and 8-11,
-// then 4-7 and 12-15.
+// The same for a whole register's sixteen values, in the order in which AVX2 unpacks them without crossing lanes:
+// elements 0-3 and 8-11, then 4-7 and 12-15.
 inline void unpack_upper_halves(const U16Full& x, U32& lo, U32& hi) {
 #if NPERF_AVX2
   const __m256i zero = _mm256_setzero_si256();
@@ -202,9 +202,9 @@ inline U16 narrow_half(const F32& x) {
 #endif
 }
 
-// W values in memory as float64. On x86 a conversion that reads memory (just written, so in the store buffer or the
-// nearest cache) spares the arithmetic ports the shuffles that one of half a register would need; left alone, a
-// compiler would know the value that it has just stored, and convert that.
+// Loads W values as float64. On x86 a conversion with a memory operand needs no shuffle on the arithmetic ports; a
+// conversion of half a register does. The memory was just written, so it is in the store buffer or the L1. Without the
+// assembly, the compiler would forward the stored register and convert that.
 inline F64 as_f64(const double* from) { return load_vector<F64>(from); }
 inline F64 as_f64(const float* from) {
 #if NPERF_AVX512 || NPERF_AVX2
@@ -217,7 +217,7 @@ inline F64 as_f64(const float* from) {
 #endif
 }
 
-// The sums of W vectors, element i that of vector i: a transposition and its additions at once.
+// The sums of W vectors: element i is the sum of vector i. Transposes and adds at once.
 inline F64 sum_each(const F64* x) {
 #if NPERF_WIDTH == 8
   F64 pairs[4], quads[2];

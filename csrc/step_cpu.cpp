@@ -1,8 +1,8 @@
 // The CPU engine: threads over tiles, then over segments.
 //
-// First stage: every tile steps its block (kernel_cpu.cpp) and writes its sums to a place of its own. Each thread
-// starts on a contiguous range of tiles and, done with it, helps on the others'. Second stage: spans of segments add
-// the slices that several tiles left, in order, and advance the laws. Which thread does what never changes a result.
+// First stage: every tile steps its block (kernel_cpu.cpp) and writes its sums to its own slice. Each thread starts on
+// a contiguous range of tiles, then steals tiles of other ranges. Second stage: for each span of segments, add the
+// slices of several tiles in order, and advance the laws. Results do not depend on the threads' schedule.
 
 #include "step_cpu.h"
 
@@ -16,14 +16,14 @@ namespace noetherperf {
 namespace {
 
 constexpr int64_t chunk_cols = 16384;  // columns summed by position at a time: 768 KB of float64 sums, for the L2
-constexpr int64_t staging_cols = 512;  // what is copied together from a tensor that is no matrix in memory
+constexpr int64_t staging_cols = 512;  // of a block that is copied from a tensor without a dense layout
 constexpr int64_t staging_rows = 8;
 constexpr int64_t elements_worth_a_thread = 4096;
 constexpr int64_t element_size[n_dtypes] = {4, 8, 2, 2};
 
 using sgd::Rule;
 
-// Which row of numbers a tensor's step takes.
+// The index of the row of numbers of a tensor's step.
 int64_t row_of(const Problem& problem, const Inputs& inputs, int64_t tensor) {
   const int64_t age = std::min<int64_t>(inputs.ages[tensor], problem.n_ages - 1);
   return problem.tensors[tensor].group * problem.n_ages + age;
@@ -37,13 +37,13 @@ struct Job {
   const uint64_t* addresses;  // the tensor's parameter, gradient, buffer
   Scratch& scratch;
   const StepKernels& step;
-  const double* row;  // of the step's numbers
+  const double* row;  // the step's row of numbers
   double unscale;
 
   void* address(int which) const { return reinterpret_cast<void*>(addresses[which]); }
 };
 
-// Where a tile's sums of moment m go: a slice of the workspace, or the moments where there is one slice only.
+// Where a tile writes its sums of moment m: a slice of the workspace, or the moments if there is only one slice.
 double* sums_of(const Problem& problem, const View& view, int64_t slice, int m) {
   if (view.n_slices <= 1) return problem.moments + m * problem.moments_stride + view.segment;
   return problem.workspace + view.workspace + (slice * Rule::n_moments + m) * view.n_segments;
@@ -93,7 +93,8 @@ void copy_strided(const Job& job, int64_t Dim::* stride, void* base, void* buffe
   }
 }
 
-// Steps rows × width elements at (row, col) of the tensor's matrix. block holds coefficients and where the sums go.
+// Steps rows × width elements at (row, col) of the tensor's matrix. `block` holds the coefficients and the addresses of
+// the sums.
 void step_part(const Job& job, BlockKernel kernel, Block block, int64_t row, int64_t rows, int64_t col, int64_t width) {
   const int64_t size = element_size[job.tensor.dtype];
   block.width = width;
@@ -144,7 +145,7 @@ void gather_positions(const Line* lines, int n_acc, int64_t width, double* to) {
 // Adds the sums of positions [col, col + width) to the sums of their segments.
 void fold_positions(const View& view, int64_t col, int64_t width, const double* positions, double* sums) {
   int64_t segment = col / view.inner % view.n_segments, left = view.inner - col % view.inner;
-  for (int64_t i = 0; view.inner == 1 && i < width; segment = 0) {  // all segments once, again and again
+  for (int64_t i = 0; view.inner == 1 && i < width; segment = 0) {  // each run is all segments once
     const int64_t run = std::min(view.n_segments - segment, width - i);
     for (int64_t j = 0; j < run; ++j) sums[segment + j] += positions[i + j];
     i += run;
@@ -184,8 +185,7 @@ void run_tile(const Job& job) {
     block.col_sums = job.scratch.col_sums.data();
   }
 
-  // Where this tile's position sums go, and which segments it owns there; those that positions are added to are cleared
-  // first.
+  // Clears the segments of this tile's slice to which position sums are added.
   for (int k = 0; k < n_col_views; ++k) {
     const View& view = col_views[k];
     if (is_positions(view, tensor)) continue;
@@ -198,7 +198,7 @@ void run_tile(const Job& job) {
     }
   }
 
-  // Columns are walked in equal chunks, as wide as the sums by position allow: short runs of memory are slow runs.
+  // Columns are walked in equal chunks, as wide as the sums by position allow: short contiguous runs are slow.
   const int64_t cols = tile.col_end - tile.col_begin;
   const int64_t widest = !tensor.dense ? staging_cols : n_col_views > 0 ? chunk_cols : cols;
   const int64_t n_chunks = (cols + widest - 1) / widest;
@@ -238,7 +238,7 @@ void run_tile(const Job& job) {
   }
 }
 
-// Moments m >= first of a span set to zero.
+// Sets moments m >= first of a span to zero.
 void clear_moments(const Problem& problem, const View& view, const Span& span, int first) {
   for (int m = first; m < Rule::n_moments; ++m) {
     double* const to = problem.moments + m * problem.moments_stride + view.segment;
@@ -246,7 +246,7 @@ void clear_moments(const Problem& problem, const View& view, const Span& span, i
   }
 }
 
-// Adds the slices that several tiles left, in order.
+// Adds the slices of several tiles in order.
 void gather_slices(const Problem& problem, const View& view, const Span& span, int n_acc) {
   for (int m = 0; m < n_acc; ++m) {
     double* const to = problem.moments + m * problem.moments_stride + view.segment;
@@ -258,7 +258,7 @@ void gather_slices(const Problem& problem, const View& view, const Span& span, i
   }
 }
 
-// Multiplies the sums that hold the gradient by what it is to be multiplied by.
+// Multiplies moments by `unscale`, once for each gradient in their product.
 void unscale_moments(const Problem& problem, const View& view, const Span& span, int n_acc, double unscale) {
   for (int m = 0; m < n_acc; ++m) {
     const int degree = Rule::moments[m].degree_in_gradient();
@@ -312,7 +312,7 @@ Engine::Engine(const Problem& problem, const Kernels& kernels)
 void Engine::step(const Inputs& inputs, int n_threads) { run<false>(inputs, n_threads); }
 void Engine::measure(const Inputs& inputs, int n_threads) { run<true>(inputs, n_threads); }
 
-// Brings the moments of a span together and advances its laws; the pass that only measures has none to advance.
+// Combines the moments of a span and advances its laws. The pass that only measures does not advance laws.
 void Engine::finish(const Inputs& inputs, const Span& span, const StepKernels& step) {
   const View& view = problem_.views[span.view];
   const int n_acc = step.n_taken;
@@ -339,7 +339,7 @@ void Engine::finish(const Inputs& inputs, const Span& span, const StepKernels& s
 template <bool measuring>
 void Engine::run(const Inputs& inputs, int n_threads) {
   const Problem& problem = problem_;
-  // Threads that would have less to do than what it takes to call them are left alone.
+  // A thread with little work saves less time than its start takes.
   n_threads = int(std::max<int64_t>(1, std::min<int64_t>(n_threads, n_elements_ / elements_worth_a_thread)));
   if (int(ranges_.size()) < n_threads) {
     ranges_ = std::vector<Range>(n_threads);
@@ -377,7 +377,7 @@ void Engine::run(const Inputs& inputs, int n_threads) {
 #pragma omp parallel num_threads(n_threads)
   {
     const int me = omp_get_thread_num();
-    for (int k = 0; k < n_threads; ++k) {  // the own range first, then what others have left
+    for (int k = 0; k < n_threads; ++k) {  // the thread's own range first, then the rest of the others
       Range& range = ranges_[(me + k) % n_threads];
       for (int64_t t; (t = range.next.fetch_add(1, std::memory_order_relaxed)) < range.end;) {
         const Tile& tile = problem.tiles[t];
@@ -387,7 +387,7 @@ void Engine::run(const Inputs& inputs, int n_threads) {
         const double* const row =
             measuring ? nullptr : inputs.rows + row_of(problem, inputs, tile.tensor) * problem.n_numbers;
         run_tile({problem, tile, tensor, inputs.addresses + 3 * tile.tensor, scratch_[me], step, row, inputs.unscale});
-        if (n_tiles_[tile.tensor] == 1)  // nobody else adds to its segments: finished while they are in the cache
+        if (n_tiles_[tile.tensor] == 1)  // no other tile adds to its segments: finish them while they are cached
           for (int32_t v = tensor.view; v < tensor.view + tensor.n_views; ++v)
             finish(inputs, {0, problem.views[v].n_segments, v, 0}, step);
       }
@@ -397,7 +397,7 @@ void Engine::run(const Inputs& inputs, int n_threads) {
     for (int64_t s = 0; s < problem.n_spans; ++s) {
       const Span& span = problem.spans[s];
       const int32_t tensor = problem.views[span.view].tensor;
-      if (!takes_part(tensor)) {  // its charges stay, the moments of gradient and update are zero, its laws wait
+      if (!takes_part(tensor)) {  // charges stay, moments of gradient and update are zero, laws do not advance
         clear_moments(problem, problem.views[span.view], span, Rule::n_kept);
       } else if (n_tiles_[tensor] != 1) {
         finish(inputs, span, step_of(tensor));

@@ -11,8 +11,8 @@
 
 namespace noetherperf {
 
-// Tables of the plan (noetherperf/engines/tiling.py), the laws' components (rows.py) and what the laws live in
-// (Measurement, noetherperf/measure/plan.py). All memory belongs to the caller and outlives the engine.
+// Tables of the plan (noetherperf/engines/tiling.py), the laws' components (noetherperf/engines/rows.py) and the
+// measurement (noetherperf/measure/plan.py). All memory belongs to the caller and outlives the engine.
 struct Problem {
   const Tensor* tensors;
   const Dim* dims;
@@ -23,7 +23,7 @@ struct Problem {
   const int32_t* driving;  // the moments that drive components
   int64_t n_tensors, n_tiles, n_spans, n_components;
   int32_t law_numbers[n_laws];  // where each law's coefficients begin in a row
-  int64_t n_ages, n_numbers;    // of a parameter group's rows, and of a row
+  int64_t n_ages, n_numbers;    // rows of a parameter group, numbers of a row
   double* workspace;
   double* moments;  // [n_moments, moments_stride]
   int64_t moments_stride;
@@ -32,24 +32,24 @@ struct Problem {
   double* propagators;  // [n_tensors, n_laws, n_propagated, 2, 2]
 };
 
-// What is new each step. A tensor whose gradient is null takes no part in it.
+// The inputs of one step. A tensor whose gradient is null takes no part in it.
 struct Inputs {
   const uint64_t* addresses;  // [n_tensors, 3]: parameter, gradient, momentum buffer (null: none)
-  const uint8_t* ages;        // [n_tensors]: 0 where the buffers have just been made
+  const uint8_t* ages;        // [n_tensors]: 0 if the buffers are new
   const double* rows;         // [n parameter groups, n_ages, n_numbers]
   const Group* groups;        // one per parameter group
   int64_t n_groups;
-  double unscale;  // the gradient is what lies in memory times this
+  double unscale;  // the gradient is the stored value times this
 };
 
-// One thread's own memory, allocated before it is needed.
+// One thread's scratch memory, allocated before the first tile.
 struct Scratch {
   std::vector<double> row_sums, positions;
   std::vector<Line> col_sums;
   std::vector<uint64_t> staging;
 };
 
-// The tiles that are left of one thread's own range, on a cache line of its own.
+// The tiles that remain of one thread's range; alone on its cache line, against false sharing.
 struct alignas(64) Range {
   std::atomic<int64_t> next{0};
   int64_t end = 0;
@@ -77,10 +77,10 @@ class Engine {
   Kernels kernels_;
   int64_t max_tile_rows_ = 0, n_elements_ = 0;
   std::vector<int32_t> n_tiles_;  // of each tensor
-  std::vector<uint8_t> n_taken_;  // moments of each tensor that may not be zero
+  std::vector<uint8_t> n_taken_;  // how many moments of each tensor may be nonzero
   std::vector<Scratch> scratch_;
   std::vector<Range> ranges_;
-  std::vector<Recursion> recursions_;  // of each row of numbers, each component's
+  std::vector<Recursion> recursions_;  // [rows of numbers, components]
 };
 
 // The kernels that this build has and this machine can run, best first.

@@ -1,6 +1,6 @@
 // Strips: rows of a block that the CPU kernel walks together, their elements stepped a vector at a time.
 //
-// Included once in each build of the kernel, inside of which it has internal linkage.
+// Each build of the kernel includes this file once; everything in it has internal linkage.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@ namespace {
 template <class Step, class Scalar>
 using Coefficients = typename Step::Rule::template Coefficients<Scalar>;
 
-// Whether a step takes a moment of an operand.
+// Whether a step sums a moment of this operand.
 template <class Step>
 constexpr bool takes(Operand operand) {
   for (int m = 0; m < Step::n_taken; ++m)
@@ -22,10 +22,10 @@ constexpr bool takes(Operand operand) {
   return false;
 }
 
-// How many rows are walked together. Alone, a row is one run of memory, and its sums by row stay in registers. Sums by
-// position are loaded and stored less often where several rows share them; with AVX-512 that does not pay where they
-// stay in the nearest cache anyway. Rows a multiple of a page apart fall into the same sets of that cache, which hold
-// eight lines or little more: p, g and v of four rows would push each other out.
+// How many rows are walked together. A single row is one contiguous run, and its row sums stay in registers. Several
+// rows share the loads and stores of position sums; with AVX-512 that does not pay while these sums stay in the L1.
+// Rows a multiple of a page apart map to the same L1 sets, which have eight ways or little more: p, g and v of four
+// rows would evict each other.
 constexpr int64_t near_cols = W < 8 ? 0 : 768;
 constexpr int most_rows = W < 4 ? W : 4;
 constexpr int64_t page = 4096;
@@ -33,23 +33,23 @@ constexpr int rows_together(int64_t width, int64_t row_bytes) {
   return width <= near_cols ? 1 : row_bytes % page == 0 ? 2 : most_rows;
 }
 
-// How many columns of so many rows are walked together, a strip. The nearest cache keeps what a strip's passes read
-// again; what memory sends, asked for in each of them, is to arrive evenly.
+// The columns of a strip of n_rows rows. A strip stays in the L1 between its passes. Every pass prefetches a part of
+// what follows, so that memory traffic is even.
 constexpr int64_t strip_size = 128;
 constexpr int64_t strip_cols(int n_rows) { return strip_size / n_rows; }
 
-// After so many vectors, what was stored has arrived in the cache and can be read back without waiting for it.
+// The latency of a store, in vectors: after it the value is in the cache, and a load of it does not stall.
 constexpr int64_t lag = 4;
 
-// Values of a strip that no tensor holds in the type they are computed in, row after row.
+// Values of a strip that no tensor stores in the compute type, row after row.
 template <class Scalar>
 struct Copies {
   alignas(64) Scalar p[strip_size], g[strip_size], u[strip_size], v[strip_size];
 };
 
-// Rows of a block. Moments are taken of values in memory: of the tensors where these hold them as computed, of copies
-// otherwise. A strip that is not whole is narrower than a unit; copies fill it up with zeros. Memory is asked for row
-// by row, or for all rows as the one run that they are.
+// Some rows of a block. Moments are summed from memory: from the tensors if these store the compute type, else from
+// copies. A strip that is not `whole` is narrower than a unit; copies pad it with zeros. With `one_run` the rows are
+// contiguous and are prefetched as one run, else row by row.
 template <class Type, class Step, bool whole, int n_rows, bool one_run>
 class Strip {
  public:
@@ -60,7 +60,7 @@ class Strip {
   static constexpr bool as_stored = whole && sizeof(Element) == sizeof(Scalar);
   static constexpr bool u_is_v = Step::u_is_v;
   static constexpr bool needs_copies = !as_stored || !(u_is_v || !Step::updates);
-  // Whether a moment beside |u|² asks for the buffer after the step.
+  // Whether a moment needs the buffer after the step.
   static constexpr bool keeps_v = u_is_v || takes<Step>(Operand::v);
 
   Strip(const Block& b, int64_t row, int64_t col, int64_t width, int64_t ahead, Copies<Scalar>& copies)
@@ -107,7 +107,7 @@ class Strip {
     }
   }
 
-  // Prefetch what follows. (A compiler may drop a call that does nothing else, so these are none.)
+  // Prefetch what follows. Always inlined, because a compiler may drop a call that only prefetches.
   inline __attribute__((always_inline)) void prefetch_p(int r, int64_t col) const {
     __builtin_prefetch(p_ + ahead_of(r, col));
   }
@@ -144,7 +144,7 @@ class Strip {
     }
   }
 
-  // How many of the vector at col are there.
+  // How many elements of the vector at col are in range.
   int64_t n_left(int64_t col) const {
     const int64_t left = width_ - col;
     return left < 0 ? 0 : left < n_lanes<Type> ? left : n_lanes<Type>;

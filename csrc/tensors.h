@@ -1,10 +1,10 @@
-// What a step asks of thousands of Python objects: gradients, momentum buffers, where tensors are and how they lie, and
-// whether somebody else has written them.
+// Reads of thousands of Python objects in a step: gradients, momentum buffers, addresses and layouts of tensors, and
+// whether other code has written them.
 //
-// Without torch's headers, so one build serves every torch: torch.Tensor.__dlpack_c_exchange_api__ is a capsule that
-// holds functions of a stable C ABI, DLPack's; one of them describes a tensor where it is, and waits for nothing.
+// No torch header is used, so one build serves every torch. torch.Tensor.__dlpack_c_exchange_api__ is a capsule with
+// functions of a stable C ABI, DLPack's. One of them describes a tensor in place, and does not wait for a device.
 //
-// Since these objects were last looked at a step has gone through the caches. So several are asked of memory at once.
+// The last step has evicted these objects from the caches, so several are prefetched at once.
 #pragma once
 
 #include <Python.h>
@@ -43,7 +43,7 @@ struct ExchangeTable {
 
 }  // namespace dlpack
 
-// Describes the tensor that a Python object is, if it is one that DLPack describes (a sparse one is not).
+// Describes a Python object as a tensor, if DLPack can (a sparse tensor it cannot).
 class Describe {
  public:
   explicit Describe(const dlpack::ExchangeTable& table) : describe_(table.describe) {}
@@ -58,12 +58,12 @@ class Describe {
   int (*describe_)(void*, dlpack::Tensor*);
 };
 
-// Tells whether a tensor's elements are the numbers at its address. DLPack does not say so of a tensor that has no
-// memory, of a subclass that answers torch's operations itself, and of a view that torch negates when it is read.
+// Tests whether a tensor's elements are the numbers at its address. DLPack does not report three exceptions: a tensor
+// without memory, a subclass that implements torch's operations itself, and a view that torch negates on read.
 //
-// Torch notes the last in one bit, at a fixed distance behind the shape of a tensor of few dimensions. The distance is
-// that of this torch, found by comparing tensors that differ in nothing else. Where none is found torch's own method is
-// asked, which takes longer than all else that a step asks of a tensor.
+// Torch stores the negation in one bit, at a fixed distance from the shape of a tensor of few dimensions. The distance
+// depends on the version of torch. It is learned from tensors that differ in this bit alone. If that fails, torch's own
+// method is called, which takes longer than all other reads of a tensor in a step.
 class Readable {
  public:
   // type: torch.Tensor. usual: torch.nn.Parameter, another type without a dispatch of its own.
@@ -86,16 +86,16 @@ class Readable {
 
   bool is_quick() const { return bit_ != 0; }
 
-  // Whether a tensor's type answers torch's operations itself. Such a one is better not described: it may complain.
+  // Whether a tensor's type implements torch's operations itself. Do not describe these tensors: they may raise.
   bool has_own_dispatch(PyObject* tensor) const {
     PyObject* const type = reinterpret_cast<PyObject*>(Py_TYPE(tensor));
     if (type == type_ || type == usual_) return false;
     const PyObject* const dispatch = attribute(type, "__torch_dispatch__");
-    if (dispatch == nullptr) PyErr_Clear();  // no tensor at all
+    if (dispatch == nullptr) PyErr_Clear();  // not a tensor
     return dispatch != dispatch_;
   }
 
-  // Of any other tensor, as described. False with a Python exception set: that could not be told.
+  // For any other tensor, with its description. False with a Python exception set: torch's method failed.
   bool operator()(PyObject* object, const dlpack::Tensor& x) const {
     if (x.data == nullptr) return std::find(x.shape, x.shape + x.n_dims, 0) != x.shape + x.n_dims;
     if (bit_ != 0 && x.n_dims <= most_dims) return (word(x, distance_) & bit_) == 0;
@@ -105,10 +105,10 @@ class Readable {
   }
 
  private:
-  static constexpr int32_t most_dims = 5;  // of more, the shape is elsewhere
+  static constexpr int32_t most_dims = 5;  // with more, torch allocates the shape elsewhere
   static constexpr int64_t last_distance = 112;
 
-  // Of a type that outlives us, and so does what it has.
+  // A borrowed reference: the type and its attributes outlive this object.
   static PyObject* attribute(PyObject* type, const char* name) {
     PyObject* const found = PyObject_GetAttrString(type, name);
     Py_XDECREF(found);
@@ -121,7 +121,7 @@ class Readable {
     return value;
   }
 
-  // The bit in which two tensors' words differ, if it is one.
+  // The bit in which two tensors' words differ; 0 if they differ in several.
   static uint64_t only_bit(const dlpack::Tensor& x, const dlpack::Tensor& y, int64_t distance) {
     const uint64_t both = word(x, distance) ^ word(y, distance);
     return (both & (both - 1)) == 0 ? both : 0;
@@ -132,31 +132,31 @@ class Readable {
   uint64_t bit_ = 0;
 };
 
-// How many objects ahead memory is asked for.
+// The prefetch distance, in objects.
 constexpr int64_t objects_ahead = 8;
 
-// Asks memory for a tensor's Python object, and for what torch knows of it: that lies around its shape.
-inline __attribute__((always_inline)) void ask_for_tensor(const PyObject* object, uintptr_t shape) {
+// Prefetches a tensor's Python object, and torch's C++ object, which is around the tensor's shape.
+inline __attribute__((always_inline)) void prefetch_tensor(const PyObject* object, uintptr_t shape) {
   __builtin_prefetch(object);
   for (int line = -1; line <= 2; ++line)
     __builtin_prefetch(reinterpret_cast<const void*>(shape + uintptr_t(64 * line)));
 }
 
-// Reads where tensors are, and knows how each of them lay when it was last told to remember that.
+// Reads the addresses of tensors, and compares their layouts with the remembered ones.
 class TensorReader {
  public:
   TensorReader(int64_t n, Describe describe, Readable readable) : describe_(describe), readable_(readable), known_(n) {}
 
   int64_t size() const { return static_cast<int64_t>(known_.size()); }
 
-  // Writes the address of every tensor of a list to to[i * stride]: 0 where it is None, 1 where it is empty. Returns
-  // the numbers of those that do not lie as remembered; what DLPack does not describe (a sparse tensor), or is not
-  // readable, is always among them, at 0.
+  // Writes the address of every tensor of a list to to[i * stride]: 0 for None, 1 for an empty tensor. Returns the
+  // indices of the tensors whose layout is not the remembered one. A tensor that DLPack cannot describe (sparse), or
+  // that is not readable, is always among them, with address 0.
   std::vector<int64_t> read(PyObject* list, uint64_t* to, int64_t stride) {
     std::vector<int64_t> changed;
     for (int64_t i = 0; i < size(); ++i, to += stride) {
       if (const int64_t next = i + objects_ahead; next < size()) {
-        ask_for_tensor(PyList_GET_ITEM(list, next), known_[next].place);
+        prefetch_tensor(PyList_GET_ITEM(list, next), known_[next].place);
         __builtin_prefetch(reinterpret_cast<const void*>(known_[next].storage));
         __builtin_prefetch(reinterpret_cast<const void*>(known_[next].storage + 64));
       }
@@ -172,7 +172,7 @@ class TensorReader {
     return changed;
   }
 
-  // Whether there was something to remember.
+  // Remembers the layout of tensor i. False: DLPack cannot describe it.
   bool remember(int64_t i, PyObject* tensor) {
     dlpack::Tensor x;
     if (!describe_(tensor, x)) return false;
@@ -180,7 +180,7 @@ class TensorReader {
     return true;
   }
 
-  // Where torch keeps what it knows of tensor i's memory: memory is asked for that too.
+  // The address of torch's storage object of tensor i, which is prefetched too.
   void hint(int64_t i, uintptr_t storage) { known_[i].storage = storage; }
 
  private:
@@ -188,8 +188,8 @@ class TensorReader {
     int32_t device_type = -1, device_id = 0;
     uint8_t type_code = 0, type_bits = 0;
     std::vector<int64_t> sizes;  // shape and strides
-    uintptr_t place = 0;         // where torch had written the shape, beside all else that it knows of the tensor
-    uintptr_t storage = 0;       // and what it knew of the tensor's memory
+    uintptr_t place = 0;         // address of the shape, inside torch's C++ object
+    uintptr_t storage = 0;       // address of torch's storage object
 
     Layout() = default;
     explicit Layout(const dlpack::Tensor& x)
@@ -214,7 +214,7 @@ class TensorReader {
   std::vector<Layout> known_;
 };
 
-// Gathers what parameters have, always the same ones. It holds no reference to them, only to what it returns.
+// Gathers attributes and state entries of fixed parameters. It holds no reference to any object.
 class Gatherer {
  public:
   // params: a list of tensors.
@@ -229,11 +229,11 @@ class Gatherer {
 
   int64_t size() const { return static_cast<int64_t>(seen_.size()); }
 
-  // Writes every parameter's attribute of this name to a list of so many Nones. False: Python has an exception set.
+  // Writes every parameter's attribute `name` to a list with one None per parameter. False: a Python exception is set.
   bool attributes(PyObject* params, PyObject* name, PyObject* to) {
     for (int64_t i = 0; i < size(); ++i) {
       if (const int64_t next = i + objects_ahead; next < size()) {
-        ask_for_tensor(PyList_GET_ITEM(params, next), seen_[next].shape);
+        prefetch_tensor(PyList_GET_ITEM(params, next), seen_[next].shape);
         __builtin_prefetch(seen_[next].attribute);
       }
       PyObject* const value = PyObject_GetAttr(PyList_GET_ITEM(params, i), name);
@@ -244,8 +244,8 @@ class Gatherer {
     return true;
   }
 
-  // Writes state[parameter][name] of every parameter to a list of so many Nones, where there is one. False: Python has
-  // an exception set. state: a dict of dicts; its order is remembered, for hashing every parameter would take longer.
+  // Writes state[parameter][name] of every parameter that has it to a list with one None per parameter. False: a Python
+  // exception is set. state: a dict of dicts; its order is remembered, because hashing every parameter takes longer.
   bool items(PyObject* state, PyObject* name, PyObject* to) {
     PyObject *key, *slot;
     Py_ssize_t at = 0;
@@ -276,7 +276,7 @@ class Gatherer {
  private:
   struct Seen {
     uintptr_t shape = 0;            // of the parameter
-    PyObject* attribute = nullptr;  // when it was last gathered; nobody says that it still is
+    PyObject* attribute = nullptr;  // of the last gather, to prefetch it; may be dangling
   };
   struct Key {
     PyObject* param;
@@ -288,12 +288,11 @@ class Gatherer {
   std::vector<Key> keys_;  // of the state, in its order
 };
 
-// Knows tensors by identity and version counter, and sees which were written or replaced since. Holds none alive.
+// Detects tensors that were written or replaced, by identity and version counter. Keeps no tensor alive.
 class Watch {
  public:
-  // which: the numbers of the tensors that are watched. counter: the descriptor of torch.Tensor._version, whose getter
-  // is called directly: looking it up for each tensor takes twice as long. kept: whoever made this keeps the tensors
-  // that it knows alive.
+  // which: the indices of the watched tensors. counter: the descriptor of torch.Tensor._version, whose getter is called
+  // directly: a lookup for each tensor takes twice as long. kept: the caller keeps the known tensors alive.
   Watch(const std::vector<int64_t>& which, PyObject* counter, Describe describe, bool kept)
       : known_(which.size()), describe_(describe), kept_(kept) {
     for (size_t k = 0; k < which.size(); ++k) {
@@ -312,17 +311,17 @@ class Watch {
     for (const Known& known : known_) let_go(known);
   }
 
-  // So many tensors a list must have.
+  // The least length of a list: it must have all watched tensors.
   int64_t at_least() const { return at_least_; }
 
-  // The numbers of the watched ones that are not as they are known.
+  // The indices of the watched tensors that were written or replaced.
   std::vector<int64_t> look(PyObject* list) const {
     std::vector<int64_t> changed;
     const size_t n = known_.size();
     for (size_t k = 0; k < n; ++k) {
       if (k + objects_ahead < n) {
         const Known& next = known_[k + objects_ahead];
-        ask_for_tensor(PyList_GET_ITEM(list, next.number), next.shape);
+        prefetch_tensor(PyList_GET_ITEM(list, next.number), next.shape);
         __builtin_prefetch(next.reference);
       }
       const Known& known = known_[k];
@@ -333,7 +332,7 @@ class Watch {
     return changed;
   }
 
-  // Takes tensor i, or None, as it is now, if it is watched. False: Python has an exception set.
+  // Records the present state of tensor i (or None), if it is watched. False: a Python exception is set.
   bool know(int64_t i, PyObject* object) {
     const auto found = place_.find(i);
     if (found == place_.end()) return true;
@@ -352,7 +351,7 @@ class Watch {
     return true;
   }
 
-  // Tensors are about to be written once, but those that missing has a 1 for.
+  // All tensors are about to be written once, except those with a 1 in `missing`.
   void expect(const char* missing) {
     for (Known& known : known_)
       if (known.version >= 0) known.version += missing[known.number] == 0;
@@ -361,9 +360,9 @@ class Watch {
  private:
   struct Known {
     int64_t number = 0;
-    PyObject* reference = nullptr;  // the tensor itself where it is kept, else a weak one: its address may be reused
+    PyObject* reference = nullptr;  // the tensor if it is kept, else weak: addresses may be reused
     int64_t version = 0;
-    uintptr_t shape = 0;  // where torch has written it, beside all else that it knows of the tensor
+    uintptr_t shape = 0;  // address of the shape, inside torch's C++ object
   };
 
   bool is(const Known& known, PyObject* object) const {
@@ -382,7 +381,7 @@ class Watch {
     if (!kept_) Py_XDECREF(known.reference);
   }
 
-  // −1 where a tensor has no counter, as one that was made in inference mode.
+  // −1 if a tensor has no counter, like one made in inference mode.
   int64_t version(PyObject* object) const {
     PyObject* const value = type_ != nullptr && PyObject_TypeCheck(object, type_)
                                 ? get_.get(object, get_.closure)

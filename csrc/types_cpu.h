@@ -1,7 +1,6 @@
-// Storage types of the CPU kernel: what lies in memory (Raw), what it is computed in (Vec), and the way between the
-// two.
+// Dtypes of the CPU kernel: a vector in memory (Raw), a vector of the compute type (Vec), and the conversions.
 //
-// Included once in each build of the kernel, inside of which it has internal linkage.
+// Each build of the kernel includes this file once; everything in it has internal linkage.
 #pragma once
 
 #include "simd.h"
@@ -9,7 +8,7 @@
 namespace noetherperf {
 namespace {
 
-// order(i): where in memory that holds a Vec its elements from i on lie, W of them.
+// order(i): where a Vec in memory has its W elements from element i on.
 struct InOrder {
   static constexpr int64_t order(int64_t i) { return i; }
 };
@@ -54,8 +53,8 @@ inline void store_vector(void* to, const Unpacked& x) {
 struct BFloat16 : InOrder {
   using Element = uint16_t;
   using Scalar = float;
-  // Rounds to the nearest upper half, ties to even. A NaN stays one: those that come of bfloat16 have an empty lower
-  // half, as those that arithmetic makes, and no carry reaches the exponent.
+  // Rounds to the nearest upper half, ties to even. A NaN stays NaN: its lower half is zero, whether it is from
+  // bfloat16 or from arithmetic, so no carry reaches the exponent.
   static U32 round(const F32& x) {
     const U32 bits = (U32)x;
     return (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
@@ -87,8 +86,7 @@ struct Float16 : InOrder {
   static Raw narrow(const Vec& x) { return narrow_half(x); }
 };
 
-// A vector of the compute type holds so many elements. Sums by position are walked in whole cache lines and whole
-// vectors.
+// Elements of a vector, and columns of a unit: sums by position are walked in whole cache lines and whole vectors.
 template <class Type>
 constexpr int64_t n_lanes = sizeof(typename Type::Raw) / sizeof(typename Type::Element);
 template <class Type>

@@ -25,7 +25,7 @@ from noetherperf.common.table import ReportTable
 from noetherperf.engines.backends import backends
 from noetherperf.optim.sgd import SGD
 from noetherperf.recipes.models import digits_network
-from noetherperf.record import TERMS, Law, Record, Recorder, open_record, relative_error
+from noetherperf.record import TERMS, LawName, Record, Recorder, open_record, relative_error
 from noetherperf.symmetry import Part, Scale, to_json
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -86,7 +86,7 @@ def test_runs_table_is_the_records(done: tuple[Path, Result]) -> None:
     last = data["charge"].to_numpy()[-1]
     assert (kind, groups) == ("rescale", "64")
     np.testing.assert_allclose([float(end) for end in charges.split("…")], [last.min(), last.max()], rtol=0.05)
-    laws: tuple[Law, ...] = ("flow", "discrete", "budget")
+    laws: tuple[LawName, ...] = ("flow", "discrete", "budget")
     expected = [relative_error(data, law).max() for law in laws] + [abs(data["relative_defect"]).max()]
     np.testing.assert_allclose([float(error) for error in errors], expected, rtol=0.05)
 

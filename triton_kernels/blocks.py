@@ -1,7 +1,7 @@
 """Blocks: [R, C] elements of a tensor's matrix, which a program of stage 1 loads, steps and stores at once.
 
-A block is made of 16-byte vectors, one a thread: C is 32 lanes of vectors, so that a warp lies along a row, or 8 lanes
-in matrices that are narrower.
+A block consists of 16-byte vectors, one per thread. C is 32 lanes of vectors, so that a warp's loads along a row are
+coalesced, or 8 lanes in narrow matrices.
 """
 
 from typing import NamedTuple
@@ -12,7 +12,7 @@ import triton.language as tl
 from noetherperf.triton_kernels.dtypes import narrow, scalar, vector
 from noetherperf.triton_kernels.moments import Operands, products
 
-# How a tile's elements are reached.
+# How a tile's elements are addressed.
 BY_VECTORS, BY_ELEMENTS, BY_STRIDES = (tl.constexpr(i) for i in range(3))
 
 
@@ -28,7 +28,7 @@ class Matrix(NamedTuple):
 
 @triton.constexpr_function
 def n_threads(dtype):
-    """Of a program of stage 1; fewer for longer vectors, so that registers are shared out in smaller pieces."""
+    """Threads of a program of stage 1; fewer for longer vectors, so that registers are allocated in smaller pieces."""
     return 64 if vector(dtype) == 8 else 128
 
 
@@ -88,7 +88,7 @@ def step_block(
     UPDATE: tl.constexpr,
     WAY: tl.constexpr,
 ):
-    """Steps one block; what its elements add to the moments, [R, C]."""
+    """Steps one block; returns what its elements add to the moments, [R, C]."""
     S: tl.constexpr = scalar(DTYPE)
     p_ptr, g_ptr, v_ptr = pointers(x, rows, cols, n_cols, WAY)
     p = load(p_ptr, mask, S)

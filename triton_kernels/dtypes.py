@@ -1,23 +1,23 @@
-"""Dtypes of parameters: what lies in memory, what is computed in, and the rounding from one to the other."""
+"""Dtypes of parameters: the type in memory, the type of the arithmetic, and the rounding from one to the other."""
 
 import triton
 import triton.language as tl
 
 FLOAT32, FLOAT64, BFLOAT16, FLOAT16 = (tl.constexpr(i) for i in range(4))
 
-# The interpreter cuts where a GPU rounds.
+# The interpreter truncates where a GPU rounds.
 CUTS_BFLOAT16 = tl.constexpr(triton.knobs.runtime.interpret)
 
 
 @triton.constexpr_function
 def element(dtype):
-    """What lies in memory."""
+    """The type in memory."""
     return (tl.float32, tl.float64, tl.bfloat16, tl.float16)[dtype]
 
 
 @triton.constexpr_function
 def scalar(dtype):
-    """What is computed in, and what sums inside a tile are."""
+    """The type of the arithmetic, and of sums inside a tile."""
     return tl.float64 if dtype == 1 else tl.float32
 
 

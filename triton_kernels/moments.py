@@ -1,6 +1,6 @@
-"""Moments: the sums that a step takes, a tuple with one tensor a moment, in the order of the rule's list.
+"""Moments: the sums of a step, a tuple with one tensor per moment, in the order of the rule's list.
 
-The list comes as pairs of operands (a compile-time constant); all here folds over it. Mirrors csrc/moments.h.
+The list is a compile-time constant, pairs of operands; the functions here fold over it. Mirrors csrc/moments.h.
 """
 
 from typing import NamedTuple
@@ -21,7 +21,7 @@ class Operands(NamedTuple):
 
 @triton.jit
 def product(x, STEP: tl.constexpr, i: tl.constexpr):
-    """What each element adds to moment i."""
+    """Each element's term of moment i."""
     OPERANDS: tl.constexpr = STEP.moments[i]
     if OPERANDS[1] < 0:  # the number one
         return x[OPERANDS[0]]
@@ -31,7 +31,7 @@ def product(x, STEP: tl.constexpr, i: tl.constexpr):
 
 @triton.jit
 def products(x, STEP: tl.constexpr):
-    """What each element adds to the moments that a step sums."""
+    """Each element's terms of the moments that a step sums."""
     m = ()
     for i in tl.static_range(len(STEP.moments)):
         m = m + (product(x, STEP, i),)
@@ -40,7 +40,7 @@ def products(x, STEP: tl.constexpr):
 
 @triton.jit
 def zeros(N: tl.constexpr, R: tl.constexpr, C: tl.constexpr, S: tl.constexpr):
-    """N moments [R, C] of nothing."""
+    """N moments [R, C] of zeros."""
     zero = tl.zeros([R, C], S)
     m = ()
     for _ in tl.static_range(N):
@@ -68,7 +68,7 @@ def sums_along(m, AXIS: tl.constexpr, N: tl.constexpr):
 
 @triton.jit
 def sums_of_vectors(m, V: tl.constexpr, N: tl.constexpr):
-    """Moments [R, C] summed over each V columns, [R, C / V]: what a thread holds, so no thread waits for another."""
+    """Moments [R, C] summed over each V columns, [R, C / V]: the elements of one thread, so threads do not wait."""
     SHAPE: tl.constexpr = [m[0].shape[0], m[0].shape[1] // V, V]
     sums = ()
     for i in tl.static_range(N):

@@ -1,4 +1,4 @@
-"""What stage 1 is compiled for: the kinds of tiles that occur, and the registers that a program may have."""
+"""Compile options of stage 1: the kinds of tiles that occur, and the registers of a program."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from noetherperf.triton_kernels.blocks import block_cols, n_threads
 from noetherperf.triton_kernels.dtypes import FLOAT64, vector
 from noetherperf.triton_kernels.rules import Step
 
-# What tiles sum; a kernel is compiled for the kinds that occur.
+# The kinds of tiles, by their sums; a kernel is compiled for the kinds that occur.
 RUNS, ROWS, COLUMNS, BOTH, WIDE, NARROW, STRIDED, VIEWED = (tl.constexpr(1 << i) for i in range(8))
 
 
@@ -23,13 +23,13 @@ def options(dtype: int, step: Step, kinds: int, lanes: int, hip: bool) -> dict[s
     """Compile options of stage 1.
 
     Registers decide how many threads share a multiprocessor's 65,536, and so how many loads are in flight: 512 with 128
-    each, 384 with 168, 320 with 200 (in programs of 64), 256 with 255. What needs more gets more, so that nothing is
-    spilled: float64, longer vectors (16 bits), rows and columns at once, two moments more than the common six, strides.
+    each, 384 with 168, 320 with 200 (in programs of 64), 256 with 255. Kernels that need more get more, so that nothing
+    spills: float64, longer vectors (16 bits), rows and columns at once, two moments more than the common six, strides.
 
     Args:
         dtype, step, kinds: As the kernel's constants.
         lanes: Threads of a warp.
-        hip: Whether it is compiled for AMD, where nothing limits registers.
+        hip: Whether the target is AMD, where registers are not limited.
     """
     has_columns = kinds & (COLUMNS.value | BOTH.value) != 0
     hard = len(step.moments) > 7 or kinds & STRIDED.value != 0

@@ -100,7 +100,7 @@ def load_span(spans, i):
 
 @triton.jit
 def load_group_number(tensors, i, mask):
-    """Which parameter group a tensor is in, of many tensors."""
+    """The parameter groups of many tensors."""
     return high(tl.load(tensors + i * 6 + 4, mask, 0))
 
 

@@ -1,4 +1,4 @@
-"""What a step needs of a rule, as data: parameter groups' variants and rows of numbers, and the components of its laws.
+"""A rule as data: the variants and rows of numbers of parameter groups, and the components of its laws.
 
 Components are compile-time constants, over which kernels unroll. Mirrors csrc/rows.h and the dtypes of
 noetherperf/engines/rows.py; the recursions are explained in noetherperf/rules/law.py. float64 throughout.
@@ -28,13 +28,13 @@ def load_group(groups, i):
 
 @triton.jit
 def load_ages(groups, i, mask):
-    """Whether a step makes tensors of these groups older."""
+    """Whether a step increments the ages of these groups' tensors."""
     return high(tl.load(groups + i, mask, 0)) != 0
 
 
 @triton.jit
 def variant_of(RULE: tl.constexpr, of_group, has_buffer, has_views):
-    """The variant of a tensor's step; without views nothing reads a buffer that the step leaves as it is."""
+    """The variant of a tensor's step. Without views, nothing reads an idle buffer."""
     variant = of_group
     for i in tl.static_range(len(RULE.idle)):
         is_idle = (of_group == RULE.idle[i][0]) & has_buffer & has_views
@@ -53,14 +53,14 @@ def n_taken(RULE: tl.constexpr, variant):
 
 @triton.jit
 def choose_row(RULE: tl.constexpr, group, given_age, known_age):
-    """The number of a tensor's row: of its group and age, which is 0 where the host has just made its buffers."""
+    """The index of a tensor's row, by its group and its age; the age is 0 if its buffers are new."""
     age = tl.where(given_age == 0, 0, known_age).to(tl.int64)
     return group * RULE.n_ages + tl.minimum(age, RULE.n_ages - 1)
 
 
 @triton.jit
 def load_coefficients(RULE: tl.constexpr, numbers, S: tl.constexpr):
-    """The update's, the first numbers of a row."""
+    """The update's coefficients, the first numbers of a row."""
     c = ()
     for i in tl.static_range(len(RULE.coefficients)):
         c = c + (tl.load(numbers + i).to(S),)
@@ -72,7 +72,7 @@ def load_coefficients(RULE: tl.constexpr, numbers, S: tl.constexpr):
 
 @triton.jit
 def two_sum(a, b):
-    """a + b as the rounded sum and what its rounding left out, exactly."""
+    """The rounded sum a + b, and its rounding error, which is exact."""
     total = a + b
     of_b = total - a
     return total, (a - (total - of_b)) + (b - of_b)
@@ -80,13 +80,13 @@ def two_sum(a, b):
 
 @triton.jit
 def driven(coefficient, moment):
-    """Their product; what is not asked for may be any number."""
+    """Their product, 0 for a coefficient of 0: a moment without coefficients may be NaN."""
     return tl.where(coefficient != 0.0, coefficient * moment, 0.0)
 
 
 @triton.constexpr_function
 def number(component, row, column):
-    """Where a coefficient is in a row of numbers: A's and B's rows, then those of the rests; A's columns, then B's."""
+    """A coefficient's index in a row of numbers: A's and B's rows, then those of the rests; A's columns, then B's."""
     return component.numbers + row * (component.size + len(component.moments)) + column
 
 
@@ -106,8 +106,8 @@ def applied(RULE: tl.constexpr, i: tl.constexpr, ROW: tl.constexpr, numbers, x, 
 def advance(RULE: tl.constexpr, i: tl.constexpr, numbers, state, stride, m, mask):
     """Advances component i of segments by moments m.
 
-    `state` points to its first number of each, the others are `stride` apart. Of a compensated one the second is what
-    rounding of the first left out.
+    `state` points to the first number of each segment; the others are `stride` apart. If the component is compensated,
+    the second number is the rounding error of the first.
     """
     COMPONENT: tl.constexpr = RULE.components[i]
     x = tl.load(state, mask)

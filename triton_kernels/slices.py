@@ -1,6 +1,6 @@
-"""Slices of the workspace: where stage 1 leaves the sums of a tile's rows and columns, [n moments, n lines].
+"""Slices of the workspace: where stage 1 writes the sums of a tile's rows and columns, [n moments, n lines].
 
-A slice has a row for every moment of the rule, of which a step writes those that it sums.
+A slice has a row for every moment of the rule; a step writes the rows of the moments that it sums.
 """
 
 import triton
@@ -15,7 +15,7 @@ def n_side_by_side(n):
 
 @triton.constexpr_function
 def or_first(i, n):
-    """What stands in column i: moment i, or the first where there is none."""
+    """The moment in column i: i, or the first if there are fewer."""
     return i if i < n else 0
 
 
@@ -30,13 +30,13 @@ def joined(m, N: tl.constexpr, FIRST: tl.constexpr, EVERY: tl.constexpr):
 
 @triton.jit
 def side_by_side(m, N: tl.constexpr):
-    """N vectors [R] as one [R, n_side_by_side], so that they leave by one store; what is beyond them means nothing."""
+    """N vectors [R] as one [R, n_side_by_side], for a single store; further columns are padding."""
     return tl.reshape(joined(m, N, 0, 1), [m[0].shape[0], n_side_by_side(N)])
 
 
 @triton.jit
 def store_rows(slice_ptr, m, rows, row_end, n_rows, again, STEP: tl.constexpr):
-    """Writes the sums [R] of rows to a slice [n moments, n_rows]; adds them to it where `again` says it holds some."""
+    """Writes the sums [R] of rows to a slice [n moments, n_rows]; adds them to its contents if `again`."""
     N: tl.constexpr = len(STEP.moments)
     which = tl.arange(0, n_side_by_side(N))
     ptr = slice_ptr + which[None, :] * n_rows + rows[:, None]

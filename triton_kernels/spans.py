@@ -1,4 +1,4 @@
-"""Spans: some segments of one view, whose moments a program of stage 2 brings together from slices of the workspace.
+"""Spans: some segments of one view. A program of stage 2 adds up their moments from slices of the workspace.
 
 All slices of all lines of a segment are added in a fixed order, in float64.
 """
@@ -10,7 +10,7 @@ from noetherperf.triton_kernels.dtypes import FLOAT64
 from noetherperf.triton_kernels.moments import sums_along, zeros
 
 N_THREADS = tl.constexpr(128)  # of a program of stage 2
-# Segments of a program, where each has many terms or few; noetherperf.engines.tiling.TRITON.span_segments.
+# Segments of a program, for many or few terms per segment; noetherperf.engines.tiling.TRITON.span_segments.
 SHORT_SPAN, LONG_SPAN = tl.constexpr(32), tl.constexpr(128)
 FEW = tl.constexpr(4)  # a view with so few segments has many terms for each
 
@@ -40,7 +40,7 @@ def load_term(ptr, mask, n_summed, RULE: tl.constexpr, i: tl.constexpr):
 
 @triton.jit
 def add_terms(m, ptr, n_lines, mask, n_summed, RULE: tl.constexpr):
-    """Adds what lies at ptr, and one, two, … times n_lines further, to moments; zero from n_summed on."""
+    """Adds the terms at ptr, ptr + n_lines, ptr + 2 n_lines, … to the moments; zero from moment n_summed on."""
     sums = ()
     for i in tl.static_range(len(RULE.moments)):
         sums = sums + (m[i] + load_term(ptr + i * n_lines, mask, n_summed, RULE, i),)

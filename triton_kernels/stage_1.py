@@ -1,6 +1,6 @@
 """Stage 1: a program steps one tile and writes the sums of its rows and columns to the workspace (engines/tiling.py).
 
-Programs also choose every tensor's row, by its age, and leave its number for stage 2 (engines/gpu.py).
+Programs also choose every tensor's row, by its age, and write its index for stage 2 (engines/gpu.py).
 """
 
 import triton

@@ -1,6 +1,6 @@
-"""Stage 2: a program brings the moments of one span together and advances its laws.
+"""Stage 2: a program combines the moments of one span and advances its laws.
 
-All together write the tensors' ages; the first advances the clock.
+All programs share the writes of the tensors' ages; the first advances the clock.
 """
 
 from typing import NamedTuple
@@ -27,7 +27,7 @@ class LawStates(NamedTuple):
 
 @triton.jit
 def write_ages(tensors, groups, addresses, ages, chosen, n_tensors, skipped, RULE: tl.constexpr):
-    """Makes tensors that take part older by a step, where it writes their buffers."""
+    """Increments the ages of tensors whose buffers the step writes."""
     for begin in range(tl.program_id(0) * AGES, n_tensors, tl.num_programs(0) * AGES):
         i = begin + tl.arange(0, AGES).to(tl.int64)
         mask = i < n_tensors
@@ -74,7 +74,7 @@ def finish(
     RULE: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """Brings the moments of a span together; advances its laws, and its tensor's propagators, where it has states."""
+    """Combines the moments of a span; with states, advances its laws and its tensor's propagators."""
     m = gather_span(span, view, tensor, workspace, n_summed, RULE, WIDTH)
     segments = span.begin + tl.arange(0, WIDTH)
     mask = segments < span.end
@@ -139,7 +139,7 @@ def stage_2(
     states, numbers = None, None
     if not MEASURING:
         at = addresses + 3 * span.tensor
-        if tl.load(at + 1) == 0:  # its charges stay, the moments of gradient and update are zero, its laws wait
+        if tl.load(at + 1) == 0:  # charges stay, moments of gradient and update are zero, laws do not advance
             clear(moments + view.segment, moments_stride, span, RULE.n_charges, len(RULE.moments))
             return
         group = load_group(groups, tensor.group)

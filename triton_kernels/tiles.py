@@ -1,11 +1,11 @@
-"""Tiles: the order in which a program of stage 1 walks one, in blocks, and what it sums on the way.
+"""Tiles: the order in which a program of stage 1 walks the blocks of a tile, and the sums that it takes.
 
-What a tile sums decides the order: only rows, and columns are walked inside, with one reduction a row; columns too, and
-rows are walked inside, with sums of columns in registers and a reduction of each block's rows. A single row, or a
-tensor without views, is walked as one contiguous run.
+The order depends on the sums. If a tile sums only rows, the inner loop is over columns, with one reduction per row. If
+it sums columns too, the inner loop is over rows, with the columns' sums in registers and a reduction of each block's
+rows. A single row, or a tensor without views, is walked as one contiguous run.
 
-A tensor is walked in vectors where its addresses and rows are multiples of 16 bytes, element by element where not, and
-through its strides where it is no matrix in memory.
+A tensor is walked in vectors if its addresses and rows have an alignment of 16 bytes, else element by element; and
+through its strides if its layout is not dense.
 """
 
 import triton
@@ -21,7 +21,7 @@ from noetherperf.triton_kernels.slices import store_columns, store_rows, store_r
 
 @triton.jit
 def whole(x, UNIT: tl.constexpr):
-    """x, which is a multiple of a unit: a product tells the compiler so, where a hint on what was loaded is lost."""
+    """x, which is a multiple of UNIT. The product shows this to the compiler; a hint on a loaded value is lost."""
     return x // UNIT * UNIT
 
 
@@ -124,7 +124,7 @@ def walk_columns(
                 store_rows(row_slice, sums_along(block, 1, len(STEP.moments)), rows, tile.row_end, n_rows, again, STEP)
         store_columns(col_slice, sums_along(sums, 0, len(STEP.moments)), cols, col_end, n_cols, len(STEP.moments))
         if BY_ROW:
-            tl.debug_barrier()  # the next columns' sums are added to what other threads may have stored
+            tl.debug_barrier()  # the next columns are added to sums that other threads may have stored
 
 
 @triton.jit

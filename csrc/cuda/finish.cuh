@@ -1,5 +1,5 @@
-// The second stage: blocks add the slices' lines to segments, in an order that shapes alone decide, in float64, and
-// advance the laws; one more block counts the step.
+// The second stage. Blocks add the lines of all slices to segments, in float64 and in an order that depends on shapes
+// alone, and advance the laws. One more block counts the step.
 #pragma once
 
 #include "inputs.cuh"
@@ -7,9 +7,10 @@
 
 namespace noetherperf {
 
-// Counts the step and each group's time, unless it is skipped, and makes tensors older whose buffers it has written.
+// Counts the step and each group's time, unless the step is skipped. Increments the age of tensors whose buffers it
+// wrote.
 template <class Rule>
-NPERF_D void finish_step(const Problem& problem, const Inputs& inputs, bool skipped) {
+NPERF_D void finish_step(const DeviceProblem& problem, const DeviceInputs& inputs, bool skipped) {
   if (threadIdx.x == 0 && !skipped) problem.clock[0] += 1.0;
   for (int64_t i = threadIdx.x; i < problem.n_groups && !skipped; i += n_finishers)
     problem.clock[1 + i] += row_in(problem, inputs, row_number(problem, i, problem.n_ages))[Rule::n_coefficients];
@@ -20,11 +21,11 @@ NPERF_D void finish_step(const Problem& problem, const Inputs& inputs, bool skip
   }
 }
 
-// The segment of a law where a view's begin; −1 where nobody asks for that law.
+// The first segment of a law's state for a view; −1 if no symmetry needs that law.
 NPERF_D int64_t segment_of(const View& view, int law) { return law == norm ? view.norm : view.translation; }
 
-// What a block keeps in shared memory: what moves the laws of its tensor, and of the segment that each thread finishes
-// the moments and the laws' states. Which of them a law reads is data, so that registers cannot hold them.
+// A block's shared memory: the numbers and components of its tensor's laws; and for the segment of each thread, the
+// moments and the laws' states. Registers cannot hold these, because components index them at run time.
 struct SpanShared {
   double* row;            // [n_numbers]
   Component* components;  // [n_components]
@@ -34,19 +35,19 @@ struct SpanShared {
 
   static NPERF_HD constexpr int64_t n_words(int64_t n_bytes) { return (n_bytes + 7) / 8; }
 
-  static NPERF_HD int64_t n_state_rows(const Problem& problem) {
+  static NPERF_HD int64_t n_state_rows(const DeviceProblem& problem) {
     int64_t n = 0;
     for (int law = 0; law < n_laws; ++law) n += problem.n_state_rows[law] - n_start;
     return n;
   }
 
-  // Of all of it.
-  static int64_t n_bytes(const Problem& problem, int n_moments) {
+  // The size of all of it.
+  static int64_t n_bytes(const DeviceProblem& problem, int n_moments) {
     return 8 * (problem.n_numbers + n_words(problem.n_components * sizeof(Component)) + n_words(4 * problem.n_driving) +
                 (n_moments + n_state_rows(problem)) * n_finishers);
   }
 
-  NPERF_D SpanShared(const Problem& problem, double* memory, int n_moments) {
+  NPERF_D SpanShared(const DeviceProblem& problem, double* memory, int n_moments) {
     row = memory;
     sums = row + problem.n_numbers;
     states = sums + n_moments * n_finishers;
@@ -55,21 +56,22 @@ struct SpanShared {
     driving = reinterpret_cast<int32_t*>(tables + n_words(problem.n_components * sizeof(Component)));
   }
 
-  // Loads what moves the laws, by all threads.
-  NPERF_D void load(const Problem& problem, const double* from) const {
+  // Loads the numbers and components, by all threads.
+  NPERF_D void load(const DeviceProblem& problem, const double* from) const {
     for (int i = threadIdx.x; i < problem.n_numbers; i += n_finishers) row[i] = from[i];
     for (int i = threadIdx.x; i < problem.n_components; i += n_finishers) components[i] = problem.components[i];
     for (int i = threadIdx.x; i < problem.n_driving; i += n_finishers) driving[i] = problem.driving[i];
   }
 
-  // Where this thread's segment has row `row` of a law's state; the start, which no step changes, is left out.
-  NPERF_D double* state(const Problem& problem, int law, int its_row) const {
+  // The address of row its_row of a law's state, for this thread's segment. The start, which no step changes, is left
+  // out.
+  NPERF_D double* state(const DeviceProblem& problem, int law, int its_row) const {
     const int before = law == translation ? 0 : problem.n_state_rows[translation] - n_start;
     return states + (before + its_row - n_start) * n_finishers + threadIdx.x;
   }
 
   // Prefetches the states of a view's segment i: they are in flight while its lines are added.
-  NPERF_D void fetch_states(const Problem& problem, const View& view, int64_t i) const {
+  NPERF_D void fetch_states(const DeviceProblem& problem, const View& view, int64_t i) const {
     for (int law = 0; law < n_laws; ++law) {
       const int64_t first = segment_of(view, law), stride = problem.states_stride[law];
       if (first < 0) continue;
@@ -80,7 +82,7 @@ struct SpanShared {
   }
 
   // Advances the laws of a view's segment i by its sums.
-  NPERF_D void advance_laws(const Problem& problem, const View& view, int64_t i) const {
+  NPERF_D void advance_laws(const DeviceProblem& problem, const View& view, int64_t i) const {
     __pipeline_wait_prior(0);
     for (int c = 0; c < problem.n_components; ++c) {
       const Component& component = components[c];
@@ -98,18 +100,18 @@ struct SpanShared {
   }
 };
 
-// The row of a tensor's step: what the first stage has chosen. An empty tensor has no tile that could choose; its sums
-// are zero, and whether it is new is all that is asked of its age.
-NPERF_D int chosen_row(const Problem& problem, const Inputs& inputs, const Tensor& tensor, int64_t i) {
+// The row of a tensor's step, which the first stage has chosen. An empty tensor has no tile and so no choice: it takes
+// the row of age 0 if its buffers are new, else that of the highest age. Its sums are zero.
+NPERF_D int chosen_row(const DeviceProblem& problem, const DeviceInputs& inputs, const Tensor& tensor, int64_t i) {
   if (tensor.n_rows * tensor.n_cols > 0) return problem.chosen[i];
   return row_number(problem, tensor.group, inputs.ages[i] == 0 ? 0 : problem.n_ages);
 }
 
-// A block for each span of segments, and one for the step as a whole; eight of them on a multiprocessor, as registers
-// go.
+// One block for each span of segments, and one for the step as a whole. Registers allow eight blocks per
+// multiprocessor.
 template <class Rule>
 __global__ void __launch_bounds__(n_finishers, 8)
-    finish_spans(const __grid_constant__ Problem problem, const __grid_constant__ Inputs inputs) {
+    finish_spans(const __grid_constant__ DeviceProblem problem, const __grid_constant__ DeviceInputs inputs) {
   constexpr int n_moments = Rule::n_moments;
   if (blockIdx.x == problem.n_spans) {
     if (!inputs.measuring) finish_step<Rule>(problem, inputs, skips(inputs));
@@ -123,7 +125,7 @@ __global__ void __launch_bounds__(n_finishers, 8)
   int n_taken = 0;
   with_step<Rule>(variant_in<Rule>(inputs, tensor, span.tensor), [&](auto its) { n_taken = decltype(its)::n_taken; });
   if (skipped) return;
-  if (!part) {  // its charges stay, the other moments are of its step and zero
+  if (!part) {  // charges stay; the other moments are of its step, so zero
     for (int m = Rule::n_kept; m < n_moments; ++m)
       for (int64_t i = span.begin + threadIdx.x; i < span.end; i += n_finishers)
         moments[m * problem.moments_stride + i] = 0.0;
@@ -138,7 +140,7 @@ __global__ void __launch_bounds__(n_finishers, 8)
   int width = 1;
   while (width < n_segments && width < n_finishers) width *= 2;
   const int splits = n_finishers / width;  // threads that share a segment
-  // Neighbouring threads read neighbouring lines.
+  // Coalesced: neighbouring threads read neighbouring lines.
   const bool one_line = view.inner == 1;
   const int mine = one_line ? threadIdx.x % width : threadIdx.x / splits;
   const int split = one_line ? threadIdx.x / width : threadIdx.x % splits;
@@ -165,7 +167,7 @@ __global__ void __launch_bounds__(n_finishers, 8)
 #pragma unroll
         for (int m = 0; m < n_moments; ++m) sums[m] += place[m * n_finishers / 2 + split];
     }
-    __syncthreads();  // for what moves the laws, too
+    __syncthreads();  // also for the loads of the numbers and components
     if (!finishes) continue;
 #pragma unroll
     for (int m = 0; m < n_moments; ++m)

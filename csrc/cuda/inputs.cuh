@@ -1,4 +1,4 @@
-// What a step reads before it begins: whether it is made, which variant of the rule's step, and by which row.
+// What a step decides first: whether it is skipped, whether a tensor takes part, the variant of its step, and its row.
 #pragma once
 
 #include <utility>
@@ -8,20 +8,20 @@
 
 namespace noetherperf {
 
-NPERF_D bool skips(const Inputs& inputs) {
+NPERF_D bool skips(const DeviceInputs& inputs) {
   const uint64_t found_inf = inputs.scalars[1];
   return found_inf != 0 && *reinterpret_cast<const float*>(found_inf) != 0.0f;
 }
 
-NPERF_D bool takes_part(const Inputs& inputs, int64_t tensor) {
+NPERF_D bool takes_part(const DeviceInputs& inputs, int64_t tensor) {
   return inputs.measuring || inputs.addresses[3 * tensor + 1] != 0;
 }
 
-// In the place of a rule's variant: no step, only the moments.
+// Instead of a rule's variant: no step, only the moments.
 constexpr int measure = -1;
 
 template <class Rule>
-NPERF_D int variant_in(const Inputs& inputs, const Tensor& tensor, int64_t i) {
+NPERF_D int variant_in(const DeviceInputs& inputs, const Tensor& tensor, int64_t i) {
   if (inputs.measuring) return measure;
   return Rule::variant_of(inputs.groups[tensor.group].variant, inputs.addresses[3 * i + 2] != 0, tensor.n_views > 0);
 }
@@ -38,18 +38,18 @@ NPERF_D void with_step(int variant, const F& f) {
   with_step<Rule>(variant, f, std::make_integer_sequence<int, Rule::n_variants>{});
 }
 
-// How old a tensor is in this step.
-NPERF_D int age_in(const Problem& problem, const Inputs& inputs, int64_t i) {
-  const int given = inputs.ages[i], known = problem.ages[i];  // no load waits for the other
+// A tensor's age in this step.
+NPERF_D int age_in(const DeviceProblem& problem, const DeviceInputs& inputs, int64_t i) {
+  const int given = inputs.ages[i], known = problem.ages[i];  // both loads are in flight at once
   return given == 0 ? 0 : known;
 }
 
 // The number of the row for tensors of an age.
-NPERF_D int row_number(const Problem& problem, int group, int age) {
+NPERF_D int row_number(const DeviceProblem& problem, int group, int age) {
   return group * problem.n_ages + (age < problem.n_ages ? age : problem.n_ages - 1);
 }
 
-NPERF_D const double* row_in(const Problem& problem, const Inputs& inputs, int number) {
+NPERF_D const double* row_in(const DeviceProblem& problem, const DeviceInputs& inputs, int number) {
   return inputs.rows + int64_t(number) * problem.n_numbers;
 }
 

@@ -1,5 +1,5 @@
-// The CUDA engine: one thread block a tile (tile.cuh), then one a span of segments (finish.cuh). No atomics, so runs
-// agree bit for bit. Bytes, registers and bytes in flight are counted in docs/performance.md; tests/cuda_emulation
+// The CUDA engine: one thread block per tile (tile.cuh), then one per span of segments (finish.cuh). No atomics, so
+// runs agree bit for bit. Bytes, registers and bytes in flight are counted in docs/performance.md; tests/cuda_emulation
 // executes this source on a CPU.
 
 #include "launch.h"
@@ -20,14 +20,14 @@ void check(cudaError_t error) {
 #endif
 
 template <class Type, class Step>
-void launch_step(const Problem& problem, const Inputs& inputs, const Launch& launch, void* stream) {
+void launch_step(const DeviceProblem& problem, const DeviceInputs& inputs, const Launch& launch, void* stream) {
   LAUNCH((step_tiles<Type, Step>), unsigned(launch.end - launch.begin), n_threads, 0, stream, problem, inputs,
          launch.begin, launch.dtype, launch.variant);
 }
 
-// The kernel of a launch's variant: each hot one has its own.
+// Launches the kernel of a variant: each hot variant has its own.
 template <class Rule, class Type, int... hot>
-void launch_tiles(const Problem& problem, const Inputs& inputs, const Launch& launch, void* stream,
+void launch_tiles(const DeviceProblem& problem, const DeviceInputs& inputs, const Launch& launch, void* stream,
                   std::integer_sequence<int, hot...>) {
   const bool is_hot =
       ((launch.variant == hot &&
@@ -37,7 +37,8 @@ void launch_tiles(const Problem& problem, const Inputs& inputs, const Launch& la
 }
 
 template <class Rule>
-void launch_all(const Problem& problem, const Inputs& inputs, const std::vector<Launch>& launches, void* stream) {
+void launch_all(const DeviceProblem& problem, const DeviceInputs& inputs, const std::vector<Launch>& launches,
+                void* stream) {
   constexpr std::make_integer_sequence<int, Rule::n_hot> hot{};
   for (const Launch& launch : launches) {
     switch (launch.dtype) {
@@ -66,7 +67,8 @@ void launch_all(const Problem& problem, const Inputs& inputs, const std::vector<
 
 int any_variant() { return sgd::Rule::n_hot; }
 
-void launch(const Problem& problem, const Inputs& inputs, const std::vector<Launch>& launches, void* stream) {
+void launch(const DeviceProblem& problem, const DeviceInputs& inputs, const std::vector<Launch>& launches,
+            void* stream) {
   launch_all<sgd::Rule>(problem, inputs, launches, stream);
 }
 

@@ -7,19 +7,20 @@
 
 namespace noetherperf {
 
-// A launch of the first stage: tiles of one dtype, of which it leaves alone those that are another variant's.
+// A launch of the first stage over tiles of one dtype. It skips those of another variant.
 struct Launch {
   int dtype, variant;
   int64_t begin, end;
 };
 
-// In the place of a variant: the kernel for whatever has none of its own.
+// Instead of a variant: the kernel for all variants without their own.
 int any_variant();
 
-// Puts a step on a stream: the first stage's launches, then the second stage. Throws std::runtime_error.
-void launch(const Problem& problem, const Inputs& inputs, const std::vector<Launch>& launches, void* stream);
+// Queues a step on a stream: the first stage's launches, then the second stage. Throws std::runtime_error.
+void launch(const DeviceProblem& problem, const DeviceInputs& inputs, const std::vector<Launch>& launches,
+            void* stream);
 
-// The devices that the driver shows; throws std::runtime_error with its reason where there is none.
+// The number of devices that the driver reports. Throws std::runtime_error with the driver's reason if there are none.
 int n_devices();
 
 }  // namespace noetherperf

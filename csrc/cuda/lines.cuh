@@ -1,4 +1,4 @@
-// Lines: the sums of a tile's rows or columns, which the first stage leaves in the workspace for the second.
+// Lines: the sums of a tile's rows or columns, which the first stage writes to the workspace for the second.
 #pragma once
 
 #include "device.cuh"
@@ -6,22 +6,22 @@
 
 namespace noetherperf {
 
-// Where the sums of moment m over a view's lines begin: a slice of the workspace, in the type they were summed in.
+// The address of a slice's sums of moment m over a view's lines, in the type they were summed in.
 template <class Rule, class Scalar>
-NPERF_D Scalar* lines_of(const Problem& problem, const View& view, int64_t n_lines, int64_t slice, int m) {
+NPERF_D Scalar* lines_of(const DeviceProblem& problem, const View& view, int64_t n_lines, int64_t slice, int m) {
   return reinterpret_cast<Scalar*>(problem.workspace + view.workspace) + (slice * Rule::n_moments + m) * n_lines;
 }
 
-// A line of a segment: one of `inner` neighbours, which come again `repeats` times in each slice.
-struct Line {
+// The index of a segment's line: one of `inner` neighbours, which repeat `repeats` times in each slice.
+struct LineIndex {
   unsigned slice, repeat, inner;
 
-  // The n-th of them all, slice after slice.
-  NPERF_D Line(unsigned n, unsigned inner_size, unsigned repeats)
+  // The n-th line, slice after slice.
+  NPERF_D LineIndex(unsigned n, unsigned inner_size, unsigned repeats)
       : slice(n / inner_size / repeats), repeat(n / inner_size % repeats), inner(n % inner_size) {}
 
-  // As many further on as `step` is from the first.
-  NPERF_D void advance(const Line& step, unsigned inner_size, unsigned repeats) {
+  // Advances by `step` lines, without a division.
+  NPERF_D void advance(const LineIndex& step, unsigned inner_size, unsigned repeats) {
     inner += step.inner;
     repeat += step.repeat;
     slice += step.slice;
@@ -36,9 +36,9 @@ struct Line {
   }
 };
 
-// Adds the lines of segment `segment` that are this thread's among `splits`: several in flight, one after the other.
+// Adds this thread's lines of a segment, every splits-th one, in order; several loads are in flight at once.
 template <class Rule, class Scalar>
-NPERF_D void add_lines(const Problem& problem, const View& view, int64_t n_lines, int64_t segment, int split,
+NPERF_D void add_lines(const DeviceProblem& problem, const View& view, int64_t n_lines, int64_t segment, int split,
                        int splits, int n_taken, double (&sums)[Rule::n_moments]) {
   constexpr int at_once = 2, n_moments = Rule::n_moments;
   const int64_t period = view.inner * view.n_segments;
@@ -46,8 +46,8 @@ NPERF_D void add_lines(const Problem& problem, const View& view, int64_t n_lines
   const int64_t n_terms = view.n_slices * repeats * inner;
   if (n_terms == 0) return;
   const Scalar* const lines = lines_of<Rule, Scalar>(problem, view, n_lines, 0, 0) + segment * inner;
-  const Line step(splits, inner, repeats);
-  Line line(split, inner, repeats);
+  const LineIndex step(splits, inner, repeats);
+  LineIndex line(split, inner, repeats);
   for (int64_t term = split; term < n_terms; term += at_once * splits) {
     Scalar terms[at_once][n_moments];
 #pragma unroll

@@ -5,16 +5,16 @@
 
 namespace noetherperf {
 
-// Lanes of the smallest group: so many hold sums afterwards, each an equal share.
+// Lanes of the smallest group. This many lanes hold sums afterwards, an equal share each.
 constexpr int n_holders = 8;
 
-// How many of n values each of them holds: what halving n three times leaves.
+// How many of n values each of them holds: n, halved three times.
 template <int n>
 constexpr int halved = (n + 1) / 2;
 template <int n>
 constexpr int n_held = halved<halved<halved<n>>>;
 
-// Places for n values: an equal share for each holder.
+// Slots for n values: an equal share for each holder.
 template <int n>
 constexpr int n_slots = n_holders * n_held<n>;
 
@@ -30,7 +30,7 @@ NPERF_D void halve(S (&values)[size], int offset) {
   }
 }
 
-// Sums n values over a group of lanes, all at once: 8 shuffles for 6 values where one by one they would take 30.
+// Sums n values over a group of lanes, all at once: 8 shuffles for 6 values, instead of 30 one by one.
 // Afterwards lane group / n_holders · h holds the sums of holder h, in its first values.
 template <int n, int size, class S>
 NPERF_D void sum_over_group(S (&values)[size], int group) {

@@ -1,7 +1,7 @@
 // One vector of elements: loaded, stepped, stored, and added to the sums of its columns and its row.
 //
-// While a thread steps a vector its next ones are in flight to shared memory, each to a place of the thread's own, so
-// that no thread waits for others.
+// While a thread steps a vector, its next ones are in flight to shared memory. Each thread has its own slots there, so
+// no thread waits for another.
 #pragma once
 
 #include <type_traits>
@@ -12,7 +12,7 @@
 
 namespace noetherperf {
 
-// In the place of a rule's step: whichever a tensor takes, decided at run time, for any strides.
+// Instead of a rule's step: any variant, chosen at run time, for any strides.
 template <class TheRule>
 struct Any {
   using Rule = TheRule;
@@ -28,7 +28,7 @@ struct alignas(16) VectorOf {
   typename Type::Element x[L];
 };
 
-// How many vectors of p, g and v a thread has in flight or in hand.
+// Pipeline depth: the vectors of p, g and v that a thread has in flight, and the one that it steps.
 template <class Type, class Step>
 constexpr int n_stages = is_any<Step>                          ? 1
                          : sizeof(typename Type::Element) == 8 ? 2
@@ -48,13 +48,13 @@ struct Stepper {
   typename Rule::template Coefficients<Scalar> c;
   Scalar inverse_scale;
   bool scaled;
-  bool aligned;  // whole vectors may be loaded as such
+  bool aligned;  // whole vectors may be loaded and stored at once
   int variant;
   const Tensor& tensor;
   const Dim* dims;
 
-  NPERF_D Stepper(const Problem& problem, const Inputs& inputs, const Tensor& its, int64_t i, int its_variant,
-                  const double* row)
+  NPERF_D Stepper(const DeviceProblem& problem, const DeviceInputs& inputs, const Tensor& its, int64_t i,
+                  int its_variant, const double* row)
       : variant(its_variant), tensor(its), dims(problem.dims + its.dims) {
     const uint64_t* const addresses = inputs.addresses + 3 * i;
     p = on_device(addresses, 0);
@@ -69,7 +69,7 @@ struct Stepper {
   static NPERF_D Element* on_device(const uint64_t* addresses, int which) {
     void* const pointer = reinterpret_cast<void* const*>(addresses)[which];
 #if defined(__CUDA_ARCH__)
-    __builtin_assume(__isGlobal(pointer));  // what comes from a table could point to any memory
+    __builtin_assume(__isGlobal(pointer));  // an address from a table could be in any memory space
 #endif
     return static_cast<Element*>(pointer);
   }
@@ -84,7 +84,7 @@ struct Stepper {
     }
   }
 
-  // Where element `at` of the matrix lies.
+  // The offset in memory of element `at` of the matrix.
   NPERF_D int64_t offset(int64_t at, int64_t Dim::* stride) const {
     if constexpr (!is_any<Step>) return at;
     if (tensor.dense) return at;
@@ -96,7 +96,7 @@ struct Stepper {
     return sum;
   }
 
-  // Element by element: those from `at` on, zeros past the n-th.
+  // Element by element: n elements from `at` on, then zeros.
   NPERF_D void load(Vector& x, const Element* from, int64_t at, int n, int64_t Dim::* stride) const {
 #pragma unroll
     for (int i = 0; i < L; ++i) x.x[i] = i < n ? from[offset(at + i, stride)] : Element(0);
@@ -108,10 +108,10 @@ struct Stepper {
       if (i < n) to[offset(at + i, stride)] = x.x[i];
   }
 
-  // Whether the n elements from `at` on are a vector in memory.
+  // Whether n elements are a whole, aligned vector in memory.
   NPERF_D bool whole(int n) const { return !is_any<Step> && aligned && n == L; }
 
-  // Prefetches the n elements from `at` on, where they are a vector.
+  // Prefetches the n elements from `at` on, if they are a whole vector.
   NPERF_D void fetch(Stage& stage, int64_t at, int n) const {
     if constexpr (!is_any<Step>) {
       if (!whole(n)) return;

@@ -1,5 +1,5 @@
 // The first stage: a thread block steps its tile and writes the sums of the tile's rows and columns (lines) to a slice
-// of the workspace of its own.
+// of the workspace that is its own.
 //
 // A thread owns the elements of one 16-byte vector of a row (L of them: 4 in float32, 8 in bfloat16). A row of a tile
 // is spread over `group` lanes of a warp, and over `across` warps where it is longer; the block's other lanes and warps
@@ -44,13 +44,13 @@ template <class Type, class Step>
 struct TileShared {
   using Scalar = typename Type::Scalar;
   using Stage = typename Stepper<Type, Step>::Stage;
-  static constexpr int max_row = max_across * n_slots<Step::n_taken> + 1;  // not a multiple of the banks
-  // As many moments of all columns that threads own as fit in the place of their vectors.
+  static constexpr int max_row = max_across * n_slots<Step::n_taken> + 1;  // padded, against bank conflicts
+  // Moments of all columns that the threads own, as many as fit into the memory of their vectors.
   static constexpr int n_cols = n_threads * VectorOf<Type>::L;
   static constexpr int n_col_moments = sizeof(Stage[n_stages<Type, Step>]) / (n_cols * sizeof(Scalar));
   union {
     Stage stages[n_stages<Type, Step>];
-    Scalar cols[n_col_moments][n_cols];  // when all vectors are stepped
+    Scalar cols[n_col_moments][n_cols];  // after all vectors are stepped
   };
   Scalar rows[row_block * max_row];
 };
@@ -61,17 +61,17 @@ struct TileWalk {
   using Scalar = typename Type::Scalar;
   static constexpr int L = VectorOf<Type>::L, n = Step::n_taken, held = n_held<n>, slots = n_slots<n>;
 
-  const Problem& problem;
+  const DeviceProblem& problem;
   const Tile& tile;
   const Tensor& tensor;
   const Stepper<Type, Step>& stepper;
   const Place& place;
   TileShared<Type, Step>& shared;
-  bool by_row;  // rows are summed; their view is found again when they are written, for registers are scarce
+  bool by_row;  // rows are summed; their view is looked up again when they are written, to save registers
 
   NPERF_D Scalar* row_in_shared(int row) const { return shared.rows + row * (place.across * slots + 1); }
 
-  // Leaves a row's sums in shared memory.
+  // Writes a row's sums to shared memory.
   NPERF_D void keep_row(Scalar (&sums)[slots], int row) const {
     sum_over_group<n>(sums, place.group);
     const int spacing = place.group / n_holders;
@@ -94,7 +94,7 @@ struct TileWalk {
     __syncthreads();
   }
 
-  // Writes the columns' sums, of which every row of threads holds a part; as many moments at a time as there is room.
+  // Writes the columns' sums. Every row of threads holds a part of each; as many moments at a time as fit.
   NPERF_D void write_cols(const Scalar (&sums)[L][n], const View& view) const {
     constexpr int at_once = TileShared<Type, Step>::n_col_moments;
     const int width = place.n_vectors() * L, n_cols = int(tile.col_end - tile.col_begin);
@@ -118,7 +118,8 @@ struct TileWalk {
     }
   }
 
-  // Row after row, with the sums of a row in registers, and those of the columns of a tile not wider than the block.
+  // Walks row after row, with the row's sums in registers. With by_col the column sums are in registers too; the tile
+  // is then not wider than the block.
   template <bool by_col>
   NPERF_D void walk() const {
     constexpr int depth = n_stages<Type, Step>;
@@ -174,7 +175,7 @@ struct TileWalk {
   }
 };
 
-// Blocks on a multiprocessor at a time: as many as leave every thread the registers for its sums.
+// Blocks per multiprocessor: as many as leave every thread enough registers for its sums.
 template <class Type, class Step>
 constexpr int n_blocks() {
   if (is_any<Step>) return 1;
@@ -189,13 +190,13 @@ NPERF_D int kernel_of(const Tensor& tensor, int variant) {
 
 template <class Type, class Step>
 __global__ void __launch_bounds__(n_threads, (n_blocks<Type, Step>()))
-    step_tiles(const __grid_constant__ Problem problem, const __grid_constant__ Inputs inputs, int64_t tile_begin,
-               int dtype, int kernel) {
+    step_tiles(const __grid_constant__ DeviceProblem problem, const __grid_constant__ DeviceInputs inputs,
+               int64_t tile_begin, int dtype, int kernel) {
   using Rule = typename Step::Rule;
-  // References: what is needed after the loops shall not take registers inside them.
+  // References, so that values needed after the loops take no registers inside them.
   const Tile& tile = problem.tiles[tile_begin + blockIdx.x];
   const Tensor& tensor = problem.tensors[tile.tensor];
-  // Before anything depends on them, so that no load waits for a decision.
+  // Loaded before any branch depends on them, so that all loads are in flight at once.
   const bool skipped = skips(inputs), part = takes_part(inputs, tile.tensor);
   const int variant = variant_in<Rule>(inputs, tensor, tile.tensor);
   const int row = row_number(problem, tensor.group, age_in(problem, inputs, tile.tensor));

@@ -1,4 +1,4 @@
-// Storage types: what lies in memory (Element), what it is computed in (Scalar), and the way between the two.
+// Dtypes: the type in memory (Element), the type of the arithmetic (Scalar), and the conversions.
 #pragma once
 
 #include <cstdint>

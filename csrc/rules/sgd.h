@@ -19,7 +19,7 @@ struct Coefficients {
   S mix_d;         // c_d
   S mix_v;         // c_v
 
-  // Of a row's first numbers, for gradients that are what lies in memory times `unscale`.
+  // From a row's first numbers; the gradient is the stored value times `unscale`.
   static NPERF_HD Coefficients of(const double* row, double unscale = 1.0) {
     return {S(row[0]), S(row[1]), S(row[2] * unscale), S(row[3]), S(row[4]), S(row[5]), S(row[6])};
   }
@@ -48,8 +48,8 @@ struct Rule {
       {"dot_uv", Operand::u, Operand::v},      {"dot_gu", Operand::g, Operand::u},
   };
   static constexpr int n_moments = sizeof(moments) / sizeof(Moment);
-  static constexpr int n_common = 6;  // that every rule takes, the first
-  static constexpr int n_kept = 2;    // that are charges: they stay where a tensor takes no part in a step
+  static constexpr int n_common = 6;  // the first moments, which every rule sums
+  static constexpr int n_kept = 2;    // the first moments, charges: kept if a tensor takes no part in a step
 
   template <class S>
   using Coefficients = sgd::Coefficients<S>;
@@ -57,10 +57,10 @@ struct Rule {
   using Step = sgd::Step<variant>;
   using Measure = sgd::Measure;
 
-  // Variants that training spends its time in, the first.
+  // The first variants are hot: training mostly uses these.
   static constexpr int n_hot = idle;
 
-  // The variant of a tensor's step; without views nothing reads a buffer that the step leaves as it is.
+  // The variant of a tensor's step. Without views, nothing reads an idle buffer.
   static NPERF_HD int variant_of(int of_group, bool has_buffer, bool has_views) {
     return of_group == plain && has_buffer && has_views ? idle : of_group;
   }
@@ -92,7 +92,7 @@ struct Step {
   }
 };
 
-// No step: the moments of p with v standing in for g.
+// No step: the moments of p, with v in the gradient's place.
 struct Measure {
   using Rule = sgd::Rule;
   static constexpr bool updates = false, writes_buffer = false, reads_buffer = true, u_is_v = false;

@@ -5,11 +5,11 @@ import xarray as xr
 
 from noetherperf.common.printing import printable
 from noetherperf.common.table import ReportTable
-from noetherperf.record import TERMS, Law, Record, relative_error
+from noetherperf.record import TERMS, LawName, Record, relative_error
 
 __all__ = ["law_states", "law_table"]
 
-LAWS: tuple[Law, ...] = ("flow", "discrete", "budget")
+LAWS: tuple[LawName, ...] = ("flow", "discrete", "budget")
 
 
 def law_table(record: Record) -> ReportTable:

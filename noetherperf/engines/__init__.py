@@ -1,4 +1,4 @@
-"""Engines: what makes a plan's step on one device. One file each; noetherperf.engines.backends says which there are."""
+"""Engines: each makes a plan's step on one device. One file each; noetherperf.engines.backends lists them."""
 
 import operator
 from collections.abc import Callable, Iterable, Sequence
@@ -9,22 +9,21 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-#: What parameters and gradients may be of.
+#: Dtypes of parameters and gradients.
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
 class OnDevice:
-    """What a step reads where its parameters are, so that the host need not wait for it; one element each.
+    """Scalars that a step reads on the parameters' device, so that the host does not wait for them.
 
-    The host reads what it can read at once: beside parameters on the CPU, lrs and found_inf are always None.
+    The host reads what it can without waiting: for parameters on the CPU, lrs and found_inf are always None.
 
     Fields:
-        lrs: One per parameter group: the learning rate that stands in for that of its options (which is NaN then), or
-            None.
-        grad_scale: Every gradient is divided by it first, and left divided; what the step and its moments call the
-            gradient is the quotient. None: 1.
-        found_inf: Where it is not zero, the step is skipped: nothing at all is written. None: 0.
+        lrs: One per parameter group: the learning rate that replaces the one of its options (then NaN), or None.
+        grad_scale: Every gradient is divided by it first, and stored divided. The quotient is the gradient of the step
+            and its moments. None: 1.
+        found_inf: If it is not zero, the step is skipped and nothing is written. None: 0.
     """
 
     lrs: Sequence[Tensor | None]
@@ -47,19 +46,18 @@ class Engine(Protocol):
 
     @property
     def ages(self) -> Sequence[int] | Tensor:
-        """Each tensor's age, as far as steps were not skipped: 0 where its buffers were made and have not been written.
-        Empty: the host knows them all."""
+        """Each tensor's age without skipped steps: 0 if its buffers are not written yet. Empty: the host knows all."""
 
     def admit(self, grads: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
-        """The gradients as a step takes them: those that torch keeps in a lazy form are written out.
+        """The gradients as a step reads them: torch's lazy gradients are materialized.
 
         Raises:
-            RuntimeError, TypeError: They cannot be stepped with; raised before anything is changed.
+            RuntimeError, TypeError: A gradient is not supported; raised before anything is changed.
         """
 
     def prepare_to_measure(self, buffers: Sequence[Sequence[Tensor | None]]) -> list["Call"]:
         """The calls, for carry_out, that fill the moments from the parameters as they are, with the buffer v in the
-        gradient's place: sum_g is ⟨v, 1⟩ and dot_pg ⟨p, v⟩. Where there is no buffer those mean nothing."""
+        gradient's place: sum_g is ⟨v, 1⟩ and dot_pg ⟨p, v⟩. Without a buffer these two are meaningless."""
 
     def measure(self, buffers: Sequence[Sequence[Tensor | None]]) -> None:
         """Measure: prepare it and carry it out."""
@@ -72,7 +70,7 @@ class Engine(Protocol):
         ages: Sequence[int],
         on_device: OnDevice,
     ) -> list["Call"]:
-        """Get one step ready and write nothing yet: the calls that make it, for carry_out.
+        """Prepare one step and write nothing yet: returns the calls that make it, for carry_out.
 
         They advance the measurement's clock too: by one step, and by Rule.duration for each group.
 
@@ -80,9 +78,9 @@ class Engine(Protocol):
             grads: One per tensor, as admit gave them; None: the tensor takes no part.
             buffers: For each of the rule's buffers one per tensor; None where it has none.
             options: Of the rule, one per parameter group.
-            ages: Per tensor 0 where its buffers have just been made (of zeros), else what the host knows. Told once: if
-                that step is skipped, the tensor's next one that is not is its first.
-            on_device: What the host has not read.
+            ages: Per tensor: 0 if its buffers are new (zeros), else the host's count. 0 is passed only once: if that
+                step is skipped, the engine keeps the age 0 for the tensor's next step.
+            on_device: Scalars that the host has not read.
         """
 
     def step(
@@ -96,20 +94,20 @@ class Engine(Protocol):
         """Make one step: prepare it and carry it out."""
 
 
-#: A part of a step that writes: compiled code with its arguments, so that Python runs nothing of its own inside.
+#: A part of a step that writes: compiled code with its arguments, which executes no Python instruction.
 Call = Callable[[], object]
 
 
 def carry_out(calls: Iterable[Call]) -> None:
-    """Make calls one after the other, with no instruction of Python between them.
+    """Run calls one after the other, with no Python instruction between them.
 
-    An interrupt raises between two such instructions (so do signal handlers); so a step is made as a whole or not.
+    Interrupts and signal handlers raise only between two Python instructions, so a step is made wholly or not at all.
     """
     list(map(operator.call, calls))
 
 
 class Stepping:
-    """What engines have beside what prepares."""
+    """The methods `measure` and `step` of an engine, made of its prepare methods."""
 
     def measure(self, *args: Any) -> None:
         """Measure: prepare it and carry it out."""
@@ -121,19 +119,19 @@ class Stepping:
 
 
 def gradient_dtypes(p: Tensor) -> tuple[torch.dtype, ...]:
-    """What torch lets a parameter's gradient be of (Parameter.grad_dtype); its own dtype, as a rule."""
+    """The dtypes that torch allows for a parameter's gradient (Parameter.grad_dtype); usually the parameter's own."""
     dtype: torch.dtype | None = getattr(p, "grad_dtype", p.dtype) if p.is_leaf else p.dtype
     return FLOATING if dtype is None else (dtype,)
 
 
 def check_gradient(name: str, p: Tensor, grad: Tensor, dtypes: Iterable[torch.dtype] = ()) -> None:
-    """Raise where a gradient is of a kind that an engine does not step with.
+    """Raise if an engine does not support a gradient.
 
     Args:
         name: Of the parameter.
         p: The parameter.
         grad: Its gradient.
-        dtypes: What it may be of beside the parameter's own dtype.
+        dtypes: The dtypes that are allowed beside the parameter's own.
     """
     if grad.layout != torch.strided:
         raise RuntimeError(

@@ -1,4 +1,4 @@
-"""Backends by name: which there are, which run here, and why not. "auto" is resolved once and recorded."""
+"""Backends by name: which exist, which run here, and why others do not. "auto" is resolved once and recorded."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ class Backend:
     """One way to make the step.
 
     Fields:
-        name: What the user types.
+        name: The name that users pass.
         device: Type of the devices whose tensors it steps; None: any.
-        missing: The reason why it cannot run here, None if it can.
+        missing: Returns the reason why it cannot run here, None if it can.
         engine: Makes its Engine.
-        rules: Names of the update rules that it has kernels of; None: any rule.
+        rules: Names of the update rules for which it has kernels; None: any rule.
     """
 
     name: str
@@ -30,7 +30,7 @@ class Backend:
     rules: frozenset[str] | None = frozenset({"sgd"})
 
     def steps(self, rule: str) -> bool:
-        """Whether it steps by a rule of this name."""
+        """Whether it supports the rule of this name."""
         return self.rules is None or rule in self.rules
 
 
@@ -106,7 +106,7 @@ def resolve(name: str, device: torch.device, *, rule: str = "sgd", only_referenc
         name: A backend's name, or "auto": the first available one that serves the device.
         device: Where the parameters are.
         rule: Name of the update rule that steps them.
-        only_reference: Whether they are such that "auto" means "reference" (why_reference).
+        only_reference: Whether only "reference" can step the parameters, so that "auto" means it (why_reference).
 
     Raises:
         ValueError: Unknown name, or the named backend does not serve the device.
@@ -137,7 +137,7 @@ def resolve(name: str, device: torch.device, *, rule: str = "sgd", only_referenc
 
 
 def why_reference(p: Tensor) -> str | None:
-    """Why no backend but "reference" steps a parameter; None: others do. The words go after its name."""
+    """Why only "reference" can step a parameter, in words that follow its name; None if others can."""
     if has_own_dispatch(p):
         return unreadable(p)
     others = [str(dtype) for dtype in gradient_dtypes(p) if dtype != p.dtype]
@@ -145,11 +145,11 @@ def why_reference(p: Tensor) -> str | None:
 
 
 def check_parameter(name: str, p: Tensor, backend: Backend) -> None:
-    """Raise where a backend cannot step a parameter of this kind.
+    """Raise if a backend cannot step a parameter of this kind.
 
     Raises:
-        TypeError: Complex or an unsupported dtype; a kind that only "reference" steps, for another backend.
-        ValueError: A view that torch negates when it is read.
+        TypeError: A complex or unsupported dtype; a parameter that only "reference" can step, for another backend.
+        ValueError: A view that torch negates on read.
     """
     if p.is_complex():
         raise TypeError(
@@ -169,10 +169,10 @@ def check_parameter(name: str, p: Tensor, backend: Backend) -> None:
 
 
 def check_measured(name: str, p: Tensor, symmetry: str) -> None:
-    """Raise where a symmetry's charges cannot be summed over a parameter.
+    """Raise if a symmetry's charges cannot be summed over a parameter.
 
     Raises:
-        TypeError: Only its own operations know its elements.
+        TypeError: A tensor subclass that stores its elements in its own way.
     """
     if has_own_dispatch(p):
         raise TypeError(

@@ -1,4 +1,4 @@
-"""What a measured step costs on paper: the bytes it moves, and the bytes and the memory that measuring adds."""
+"""The predicted cost of a measured step: the bytes it moves, and the bytes and the memory that measuring adds."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The compiled CPU engine: hands the tables, and what is new each step, to csrc/step_cpu.cpp."""
+"""The compiled CPU engine: passes the tables, and the inputs of each step, to csrc/step_cpu.cpp."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -25,12 +25,13 @@ class CpuEngine(TableEngine):
     number of threads.
 
     Args:
-        isa: The instruction set, one of `module.isas()`; the one that noetherperf.engines.isa chooses if empty.
-        module: What has the kernels; another one than noetherperf._cpu in tests, where vectors are taken lane by lane.
+        isa: The instruction set, one of `module.isas()`; if empty, noetherperf.engines.isa chooses it.
+        module: The module of the kernels; in tests, a build that emulates vectors lane by lane instead of
+            noetherperf._cpu.
     """
 
     tiling = CPU
-    ages = ()  # the host sees what is to be skipped, and makes no buffers for it
+    ages = ()  # the host knows which steps are skipped, and makes no buffers for them
 
     def __init__(
         self,
@@ -91,7 +92,7 @@ class CpuEngine(TableEngine):
             self._any_young = young
         rows = self._rows
         rows.find(options, (0, 1) if young else (1,))
-        # In float32, as torch unscales; the step computes with it, so that small numbers in 16 bits are not lost.
+        # In float32, as torch unscales. The step multiplies by it, so that small 16-bit gradients do not underflow.
         unscale = 1.0 if on_device.grad_scale is None else float(np.float32(1.0 / on_device.grad_scale.item()))
         calls: list[Call] = [
             partial(

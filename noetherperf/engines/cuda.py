@@ -1,4 +1,4 @@
-"""The CUDA engine: hands the tables on the device to the kernels of csrc/cuda."""
+"""The CUDA engine: passes the tables on the device to the kernels of csrc/cuda."""
 
 import re
 from collections.abc import Sequence
@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from noetherperf.engines import Call
-from noetherperf.engines.gpu import GpuEngine, Inputs, Launch
+from noetherperf.engines.device_inputs import DeviceInputs
+from noetherperf.engines.gpu import GpuEngine, Launch
 from noetherperf.engines.rows import COMPONENT
 from noetherperf.engines.tiling import CUDA
 
@@ -38,7 +39,7 @@ def covers(architectures: str, capability: tuple[int, int]) -> bool:
 
 
 def unsupported() -> str | None:
-    """Why noetherperf._cuda, which is there, cannot run with this driver, this torch and these devices."""
+    """Why the installed noetherperf._cuda cannot run with this driver, torch and devices; None if it can."""
     from noetherperf import _cuda
 
     try:
@@ -61,15 +62,15 @@ def unsupported() -> str | None:
 
 
 class CudaEngine(GpuEngine):
-    """Engine of noetherperf._cuda: stage 1 in one launch for all tensors of a dtype and mode, then stage 2, on torch's
-    current stream.
+    """Engine of noetherperf._cuda: stage 1 in one launch for all tensors of a dtype and variant, then stage 2, on
+    torch's current stream.
 
     Computes and sums in float32 inside a tile, in float64 for float64 parameters; across tiles, and the laws, in
-    float64. Runs agree bit for bit. Tensors whose parameter, gradient and buffer begin at multiples of 16 bytes (and so
-    does each row) move 16 bytes at a time.
+    float64. Runs agree bit for bit. Loads and stores are 16 bytes wide if parameter, gradient, buffer and all their
+    rows have an alignment of 16 bytes.
 
     Args:
-        module: What has the kernels; another one than noetherperf._cuda in tests, where a CPU executes them.
+        module: The module of the kernels; in tests, one that executes them on a CPU instead of noetherperf._cuda.
     """
 
     tiling = CUDA
@@ -120,7 +121,7 @@ class CudaEngine(GpuEngine):
         self._wanted_for: tuple[Sequence[Launch], list[tuple[int, int, int, int]]] = ([], [])
 
     def _strided_dtypes(self) -> frozenset[int]:
-        """Dtypes of which there is a tensor whose parameter, gradient and buffer are not one matrix in memory."""
+        """Dtypes with a tensor whose parameter, gradient and buffer are not all dense in one layout."""
         t = self._tables.tensors
         return frozenset(t["dtype"][t["dense"] == 0].tolist())
 
@@ -130,7 +131,7 @@ class CudaEngine(GpuEngine):
             self._wanted_for = [], []
         super()._send_layouts()
 
-    def _launch(self, launches: Sequence[Launch], inputs: Inputs, *, measuring: bool, scaled: bool) -> list[Call]:
+    def _launch(self, launches: Sequence[Launch], inputs: DeviceInputs, *, measuring: bool, scaled: bool) -> list[Call]:
         if launches is not self._wanted_for[0]:
             last = self._module.ANY
             wanted = {(x.dtype, x.variant if 0 <= x.variant < last else last, x.begin, x.end) for x in launches}

@@ -1,4 +1,4 @@
-"""The memory's floor: a call that moves as many bytes as a step and computes nothing to speak of."""
+"""The memory's floor: a call that moves as many bytes as a step and computes almost nothing."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ def memory_floor(p: Tensor, g: Tensor, v: Tensor, n_threads: int) -> Callable[[]
     Args:
         p, g, v: Float32 on the CPU, contiguous, of one length, [n]; v may be p, which leaves two streams to read and
             one to write: a step without momentum.
-        n_threads: That the call runs on.
+        n_threads: The number of threads of the call.
 
     Raises:
         ValueError: A stream of another dtype, device, layout or length.

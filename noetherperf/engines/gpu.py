@@ -1,24 +1,23 @@
-"""What GPU engines share: the tables on the device, and what is new in a step, which is copied there if it is new.
+"""The base of GPU engines: the tables on the device, and the inputs of each step, copied there if they change.
 
 A step is two stages. Stage 1 walks the tiles: it steps them and writes their sums to the workspace. Stage 2 walks the
-spans: it adds the slices in order, folds lines to segments, advances the laws, then the clock and the ages. Nothing
-waits for the device, and after the first steps nothing is allocated. A copy has a stream of its own: when the device
-comes to the step, it has long been made. In the step's own stream the kernels would wait for it.
+spans: it adds the slices in order, folds lines to segments, advances the laws, then the clock and the ages. The host
+never waits for the device, and after the first steps nothing is allocated. Copies have their own stream, so a copy
+is finished long before the device reaches the step. On the step's stream the kernels would wait for it.
 
 Ages. The host knows when it makes a tensor's buffers, but not whether the step that should write them is skipped
-(found_inf), so ages live on the device. A tensor's age in a step is 0 if the host has just made its buffers, else what
-stands on the device. Stage 1 chooses each tensor's row by it (noetherperf/engines/rows.py) and leaves its number in
-`chosen`, which stage 2 reads; stage 2 alone writes `ages`. No kernel reads what it writes elsewhere.
+(found_inf), so ages are on the device. A tensor's age in a step is 0 if its buffers are new, else the age on the
+device. Stage 1 chooses each tensor's row by its age (noetherperf/engines/rows.py) and writes the row's index to
+`chosen`, which stage 2 reads. Stage 2 alone writes `ages`. So no block reads what another block of its kernel writes.
 
 A learning rate on the device: its parameter group's rows are computed there, by torch operations on the step's stream,
-into the rows that were sent.
+in place of the rows that were sent.
 """
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -26,15 +25,16 @@ import torch
 from torch import Tensor
 
 from noetherperf.engines import Call, OnDevice, carry_out
+from noetherperf.engines.device_inputs import DeviceInputs, Slot
 from noetherperf.engines.rows import GROUP, components
 from noetherperf.engines.tables import TableEngine
 
-#: In the place of a rule's variant: no step, only the moments.
+#: Instead of a rule's variant: no step, only the moments.
 MEASURE = -1
 
 
-# A host that is so many changes of inputs ahead of the device waits for it; the device then still has all those steps
-# to do. As many graphs can be captured between two steps.
+# A host that is this many changes of inputs ahead of the device waits for it; the device then still has all those steps
+# in its queue. This many graphs can be captured between two steps.
 RING = 8
 
 
@@ -43,7 +43,7 @@ class Launch:
     """One kernel's share of stage 1: the tiles [begin, end), all of one dtype, whose tensors take one variant of the
     rule's step, or MEASURE.
 
-    There may be tiles of another variant among them, which it must leave alone.
+    The kernel must skip tiles of another variant among them.
     """
 
     dtype: int
@@ -52,87 +52,12 @@ class Launch:
     end: int
 
 
-class Inputs:
-    """What is new each step, as views of one block of bytes.
-
-    Args:
-        block: The bytes.
-        n_tensors: How many there are.
-        rows: Shape of the rows.
-
-    Fields:
-        block: All of it, uint8.
-        scalars: [2] int64: addresses of the float32 grad_scale and found_inf; null: 1 and 0.
-        rows: [n_groups, n_ages, n_numbers] float64 (rows.py); those of a group whose learning rate lies on the device
-            are written there, later.
-        groups: [n_groups] of GROUP, as int64 words.
-        addresses: [n_tensors, 3] int64: parameter, gradient, momentum buffer; null where it takes no part or has none.
-        ages: [n_tensors] uint8: 0 where the host has just made the tensor's buffers.
-        pointers: Where each of them begins.
-    """
-
-    def __init__(self, block: Tensor, n_tensors: int, rows: tuple[int, ...]) -> None:
-        self.block = block
-        sizes = self._sizes(n_tensors, rows)
-        ends = np.cumsum(sizes).tolist()
-        parts = [block[end - size : end] for end, size in zip(ends, sizes, strict=True)]
-        self.scalars = parts[0].view(torch.int64)
-        self.rows = parts[1].view(torch.float64).view(rows)
-        self.groups = parts[2].view(torch.int64)
-        self.addresses = parts[3].view(torch.int64).view(n_tensors, 3)
-        self.ages = parts[4]
-        names = ("scalars", "rows", "groups", "addresses", "ages")
-        self.pointers = {name: getattr(self, name).data_ptr() for name in names}
-
-    @staticmethod
-    def _sizes(n_tensors: int, rows: tuple[int, ...]) -> list[int]:
-        return [16, 8 * prod(rows), GROUP.itemsize * rows[0], 24 * n_tensors, n_tensors]
-
-    @classmethod
-    def empty(cls, n_tensors: int, rows: tuple[int, ...], device: torch.device, pinned: bool = False) -> "Inputs":
-        """Zeros: no addresses."""
-        n_bytes = sum(cls._sizes(n_tensors, rows))
-        return cls(torch.zeros(n_bytes, dtype=torch.uint8, device=device, pin_memory=pinned), n_tensors, rows)
-
-
-class Slot:
-    """One of the places, on the host and on the device, that inputs are sent through in turn.
-
-    Args:
-        n_tensors, rows: Of the inputs.
-        device: Where they are sent.
-        stream: On which; the same for all slots.
-
-    Fields:
-        pinned: What is copied, on the host.
-        inputs: Where to, on the device.
-        sent: Passes when it is there.
-        read: Passes when no kernel reads it any more.
-    """
-
-    def __init__(self, n_tensors: int, rows: tuple[int, ...], device: torch.device, stream: torch.cuda.Stream) -> None:
-        self._stream = stream
-        self.inputs = Inputs.empty(n_tensors, rows, device)
-        stream.wait_stream(torch.cuda.current_stream(device))  # which may still use this memory for something else
-        self.pinned = torch.empty(self.inputs.block.shape, dtype=torch.uint8, device="cpu", pin_memory=True)
-        self.sent, self.read = torch.cuda.Event(), torch.cuda.Event()
-
-    def send(self, block: Tensor) -> None:
-        """Copy a block to the device on the ring's stream; the current stream waits for it."""
-        self.read.synchronize()  # passes at once, unless the host is a whole ring ahead
-        self.pinned.copy_(block)
-        with torch.cuda.stream(self._stream):
-            self.inputs.block.copy_(self.pinned, non_blocking=True)
-            self.sent.record()
-        self.sent.wait()
-
-
 class GpuEngine(TableEngine):
     """Engine over tables on a GPU. A subclass implements _launch with its kernels.
 
-    For tests its tensors may lie on the CPU, where kernels are emulated; copies are then made at once.
+    In tests its tensors may be on the CPU, with emulated kernels; copies are then synchronous.
 
-    What _launch finds on the device, besides the measurement and the workspace (self._workspace):
+    Memory on the device for _launch, besides the measurement and the workspace (self._workspace):
         tables: self.tensors, dims, views, tiles, spans, components: the tables' bytes, as int64 [n_words]; at least one
             word. self.driving: int32.
         ages: self.ages: [n_tensors] uint8; self.chosen: [n_tensors] int32.
@@ -151,7 +76,7 @@ class GpuEngine(TableEngine):
         )
         table, driving = components(self.rule)
         self.components, self.driving = _words(table).to(self.device), torch.from_numpy(driving).to(self.device)
-        if not hasattr(self, "ages"):  # else tables were made anew, and the ages live on
+        if not hasattr(self, "ages"):  # else the tables are rebuilt, and the ages stay
             self.ages = torch.full((n,), self.rule.n_ages - 1, dtype=torch.uint8, device=self.device)
             self.chosen = torch.zeros(n, dtype=torch.int32, device=self.device)
         self._layouts_changed = False
@@ -160,23 +85,23 @@ class GpuEngine(TableEngine):
         self._launches_for: tuple[bytes, list[Launch]] = (b"", [])
         # The host's side of the inputs, whose parts TableEngine fills in place.
         self._rows_shape = self._rows.numbers.shape
-        self._host = Inputs.empty(n, self._rows_shape, torch.device("cpu"))
+        self._host = DeviceInputs.empty(n, self._rows_shape, torch.device("cpu"))
         self._addresses = self._host.addresses.numpy().view(np.uint64)
         self._ages = self._host.ages.numpy()
         self._ages[:] = 1
         self._host_groups = self._host.groups.numpy().view(GROUP)
         self._host_scalars, self._host_rows = self._host.scalars.numpy(), self._host.rows.numpy()
-        self._take_rows()  # known already, where tables are made anew
+        self._take_rows()  # already computed if the tables are rebuilt
         self._lrs: Sequence[Tensor | None] = ()  # that the host does not read
-        self.inputs = Inputs.empty(n, self._rows_shape, self.device)  # of an engine on the CPU
+        self.inputs = DeviceInputs.empty(n, self._rows_shape, self.device)  # of an engine on the CPU
         if self._on_gpu:
             self._stream = torch.cuda.Stream(self.device)
             self._ring = [self._slot() for _ in range(RING)]
         self._turn = 0
-        self._held = b""  # what the slot whose turn it is holds
-        self._sent = b""  # that, once its launches are known; nothing: the next inputs are sent whatever they are
+        self._held = b""  # the contents of the current slot
+        self._sent = b""  # the same, once its launches are known; empty: the next inputs are always sent
         self._spare: list[Slot] = []  # for CUDA graphs to come
-        self._captured: list[Slot] = []  # what CUDA graphs read, as long as this engine lives
+        self._captured: list[Slot] = []  # read by CUDA graphs, for the lifetime of this engine
 
     def _ranges_by_dtype(self) -> list[tuple[int, int, int]]:
         """(dtype, first tile, last tile + 1) of each dtype."""
@@ -202,11 +127,11 @@ class GpuEngine(TableEngine):
     def _slot(self) -> Slot:
         return Slot(len(self.params), self._rows_shape, self.device, self._stream)
 
-    def _send(self) -> tuple[Inputs, bool]:
-        """Send the host's inputs on their way to the device, if it lacks them.
+    def _send(self) -> tuple[DeviceInputs, bool]:
+        """Queue a copy of the host's inputs to the device, if they changed.
 
         Returns:
-            Where they will be when kernels run, and whether they differ from the last ones.
+            The inputs on the device, ready when kernels run; and whether they changed.
         """
         if not self._on_gpu:
             self.inputs.block.copy_(self._host.block)
@@ -236,8 +161,8 @@ class GpuEngine(TableEngine):
         self._find_rows(inputs)
         return inputs, is_new
 
-    def _find_rows(self, inputs: Inputs) -> None:
-        """Queue what computes the rows whose learning rate lies on the device, and may have changed there."""
+    def _find_rows(self, inputs: DeviceInputs) -> None:
+        """Queue the computation of rows whose learning rate is on the device, where it may have changed."""
         for group, lr in enumerate(self._lrs):
             if lr is not None:
                 self._rows.find_on_device(group, lr, inputs.rows[group])
@@ -250,7 +175,7 @@ class GpuEngine(TableEngine):
         self._layouts_changed |= before != (tensor.tobytes(), dims.tobytes())
 
     def _send_layouts(self) -> None:
-        """Bring the tables up to date, where a gradient or buffer has come with other strides."""
+        """Copy the tables to the device again if the strides of a gradient or buffer changed."""
         if self._layouts_changed:
             self._refuse_capture("take over a gradient's or momentum buffer's new layout")
             self.tensors.copy_(_words(self._tables.tensors))
@@ -279,7 +204,7 @@ class GpuEngine(TableEngine):
         launches = [Launch(dtype, MEASURE, begin, end) for dtype, begin, end in self._dtype_ranges]
         with self._as_current():
             calls = self._launch(launches, self._send()[0], measuring=True, scaled=False)
-        self._sent = b""  # the next step's launches are others, even if it has the same inputs
+        self._sent = b""  # the next step has other launches, even with the same inputs
         return calls if self._is_current() else [partial(self._carry_out_here, calls)]
 
     def prepare(
@@ -346,14 +271,14 @@ class GpuEngine(TableEngine):
             raise TypeError(f"{name} is {x.dtype} on {x.device}; it must be a float32 tensor on {self.device}")
         return x.data_ptr()
 
-    def _launch(self, launches: Sequence[Launch], inputs: Inputs, *, measuring: bool, scaled: bool) -> list[Call]:
+    def _launch(self, launches: Sequence[Launch], inputs: DeviceInputs, *, measuring: bool, scaled: bool) -> list[Call]:
         """The calls that queue both stages on the device's current stream.
 
         Args:
             launches: Stage 1's kernels, in any order; may be none.
-            inputs: What is new, on the device.
+            inputs: The inputs of the step, on the device.
             measuring: Only take moments of all tensors (MEASURE): stage 2 advances neither laws, clock nor ages.
-            scaled: Gradients are divided by grad_scale first, and written back so.
+            scaled: Gradients are divided by grad_scale first, and stored divided.
         """
         raise NotImplementedError
 

@@ -1,6 +1,6 @@
-"""Instruction sets of the CPU engine: which the processor has, whether each computes rightly here, and which is used.
+"""Instruction sets of the CPU engine: which the processor has, whether each computes correctly, and which is used.
 
-The first use of a set in a process checks its kernels against plain loops (csrc/self_check.cpp), in some two
+The first use of a set in a process checks its kernels against plain loops (csrc/self_check.cpp), in about two
 milliseconds: a wrong sum would look like any other number. A set that fails is left out with a warning.
 """
 
@@ -27,7 +27,7 @@ def fault(isa: str) -> str:
 
 
 def choose() -> str:
-    """The instruction set to use: the one that NOETHERPERF_ISA names, else the best one that computes rightly.
+    """The instruction set to use: the one that NOETHERPERF_ISA names, else the best one that computes correctly.
 
     Raises:
         ValueError: NOETHERPERF_ISA names a set that this processor or build does not have.
@@ -52,7 +52,7 @@ def choose() -> str:
 
 
 def unusable() -> str | None:
-    """Why no instruction set can be used, None where one can; warns of each better one that cannot."""
+    """Why no instruction set is usable; None if one is. Warns of each better one that is not."""
     isas = _cpu.isas()
     if not all(map(_warn, isas)):  # stops at the first that can
         return None
@@ -64,7 +64,7 @@ def unusable() -> str | None:
 
 @cache
 def _warn(isa: str) -> bool:
-    """Warn of an instruction set that fails its self-check, once; whether it does."""
+    """Warn once if an instruction set fails its self-check; returns whether it fails."""
     if wrong := fault(isa):
         warnings.warn(
             f"instruction set {isa} is not used: its kernels compute wrong numbers on this processor ({wrong}). Please "

@@ -1,4 +1,4 @@
-"""Which tensors share memory: told exactly, by the places that their elements take, whatever their strides."""
+"""Which tensors share memory: an exact test of their elements' addresses, for any strides."""
 
 import itertools
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class _Block(NamedTuple):
-    """A tensor's place in memory: no element lies outside of [begin, end)."""
+    """A tensor's address range: all elements are in [begin, end)."""
 
     device: str
     begin: int
@@ -19,7 +19,7 @@ class _Block(NamedTuple):
     tensor: Tensor
 
     def places(self, taken: np.ndarray, origin: int, unit: int) -> np.ndarray:
-        """The tensor's elements in a map of memory that begins at an address and has an entry for so many bytes."""
+        """The tensor's elements in `taken`, a memory map from address `origin` with one entry per `unit` bytes."""
         x, size = self.tensor, self.tensor.element_size() // unit
         strides = [stride * size for stride in x.stride()]
         begin = taken[(self.begin - origin) // unit :]
@@ -27,9 +27,9 @@ class _Block(NamedTuple):
 
 
 def check_apart(labels: Sequence[str], tensors: Sequence[Tensor]) -> None:
-    """Raise where two tensors share memory, or two elements of one: no step in place is right for both.
+    """Raise if two tensors share memory, or two elements of one tensor: an in-place step would be wrong for both.
 
-    Views that lie between each other's elements share nothing.
+    Interleaved views without a common element share nothing.
 
     Args:
         labels: A name for each tensor.
@@ -40,7 +40,7 @@ def check_apart(labels: Sequence[str], tensors: Sequence[Tensor]) -> None:
     """
     blocks = [_block(label, x) for label, x in zip(labels, tensors, strict=True) if x.numel() > 0]
     blocks.sort(key=lambda block: (block.device, block.begin))
-    run: list[_Block] = []  # blocks whose ranges of addresses hang together, up to an end
+    run: list[_Block] = []  # blocks whose address ranges overlap; the last one ends at `end`
     end = 0
     for block in blocks:
         if run and (block.device != run[0].device or block.begin >= end):
@@ -74,7 +74,7 @@ def _overlaps_itself(x: Tensor) -> bool:
 
 
 def _check_run(run: Sequence[_Block], end: int) -> None:
-    """Raise where two of these blocks, none of which goes beyond an end, share memory."""
+    """Raise if two of these blocks share memory; none of them goes beyond `end`."""
     if len(run) < 2:
         return
     origin = run[0].begin

@@ -1,7 +1,7 @@
-"""What a step asks of thousands of tensors: by compiled code where there is some.
+"""Fast reads of thousands of tensors in a step, by compiled code if it is built.
 
-A Gatherer gathers what parameters have (gradients, momentum buffers), a Reader where tensors are and how they lie, a
-Watch which were written or replaced by somebody else.
+A Gatherer gathers gradients and momentum buffers. A Reader reads the tensors' addresses and layouts. A Watch detects
+tensors that other code has written or replaced.
 """
 
 import functools
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 
 def unreadable(x: Tensor) -> str | None:
-    """Why a tensor's elements are not the numbers at its address, all that compiled code knows; None where they are.
+    """Why a tensor's elements are not the numbers at its address, all that compiled code reads; None if they are.
 
-    The words go after its name.
+    The words follow the tensor's name.
     """
     if x.layout != torch.strided:
         return f"has layout {x.layout}"
@@ -42,31 +42,31 @@ def unreadable(x: Tensor) -> str | None:
 
 
 def has_own_dispatch(x: Tensor) -> bool:
-    """Whether x is of a subclass that answers torch's operations itself; as a rule it has no memory of its own."""
+    """Whether x is of a subclass that implements torch's operations itself; it usually has no memory of its own."""
     return type(x).__torch_dispatch__ != Tensor.__torch_dispatch__
 
 
 class Reader(Protocol):
-    """Reads a list of tensors, always the same number of them, and remembers how each of them lay."""
+    """Reads a list of tensors, of a fixed length, and remembers each tensor's layout."""
 
     def read(self, tensors: list[Tensor | None], addresses: np.ndarray, column: int) -> list[int]:
-        """Write every tensor's address to a column, and tell which do not lie as remembered.
+        """Write every tensor's address to a column, and return which layouts are not the remembered ones.
 
         Args:
             tensors: As many as the reader was made for.
-            addresses: [n, columns] uint64. Where a tensor is None its address is 0, where it is empty 1.
+            addresses: [n, columns] uint64. The address is 0 for None, 1 for an empty tensor.
             column: Which column.
 
         Returns:
-            The numbers of tensors whose dtype, device, shape or strides are not the remembered ones. What is not
-            readable (a sparse tensor, a negated view) is always among them, and has the address 0.
+            The indices of tensors whose dtype, device, shape or strides are not the remembered ones. A tensor that is
+            not readable (sparse, a negated view) is always among them, with the address 0.
 
         Raises:
             ValueError: Another number of tensors.
         """
 
     def remember(self, i: int, tensor: Tensor) -> None:
-        """Take how a tensor lies now as how tensor i is to lie."""
+        """Remember this tensor's layout as that of tensor i."""
 
 
 class PythonReader:
@@ -91,10 +91,9 @@ class PythonReader:
 
 
 class Gatherer(Protocol):
-    """Gathers what parameters have, always the same ones.
+    """Gathers attributes and state entries of fixed parameters.
 
-    Both methods return a list of one value per parameter, None where there is none, and a byte for each: 1 where there
-    is none.
+    Both methods return a list of one value per parameter, None if it has none, and a byte for each: 1 for None.
     """
 
     def attributes(self, params: list[Tensor], name: str) -> tuple[list[Any], bytes]:
@@ -131,7 +130,7 @@ class PythonGatherer:
         if len(state) != len(self._keys) or not all(map(operator.is_, state, self._keys)):
             self._keys = list(state)
             self._places = [self._place.get(id(key), -1) for key in self._keys]
-        found = [None] * (len(self._place) + 1)  # the last for what is of no parameter
+        found = [None] * (len(self._place) + 1)  # the last is for keys that are no parameter
         for place, slot in zip(self._places, state.values(), strict=True):
             found[place] = slot.get(name)
         found.pop()
@@ -139,21 +138,22 @@ class PythonGatherer:
 
 
 class Watch(Protocol):
-    """Knows some tensors of a list by identity and version counter (torch.Tensor._version), and keeps none alive.
+    """Detects written or replaced tensors of a list, by identity and version counter (torch.Tensor._version).
 
-    It has weak references to them, beside which torch.utils.swap_tensors refuses; none to tensors that are kept.
+    It keeps no tensor alive. It has weak references, but none to tensors that the caller keeps:
+    torch.utils.swap_tensors refuses a tensor with weak references.
 
-    At first it knows None for each. Every method takes a list of all, or bytes for all.
+    At first it knows None for each. Methods take a list of all tensors, or a byte for each.
     """
 
     def look(self, tensors: Sequence[Tensor | None]) -> list[int]:
-        """The numbers of the watched ones that are not as they are known: others, or written since."""
+        """The indices of the watched tensors that were replaced or written."""
 
     def know(self, i: int, tensor: Tensor | None) -> None:
-        """Take tensor i, if it is watched, as it is now."""
+        """Record the present state of tensor i, if it is watched."""
 
     def expect(self, missing: bytes) -> None:
-        """Tensors are about to be written once, and their counters raised by one; not those with a 1 in missing."""
+        """All tensors but those with a 1 in `missing` are about to be written, which raises their counters by one."""
 
 
 class PythonWatch:
@@ -199,7 +199,7 @@ def make_reader(n: int) -> Reader:
 
 @functools.cache
 def _readable() -> "Readable":
-    """What tells readable tensors from others; it learns from examples where torch keeps the negative bit."""
+    """The test for readable tensors; it learns from examples where torch keeps the negative bit."""
     from noetherperf._cpu import Readable
 
     shapes = [tuple(range(2, 2 + n)) for n in range(6)]
@@ -210,8 +210,8 @@ def _readable() -> "Readable":
 
 
 def make_gatherer(params: list[Tensor]) -> Gatherer:
-    """A gatherer of what these parameters have."""
-    if not _is_compiled() or any(map(has_own_dispatch, params)):  # whose place in memory compiled code must not ask
+    """A gatherer for these parameters."""
+    if not _is_compiled() or any(map(has_own_dispatch, params)):  # compiled code must not describe these
         return PythonGatherer(params)
     from noetherperf._cpu import Gatherer
 
@@ -219,11 +219,11 @@ def make_gatherer(params: list[Tensor]) -> Gatherer:
 
 
 def make_watch(which: Sequence[int], *, kept: bool = False) -> Watch:
-    """A watch over the tensors with these numbers, each once.
+    """A watch over the tensors with these indices.
 
     Args:
-        which: The numbers.
-        kept: Whether the caller keeps alive what the watch knows.
+        which: The indices, each once.
+        kept: Whether the caller keeps the known tensors alive.
     """
     if not _is_compiled():
         return PythonWatch(which, kept=kept)
@@ -233,7 +233,7 @@ def make_watch(which: Sequence[int], *, kept: bool = False) -> Watch:
 
 
 def _is_compiled() -> bool:
-    """Whether the compiled ones were built, and torch describes its tensors to others."""
+    """Whether the compiled classes are built, and torch has DLPack's exchange API."""
     return find_spec("noetherperf._cpu") is not None and hasattr(Tensor, "__dlpack_c_exchange_api__")
 
 
@@ -242,12 +242,12 @@ def _missing(found: list[Any]) -> bytes:
 
 
 def _kept(x: Tensor) -> Callable[[], Tensor]:
-    """What a weak reference is where the tensor is kept anyway."""
+    """The replacement of a weak reference if the caller keeps the tensor."""
     return lambda: x
 
 
 def _version(x: Tensor) -> int:
-    """A tensor's version counter, −1 where it has none, as one that was made in inference mode."""
+    """A tensor's version counter; −1 if it has none, like a tensor made in inference mode."""
     try:
         return x._version
     except RuntimeError:

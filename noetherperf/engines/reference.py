@@ -1,4 +1,4 @@
-"""The engine in plain torch: the rule's update, its moments and laws as they are written. Every kernel is tested
+"""The engine in plain torch: the rule's update, its moments and laws, exactly as defined. Every kernel is tested
 against it."""
 
 import itertools
@@ -17,9 +17,9 @@ from noetherperf.rules.moments import COMMON, Moment, Operand, Pair, take
 
 
 class ReferenceEngine(Stepping):
-    """Engine in plain torch. Computes in float32, in float64 for float64 tensors; allocates and waits as it goes.
+    """Engine in plain torch. Computes in float32, in float64 for float64 tensors; allocates, and waits for the device.
 
-    It steps what no compiled engine can: tensor subclasses, gradients of another dtype than their parameter's.
+    It steps what compiled engines cannot: tensor subclasses, and gradients whose dtype is not their parameter's.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class ReferenceEngine(Stepping):
         return grads
 
     def _need_elements(self) -> None:
-        """Raise where there is nothing to measure yet."""
+        """Raise if a measured parameter has no elements yet."""
         for name, p, views in zip(self.names, self.params, self.views, strict=True):
             if views and p.device.type == "meta":
                 raise RuntimeError(
@@ -63,7 +63,7 @@ class ReferenceEngine(Stepping):
         return [partial(self.measurement.moments.copy_, measured)]
 
     def _rows(self, taken: Tensor) -> Tensor:
-        """A row for every moment of the rule: those that were taken, and zeros."""
+        """One row for every moment of the rule: those that were summed, then zeros."""
         return torch.cat([taken, taken.new_zeros(len(self.rule.moments) - len(taken), taken.shape[1])])
 
     def prepare(
@@ -96,13 +96,13 @@ class ReferenceEngine(Stepping):
             before, grad = p.to(dtype, copy=True), g.to(dtype)
             if on_device.grad_scale is not None:
                 grad = grad / on_device.grad_scale.to(dtype)
-                if not g._is_zerotensor():  # which are zeros still, and cannot be written
+                if not g._is_zerotensor():  # a zero tensor stays zero and cannot be written
                     written.append((g, grad))
             held = [of_all[i] for of_all in buffers]
             before_it = tuple(None if v is None else v.to(dtype) for v in held)
             p_new, after_it, u = rule.update(before, grad, before_it, rule.coefficients_of(own, now[i]))
             stored = p_new.to(p.dtype)
-            written.append((p.data, stored))  # not to raise a version counter, which is the caller's business
+            written.append((p.data, stored))  # .data, because the caller raises version counters
             if rule.ages(own):
                 later[i] = min(now[i] + 1, rule.n_ages - 1)
                 pairs = list(zip(held, after_it, strict=True))[: rule.n_written(own)]
@@ -143,7 +143,7 @@ def _segments(view: View) -> slice:
 
 
 def _copies(written: Sequence[tuple[Tensor, Tensor]]) -> list[Call]:
-    """The calls that copy values to tensors: one for all in memory; others may know no other than copy_."""
+    """The calls that copy values to tensors: one call for all plain tensors; others may support copy_ alone."""
     odd = [unreadable(to) is not None for to, _ in written]
     calls: list[Call] = [partial(to.copy_, value) for to, value in itertools.compress(written, odd)]
     plain = [pair for pair, is_odd in zip(written, odd, strict=True) if not is_odd]

@@ -1,7 +1,7 @@
-"""What a step needs of the rule, as engines read it: rows of numbers, and a table of the laws' components.
+"""A rule as engines read it: rows of numbers, and a table of the laws' components.
 
 A row (noetherperf/rules/rule.py) holds the coefficients of one parameter group's step for tensors of one age. The
-components say which numbers of a row move which numbers of a law's state. Both are data: engines multiply.
+components say which numbers of a row advance which numbers of a law's state. Both are data: engines multiply.
 
 The dtypes mirror the structs of csrc/rows.h (a test compares their layouts).
 """
@@ -19,18 +19,18 @@ from noetherperf.rules.rule import Rule
 GROUP = np.dtype(
     [
         ("variant", "i4"),  # of the rule's kernels
-        ("ages", "i4"),  # whether a step makes its tensors older
+        ("ages", "i4"),  # whether a step increments its tensors' ages
     ]
 )
 COMPONENT = np.dtype(
     [
         ("law", "i4"),
-        ("row", "i4"),  # where its numbers begin in the law's state
+        ("row", "i4"),  # its first row in the law's state
         ("size", "i4"),
         ("compensated", "i4"),
         ("n_moments", "i4"),
-        ("moments", "i4"),  # where the moments that drive it begin, in the table of these
-        ("numbers", "i4"),  # where its coefficients begin in a row
+        ("moments", "i4"),  # its first driving moment, in the table of these
+        ("numbers", "i4"),  # its first coefficient in a row of numbers
         ("padding", "i4"),
     ]
 )
@@ -54,12 +54,12 @@ def components(rule: Rule[Any]) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Rows:
-    """The rows of the present options, found anew only when these change.
+    """The rows of the present options, computed again only when these change.
 
     Args:
-        rule: That steps.
-        n_groups: How many parameter groups there are.
-        laws: Those that somebody asks for.
+        rule: The update rule.
+        n_groups: The number of parameter groups.
+        laws: The laws that some symmetry needs.
 
     Attributes:
         numbers: [n_groups, n_ages, n_numbers], float64.
@@ -76,7 +76,7 @@ class Rows:
         self._known: frozenset[int] = frozenset()
 
     def find(self, options: Sequence[Any], ages: Collection[int]) -> None:
-        """Find the rows of some ages; where any is new, in new arrays.
+        """Compute the rows of some ages; new rows are in new arrays.
 
         Args:
             options: One per parameter group.
@@ -94,18 +94,18 @@ class Rows:
         for i, x in enumerate(options):
             groups[i] = (self._rule.variant(x), self._rule.ages(x))
             tick[1 + i] = self._rule.duration(x)
-        # At once: an interrupt between would leave rows of other options.
+        # In one update: an interrupt between two would leave rows of other options.
         self.__dict__.update(
             numbers=numbers, groups=groups, tick=tick, _options=list(options), _known=known.union(ages)
         )
 
     def find_on_device(self, group: int, lr: Tensor, to: Tensor) -> None:
-        """Find the rows of a parameter group whose learning rate lies on a device, there and without waiting for it.
+        """Compute the rows of a parameter group whose learning rate is on a device, there, without waiting for it.
 
         Args:
             group: Its number; its options are those of the last `find`.
             lr: The learning rate, one element.
-            to: Its rows as `find` has found them, [n_ages, n_numbers]; what follows from the learning rate is written.
+            to: Its rows from `find`, [n_ages, n_numbers]; numbers that depend on the learning rate are overwritten.
         """
         options = self._rule.with_lr(self._options[group], lr.detach().reshape(()).to(torch.float64))
         newest = 0 if self._rule.ages_differ(options) else self._rule.n_ages - 1

@@ -1,4 +1,4 @@
-"""What engines that walk the tables of tiling.py share: tables in step with addresses, layouts and options."""
+"""The base of engines that walk the tables of tiling.py: it keeps tables, addresses, layouts and options up to date."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -19,13 +19,13 @@ PARAMETER, GRADIENT, BUFFER = range(3)
 
 
 class TableEngine(Stepping):
-    """Keeps the tables and what is new each step; a subclass hands both to its kernels.
+    """Keeps the tables and the inputs of each step; a subclass passes both to its kernels.
 
     _tables, _workspace: made by _build for the parameters' present layout.
     _addresses [n, 3]: each tensor's parameter, gradient, momentum buffer; null where it takes no part or has none.
-    _places: the column of parameters as it was when they were last seen to share no memory.
-    _ages [n]: 0 where a tensor's buffers have just been made.
-    _rows: what a step needs of the rule.
+    _places: the parameters' addresses when they were last checked to share no memory.
+    _ages [n]: 0 if a tensor's buffers are new.
+    _rows: the rule's numbers.
     """
 
     tiling: ClassVar[Tiling]
@@ -46,7 +46,7 @@ class TableEngine(Stepping):
         self._build()
 
     def _build(self) -> None:
-        """Make the tables for the parameters as they lie in memory now."""
+        """Make the tables for the parameters' present layouts."""
         n = len(self.params)
         self._tables = make_tables(self.plan, self.params, self.group_index, self.tiling)
         device = self.measurement.moments.device
@@ -68,12 +68,12 @@ class TableEngine(Stepping):
         return {"workspace": self._workspace.nbytes, "tables": sum(array.nbytes for array in arrays)}
 
     def _read(self, column: int, tensors: Sequence[Tensor | None]) -> list[int]:
-        """Take note of where tensors are now; which of them do not lie as they did."""
-        listed = tensors if isinstance(tensors, list) else list(tensors)  # copying one would touch every tensor
+        """Read the tensors' addresses; returns the indices of those whose layout changed."""
+        listed = tensors if isinstance(tensors, list) else list(tensors)  # a copy would touch every tensor
         return self._readers[column].read(listed, self._addresses, column)
 
     def _relocate(self) -> None:
-        """Take note of where parameters are now; tables are made anew where one has another layout."""
+        """Read the parameters' addresses; rebuild the tables if a layout changed."""
         changed = self._read(PARAMETER, self.params)
         for i in changed:
             p, (dtype, device, shape) = self.params[i], self._kinds[i]
@@ -96,7 +96,7 @@ class TableEngine(Stepping):
             self._places = places
 
     def _lay_out(self, i: int, field: str, strides: tuple[int, ...], known: list[tuple[int, ...] | None]) -> None:
-        """Write a gradient's or buffer's strides into the tables: dense if p, g and v agree with a matrix."""
+        """Write a gradient's or buffer's strides into the tables: dense if p, g and v all are."""
         known[i] = strides
         p, order, tensor = self.params[i], self._orders[i], self._tables.tensors[i]
         rows = slice(tensor["dims"], tensor["dims"] + len(order))
@@ -142,14 +142,13 @@ class TableEngine(Stepping):
             )
 
     def _admit_to_measure(self, buffers: Sequence[Sequence[Tensor | None]]) -> None:
-        """Take note of where parameters and buffers are; a buffer that is missing is stood in for by its parameter, so
-        that a kernel has something to read."""
+        """Read the addresses of parameters and buffers. Parameters replace missing buffers, which kernels read too."""
         self._relocate()
         self._admit_buffers([[p if v is None else v for p, v in zip(self.params, x, strict=True)] for x in buffers])
 
 
 def _write_out(name: str, grad: Tensor, reason: str) -> Tensor:
-    """A gradient that torch keeps in a lazy form, with its elements in memory."""
+    """A lazy gradient of torch, materialized in memory."""
     if not has_own_dispatch(grad) and grad._is_zerotensor():
         return torch.zeros_like(grad)
     if has_own_dispatch(grad):

@@ -1,4 +1,4 @@
-"""Views and memory layouts -> the tables that compiled engines walk: matrices, tiles and what sums where.
+"""Views and memory layouts -> the tables that compiled engines walk: matrices, tiles, and where each sum goes.
 
 Each tensor is seen in memory order as a matrix [n_rows, n_cols]. A view along the outermost memory axis sums over rows
 (`by_row`: segment = row // inner); any other sums over positions (segment = (column // inner) % n). So channels_last
@@ -82,16 +82,16 @@ class Tiling:
     """How an engine's tiles, slices and spans are cut.
 
     Fields:
-        tile_elements: Of a tile: the least and the most.
-        tiles: How many tiles a model is cut into, as far as their sizes allow.
+        tile_elements: Elements of a tile: the least and the most.
+        tiles: The number of tiles of a model, as far as their sizes allow.
         block_rows: Rows that are walked together.
-        min_tile_rows: Of a tile that sums over rows, where the tensor has as many.
-        max_slices: Of the sums over rows.
-        tile_cols: The same for columns: at least so many, or (by_line) exactly so many bytes of them.
+        min_tile_rows: The least rows of a tile that sums over rows, if the tensor has as many.
+        max_slices: The most slices of the sums over rows.
+        tile_cols: The least columns of a tile; with by_line, exactly this many bytes of columns.
         min_cols: Matrices narrower than this and summed by position only are widened by merging rows.
         short_run: Contiguous groups shorter than this are summed by position.
-        span_segments: Segments that the second stage takes together: at least and at most.
-        span_terms: Terms of a segment up to which a span has the most; the more there are, the fewer segments it has.
+        span_segments: Segments of a span of the second stage: the least and the most.
+        span_terms: Up to this many terms per segment, a span has the most segments; with more terms it has fewer.
         by_line: Slices hold the sums of rows and columns, not of segments.
     """
 
@@ -109,12 +109,12 @@ class Tiling:
 
 
 CPU = Tiling(
-    tile_elements=(1 << 16, 1 << 16),  # enough to hide what a tile costs, few enough to balance threads
+    tile_elements=(1 << 16, 1 << 16),  # large enough to hide a tile's overhead, small enough to balance threads
     tiles=1,
     block_rows=1,
     min_tile_rows=256,  # its slice is then 1/256 of what it reads, in float64 moments
     max_slices=16,
-    tile_cols=1 << 14,  # whole rows of most models: row after row is then one run of memory
+    tile_cols=1 << 14,  # whole rows of most models: a tile is then one contiguous run
     min_cols=64,
     short_run=16,  # no horizontal sums
     span_segments=(2048, 2048),
@@ -124,7 +124,7 @@ CPU = Tiling(
 
 TRITON = Tiling(
     tile_elements=(1 << 13, 1 << 17),
-    tiles=8192,  # so many for each multiprocessor of a large GPU that the last ones to finish are few
+    tiles=8192,  # many per multiprocessor of a large GPU, so that few finish late
     block_rows=8,
     min_tile_rows=64,
     max_slices=4096,
@@ -141,7 +141,7 @@ CUDA = replace(TRITON, min_tile_rows=128, tile_cols=1024, span_segments=(8, 64))
 
 @dataclass
 class Tables:
-    """The engine's tables, and how large a workspace they need."""
+    """The engine's tables, and the size of their workspace."""
 
     tensors: np.ndarray
     dims: np.ndarray
@@ -153,7 +153,7 @@ class Tables:
 
 @dataclass(frozen=True)
 class _Column:
-    """A view's way to sum over positions: segment = (column // inner) % n_segments."""
+    """How a view sums over positions: segment = (column // inner) % n_segments."""
 
     inner: int
     n_segments: int
@@ -228,7 +228,7 @@ def _tiles(
         return _pieces(n_rows, max(tiling.min_tile_rows, elements // width), 8, tiling.max_slices), cols
     rows = _pieces(n_rows, tiling.min_tile_rows, lcm(8, rows_per_segment or 1), tiling.max_slices)
     if any(s.inner * s.n_segments != n_cols for s in columns):
-        return rows, [(0, n_cols)]  # segments that come again along the columns are not cut
+        return rows, [(0, n_cols)]  # segments that repeat along the columns are not cut
     unit = lcm(64, *(s.inner for s in columns))
     return rows, _pieces(n_cols, tiling.tile_cols, unit, tiling.max_slices if rows_per_segment else n_cols)
 
@@ -243,7 +243,7 @@ def _span_length(view: np.void, tensor: np.void, tiling: Tiling) -> int:
 
 
 def make_tables(plan: Plan, params: Sequence[Tensor], group_index: Sequence[int], tiling: Tiling = CPU) -> Tables:
-    """Lay out a plan over parameters as they lie in memory now.
+    """Make the tables of a plan for the parameters' present layouts.
 
     Args:
         plan: The views of these parameters.
@@ -322,7 +322,7 @@ def make_tables(plan: Plan, params: Sequence[Tensor], group_index: Sequence[int]
         for begin in range(0, row["n_segments"], length)
     ]
     tile_table = np.array(tiles, TILE)
-    if tiling.by_line:  # tiles of one dtype side by side: a kernel for each
+    if tiling.by_line:  # tiles of one dtype are consecutive: one kernel for each dtype
         tile_table = tile_table[np.argsort(tensors["dtype"][tile_table["tensor"]], kind="stable")]
     else:  # the largest first, so that threads end together
         sizes = (tile_table["row_end"] - tile_table["row_begin"]) * (tile_table["col_end"] - tile_table["col_begin"])

@@ -1,4 +1,4 @@
-"""The Triton engine: hands the tables, and what is new each step, to the kernels of noetherperf.triton_kernels."""
+"""The Triton engine: passes the tables, and the inputs of each step, to the kernels of noetherperf.triton_kernels."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -6,7 +6,8 @@ from functools import partial
 import torch
 
 from noetherperf.engines import Call
-from noetherperf.engines.gpu import MEASURE, GpuEngine, Inputs, Launch
+from noetherperf.engines.device_inputs import DeviceInputs
+from noetherperf.engines.gpu import MEASURE, GpuEngine, Launch
 from noetherperf.engines.rows import components
 from noetherperf.engines.tiling import TRITON
 from noetherperf.triton_kernels import rules
@@ -17,7 +18,7 @@ from noetherperf.triton_kernels.stage_2 import stage_2
 
 
 class TritonEngine(GpuEngine):
-    """Engine in Triton, which compiles its kernels when they are first needed. Two launches a step, as a rule.
+    """Engine in Triton, which compiles a kernel when it is first used. Usually two launches per step.
 
     Computes in float32, in float64 for float64 parameters; moments in the same inside a tile, in float64 across tiles;
     laws in float64. Bitwise reproducible.
@@ -40,11 +41,11 @@ class TritonEngine(GpuEngine):
             self._sort()
 
     def _sort(self) -> None:
-        """Take note of the kinds of tiles that occur."""
+        """List the kinds of tiles of each dtype."""
         self._tile_kinds = {dtype: kinds(self._tables, dtype) for dtype, _, _ in self._dtype_ranges}
 
     def _step(self, variant: int, scaled: bool) -> rules.Step:
-        """What a variant's kernels are compiled for."""
+        """The constants for which a variant's kernels are compiled."""
         if (variant, scaled) not in self._steps:
             self._steps[variant, scaled] = rules.step(self.rule, variant, scaled=scaled)
         return self._steps[variant, scaled]
@@ -53,10 +54,10 @@ class TritonEngine(GpuEngine):
         hip = torch.version.hip is not None
         return options(launch.dtype, step, self._tile_kinds[launch.dtype], self._lanes, hip)
 
-    def _launch(self, launches: Sequence[Launch], inputs: Inputs, *, measuring: bool, scaled: bool) -> list[Call]:
+    def _launch(self, launches: Sequence[Launch], inputs: DeviceInputs, *, measuring: bool, scaled: bool) -> list[Call]:
         return [partial(self._queue, launches, inputs, measuring, scaled)]
 
-    def _queue(self, launches: Sequence[Launch], inputs: Inputs, measuring: bool, scaled: bool) -> None:
+    def _queue(self, launches: Sequence[Launch], inputs: DeviceInputs, measuring: bool, scaled: bool) -> None:
         n_tensors, n_spans, m = len(self.params), len(self._tables.spans), self.measurement
         for launch in launches:
             step = self._step(launch.variant, scaled)

@@ -1,1 +1,1 @@
-"""What is summed over a model's tensors, and how the sums are read: plans, shards, openness of laws, readouts."""
+"""Sums over a model's tensors, and how to read them: plans, shards, openness of laws, readouts."""

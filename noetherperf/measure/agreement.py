@@ -1,4 +1,4 @@
-"""What must be equal on all ranks that shard one model: marks to compare, and the error if they differ.
+"""Agreement of the ranks that shard one model: marks that must be equal, and the error if they differ.
 
 Each rank steps its own shards. Partial sums add up to those of the whole only if all ranks made the same steps. So a
 rank keeps digests of its steps: of every parameter group's options, and of which tensors had gradients. Equal steps
@@ -22,7 +22,7 @@ from torch import Tensor
 class Kind(IntEnum):
     """Kinds of marks. If one kind differs, later kinds may differ for the same reason and are not reported.
 
-    The last kind is no error: it tells all ranks what some of them noticed.
+    The last kind is no error: it passes on to all ranks what some of them detected.
     """
 
     LAYOUT = 0
@@ -118,7 +118,7 @@ class Digests:
 
         Args:
             options: Of the rule, one per parameter group.
-            young: Per tensor, whether its age makes its step another than an older tensor's; empty: for none.
+            young: Per tensor, whether its step differs from an older tensor's because of its age; empty: for none.
             missing: A byte per tensor: has it no gradient?
         """
         new = object.__new__(Digests)
@@ -147,11 +147,11 @@ class Digests:
             raise ValueError("has 'digests' that are not all integers of 32 bits")
 
     def state(self) -> list[list[int]]:
-        """What a checkpoint needs."""
+        """The state for a checkpoint."""
         return [[self._count], list(self.options), self.gradients.tolist(), self.buffers.tolist()]
 
 
 def _written(options: Any) -> bytes:
-    """A step's options, without the last digits: those of a schedule's cosine may depend on the processor."""
+    """A step's options without the last digits, because those of a schedule's cosine may depend on the processor."""
     values = (getattr(options, field.name) for field in fields(options))
     return " ".join(f"{x:d}" if isinstance(x, bool) else f"{x:.9g}" for x in values).encode()

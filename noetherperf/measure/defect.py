@@ -1,4 +1,4 @@
-"""The relative defect: how far a gradient is from what a symmetry asks of it, in units of the largest that it could be.
+"""The relative defect: how much a gradient violates a symmetry's constraint, relative to the largest possible one.
 
     |⟨g, ψ_A⟩| / (|g_A| |ψ_A|)
 

@@ -30,15 +30,15 @@ ANEW = "reset_measurement() starts the laws anew"
 
 
 class Openness:
-    """Follows the steps of a model's tensors and knows which symmetries' laws are open, and why.
+    """Follows the steps of a model's tensors, and lists the symmetries whose laws are open, with the reason.
 
     Args:
         symmetries: All symmetries; those that claim nothing (Norm) are open from the start.
         names: A name for each tensor.
         group_index: For each tensor the number of its parameter group.
-        n_groups: How many of those there are.
-        rule: That steps the tensors.
-        shared: Whether ranks share out the tensors, and so must make the same steps.
+        n_groups: The number of parameter groups.
+        rule: The update rule.
+        shared: Whether the tensors are sharded over ranks, which must then make the same steps.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Openness:
         self._changes: dict[str, str] = {}  # reasons of another kind: tensors written between steps
         self._classes = [0] * len(self._names)
         self._last: Hashable = None
-        self._given: tuple[Any, ...] | None = None  # what `after` was given when it had the last pattern
+        self._given: tuple[Any, ...] | None = None  # the arguments of the last `after`
         self._digests = Digests(len(self._names), self._n_groups) if self._shared else None
 
     def copy(self) -> "Openness":
@@ -89,8 +89,8 @@ class Openness:
         Args:
             step: Its number, for the reason.
             options: Of the rule, one per parameter group.
-            lrs: One per parameter group: the device's learning rate that stands in for that of the options, or None.
-            ages: A byte per tensor: 0 where its buffers have been made for this step.
+            lrs: One per parameter group: a learning rate on the device that replaces that of the options, or None.
+            ages: A byte per tensor: 0 if its buffers are new in this step.
             missing: A byte per tensor: has it no gradient?
         """
         known = self._given
@@ -111,7 +111,7 @@ class Openness:
         return new
 
     def _young(self, options: Sequence[Any], ages: bytes) -> list[bool]:
-        """Per tensor, whether its age makes its step another than an older tensor's; none if empty."""
+        """Per tensor, whether its step differs from an older tensor's because of its age; empty: for none."""
         if 0 not in ages:
             return []
         differ = [self._rule.ages_differ(x) for x in options]
@@ -139,7 +139,7 @@ class Openness:
                     self._reasons[name] = self._reason(step, members[0], other, groups, missing)
 
     def changed(self, step: int, parameters: Iterable[int], buffers: Iterable[int]) -> None:
-        """Open the laws of parameters written, or buffers replaced, after that many steps and by none of them."""
+        """Open the laws of parameters written, or with a buffer replaced, outside step() after step `step`."""
         what = {i: f"the momentum buffer of {self._names[i]}" for i in buffers}
         what |= {i: self._names[i] for i in parameters}
         for name, members in self._members.items():
@@ -148,12 +148,12 @@ class Openness:
                 self._changes.setdefault(name, f"{first} was changed outside step() after step {step}; {ANEW}")
 
     def agree(self, names: Iterable[str]) -> None:
-        """Open the laws of symmetries for which only some ranks noticed such a change."""
+        """Open the laws of symmetries for which only some ranks detected a change."""
         for name in names:
             self._changes[name] = f"on some ranks a tensor of it was changed outside step(), on others not; {ANEW}"
 
     def marks(self, clocks: Sequence[Sequence[float]]) -> list[Mark]:
-        """What must be equal on all ranks if tensors are sharded; of measured tensors only.
+        """The marks that must be equal on all ranks if tensors are sharded; of measured tensors only.
 
         Args:
             clocks: Measurement.clock of each device.
@@ -240,7 +240,7 @@ class Openness:
 
 
 class _Group(NamedTuple):
-    """A parameter group in one step; lr is the tensor that stands in for that of its options, if there is one."""
+    """A parameter group in one step; lr is the tensor that replaces the one of its options, if there is one."""
 
     rule: Rule[Any]
     options: Any
@@ -258,6 +258,6 @@ class _Group(NamedTuple):
         return a == b or self.rule.row(a, 1, ()) == self.rule.row(b, 1, ())
 
     def shown(self) -> dict[str, Any]:
-        """The options by name, for a reader."""
+        """The options by name, for a message."""
         lr = self.options.lr if self.lr is None else f"the tensor {id(self.lr):#x} on {self.lr.device}"
         return {**asdict(self.options), "lr": lr}

@@ -75,8 +75,8 @@ class Plan:
     views: tuple[View, ...]
     parts: Mapping[str, tuple[PlannedPart, ...]]
     n_tensors: int
-    laws: tuple[Law, ...]  # that some view asks for
-    rule: Rule[Any]  # that steps the tensors: it says what is summed, and what the laws keep
+    laws: tuple[Law, ...]  # that some view needs
+    rule: Rule[Any]  # of the step: it defines the moments and the laws' states
 
     @property
     def n_segments(self) -> int:
@@ -105,9 +105,10 @@ class Plan:
 class Measurement:
     """The moments that a step measures, and the laws' state: float64, a few numbers per segment, none per element.
 
-    moments: [n moments, n_segments], of the last step. states[law]: [n rows, n segments with that law]; the rule has
-    both. propagators: [n_tensors, law, PROPAGATED, 2, 2], the product of all steps' matrices since measuring began.
-    clock: [1 + n parameter groups], since measuring began: steps made, and each group's time, Σ Rule.duration.
+    moments: [n moments, n_segments], of the last step. states[law]: [n rows, n segments with that law]; the rule
+    defines these rows. propagators: [n_tensors, law, PROPAGATED, 2, 2], the product of all steps' matrices since
+    measuring began. clock: [1 + n parameter groups], since measuring began: steps made, and each group's time,
+    Σ Rule.duration.
     """
 
     moments: Tensor
@@ -122,7 +123,7 @@ class Measurement:
         Args:
             plan: What is measured.
             device: Where.
-            n_groups: How many parameter groups there are.
+            n_groups: The number of parameter groups.
         """
         laws = plan.rule.laws
         translation, norm = (_rows(laws[law].n_rows, plan.n_law_segments(law), device) for law in Law)
@@ -204,9 +205,9 @@ class Measurement:
     def followed(self, plan: Plan, measured: Tensor, warm: Sequence[bool], changed: Sequence[bool]) -> "Measurement":
         """This measurement after tensors were changed outside steps.
 
-        Their charges are what they are now, and the jump is the defect's: of x the difference to the charge as it was
-        stored, of y the difference to the budget. Components that take jumps take it. Rounding stays what storing lost,
-        and the identity holds for what comes after. All other moments are those of the last step.
+        Their charges become the present ones. The jump counts as defect: for x the difference from the last stored
+        charge, for y the difference from the budget. It is added to all components with `jumps`. So rounding remains
+        the error of storing, and the identity holds for later steps. All other moments are those of the last step.
 
         Args:
             plan: The plan of this measurement.
@@ -272,7 +273,7 @@ def make_plan(
         symmetries: Validated against these names and shapes (noetherperf.symmetry.validate).
         names: One name per tensor, None if a parameter has none. Parts of other names belong to other plans.
         shapes: One shape per tensor.
-        rule: That steps the tensors.
+        rule: The update rule.
     """
     index = {name: i for i, name in enumerate(names) if name is not None}
     wanted: dict[tuple[int, int | None], list[tuple[Part, Law]]] = {}

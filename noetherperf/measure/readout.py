@@ -31,7 +31,7 @@ class Prediction:
         free: From the initial charge (and a warm momentum buffer) alone: decay, oscillation.
         forced: From the finite steps: |u|² (discrete law), |g|² or |θ̇|² (flow law); zero for a translation.
         defect: From the gradient constraint's violation, and from changes of parameters between steps; zero if the
-            symmetry holds and there was no such change, and always zero in the flow law.
+            symmetry holds and nothing was changed, and always zero in the flow law.
         budget: free + forced + defect. In the discrete law it is an identity of the update, up to rounding, for any
             set of parameters. It is accumulated by itself, since its parts may be large and cancel.
     """
@@ -79,8 +79,8 @@ class Charges:
         flow: The flow law's, the continuous-time dynamics of the paper.
         defect: The last step's gradient constraint, Σ c⟨g, 1⟩ or Σ c⟨g, θ⟩; zero where the symmetry holds.
         relative_defect: |defect| / (|g_A| |ψ_A|), ψ the generator (c or cθ, θ taken after the step); 0 where g is 0.
-            |g_A| counts as no less than a thousandth of what a group of that size has on average in all that is
-            measured (measure/defect.py says why).
+            |g_A| counts as no less than a thousandth of the average |g| of a group of that size, over all that is
+            measured (measure/defect.py explains why).
         moments: sum_p, sq_p, sum_g, sq_g, dot_pg, sq_u of the last step, summed over parts with their coefficients.
         residual: charge − discrete.total: defect and rounding.
         rounding: charge − discrete.budget: the loss by rounding to the stored dtype.

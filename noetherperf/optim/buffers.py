@@ -1,4 +1,4 @@
-"""Buffers in torch's state: those that are there, and those that a step makes because it writes them first."""
+"""Buffers in torch's state: the existing ones, and new ones for a step that writes them for the first time."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,9 +22,9 @@ class Buffers:
     """Every parameter's buffers as the state holds them at one moment; a list for each of the rule's.
 
     Fields:
-        held: None where there is none.
-        here: What of each is in this rank's memory.
-        unwritten: 1 where there is none.
+        held: The buffer, None if there is none.
+        here: The part of each in this rank's memory.
+        unwritten: 1 if there is none.
     """
 
     held: list[Tensors]
@@ -39,8 +39,8 @@ class Buffers:
         state: Mapping[Tensor, Any],
         grads: Sequence[Tensor | None],
     ) -> tuple[bytearray, list[Call]]:
-        """Make buffers where a step with these gradients writes one for the first time: every tensor's age, 0 there and
-        1 elsewhere, and the calls that put the buffers into the state."""
+        """Make the buffers that a step with these gradients writes for the first time. Returns every tensor's age, 0
+        for new buffers and 1 otherwise, and the calls that put the buffers into the state."""
         ages = bytearray(b"\x01") * len(parameters.all)
         calls: list[Call] = []
         for k, (key, unwritten) in enumerate(zip(rule.buffers, self.unwritten, strict=True)):
@@ -71,8 +71,7 @@ def gather(keys: Sequence[str], parameters: Parameters, state: dict[Tensor, Any]
 
 
 def _zeros(p: Tensor, grad: Tensor, dtype: torch.dtype) -> Tensor:
-    """A buffer of zeros, laid out as the parameter; beside one that is a tensor subclass it is like the gradient, as
-    torch's."""
+    """A buffer of zeros in the parameter's layout; for a tensor subclass it is like the gradient, as in torch."""
     if has_own_dispatch(p) and not is_distributed(p):
         return torch.zeros_like(grad, dtype=dtype)
     return torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)

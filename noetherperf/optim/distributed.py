@@ -73,7 +73,7 @@ def moved(params: Sequence[Tensor], shards: Sequence[Tensor]) -> bool:
 def local_gradient(label: str, p: Tensor, grad: Tensor | None) -> Tensor | None:
     """A gradient's shard, with its parameter's placements.
 
-    A gradient may be placed otherwise than its parameter: sequence parallelism leaves a normalisation's gradient as a
+    A gradient may have other placements than its parameter: sequence parallelism leaves a normalisation's gradient as a
     partial sum (Partial). It is then redistributed to the parameter's placements, as torch.optim.SGD does.
 
     Raises:
@@ -93,7 +93,7 @@ def local_gradient(label: str, p: Tensor, grad: Tensor | None) -> Tensor | None:
 
 
 def local_buffer(label: str, key: str, p: Tensor, buffer: Tensor | None) -> Tensor | None:
-    """The shard of a buffer, which torch's state holds under this key, where its parameter's is.
+    """The shard of a buffer (torch's state holds it under this key), placed like its parameter's.
 
     Raises:
         RuntimeError: The buffer has other placements than the parameter.
@@ -270,14 +270,14 @@ def _differing(marks: Sequence[Mark], groups: Mapping[tuple[int, ...], "tuple[Pr
 
 
 class Checkpointed(Protocol):
-    """What is asked of an optimizer here; every noetherperf.MeasuredOptimizer has it."""
+    """The methods that these functions need; every noetherperf.MeasuredOptimizer has them."""
 
     def state_dict(self) -> dict[str, Any]: ...
     def load_measurement(self, measured: Mapping[str, Any] | None) -> None: ...
 
 
 def get_measurement_state_dict(optimizer: Checkpointed) -> dict[str, Any]:
-    """What an optimizer has measured, for torch.distributed.checkpoint, as get_optimizer_state_dict gives its state.
+    """An optimizer's measurement for torch.distributed.checkpoint, as get_optimizer_state_dict returns its state.
 
     It is the measurement of the whole parameters: the same on every rank and for every world size, so that it can be
     loaded with another one. With sharded parameters this is a collective. To load, make it from the optimizer as it is,
@@ -300,14 +300,14 @@ def get_measurement_state_dict(optimizer: Checkpointed) -> dict[str, Any]:
 
 
 def set_measurement_state_dict(optimizer: Checkpointed, state_dict: Mapping[str, Any]) -> None:
-    """Go on from what get_measurement_state_dict gave; no communication.
+    """Continue from the result of get_measurement_state_dict; no communication.
 
     Call it after loading the optimizer's own state (set_optimizer_state_dict, set_state_dict): a state without a
     measurement makes measuring start anew.
 
     Args:
         optimizer: noetherperf.MeasuredOptimizer with the same symmetries; its parameters may be sharded otherwise.
-        state_dict: What get_measurement_state_dict gave.
+        state_dict: The result of get_measurement_state_dict.
 
     Raises:
         ValueError: It was measured with other symmetries, or is damaged; raised before anything is changed.
@@ -321,7 +321,7 @@ class MeasurementState:
         accelerator.register_for_checkpointing(nperf.distributed.MeasurementState(optimizer))
 
     For libraries whose checkpoints of sharded training hold only momentum buffers and hyperparameters of an optimizer,
-    as torch.distributed.checkpoint does, and load these before such objects.
+    as torch.distributed.checkpoint does, and load these before any other objects.
 
     Args:
         optimizer: noetherperf.MeasuredOptimizer with symmetries.

@@ -1,4 +1,4 @@
-"""Following parameters: what param_groups hold, under which names, and whether they hold something else by now."""
+"""Following parameters: what param_groups hold, under which names, and whether that has changed."""
 
 import itertools
 import operator
@@ -19,24 +19,24 @@ Group = Mapping[str, Any]  # one of torch's parameter groups
 
 
 class Change(Enum):
-    """What has become of parameters that are followed."""
+    """A change of the followed parameters."""
 
-    REPLACED = auto()  # others are in their places, or the same were converted before the first step
-    GROWN_OR_MOVED = auto()  # there are more groups, or shards lie elsewhere
+    REPLACED = auto()  # others are in their place, or they were converted before the first step
+    GROWN_OR_MOVED = auto()  # there are more groups, or shards have moved in memory
 
 
 class Parameters:
-    """What param_groups hold when this is made: what is measured from then on is measured on these.
+    """The parameters in param_groups at the time of construction. Later measurements are of these.
 
     Attributes:
         all: The parameters of all groups.
-        names: One name for each, None where it has none.
-        labels: What errors call each.
+        names: One name for each, None if it has none.
+        labels: The name of each in error messages.
         group_of: The number of each one's parameter group.
-        n_groups: How many groups there are.
-        here: What of each is in this rank's memory.
-        sharded: Whether ranks share any of them out.
-        gatherer: Gathers what they have.
+        n_groups: The number of groups.
+        here: The part of each in this rank's memory.
+        sharded: Whether any of them is sharded over ranks.
+        gatherer: Gathers their gradients and buffers.
     """
 
     def __init__(self, groups: Sequence[Group]) -> None:
@@ -51,7 +51,7 @@ class Parameters:
         self.gatherer = make_gatherer(self.all)
 
     def change(self, groups: Sequence[Group], *, stepped: bool) -> Change | None:
-        """What has become of them in param_groups since.
+        """How param_groups have changed since; None if they have not.
 
         Args:
             groups: The optimizer's own, as they are now.
@@ -70,7 +70,7 @@ class Parameters:
         return None
 
     def gradients(self) -> tuple[list[Tensor | None], bytes]:
-        """What of every gradient is in this rank's memory, None where there is none; and 1 where there is none."""
+        """The part of every gradient in this rank's memory, None if there is none; and a byte for each: 1 for None."""
         grads, missing = self.gatherer.attributes(self.all, "grad")
         return list(map(local_gradient, self.labels, self.all, grads)) if self.sharded else grads, missing
 
@@ -81,7 +81,7 @@ def parameters_in(groups: Sequence[Group]) -> list[Tensor]:
 
 
 def labels_in(groups: Sequence[Group]) -> list[str]:
-    """What errors call every parameter of these groups."""
+    """The name in error messages of every parameter of these groups."""
     places = [(g, i) for g, group in enumerate(groups) for i in range(len(group["params"]))]
     return [name or f"parameter {i} of group {g}" for (g, i), name in zip(places, names_in(groups), strict=True)]
 
@@ -116,5 +116,5 @@ def check_symmetries(symmetries: Sequence[Symmetry], groups: Sequence[Group]) ->
 
 
 def _kind(p: Tensor) -> tuple[object, ...]:
-    """What model.to(), and others, may change of a parameter."""
+    """The properties of a parameter that model.to() and others may change."""
     return type(p), p.device, p.dtype, p.shape, gradient_dtypes(p)

@@ -1,4 +1,4 @@
-"""torch.inference_mode(): what is made in it could not be written in a step later."""
+"""Leaving torch.inference_mode(): a later step could not write tensors that were made in it."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -11,7 +11,7 @@ P = ParamSpec("P")
 
 
 def outside_inference(method: Callable[P, T]) -> Callable[P, T]:
-    """A method that runs as outside of torch.inference_mode(), whoever calls it there."""
+    """Wrap a method so that it runs outside of torch.inference_mode(), even if it is called inside."""
 
     @wraps(method)
     def outside(*args: P.args, **kwargs: P.kwargs) -> T:

@@ -1,4 +1,4 @@
-"""MeasuredOptimizer: what optimizers here have in common, whatever their update rule: torch's face, and a readout."""
+"""MeasuredOptimizer: the base of all optimizers here, for any update rule: torch's interface, and a readout."""
 
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,8 +30,8 @@ from noetherperf.symmetry import Symmetry
 class MeasuredOptimizer(Optimizer):
     """An optimizer of torch that measures the charges of a model's symmetries in the pass that makes its step.
 
-    What annotations and isinstance ask for; noetherperf.SGD is one. A subclass has an update rule, and a constructor
-    with its signature.
+    Use it for annotations and isinstance; noetherperf.SGD is a subclass. A subclass defines an update rule, and a
+    constructor with its signature.
 
     Args:
         params: Parameters or parameter groups, named where symmetries are given.
@@ -64,7 +64,7 @@ class MeasuredOptimizer(Optimizer):
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
-        """Asked by torch.amp.GradScaler, and by libraries that clip: whether step() unscales and skips by itself."""
+        """Whether step() unscales and skips by itself; read by torch.amp.GradScaler, and by libraries that clip."""
         return bool(self.defaults.get("fused"))
 
     @property
@@ -88,7 +88,7 @@ class MeasuredOptimizer(Optimizer):
 
     @property
     def measurement_id(self) -> str:
-        """Names this measurement: another one whenever measuring starts anew, the same in its checkpoints and copies.
+        """Identifies this measurement: new whenever measuring starts anew, the same in checkpoints and copies.
 
         Readouts of one measurement_id belong to one series; readout() itself may start a measurement anew.
         """
@@ -97,8 +97,8 @@ class MeasuredOptimizer(Optimizer):
     def paused(self) -> AbstractContextManager[object]:
         """A context in which no other thread steps, loads or measures anew with this optimizer.
 
-        A readout needs none: it is of one step, whichever thread asks. A checkpoint from another thread than the one
-        that trains does, for it holds the parameters and buffers themselves:
+        A readout does not need it: it is of one step, whichever thread calls it. A checkpoint from another thread than
+        the training thread does, because it holds the parameters and buffers themselves:
 
             with optimizer.paused():
                 saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
@@ -113,7 +113,7 @@ class MeasuredOptimizer(Optimizer):
         """
         with self._lock:
             super().add_param_group(param_group)
-            if hasattr(self, "_measuring"):  # else the optimizer is being made, and will look at all groups together
+            if hasattr(self, "_measuring"):  # else they are checked when the optimizer is complete
                 try:
                     here = list(map(local, parameters_in(self.param_groups)))
                     resolve_all(self.rule, self._requested, labels_in(self.param_groups), here)
@@ -125,7 +125,7 @@ class MeasuredOptimizer(Optimizer):
         """The meters, made when first needed and after every change of parameters.
 
         Raises:
-            RuntimeError, ValueError: Parameters were replaced, and what was measured does not go on with the new ones.
+            RuntimeError, ValueError: Parameters were replaced, and the measurement cannot continue with the new ones.
         """
         measuring = self._measuring
         change = measuring.parameters.change(self.param_groups, stepped=measuring.step_count > 0)
@@ -134,14 +134,14 @@ class MeasuredOptimizer(Optimizer):
         return self._set_up() if measuring.meters is None else measuring.meters
 
     def _follow(self, change: Change, *, anew: bool = False) -> None:
-        """Go on with what param_groups hold now; the meters are to be made anew.
+        """Continue with the parameters that param_groups hold now; the meters must be made anew.
 
         Args:
-            change: What has become of the parameters.
+            change: How the parameters have changed.
             anew: Whether the laws are to start anew.
 
         Raises:
-            RuntimeError: Laws would go on from what was measured on other parameters.
+            RuntimeError: Laws would continue from a measurement of other parameters.
             ValueError: The symmetries do not fit the new ones.
         """
         measuring = self._measuring
@@ -162,7 +162,7 @@ class MeasuredOptimizer(Optimizer):
         return self._measuring.set_up(self.param_groups, self._requested)
 
     def _set_down(self) -> None:
-        """Drop the meters and keep what was measured."""
+        """Drop the meters and keep the measurement."""
         self._measuring.drop_fresh(self._lock, self.state)
         self._measuring.set_down()
 
@@ -177,7 +177,7 @@ class MeasuredOptimizer(Optimizer):
             closure: Reevaluates the model and returns the loss.
 
         Returns:
-            What the closure returned, None without one.
+            The closure's result, None without a closure.
 
         Raises:
             RuntimeError, TypeError: A gradient that cannot be stepped with (sparse, complex, of another dtype); raised
@@ -207,7 +207,7 @@ class MeasuredOptimizer(Optimizer):
         buffers = gather(rule.buffers, measuring.parameters, self.state)
         measuring.catch_up(meters, buffers)
 
-        # All that is written, engines' and the host's own, is written at once: an interrupt finds all or nothing done.
+        # All writes, the engines' and the host's, are carried out at once: an interrupt leaves all or none.
         ages, calls = buffers.make(rule, measuring.parameters, options, self.state, grads)
         for meter, taken in zip(meters, admitted, strict=True):
             calls += meter.prepare(taken, grads, buffers.here, options, ages, on_device)
@@ -215,17 +215,17 @@ class MeasuredOptimizer(Optimizer):
         carry_out(calls)
 
     def _gather(self) -> Buffers:
-        """The buffers that the state holds now."""
+        """The buffers in the present state."""
         return gather(self.rule.buffers, self._measuring.parameters, self.state)
 
     # ---- measuring --------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def _catch_up(self, *, begin: bool = False) -> list[Meter]:
-        """The meters, with what others have written taken note of; the lock is held.
+        """The meters, after changes made outside step() are recorded; the lock is held.
 
         Args:
-            begin: To measure now, if nothing has been measured yet.
+            begin: Whether to measure now if nothing has been measured yet.
         """
         meters = self._prepare()
         if begin or self._measuring.began:
@@ -233,7 +233,7 @@ class MeasuredOptimizer(Optimizer):
         return meters
 
     def _copy(self, *, begin: bool) -> Copies:
-        """Copy what is measured; begin: as for _catch_up."""
+        """Copy the measurement; begin: as for _catch_up."""
         with self._lock:
             return self._measuring.copy(self._catch_up(begin=begin))
 
@@ -267,8 +267,8 @@ class MeasuredOptimizer(Optimizer):
     def readout(self) -> Readout:
         """Charges, predictions and residuals of every symmetry, after the last step; a copy on the CPU.
 
-        Any thread may ask, while another one steps: what it gets is of one step. Where parameters are sharded over
-        ranks this adds up what each has measured, and is a collective: every rank must call it, after the same step.
+        Any thread may call it while another one steps: the readout is of one step. If parameters are sharded over
+        ranks, it adds up the ranks' measurements and is a collective: every rank must call it, after the same step.
 
         Raises:
             RuntimeError: The ranks measure different things, are not at the same step, or made different steps.
@@ -286,10 +286,10 @@ class MeasuredOptimizer(Optimizer):
 
     @outside_inference
     def state_dict(self) -> dict[str, Any]:
-        """The state_dict of torch's optimizer of this kind, with everything that was measured under "measurement".
+        """The state_dict of torch's optimizer of this kind, with the measurement under "measurement".
 
-        What was measured is that of the whole parameters, however they are sharded; where they are, this is a
-        collective, as readout() is.
+        The measurement is that of the whole parameters, for any sharding. If parameters are sharded, this is a
+        collective, like readout().
         """
         if self.symmetries:
             with self._lock:
@@ -298,7 +298,7 @@ class MeasuredOptimizer(Optimizer):
         return super().state_dict()  # _add_measurement, the first of the hooks, adds it
 
     def _measured(self) -> dict[str, Any]:
-        """What a checkpoint needs to go on measuring."""
+        """The measurement for a checkpoint."""
         copies = self._copy(begin=False)
         wholes, names = self._whole(copies), names_in(self.param_groups)
         return checkpoint.write(wholes, self.symmetries, names, copies.openness, identity=copies.id, began=copies.began)
@@ -322,7 +322,7 @@ class MeasuredOptimizer(Optimizer):
         saved: list[checkpoint.Saved | None] = []
 
         def check(_: Optimizer, hooked: dict[str, Any]) -> None:
-            """The last of the hooks: what the others have made of it is what torch will load."""
+            """The last of the hooks, so that it checks what torch will load."""
             check_state(hooked, self.param_groups, self.rule)
             saved.append(self._read(state_dict.get("measurement"), hooked["param_groups"]))
 
@@ -337,7 +337,7 @@ class MeasuredOptimizer(Optimizer):
     @outside_inference
     @torch.no_grad()
     def load_measurement(self, measured: Mapping[str, Any] | None) -> None:
-        """Go on from what was measured, a state_dict's "measurement", and leave all else; None: measuring starts anew.
+        """Continue from a state_dict's "measurement", and change nothing else; None: measuring starts anew.
 
         Raises:
             ValueError: It was measured with other symmetries, or is damaged; raised before anything is changed.
@@ -353,7 +353,7 @@ class MeasuredOptimizer(Optimizer):
         return checkpoint.read(measured, plans, self.symmetries, names, self._measuring.openness, groups)
 
     def _resume(self, saved: checkpoint.Saved | None) -> None:
-        """Go on from what was read; None: measuring starts anew."""
+        """Continue from a checkpoint; None: measuring starts anew."""
         self._measuring.resume(saved, [] if saved is None else self._prepare())
 
     def __getstate__(self) -> dict[str, Any]:
@@ -382,7 +382,7 @@ class MeasuredOptimizer(Optimizer):
             self._requested = measured["backend"]
             self._measuring = Measuring.of_state(self.rule, measured, self.param_groups)
             self.register_state_dict_post_hook(_add_measurement)
-        for slot in self.state.values():  # what was made in inference mode could not be written in a step
+        for slot in self.state.values():  # a step could not write tensors made in inference mode
             slot.update({key: x.clone() for key, x in slot.items() if isinstance(x, Tensor) and x.is_inference()})
         for group in self.param_groups:
             for option, default in self.rule.late_options:

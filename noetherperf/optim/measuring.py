@@ -1,4 +1,4 @@
-"""Measuring: what an optimizer's meters have measured since when, as others write between steps and ranks differ."""
+"""Measuring: an optimizer's measurement over its steps, with changes made outside step() and over ranks."""
 
 import itertools
 import uuid
@@ -25,14 +25,14 @@ from noetherperf.symmetry import Symmetry
 
 
 class Carried(NamedTuple):
-    """What measuring goes on from when meters are made anew."""
+    """The measurement that new meters continue."""
 
     tensors: list[list[Tensor]]  # of each meter's Measurement
     openness: dict[str, Any]
 
 
 class Copies(NamedTuple):
-    """Copies of what all meters have measured after one step; whoever has them needs the optimizer's lock no more."""
+    """Copies of all meters' measurements after one step; they can be read without the optimizer's lock."""
 
     ranks: list[Ranks]
     measurements: list[Measurement]  # where the meters are
@@ -40,14 +40,14 @@ class Copies(NamedTuple):
     began: bool
     id: str
     home: int  # the meter that has the first parameter group
-    step: int  # with those that a device may have skipped
+    step: int  # including those that a device may have skipped
     n_corrections: int
 
     def agree(self) -> list[str]:
-        """Compare the ranks; a collective where parameters are sharded, and nothing elsewhere.
+        """Compare the ranks: a collective if parameters are sharded, otherwise nothing.
 
         Returns:
-            The symmetries of which a tensor was changed outside step() on some ranks and not on others.
+            The symmetries with a tensor that was changed outside step() on some ranks only.
 
         Raises:
             RuntimeError: The ranks measure different things, are not at the same step, or made different steps.
@@ -60,25 +60,24 @@ class Copies(NamedTuple):
         return changed
 
     def gather(self) -> list[Measurement]:
-        """Each meter's measurement of the whole parameters, once the ranks agree; a collective where these are
-        sharded."""
+        """Each meter's measurement of the whole parameters, after `agree`; a collective if parameters are sharded."""
         return [ranks.gather(x) for ranks, x in zip(self.ranks, self.measurements, strict=True)]
 
 
 class Measuring:
-    """What an optimizer has measured, from where measuring began to the last step. The optimizer's lock guards it.
+    """An optimizer's measurement, from its beginning to the last step. The optimizer's lock guards it.
 
     Attributes:
-        rule: What steps.
+        rule: The update rule.
         options: The parameter groups', as the rule reads them.
-        symmetries: What is measured.
-        parameters: What is stepped, as the meters were last made for it.
-        meters: What steps and measures them; None where they are to be made (anew).
+        symmetries: The measured symmetries.
+        parameters: The parameters for which the meters were last made.
+        meters: Step and measure them; None if they must be made (anew).
         openness: Which laws are open.
         began: Whether anything has been measured.
-        step_count: Steps since then, with those that a device may have skipped.
-        id: Another one whenever measuring starts anew.
-        may_be_fresh: Whether a device may have skipped the step that a new buffer was made for.
+        step_count: Steps since then, including those that a device may have skipped.
+        id: A new one whenever measuring starts anew.
+        may_be_fresh: Whether a device may have skipped a step for which a buffer was made.
     """
 
     openness: Openness
@@ -100,13 +99,13 @@ class Measuring:
         """Forget what was measured; measuring begins at the next step or readout."""
         self.began = False
         self.step_count = 0
-        self._n_corrections = 0  # times that a device said it had skipped steps
+        self._n_corrections = 0  # how often the step count was corrected for skipped steps
         self.id = uuid.uuid4().hex
         self._carried: Carried | None = None
         self._watched: Watched | None = None  # none before there is something to compare with
 
     def replace(self, groups: Sequence[Group]) -> None:
-        """Measure the parameters that the groups hold now, as torch's optimizers step them; accelerate shards so.
+        """Measure the parameters that the groups hold now, as torch's optimizers step them; accelerate shards this way.
 
         Raises:
             ValueError: The symmetries do not fit the new ones.
@@ -116,7 +115,7 @@ class Measuring:
         self._drop()
 
     def set_up(self, groups: Sequence[Group], backend: str) -> list[Meter]:
-        """Make the meters of what these parameter groups hold now."""
+        """Make the meters for the present parameters of these groups."""
         self.parameters = parameters = Parameters(groups)
         carried = self._carried
         meters = make_meters(
@@ -134,28 +133,28 @@ class Measuring:
             openness.load_state_dict(carried.openness)
         if self._watched is not None:
             self._watched.know_moved(parameters.here)
-        # At once, for an interrupt between would lose what was carried; that lives on in the meters' measurements.
+        # At once, because an interrupt between would lose what was carried, which the meters' measurements now hold.
         self.__dict__.update(openness=openness, meters=meters, _carried=None)
         return meters
 
     def set_down(self) -> None:
-        """Drop the meters and keep what was measured, so that both can be made anew for changed parameters."""
+        """Drop the meters and keep the measurement, so that new meters for changed parameters can continue it."""
         if self.meters is not None:
             tensors = [[x.clone() for x in meter.measurement.tensors()] for meter in self.meters]
             self._carried = Carried(tensors, self.openness.state_dict())
             self.meters = None
 
     def _drop(self) -> None:
-        """Drop the meters and what was measured."""
+        """Drop the meters and the measurement."""
         self.meters = None
         self.restart()
 
     def resume(self, saved: Saved | None, meters: Sequence[Meter]) -> None:
-        """Go on from what was read of a checkpoint; None: measuring starts anew.
+        """Continue from a checkpoint; None: measuring starts anew.
 
         Args:
-            saved: What was read for these meters.
-            meters: The present ones; to be made anew.
+            saved: The checkpoint, as read for these meters.
+            meters: The present ones; they must be made anew.
         """
         carried = None
         if saved is not None and self.symmetries:
@@ -168,7 +167,7 @@ class Measuring:
             self._carried = carried
 
     def state(self) -> dict[str, Any]:
-        """What a copy needs beside the parameter groups."""
+        """The state of a copy, without the parameter groups."""
         carried = self._carried
         if self.meters is not None:
             carried = Carried([meter.copy().tensors() for meter in self.meters], self.openness.state_dict())
@@ -197,12 +196,12 @@ class Measuring:
             self._watch(meters, buffers)
 
     def _watch(self, meters: Sequence[Meter], buffers: Buffers) -> None:
-        """Know what is measured as it is now."""
+        """Watch all measured tensors from their present state on."""
         measured = sorted({meter.members[view.tensor] for meter in meters for view in meter.ranks.whole.views})
         self._watched = Watched(measured, self.parameters.all, self.parameters.here, buffers)
 
     def catch_up(self, meters: Sequence[Meter], buffers: Buffers) -> None:
-        """Begin to measure, or take note of what others have written since."""
+        """Begin to measure, or record changes made outside step() since."""
         if not self.began:
             self.begin(meters, buffers)
         elif self._watched is None:
@@ -229,12 +228,12 @@ class Measuring:
         missing: bytes,
         buffers: Buffers,
     ) -> list[Call]:
-        """The calls after which a step is known.
+        """The calls that record a step.
 
         Args:
             options, on_device, ages: As Meter.prepare has them.
-            missing: 1 where a parameter has no gradient.
-            buffers: With those that the step makes.
+            missing: 1 if a parameter has no gradient.
+            buffers: Including those that the step makes.
         """
         step, openness = self.step_count + 1, self.openness
         if self.symmetries:
@@ -245,29 +244,29 @@ class Measuring:
             written = [p for p, no in zip(written, missing, strict=True) if not no]
         calls: list[Call] = [
             partial(self.__dict__.update, step_count=step, may_be_fresh=may_be_fresh, openness=openness),
-            # Engines write past autograd's eyes; what it saved for a backward pass must be seen to have changed.
+            # Autograd does not see the engines' writes, but must detect changes of tensors saved for backward.
             partial(torch._C._increment_version, written),
         ]
         return calls if self._watched is None else calls + self._watched.stepped(missing, ages, buffers)
 
     def correct(self, copies: Copies, step: int) -> None:
-        """Count steps as the device does, which made so many when the copies say; others may have corrected since."""
+        """Correct the step count to the device's, `step` at the time of the copies, unless corrected since."""
         if self._n_corrections == copies.n_corrections:
             self.step_count -= copies.step - step
             self._n_corrections += 1
 
     def drop_fresh(self, lock: AbstractContextManager[object], state: Mapping[Tensor, Any]) -> None:
-        """Unmake the buffers whose first step a device skipped, as the host would not have made them; waits for it.
+        """Remove buffers whose first step a device skipped, as the host would not have made them; waits for the device.
 
         Args:
-            lock: The optimizer's, which is taken here where it is needed.
+            lock: The optimizer's; it is acquired here when needed.
             state: Torch's.
         """
         while self.may_be_fresh:
             with lock:
                 meters, step = self.meters or [], self.step_count
                 copies = [x.clone() if isinstance(x := meter.engine.ages, Tensor) else x for meter in meters]
-            ages = [x.tolist() if isinstance(x, Tensor) else x for x in copies]  # waits, and holds nobody up
+            ages = [x.tolist() if isinstance(x, Tensor) else x for x in copies]  # waits without the lock
             with lock:
                 if self.step_count != step or (self.meters or []) != meters:  # another thread has stepped since
                     continue
@@ -280,7 +279,7 @@ class Measuring:
                 self.may_be_fresh = False
 
     def copy(self, meters: Sequence[Meter]) -> Copies:
-        """Copy what is measured."""
+        """Copy the measurement."""
         return Copies(
             [meter.ranks for meter in meters],
             [meter.copy() for meter in meters],
@@ -299,13 +298,13 @@ def _warm(meter: Meter, buffers: Sequence[Sequence[Tensor | None]]) -> list[bool
 
 
 def _follow_changes(meters: Sequence[Meter], which: set[int], buffers: Buffers) -> None:
-    """Measure what others have written, and have the laws go on from there."""
+    """Measure tensors changed outside step(), and continue the laws from there."""
     for meter in meters:
         changed = [i in which for i in meter.members]
         if any(changed):
             own, moments = list(map(meter.pick, buffers.here)), meter.measurement.moments
             before, measured = moments.clone(), moments.clone()
-            # At once, for an interrupt between would lose the moments that the laws go on from.
+            # At once, because an interrupt between would lose the moments from which the laws continue.
             carry_out(
                 [
                     *meter.engine.prepare_to_measure(own),

@@ -1,4 +1,4 @@
-"""Meters: what steps and measures an optimizer's parameters, one for each device and backend."""
+"""Meters: they step and measure an optimizer's parameters, one meter for each device and backend."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,20 +23,20 @@ T = TypeVar("T")
 
 @dataclass(eq=False)
 class Meter:
-    """The parameters on one device that one backend steps, and what steps and measures them."""
+    """The parameters on one device with one backend, and the engine that steps and measures them."""
 
     device: torch.device
-    members: list[int]  # their numbers among all parameters
+    members: list[int]  # their indices among all parameters
     groups: frozenset[int]  # the parameter groups that they are in
     ranks: Ranks  # and the plan
-    measurement: Measurement  # of what is on this rank
+    measurement: Measurement  # of this rank's shards
     engine: Engine
-    alone: bool  # there are no others
+    alone: bool  # there is no other meter
     stream: "torch.cuda.Stream | None" = None  # of the last step, on a GPU
 
     @property
     def is_host(self) -> bool:
-        """Whether the host reads here without waiting."""
+        """Whether the host can read here without waiting."""
         return self.device.type == "cpu"
 
     def pick(self, values: Sequence[T]) -> Sequence[T]:
@@ -58,7 +58,7 @@ class Meter:
             taken: This meter's gradients, as Engine.admit gave them.
             grads, buffers, ages: Of all parameters; a list for each of the rule's buffers.
             options: Of the rule, one per parameter group.
-            on_device: What the host has not read, wherever it is.
+            on_device: Scalars that the host has not read, on any device.
         """
         options, inputs = self._bring(options, on_device)
         if self.device.type == "cuda":
@@ -67,7 +67,7 @@ class Meter:
         return calls if inputs.grad_scale is None else calls + _leave_divided(self.pick(grads), taken)
 
     def _bring(self, options: list[Any], on_device: OnDevice) -> tuple[list[Any], OnDevice]:
-        """A step's inputs, wherever they are, as the engine here reads them."""
+        """A step's inputs, from any device, as this meter's engine reads them."""
         if on_device.is_empty:
             return options, on_device
         lrs, others = on_device.lrs, (on_device.grad_scale, on_device.found_inf)
@@ -80,8 +80,8 @@ class Meter:
         return options, OnDevice(here[:-2], *here[-2:])
 
     def copy(self) -> Measurement:
-        """What is measured after the last step that was queued, whichever stream that was on and which is current now;
-        on the device, and without waiting for it."""
+        """A copy of the measurement after the last queued step, whatever its stream and the current one; on the device,
+        without waiting for it."""
         here = torch.cuda.current_stream(self.device) if self.stream is not None else None
         if here is None or here == self.stream:
             return self.measurement.clone()
@@ -102,12 +102,12 @@ def make_meters(
     """The meters of all parameters.
 
     Args:
-        rule: What they step by.
-        parameters: What they step and measure.
-        symmetries: What is measured, validated against the parameters.
+        rule: The update rule.
+        parameters: The parameters to step and measure.
+        symmetries: The symmetries to measure, validated against the parameters.
         backend: As the user named it.
-        carried: What measuring goes on from, if anything: the tensors of each meter's Measurement. Where parameters
-            were added since, new tensors and meters come last, and start afresh.
+        carried: The measurement to continue, if any: the tensors of each meter's Measurement. Tensors and meters of
+            parameters added since come last, and start anew.
 
     Raises:
         TypeError, ValueError, RuntimeError: No backend steps a parameter, two of them share memory, or one cannot be
@@ -136,7 +136,7 @@ def make_meters(
 
 
 def resolve_one(rule: Rule[Any], requested: str, x: Tensor) -> Backend:
-    """The backend that a name means for a parameter, or for what of it is in this rank's memory."""
+    """The backend that a name means for a parameter, or for its part in this rank's memory."""
     return resolve(requested, x.device, rule=rule.name, only_reference=why_reference(x) is not None)
 
 
@@ -144,13 +144,13 @@ def resolve_all(rule: Rule[Any], requested: str, labels: Sequence[str], here: Se
     """The backend that steps each of these parameters.
 
     Args:
-        rule: What steps.
+        rule: The update rule.
         requested: As the user named it.
-        labels: What errors call the parameters.
-        here: What of each is in this rank's memory.
+        labels: The parameters' names in error messages.
+        here: The part of each in this rank's memory.
 
     Raises:
-        TypeError, ValueError, RuntimeError: None does, or two of them share memory.
+        TypeError, ValueError, RuntimeError: No backend steps a parameter, or two parameters share memory.
     """
     backends = []
     for label, x in zip(labels, here, strict=True):
@@ -164,13 +164,13 @@ def resolve_all(rule: Rule[Any], requested: str, labels: Sequence[str], here: Se
 def step_inputs(
     meters: Sequence[Meter], lrs: OnDevice, grad_scale: Tensor | None, found_inf: object
 ) -> OnDevice | None:
-    """What a step takes from devices; None if the host sees that a gradient scaler wants it skipped.
+    """The scalars that a step reads on devices; None if the host reads that a gradient scaler skips the step.
 
     Args:
-        meters: All of an optimizer's.
+        meters: All meters of an optimizer.
         lrs: The learning rates that are on a device.
-        grad_scale, found_inf: What torch.amp.GradScaler sets on an optimizer for the time of a step; no grad_scale if
-            it has unscaled already.
+        grad_scale, found_inf: The attributes that torch.amp.GradScaler sets on an optimizer during a step; no
+            grad_scale if it has already unscaled.
     """
     if not isinstance(found_inf, Tensor):  # a sum over no gradients at all is no tensor
         found_inf = None
@@ -184,7 +184,7 @@ def step_inputs(
 
 
 def _leave_divided(grads: Sequence[Tensor | None], taken: Sequence[Tensor | None]) -> list[Call]:
-    """The calls that bring gradients that were written out for a step, and divided, back to where they came from."""
+    """The calls that copy gradients that a step materialized, and divided, back to their lazy originals."""
     pairs = zip(grads, taken, strict=True) if taken is not grads else ()
     return [
         partial(g.copy_, x)

@@ -27,8 +27,8 @@ def names_in(groups: Iterable[Mapping[str, Any]]) -> list[str | None]:
 def check_order(saved: Sequence[str | None], own: Sequence[str | None]) -> None:
     """Raise where a checkpoint has a parameter of this optimizer in another place.
 
-    Names of wrappers are left out on both sides. A name of one side alone is no matter, and neither is one that a side
-    has twice: what is named wholly otherwise is loaded by position, as torch does.
+    Names of wrappers are left out on both sides. Names that only one side has, or that a side has twice, are ignored:
+    parameters with wholly other names are loaded by position, as in torch.
 
     Args:
         saved: The checkpoint's names, over all parameter groups; None where a parameter has none.
@@ -51,7 +51,7 @@ def check_order(saved: Sequence[str | None], own: Sequence[str | None]) -> None:
 
 
 def _places(names: Sequence[str | None]) -> dict[str, int]:
-    """Where each name stands, of those that stand once."""
+    """The position of each name that occurs once."""
     plain = [None if name is None else unwrapped(name) for name in names]
     counts = Counter(plain)
     return {name: i for i, name in enumerate(plain) if name is not None and counts[name] == 1}

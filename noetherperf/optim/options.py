@@ -1,4 +1,4 @@
-"""The options of an optimizer's parameter groups, as its rule reads them: anew only when one has changed."""
+"""The options of an optimizer's parameter groups, as its rule reads them; read again only when one has changed."""
 
 import operator
 from collections.abc import Mapping, Sequence
@@ -11,13 +11,13 @@ from noetherperf.rules.rule import Rule, device_lr
 
 
 class GroupOptions:
-    """What parameter groups hold for the next step.
+    """The options of parameter groups for the next step.
 
     Args:
-        rule: That reads them.
+        rule: The rule that reads them.
 
     Attributes:
-        options: The rule's, one per parameter group; the same list as long as none has changed.
+        options: The rule's options, one per parameter group; the same list while none has changed.
         on_device: The learning rates that the host does not read, and nothing else.
     """
 
@@ -35,5 +35,5 @@ class GroupOptions:
             return
         is_plain = not any(isinstance(value, Tensor) for of_group in values for value in of_group)
         options, lrs = [self._rule.options(group) for group in groups], list(map(device_lr, groups))
-        # At once, so that an interrupt leaves nothing of two readings.
+        # At once, so that an interrupt cannot mix two readings.
         self.__dict__.update(options=options, on_device=OnDevice(lrs), _values=values if is_plain else None)

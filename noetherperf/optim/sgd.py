@@ -27,7 +27,7 @@ class SGD(MeasuredOptimizer):
         lr: Learning rate η, a float or a tensor of one element.
         momentum: β.
         dampening: τ.
-        weight_decay: λ. This, momentum or dampening as a tensor on a device is waited for in every step, as in torch.
+        weight_decay: λ. If this, momentum or dampening is a tensor on a device, every step waits for it, as in torch.
         nesterov: Nesterov momentum; needs momentum > 0 and dampening 0.
         maximize: Ascend instead.
         foreach: Accepted for compatibility.

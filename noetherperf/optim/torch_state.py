@@ -1,4 +1,4 @@
-"""Torch's part of an optimizer's state_dict, and what is checked before torch loads it.
+"""Torch's part of an optimizer's state_dict, and the checks before torch loads it.
 
 {"state": {parameter's number: {name: tensor}}, "param_groups": [options of each]}
 """
@@ -16,16 +16,16 @@ from noetherperf.rules.rule import Rule
 
 
 def kind_of(x: Tensor) -> str:
-    """What kind of tensor it is, in an error's words."""
+    """The kind of a tensor, for an error message."""
     layout = "" if x.layout == torch.strided else f", {x.layout}"
     return f"{x.dtype}{layout}{' on meta' if x.is_meta else ''}"
 
 
 def check_state(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], rule: Rule[Any]) -> None:
-    """Raise where torch would load what no step can be made with, or would fail for another reason than the true one.
+    """Raise if torch would load a state that no step can use, or would fail with a misleading error.
 
-    All that torch's optimizer of this kind writes passes: buffers of another float dtype or device are converted, None
-    is none yet.
+    Every state that torch's optimizer of this kind writes passes: buffers of another float dtype or device are
+    converted, and None means no buffer yet.
 
     Args:
         state_dict: {"state", "param_groups"}.
@@ -67,7 +67,7 @@ def check_state(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any
             i = places[key]
             _check_slot(f"state[{shown(key)}]", slot, params[i], names[i], rule)
         elif not isinstance(key, str) or key in map(str, ids) or any(isinstance(i, str) for i in ids):
-            # else it is somebody's own, which torch keeps as it is
+            # else it is an entry of other code, which torch keeps as it is
             raise ValueError(
                 f"state_dict: state[{shown(key)}] is of no parameter: param_groups have {shown(ids)} in their 'params'"
             )
@@ -102,7 +102,7 @@ def _check_option(place: str, group: Mapping[str, Any], option: str) -> None:
 
 
 def _check_slot(place: str, slot: object, p: Tensor, name: str | None, rule: Rule[Any]) -> None:
-    """Raise where a parameter's state cannot be its state."""
+    """Raise if an entry cannot be the state of its parameter."""
     whose = f"state_dict: {place}" + (f" of {name!r}" if name else "")
     if not isinstance(slot, dict):
         raise ValueError(f"{whose} must be a dict, got {shown(slot)}")

@@ -1,7 +1,7 @@
-"""What is measured, watched between two steps: others may write parameters and buffers too.
+"""Measured tensors, watched between two steps: other code may write parameters and buffers too.
 
-Autograd counts the writes to a tensor, and step() tells it of its own; a buffer may be another tensor than it was. What
-raises no counter (`p.data.clamp_()`, other libraries that write to memory) is not seen.
+Autograd's version counters count the writes to a tensor, and step() raises them for its own. A buffer may also be
+replaced. Writes that raise no counter (`p.data.clamp_()`, other libraries that write to memory) are not detected.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,14 +15,14 @@ from noetherperf.optim.buffers import Buffers, Tensors
 
 
 class Watched:
-    """Parameters and their buffers as the last step, or whoever else is known to have written them, left them.
+    """Parameters and their buffers in the state that the last step, or the last recorded change, left.
 
-    Four lists are watched: parameters, buffers, and what of both is in this rank's memory where ranks share them out;
-    for the whole and the part have a counter each, and who writes one does not raise the other's.
+    Four lists are watched: parameters, buffers, and of sharded ones the parts in this rank's memory. The whole and its
+    part have a counter each, and a write to one does not raise the other's.
 
     Args:
-        measured: The numbers of the parameters that are measured.
-        params, here: All parameters, and what of each is in this rank's memory.
+        measured: The indices of the measured parameters.
+        params, here: All parameters, and the part of each in this rank's memory.
         buffers: Their buffers.
     """
 
@@ -38,7 +38,7 @@ class Watched:
         self.know(measured, buffers)
 
     def changed(self, buffers: Buffers) -> tuple[list[int], list[int]]:
-        """The numbers of the parameters, and of those whose buffers, somebody else has written or replaced since."""
+        """The indices of parameters, and of parameters with buffers, that other code has written or replaced since."""
         parameters, others = self._of_params.look(self._params), _look(self._of_held, buffers.held)
         if self._any_cut:
             parameters += self._of_here.look(self._here)
@@ -46,7 +46,7 @@ class Watched:
         return parameters, others
 
     def know(self, which: Iterable[int], buffers: Buffers) -> None:
-        """Take these parameters and their buffers as they are now."""
+        """Record the present state of these parameters and their buffers."""
         for i in which:
             self._of_params.know(i, self._params[i])
             self._of_here.know(i, self._here[i])
@@ -63,15 +63,15 @@ class Watched:
         return [partial(watch.know, i, of_all[i]) for watch, of_all in pairs]
 
     def know_moved(self, here: Sequence[Tensor]) -> None:
-        """What is in this rank's memory is now there; parameters that came since are at the end."""
+        """Record that the parts in this rank's memory have moved; parameters added since are at the end."""
         for i, (old, new) in enumerate(zip(self._here, here, strict=False)):
-            if old.data_ptr() != new.data_ptr():  # each asking gives another tensor of the same memory and counter
+            if old.data_ptr() != new.data_ptr():  # local() returns new tensors of the same memory and counter
                 self._here[i] = new
                 self._of_here.know(i, new)
 
     def stepped(self, missing: bytes, ages: bytearray, buffers: Buffers) -> list[Call]:
-        """The calls after which a step is known that raises the counters of all parameters but the missing ones, and
-        makes the buffers of those at age 0."""
+        """The calls that record a step: it raises the counters of all parameters but the missing ones, and makes the
+        buffers of those at age 0."""
         calls: list[Call] = [partial(self._of_params.expect, missing)]
         if 0 in ages:
             for i in (i for i, age in enumerate(ages) if age == 0):

@@ -40,7 +40,7 @@ from noetherperf.plots.style import (
     shown,
     styled,
 )
-from noetherperf.record import Law, Record, relative_error
+from noetherperf.record import LawName, Record, relative_error
 
 __all__ = ["charges", "constraints", "loss", "parameters", "residuals", "save_all", "save_constraints"]
 
@@ -50,7 +50,7 @@ CHARGE = {
     "scale": r"$|\theta_A|^2$",
     "rescale": r"$|\theta_{A_1}|^2 - |\theta_{A_2}|^2$",
 }
-LAWS: dict[Law, str] = {
+LAWS: dict[LawName, str] = {
     "flow": "flow law\nfree + forced",
     "discrete": "discrete law\nfree + forced",
     "budget": "budget of the update\nfree + forced + defect",
@@ -303,7 +303,7 @@ def _representative(record: Record, kind: str) -> str | None:
     return max(candidates, key=lambda candidate: (candidate[2], candidate[1]))[0] if candidates else None
 
 
-def _worst_errors(record: Record, kind: str) -> dict[Law, NDArray[np.float64]] | None:
+def _worst_errors(record: Record, kind: str) -> dict[LawName, NDArray[np.float64]] | None:
     """The largest relative error over all groups of a kind's closed laws, [n rows] for each law; NaN if any is."""
     data = [record[name] for name, _, closed in _of_kind(record, kind) if closed]
     if not data:

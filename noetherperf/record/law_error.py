@@ -4,16 +4,16 @@ from typing import Literal
 
 import xarray as xr
 
-Law = Literal["flow", "discrete", "budget"]
+LawName = Literal["flow", "discrete", "budget"]
 
-TERMS: dict[Law, tuple[str, ...]] = {
+TERMS: dict[LawName, tuple[str, ...]] = {
     "flow": ("flow_free", "flow_forced"),
     "discrete": ("discrete_free", "discrete_forced"),
     "budget": ("discrete_free", "discrete_forced", "discrete_defect"),
 }
 
 
-def relative_error(data: xr.Dataset, law: Law) -> xr.DataArray:
+def relative_error(data: xr.Dataset, law: LawName) -> xr.DataArray:
     """Distance between prediction and measured charge, relative to the size of the terms.
 
         |charge − Σ terms| / max(|charge|, Σ |terms|)

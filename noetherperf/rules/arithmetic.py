@@ -1,6 +1,6 @@
-"""One formula, two executions: on Python's floats, and on float64 tensors of no dimensions, where these lie.
+"""One formula, two executions: on Python's floats, and on float64 tensors of no dimensions, on their device.
 
-A learning rate on a device is not read by the host: what follows from it is computed there, by the same functions.
+The host does not read a learning rate on a device. Numbers that depend on it are computed there, by the same functions.
 """
 
 import math
@@ -40,14 +40,14 @@ def copysign(x: Number, y: Number) -> Number:
 
 
 def choose(holds: "bool | Tensor", then: Callable[[], tuple[Number, ...]], otherwise: Callable[[], tuple[Number, ...]]):  # type: ignore[no-untyped-def]
-    """What `then` gives where the condition holds, else what `otherwise` gives; of tensors both are computed."""
+    """`then()` if the condition holds, else `otherwise()`; for tensors both are computed."""
     if not isinstance(holds, Tensor):
         return then() if holds else otherwise()
     return tuple(torch.where(holds, a, b) for a, b in zip(then(), otherwise(), strict=True))
 
 
 def two_sum(a: T, b: T) -> tuple[T, T]:
-    """a + b as the rounded sum and what its rounding left out, exactly.
+    """The rounded sum a + b, and its rounding error, which is exact.
 
     Source: Knuth, The Art of Computer Programming, volume 2, section 4.2.2.
     """
@@ -57,8 +57,7 @@ def two_sum(a: T, b: T) -> tuple[T, T]:
 
 
 def two_product(a: Number, b: Number) -> tuple[Number, Number]:
-    """a · b as the rounded product and what its rounding left out; exactly, unless that is too small or the halves
-    overflow: then no number, or 0.
+    """The rounded product a · b, and its rounding error: exact unless it underflows; 0 if the halves overflow.
 
     Source: Dekker (1971), "A floating-point technique for extending the available precision", Numer. Math. 18.
     """
@@ -78,6 +77,6 @@ def _halves(a: Number) -> tuple[Number, Number]:
 
 
 def times(a: tuple[Number, Number], b: Number) -> tuple[Number, Number]:
-    """A number and its rest times a number, in as many digits."""
+    """A number with its rounding error, times a number; the product has the same form."""
     product, rest = two_product(a[0], b)
     return product, rest + a[1] * b

@@ -4,12 +4,12 @@ A law is about one charge x: a translation's sum ⟨p, 1⟩ or a norm |p|². It 
 
     s' = A s + B m
 
-m are moments of the step, and A and B follow from the rule's options alone. They are found in Python, in float64; the
-engines multiply and know no law. A component whose name is "free" or "flow_free" has no B: it is driven by nothing, so
-the product of its A's, the *propagator*, is kept once per tensor instead of numbers per segment.
+m are moments of the step, and A and B follow from the rule's options alone. They are computed in Python, in float64;
+the engines multiply and know no law. A component whose name is "free" or "flow_free" has no B: it is driven by nothing,
+so the product of its A's, the *propagator*, is kept once per tensor instead of numbers per segment.
 
-A component may be *compensated*: its first number x is kept as a rounded number and what its rounding left out, and so
-are the coefficients of what a step adds to it, A₀ − (1, 0) and B₀:
+A component may be *compensated*: its first number x is kept as a rounded number and its rounding error (the rest), and
+so are the coefficients of its increment, A₀ − (1, 0) and B₀:
 
     (x, rest)' = two_sum(x, (A₀ − (1, 0)) s + B₀ m + rest),   each coefficient with its own rest
 
@@ -41,11 +41,11 @@ class Law(IntEnum):
     NORM = 1
 
 
-#: Rows of every law's state where it begins: x₀, the charge, and y₀, which a warm buffer gives.
+#: Rows of every law's state for its start: x₀, the charge, and y₀, from a warm buffer.
 X0, Y0 = 0, 1
 N_START = 2
 
-#: What propagators are kept of: of the discrete law and of the flow law, their parts that nothing drives.
+#: The components with propagators: the undriven parts of the discrete law and of the flow law.
 PROPAGATED = ("free", "flow_free")
 
 
@@ -58,9 +58,9 @@ class Component:
             "flow" (the flow law's sources) are what a readout looks for.
         size: k, how many numbers it has: 1 or 2.
         moments: Names of the moments that drive it, B's columns.
-        compensated: Whether its first number is kept in two.
+        compensated: Whether its first number is kept together with its rounding error.
         starts: Whether it begins at (x₀, y₀); else at zero.
-        jumps: Whether what others write between two steps is added to it.
+        jumps: Whether changes made between two steps are added to it.
     """
 
     name: str
@@ -82,7 +82,7 @@ class Component:
 
 
 class Recursion(NamedTuple):
-    """A component's coefficients in one step; of a compensated one A₀ lacks the identity, and rests belong to row 0."""
+    """A component's coefficients in a step. If it is compensated, A₀ lacks the identity, and the rests are of row 0."""
 
     a: Matrix  # [k, k]
     b: Matrix  # [k, n moments]
@@ -92,13 +92,13 @@ class Recursion(NamedTuple):
 
 @dataclass(frozen=True)
 class Shape:
-    """A law's components, and where each of their numbers lies."""
+    """A law's components, and the rows of their numbers."""
 
     components: tuple[Component, ...]
 
     @cached_property
     def rows(self) -> Mapping[str, int]:
-        """The state's row where each component begins: x, with compensation what its rounding left out, y."""
+        """Each component's first row of the state. Its rows are x, with compensation the rounding error of x, and y."""
         starts, at = {}, N_START
         for component in self.components:
             starts[component.name] = at
@@ -112,7 +112,7 @@ class Shape:
 
     @property
     def n_propagated(self) -> int:
-        """Coefficients of a step that are the propagated matrices', the first."""
+        """How many coefficients of a step, from the first on, are those of the propagated matrices."""
         return 4 * len(PROPAGATED)
 
     @cached_property
@@ -126,7 +126,7 @@ class Shape:
         return [1.0, 0.0, 0.0, 1.0] * len(PROPAGATED) + [0.0] * (self.n_numbers - self.n_propagated)
 
     def x(self, name: str, state: Tensor) -> Tensor | None:
-        """A component's first number of each segment, [n]; None where the law has no such component."""
+        """A component's first number of each segment, [n]; None if the law does not have the component."""
         at = self.rows.get(name)
         if at is None:
             return None
@@ -143,7 +143,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Step:
-    """What moves a law in one step: the matrices 2 × 2 of what nothing drives, and each component's recursion.
+    """One step of a law: the 2 × 2 matrices of its undriven parts, and each component's recursion.
 
     Numbers are floats, or float64 tensors of no dimensions.
     """
@@ -171,12 +171,12 @@ def advance(shape: Shape, step: Step, state: Tensor, moments: Mapping[str, Tenso
         recursion, at = step.recursions[component.name], shape.rows[component.name]
         rest = [state[at + 1]] if component.compensated else []
         s = [state[at].clone(), *state[at + 1 + len(rest) : at + component.n_rows].clone()]
-        # What no number asks for is left out, so that it may be any number.
-        asked = [k for k, column in enumerate(zip(*recursion.b, strict=True)) if any(x != 0.0 for x in column)]
-        m = [moments[component.moments[k]] for k in asked]
-        new = [_applied(a, [b[k] for k in asked], s, m) for a, b in zip(recursion.a, recursion.b, strict=True)]
+        # Moments without coefficients are left out, because they may be NaN.
+        used = [k for k, column in enumerate(zip(*recursion.b, strict=True)) if any(x != 0.0 for x in column)]
+        m = [moments[component.moments[k]] for k in used]
+        new = [_applied(a, [b[k] for k in used], s, m) for a, b in zip(recursion.a, recursion.b, strict=True)]
         if component.compensated:
-            added = new[0] + rest[0] + _applied(recursion.a_rest, [recursion.b_rest[k] for k in asked], s, m)
+            added = new[0] + rest[0] + _applied(recursion.a_rest, [recursion.b_rest[k] for k in used], s, m)
             state[at], state[at + 1] = two_sum(s[0], added)
         else:
             state[at] = new[0]

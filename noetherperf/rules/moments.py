@@ -1,7 +1,7 @@
-"""Moments: the sums that a step takes of each segment, as a list of pairs of operands.
+"""Moments: the sums of a step over each segment, as a list of pairs of operands.
 
 A moment is the sum of a product, ⟨a, b⟩, over a segment's elements. Kernels fold over a rule's list (csrc/moments.h,
-triton_kernels/moments.py) and write one row a moment: an array [n moments, n segments], float64.
+triton_kernels/moments.py) and write one row per moment: an array [n moments, n segments], float64.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class Operand(Enum):
-    """What a moment multiplies, element by element."""
+    """A factor of a moment, element by element."""
 
     ONE = "1"
     P = "p"  # the parameter before the step
@@ -24,7 +24,7 @@ class Operand(Enum):
 
 
 class Pair(NamedTuple):
-    """The moment ⟨a, b⟩; of ⟨a, 1⟩ the second is ONE."""
+    """The moment ⟨a, b⟩; in ⟨a, 1⟩ the second operand is ONE."""
 
     name: str
     a: Operand
@@ -32,12 +32,12 @@ class Pair(NamedTuple):
 
     @property
     def degree_in_gradient(self) -> int:
-        """By which power of the gradient's scale the moment grows, the update held."""
+        """The power of the gradient's scale to which the moment is proportional, for a fixed update."""
         return (self.a == Operand.G) + (self.b == Operand.G)
 
 
 class Moment(IntEnum):
-    """Rows of the moments that every rule takes, its first."""
+    """Rows of the moments that every rule sums, the first of its list."""
 
     SUM_P = 0
     SQ_P = 1
@@ -47,7 +47,7 @@ class Moment(IntEnum):
     SQ_U = 5
 
 
-#: The moments that every rule takes and a readout shows. charges: sum_p, sq_p; constraints: sum_g, dot_pg.
+#: The moments that every rule sums and a readout shows. charges: sum_p, sq_p; constraints: sum_g, dot_pg.
 COMMON = (
     Pair("sum_p", Operand.P_NEW, Operand.ONE),
     Pair("sq_p", Operand.P_NEW, Operand.P_NEW),

@@ -95,7 +95,7 @@ def _free(law: Law, charge_0: Tensor, t: float, h: "Hyper") -> Tensor:
 
 
 def free_translation(charge_0: Tensor, t: float, hyper: "Hyper") -> Tensor:
-    """Charge of a translation symmetry after time t with nothing driving it.
+    """Charge of a translation symmetry after time t, undriven.
 
     Solves ẍ + 2γẋ + ω²x = 0 from rest, γ = (1−β)/(T(1+β)), ω² = 2λ/(T(1+β)); e^{−λt} x₀ when β = 0.
 
@@ -113,7 +113,7 @@ def free_translation(charge_0: Tensor, t: float, hyper: "Hyper") -> Tensor:
 
 
 def free_norm(charge_0: Tensor, t: float, hyper: "Hyper") -> Tensor:
-    """Squared norm after time t with nothing driving it: e^{−2λt} |θ(0)|² when β = 0, else the same oscillator.
+    """Squared norm after time t, undriven: e^{−2λt} |θ(0)|² when β = 0, else the same oscillator.
 
     As free_translation with ω² = 4λ/(T(1+β)).
 

@@ -1,10 +1,10 @@
-"""What an update rule is: one object, with everything that engines, readouts and optimizers ask about it.
+"""The interface of an update rule: one object, with everything that engines, readouts and optimizers need.
 
 A rule is a file in this folder, mirrored by csrc/rules/<name>.h and triton_kernels/rules/<name>.py with the same names
-in the same order: the update and the list of moments. Its laws stand in Python alone.
+in the same order: the update and the list of moments. Its laws are in Python alone.
 
-What a step needs of a parameter group is one *row* of float64 numbers for each age: the update's coefficients, the time
-that the step takes, and the coefficients of every law. Engines read rows; only the rule knows what is in them.
+A step reads one *row* of float64 numbers for each parameter group and age: the update's coefficients, the time that the
+step takes, and the coefficients of every law. Engines read rows; only the rule knows what is in them.
 """
 
 from abc import ABC, abstractmethod
@@ -21,8 +21,11 @@ from noetherperf.rules.moments import Pair
 
 
 class Options(Protocol):
-    """Options of one parameter group in one step. `lr` is NaN where it lies on a device, which the host does not read;
-    where it is a float64 tensor of no dimensions, so is what follows from it."""
+    """Options of one parameter group in one step.
+
+    `lr` is NaN if it is on a device, where the host does not read it. If it is a float64 tensor of no dimensions, so
+    are the numbers that depend on it.
+    """
 
     @property
     def lr(self) -> Number: ...
@@ -37,7 +40,7 @@ def device_lr(group: Mapping[str, Any]) -> Tensor | None:
     return lr if isinstance(lr, Tensor) and lr.device.type != "cpu" else None
 
 
-#: What `Rule.update` takes and gives for a tensor's buffers; None where it has none.
+#: A tensor's buffers, for `Rule.update`; None if it has none.
 Buffers = tuple[Tensor | None, ...]
 
 
@@ -48,16 +51,16 @@ class Rule(ABC, Generic[O]):
         name: As in csrc/rules and triton_kernels/rules.
         option_names: Options of a parameter group that `options` reads.
         number_options: Options of a parameter group that are numbers; every checkpoint has them.
-        late_options: Options that checkpoints of early versions of torch lack, and what stands for them.
+        late_options: Options that checkpoints of early versions of torch lack, and their defaults.
         buffers: Keys of a tensor's buffers in torch's state of a parameter; there may be none. Where measuring begins,
             the first stands in for the gradient: it gives a law's y₀.
         n_ages: How many ages of a tensor have rows of their own. A tensor's age is the number of steps that have
-            written its buffers, at most n_ages − 1: 0 where they have just been made, of zeros.
+            written its buffers, at most n_ages − 1: 0 if they are new (zeros).
         coefficients: Names of the update's coefficients.
-        moments: What a step may sum, the common ones first.
+        moments: The sums of a step, the common ones first.
         laws: The shape of each law.
-        idle: By variant the one that takes its place for a tensor with views and with buffers that the step leaves as
-            they are, but whose moments it takes.
+        idle: For some variants, the variant that replaces it for a tensor with views and idle buffers, which the step
+            does not write, but sums in its moments.
     """
 
     name: ClassVar[str]
@@ -81,7 +84,7 @@ class Rule(ABC, Generic[O]):
 
     @abstractmethod
     def variant(self, options: O) -> int:
-        """Which of the update's variants the kernels are to run (csrc/rules)."""
+        """The variant of the update that the kernels run (csrc/rules)."""
 
     @abstractmethod
     def n_written(self, options: O) -> int:
@@ -93,7 +96,7 @@ class Rule(ABC, Generic[O]):
 
     @abstractmethod
     def ages_differ(self, options: O) -> bool:
-        """Whether tensors of other ages take other steps."""
+        """Whether a tensor's step depends on its age."""
 
     @abstractmethod
     def n_taken(self, options: O, has_buffers: bool) -> int:
@@ -118,22 +121,22 @@ class Rule(ABC, Generic[O]):
         Args:
             p: Parameter before the step, in the dtype to compute in.
             g: Gradient of the loss alone; same shape and dtype.
-            buffers: Before the step; zeros where they have just been made, None where there are none.
+            buffers: Before the step; zeros if they are new, None if there are none.
             c: Its coefficients, `coefficients_of`.
 
         Returns:
-            (p', buffers', u) in the compute dtype, not rounded to any other; a buffer that the step does not write is
-            the one that came.
+            (p', buffers', u) in the compute dtype, not rounded to any other. A buffer that the step does not write is
+            returned as it is.
         """
 
     # ---- as torch has it ---------------------------------------------------------------------------------------------
 
     @abstractmethod
     def buffer_dtype(self, options: O, p: torch.dtype, g: torch.dtype) -> torch.dtype:
-        """What torch makes the buffers of, beside a parameter of one dtype and its first gradient of another."""
+        """The dtype in which torch makes the buffers, for a parameter of dtype p and its first gradient of dtype g."""
 
     def time_may_fall(self, options: O) -> bool:
-        """Whether there may be steps whose time is below zero."""
+        """Whether a step's time may be negative."""
         return float(options.lr) < 0.0
 
     # ---- rows -------------------------------------------------------------------------------------------------------
@@ -145,7 +148,7 @@ class Rule(ABC, Generic[O]):
 
     @cached_property
     def law_numbers(self) -> Mapping[Law, int]:
-        """Where in a row each law's coefficients begin."""
+        """The first coefficient of each law in a row."""
         starts, at = {}, len(self.coefficients) + 1
         for law in Law:
             starts[law] = at
@@ -163,7 +166,7 @@ class Rule(ABC, Generic[O]):
         Args:
             options: The parameter group's.
             age: Of the tensors.
-            laws: Those that somebody asks for; the others stand still.
+            laws: The laws that some symmetry needs; the others stand still.
         """
         row = [*self.coefficients_of(options, age), self.duration(options)]
         steps = self.steps(options, age, laws)

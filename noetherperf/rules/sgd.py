@@ -19,10 +19,10 @@ for a translation's sum and 2 for a norm:
     x' = x − κ η m + [norm] η² |u|²
     y' = ŷ         − [norm] η ⟨u, v'⟩
 
-It splits by source: `free` starts from (x₀, y₀) and has none, `forced` has |u|² and ⟨u, v'⟩, `defect` has δ. Their
-sum is the budget. Kept are the budget itself, compensated, and of a norm the defect; forced is the rest. For forced and
-defect may grow without bound and cancel, and then their sum is their rounding, while the budget stays as large as the
-charge: charge − budget is what storing the parameters lost, after however many steps.
+It splits by source: `free` starts from (x₀, y₀) and has no source, `forced` has |u|² and ⟨u, v'⟩, `defect` has δ. Their
+sum is the budget. The state keeps the budget, compensated, and for a norm the defect; forced is the difference.
+Forced and defect may grow without bound and cancel, and then their sum is only rounding error. The budget stays as
+large as the charge, so charge − budget is the error of storing the parameters, after any number of steps.
 
 Flow law, the continuous-time dynamics, with ẋ the charge's velocity and T the time of one step:
 
@@ -58,11 +58,11 @@ class Hyper:
 
         d = s g + λ θ,   v ← β v + (1 − τ) d,   θ ← θ − η u,   u = v, or d + β v with nesterov, or d where β = 0
 
-    Valid for any values that torch takes; τ is left out in the step that writes v for the first time. Time is in units
+    Valid for any values that torch takes; the first step that writes v does not have τ. Time is in units
     of lr · (1 − dampening) · steps: a step takes `duration`.
 
     Attributes:
-        lr: η; NaN where the learning rate is a tensor on a device, which the host does not read.
+        lr: η; NaN if the learning rate is a tensor on a device, which the host does not read.
         momentum, dampening, weight_decay: β, τ, λ.
         nesterov, maximize: As in torch.
 
@@ -248,7 +248,7 @@ def discrete_law(law: Law, c: Coefficients) -> tuple[Matrix, dict[str, Recursion
     """The discrete law's matrix, and its components, for one set of coefficients; valid for any λ, η, β, τ.
 
     Returns:
-        M of (x, y)' = M (x, y) with no source, and the recursions of "budget" and, of a norm, "defect".
+        M of (x, y)' = M (x, y) without source; and the recursions of "budget" and, for a norm, "defect".
     """
     return _discrete_law(law, c, increments(c))
 
@@ -277,9 +277,9 @@ def _discrete_law(law: Law, c: Coefficients, added: Increments) -> tuple[Matrix,
 def flow_law(law: Law, h: Hyper) -> tuple[Matrix, Recursion]:
     """The flow law's step of time T for options held over that step: its matrix, and what drives a norm.
 
-    With momentum and dampening 1 a step takes no time and its velocity −u/(1−τ) is infinite: the forcing is NaN, so
-    that the law's prediction of a norm says it does not exist. So is all of it where the flow itself does not exist
-    (an infinite learning rate, momentum −1) or leaves float64 in one step.
+    With momentum and dampening 1 a step takes no time and its velocity −u/(1−τ) is infinite: the forcing is NaN,
+    because the law has no prediction of a norm. All coefficients are NaN if the flow itself does not exist (an infinite
+    learning rate, momentum −1) or leaves the range of float64 in one step.
     """
     return flow_laws((law,), h)[law]
 

@@ -8,7 +8,7 @@ units     Norms of every unit or tensor of a model
 explain   a symmetry in words and formulas
 """
 
-from noetherperf.symmetry.kinds import Norm, Rescale, Scale, Symmetry, Translation
+from noetherperf.symmetry.kinds import Norm, Quantity, Rescale, Scale, Symmetry, Translation
 from noetherperf.symmetry.part import Part, Shape
 from noetherperf.symmetry.text import from_json, to_json
 from noetherperf.symmetry.units import layers, neurons
@@ -17,6 +17,7 @@ from noetherperf.symmetry.validate import validate
 __all__ = [
     "Norm",
     "Part",
+    "Quantity",
     "Rescale",
     "Scale",
     "Shape",

@@ -20,10 +20,10 @@ from noetherperf.common.untrusted import check_fields, shown
 from noetherperf.symmetry.explain import Explanation, explain
 from noetherperf.symmetry.part import Part
 
-__all__ = ["Norm", "Rescale", "Scale", "Symmetry", "Translation"]
+__all__ = ["Norm", "Quantity", "Rescale", "Scale", "Symmetry", "Translation"]
 
 Kind = Literal["translation", "scale", "rescale", "norm"]
-Law = Literal["translation", "norm"]
+Quantity = Literal["translation", "norm"]
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -43,7 +43,7 @@ class Symmetry:
     name: str
     parts: tuple[Part, ...]
     kind: ClassVar[Kind]
-    law: ClassVar[Law] = "norm"
+    law: ClassVar[Quantity] = "norm"
     claimed: ClassVar[bool] = True
 
     def __init__(self, name: str, parts: Iterable[Part]) -> None:

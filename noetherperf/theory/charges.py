@@ -20,10 +20,19 @@ from torch import Tensor
 from noetherperf.rules.law import Law
 from noetherperf.rules.oscillator import damping, free_norm, free_translation
 from noetherperf.rules.sgd import Hyper, discrete_law, flow_law
+from noetherperf.symmetry import Quantity
 
-__all__ = ["Oscillator", "critical_decay", "discrete_frequency", "driven", "equilibrium", "free", "oscillator"]
+__all__ = [
+    "Oscillator",
+    "Quantity",
+    "critical_decay",
+    "discrete_frequency",
+    "driven",
+    "equilibrium",
+    "free",
+    "oscillator",
+]
 
-Quantity = Literal["translation", "norm"]
 Regime = Literal["underdamped", "critical", "overdamped"]
 
 

@@ -1,13 +1,13 @@
-"""Rules as kernels know them: the update as a function, all else as compile-time constants.
+"""Rules for kernels: the update as a function, everything else as compile-time constants.
 
 A file <name>.py here mirrors csrc/rules/<name>.h. It has
 
-    rule              of noetherperf.rules: the moments and all that rows hold are taken from it
+    rule              of noetherperf.rules: it defines the moments and the rows
     update            (p, g, v, c, VARIANT) -> (p', v', u) in the dtype of p; v' is v where the variant writes no buffer
     writes_buffer, reads_buffer, n_taken      of a variant
 
-Constants are frozen dataclasses of plain values: Triton caches kernels by what these print as, so that none is used for
-other numbers. An update is a constant of its own, by whose source Triton caches too.
+Constants are frozen dataclasses of plain values. Triton caches kernels by their repr, so that no kernel is used for
+other numbers. An update is a constant too, and Triton caches by its source.
 """
 
 from collections.abc import Sequence
@@ -32,11 +32,11 @@ class Component:
 
     Fields:
         law: Which.
-        row: Where its numbers begin in the law's state.
-        size: How many it has, k.
-        compensated: Whether a second number holds what rounding of the first left out.
+        row: Its first row in the law's state.
+        size: k, how many numbers it has.
+        compensated: Whether a second number holds the rounding error of the first.
         moments: Those that drive it, as rows of the moments.
-        numbers: Where its coefficients begin in a row.
+        numbers: Its first coefficient in a row of numbers.
     """
 
     law: int
@@ -49,7 +49,7 @@ class Component:
 
 @dataclass(frozen=True)
 class Constants:
-    """What both stages know of a rule.
+    """The constants of a rule, for both stages.
 
     Fields:
         name: The rule's.
@@ -57,11 +57,11 @@ class Constants:
         n_ages: Rows of a parameter group.
         n_numbers: Of a row.
         moments: Each moment's operands.
-        n_common: How many of them every rule takes, the first.
-        n_charges: How many of them are of the parameter alone, the first.
-        taken: By variant, how many of the moments a step sums.
+        n_common: How many of them, from the first on, every rule sums.
+        n_charges: How many of them, from the first on, are of the parameter alone.
+        taken: For each variant, how many of the moments, from the first on, a step sums.
         idle: Pairs of a variant and the one that takes its place for a tensor with views and with an idle buffer.
-        propagated: Where each propagated matrix begins in a row, by law.
+        propagated: The first number of each propagated matrix in a row, by law.
         components: Of all laws.
     """
 
@@ -85,9 +85,9 @@ class Step:
     Fields:
         variant: Of the rule.
         updates: Whether it steps.
-        scaled: Whether it divides gradients first, and writes them back so.
+        scaled: Whether it divides gradients first, and stores them divided.
         reads_buffer, writes_buffer: Whether it does.
-        moments: The operands of those that it sums.
+        moments: The operands of the moments that it sums.
         n_moments: How many the rule has: rows of a slice of the workspace.
     """
 
@@ -106,7 +106,7 @@ def module_of(rule: Rule[Any]) -> ModuleType:
 
 
 def constants(rule: Rule[Any], components: np.ndarray, driving: np.ndarray) -> Constants:
-    """What the stages know of a rule.
+    """The constants of a rule.
 
     Args:
         rule: The rule.

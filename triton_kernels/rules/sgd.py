@@ -34,7 +34,7 @@ def n_taken(variant):
 @triton.jit
 def update(p, g, v, c, VARIANT: tl.constexpr):
     c = Coefficients(*c)
-    # s g, s = ±1: as a product it would be paired with λ p, in vectors that cost more registers than sm_100 has
+    # s g, s = ±1: the compiler would pair a product with λ p in vectors, which need more registers than sm_100 has
     d = tl.where(c.sign < 0.0, -g, g) + c.decay * p
     if writes_buffer(VARIANT):
         v = c.buffer_decay * v + c.buffer_gain * d
