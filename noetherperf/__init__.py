@@ -8,6 +8,7 @@ law = optimizer.readout()["features.3"]    # charge, discrete and flow law, resi
 """
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 from noetherperf.engines.backends import backends
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from noetherperf.record import Record, Recorder, open_record
 
 __version__ = "0.1.0"
+
+# Public modules are imported by their public names too: from noetherperf.control import ...
+sys.modules[f"{__name__}.control"], sys.modules[f"{__name__}.distributed"] = control, distributed
 
 __all__ = [
     "SGD",

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -1003,3 +1004,17 @@ class TestRefusals:
         p = torch.ones(3, dtype=torch.int32, device=device_of(backend))
         with pytest.raises((TypeError, ValueError, RuntimeError), match=r"\bp\b.*int32"):
             nperf.SGD([("p", p)], lr=0.1, symmetries=[Norm("n", [Part("p", 0)])], backend=backend).step()
+
+
+def test_a_learning_rate_that_is_changed_in_place(backend: str) -> None:
+    """An array, or a tensor on the CPU, is read in every step, as in torch."""
+    for lr in (np.array(0.1), torch.tensor(0.1)):
+        mine, other = (nn.Parameter(torch.ones(3, device=device_of(backend))) for _ in range(2))
+        steps = nperf.SGD([mine], lr=copy.deepcopy(lr), backend=backend), torch.optim.SGD([other], lr=copy.deepcopy(lr))  # type: ignore[arg-type]
+        for _ in range(3):
+            for p, optimizer in zip((mine, other), steps, strict=True):
+                p.grad = torch.ones_like(p)
+                optimizer.step()
+                optimizer.param_groups[0]["lr"] *= 0.5
+        torch.testing.assert_close(mine, other)
+        assert mine[0].item() == pytest.approx(0.825)

@@ -1,5 +1,6 @@
 """A rule made in one file: its update, moments and laws on the reference backend; and what rows of rules hold."""
 
+import importlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 import noetherperf as nperf
 from noetherperf.engines.rows import Rows
+from noetherperf.measure.agreement import Digests
 from noetherperf.rules.arithmetic import Number, exp
 from noetherperf.rules.law import Component, Law, Recursion, Shape, Step
 from noetherperf.rules.moments import COMMON, Operand, Pair
@@ -32,12 +34,12 @@ class LionRule(Rule[LionOptions]):
     """With r = 1 − ηλ: x' = r² x − 2ηr ⟨p, u⟩ + η² |u|² for a norm, x' = r x − η ⟨u, 1⟩ for a translation."""
 
     name = "lion"
-    option_names = ("lr", "betas", "weight_decay")
-    number_options = ("lr", "weight_decay")
+    option_names: ClassVar[tuple[str, ...]] = ("lr", "betas", "weight_decay")
+    number_options: ClassVar[tuple[str, ...]] = ("lr", "weight_decay")
     late_options = ()
     buffers: ClassVar[tuple[str, ...]] = ("exp_avg",)
     n_ages = 2
-    coefficients = ("lr", "keep", "beta1", "beta2")
+    coefficients: ClassVar[tuple[str, ...]] = ("lr", "keep", "beta1", "beta2")
     moments = (*COMMON, Pair("dot_pu", Operand.P, Operand.U), Pair("sum_u", Operand.U, Operand.ONE))
     idle: ClassVar[Mapping[int, int]] = {}
     laws: ClassVar[Mapping[Law, Shape]] = {
@@ -171,24 +173,37 @@ def test_a_checkpoint_of_a_new_rule_goes_on() -> None:
     assert other.readout()["rows"].discrete.forced.tolist() == optimizer.readout()["rows"].discrete.forced.tolist()
 
 
+def test_a_checkpoint_of_another_rule_is_refused() -> None:
+    net, lion, _ = trained(2)
+    saved = nperf.SGD(net.named_parameters(), lr=0.1).state_dict()
+    with pytest.raises(ValueError, match=r"param_groups\[0\]\['betas'\] is missing; it is the checkpoint of another"):
+        lion.load_state_dict(saved)
+    assert lion.param_groups[0]["betas"] == (0.9, 0.99)
+
+
+def test_another_rule_of_a_known_name_is_not_stepped_by_its_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Doubled(type(SGD)):  # type: ignore[misc]
+        def coefficients_of(self, options: Hyper, age: int) -> Sequence[Number]:
+            return SGD.coefficients_of(replace(options, lr=2.0 * options.lr), age)
+
+    monkeypatch.setattr(nperf.SGD, "rule", Doubled())
+    p = nn.Parameter(torch.ones(3))
+    p.grad = torch.ones(3)
+    optimizer = nperf.SGD([p], lr=0.25)
+    optimizer.step()
+    assert optimizer.backend == "reference"
+    assert p.tolist() == [0.5, 0.5, 0.5]
+
+
+@pytest.mark.parametrize("name", ["control", "distributed"])
+def test_public_modules_are_imported_by_their_public_names(name: str) -> None:
+    assert importlib.import_module(f"noetherperf.{name}") is getattr(nperf, name)
+
+
 def test_a_backend_without_kernels_of_a_rule_says_so() -> None:
     net = nn.Linear(3, 2)
     with pytest.raises(RuntimeError, match="backend=\"cpu\" has no kernels of the update rule 'lion'"):
         Lion(net.named_parameters(), backend="cpu")
-
-
-class SignRule(LionRule):
-    """Lion without a buffer: u = sign(g)."""
-
-    name = "sign"
-    buffers: ClassVar[tuple[str, ...]] = ()
-
-    def n_written(self, options: LionOptions) -> int:
-        return 0
-
-    def update(self, p: Tensor, g: Tensor, buffers: Buffers, c: Sequence[Any]) -> tuple[Tensor, Buffers, Tensor]:
-        lr, keep, *_ = c
-        return keep * p - lr * torch.sign(g), (), torch.sign(g)
 
 
 class AdaptiveRule(LionRule):
@@ -210,9 +225,9 @@ class AdaptiveRule(LionRule):
         return keep * p - lr * u, (m, s), u
 
 
-@pytest.mark.parametrize("rule", [SignRule(), AdaptiveRule()], ids=["no buffer", "two buffers"])
-def test_rules_of_any_number_of_buffers(rule: Rule[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rule_of_two_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a checkpoint holds, what others write to a buffer, and that laws close."""
+    rule = AdaptiveRule()
     monkeypatch.setattr(Lion, "rule", rule)
     net = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 4)).double()
     optimizer = Lion(net.named_parameters(), lr=3e-3, weight_decay=0.1, symmetries=SYMMETRIES)
@@ -227,7 +242,7 @@ def test_rules_of_any_number_of_buffers(rule: Rule[Any], monkeypatch: pytest.Mon
         assert law.closed
     state = optimizer.state_dict()
     assert all(set(slot) == set(rule.buffers) for slot in state["state"].values())
-    assert len(state["state"]) == (6 if rule.buffers else 0)
+    assert len(state["state"]) == 6
     other = Lion(net.named_parameters(), symmetries=SYMMETRIES)
     other.load_state_dict(state)
     assert torch.equal(other.readout()["rows"].discrete.budget, optimizer.readout()["rows"].discrete.budget)
@@ -268,3 +283,136 @@ def test_rows_are_found_for_the_laws_that_somebody_asks_for() -> None:
     start, end = SGD.law_numbers[Law.TRANSLATION], SGD.law_numbers[Law.NORM]
     assert rows.numbers[0, 1, start:end].tolist() == [1.0, 0.0, 0.0, 1.0] * 2 + [0.0] * (end - start - 8)
     assert rows.numbers[0, 1, end:].any()
+
+
+@dataclass(frozen=True)
+class OddOptions:
+    lr: float
+    betas: tuple[float, float] = (0.9, 0.99)
+    decoupled: bool = True
+    mode: str | None = None
+
+
+def test_ranks_compare_options_of_any_kind() -> None:
+    def digest(options: Any) -> list[int]:
+        return Digests(1, 1).after([options], [], b"\x00").options
+
+    here = digest(OddOptions(0.1))
+    assert here == digest(OddOptions(0.1 + 1e-12, (0.9 - 1e-12, 0.99)))
+    others = [
+        OddOptions(0.2),
+        OddOptions(0.1, (0.9, 0.999)),
+        OddOptions(0.1, decoupled=False),
+        OddOptions(0.1, mode="a"),
+    ]
+    assert here not in map(digest, others)
+
+
+# ---- a rule without a buffer, and rules with mistakes ----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SignOptions:
+    lr: Any
+
+
+class SignRule(LionRule):
+    """u = sign(g), p' = p − η u: of one option and one age, without a buffer."""
+
+    name = "sign"
+    option_names = ("lr",)
+    number_options = ("lr",)
+    buffers: ClassVar[tuple[str, ...]] = ()
+    n_ages = 1
+    coefficients = ("lr",)
+
+    def options(self, group: Mapping[str, Any]) -> Any:
+        return SignOptions(float(group["lr"]))
+
+    def n_written(self, options: Any) -> int:
+        return 0
+
+    def coefficients_of(self, options: Any, age: int) -> Sequence[Number]:
+        assert 0 <= age < self.n_ages
+        return (options.lr,)
+
+    def update(self, p: Tensor, g: Tensor, buffers: Buffers, c: Sequence[Any]) -> tuple[Tensor, Buffers, Tensor]:
+        assert buffers == ()
+        u = torch.sign(g)
+        return p - c[0] * u, buffers, u
+
+    def steps(self, options: Any, age: int, laws: Collection[Law]) -> dict[Law, Step]:
+        assert 0 <= age < self.n_ages
+        return super().steps(LionOptions(options.lr, 0.0, 0.0, 0.0), 0, laws)
+
+
+def stepped(update_rule: Rule[Any]) -> tuple[nn.Linear, nperf.MeasuredOptimizer]:
+    """A layer after steps by a rule, every parameter in a group of its own, and its optimizer."""
+
+    class Optimizer(nperf.MeasuredOptimizer):
+        rule: ClassVar[Rule[Any]] = update_rule
+
+    net = nn.Linear(4, 3).double()
+    symmetries = [nperf.Scale("rows", [nperf.Part("weight", 0), nperf.Part("bias", 0)])]
+    symmetries += [nperf.Translation("columns", [nperf.Part("weight", 1)])]  # type: ignore[list-item]
+    groups = [{"params": [named]} for named in net.named_parameters()]
+    optimizer = Optimizer(groups, {"lr": 0.01}, symmetries, "auto")
+    for _ in range(5):
+        optimizer.zero_grad()
+        net(torch.randn(8, 4).double()).square().sum().backward()
+        optimizer.step()
+    return net, optimizer
+
+
+def test_a_rule_without_a_buffer() -> None:
+    net, optimizer = stepped(SignRule())
+    assert not any(optimizer.state.values())
+    for name, law in optimizer.readout().items():
+        assert law.closed
+        assert law.rounding.abs().max() < 1e-14, name
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert optimizer.readout()["columns"].charge.tolist() == pytest.approx(net.weight.sum(0).tolist(), rel=1e-12)
+
+
+BUDGET = Component("budget", 1, ("sum_u",), starts=True, jumps=True)
+
+
+def with_translation(*components: Component) -> dict[str, Any]:
+    return {"laws": {**SignRule.laws, Law.TRANSLATION: Shape(components)}}
+
+
+def a_step(**components: Recursion) -> dict[str, Any]:
+    still = {"free": ((1.0, 0.0), (0.0, 1.0)), "flow_free": ((1.0, 0.0), (0.0, 1.0))}
+    return {"steps": lambda self, options, age, laws: dict.fromkeys(laws, Step(still, components))}
+
+
+MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
+    "ages": ({"n_ages": 3}, "n_ages is 3"),
+    "no moments of its own first": ({"moments": SignRule.moments[::-1]}, "moments must begin with the common ones"),
+    "a moment twice": ({"moments": (*COMMON, COMMON[0])}, "two of its moments have one name"),
+    "no law": ({"laws": {Law.NORM: SignRule.laws[Law.NORM]}}, "the translation law is missing in laws"),
+    "no budget": (with_translation(Component("forced", 1, ())), "the translation law needs a component 'budget'"),
+    "a budget from nowhere": (with_translation(Component("budget", 1, ())), "starts=True"),
+    "a component twice": (with_translation(BUDGET, BUDGET), "two components of one name"),
+    "three numbers": (with_translation(replace(BUDGET, size=3)), "'budget' has size 3, which must be 1 or 2"),
+    "an unknown moment": (with_translation(replace(BUDGET, moments=("sum_v",))), "driven by 'sum_v', which is none of"),
+    "coefficients": ({"coefficients": ("lr", "keep")}, r"gives 1 numbers, but coefficients names 2 \(lr, keep\)"),
+    "no recursion": (a_step(), "'sign': the translation law: there is no recursion of its component 'budget'"),
+    "too many moments": (a_step(budget=Recursion(((0.0,),), ((0.1, 0.1),), (0.0,), (0.0,))), "b of 'budget' needs 1"),
+    "no rests": (a_step(budget=Recursion(((0.0,),), ((0.1,),))), "'budget' is compensated, so a_rest and b_rest need"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_a_rule_is_named(mistake: str) -> None:
+    changed, message = MISTAKES[mistake]
+    with pytest.raises(ValueError, match=message):
+        stepped(type("Mistaken", (SignRule,), changed)())
+
+
+def test_an_optimizer_without_a_rule_says_so() -> None:
+    class Bare(nperf.MeasuredOptimizer):
+        pass
+
+    with pytest.raises(TypeError, match="Bare has no update rule"):
+        Bare([nn.Parameter(torch.zeros(1))], {"lr": 0.1}, (), "auto")

@@ -9,9 +9,10 @@ import sys
 import typer
 
 from noetherperf.cli import check, figures, info, plot, run
+from noetherperf.cli.laws import law_table
 from noetherperf.common.printing import encode_everything
 
-__all__ = ["app", "main"]
+__all__ = ["app", "law_table", "main"]
 
 app = typer.Typer(
     name="noetherperf",

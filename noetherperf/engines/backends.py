@@ -3,12 +3,15 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from noetherperf.engines import FLOATING, Engine, gradient_dtypes
 from noetherperf.engines.reader import has_own_dispatch, unreadable
+from noetherperf.rules import sgd
+from noetherperf.rules.rule import Rule
 
 
 @dataclass(frozen=True)
@@ -20,18 +23,18 @@ class Backend:
         device: Type of the devices whose tensors it steps; None: any.
         missing: Returns the reason why it cannot run here, None if it can.
         engine: Makes its Engine.
-        rules: Names of the update rules for which it has kernels; None: any rule.
+        rules: The update rules that it has kernels of; None: any rule.
     """
 
     name: str
     device: str | None
     missing: Callable[[], str | None]
     engine: Callable[..., Engine]
-    rules: frozenset[str] | None = frozenset({"sgd"})
+    rules: tuple[Rule[Any], ...] | None = (sgd.SGD,)
 
-    def steps(self, rule: str) -> bool:
-        """Whether it supports the rule of this name."""
-        return self.rules is None or rule in self.rules
+    def steps(self, rule: Rule[Any]) -> bool:
+        """Whether it steps by this rule; another one of the same name may be another."""
+        return self.rules is None or any(rule is known for known in self.rules)
 
 
 def _reference_engine(*args: object, **kwargs: object) -> Engine:
@@ -99,13 +102,13 @@ def backends() -> dict[str, str]:
     return {name: backend.missing() or "available" for name, backend in BACKENDS.items()}
 
 
-def resolve(name: str, device: torch.device, *, rule: str = "sgd", only_reference: bool = False) -> Backend:
+def resolve(name: str, device: torch.device, *, rule: Rule[Any] = sgd.SGD, only_reference: bool = False) -> Backend:
     """The backend that a name means for parameters on a device.
 
     Args:
         name: A backend's name, or "auto": the first available one that serves the device.
         device: Where the parameters are.
-        rule: Name of the update rule that steps them.
+        rule: The update rule that steps them.
         only_reference: Whether only "reference" can step the parameters, so that "auto" means it (why_reference).
 
     Raises:
@@ -123,7 +126,7 @@ def resolve(name: str, device: torch.device, *, rule: str = "sgd", only_referenc
     backend = BACKENDS[name]
     if not backend.steps(rule):
         raise RuntimeError(
-            f'backend="{name}" has no kernels of the update rule {rule!r}; use backend="reference", or "auto"'
+            f'backend="{name}" has no kernels of the update rule {rule.name!r}; use backend="reference", or "auto"'
         )
     reason = backend.missing()
     if reason is not None:
@@ -153,7 +156,7 @@ def check_parameter(name: str, p: Tensor, backend: Backend) -> None:
     """
     if p.is_complex():
         raise TypeError(
-            f"{name} is complex ({p.dtype}), which noetherperf.SGD does not step; store it as a real parameter "
+            f"{name} is complex ({p.dtype}), which noetherperf does not step; store it as a real parameter "
             "(torch.view_as_real)"
         )
     if p.dtype not in FLOATING:

@@ -91,7 +91,8 @@ class CpuEngine(TableEngine):
             self._ages[:] = np.frombuffer(bytes(ages), np.uint8)
             self._any_young = young
         rows = self._rows
-        rows.find(options, (0, 1) if young else (1,))
+        oldest = self.rule.n_ages - 1
+        rows.find(options, (0, oldest) if young else (oldest,))
         # In float32, as torch unscales. The step multiplies by it, so that small 16-bit gradients do not underflow.
         unscale = 1.0 if on_device.grad_scale is None else float(np.float32(1.0 / on_device.grad_scale.item()))
         calls: list[Call] = [

@@ -120,7 +120,7 @@ class GpuEngine(TableEngine):
     def _refuse_capture(self, what: str) -> None:
         if self._capturing():
             raise RuntimeError(
-                f"noetherperf.SGD has to {what}, which cannot be captured in a CUDA graph; "
+                f"noetherperf has to {what}, which cannot be captured in a CUDA graph; "
                 "make a step like the captured one before the capture"
             )
 

@@ -33,6 +33,7 @@ class ReferenceEngine(Stepping):
         self.plan, self.params, self.names, self.group_index = plan, params, names, group_index
         self.rule, self.measurement = plan.rule, measurement
         self.ages = [1] * len(params)
+        self._is_checked = False  # that the rule gives the numbers that it names
         self.views = [[view for view in plan.views if view.tensor == i] for i in range(len(params))]
 
     def admit(self, grads: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
@@ -81,6 +82,10 @@ class ReferenceEngine(Stepping):
         options = [
             x if lr is None else rule.with_lr(x, lr.item()) for x, lr in zip(options, on_device.lrs, strict=True)
         ]
+        if not self._is_checked:
+            for x in options:
+                rule.check_numbers(x, self.plan.laws)
+            self._is_checked = True
         new = Measurement.of(x.clone() for x in self.measurement.tensors())
         for i, duration in enumerate([1.0, *map(rule.duration, options)]):
             new.clock[i] += duration
@@ -98,19 +103,20 @@ class ReferenceEngine(Stepping):
                 grad = grad / on_device.grad_scale.to(dtype)
                 if not g._is_zerotensor():  # a zero tensor stays zero and cannot be written
                     written.append((g, grad))
+            age = min(now[i], rule.n_ages - 1)
             held = [of_all[i] for of_all in buffers]
             before_it = tuple(None if v is None else v.to(dtype) for v in held)
-            p_new, after_it, u = rule.update(before, grad, before_it, rule.coefficients_of(own, now[i]))
+            p_new, after_it, u = rule.update(before, grad, before_it, rule.coefficients_of(own, age))
             stored = p_new.to(p.dtype)
             written.append((p.data, stored))  # .data, because the caller raises version counters
             if rule.ages(own):
-                later[i] = min(now[i] + 1, rule.n_ages - 1)
+                later[i] = 1
                 pairs = list(zip(held, after_it, strict=True))[: rule.n_written(own)]
                 written += [(v.data, x) for v, x in pairs if v is not None and x is not None]
             operands = {Operand.P: before, Operand.P_NEW: stored, Operand.G: grad, Operand.U: u}
             if after_it and (v_new := after_it[0]) is not None:
                 operands[Operand.V] = v_new
-            self._measure(new, i, rule.moments[: rule.n_taken(own, Operand.V in operands)], operands, own, now[i])
+            self._measure(new, i, rule.moments[: rule.n_taken(own, Operand.V in operands)], operands, own, age)
         written += zip(self.measurement.tensors(), new.tensors(), strict=True)
         return [*_copies(written), partial(setattr, self, "ages", later)]
 

@@ -24,7 +24,7 @@ def settings(quick: bool) -> list[Vgg]:
     """
     critical = theory.critical_decay("translation", Hyper(lr=0.001, momentum=0.99))
     hypers = [
-        (Hyper(lr=0.005, momentum=0.9, weight_decay=0.03), 300 if quick else 600),
+        (Hyper(lr=0.0025, momentum=0.9, weight_decay=0.06), 300 if quick else 600),
         (Hyper(lr=0.001, momentum=0.99, weight_decay=critical), 600 if quick else 800),
         (Hyper(lr=0.0005, momentum=0.995, weight_decay=0.04), 1500),
         (Hyper(lr=0.001, momentum=0.995, weight_decay=0.03), 1200),

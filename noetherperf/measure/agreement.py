@@ -153,5 +153,10 @@ class Digests:
 
 def _written(options: Any) -> bytes:
     """A step's options without the last digits, because those of a schedule's cosine may depend on the processor."""
-    values = (getattr(options, field.name) for field in fields(options))
-    return " ".join(f"{x:d}" if isinstance(x, bool) else f"{x:.9g}" for x in values).encode()
+    return " ".join(_digits(getattr(options, field.name)) for field in fields(options)).encode()
+
+
+def _digits(x: object) -> str:
+    if isinstance(x, tuple):
+        return f"({' '.join(map(_digits, x))})"
+    return f"{x:d}" if isinstance(x, bool) else f"{x:.9g}" if isinstance(x, int | float) else repr(x)

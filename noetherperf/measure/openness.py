@@ -255,7 +255,10 @@ class _Group(NamedTuple):
         a, b = (self.options, other.options)
         if self.lr is not None:
             a, b = self.rule.with_lr(a, 1.0), self.rule.with_lr(b, 1.0)
-        return a == b or self.rule.row(a, 1, ()) == self.rule.row(b, 1, ())
+        if a == b:
+            return True
+        oldest = self.rule.n_ages - 1
+        return self.rule.row(a, oldest, ()) == self.rule.row(b, oldest, ())
 
     def shown(self) -> dict[str, Any]:
         """The options by name, for a message."""

@@ -53,6 +53,9 @@ class MeasuredOptimizer(Optimizer):
     def __init__(
         self, params: Iterable[Any], defaults: dict[str, Any], symmetries: Sequence[Symmetry], backend: str
     ) -> None:
+        if not isinstance(getattr(self, "rule", None), Rule):
+            raise TypeError(f"{type(self).__name__} has no update rule; give the class one (rule = ...)")
+        self.rule.check()
         self._lock = threading.RLock()
         self._requested = backend
         super().__init__(params, defaults)

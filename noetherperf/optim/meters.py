@@ -137,7 +137,7 @@ def make_meters(
 
 def resolve_one(rule: Rule[Any], requested: str, x: Tensor) -> Backend:
     """The backend that a name means for a parameter, or for its part in this rank's memory."""
-    return resolve(requested, x.device, rule=rule.name, only_reference=why_reference(x) is not None)
+    return resolve(requested, x.device, rule=rule, only_reference=why_reference(x) is not None)
 
 
 def resolve_all(rule: Rule[Any], requested: str, labels: Sequence[str], here: Sequence[Tensor]) -> list[Backend]:

@@ -4,8 +4,6 @@ import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
-
 from noetherperf.engines import OnDevice
 from noetherperf.rules.rule import Rule, device_lr
 
@@ -23,8 +21,8 @@ class GroupOptions:
 
     def __init__(self, rule: Rule[Any]) -> None:
         self._rule = rule
-        self._values_of = operator.itemgetter(*rule.option_names)
-        self._values: list[Any] | None = None  # of the last reading; None where one was a tensor, which may change
+        self._values_of = operator.itemgetter(*rule.option_names, "lr")  # of one name it would give no tuple
+        self._values: list[Any] | None = None  # of the last reading; None where one may change in place
         self.options: list[Any] = []
         self.on_device = OnDevice([])
 
@@ -33,7 +31,14 @@ class GroupOptions:
         values = list(map(self._values_of, groups))
         if self._values is not None and values == self._values:
             return
-        is_plain = not any(isinstance(value, Tensor) for of_group in values for value in of_group)
+        is_plain = all(map(_is_immutable, values))
         options, lrs = [self._rule.options(group) for group in groups], list(map(device_lr, groups))
         # At once, so that an interrupt cannot mix two readings.
         self.__dict__.update(options=options, on_device=OnDevice(lrs), _values=values if is_plain else None)
+
+
+def _is_immutable(value: object) -> bool:
+    """Whether a value stays what it is; tensors, arrays and lists may be written in place."""
+    if isinstance(value, tuple):
+        return all(map(_is_immutable, value))
+    return value is None or isinstance(value, float | int | str)

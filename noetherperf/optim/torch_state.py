@@ -55,6 +55,9 @@ def check_state(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any
     names = names_in(groups)
     check_order(names_in(saved_groups), names)
     for g, group in enumerate(saved_groups):
+        for option in rule.option_names:
+            if option not in group and option not in dict(rule.late_options):
+                raise _missing(f"param_groups[{g}]", option)
         for option in rule.number_options:
             _check_option(f"param_groups[{g}]", group, option)
     ids = [i for group in saved_groups for i in group["params"]]
@@ -81,11 +84,13 @@ def _entry(state_dict: Mapping[str, Any], field: str, kind: Any, called: str) ->
     return state_dict[field]
 
 
+def _missing(place: str, option: str) -> ValueError:
+    return ValueError(f"state_dict: {place}[{option!r}] is missing; it is the checkpoint of another kind of optimizer")
+
+
 def _check_option(place: str, group: Mapping[str, Any], option: str) -> None:
     if option not in group:
-        raise ValueError(
-            f"state_dict: {place}[{option!r}] is missing; it is the checkpoint of another kind of optimizer"
-        )
+        raise _missing(place, option)
     value = group[option]
     if isinstance(value, Tensor):
         if value.numel() != 1 or value.layout != torch.strided or value.is_complex() or value.is_meta:

@@ -161,6 +161,28 @@ class Step:
             packed += [*recursion.a_rest, *recursion.b_rest]
         return packed
 
+    def check(self, shape: Shape) -> None:
+        """Check that there is a recursion of each component, and that all matrices have their dimensions.
+
+        Raises:
+            ValueError: They are not so; it names the component.
+        """
+        for name in PROPAGATED:
+            if (matrix := self.propagated.get(name)) is None or list(map(len, matrix)) != [2, 2]:
+                raise ValueError(f"propagated needs {name!r}, 2 rows of 2 numbers")
+        for x in shape.components:
+            if (recursion := self.recursions.get(x.name)) is None:
+                raise ValueError(f"there is no recursion of its component {x.name!r}")
+            k, n, rests = x.size, len(x.moments), x.compensated
+            for field, rows, columns in (("a", k, k), ("b", k, n)):
+                if list(map(len, getattr(recursion, field))) != [columns] * rows:
+                    raise ValueError(f"{field} of {x.name!r} needs {rows} row(s) of {columns} number(s)")
+            if (len(recursion.a_rest), len(recursion.b_rest)) != (k * rests, n * rests):
+                raise ValueError(
+                    f"{x.name!r} is {'' if rests else 'not '}compensated, so a_rest and b_rest need "
+                    f"{k * rests} and {n * rests} number(s)"
+                )
+
 
 def advance(shape: Shape, step: Step, state: Tensor, moments: Mapping[str, Tensor]) -> None:
     """Advance a law's state [shape.n_rows, n] in place by one step with moments [n] by name; all float64.

@@ -30,11 +30,6 @@ class Pair(NamedTuple):
     a: Operand
     b: Operand
 
-    @property
-    def degree_in_gradient(self) -> int:
-        """The power of the gradient's scale to which the moment is proportional, for a fixed update."""
-        return (self.a == Operand.G) + (self.b == Operand.G)
-
 
 class Moment(IntEnum):
     """Rows of the moments that every rule sums, the first of its list."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from noetherperf.rules.arithmetic import Number
 from noetherperf.rules.law import Law, Shape, Step
-from noetherperf.rules.moments import Pair
+from noetherperf.rules.moments import COMMON, Pair
 
 
 class Options(Protocol):
@@ -54,8 +54,8 @@ class Rule(ABC, Generic[O]):
         late_options: Options that checkpoints of early versions of torch lack, and their defaults.
         buffers: Keys of a tensor's buffers in torch's state of a parameter; there may be none. Where measuring begins,
             the first stands in for the gradient: it gives a law's y₀.
-        n_ages: How many ages of a tensor have rows of their own. A tensor's age is the number of steps that have
-            written its buffers, at most n_ages − 1: 0 if they are new (zeros).
+        n_ages: How many ages of a tensor have rows of their own, 1 or 2. A tensor's age is the number of steps that
+            have written its buffers, at most n_ages − 1: 0 if they are new (zeros).
         coefficients: Names of the update's coefficients.
         moments: The sums of a step, the common ones first.
         laws: The shape of each law.
@@ -119,7 +119,7 @@ class Rule(ABC, Generic[O]):
         """One step of one tensor.
 
         Args:
-            p: Parameter before the step, in the dtype to compute in.
+            p: Parameter before the step, in the dtype to compute in; nothing that comes is written.
             g: Gradient of the loss alone; same shape and dtype.
             buffers: Before the step; zeros if they are new, None if there are none.
             c: Its coefficients, `coefficients_of`.
@@ -138,6 +138,65 @@ class Rule(ABC, Generic[O]):
     def time_may_fall(self, options: O) -> bool:
         """Whether a step's time may be negative."""
         return float(options.lr) < 0.0
+
+    def check(self) -> None:
+        """Check that the rule's data are what engines and readouts rely on.
+
+        Raises:
+            ValueError: They are not; it names the attribute and says what is wrong.
+        """
+        name = getattr(self, "name", type(self).__name__)
+        for attribute in Rule.__annotations__:
+            if not hasattr(self, attribute):
+                raise ValueError(f"update rule {name!r}: has no {attribute!r}")
+        if self.n_ages not in (1, 2):
+            raise ValueError(
+                f"update rule {name!r}: n_ages is {self.n_ages}, but engines tell buffers just made from others and no "
+                "more: it must be 1 or 2"
+            )
+        if self.moments[: len(COMMON)] != COMMON:
+            raise ValueError(
+                f"update rule {name!r}: moments must begin with the common ones (rules/moments.py, COMMON)"
+            )
+        if len(self.moment_rows) < len(self.moments):
+            raise ValueError(f"update rule {name!r}: two of its moments have one name")
+        for law in Law:
+            where = f"update rule {name!r}: the {law.name.lower()} law"
+            if law not in self.laws:
+                raise ValueError(f"{where} is missing in laws")
+            components = self.laws[law].components
+            if len(self.laws[law].rows) < len(components):
+                raise ValueError(f"{where} has two components of one name")
+            if not any(x.name == "budget" and x.starts and x.jumps for x in components):
+                raise ValueError(f"{where} needs a component 'budget' with starts=True and jumps=True")
+            for component in components:
+                if component.size not in (1, 2):
+                    raise ValueError(f"{where}: {component.name!r} has size {component.size}, which must be 1 or 2")
+                for moment in component.moments:
+                    if moment not in self.moment_rows:
+                        raise ValueError(
+                            f"{where}: {component.name!r} is driven by {moment!r}, which is none of the rule's moments "
+                            f"({', '.join(self.moment_rows)})"
+                        )
+
+    def check_numbers(self, options: O, laws: Collection[Law]) -> None:
+        """Check that the rule gives the numbers that it names, for these options and laws.
+
+        Raises:
+            ValueError: It gives others.
+        """
+        for age in range(self.n_ages):
+            n = len(self.coefficients_of(options, age))
+            if n != len(self.coefficients):
+                raise ValueError(
+                    f"update rule {self.name!r}: coefficients_of gives {n} numbers, but coefficients names "
+                    f"{len(self.coefficients)} ({', '.join(self.coefficients)})"
+                )
+            for law in laws:
+                try:
+                    self.steps(options, age, (law,))[law].check(self.laws[law])
+                except ValueError as error:
+                    raise ValueError(f"update rule {self.name!r}: the {law.name.lower()} law: {error}") from error
 
     # ---- rows -------------------------------------------------------------------------------------------------------
 
