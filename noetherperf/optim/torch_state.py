@@ -109,6 +109,8 @@ def _check_slot(place: str, slot: object, p: Tensor, name: str | None, rule: Rul
     for key, value in slot.items():
         if isinstance(value, Tensor) and value.is_meta and not p.is_meta:
             raise ValueError(f"{whose}: {shown(key)} is on meta and holds no numbers; load the checkpoint to a device")
+    if rule.step_key is not None and slot:
+        _check_count(whose, slot, rule.step_key)
     for key in rule.buffers:
         buffer = slot.get(key)
         if buffer is None:
@@ -122,3 +124,16 @@ def _check_slot(place: str, slot: object, p: Tensor, name: str | None, rule: Rul
                 f"{whose}: {key} has shape {tuple(buffer.shape)}, but the parameter has {tuple(p.shape)}; is it a "
                 "checkpoint of another model?"
             )
+
+
+def _check_count(whose: str, slot: Mapping[str, Any], key: str) -> None:
+    """Raise if an entry does not count its parameter's steps."""
+    if key not in slot:
+        raise ValueError(f"{whose}: {key!r} is missing; it counts the steps, and bias corrections need it")
+    count = slot[key]
+    if isinstance(count, Tensor):
+        if count.numel() != 1 or count.layout != torch.strided or count.is_complex() or count.is_meta:
+            raise ValueError(f"{whose}: {key} must be a number, got {kind_of(count)} of {count.numel()}")
+        count = count.item()
+    if not isinstance(count, Real) or not float(count).is_integer() or count < 0:
+        raise ValueError(f"{whose}: {key} must be a whole number of steps, got {shown(count)}")

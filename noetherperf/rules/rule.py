@@ -52,10 +52,11 @@ class Rule(ABC, Generic[O]):
         option_names: Options of a parameter group that `options` reads.
         number_options: Options of a parameter group that are numbers; every checkpoint has them.
         late_options: Options that checkpoints of early versions of torch lack, and their defaults.
-        buffers: Keys of a tensor's buffers in torch's state of a parameter; there may be none. Where measuring begins,
-            the first stands in for the gradient: it gives a law's y₀.
+        buffers: Keys of a tensor's buffers in torch's state of a parameter; there may be none.
         n_ages: How many ages of a tensor have rows of their own. A tensor's age is the number of steps that have
-            written its buffers, at most n_ages − 1: 0 if they are new (zeros).
+            written its buffers, at most n_ages − 1: 0 if they are new (zeros). 0: ages have no bound, and are counted
+            under step_key.
+        step_key: Key of a tensor's age in torch's state of a parameter, where it is counted; None if it is not.
         coefficients: Names of the update's coefficients.
         moments: The sums of a step, the common ones first.
         laws: The shape of each law.
@@ -69,6 +70,7 @@ class Rule(ABC, Generic[O]):
     late_options: ClassVar[tuple[tuple[str, Any], ...]]
     buffers: ClassVar[tuple[str, ...]]
     n_ages: ClassVar[int]
+    step_key: ClassVar[str | None] = None
     coefficients: ClassVar[tuple[str, ...]]
     moments: ClassVar[tuple[Pair, ...]]
     laws: ClassVar[Mapping[Law, Shape]]
@@ -128,6 +130,19 @@ class Rule(ABC, Generic[O]):
             (p', buffers', u) in the compute dtype, not rounded to any other. A buffer that the step does not write is
             returned as it is.
         """
+
+    def carried(self, buffers: Buffers, options: O, age: int) -> Tensor | None:
+        """What a tensor carries into its next step: a law's y₀ is ⟨p, carried⟩, for a translation ⟨carried, 1⟩.
+
+        Args:
+            buffers: As the last step left them; None where it made none.
+            options: Of the next step, as far as they are known.
+            age: The tensor's.
+
+        Returns:
+            A tensor like the parameter; None if nothing is carried.
+        """
+        return buffers[0] if buffers else None
 
     # ---- as torch has it ---------------------------------------------------------------------------------------------
 
