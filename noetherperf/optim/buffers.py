@@ -69,7 +69,7 @@ class Buffers:
         return Made(new, ages, calls)
 
     def age(self, i: int) -> int:
-        """A tensor's age: the count of its steps; for a rule that does not count, 0 if a buffer is unwritten, else 1."""
+        """A tensor's age: its count of steps; for a rule that does not count, 0 if a buffer is unwritten, else 1."""
         if self.steps:
             count = self.steps[i]
             return 0 if count is None else int(count)

@@ -386,10 +386,9 @@ class MeasuredOptimizer(Optimizer):
             self.register_state_dict_post_hook(_add_measurement)
         for slot in self.state.values():  # a step could not write tensors made in inference mode
             slot.update({key: x.clone() for key, x in slot.items() if isinstance(x, Tensor) and x.is_inference()})
-            if (key := self.rule.step_key) in slot and not isinstance(
-                slot[key], Tensor
-            ):  # of an early version of torch
-                slot[key] = new_count(slot[key])
+            count = slot.get(self.rule.step_key)
+            if count is not None and not isinstance(count, Tensor):  # of an early version of torch
+                slot[self.rule.step_key] = new_count(count)
         for group in self.param_groups:
             for option, default in self.rule.late_options:
                 group.setdefault(option, default)

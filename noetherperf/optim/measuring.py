@@ -187,7 +187,7 @@ class Measuring:
     def begin(self, meters: Sequence[Meter], buffers: Buffers) -> None:
         """Measure the parameters and buffers as they are: where the laws start."""
         for meter in meters:
-            own = self._carried(meter, buffers)
+            own = self._to_measure(meter, buffers)
             meter.engine.measure(own)
             meter.measurement.start(meter.ranks.plan, _warm(meter, own))
         self.openness.reset()
@@ -195,7 +195,7 @@ class Measuring:
         if self.symmetries:
             self._watch(meters, buffers)
 
-    def _carried(self, meter: Meter, buffers: Buffers) -> list[Sequence[Tensor | None]]:
+    def _to_measure(self, meter: Meter, buffers: Buffers) -> list[Sequence[Tensor | None]]:
         """A meter's buffers for measuring the present state: in the place of the first what a tensor carries."""
         own = list(map(meter.pick, buffers.here))
         if not own:
@@ -237,7 +237,7 @@ class Measuring:
         for meter in meters:
             changed = [i in which for i in meter.members]
             if any(changed):
-                own, moments = self._carried(meter, buffers), meter.measurement.moments
+                own, moments = self._to_measure(meter, buffers), meter.measurement.moments
                 before, measured = moments.clone(), moments.clone()
                 # At once, because an interrupt between would lose the moments from which the laws continue.
                 carry_out(

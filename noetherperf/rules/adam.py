@@ -24,7 +24,7 @@ and the next step with its own β₁ and c expects w = (β₁/c) y:
     norm          x' = r² x − 2ηr w + η² |u|²     y' = c (r w − η |u|²) = r β₁ y − c η |u|²
     translation   x' = r x − η w                  y' = c w = β₁ y
 
-y has neither the next step's β₁ nor its c in it, so that both may follow a schedule. `free` starts from (x₀, y₀) without
+y has neither the next step's β₁ nor its c in it, so that β₁ may follow a schedule. `free` starts from (x₀, y₀) without
 |u|², `forced` from zero with it, and `defect` is the rest of the budget: what the preconditioner lets in, because it is
 not one number in the group and changes from step to step, and what breaks the symmetry. Coupled decay goes through the
 preconditioner, and is in the defect too.
@@ -63,7 +63,7 @@ class AdamOptions:
         decoupled: Whether weight decay acts on the parameter alone, as in AdamW.
     """
 
-    lr: Number
+    lr: float
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
@@ -102,7 +102,7 @@ class AdamOptions:
         return self.weight_decay if self.decoupled else 0.0
 
     @property
-    def keep(self) -> Number:
+    def keep(self) -> float:
         """r."""
         return 1.0 - self.lr * self.weight_decay if self.decoupled and self.weight_decay != 0.0 else 1.0
 
@@ -178,7 +178,7 @@ class AdamRule(Rule[AdamOptions]):
         return AdamOptions.of(group)
 
     def with_lr(self, options: AdamOptions, lr: Number) -> AdamOptions:
-        return replace(options, lr=lr)
+        return replace(options, lr=lr)  # type: ignore[arg-type]
 
     def variant(self, options: AdamOptions) -> int:
         return 0
@@ -261,7 +261,7 @@ def _step(law: Law, options: AdamOptions, age: int) -> Step:
         budget = Recursion(((lost,),), ((-lr,),), (lost_rest,), (0.0,))
         return Step({"free": ((keep, -lr * share), (0.0, beta1)), "flow_free": flow}, {"budget": budget})
     sq_keep, sq_keep_rest = times((keep, 0.0), keep)
-    lost, lost_rest = two_sum(sq_keep, -1.0)
+    lost, lost_rest = two_sum(sq_keep, -1.0)  # type: ignore[arg-type]
     of_pu, of_pu_rest = times((keep, 0.0), -2.0 * lr)
     sq_lr, sq_lr_rest = times((lr, 0.0), lr)
     free = ((sq_keep, of_pu * share), (0.0, keep * beta1))
