@@ -261,7 +261,7 @@ def _step(law: Law, options: AdamOptions, age: int) -> Step:
         budget = Recursion(((lost,),), ((-lr,),), (lost_rest,), (0.0,))
         return Step({"free": ((keep, -lr * share), (0.0, beta1)), "flow_free": flow}, {"budget": budget})
     sq_keep, sq_keep_rest = times((keep, 0.0), keep)
-    lost, lost_rest = two_sum(sq_keep, -1.0)  # type: ignore[arg-type]
+    lost, lost_rest = two_sum(sq_keep, -1.0)  # type: ignore[type-var, arg-type]
     of_pu, of_pu_rest = times((keep, 0.0), -2.0 * lr)
     sq_lr, sq_lr_rest = times((lr, 0.0), lr)
     free = ((sq_keep, of_pu * share), (0.0, keep * beta1))
