@@ -295,6 +295,23 @@ def test_one_preconditioner_for_all_makes_the_law_exact() -> None:
     assert (law.discrete.defect.abs() < 1e-5 * law.discrete.forced).all()
 
 
+def test_changes_between_steps_are_defect() -> None:
+    (net,) = nets(1)
+    optimizer = AdamW(net.named_parameters(), weight_decay=0.1, symmetries=SYMMETRIES)
+    run(net, optimizer, range(10))
+    before = optimizer.readout()["rows"]
+    with torch.no_grad():
+        net[0].weight.mul_(1.5)  # type: ignore[index]
+    after = optimizer.readout()["rows"]
+    assert after.reason.startswith("0.weight was changed outside step() after step 10")
+    torch.testing.assert_close(after.discrete.defect - before.discrete.defect, after.charge - before.charge)
+    assert torch.equal(after.discrete.forced, before.discrete.forced)
+    optimizer.state[net[2].weight]["exp_avg"].mul_(2.0)  # type: ignore[index]
+    run(net, optimizer, range(10, 20))
+    assert "the momentum buffer of 2.weight was changed" in optimizer.readout()["columns"].reason
+    assert_closed_budget(optimizer.readout())
+
+
 def test_rows_differ_by_age_alone_where_the_rule_says_so() -> None:
     assert ADAM.ages_differ(AdamOptions(1e-3))
     options = AdamOptions(1e-3, beta1=0.0, beta2=0.0)
@@ -453,6 +470,32 @@ def test_a_step_that_fails_counts_nothing() -> None:
     with pytest.raises(RuntimeError, match="sparse"):
         optimizer.step()
     assert {slot["step"].item() for slot in optimizer.state.values()} == {3.0}
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_a_step_counts_when_it_is_carried_out(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that a step writes, its counts too, it writes in one go: an interrupt before that changes nothing."""
+    (net,) = nets(1)
+    optimizer = AdamW(net.named_parameters(), symmetries=SYMMETRIES)
+    optimizer.readout()
+    run(net, optimizer, range(steps))
+    gradients(net, steps)
+
+    def numbers() -> list[Any]:
+        tensors = [*net.parameters(), *(x for slot in optimizer.state.values() for x in slot.values())]
+        return [[x.tolist() for x in tensors], optimizer.step_count, optimizer.readout()["rows"].discrete.free.tolist()]
+
+    def interrupted(calls: object) -> None:
+        raise KeyboardInterrupt
+
+    before = numbers()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("noetherperf.optim.measured.carry_out", interrupted)
+        optimizer.step()
+    assert numbers() == before
+    optimizer.step()
+    assert numbers() != before
+    assert {slot["step"].item() for slot in optimizer.state.values()} == {steps + 1.0}
 
 
 def test_steps_that_a_scaler_skips_are_not_counted() -> None:

@@ -32,7 +32,7 @@ class ReferenceEngine(Stepping):
     ) -> None:
         self.plan, self.params, self.names, self.group_index = plan, params, names, group_index
         self.rule, self.measurement = plan.rule, measurement
-        self.ages = [] if self.rule.step_key is not None else [1] * len(params)  # else the host counts them all
+        self.ages = [1] * len(params)
         self.views = [[view for view in plan.views if view.tensor == i] for i in range(len(params))]
 
     def admit(self, grads: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
@@ -75,9 +75,11 @@ class ReferenceEngine(Stepping):
         on_device: OnDevice,
     ) -> list[Call]:
         rule = self.rule
-        now = [min(given, known) for given, known in zip(ages, self.ages, strict=True)] if self.ages else list(ages)
+        now = list(ages)
+        if rule.step_key is None:  # else the host counts, and knows of every skipped step
+            now = [min(given, known) for given, known in zip(ages, self.ages, strict=True)]
         if on_device.found_inf is not None and on_device.found_inf.item() != 0.0:
-            return [partial(setattr, self, "ages", now)] if self.ages else []
+            return [partial(setattr, self, "ages", now)]
         options = [
             x if lr is None else rule.with_lr(x, lr.item()) for x, lr in zip(options, on_device.lrs, strict=True)
         ]
@@ -104,8 +106,7 @@ class ReferenceEngine(Stepping):
             stored = p_new.to(p.dtype)
             written.append((p.data, stored))  # .data, because the caller raises version counters
             if rule.ages(own):
-                if self.ages:
-                    later[i] = min(now[i] + 1, rule.n_ages - 1)
+                later[i] = rule.older(now[i])
                 pairs = list(zip(held, after_it, strict=True))[: rule.n_written(own)]
                 written += [(v.data, x) for v, x in pairs if v is not None and x is not None]
             operands = {Operand.P: before, Operand.P_NEW: stored, Operand.G: grad, Operand.U: u}
@@ -113,8 +114,7 @@ class ReferenceEngine(Stepping):
                 operands[Operand.V] = v_new
             self._measure(new, i, rule.moments[: rule.n_taken(own, Operand.V in operands)], operands, own, now[i])
         written += zip(self.measurement.tensors(), new.tensors(), strict=True)
-        calls = _copies(written)
-        return [*calls, partial(setattr, self, "ages", later)] if self.ages else calls
+        return [*_copies(written), partial(setattr, self, "ages", later)]
 
     def _measure(
         self,

@@ -200,7 +200,7 @@ class Measuring:
         own = list(map(meter.pick, buffers.here))
         if not own:
             return own
-        carried: list[Tensor | None] = [None] * len(meter.members)
+        carried = list(own[0])
         for i in {view.tensor for view in meter.ranks.plan.views}:
             place = meter.members[i]
             options = self.options.options[self.parameters.group_of[place]]

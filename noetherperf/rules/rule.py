@@ -96,6 +96,10 @@ class Rule(ABC, Generic[O]):
         """Whether a step makes a tensor older: it writes buffers."""
         return self.n_written(options) > 0
 
+    def older(self, age: int) -> int:
+        """A tensor's age after a step that makes it older."""
+        return age + 1 if self.step_key is not None else min(age + 1, self.n_ages - 1)
+
     @abstractmethod
     def ages_differ(self, options: O) -> bool:
         """Whether a tensor's step depends on its age."""
