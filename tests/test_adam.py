@@ -443,6 +443,21 @@ def test_a_damaged_count_is_refused(damage: Callable[[dict[str, Any]], object], 
     assert optimizer.state[net[0].weight]["step"].item() == 2.0  # type: ignore[index]
 
 
+@pytest.mark.parametrize("betas", [0.9, (0.9,), (0.9, "0.99"), (torch.tensor(0.9), torch.tensor(0.99))], ids=str)
+def test_damaged_betas_are_refused(betas: object) -> None:
+    (net,) = nets(1)
+    optimizer = AdamW(net.named_parameters())
+    state = copy.deepcopy(optimizer.state_dict())
+    state["param_groups"][0]["betas"] = betas
+    with pytest.raises(ValueError, match=r"param_groups\[0\]\['betas'\] must be two numbers \(no tensors\), got"):
+        optimizer.load_state_dict(state)
+    del state["param_groups"][0]["betas"]
+    with pytest.raises(
+        ValueError, match=r"param_groups\[0\]\['betas'\] is missing; it is the checkpoint of another kind"
+    ):
+        optimizer.load_state_dict(state)
+
+
 def test_adamw_loads_adams_checkpoint_as_its_own() -> None:
     first, second = nets()
     saving = Adam(first.named_parameters(), weight_decay=0.1)

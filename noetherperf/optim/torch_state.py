@@ -57,6 +57,8 @@ def check_state(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any
     for g, group in enumerate(saved_groups):
         for option in rule.number_options:
             _check_option(f"param_groups[{g}]", group, option)
+        for option in rule.pair_options:
+            _check_pair(f"param_groups[{g}]", group, option)
     ids = [i for group in saved_groups for i in group["params"]]
     places = {key: i for i, key in enumerate(ids)}
     if len(places) < len(ids):
@@ -99,6 +101,16 @@ def _check_option(place: str, group: Mapping[str, Any], option: str) -> None:
             float(value)
         except OverflowError:
             raise ValueError(f"state_dict: {place}[{option!r}] is out of range, {shown(value)}") from None
+
+
+def _check_pair(place: str, group: Mapping[str, Any], option: str) -> None:
+    if option not in group:
+        raise ValueError(
+            f"state_dict: {place}[{option!r}] is missing; it is the checkpoint of another kind of optimizer"
+        )
+    pair = group[option]
+    if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(x, Real) for x in pair):
+        raise ValueError(f"state_dict: {place}[{option!r}] must be two numbers (no tensors), got {shown(pair)}")
 
 
 def _check_slot(place: str, slot: object, p: Tensor, name: str | None, rule: Rule[Any]) -> None:

@@ -148,6 +148,7 @@ class AdamRule(Rule[AdamOptions]):
         "decoupled_weight_decay",
     )
     number_options = ("lr", "eps", "weight_decay")
+    pair_options = ("betas",)
     late_options = (
         ("amsgrad", False),
         ("maximize", False),

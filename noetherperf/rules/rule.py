@@ -51,6 +51,7 @@ class Rule(ABC, Generic[O]):
         name: As in csrc/rules and triton_kernels/rules.
         option_names: Options of a parameter group that `options` reads.
         number_options: Options of a parameter group that are numbers; every checkpoint has them.
+        pair_options: Options of a parameter group that are two numbers each.
         late_options: Options that checkpoints of early versions of torch lack, and their defaults.
         buffers: Keys of a tensor's buffers in torch's state of a parameter; there may be none.
         n_ages: How many ages of a tensor have rows of their own. A tensor's age is the number of steps that have
@@ -67,6 +68,7 @@ class Rule(ABC, Generic[O]):
     name: ClassVar[str]
     option_names: ClassVar[tuple[str, ...]]
     number_options: ClassVar[tuple[str, ...]]
+    pair_options: ClassVar[tuple[str, ...]] = ()
     late_options: ClassVar[tuple[tuple[str, Any], ...]]
     buffers: ClassVar[tuple[str, ...]]
     n_ages: ClassVar[int]
