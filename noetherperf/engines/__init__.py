@@ -56,8 +56,9 @@ class Engine(Protocol):
         """
 
     def prepare_to_measure(self, buffers: Sequence[Sequence[Tensor | None]]) -> list["Call"]:
-        """The calls, for carry_out, that fill the moments from the parameters as they are, with the buffer v in the
-        gradient's place: sum_g is ⟨v, 1⟩ and dot_pg ⟨p, v⟩. Without a buffer these two are meaningless."""
+        """The calls, for carry_out, that fill the moments from the parameters as they are, with v in the gradient's
+        place, the first of the buffers or what Rule.carried has in its place: sum_g is ⟨v, 1⟩ and dot_pg ⟨p, v⟩.
+        Without v these two are meaningless."""
 
     def measure(self, buffers: Sequence[Sequence[Tensor | None]]) -> None:
         """Measure: prepare it and carry it out."""
@@ -79,7 +80,8 @@ class Engine(Protocol):
             buffers: For each of the rule's buffers one per tensor; None where it has none.
             options: Of the rule, one per parameter group.
             ages: Per tensor: 0 if its buffers are new (zeros), else the host's count. 0 is passed only once: if that
-                step is skipped, the engine keeps the age 0 for the tensor's next step.
+                step is skipped, the engine keeps the age 0 for the tensor's next step. A rule with a step_key counts
+                ages in torch's state instead; then no skipped step gets here.
             on_device: Scalars that the host has not read.
         """
 

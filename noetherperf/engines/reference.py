@@ -76,7 +76,9 @@ class ReferenceEngine(Stepping):
         on_device: OnDevice,
     ) -> list[Call]:
         rule = self.rule
-        now = [min(given, known) for given, known in zip(ages, self.ages, strict=True)]
+        now = list(ages)
+        if rule.step_key is None:  # else the host counts, and knows of every skipped step
+            now = [min(given, known) for given, known in zip(ages, self.ages, strict=True)]
         if on_device.found_inf is not None and on_device.found_inf.item() != 0.0:
             return [partial(setattr, self, "ages", now)]
         options = [
@@ -103,14 +105,14 @@ class ReferenceEngine(Stepping):
                 grad = grad / on_device.grad_scale.to(dtype)
                 if not g._is_zerotensor():  # a zero tensor stays zero and cannot be written
                     written.append((g, grad))
-            age = min(now[i], rule.n_ages - 1)
+            age = rule.with_row(now[i])
             held = [of_all[i] for of_all in buffers]
             before_it = tuple(None if v is None else v.to(dtype) for v in held)
             p_new, after_it, u = rule.update(before, grad, before_it, rule.coefficients_of(own, age))
             stored = p_new.to(p.dtype)
             written.append((p.data, stored))  # .data, because the caller raises version counters
             if rule.ages(own):
-                later[i] = 1
+                later[i] = rule.older(now[i])
                 pairs = list(zip(held, after_it, strict=True))[: rule.n_written(own)]
                 written += [(v.data, x) for v, x in pairs if v is not None and x is not None]
             operands = {Operand.P: before, Operand.P_NEW: stored, Operand.G: grad, Operand.U: u}

@@ -82,7 +82,7 @@ class Openness:
         return {name: "; ".join(x[name] for x in both if name in x) for name in {**self._reasons, **self._changes}}
 
     def after(
-        self, step: int, options: Sequence[Any], lrs: Sequence[Tensor | None], ages: bytes, missing: bytes
+        self, step: int, options: Sequence[Any], lrs: Sequence[Tensor | None], ages: Sequence[int], missing: bytes
     ) -> "Openness":
         """The openness after one more step; this object does not change.
 
@@ -90,9 +90,10 @@ class Openness:
             step: Its number, for the reason.
             options: Of the rule, one per parameter group.
             lrs: One per parameter group: a learning rate on the device that replaces that of the options, or None.
-            ages: A byte per tensor: 0 if its buffers are new in this step.
+            ages: Of every tensor, before the step.
             missing: A byte per tensor: has it no gradient?
         """
+        ages = bytes(ages) if self._rule.step_key is None else _relative(ages, missing)
         known = self._given
         if known is not None and (options is known[0] and lrs is known[1] and (ages, missing) == known[2:]):
             return self  # as in the step before
@@ -102,26 +103,26 @@ class Openness:
         if pattern == self._last and self._digests is None:
             self._given = (options, lrs, ages, missing)
             return self
-        young = self._young(options, ages)
+        apart = self._apart(options, ages)
         new = self.copy()
         if pattern != self._last:
-            new._take_note(step, pattern, young, groups)
+            new._take_note(step, pattern, apart, groups)
         if self._digests is not None:
-            new._digests = self._digests.after(options, young, missing)
+            new._digests = self._digests.after(options, [mark != 1 for mark in apart], missing)
         return new
 
-    def _young(self, options: Sequence[Any], ages: bytes) -> list[bool]:
-        """Per tensor, whether its step differs from an older tensor's because of its age; empty: for none."""
-        if 0 not in ages:
+    def _apart(self, options: Sequence[Any], ages: Sequence[int]) -> list[int]:
+        """Per tensor, what sets its step apart because of its age, 1 if nothing does; empty: nothing does for any."""
+        if ages.count(1) == len(ages):
             return []
         differ = [self._rule.ages_differ(x) for x in options]
-        return [age == 0 and differ[group] for age, group in zip(ages, self._group_index, strict=True)]
+        return [age if differ[group] else 1 for age, group in zip(ages, self._group_index, strict=True)]
 
     def _take_note(
         self,
         step: int,
-        pattern: tuple[tuple[int, ...], bytes, bytes],
-        young: Sequence[bool],
+        pattern: tuple[tuple[int, ...], Sequence[int], bytes],
+        apart: Sequence[int],
         groups: "Sequence[_Group]",
     ) -> None:
         """Split the classes whose tensors a step of this pattern treats differently."""
@@ -129,7 +130,7 @@ class Openness:
         self._last, self._given = pattern, None
         keys: list[Hashable] = []
         for i, group in enumerate(self._group_index):
-            keys.append("missing" if missing[i] else (alike[group], bool(young) and young[i]))
+            keys.append("missing" if missing[i] else (alike[group], apart[i] if apart else 1))
         number: dict[Hashable, int] = {}
         self._classes = [number.setdefault(pair, len(number)) for pair in zip(self._classes, keys, strict=True)]
         for name, members in self._members.items():
@@ -183,6 +184,8 @@ class Openness:
         fields = [f"{field} ({one[field]} and {two[field]})" for field in one if one[field] != two[field]]
         if fields:
             return f"in step {step} {a} and {b} had different {', '.join(fields)}"
+        if self._rule.step_key is not None:
+            return f"in step {step} {a} and {b} had made different numbers of steps before"
         return f"in step {step} only one of {a} and {b} wrote its momentum buffer for the first time, without dampening"
 
     def state_dict(self) -> dict[str, Any]:
@@ -239,6 +242,12 @@ class Openness:
             self._digests = Digests(len(self._names), self._n_groups, digests)
 
 
+def _relative(ages: Sequence[int], missing: bytes) -> tuple[int, ...]:
+    """Counted ages, so that they stay the same from step to step: 1 + the oldest's − each one's; 1 without gradient."""
+    oldest = max((age for age, no in zip(ages, missing, strict=True) if not no), default=0)
+    return tuple(1 if no else 1 + oldest - age for age, no in zip(ages, missing, strict=True))
+
+
 class _Group(NamedTuple):
     """A parameter group in one step; lr is the tensor that replaces the one of its options, if there is one."""
 
@@ -257,7 +266,7 @@ class _Group(NamedTuple):
             a, b = self.rule.with_lr(a, 1.0), self.rule.with_lr(b, 1.0)
         if a == b:
             return True
-        oldest = self.rule.n_ages - 1
+        oldest = self.rule.with_row(1)
         return self.rule.row(a, oldest, ()) == self.rule.row(b, oldest, ())
 
     def shown(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from noetherperf.engines import carry_out
 from noetherperf.measure.plan import Measurement
 from noetherperf.measure.readout import Readout, Source, read
 from noetherperf.optim import checkpoint
-from noetherperf.optim.buffers import Buffers, gather
+from noetherperf.optim.buffers import Buffers, gather, new_count
 from noetherperf.optim.distributed import local
 from noetherperf.optim.following import Change, check_symmetries, labels_in, parameters_in
 from noetherperf.optim.inference import outside_inference
@@ -207,19 +207,21 @@ class MeasuredOptimizer(Optimizer):
             return
         grads, missing = measuring.parameters.gradients()
         admitted = [meter.engine.admit(meter.pick(grads)) for meter in meters]
-        buffers = gather(rule.buffers, measuring.parameters, self.state)
+        buffers = gather(rule, measuring.parameters, self.state)
         measuring.catch_up(meters, buffers)
 
         # All writes, the engines' and the host's, are carried out at once: an interrupt leaves all or none.
-        ages, calls = buffers.make(rule, measuring.parameters, options, self.state, grads)
+        made = buffers.make(rule, measuring.parameters, options, self.state, grads)
+        calls = made.calls
         for meter, taken in zip(meters, admitted, strict=True):
-            calls += meter.prepare(taken, grads, buffers.here, options, ages, on_device)
-        calls += measuring.stepped(options, on_device, ages, missing, buffers)
+            calls += meter.prepare(taken, grads, buffers.here, options, made.ages, on_device)
+        calls += measuring.stepped(options, on_device, made, missing, buffers)
         carry_out(calls)
 
     def _gather(self) -> Buffers:
-        """The buffers in the present state."""
-        return gather(self.rule.buffers, self._measuring.parameters, self.state)
+        """The buffers in the present state; options are read too, because what buffers carry depends on them."""
+        self._measuring.options.read(self.param_groups)
+        return gather(self.rule, self._measuring.parameters, self.state)
 
     # ---- measuring --------------------------------------------------------------------------------------------------
 
@@ -387,6 +389,9 @@ class MeasuredOptimizer(Optimizer):
             self.register_state_dict_post_hook(_add_measurement)
         for slot in self.state.values():  # a step could not write tensors made in inference mode
             slot.update({key: x.clone() for key, x in slot.items() if isinstance(x, Tensor) and x.is_inference()})
+            count = slot.get(self.rule.step_key)
+            if count is not None and not isinstance(count, Tensor):  # of an early version of torch
+                slot[self.rule.step_key] = new_count(count)
         for group in self.param_groups:
             for option, default in self.rule.late_options:
                 group.setdefault(option, default)

@@ -13,7 +13,7 @@ from torch import Tensor
 from noetherperf.engines import Call, OnDevice, carry_out
 from noetherperf.measure.openness import Openness
 from noetherperf.measure.plan import Measurement
-from noetherperf.optim.buffers import Buffers
+from noetherperf.optim.buffers import Buffers, Made
 from noetherperf.optim.checkpoint import Saved
 from noetherperf.optim.distributed import Ranks, check_alike
 from noetherperf.optim.following import Group, Parameters, check_symmetries
@@ -187,13 +187,25 @@ class Measuring:
     def begin(self, meters: Sequence[Meter], buffers: Buffers) -> None:
         """Measure the parameters and buffers as they are: where the laws start."""
         for meter in meters:
-            own = list(map(meter.pick, buffers.here))
+            own = self._to_measure(meter, buffers)
             meter.engine.measure(own)
             meter.measurement.start(meter.ranks.plan, _warm(meter, own))
         self.openness.reset()
         self.began = True
         if self.symmetries:
             self._watch(meters, buffers)
+
+    def _to_measure(self, meter: Meter, buffers: Buffers) -> list[Sequence[Tensor | None]]:
+        """A meter's buffers for measuring the present state: in the place of the first what a tensor carries."""
+        own = list(map(meter.pick, buffers.here))
+        if not own:
+            return own
+        carried = list(own[0])
+        for i in {view.tensor for view in meter.ranks.plan.views}:
+            place = meter.members[i]
+            options = self.options.options[self.parameters.group_of[place]]
+            carried[i] = self.rule.carried(tuple(of_all[i] for of_all in own), options, buffers.age(place))
+        return [carried, *own[1:]]
 
     def _watch(self, meters: Sequence[Meter], buffers: Buffers) -> None:
         """Watch all measured tensors from their present state on."""
@@ -216,29 +228,49 @@ class Measuring:
                 self.begin(meters, buffers)
                 return
             which = {*parameters, *others}
-            _follow_changes(meters, which, buffers)
+            self._follow_changes(meters, which, buffers)
             self.openness.changed(self.step_count, parameters, others)
             self._watched.know(which, buffers)
+
+    def _follow_changes(self, meters: Sequence[Meter], which: set[int], buffers: Buffers) -> None:
+        """Measure tensors changed outside step(), and continue the laws from there."""
+        for meter in meters:
+            changed = [i in which for i in meter.members]
+            if any(changed):
+                own, moments = self._to_measure(meter, buffers), meter.measurement.moments
+                before, measured = moments.clone(), moments.clone()
+                # At once, because an interrupt between would lose the moments from which the laws continue.
+                carry_out(
+                    [
+                        *meter.engine.prepare_to_measure(own),
+                        partial(measured.copy_, moments),
+                        partial(moments.copy_, before),
+                    ]
+                )
+                new = meter.measurement.followed(meter.ranks.plan, measured, _warm(meter, own), changed)
+                pairs = zip(meter.measurement.tensors(), new.tensors(), strict=True)
+                carry_out([partial(x.copy_, y) for x, y in pairs])
 
     def stepped(
         self,
         options: Sequence[Any],
         on_device: OnDevice,
-        ages: bytearray,
+        made: Made,
         missing: bytes,
         buffers: Buffers,
     ) -> list[Call]:
         """The calls that record a step.
 
         Args:
-            options, on_device, ages: As Meter.prepare has them.
+            options, on_device: As Meter.prepare has them.
+            made: What the step makes in torch's state.
             missing: 1 if a parameter has no gradient.
             buffers: Including those that the step makes.
         """
         step, openness = self.step_count + 1, self.openness
         if self.symmetries:
-            openness = openness.after(step, options, on_device.lrs, bytes(ages), missing)
-        may_be_fresh = self.may_be_fresh or (on_device.found_inf is not None and 0 in ages)
+            openness = openness.after(step, options, on_device.lrs, made.ages, missing)
+        may_be_fresh = self.may_be_fresh or (on_device.found_inf is not None and 0 in made.new)
         written = self.parameters.all
         if 1 in missing:
             written = [p for p, no in zip(written, missing, strict=True) if not no]
@@ -247,7 +279,7 @@ class Measuring:
             # Autograd does not see the engines' writes, but must detect changes of tensors saved for backward.
             partial(torch._C._increment_version, written),
         ]
-        return calls if self._watched is None else calls + self._watched.stepped(missing, ages, buffers)
+        return calls if self._watched is None else calls + self._watched.stepped(missing, made.new, buffers)
 
     def correct(self, copies: Copies, step: int) -> None:
         """Correct the step count to the device's, `step` at the time of the copies, unless corrected since."""
@@ -293,25 +325,5 @@ class Measuring:
 
 
 def _warm(meter: Meter, buffers: Sequence[Sequence[Tensor | None]]) -> list[bool]:
-    """Per tensor of a meter, whether it has the buffer that a law's y₀ is of, the rule's first."""
+    """Per tensor of a meter, whether it carries what a law's y₀ is of, in the place of the rule's first buffer."""
     return [v is not None for v in buffers[0]] if buffers else [False] * len(meter.members)
-
-
-def _follow_changes(meters: Sequence[Meter], which: set[int], buffers: Buffers) -> None:
-    """Measure tensors changed outside step(), and continue the laws from there."""
-    for meter in meters:
-        changed = [i in which for i in meter.members]
-        if any(changed):
-            own, moments = list(map(meter.pick, buffers.here)), meter.measurement.moments
-            before, measured = moments.clone(), moments.clone()
-            # At once, because an interrupt between would lose the moments from which the laws continue.
-            carry_out(
-                [
-                    *meter.engine.prepare_to_measure(own),
-                    partial(measured.copy_, moments),
-                    partial(moments.copy_, before),
-                ]
-            )
-            new = meter.measurement.followed(meter.ranks.plan, measured, _warm(meter, own), changed)
-            pairs = zip(meter.measurement.tensors(), new.tensors(), strict=True)
-            carry_out([partial(x.copy_, y) for x, y in pairs])

@@ -39,6 +39,11 @@ class Meter:
         """Whether the host can read here without waiting."""
         return self.device.type == "cpu"
 
+    @property
+    def host_knows_skips(self) -> bool:
+        """Whether the host must know if a step is skipped: it can without waiting, or it counts the steps."""
+        return self.is_host or self.ranks.plan.rule.step_key is not None
+
     def pick(self, values: Sequence[T]) -> Sequence[T]:
         """This meter's values among those of all parameters."""
         return values if self.alone else [values[i] for i in self.members]
@@ -174,7 +179,7 @@ def step_inputs(
     """
     if not isinstance(found_inf, Tensor):  # a sum over no gradients at all is no tensor
         found_inf = None
-    elif any(meter.is_host for meter in meters):
+    elif any(meter.host_knows_skips for meter in meters):
         if found_inf.item() != 0.0:  # of several devices, their sum
             return None
         found_inf = None

@@ -60,6 +60,8 @@ def check_state(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any
                 raise _missing(f"param_groups[{g}]", option)
         for option in rule.number_options:
             _check_option(f"param_groups[{g}]", group, option)
+        for option in rule.pair_options:
+            _check_pair(f"param_groups[{g}]", group, option)
     ids = [i for group in saved_groups for i in group["params"]]
     places = {key: i for i, key in enumerate(ids)}
     if len(places) < len(ids):
@@ -106,6 +108,16 @@ def _check_option(place: str, group: Mapping[str, Any], option: str) -> None:
             raise ValueError(f"state_dict: {place}[{option!r}] is out of range, {shown(value)}") from None
 
 
+def _check_pair(place: str, group: Mapping[str, Any], option: str) -> None:
+    if option not in group:
+        raise ValueError(
+            f"state_dict: {place}[{option!r}] is missing; it is the checkpoint of another kind of optimizer"
+        )
+    pair = group[option]
+    if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(x, Real) for x in pair):
+        raise ValueError(f"state_dict: {place}[{option!r}] must be two numbers (no tensors), got {shown(pair)}")
+
+
 def _check_slot(place: str, slot: object, p: Tensor, name: str | None, rule: Rule[Any]) -> None:
     """Raise if an entry cannot be the state of its parameter."""
     whose = f"state_dict: {place}" + (f" of {name!r}" if name else "")
@@ -114,6 +126,8 @@ def _check_slot(place: str, slot: object, p: Tensor, name: str | None, rule: Rul
     for key, value in slot.items():
         if isinstance(value, Tensor) and value.is_meta and not p.is_meta:
             raise ValueError(f"{whose}: {shown(key)} is on meta and holds no numbers; load the checkpoint to a device")
+    if rule.step_key is not None and slot:
+        _check_count(whose, slot, rule.step_key)
     for key in rule.buffers:
         buffer = slot.get(key)
         if buffer is None:
@@ -127,3 +141,16 @@ def _check_slot(place: str, slot: object, p: Tensor, name: str | None, rule: Rul
                 f"{whose}: {key} has shape {tuple(buffer.shape)}, but the parameter has {tuple(p.shape)}; is it a "
                 "checkpoint of another model?"
             )
+
+
+def _check_count(whose: str, slot: Mapping[str, Any], key: str) -> None:
+    """Raise if an entry does not count its parameter's steps."""
+    if key not in slot:
+        raise ValueError(f"{whose}: {key!r} is missing; it counts the steps, and bias corrections need it")
+    count = slot[key]
+    if isinstance(count, Tensor):
+        if count.numel() != 1 or count.layout != torch.strided or count.is_complex() or count.is_meta:
+            raise ValueError(f"{whose}: {key} must be a number, got {kind_of(count)} of {count.numel()}")
+        count = count.item()
+    if not isinstance(count, Real) or not float(count).is_integer() or count < 0:
+        raise ValueError(f"{whose}: {key} must be a whole number of steps, got {shown(count)}")

@@ -69,12 +69,12 @@ class Watched:
                 self._here[i] = new
                 self._of_here.know(i, new)
 
-    def stepped(self, missing: bytes, ages: bytearray, buffers: Buffers) -> list[Call]:
-        """The calls that record a step: it raises the counters of all parameters but the missing ones, and makes the
-        buffers of those at age 0."""
+    def stepped(self, missing: bytes, new: bytearray, buffers: Buffers) -> list[Call]:
+        """The calls that record a step: it raises the counters of all parameters but the missing ones, and makes
+        buffers of those that are 0 in `new`."""
         calls: list[Call] = [partial(self._of_params.expect, missing)]
-        if 0 in ages:
-            for i in (i for i, age in enumerate(ages) if age == 0):
+        if 0 in new:
+            for i in (i for i, old in enumerate(new) if old == 0):
                 calls += self._known(i, buffers)
         return calls
 

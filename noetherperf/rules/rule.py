@@ -51,11 +51,13 @@ class Rule(ABC, Generic[O]):
         name: As in csrc/rules and triton_kernels/rules.
         option_names: Options of a parameter group that `options` reads.
         number_options: Options of a parameter group that are numbers; every checkpoint has them.
+        pair_options: Options of a parameter group that are two numbers each.
         late_options: Options that checkpoints of early versions of torch lack, and their defaults.
-        buffers: Keys of a tensor's buffers in torch's state of a parameter; there may be none. Where measuring begins,
-            the first stands in for the gradient: it gives a law's y₀.
+        buffers: Keys of a tensor's buffers in torch's state of a parameter; there may be none.
         n_ages: How many ages of a tensor have rows of their own, 1 or 2. A tensor's age is the number of steps that
-            have written its buffers, at most n_ages − 1: 0 if they are new (zeros).
+            have written its buffers, at most n_ages − 1: 0 if they are new (zeros). 0: ages have no bound, and are
+            counted under step_key.
+        step_key: Key of a tensor's age in torch's state of a parameter, where it is counted; None if it is not.
         coefficients: Names of the update's coefficients.
         moments: The sums of a step, the common ones first.
         laws: The shape of each law.
@@ -66,9 +68,11 @@ class Rule(ABC, Generic[O]):
     name: ClassVar[str]
     option_names: ClassVar[tuple[str, ...]]
     number_options: ClassVar[tuple[str, ...]]
+    pair_options: ClassVar[tuple[str, ...]] = ()
     late_options: ClassVar[tuple[tuple[str, Any], ...]]
     buffers: ClassVar[tuple[str, ...]]
     n_ages: ClassVar[int]
+    step_key: ClassVar[str | None] = None
     coefficients: ClassVar[tuple[str, ...]]
     moments: ClassVar[tuple[Pair, ...]]
     laws: ClassVar[Mapping[Law, Shape]]
@@ -93,6 +97,14 @@ class Rule(ABC, Generic[O]):
     def ages(self, options: O) -> bool:
         """Whether a step makes a tensor older: it writes buffers."""
         return self.n_written(options) > 0
+
+    def older(self, age: int) -> int:
+        """A tensor's age after a step that makes it older."""
+        return age + 1 if self.step_key is not None else 1
+
+    def with_row(self, age: int) -> int:
+        """The age whose row a tensor of an age takes."""
+        return age if self.step_key is not None else min(age, self.n_ages - 1)
 
     @abstractmethod
     def ages_differ(self, options: O) -> bool:
@@ -129,6 +141,19 @@ class Rule(ABC, Generic[O]):
             returned as it is.
         """
 
+    def carried(self, buffers: Buffers, options: O, age: int) -> Tensor | None:
+        """What a tensor carries into its next step: a law's y₀ is ⟨p, carried⟩, for a translation ⟨carried, 1⟩.
+
+        Args:
+            buffers: As the last step left them; None where it made none.
+            options: Of the next step, as far as they are known.
+            age: The tensor's.
+
+        Returns:
+            A tensor like the parameter; None if nothing is carried.
+        """
+        return buffers[0] if buffers else None
+
     # ---- as torch has it ---------------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -149,10 +174,10 @@ class Rule(ABC, Generic[O]):
         for attribute in Rule.__annotations__:
             if not hasattr(self, attribute):
                 raise ValueError(f"update rule {name!r}: has no {attribute!r}")
-        if self.n_ages not in (1, 2):
+        if self.n_ages not in ((1, 2) if self.step_key is None else (0,)):
             raise ValueError(
                 f"update rule {name!r}: n_ages is {self.n_ages}, but engines tell buffers just made from others and no "
-                "more: it must be 1 or 2"
+                "more: it must be 1 or 2, or 0 where torch's state counts ages under step_key"
             )
         if self.moments[: len(COMMON)] != COMMON:
             raise ValueError(
@@ -185,7 +210,7 @@ class Rule(ABC, Generic[O]):
         Raises:
             ValueError: It gives others.
         """
-        for age in range(self.n_ages):
+        for age in range(max(self.n_ages, 1)):
             n = len(self.coefficients_of(options, age))
             if n != len(self.coefficients):
                 raise ValueError(

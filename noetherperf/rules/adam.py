@@ -1,0 +1,283 @@
+"""Adam and AdamW: the update of torch.optim.Adam and torch.optim.AdamW, and the laws of their charges.
+
+It runs on the backend "reference"; compiled backends have no kernels of it yet.
+
+The update of a tensor that has made k steps; s = −1 with maximize and +1 otherwise:
+
+    decoupled decay (AdamW)   r = 1 − ηλ   d = s g
+    coupled decay (Adam)      r = 1        d = s g + λ p
+
+    m' = β₁ m + (1 − β₁) d       c = 1 − β₁^{k+1}                 exp_avg
+    n' = β₂ n + (1 − β₂) d²      e = 1 − β₂^{k+1}                 exp_avg_sq
+    D  = √n'/√e + ε              with amsgrad the largest n' so far in the place of n'
+    u  = m'/(c D)                p' = r p − η u
+
+Budget, an identity of the update, for any group of elements:
+
+    norm          x' = r² x − 2ηr ⟨p, u⟩ + η² |u|²
+    translation   x' = r x − η ⟨u, 1⟩
+
+Law: ⟨p, u⟩ and ⟨u, 1⟩ are mostly carried over by m from one step to the next. Where the symmetry holds, and D is one
+number in the group, the same in both steps, that is all of them. y is the carried ⟨p', m'/D⟩ or ⟨m'/D, 1⟩ after a step,
+and the next step with its own β₁ and c expects w = (β₁/c) y:
+
+    norm          x' = r² x − 2ηr w + η² |u|²     y' = c (r w − η |u|²) = r β₁ y − c η |u|²
+    translation   x' = r x − η w                  y' = c w = β₁ y
+
+y has neither the next step's β₁ nor its c in it, so that β₁ may follow a schedule. `free` starts from (x₀, y₀) without
+|u|², `forced` from zero with it, and `defect` is the rest of the budget: what the preconditioner lets in, because it is
+not one number in the group and changes from step to step, and what breaks the symmetry. Coupled decay goes through the
+preconditioner, and is in the defect too.
+
+Flow law, the overdamped limit, with b = β₁ (1 − β₁^{k+1})/(1 − β₁^{k+2}), the share that the next step carries over:
+
+    norm          x' = e^{−2λη} x + η² |u|² (1 + b)/(1 − b)
+    translation   x' = e^{−λη} x                                (coupled decay: λ = 0 in both)
+
+Source: Kingma & Ba (2015), arXiv:1412.6980; Loshchilov & Hutter (2019), arXiv:1711.05101; Reddi et al. (2018),
+arXiv:1904.09237 (amsgrad). Laws: this project.
+"""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from noetherperf.rules.arithmetic import Number, exp, times, two_sum
+from noetherperf.rules.law import Component, Law, Recursion, Shape, Step
+from noetherperf.rules.moments import COMMON, Operand, Pair
+from noetherperf.rules.rule import Buffers, Rule, device_lr
+
+
+@dataclass(frozen=True)
+class AdamOptions:
+    """Options of one parameter group in one step, named as in torch.optim.Adam: η, β₁, β₂, ε, λ.
+
+    Attributes:
+        lr: η; NaN if the learning rate is a tensor on a device, which the host does not read.
+        beta1, beta2, eps, weight_decay: β₁, β₂, ε, λ.
+        amsgrad, maximize: As in torch.
+        decoupled: Whether weight decay acts on the parameter alone, as in AdamW.
+    """
+
+    lr: float
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    amsgrad: bool = False
+    maximize: bool = False
+    decoupled: bool = False
+
+    @classmethod
+    def of(cls, group: Mapping[str, Any]) -> "AdamOptions":
+        """The options that an optimizer's parameter group holds now.
+
+        Raises:
+            TypeError: betas are tensors; raised because their changes would be missed.
+        """
+        beta1, beta2 = group["betas"]
+        if isinstance(beta1, Tensor) or isinstance(beta2, Tensor):
+            raise TypeError(
+                "betas as tensors are not supported yet; set the parameter group's betas to floats, "
+                "(float(betas[0]), float(betas[1]))"
+            )
+        return cls(
+            math.nan if device_lr(group) is not None else float(group["lr"]),
+            float(beta1),
+            float(beta2),
+            float(group["eps"]),
+            float(group["weight_decay"]),
+            bool(group["amsgrad"]),
+            bool(group["maximize"]),
+            bool(group["decoupled_weight_decay"]),
+        )
+
+    @property
+    def flow_decay(self) -> float:
+        """λ of the laws: coupled decay is none."""
+        return self.weight_decay if self.decoupled else 0.0
+
+    @property
+    def keep(self) -> float:
+        """r."""
+        return 1.0 - self.lr * self.weight_decay if self.decoupled and self.weight_decay != 0.0 else 1.0
+
+    def correction(self, n_steps: int) -> float:
+        """c, the first moment's bias correction after so many steps."""
+        return float(1.0 - self.beta1**n_steps)
+
+    def sq_correction(self, n_steps: int) -> float:
+        """e, the second moment's."""
+        return float(1.0 - self.beta2**n_steps)
+
+
+class Coefficients(NamedTuple):
+    """η, r, λ of d, s, β₁, β₂, ε, c, √e, and whether amsgrad is on (1 or 0)."""
+
+    lr: Number
+    keep: Number
+    decay: float
+    sign: float
+    beta1: float
+    beta2: float
+    eps: float
+    correction: float
+    root_sq_correction: float
+    amsgrad: float
+
+
+DOT_PU = Pair("dot_pu", Operand.P, Operand.U)
+SUM_U = Pair("sum_u", Operand.U, Operand.ONE)
+
+
+class AdamRule(Rule[AdamOptions]):
+    """The rule of torch.optim.Adam and torch.optim.AdamW."""
+
+    name = "adam"
+    option_names = (
+        "lr",
+        "betas",
+        "eps",
+        "weight_decay",
+        "amsgrad",
+        "maximize",
+        "decoupled_weight_decay",
+    )
+    number_options = ("lr", "eps", "weight_decay")
+    pair_options = ("betas",)
+    late_options = (
+        ("amsgrad", False),
+        ("maximize", False),
+        ("foreach", None),
+        ("capturable", False),
+        ("differentiable", False),
+        ("decoupled_weight_decay", False),
+        ("fused", None),
+    )
+    buffers = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+    n_ages = 0
+    step_key = "step"
+    coefficients = Coefficients._fields
+    moments = (*COMMON, DOT_PU, SUM_U)
+    idle: ClassVar[Mapping[int, int]] = {}
+    laws: ClassVar[Mapping[Law, Shape]] = {
+        Law.TRANSLATION: Shape((Component("budget", 1, ("sum_u",), compensated=True, starts=True, jumps=True),)),
+        Law.NORM: Shape(
+            (
+                Component("budget", 1, ("dot_pu", "sq_u"), compensated=True, starts=True, jumps=True),
+                Component("forced", 2, ("sq_u",)),
+                Component("flow", 1, ("sq_u",)),
+            )
+        ),
+    }
+
+    def options(self, group: Mapping[str, Any]) -> AdamOptions:
+        return AdamOptions.of(group)
+
+    def with_lr(self, options: AdamOptions, lr: Number) -> AdamOptions:
+        return replace(options, lr=lr)  # type: ignore[arg-type]
+
+    def variant(self, options: AdamOptions) -> int:
+        return 0
+
+    def n_written(self, options: AdamOptions) -> int:
+        return 3 if options.amsgrad else 2
+
+    def ages_differ(self, options: AdamOptions) -> bool:
+        return options.beta1 != 0.0 or options.beta2 != 0.0
+
+    def n_taken(self, options: AdamOptions, has_buffers: bool) -> int:
+        return len(self.moments)
+
+    def duration(self, options: AdamOptions) -> Number:
+        return options.lr
+
+    def coefficients_of(self, options: AdamOptions, age: int) -> Coefficients:
+        return Coefficients(
+            options.lr,
+            options.keep,
+            0.0 if options.decoupled else options.weight_decay,
+            -1.0 if options.maximize else 1.0,
+            options.beta1,
+            options.beta2,
+            options.eps,
+            options.correction(age + 1),
+            options.sq_correction(age + 1) ** 0.5,
+            float(options.amsgrad),
+        )
+
+    def buffer_dtype(self, options: AdamOptions, p: torch.dtype, g: torch.dtype) -> torch.dtype:
+        return p
+
+    def update(self, p: Tensor, g: Tensor, buffers: Buffers, c: Sequence[Any]) -> tuple[Tensor, Buffers, Tensor]:
+        """The module's update, in torch's order of operations."""
+        lr, keep, decay, sign, beta1, beta2, eps, correction, root_sq_correction, amsgrad = c
+        mean, mean_sq, largest = buffers
+        assert mean is not None, "a step needs exp_avg"
+        assert mean_sq is not None, "a step needs exp_avg_sq"
+        d = g if sign > 0.0 else -g
+        if decay != 0.0:
+            d = d.add(p, alpha=decay)
+        mean = torch.lerp(mean, d, 1.0 - beta1)
+        mean_sq = mean_sq.mul(beta2).addcmul_(d, d, value=1.0 - beta2)
+        if amsgrad:
+            assert largest is not None, "a step with amsgrad needs max_exp_avg_sq"
+            largest = torch.maximum(largest, mean_sq)
+        scale = largest if amsgrad and largest is not None else mean_sq
+        denominator = (scale.sqrt() / root_sq_correction).add_(eps)
+        kept = p if keep == 1.0 else p * keep
+        p_new = torch.addcdiv(kept, mean, denominator, value=-(lr / correction))
+        return p_new, (mean, mean_sq, largest), (mean / denominator).div_(correction)
+
+    def carried(self, buffers: Buffers, options: AdamOptions, age: int) -> Tensor | None:
+        """m/D, of which the next step's update has the share β₁/c."""
+        mean, mean_sq, largest = buffers
+        if mean is None or mean_sq is None or age == 0:
+            return None
+        scale = largest if options.amsgrad and largest is not None else mean_sq
+        dtype = torch.promote_types(mean.dtype, torch.float32)
+        denominator = scale.to(dtype).sqrt() / options.sq_correction(age) ** 0.5 + options.eps
+        return torch.where(mean == 0.0, 0.0, mean.to(dtype) / denominator)  # an element that never had a gradient
+
+    def steps(self, options: AdamOptions, age: int, laws: Collection[Law]) -> dict[Law, Step]:
+        return {law: _step(law, options, age) for law in laws}
+
+
+#: The rule.
+ADAM = AdamRule()
+
+
+def _step(law: Law, options: AdamOptions, age: int) -> Step:
+    """One step of a law."""
+    lr, keep, beta1, correction = options.lr, options.keep, options.beta1, options.correction(age + 1)
+    flow_free = _flow_decay(law, options)
+    flow = ((flow_free, 0.0), (0.0, 1.0))
+    share = beta1 / correction  # w = share · y
+    if law == Law.TRANSLATION:
+        lost, lost_rest = two_sum(keep, -1.0)
+        budget = Recursion(((lost,),), ((-lr,),), (lost_rest,), (0.0,))
+        return Step({"free": ((keep, -lr * share), (0.0, beta1)), "flow_free": flow}, {"budget": budget})
+    sq_keep, sq_keep_rest = times((keep, 0.0), keep)
+    lost, lost_rest = two_sum(sq_keep, -1.0)  # type: ignore[type-var, arg-type]
+    of_pu, of_pu_rest = times((keep, 0.0), -2.0 * lr)
+    sq_lr, sq_lr_rest = times((lr, 0.0), lr)
+    free = ((sq_keep, of_pu * share), (0.0, keep * beta1))
+    next_share = beta1 * correction / options.correction(age + 2)
+    recursions = {
+        "budget": Recursion(((lost,),), ((of_pu, sq_lr),), (lost_rest + sq_keep_rest,), (of_pu_rest, sq_lr_rest)),
+        "forced": Recursion(free, ((sq_lr,), (-lr * correction,))),
+        "flow": Recursion(((flow_free,),), ((sq_lr * ((1.0 + next_share) / (1.0 - next_share)),),)),
+    }
+    return Step({"free": free, "flow_free": flow}, recursions)
+
+
+def _flow_decay(law: Law, options: AdamOptions) -> Number:
+    """e^{−κλη}; NaN if it leaves the range of float64."""
+    try:
+        return exp(-(law + 1.0) * options.flow_decay * options.lr)
+    except OverflowError:
+        return math.nan
