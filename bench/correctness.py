@@ -52,7 +52,7 @@ def check(case: Case, inputs: InputSet, optimizer: nperf.SGD) -> None:
     buffers = [v.clone() for v in inputs.buffers]
     optimizer.step()
     readout = optimizer.readout()
-    plan = make_plan(optimizer.symmetries, case.names, case.shapes)
+    plan, backend = make_plan(optimizer.symmetries, case.names, case.shapes), optimizer.backend
     moments: dict[View, tuple[Tensor, Tensor]] = {}
     views: dict[int, list[View]] = {}
     for view in plan.views:
@@ -60,7 +60,7 @@ def check(case: Case, inputs: InputSet, optimizer: nperf.SGD) -> None:
     for i, name in enumerate(case.names):
         v, v_new = (buffers[i], inputs.buffers[i]) if buffers else (None, None)
         after = inputs.params[i].detach(), v_new
-        sums_eps = sum_eps(optimizer.backend, before[i].dtype)
+        sums_eps = sum_eps(backend, before[i].dtype)
         moments |= _check_tensor(name, (before[i], inputs.grads[i], v), after, case.hyper, views.get(i, []), sums_eps)
     rows = list(Moment)
     for symmetry in optimizer.symmetries:

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from noetherperf.common.untrusted import shown
 from noetherperf.engines import carry_out
+from noetherperf.engines.backends import why_reference
 from noetherperf.measure.plan import Measurement
 from noetherperf.measure.readout import Readout, Source, read
 from noetherperf.optim import checkpoint
@@ -78,8 +79,9 @@ class MeasuredOptimizer(Optimizer):
     @property
     def backend(self) -> str:
         """Name of the backend that makes the step; joined by "+" where parameters have different ones."""
-        params = parameters_in(self.param_groups)
-        return "+".join(dict.fromkeys(resolve_one(self.rule, self._requested, local(p)).name for p in params))
+        here = list(map(local, parameters_in(self.param_groups)))
+        kinds = {(x.device, why_reference(x) is None): x for x in here}  # of thousands of tensors a few
+        return "+".join(dict.fromkeys(resolve_one(self.rule, self._requested, x).name for x in kinds.values()))
 
     @property
     def step_count(self) -> int:
