@@ -258,7 +258,7 @@ PYBIND11_MODULE(_cpu, m) {
            py::arg("params"), py::arg("tensor_type"))
       .def("attributes", &attributes, py::arg("params"), py::arg("name"))
       .def("items", &items, py::arg("state"), py::arg("name"));
-  py::class_<Watch>(m, "Watch")
+  py::class_<Watch>(m, "Watch", py::module_local())
       .def(py::init([](const std::vector<int64_t>& which, const py::object& tensor_type, bool kept) {
              return std::make_unique<Watch>(which, tensor_type.attr("_version").ptr(), describe(tensor_type), kept);
            }),
