@@ -249,6 +249,16 @@ py::dict layouts() {
   return all;
 }
 
+void floor(const std::vector<uint64_t>& addresses, int n_written, int64_t n, int n_threads) {
+  const int n_read = int(addresses.size());
+  if (n_read < 2 || n_read > most_streams || n_written < 1 || n_written >= n_read)
+    throw py::value_error("expected 2 to " + std::to_string(most_streams) + " streams, and one less written at most");
+  std::vector<float*> streams;
+  for (const uint64_t address : addresses) streams.push_back(reinterpret_cast<float*>(address));
+  py::gil_scoped_release release;
+  memory_floor(streams.data(), n_read, n_written, n, n_threads);
+}
+
 // By name; so that a test can compare the rules in Python with these.
 py::dict rules() {
   py::dict all;
@@ -315,15 +325,8 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("self_check", &check, "What is wrong with the kernels of an instruction set here; empty if all is right.",
         py::arg("isa"), py::arg("mix_up") = "");
   m.def("layouts", &layouts);
-  m.def(
-      "memory_floor",
-      [](uint64_t p, uint64_t g, uint64_t v, int64_t n, int n_threads) {
-        memory_floor(reinterpret_cast<float*>(p), reinterpret_cast<const float*>(g), reinterpret_cast<float*>(v), n,
-                     n_threads);
-      },
-      "Three reads, two writes in place over n float32 at the addresses p, g, v: what a momentum step cannot beat.",
-      py::arg("p"), py::arg("g"), py::arg("v"), py::arg("n"), py::arg("n_threads"),
-      py::call_guard<py::gil_scoped_release>());
+  m.def("memory_floor", &floor, "Reads streams of n float32 at the addresses, writes the first of them in place.",
+        py::arg("streams"), py::arg("n_written"), py::arg("n"), py::arg("n_threads"));
 }
 
 }  // namespace
