@@ -205,6 +205,14 @@ inline void step_strip(const Block& b, const Coefficients<Step, typename Type::S
   if constexpr (by_col) add_by_position<Half::after, by_row>(strip, lines, row_acc);
 }
 
+// Steps the columns of a row that do not fill a unit. Not inlined: one such loop is enough for all kinds of strips.
+template <class Type, class Step, bool by_row, bool by_col>
+__attribute__((noinline)) void step_tail(const Block& b, const Coefficients<Step, typename Type::Scalar>& c,
+                                         int64_t row, int64_t col, int64_t ahead, Copies<typename Type::Scalar>& copies,
+                                         F64 (*row_acc)[Step::n_taken]) {
+  step_strip<Type, Step, by_row, by_col, 1, false, false>(b, c, row, col, b.width - col, ahead, copies, row_acc);
+}
+
 template <class Type, class Step, bool by_row, bool by_col, int n_rows, bool one_run>
 inline void step_rows(const Block& b, const Coefficients<Step, typename Type::Scalar>& c, int64_t row,
                       Copies<typename Type::Scalar>& copies, F64 (*row_acc)[Step::n_taken]) {
@@ -223,9 +231,8 @@ inline void step_rows(const Block& b, const Coefficients<Step, typename Type::Sc
   for (int64_t col = 0; col < end; col += widest)
     step_strip<Type, Step, by_row, by_col, n_rows, true, one_run>(
         b, c, row, col, end - col < widest ? end - col : widest, from(col), copies, row_acc);
-  if (end < b.width)
-    step_strip<Type, Step, by_row, by_col, n_rows, false, one_run>(b, c, row, end, b.width - end, from(end), copies,
-                                                                   row_acc);
+  for (int r = 0; r < n_rows && end < b.width; ++r)
+    step_tail<Type, Step, by_row, by_col>(b, c, row + r, end, from(end), copies, row_acc + r);
 }
 
 template <class Type, class Step, bool hot, bool by_row, bool by_col>
