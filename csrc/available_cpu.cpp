@@ -1,6 +1,7 @@
 // The kernels of this build that this machine can run.
 
 #include "kernel_cpu.h"
+#include "rules/all.h"
 
 namespace noetherperf {
 

@@ -18,9 +18,7 @@
 #include "types_cpu.h"
 
 // After the functions of vectors that an update calls.
-#include "rules/adam.h"
-#include "rules/given.h"
-#include "rules/sgd.h"
+#include "rules/all.h"
 
 #define NPERF_JOIN_(a, b) a##b
 #define NPERF_JOIN(a, b) NPERF_JOIN_(a, b)

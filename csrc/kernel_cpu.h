@@ -10,10 +10,6 @@
 #include "recursion.h"
 #include "rows.h"
 
-// The update rules that have kernels: use(name) of each. Their files are csrc/rules/<name>.h; CMakeLists.txt compiles
-// the kernels of each.
-#define NPERF_EACH_RULE(use) use(sgd) use(adam) use(given)
-
 namespace noetherperf {
 
 constexpr int n_dtypes = 4;

@@ -14,9 +14,7 @@
 #include <utility>
 #include <vector>
 
-#include "rules/adam.h"
-#include "rules/given.h"
-#include "rules/sgd.h"
+#include "rules/all.h"
 
 namespace noetherperf {
 namespace {
