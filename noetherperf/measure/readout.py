@@ -60,9 +60,11 @@ class _Row(IntEnum):
     BUDGET = N_MOMENTS + 4
     FLOW_FREE = N_MOMENTS + 5
     FLOW_FORCED = N_MOMENTS + 6
-    CHARGE = N_MOMENTS + 7
-    DEFECT = N_MOMENTS + 8
-    RELATIVE_DEFECT = N_MOMENTS + 9
+    GROWTH = N_MOMENTS + 7
+    TRANSPORT = N_MOMENTS + 8
+    CHARGE = N_MOMENTS + 9
+    DEFECT = N_MOMENTS + 10
+    RELATIVE_DEFECT = N_MOMENTS + 11
 
 
 N_SUMS = _Row.CHARGE  # rows that are sums over segments; derived rows follow
@@ -77,6 +79,16 @@ class Charges:
         initial: Q when measuring began.
         discrete: The discrete law's prediction, exact to rounding where the symmetry holds.
         flow: The flow law's, the continuous-time dynamics of the paper.
+        growth, transport: What the updates did to the charge, whatever the law: their own squares, and their overlap
+            with the generator. With weight decay p' = r p − η u and R the product of all r² (of all r, for a
+            translation), charge = R initial + growth + transport + rounding;
+
+                growth      r² growth + η² |u|²;                0 for a translation
+                transport   r² transport − 2ηr Σ c⟨θ, u⟩;       r transport − η Σ c⟨u, 1⟩ for a translation
+
+            Changes of parameters between steps are in transport. Growth of a rescale is its inward parts' less its
+            outward parts'. None for a rule whose decay passes through the momentum buffer (SGD): it has no r, and
+            discrete.forced is what |u|² drove, exactly.
         defect: The last step's gradient constraint, Σ c⟨g, 1⟩ or Σ c⟨g, θ⟩; zero where the symmetry holds.
         relative_defect: |defect| / (|g_A| |ψ_A|), ψ the generator (c or cθ, θ taken after the step); 0 where g is 0.
             |g_A| counts as no less than a thousandth of the average |g| of a group of that size, over all that is
@@ -86,8 +98,9 @@ class Charges:
         rounding: charge − discrete.budget: the loss by rounding to the stored dtype.
     """
 
-    def __init__(self, rows: NDArray[np.float64]) -> None:
+    def __init__(self, rows: NDArray[np.float64], *, has_growth: bool) -> None:
         self._rows = rows  # [N_ROWS, n groups]
+        self._has_growth = has_growth
 
     def _row(self, number: int) -> Tensor:
         return torch.from_numpy(self._rows[number])
@@ -108,6 +121,14 @@ class Charges:
     def flow(self) -> Prediction:
         free, forced = map(self._row, (_Row.FLOW_FREE, _Row.FLOW_FORCED))
         return Prediction(free, forced, torch.zeros_like(free), free + forced)
+
+    @property
+    def growth(self) -> Tensor | None:
+        return self._row(_Row.GROWTH) if self._has_growth else None
+
+    @property
+    def transport(self) -> Tensor | None:
+        return self._row(_Row.TRANSPORT) if self._has_growth else None
 
     @property
     def defect(self) -> Tensor:
@@ -140,8 +161,8 @@ class ChargeReadout(Charges):
         reason: Why it is not; empty if it is.
     """
 
-    def __init__(self, symmetry: Symmetry, rows: NDArray[np.float64], reason: str) -> None:
-        super().__init__(rows)
+    def __init__(self, symmetry: Symmetry, rows: NDArray[np.float64], reason: str, *, has_growth: bool) -> None:
+        super().__init__(rows, has_growth=has_growth)
         self.symmetry, self.reason = symmetry, reason
 
     @property
@@ -172,9 +193,12 @@ class Readout(Mapping[str, ChargeReadout]):
         reasons: Mapping[str, str],
         step: int,
         time: float,
+        *,
+        has_growth: bool,
     ) -> None:
         self.step = step
         self.time = time
+        self._has_growth = has_growth  # the rule's laws split their budget so
         self._table = table  # [N_ROWS, groups of all symmetries side by side]
         self._reasons = dict(reasons)
         stops = np.cumsum(n_groups).tolist()
@@ -186,7 +210,7 @@ class Readout(Mapping[str, ChargeReadout]):
     @property
     def together(self) -> Charges:
         """The groups of all symmetries side by side, in their order."""
-        return Charges(self._table)
+        return Charges(self._table, has_growth=self._has_growth)
 
     def __getitem__(self, name: str) -> ChargeReadout:
         if name not in self._places:
@@ -194,7 +218,8 @@ class Readout(Mapping[str, ChargeReadout]):
             raise KeyError(f"no symmetry {name!r} is measured; there are: {known}")
         symmetry, groups = self._places[name]
         # A copy, so that keeping one symmetry's charges does not keep the whole table in memory.
-        return ChargeReadout(symmetry, self._table[:, groups].copy(), self._reasons.get(name, ""))
+        rows, reason = self._table[:, groups].copy(), self._reasons.get(name, "")
+        return ChargeReadout(symmetry, rows, reason, has_growth=self._has_growth)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
@@ -359,7 +384,8 @@ def _terms(symmetries: Sequence[Symmetry], sources: Sequence[Source]) -> tuple[_
 
 
 def _components(source: Source, law: Law) -> NDArray[np.float64]:
-    """All states of a law: initial; discrete free, forced, defect, budget; flow free, forced; [7, n segments]."""
+    """All states of a law, [9, n segments]: initial; discrete free, forced, defect, budget; flow free, forced; growth
+    and transport, where the rule has them."""
     tensor, *law_segments = (x.numpy() for x in source.plan.indices)
     tensors = tensor[law_segments[law]]
     state, shape = source.measurement.states[law], source.plan.rule.laws[law]
@@ -373,7 +399,7 @@ def _components(source: Source, law: Law) -> NDArray[np.float64]:
         return None if x is None else x.numpy()
 
     free = xx * x0 + xy * y0
-    budget, forced, defect, flow_forced = map(component, ("budget", "forced", "defect", "flow"))
+    budget, forced, defect, flow, growth = map(component, ("budget", "forced", "defect", "flow", "growth"))
     assert budget is not None, "every law keeps its budget"
     nothing = np.zeros_like(x0)
     if defect is not None:
@@ -381,7 +407,13 @@ def _components(source: Source, law: Law) -> NDArray[np.float64]:
     else:
         forced = nothing if forced is None else forced
         defect = budget - free - forced
-    return np.stack([x0, free, forced, defect, budget, flow_xx * x0, nothing if flow_forced is None else flow_forced])
+    flow, growth = (nothing if x is None else x for x in (flow, growth))
+    return np.stack([x0, free, forced, defect, budget, flow_xx * x0, flow, growth, budget - xx * x0 - growth])
+
+
+def _has_growth(source: Source) -> bool:
+    """Whether the rule's weight decay is a factor of the parameter alone, so that a norm's growth is kept."""
+    return "growth" in source.plan.rule.laws[Law.NORM].rows
 
 
 def read(
@@ -391,7 +423,8 @@ def read(
     terms, n_groups = _terms(symmetries, sources)
     with np.errstate(all="ignore"):  # a diverged training is read without warnings
         table = _table(symmetries, sources, terms, n_groups)
-    return Readout(symmetries, n_groups, table, reasons, step, time)
+    has_growth = any(map(_has_growth, sources))
+    return Readout(symmetries, n_groups, table, reasons, step, time, has_growth=has_growth)
 
 
 def _table(
