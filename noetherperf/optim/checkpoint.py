@@ -1,7 +1,7 @@
 """Checkpoints: the format of a measurement, and the checks before anything of a checkpoint is loaded.
 
-    {"version": 3, "id", "names", "symmetries", "began", "openness": {"classes", "reasons", "changes", "digests"},
-     "tensors": [{"moments", "translation", "norm", "propagators", "clock"}, one for each device]}
+    {"version": 3, "id", "names", "symmetries", "began", "openness": {"classes", "reasons", "changes", "by_rule",
+     "digests"}, "tensors": [{"moments", "translation", "norm", "propagators", "clock"}, one for each device]}
 
 The measurement is that of the whole parameters, however they are sharded. A checkpoint may be damaged, truncated, made
 by hand, or of another model. One that cannot be continued is refused with the field's name, and nothing is changed.
@@ -102,7 +102,7 @@ def read(
     identity = measured.get("id") if is_old and "id" not in measured else _field(measured, "id", str)
     began = _field(measured, "began", bool)
     state = dict(_field(measured, "openness", dict))
-    for field in ("reasons", "changes"):
+    for field in ("reasons", "changes", "by_rule"):
         if field == "changes" and is_old:
             state.setdefault(field, {})
         if isinstance(values := state.get(field), dict):

@@ -154,6 +154,20 @@ class Rule(ABC, Generic[O]):
         """
         return buffers[0] if buffers else None
 
+    def open_reason(self, options: O, law: Law) -> str:
+        """Why free + forced predicts nothing in a step with these options, even if all parts make the same one.
+
+        Such a law is open from that step on.
+
+        Args:
+            options: The parameter group's.
+            law: A translation's or a norm's.
+
+        Returns:
+            The reason, as a clause; "" if the law predicts.
+        """
+        return ""
+
     # ---- as torch has it ---------------------------------------------------------------------------------------------
 
     @abstractmethod
