@@ -44,7 +44,6 @@ class GivenOptions:
         decay: λ, of the parameter alone.
         carry: β.
         corrected: Whether u has Adam's bias correction.
-        coupled: λ_c, a decay that goes into the buffer with the gradient.
         reason: Why the law is open; empty if it is not.
     """
 
@@ -52,7 +51,6 @@ class GivenOptions:
     decay: float = 0.0
     carry: float = 0.0
     corrected: bool = False
-    coupled: float = 0.0
     reason: str = ""
 
     @property
@@ -87,8 +85,8 @@ class GivenRule(Rule[GivenOptions]):
     """The rule of a step that another optimizer has made."""
 
     name = "given"
-    option_names = ("lr", "decay", "carry", "corrected", "coupled", "reason")
-    number_options = ("lr", "decay", "carry", "coupled")
+    option_names = ("lr", "decay", "carry", "corrected", "reason")
+    number_options = ("lr", "decay", "carry")
     late_options = ()
     buffers = ("live",)
     n_ages = 0
@@ -104,7 +102,6 @@ class GivenRule(Rule[GivenOptions]):
             float(group["decay"]),
             float(group["carry"]),
             bool(group["corrected"]),
-            float(group["coupled"]),
             str(group["reason"]),
         )
 
@@ -146,12 +143,14 @@ class GivenRule(Rule[GivenOptions]):
         """Nothing that this rule knows: it is in the other optimizer's state."""
         return None
 
+    def open_reason(self, options: GivenOptions, law: Law) -> str:
+        return options.reason
+
     def steps(self, options: GivenOptions, age: int, laws: Collection[Law]) -> dict[Law, Step]:
         kept, after = options.correction(age + 1), options.correction(age + 2)
-        share, moves = options.carry / kept, options.moves
-        carry = Carry(share, kept, options.carry * kept / after, options.coupled, moves)
-        decay = options.decay * moves
-        return {law: step_of(law, options.unit, options.keep, decay, carry) for law in laws}
+        moves = options.moves
+        carry = Carry(options.carry / kept, kept, options.carry * kept / after, moves)
+        return {law: step_of(law, options.unit, options.keep, options.decay * moves, carry) for law in laws}
 
 
 #: The rule.
