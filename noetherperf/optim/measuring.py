@@ -15,6 +15,7 @@ from noetherperf.measure.openness import Openness
 from noetherperf.measure.plan import Measurement
 from noetherperf.optim.buffers import Buffers, Made
 from noetherperf.optim.checkpoint import Saved
+from noetherperf.optim.counts import Counts
 from noetherperf.optim.distributed import Ranks, check_alike
 from noetherperf.optim.following import Group, Parameters, check_symmetries
 from noetherperf.optim.meters import Meter, make_meters
@@ -72,6 +73,7 @@ class Measuring:
         options: The parameter groups', as the rule reads them.
         symmetries: The measured symmetries.
         parameters: The parameters for which the meters were last made.
+        counts: Their counts of steps; None if the rule does not count.
         meters: Step and measure them; None if they must be made (anew).
         openness: Which laws are open.
         began: Whether anything has been measured.
@@ -80,6 +82,8 @@ class Measuring:
         may_be_fresh: Whether a device may have skipped a step for which a buffer was made.
     """
 
+    parameters: Parameters
+    counts: Counts | None
     openness: Openness
     began: bool
     step_count: int
@@ -88,12 +92,18 @@ class Measuring:
     def __init__(self, rule: Rule[Any], symmetries: tuple[Symmetry, ...], groups: Sequence[Group]) -> None:
         self.rule, self.symmetries = rule, symmetries
         self.options = GroupOptions(rule)
-        self.parameters = Parameters(groups)
+        self._follow(groups)
         self.meters: list[Meter] | None = None
         self.may_be_fresh = False
         self.restart()
 
     # ---- from where to where ----------------------------------------------------------------------------------------
+
+    def _follow(self, groups: Sequence[Group]) -> Parameters:
+        """Follow the parameters that the groups hold now."""
+        parameters, key = Parameters(groups), self.rule.step_key
+        self.__dict__.update(parameters=parameters, counts=None if key is None else Counts(key, parameters))
+        return parameters
 
     def restart(self) -> None:
         """Forget what was measured; measuring begins at the next step or readout."""
@@ -116,7 +126,7 @@ class Measuring:
 
     def set_up(self, groups: Sequence[Group], backend: str) -> list[Meter]:
         """Make the meters for the present parameters of these groups."""
-        self.parameters = parameters = Parameters(groups)
+        parameters = self._follow(groups)
         carried = self._carried
         meters = make_meters(
             self.rule, parameters, self.symmetries, backend, [] if carried is None else carried.tensors

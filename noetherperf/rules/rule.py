@@ -104,7 +104,7 @@ class Rule(ABC, Generic[O]):
 
     def with_row(self, age: int) -> int:
         """The age whose row a tensor of an age takes."""
-        return age if self.step_key is not None else min(age, self.n_ages - 1)
+        return int(age) if self.step_key is not None else min(age, self.n_ages - 1)
 
     @abstractmethod
     def ages_differ(self, options: O) -> bool:
