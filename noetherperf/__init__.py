@@ -16,6 +16,7 @@ from noetherperf.engines.cost import Cost, cost
 from noetherperf.measure.readout import ChargeReadout, Prediction, Readout
 from noetherperf.optim import control, distributed
 from noetherperf.optim.measured import MeasuredOptimizer
+from noetherperf.optim.probe import Probe
 from noetherperf.optim.sgd import SGD
 from noetherperf.symmetry import Norm, Part, Rescale, Scale, Symmetry, Translation, layers, neurons
 
@@ -38,6 +39,7 @@ __all__ = [
     "Norm",
     "Part",
     "Prediction",
+    "Probe",
     "Readout",
     "Record",
     "Recorder",

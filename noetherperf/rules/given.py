@@ -115,7 +115,7 @@ class GivenRule(Rule[GivenOptions]):
         return 0
 
     def ages(self, options: GivenOptions) -> bool:
-        return self.ages_differ(options)
+        return True
 
     def ages_differ(self, options: GivenOptions) -> bool:
         return options.corrected and options.carry != 0.0
@@ -140,7 +140,7 @@ class GivenRule(Rule[GivenOptions]):
         return v, buffers, per_lr * (p - v) - decay * p
 
     def carried(self, buffers: Buffers, options: GivenOptions, age: int) -> Tensor | None:
-        """Nothing that this rule knows: it is in the other optimizer's state."""
+        """None: what is carried is in the other optimizer's buffers, of which this rule knows nothing."""
         return None
 
     def open_reason(self, options: GivenOptions, law: Law) -> str:
