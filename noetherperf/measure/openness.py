@@ -4,7 +4,7 @@ A law adds up its parts' charges. Terms that cancel by symmetry do so only if al
 same coefficients, and a gradient for all or for none. Tensors start in one class. A step that treats two tensors of a
 class differently splits the class, and every symmetry with parts in different classes is open from then on.
 
-A parameter or momentum buffer that is written between two steps has changed in a way that no law knows: every symmetry
+A parameter or buffer that is written between two steps has changed in a way that no law knows: every symmetry
 with a part in that tensor is open too.
 
 A rule may know no law for some of its options (`Rule.open_reason`): every symmetry with a part in a group with such
@@ -105,7 +105,8 @@ class Openness:
             ages: Of every tensor, before the step.
             missing: A byte per tensor: has it no gradient?
         """
-        ages = bytes(ages) if self._rule.step_key is None else _relative(ages, missing)
+        counts = self._rule.step_key is not None
+        own_ages, ages = ages, _relative(ages, missing) if counts else bytes(ages)
         known = self._given
         if known is not None and (options is known[0] and lrs is known[1] and (ages, missing) == known[2:]):
             return self  # as in the step before
@@ -122,7 +123,8 @@ class Openness:
         if pattern != self._last:
             new._take_note(step, pattern, apart, groups)
         if self._digests is not None:
-            new._digests = self._digests.after(options, [mark != 1 for mark in apart], missing)
+            of_all = self._apart(options, own_ages) if counts else [int(age != 1) for age in apart]
+            new._digests = self._digests.after(options, of_all, missing)
         return new
 
     def _without_law(self, options: Sequence[Any]) -> dict[str, str]:
@@ -167,7 +169,7 @@ class Openness:
 
     def changed(self, step: int, parameters: Iterable[int], buffers: Iterable[int]) -> None:
         """Open the laws of parameters written, or with a buffer replaced, outside step() after step `step`."""
-        what = {i: f"the momentum buffer of {self._names[i]}" for i in buffers}
+        what = {i: f"a buffer of {self._names[i]}" for i in buffers}
         what |= {i: self._names[i] for i in parameters}
         for name, members in self._members.items():
             first = next((what[i] for i in members if i in what), None)
@@ -212,7 +214,7 @@ class Openness:
             return f"in step {step} {a} and {b} had different {', '.join(fields)}"
         if self._rule.step_key is not None:
             return f"in step {step} {a} and {b} had made different numbers of steps before"
-        return f"in step {step} only one of {a} and {b} wrote its momentum buffer for the first time, without dampening"
+        return f"in step {step} only one of {a} and {b} {self._rule.first_step}"
 
     def state_dict(self) -> dict[str, Any]:
         """State for a checkpoint."""

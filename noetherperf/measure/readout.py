@@ -20,6 +20,7 @@ from noetherperf.measure.defect import floored, mean_square, relative_defect
 from noetherperf.measure.plan import Measurement, Plan
 from noetherperf.rules.law import X0, Y0, Law
 from noetherperf.rules.moments import Moment
+from noetherperf.rules.rule import Rule
 from noetherperf.symmetry import Part, Symmetry
 
 
@@ -181,6 +182,7 @@ class Readout(Mapping[str, ChargeReadout]):
     """All symmetries after a step, by name.
 
     Attributes:
+        rule: Name of the update rule, "sgd" or "adam".
         step: Steps since measuring began.
         time: Σ lr·(1 − dampening) over those steps (without momentum Σ lr), of the first parameter group.
     """
@@ -193,9 +195,11 @@ class Readout(Mapping[str, ChargeReadout]):
         reasons: Mapping[str, str],
         step: int,
         time: float,
+        rule: str,
         *,
         has_growth: bool,
     ) -> None:
+        self.rule = rule
         self.step = step
         self.time = time
         self._has_growth = has_growth  # the rule's laws split their budget so
@@ -417,14 +421,19 @@ def _has_growth(source: Source) -> bool:
 
 
 def read(
-    symmetries: Sequence[Symmetry], sources: Sequence[Source], reasons: Mapping[str, str], step: int, time: float
+    rule: Rule[Any],
+    symmetries: Sequence[Symmetry],
+    sources: Sequence[Source],
+    reasons: Mapping[str, str],
+    step: int,
+    time: float,
 ) -> Readout:
     """Combine measurements of parts into a Readout; `reasons` has the reason of each open law."""
     terms, n_groups = _terms(symmetries, sources)
     with np.errstate(all="ignore"):  # a diverged training is read without warnings
         table = _table(symmetries, sources, terms, n_groups)
     has_growth = any(map(_has_growth, sources))
-    return Readout(symmetries, n_groups, table, reasons, step, time, has_growth=has_growth)
+    return Readout(symmetries, n_groups, table, reasons, step, time, rule.name, has_growth=has_growth)
 
 
 def _table(

@@ -296,7 +296,7 @@ class MeasuredOptimizer(Optimizer):
         if step != copies.step:  # a device has skipped steps
             with self._lock:
                 self._measuring.correct(copies, int(step))
-        return read(self.symmetries, sources, copies.openness.reasons, int(step), time)
+        return read(self.rule, self.symmetries, sources, copies.openness.reasons, int(step), time)
 
     # ---- checkpoints ------------------------------------------------------------------------------------------------
 
@@ -317,7 +317,9 @@ class MeasuredOptimizer(Optimizer):
         """The measurement for a checkpoint."""
         copies = self._copy(begin=False)
         wholes, names = self._whole(copies), names_in(self.param_groups)
-        return checkpoint.write(wholes, self.symmetries, names, copies.openness, identity=copies.id, began=copies.began)
+        return checkpoint.write(
+            self.rule, wholes, self.symmetries, names, copies.openness, identity=copies.id, began=copies.began
+        )
 
     @outside_inference
     @torch.no_grad()
@@ -356,7 +358,8 @@ class MeasuredOptimizer(Optimizer):
         """Continue from a state_dict's "measurement", and change nothing else; None: measuring starts anew.
 
         Raises:
-            ValueError: It was measured with other symmetries, or is damaged; raised before anything is changed.
+            ValueError: It was measured with another rule or other symmetries, or is damaged; raised before anything is
+                changed.
         """
         with self._lock:
             self._resume(self._read(measured, self.param_groups))
@@ -366,7 +369,7 @@ class MeasuredOptimizer(Optimizer):
         if measured is None:
             return None
         plans, names = [meter.ranks.whole for meter in self._prepare()], names_in(self.param_groups)
-        return checkpoint.read(measured, plans, self.symmetries, names, self._measuring.openness, groups)
+        return checkpoint.read(measured, self.rule, plans, self.symmetries, names, self._measuring.openness, groups)
 
     def _resume(self, saved: checkpoint.Saved | None) -> None:
         """Continue from a checkpoint; None: measuring starts anew."""

@@ -148,6 +148,7 @@ class SgdRule(Rule[Hyper]):
     )
     buffers = ("momentum_buffer",)
     n_ages = 2
+    first_step = "wrote its momentum_buffer for the first time, without dampening"
     coefficients = Coefficients._fields
     moments = (*COMMON, DOT_UV, DOT_GU)
     idle: ClassVar[Mapping[int, int]] = {Variant.PLAIN: Variant.IDLE}
