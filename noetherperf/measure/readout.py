@@ -18,6 +18,7 @@ from torch import Tensor
 
 from noetherperf.measure.defect import floored, mean_square, relative_defect
 from noetherperf.measure.plan import Measurement, Plan
+from noetherperf.measure.turning import LastStep, Moved, angular_update, effective_lr, moved
 from noetherperf.rules.law import X0, Y0, Law
 from noetherperf.rules.moments import Moment
 from noetherperf.symmetry import Part, Symmetry
@@ -65,6 +66,9 @@ class _Row(IntEnum):
     CHARGE = N_MOMENTS + 9
     DEFECT = N_MOMENTS + 10
     RELATIVE_DEFECT = N_MOMENTS + 11
+    RELATIVE_UPDATE = N_MOMENTS + 12
+    ANGULAR_UPDATE = N_MOMENTS + 13
+    EFFECTIVE_LR = N_MOMENTS + 14
 
 
 N_SUMS = _Row.CHARGE  # rows that are sums over segments; derived rows follow
@@ -93,6 +97,15 @@ class Charges:
         relative_defect: |defect| / (|g_A| |ψ_A|), ψ the generator (c or cθ, θ taken after the step); 0 where g is 0.
             |g_A| counts as no less than a thousandth of the average |g| of a group of that size, over all that is
             measured (measure/defect.py explains why).
+        relative_update: η|u| / |θ| of the last step, θ taken after it. The parameters of all parts are one vector θ;
+            coefficients play no role. Each part has its own η; a part without gradient did not move.
+        angular_update: The angle in radians by which the last step turned that vector, as computed (not as rounded to
+            the stored dtype). NaN where θ was nearly zero: |θ| or |θ'| a thousandth of the other.
+        effective_lr: The last step's learning rate over what makes it large or small for a loss that does not feel the
+            scale of θ: η/Q for SGD, whose update falls as 1/|θ|, and η/√Q for Adam; Q is the charge. NaN for a
+            rescale, and where parts have different η.
+            All three are NaN for a translation; and where the last step is not known: before the first, after loading,
+            where parameters were changed since, and where a device has skipped every step since options changed.
         moments: sum_p, sq_p, sum_g, sq_g, dot_pg, sq_u of the last step, summed over parts with their coefficients.
         residual: charge − discrete.total: defect and rounding.
         rounding: charge − discrete.budget: the loss by rounding to the stored dtype.
@@ -137,6 +150,18 @@ class Charges:
     @property
     def relative_defect(self) -> Tensor:
         return self._row(_Row.RELATIVE_DEFECT)
+
+    @property
+    def relative_update(self) -> Tensor:
+        return self._row(_Row.RELATIVE_UPDATE)
+
+    @property
+    def angular_update(self) -> Tensor:
+        return self._row(_Row.ANGULAR_UPDATE)
+
+    @property
+    def effective_lr(self) -> Tensor:
+        return self._row(_Row.EFFECTIVE_LR)
 
     @property
     def moments(self) -> dict[str, Tensor]:
@@ -269,10 +294,11 @@ def _clean(name: str) -> str:
 
 
 class Source(NamedTuple):
-    """One device's plan, and a CPU copy of its measurement."""
+    """One device's plan, a CPU copy of its measurement, and how its tensors made the last step (None: not known)."""
 
     plan: Plan
     measurement: Measurement
+    last: LastStep | None = None
 
 
 _NONE = np.empty(0, np.int64)
@@ -350,7 +376,7 @@ def _terms(symmetries: Sequence[Symmetry], sources: Sequence[Source]) -> tuple[_
     n_states = np.cumsum([0, *(state.shape[1] for source in sources for state in source.measurement.states)]).tolist()
     for number, symmetry in enumerate(symmetries):
         law = Law[symmetry.law.upper()]
-        for i, (plan, _) in enumerate(sources):
+        for i, plan in enumerate(source.plan for source in sources):
             for planned in plan.parts[symmetry.name]:
                 part, view = planned.part, plan.views[planned.view]
                 shape = (part.axis, part.start, part.stop, part.fold, part.stride, part.period)
@@ -440,6 +466,7 @@ def _table(
     translation = np.repeat([Law[symmetry.law.upper()] == Law.TRANSLATION for symmetry in symmetries], n_groups) == 1
     table[_Row.CHARGE] = np.where(translation, table[Moment.SUM_P], table[Moment.SQ_P])
     table[_Row.DEFECT] = np.where(translation, table[Moment.SUM_G], table[Moment.DOT_PG])
+    _fill_turning(table, sources, terms, moments[Moment.SQ_P], translation)
     sq_weight = terms.weight * terms.weight
     n_elements = terms.groups(terms.n_elements)
     sq_gradient = terms.groups(moments[Moment.SQ_G])
@@ -449,3 +476,29 @@ def _table(
     sq_gradient = floored(sq_gradient, n_elements, mean_square(sq_gradient, n_elements))
     table[_Row.RELATIVE_DEFECT] = relative_defect(table[_Row.DEFECT], sq_gradient, sq_generator)
     return table
+
+
+def _fill_turning(
+    table: NDArray[np.float64],
+    sources: Sequence[Source],
+    terms: _Terms,
+    sq_p: NDArray[np.float64],
+    translation: NDArray[np.bool_],
+) -> None:
+    """Fill in how far the last step turned each group; sq_p: |θ'|² of each share."""
+    segments = [moved(x.plan, x.measurement, x.last or LastStep.unknown(x.plan), law) for x in sources for law in Law]
+    of_terms = np.concatenate(segments, axis=1)[:, terms.state]
+    sums = terms.groups(terms.shares(of_terms))
+    sq_norm = np.where(translation, np.nan, terms.groups(sq_p))
+    table[_Row.RELATIVE_UPDATE] = np.sqrt(sums[Moved.SQ_UPDATE] / sq_norm)
+    table[_Row.ANGULAR_UPDATE] = angular_update(sq_norm, sums[Moved.SQ], sums[Moved.ALONG])
+    lr = of_terms[Moved.LR, terms.share]
+    lowest, highest = np.full((2, terms.n_groups), np.nan)
+    has_one_sign = np.zeros(terms.n_groups, dtype=bool)
+    if len(terms.filled):
+        lowest[terms.filled] = np.minimum.reduceat(lr, terms.group)
+        highest[terms.filled] = np.maximum.reduceat(lr, terms.group)
+        has_one_sign[terms.filled] = np.minimum.reduceat(terms.weight, terms.group) > 0.0
+    charge = np.where(has_one_sign & ~translation, table[_Row.CHARGE], np.nan)
+    degree = sources[0].plan.rule.lr_degree if sources else None
+    table[_Row.EFFECTIVE_LR] = effective_lr(lowest, highest, charge, degree)

@@ -282,11 +282,14 @@ class MeasuredOptimizer(Optimizer):
         """
         copies = self._copy(begin=True)
         wholes = self._whole(copies)
-        sources = [Source(ranks.whole, x.cpu()) for ranks, x in zip(copies.ranks, wholes, strict=True)]
-        step, time = sources[copies.home].measurement.clock[:2].tolist()
+        here = [whole.cpu() for whole in wholes]
+        step, time = here[copies.home].clock[:2].tolist()
         if step != copies.step:  # a device has skipped steps
             with self._lock:
                 self._measuring.correct(copies, int(step))
+        last = copies.last_steps(self.rule, int(step))
+        plans = [ranks.whole for ranks in copies.ranks]
+        sources = list(map(Source, plans, here, last))
         return read(self.symmetries, sources, copies.openness.reasons, int(step), time)
 
     # ---- checkpoints ------------------------------------------------------------------------------------------------

@@ -58,6 +58,7 @@ from torch import Tensor
 from noetherperf.rules.arithmetic import Number, exp, times, two_sum
 from noetherperf.rules.law import Component, Law, Recursion, Shape, Step
 from noetherperf.rules.moments import COMMON, Operand, Pair
+from noetherperf.rules.motion import Motion
 from noetherperf.rules.rule import Buffers, Rule, device_lr
 
 
@@ -172,6 +173,7 @@ class AdamRule(Rule[AdamOptions]):
     step_key = "step"
     coefficients = Coefficients._fields
     moments = (*COMMON, DOT_PU, SUM_U)
+    lr_degree = 1
     idle: ClassVar[Mapping[int, int]] = {}
     laws: ClassVar[Mapping[Law, Shape]] = {
         Law.TRANSLATION: Shape((Component("budget", 1, ("sum_u",), compensated=True, starts=True, jumps=True),)),
@@ -252,6 +254,10 @@ class AdamRule(Rule[AdamOptions]):
         dtype = torch.promote_types(mean.dtype, torch.float32)
         denominator = scale.to(dtype).sqrt() / options.sq_correction(age) ** 0.5 + options.eps
         return torch.where(mean == 0.0, 0.0, mean.to(dtype) / denominator)  # an element that never had a gradient
+
+    def motion(self, options: AdamOptions) -> Motion:
+        """⟨p', u⟩ = r ⟨p, u⟩ − η |u|²."""
+        return Motion(options.keep, options.lr, "sq_u", {"dot_pu": options.keep, "sq_u": -options.lr})
 
     def steps(self, options: AdamOptions, age: int, laws: Collection[Law]) -> dict[Law, Step]:
         return {law: _step(law, options, age) for law in laws}
