@@ -14,7 +14,8 @@ from noetherperf.common.untrusted import shown
 from noetherperf.engines import carry_out
 from noetherperf.engines.backends import why_reference
 from noetherperf.measure.plan import Measurement
-from noetherperf.measure.readout import Readout, Source, read
+from noetherperf.measure.readout import Readout, read
+from noetherperf.measure.terms import Source
 from noetherperf.optim import checkpoint
 from noetherperf.optim.buffers import Buffers, gather, new_count
 from noetherperf.optim.distributed import local

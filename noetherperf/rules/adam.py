@@ -58,7 +58,7 @@ from torch import Tensor
 from noetherperf.rules.arithmetic import Number, exp, times, two_sum
 from noetherperf.rules.law import Component, Law, Recursion, Shape, Step
 from noetherperf.rules.moments import COMMON, Operand, Pair
-from noetherperf.rules.motion import Motion
+from noetherperf.rules.motion import Motion, decoupled
 from noetherperf.rules.rule import Buffers, Rule, device_lr
 
 
@@ -256,8 +256,7 @@ class AdamRule(Rule[AdamOptions]):
         return torch.where(mean == 0.0, 0.0, mean.to(dtype) / denominator)  # an element that never had a gradient
 
     def motion(self, options: AdamOptions) -> Motion:
-        """⟨p', u⟩ = r ⟨p, u⟩ − η |u|²."""
-        return Motion(options.keep, options.lr, "sq_u", {"dot_pu": options.keep, "sq_u": -options.lr})
+        return decoupled(options.keep, options.lr)
 
     def steps(self, options: AdamOptions, age: int, laws: Collection[Law]) -> dict[Law, Step]:
         return {law: _step(law, options, age) for law in laws}

@@ -26,3 +26,8 @@ class Motion(NamedTuple):
 #: Of a tensor that took no part in the step, and of one whose step is not known.
 STILL = Motion(1.0, 0.0, "sq_u", {})
 UNKNOWN = Motion(float("nan"), float("nan"), "sq_u", {})
+
+
+def decoupled(keep: float, lr: float) -> Motion:
+    """p' = r p − η u with the update u itself: ⟨p', u⟩ = r ⟨p, u⟩ − η |u|²."""
+    return Motion(keep, lr, "sq_u", {"dot_pu": keep, "sq_u": -lr})
