@@ -36,6 +36,7 @@ from noetherperf.rules.arithmetic import Number
 from noetherperf.rules.carry import DOT_PU, LAWS, SUM_U, Carry, step_of
 from noetherperf.rules.law import Law, Shape, Step
 from noetherperf.rules.moments import COMMON
+from noetherperf.rules.motion import Motion, decoupled
 from noetherperf.rules.rule import Buffers, Rule, device_lr
 
 
@@ -146,6 +147,7 @@ class AdamRule(Rule[AdamOptions]):
     step_key = "step"
     coefficients = Coefficients._fields
     moments = (*COMMON, DOT_PU, SUM_U)
+    lr_degree = 1
     idle: ClassVar[Mapping[int, int]] = {}
     laws: ClassVar[Mapping[Law, Shape]] = LAWS
 
@@ -224,6 +226,9 @@ class AdamRule(Rule[AdamOptions]):
         dtype = torch.promote_types(mean.dtype, torch.float32)
         denominator = scale.to(dtype).sqrt() / options.sq_correction(age) ** 0.5 + options.eps
         return torch.where(mean == 0.0, 0.0, mean.to(dtype) / denominator)  # an element that never had a gradient
+
+    def motion(self, options: AdamOptions) -> Motion:
+        return decoupled(options.keep, options.lr)
 
     def steps(self, options: AdamOptions, age: int, laws: Collection[Law]) -> dict[Law, Step]:
         kept, after = options.correction(age + 1), options.correction(age + 2)

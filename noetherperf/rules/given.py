@@ -32,6 +32,7 @@ from noetherperf.rules.arithmetic import Number, choose
 from noetherperf.rules.carry import DOT_PU, LAWS, SUM_U, Carry, step_of
 from noetherperf.rules.law import Law, Shape, Step
 from noetherperf.rules.moments import COMMON
+from noetherperf.rules.motion import Motion, decoupled
 from noetherperf.rules.rule import Buffers, Rule, device_lr
 
 
@@ -93,6 +94,7 @@ class GivenRule(Rule[GivenOptions]):
     step_key = "step"
     coefficients = Coefficients._fields
     moments = (*COMMON, DOT_PU, SUM_U)
+    lr_degree = None
     idle: ClassVar[Mapping[int, int]] = {}
     laws: ClassVar[Mapping[Law, Shape]] = LAWS
 
@@ -142,6 +144,9 @@ class GivenRule(Rule[GivenOptions]):
     def carried(self, buffers: Buffers, options: GivenOptions, age: int) -> Tensor | None:
         """None: what is carried is in the other optimizer's buffers, of which this rule knows nothing."""
         return None
+
+    def motion(self, options: GivenOptions) -> Motion:
+        return decoupled(float(options.keep), float(options.unit))
 
     def open_reason(self, options: GivenOptions, law: Law) -> str:
         return options.reason
