@@ -33,6 +33,7 @@ from torch.optim import Optimizer
 
 from noetherperf.optim import adam, sgd
 from noetherperf.rules.adam import ADAM, AdamOptions
+from noetherperf.rules.law import Law
 
 #: An option by hand: a number, or a function that reads it from a parameter group.
 ByHand = float | Callable[[Mapping[str, Any]], float]
@@ -96,14 +97,14 @@ def _decoupled(group: Group) -> bool:
 
 def _adam(group: Group) -> Known:
     beta1, beta2 = map(float, group["betas"])
-    options = AdamOptions(0.0, beta1, beta2, float(group["eps"]), amsgrad=bool(group.get("amsgrad")))
+    decay, amsgrad = float(group["weight_decay"]), bool(group.get("amsgrad"))
+    options = AdamOptions(0.0, beta1, beta2, float(group["eps"]), decay, amsgrad, decoupled=_decoupled(group))
 
     def carried(slot: Mapping[str, Any], age: int) -> Tensor | None:
         return ADAM.carried(tuple(map(slot.get, ADAM.buffers)), options, age)
 
-    if _decoupled(group):
-        return Known(float(group["weight_decay"]), beta1, corrected=True, carried=carried)
-    return Known(0.0, beta1, corrected=True, reason=_coupled(group, "preconditioner"), carried=carried)
+    reason = ADAM.open_reason(options, Law.NORM)
+    return Known(decay if options.decoupled else 0.0, beta1, corrected=True, reason=reason, carried=carried)
 
 
 def _adamw(group: Group) -> Known:

@@ -17,6 +17,7 @@ from noetherperf.optim.following import check_symmetries
 from noetherperf.optim.inference import outside_inference
 from noetherperf.optim.known import ByHand, Knowledge
 from noetherperf.optim.shadows import Shadows
+from noetherperf.rules.rule import Rule
 from noetherperf.symmetry import Symmetry
 
 _probes: "weakref.WeakSet[Probe]" = weakref.WeakSet()
@@ -144,9 +145,14 @@ class Probe:
     # ---- what a recorder, a callback or a plot asks for --------------------------------------------------------------
 
     @property
+    def rule(self) -> Rule[Any]:
+        """The rule whose laws are measured."""
+        return self._shadows.rule
+
+    @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """The optimizer's parameter groups."""
-        return self.optimizer.param_groups
+        """The measured parameters, by the optimizer's groups, and the laws' options of each: lr, decay, carry."""
+        return self._shadows.known_groups()
 
     @property
     def symmetries(self) -> tuple[Symmetry, ...]:

@@ -171,6 +171,11 @@ class Shadows(MeasuredOptimizer):
         """The measurement for a checkpoint."""
         return self._measured()
 
+    def known_groups(self) -> list[dict[str, Any]]:
+        """The parameter groups with the live parameters in the place of their shadows."""
+        live = dict(zip(self._shadows, self._live.all, strict=True))
+        return [{**group, "params": [live[p] for p in group["params"]]} for group in self.param_groups]
+
     def lose_buffers(self) -> None:
         """The followed optimizer has loaded a state."""
         with self._lock:
