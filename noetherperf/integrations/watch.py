@@ -51,14 +51,12 @@ def unwrap(optimizer: object) -> MeasuredOptimizer | Probe:
     found = _inside(optimizer)
     if not found:
         raise TypeError(
-            f"optimizer: {type(optimizer).__qualname__} is no noetherperf.MeasuredOptimizer, wraps none, and has no "
+            f"optimizer: {type(optimizer).__qualname__} is no noetherperf.MeasuredOptimizer and wraps none, and has no "
             "noetherperf.Probe; make noetherperf.SGD(model.named_parameters(), ..., symmetries=...) the training's "
             "optimizer, or noetherperf.Probe(optimizer, symmetries, model.named_parameters()) of another one"
         )
     if len(found) > 1:
-        raise ValueError(
-            f"optimizer: {type(optimizer).__qualname__} has {len(found)} Probes; use the one that you mean"
-        )
+        raise ValueError(f"optimizer: {type(optimizer).__qualname__} has {len(found)} Probes; use the one you mean")
     return found[0]
 
 
@@ -114,8 +112,9 @@ class Watch:
             )
         if len(found) > 1:
             raise ValueError(
-                f"this training has {len(found)} noetherperf.MeasuredOptimizer or Probe ({names}); the callback follows "
-                "one; read and record each yourself: optimizer.readout().scalars(), nperf.Recorder(optimizer, path)"
+                f"this training has {len(found)} noetherperf.MeasuredOptimizer ({names}) or Probes, and the callback "
+                "follows one; read and record each yourself: optimizer.readout().scalars(), "
+                "nperf.Recorder(optimizer, path)"
             )
         optimizer = found[0]
         if self._record is not None:
