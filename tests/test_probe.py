@@ -5,19 +5,23 @@ import gc
 import importlib
 import io
 import pickle
+import re
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from test_tutorial import assert_prints, blocks
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import noetherperf as nperf
 from noetherperf.integrations import unwrap
 from noetherperf.optim.adam import AdamW
+from noetherperf.optim.known import TABLE
 from noetherperf.optim.probe import probes_of
 
 ROWS, COLUMNS = "0.weight", "2.weight"
@@ -511,6 +515,28 @@ def test_a_step_that_fails_or_is_skipped() -> None:
     assert_identity(readout)
 
 
+def test_a_readout_inside_a_step_is_of_the_step_before() -> None:
+    net, optimizer, probe = made()
+    run(net, optimizer, range(3))
+    inside = []
+
+    def closure() -> Tensor:
+        loss = closure_of(net, 3)()
+        with torch.no_grad():
+            net[0].weight.mul_(1.01)  # type: ignore[index]
+        inside.append(probe.readout())
+        return loss
+
+    last = probe.readout()
+    optimizer.step(closure)
+    assert inside[0].step == 3
+    assert torch.equal(inside[0]["rows"].charge, last["rows"].charge)
+    readout = probe.readout()
+    assert readout.step == 4
+    assert readout["rows"].closed
+    assert_identity(readout)
+
+
 def test_a_closure_that_is_evaluated_several_times() -> None:
     """The gradient is the last one that the closure left."""
     net, optimizer, probe = made("LBFGS")
@@ -666,3 +692,21 @@ def test_what_is_wrong_is_named(error: type[Exception], match: str, given: dict[
     with pytest.raises(error, match=match):
         nperf.Probe(target, symmetries, net.named_parameters(), **options)
     assert not optimizer._optimizer_step_post_hooks
+
+
+# ---- the page --------------------------------------------------------------------------------------------------------
+
+PAGE = (Path(__file__).parents[1] / "docs" / "probe.md").read_text(encoding="utf-8")
+
+
+def test_the_page_runs_and_prints_what_it_says() -> None:
+    for block in blocks(PAGE):
+        printed = io.StringIO()
+        with redirect_stdout(printed):
+            exec(compile("\n" * (block.line - 1) + block.code, "docs/probe.md", "exec"), {})
+        assert_prints(printed.getvalue(), block.printed)
+
+
+def test_the_page_names_what_is_known() -> None:
+    listed = re.findall(r"^\| (.*?) \|", PAGE, re.MULTILINE)
+    assert {kind.__name__ for kind in TABLE} == {name for row in listed[2:-1] for name in re.findall(r"[A-Z]\w+", row)}

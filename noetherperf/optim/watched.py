@@ -54,10 +54,12 @@ class Watched:
 
     def know_buffers(self, buffers: Buffers) -> None:
         """Record the present state of all buffers."""
-        for watches, of_all in ((self._of_held, buffers.held), (self._of_buffers, buffers.here)):
-            for watch, tensors in zip(watches, of_all, strict=True):
-                for i in self._measured:
-                    watch.know(i, tensors[i])
+        pairs = [*zip(self._of_held, buffers.held, strict=True)]
+        if self._any_cut:
+            pairs += zip(self._of_buffers, buffers.here, strict=True)
+        for watch, tensors in pairs:
+            for i in self._measured:
+                watch.know(i, tensors[i])
 
     def know_no_buffers(self, i: int) -> None:
         """The optimizer itself has taken parameter i's buffers away."""
