@@ -18,6 +18,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -1538,7 +1539,7 @@ def gone(recorder: Recorder) -> None:
 
 def n_writes_of_a_flush() -> int:
     """Metadata and a chunk of each array, then the commit."""
-    return 2 * (len(SERIES) + 5) + 1
+    return 2 * (len(SERIES) + 2 + len(fields(sgd.Hyper))) + 1
 
 
 def places_of_an_end() -> Iterator[Any]:

@@ -4,7 +4,7 @@ import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from torch.optim import Optimizer
@@ -15,23 +15,26 @@ from noetherperf.measure.readout import Readout
 from noetherperf.optim.measured import MeasuredOptimizer
 from noetherperf.optim.probe import Probe, probes_of
 from noetherperf.record import Recorder, open_record
-from noetherperf.record.collect import initial_charges
+from noetherperf.record.collect import Measured, initial_charges
 
 __all__ = ["Watch", "unwrap"]
 
 
-def _inside(optimizer: object) -> Sequence[MeasuredOptimizer | Probe]:
-    """What measures an optimizer, or the one in (nested) wrappers: itself, or its Probes.
+def _inside(optimizer: object) -> list[Any]:
+    """What has readouts in a wrapper, or in nested wrappers: libraries name the wrapped optimizer `.optimizer`.
 
-    Libraries name the wrapped optimizer `.optimizer`.
+    Of the innermost one, because a wrapper may pass on every attribute of what it wraps: itself, or else its Probes.
     """
+    found: list[Any] = []
     while optimizer is not None:
-        if isinstance(optimizer, MeasuredOptimizer | Probe):
+        if isinstance(optimizer, Probe):
             return [optimizer]
-        if isinstance(optimizer, Optimizer) and (probes := probes_of(optimizer)):
-            return probes
+        if hasattr(optimizer, "readout"):
+            found = [optimizer]
+        elif isinstance(optimizer, Optimizer):
+            found = probes_of(optimizer) or found
         optimizer = getattr(optimizer, "optimizer", None)
-    return []
+    return found
 
 
 def unwrap(optimizer: object) -> MeasuredOptimizer | Probe:
@@ -42,7 +45,7 @@ def unwrap(optimizer: object) -> MeasuredOptimizer | Probe:
             as `.optimizer`, directly or in another wrapper.
 
     Returns:
-        The MeasuredOptimizer or Probe.
+        The noetherperf.MeasuredOptimizer, the Probe, or whatever has a `readout()`.
 
     Raises:
         TypeError: There is none.
@@ -52,8 +55,8 @@ def unwrap(optimizer: object) -> MeasuredOptimizer | Probe:
     if not found:
         raise TypeError(
             f"optimizer: {type(optimizer).__qualname__} is no noetherperf.MeasuredOptimizer and wraps none, and has no "
-            "noetherperf.Probe; make noetherperf.SGD(model.named_parameters(), ..., symmetries=...) the training's "
-            "optimizer, or noetherperf.Probe(optimizer, symmetries, model.named_parameters()) of another one"
+            "noetherperf.Probe; make noetherperf.SGD(model.named_parameters(), ..., symmetries=...), or AdamW, the "
+            "training's optimizer, or noetherperf.Probe(optimizer, symmetries, model.named_parameters()) of another one"
         )
     if len(found) > 1:
         raise ValueError(f"optimizer: {type(optimizer).__qualname__} has {len(found)} Probes; use the one you mean")
@@ -82,7 +85,7 @@ class Watch:
         if exists not in ("error", "overwrite"):
             raise ValueError(f"exists: must be 'error' or 'overwrite', got {exists!r}")
         self._every, self._record, self._exists = every, record, exists
-        self._optimizer: MeasuredOptimizer | Probe | None = None
+        self._optimizer: Measured | None = None
         self._recorder: Recorder | None = None
         self._number = 0  # the highest number of a record that this callback has begun or continued
         self._before = 0  # steps before the present one
@@ -125,7 +128,7 @@ class Watch:
             optimizer.register_step_post_hook(self._after_step),
         ]
 
-    def _recording(self, optimizer: MeasuredOptimizer | Probe, suffix: str) -> Recorder:
+    def _recording(self, optimizer: Measured, suffix: str) -> Recorder:
         """A recorder for this training: it continues the record of its measurement, or begins one beside the last.
 
         The measurement decides: with a loaded checkpoint, or an optimizer that has trained before, its record is

@@ -1,7 +1,8 @@
 """Checkpoints: the format of a measurement, and the checks before anything of a checkpoint is loaded.
 
-    {"version": 3, "rule", "id", "names", "symmetries", "began", "openness": {"classes", "reasons", "changes", "by_rule",
-     "digests"}, "tensors": [{"moments", "translation", "norm", "propagators", "clock"}, one for each device]}
+    {"version": 3, "rule", "id", "names", "symmetries", "began",
+     "openness": {"classes", "reasons", "changes", "by_rule", "digests"},
+     "tensors": [{"moments", "translation", "norm", "propagators", "clock"}, one for each device]}
 
 The measurement is that of the whole parameters, however they are sharded. A checkpoint may be damaged, truncated, made
 by hand, or of another model. One that cannot be continued is refused with the field's name, and nothing is changed.

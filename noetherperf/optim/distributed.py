@@ -74,7 +74,7 @@ def local_gradient(label: str, p: Tensor, grad: Tensor | None) -> Tensor | None:
     """A gradient's shard, with its parameter's placements.
 
     A gradient may have other placements than its parameter: sequence parallelism leaves a normalisation's gradient as a
-    partial sum (Partial). It is then redistributed to the parameter's placements, as torch.optim.SGD does.
+    partial sum (Partial). It is then redistributed to the parameter's placements, as torch's optimizers do.
 
     Raises:
         TypeError: Only one of the two is a DTensor, or they are on different meshes.

@@ -77,7 +77,7 @@ def _check_alike(record: Record, attributes: Mapping[str, Any], probe_shapes: Ma
             f"exists='resume': {path!r} records the update rule {record.rule!r}, and this optimizer's is "
             f"{attributes['rule']!r}; record to another path, or say exists='overwrite'"
         )
-    if missing := set(record.hyperparameters) - set(attributes["hyperparameters"]):
+    if missing := {*map(str, record.hyperparameters)} - {*attributes["hyperparameters"]}:
         raise ValueError(
             f"exists='resume': {path!r} records {min(missing)!r} of every parameter group, which this optimizer's rule "
             "does not read; record to another path, or say exists='overwrite'"
