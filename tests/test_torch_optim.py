@@ -411,7 +411,7 @@ class TestState:
     def test_checkpoints_with_and_without_names(
         self, kind: Kind, backend: str, options: dict[str, Any], from_named: bool, to_named: bool
     ) -> None:
-        def make(net: nn.Module, named: bool) -> nperf.MeasuredOptimizer:
+        def make(net: nn.Module, named: bool) -> Any:
             return kind.ours(net.named_parameters() if named else net.parameters(), backend=backend, **options)
 
         net, other = make_net(backend), make_net(backend)

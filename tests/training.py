@@ -1,7 +1,7 @@
 """Shared by the optimizers' tests: a small network, its symmetries, a training loop, comparisons with torch's."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import pytest
@@ -14,40 +14,6 @@ from noetherperf import Norm, Part, Rescale, Translation
 from noetherperf.engines import backends
 
 BACKENDS = [name for name, status in nperf.backends().items() if status == "available" and name != "auto"]
-
-
-class Kind(NamedTuple):
-    """An optimizer, and torch's of the same name."""
-
-    ours: Any
-    theirs: Any
-
-    @property
-    def backends(self) -> list[str]:
-        """Those that have its kernels."""
-        return [name for name in BACKENDS if backends.BACKENDS[name].steps(self.ours.rule)]
-
-    def mine(self, net: nn.Module, backend: str, **options: Any) -> Any:
-        """Ours of a net's parameters."""
-        return self.ours(net.named_parameters(), backend=backend, **{"symmetries": SYMMETRIES, **options})
-
-    def torchs(self, net: nn.Module, **options: Any) -> Any:
-        """Torch's of a net's parameters, one tensor after the other."""
-        return self.theirs(net.named_parameters(), foreach=False, **options)
-
-
-SGD, ADAM, ADAMW = KINDS = [
-    Kind(nperf.SGD, torch.optim.SGD),
-    Kind(nperf.Adam, torch.optim.Adam),
-    Kind(nperf.AdamW, torch.optim.AdamW),
-]
-
-
-def each(kinds: Iterable[Kind]) -> pytest.MarkDecorator:
-    """Run a test with each of these optimizers on each of its backends."""
-    pairs = [(kind, name) for kind in kinds for name in kind.backends]
-    ids = [f"{kind.ours.__name__}-{name}" for kind, name in pairs]
-    return pytest.mark.parametrize(("kind", "backend"), pairs, ids=ids)
 
 
 N_IN, N_HIDDEN, N_OUT, N_BATCH = 5, 7, 3, 16
@@ -68,6 +34,41 @@ def make_net(backend: str, dtype: torch.dtype = torch.float64) -> nn.Sequential:
     torch.manual_seed(1)
     layers = OrderedDict(fc1=nn.Linear(N_IN, N_HIDDEN), relu=nn.ReLU(), fc2=nn.Linear(N_HIDDEN, N_OUT))
     return nn.Sequential(layers).to(device_of(backend), dtype)
+
+
+class Kind(NamedTuple):
+    """An optimizer, and torch's of the same name."""
+
+    ours: Any
+    theirs: Any
+    options: Mapping[str, Any]  # typical ones
+
+    @property
+    def backends(self) -> list[str]:
+        """Those that have its kernels."""
+        return [name for name in BACKENDS if backends.BACKENDS[name].steps(self.ours.rule)]
+
+    def mine(self, net: nn.Module, backend: str, **options: Any) -> Any:
+        """Ours of a net's parameters."""
+        return self.ours(net.named_parameters(), backend=backend, **{"symmetries": SYMMETRIES, **options})
+
+    def torchs(self, net: nn.Module, **options: Any) -> Any:
+        """Torch's of a net's parameters, one tensor after the other."""
+        return self.theirs(net.named_parameters(), foreach=False, **options)
+
+
+SGD, ADAM, ADAMW = KINDS = [
+    Kind(nperf.SGD, torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "dampening": 0.2, "weight_decay": 0.05}),
+    Kind(nperf.Adam, torch.optim.Adam, {"lr": 0.01, "weight_decay": 0.05, "amsgrad": True}),
+    Kind(nperf.AdamW, torch.optim.AdamW, {"lr": 0.01, "betas": (0.8, 0.95), "weight_decay": 0.05}),
+]
+
+
+def each(kinds: Iterable[Kind]) -> pytest.MarkDecorator:
+    """Run a test with each of these optimizers on each of its backends."""
+    pairs = [(kind, name) for kind in kinds for name in kind.backends]
+    ids = [f"{kind.ours.__name__}-{name}" for kind, name in pairs]
+    return pytest.mark.parametrize(("kind", "backend"), pairs, ids=ids)
 
 
 def ours(net: nn.Module, backend: str, **options: Any) -> nperf.SGD:
