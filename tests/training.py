@@ -1,7 +1,7 @@
 """Shared by the optimizers' tests: a small network, its symmetries, a training loop, comparisons with torch's."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import pytest
@@ -64,9 +64,9 @@ SGD, ADAM, ADAMW = KINDS = [
 ]
 
 
-def each(kinds: Iterable[Kind]) -> pytest.MarkDecorator:
-    """Run a test with each of these optimizers on each of its backends."""
-    pairs = [(kind, name) for kind in kinds for name in kind.backends]
+def each(kinds: Iterable[Kind], among: Container[str] = BACKENDS) -> pytest.MarkDecorator:
+    """Run a test with each of these optimizers on each of its backends among these."""
+    pairs = [(kind, name) for kind in kinds for name in kind.backends if name in among]
     ids = [f"{kind.ours.__name__}-{name}" for kind, name in pairs]
     return pytest.mark.parametrize(("kind", "backend"), pairs, ids=ids)
 
@@ -108,11 +108,12 @@ def train(
 
 
 def buffers(optimizer: torch.optim.Optimizer) -> Iterator[Tensor | None]:
-    """Everything that torch's state has of each parameter, None for what it has not."""
+    """Torch's state of each parameter, None for what it does not have."""
+    is_adam = isinstance(optimizer, nperf.Adam | torch.optim.Adam)
+    keys = ("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq") if is_adam else ("momentum_buffer",)
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            slot = optimizer.state.get(parameter, {})
-            yield from map(slot.get, ("momentum_buffer", "step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"))
+            yield from map(optimizer.state.get(parameter, {}).get, keys)
 
 
 def assert_same(
