@@ -1,7 +1,5 @@
 """Adam and AdamW: the update of torch.optim.Adam and torch.optim.AdamW, and the laws of their charges.
 
-It runs on the backend "reference"; compiled backends have no kernels of it yet.
-
 The update of a tensor that has made k steps; s = −1 with maximize and +1 otherwise:
 
     decoupled decay (AdamW)   r = 1 − ηλ   d = s g
@@ -46,14 +44,16 @@ class AdamOptions:
 
     Attributes:
         lr: η; NaN if the learning rate is a tensor on a device, which the host does not read.
-        beta1, beta2, eps, weight_decay: β₁, β₂, ε, λ.
+        beta1, beta2: β₁, β₂. Like η, they may be float64 tensors of no dimensions, and rows are then computed where
+            these are.
+        eps, weight_decay: ε, λ.
         amsgrad, maximize: As in torch.
         decoupled: Whether weight decay acts on the parameter alone, as in AdamW.
     """
 
     lr: float
-    beta1: float = 0.9
-    beta2: float = 0.999
+    beta1: Number = 0.9
+    beta2: Number = 0.999
     eps: float = 1e-8
     weight_decay: float = 0.0
     amsgrad: bool = False
@@ -62,17 +62,8 @@ class AdamOptions:
 
     @classmethod
     def of(cls, group: Mapping[str, Any]) -> "AdamOptions":
-        """The options that an optimizer's parameter group holds now.
-
-        Raises:
-            TypeError: betas are tensors; raised because their changes would be missed.
-        """
+        """The options that an optimizer's parameter group holds now; of betas on a device, the host waits for it."""
         beta1, beta2 = group["betas"]
-        if isinstance(beta1, Tensor) or isinstance(beta2, Tensor):
-            raise TypeError(
-                "betas as tensors are not supported yet; set the parameter group's betas to floats, "
-                "(float(betas[0]), float(betas[1]))"
-            )
         return cls(
             math.nan if device_lr(group) is not None else float(group["lr"]),
             float(beta1),
@@ -94,13 +85,13 @@ class AdamOptions:
         """r."""
         return 1.0 - self.lr * self.weight_decay if self.decoupled and self.weight_decay != 0.0 else 1.0
 
-    def correction(self, n_steps: int) -> float:
+    def correction(self, n_steps: Number) -> Number:
         """c, the first moment's bias correction after so many steps."""
-        return float(1.0 - self.beta1**n_steps)
+        return 1.0 - self.beta1**n_steps
 
-    def sq_correction(self, n_steps: int) -> float:
+    def sq_correction(self, n_steps: Number) -> Number:
         """e, the second moment's."""
-        return float(1.0 - self.beta2**n_steps)
+        return 1.0 - self.beta2**n_steps
 
 
 class Coefficients(NamedTuple):
@@ -110,11 +101,11 @@ class Coefficients(NamedTuple):
     keep: Number
     decay: float
     sign: float
-    beta1: float
-    beta2: float
+    beta1: Number
+    beta2: Number
     eps: float
-    correction: float
-    root_sq_correction: float
+    correction: Number
+    root_sq_correction: Number
     amsgrad: float
 
 
@@ -164,7 +155,7 @@ class AdamRule(Rule[AdamOptions]):
         return 3 if options.amsgrad else 2
 
     def ages_differ(self, options: AdamOptions) -> bool:
-        return options.beta1 != 0.0 or options.beta2 != 0.0
+        return any(isinstance(beta, Tensor) or beta != 0.0 for beta in (options.beta1, options.beta2))
 
     def n_taken(self, options: AdamOptions, has_buffers: bool) -> int:
         return len(self.moments)

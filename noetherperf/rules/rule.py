@@ -293,3 +293,19 @@ class Rule(ABC, Generic[O]):
         for law, shape in self.laws.items():
             row += steps[law].numbers(shape) if law in steps else shape.still
         return row
+
+    def rows(self, options: O, ages: Tensor, laws: Collection[Law] = tuple(Law)) -> Tensor:
+        """The rows of tensors whose ages are on a device, computed there without waiting: for a step in a CUDA graph.
+
+        Args:
+            options: Of the parameter group that the tensors are in; numbers of these may be on the device too.
+            ages: Counts of steps, [n_tensors], any dtype. The rule's formulas must take them in the place of a number.
+            laws: As for `row`.
+
+        Returns:
+            [n_tensors, n_numbers], float64, on the device of ages.
+        """
+        steps = ages.to(torch.float64)
+        row = self.row(options, steps, laws)  # type: ignore[arg-type]
+        numbers = [x if isinstance(x, Tensor) else steps.new_full((), x) for x in row]
+        return torch.stack([x.expand_as(steps) for x in numbers], dim=-1)
