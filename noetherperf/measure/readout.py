@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from noetherperf.measure.defect import floored, mean_square, relative_defect
-from noetherperf.measure.logged import logged
+from noetherperf.measure.logged import logged, medians
 from noetherperf.measure.terms import Source, Terms, find_terms
 from noetherperf.measure.turning import LastStep, Moved, angular_update, effective_lr, moved
 from noetherperf.rules.law import X0, Y0, Law
@@ -256,7 +256,8 @@ class Readout(Mapping[str, ChargeReadout]):
         """A few numbers per symmetry for a logger, as a flat dict.
 
         "<name>/charge" is the mean over groups; "<name>/residual", "<name>/rounding" and "<name>/relative_defect" are
-        the largest absolute values over groups. Names are made safe for loggers: characters other than letters, digits,
+        the largest absolute values over groups; "<name>/angular_update" and "<name>/effective_lr" are medians over
+        groups, left out where they are NaN. Names are made safe for loggers: characters other than letters, digits,
         spaces and `_ - . / :` become `_`; if two names become equal, the later one gets the suffix ".2".
         """
         flat: dict[str, float] = {"step": float(self.step), "time": self.time}
@@ -267,8 +268,11 @@ class Readout(Mapping[str, ChargeReadout]):
         columns = {"charge": np.add.reduceat(charges.charge.numpy(), starts) / (stops - starts)}
         for quantity in ("residual", "rounding", "relative_defect"):
             columns[quantity] = np.maximum.reduceat(getattr(charges, quantity).abs().numpy(), starts)
+        of_step = ("angular_update", "effective_lr")
+        columns |= {x: medians(getattr(charges, x).numpy(), starts, stops) for x in of_step}
         for name, *values in zip(logged(list(self)), *(column.tolist() for column in columns.values()), strict=True):
-            flat.update(zip((f"{name}/{quantity}" for quantity in columns), values, strict=True))
+            pairs = zip(columns, values, strict=True)
+            flat.update({f"{name}/{x}": value for x, value in pairs if x not in of_step or value == value})
         return flat
 
 
