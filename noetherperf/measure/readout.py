@@ -1,6 +1,7 @@
 """Readout: charges, predictions and residuals of every symmetry, from one copy of the measurement.
 
-Free, forced, defect and rounding are derived in docs/theory.md, section 3.
+Free, forced, defect and rounding are derived in docs/theory.md, section 3. Growth, transport and a step's angle are
+derived in docs/theory.md, section 7.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
