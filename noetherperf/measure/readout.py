@@ -4,6 +4,7 @@ Free, forced, defect and rounding are derived in docs/theory.md, section 3. Grow
 derived in docs/theory.md, section 7.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -269,11 +270,12 @@ class Readout(Mapping[str, ChargeReadout]):
         columns = {"charge": np.add.reduceat(charges.charge.numpy(), starts) / (stops - starts)}
         for quantity in ("residual", "rounding", "relative_defect"):
             columns[quantity] = np.maximum.reduceat(getattr(charges, quantity).abs().numpy(), starts)
-        of_step = ("angular_update", "effective_lr")
-        columns |= {x: medians(getattr(charges, x).numpy(), starts, stops) for x in of_step}
-        for name, *values in zip(logged(list(self)), *(column.tolist() for column in columns.values()), strict=True):
-            pairs = zip(columns, values, strict=True)
-            flat.update({f"{name}/{x}": value for x, value in pairs if x not in of_step or value == value})
+        names = logged(list(self))
+        for name, *values in zip(names, *(column.tolist() for column in columns.values()), strict=True):
+            flat.update(zip((f"{name}/{quantity}" for quantity in columns), values, strict=True))
+        for quantity in ("angular_update", "effective_lr"):
+            of_step = medians(getattr(charges, quantity).numpy(), starts, stops).tolist()
+            flat.update({f"{name}/{quantity}": x for name, x in zip(names, of_step, strict=True) if not math.isnan(x)})
         return flat
 
 
