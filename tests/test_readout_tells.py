@@ -2,7 +2,8 @@
 
 import copy
 import math
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -203,6 +204,81 @@ def test_copies_know_the_last_step_and_checkpoints_the_next() -> None:
     assert_turned(optimizer.readout(), before, values(model))
     optimizer.reset_measurement()
     assert optimizer.readout()["one part"].relative_update.isnan().all()
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host reads neither learning rates that are tensors nor a scaler's flag, and a device would."""
+
+    def device_lr(group: Mapping[str, Any]) -> Tensor | None:
+        return group["lr"] if isinstance(group["lr"], Tensor) else None
+
+    monkeypatch.setattr("noetherperf.optim.meters.Meter.is_host", False)
+    monkeypatch.setattr("noetherperf.optim.options.device_lr", device_lr)
+    monkeypatch.setattr("noetherperf.rules.sgd.device_lr", device_lr)
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_a_learning_rate_on_a_device_is_the_last_steps() -> None:
+    """A schedule writes it in place after the step."""
+    model, lr = net(), torch.tensor(0.1, dtype=torch.float64)
+    optimizer = nperf.SGD(model.named_parameters(), lr=lr, momentum=0.9, symmetries=SYMMETRIES, backend="reference")
+    for step in range(3):
+        draw_gradients(model, step)
+        before = values(model)
+        optimizer.step()
+        lr.mul_(0.5)
+        assert_turned(optimizer.readout(), before, values(model))
+        law = optimizer.readout()["one part"]
+        torch.testing.assert_close(law.effective_lr, 0.1 * 0.5**step / law.charge)
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize("schedule", [False, True], ids=["constant", "schedule"])
+def test_where_a_device_has_skipped_the_last_step(schedule: bool) -> None:
+    """With the same options as before, the last step made is known; with others it is not, until the next one."""
+    model = net()
+    optimizer = nperf.SGD(
+        model.named_parameters(), lr=0.1, momentum=0.9, fused=True, symmetries=SYMMETRIES, backend="reference"
+    )
+    scaler: Any = optimizer  # torch.amp.GradScaler sets these
+    scaler.grad_scale, turned = None, torch.empty(0)
+    for step, skipped in enumerate((False, False, True, True, False)):
+        draw_gradients(model, step)
+        before = values(model)
+        scaler.found_inf = torch.tensor(float(skipped))
+        optimizer.step()
+        readout, known = optimizer.readout(), turned
+        turned = readout["one part"].angular_update
+        if not skipped:
+            assert_turned(readout, before, values(model))
+        elif schedule:
+            assert turned.isnan().all()
+        else:
+            assert torch.equal(turned, known)
+        optimizer.param_groups[0]["lr"] *= 0.5 if schedule else 1.0
+    assert optimizer.step_count == 3
+
+
+def test_scalars_are_medians_and_leave_out_what_is_not_known() -> None:
+    model = net()
+    optimizer = nperf.SGD(model.named_parameters(), lr=0.1, symmetries=SYMMETRIES)
+    assert not any("update" in name or "effective" in name for name in optimizer.readout().scalars())
+    with torch.no_grad():
+        dict(model.named_parameters())["0.weight"][:2] = 0.0
+    draw_gradients(model, 0)
+    optimizer.step()
+    readout = optimizer.readout()
+    scalars = readout.scalars()
+    for name, law in readout.items():
+        for quantity in ("angular_update", "effective_lr"):
+            known = [x for x in getattr(law, quantity).tolist() if not math.isnan(x)]
+            assert (f"{name}/{quantity}" in scalars) == bool(known)
+            if known:
+                assert scalars[f"{name}/{quantity}"] == pytest.approx(statistics.median(known), rel=1e-14)
+    assert len([x for x in readout["one part"].angular_update if not math.isnan(x)]) == 3
+    assert {"weighted/effective_lr", "rescale/angular_update"} <= scalars.keys()
+    assert not {"rescale/effective_lr", "columns/angular_update"} & scalars.keys()
 
 
 @pytest.mark.parametrize("kind", [AdamW, Adam])

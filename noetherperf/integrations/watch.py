@@ -60,7 +60,8 @@ def unwrap(optimizer: object) -> MeasuredOptimizer | Probe:
         )
     if len(found) > 1:
         raise ValueError(f"optimizer: {type(optimizer).__qualname__} has {len(found)} Probes; use the one you mean")
-    return found[0]
+    only: MeasuredOptimizer | Probe = found[0]
+    return only
 
 
 class Watch:

@@ -1,8 +1,11 @@
-"""Names of symmetries as loggers take them."""
+"""What loggers take: safe names, and one number for all groups of a symmetry."""
 
 import itertools
 import re
 from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 
 def logged(names: Sequence[str]) -> list[str]:
@@ -21,3 +24,17 @@ def _clean(name: str) -> str:
     """A name without characters that loggers refuse, and without the path parts "", "." and ".."."""
     parts = re.sub(r"[^\w\-./: ]", "_", name).split("/")
     return "/".join("_" * max(1, len(part)) if part in ("", ".", "..") else part for part in parts)
+
+
+def medians(values: NDArray[np.float64], starts: NDArray[np.int64], stops: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The median of each run of values, [n runs], without NaN; NaN if there is nothing else.
+
+    Args:
+        values: [n values].
+        starts, stops: Of the runs, which follow each other without gaps and are not empty.
+    """
+    run = np.repeat(np.arange(len(starts)), stops - starts)
+    ordered = values[np.lexsort((values, run))]  # NaN last in each run
+    n = np.add.reduceat(~np.isnan(values), starts, dtype=np.int64)
+    middle: NDArray[np.float64] = 0.5 * (ordered[starts + np.maximum(n - 1, 0) // 2] + ordered[starts + n // 2])
+    return middle

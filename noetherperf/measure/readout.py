@@ -1,8 +1,10 @@
 """Readout: charges, predictions and residuals of every symmetry, from one copy of the measurement.
 
-Free, forced, defect and rounding are derived in docs/theory.md, section 3.
+Free, forced, defect and rounding are derived in docs/theory.md, section 3. Growth, transport and a step's angle are
+derived in docs/theory.md, section 7.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from noetherperf.measure.defect import floored, mean_square, relative_defect
-from noetherperf.measure.logged import logged
+from noetherperf.measure.logged import logged, medians
 from noetherperf.measure.terms import Source, Terms, find_terms
 from noetherperf.measure.turning import LastStep, Moved, angular_update, effective_lr, moved
 from noetherperf.rules.law import X0, Y0, Law
@@ -261,7 +263,8 @@ class Readout(Mapping[str, ChargeReadout]):
         """A few numbers per symmetry for a logger, as a flat dict.
 
         "<name>/charge" is the mean over groups; "<name>/residual", "<name>/rounding" and "<name>/relative_defect" are
-        the largest absolute values over groups. Names are made safe for loggers: characters other than letters, digits,
+        the largest absolute values over groups; "<name>/angular_update" and "<name>/effective_lr" are medians over
+        groups, left out where they are NaN. Names are made safe for loggers: characters other than letters, digits,
         spaces and `_ - . / :` become `_`; if two names become equal, the later one gets the suffix ".2".
         """
         flat: dict[str, float] = {"step": float(self.step), "time": self.time}
@@ -272,8 +275,12 @@ class Readout(Mapping[str, ChargeReadout]):
         columns = {"charge": np.add.reduceat(charges.charge.numpy(), starts) / (stops - starts)}
         for quantity in ("residual", "rounding", "relative_defect"):
             columns[quantity] = np.maximum.reduceat(getattr(charges, quantity).abs().numpy(), starts)
-        for name, *values in zip(logged(list(self)), *(column.tolist() for column in columns.values()), strict=True):
+        names = logged(list(self))
+        for name, *values in zip(names, *(column.tolist() for column in columns.values()), strict=True):
             flat.update(zip((f"{name}/{quantity}" for quantity in columns), values, strict=True))
+        for quantity in ("angular_update", "effective_lr"):
+            of_step = medians(getattr(charges, quantity).numpy(), starts, stops).tolist()
+            flat.update({f"{name}/{quantity}": x for name, x in zip(names, of_step, strict=True) if not math.isnan(x)})
         return flat
 
 

@@ -12,6 +12,8 @@ With A = ⟨θ', Δ⟩ of the whole group, |θ'|² |Δ|² − A² is the squared
 
 which keeps its digits for small angles, as the arc cosine of ⟨θ, θ'⟩/(|θ| |θ'|) would not.
 
+Derived in docs/theory.md, section 7.
+
 Source: Kosson et al. (2023), "Rotational Equilibrium", arXiv:2305.17212, for the quantities; formulas: this project.
 """
 

@@ -25,7 +25,8 @@ class LastOptions:
         lrs: For each group a copy of its learning rate as the step read it, if it is on a device; else None. The user's
             own may have changed since.
         missing: A byte per parameter: had it no gradient?
-        since: Steps made before the first one with these options, as the host counted them.
+        since: Steps before the first with these options and gradients, as the host counted them; a device may have
+            skipped some.
         changed: The parameters that were changed outside step() since.
     """
 
@@ -40,14 +41,13 @@ class LastOptions:
         cls, last: "LastOptions | None", step: int, options: Sequence[Any], on_device: OnDevice, missing: bytes
     ) -> "tuple[LastOptions, list[Call]]":
         """The options after one more step, number `step`, and the calls that copy what is on a device."""
-        is_host = not any(lr is not None for lr in on_device.lrs)
-        if last is not None and is_host and (options is last.options or options == last.options):
-            if missing == last.missing and not last.changed:
+        kept: Sequence[Tensor | None] = []
+        if last is not None:
+            same = options is last.options or (options == last.options and all(lr is None for lr in on_device.lrs))
+            if same and missing == last.missing and not last.changed:
                 return last, []
-            return replace(last, missing=missing, changed=frozenset()), []
-        kept = [] if last is None else last.lrs
-        pairs = list(itertools.zip_longest(on_device.lrs, kept[: len(on_device.lrs)]))
-        lrs = [_place(*pair) for pair in pairs]
+            kept = last.lrs[: len(on_device.lrs)]
+        lrs = list(itertools.starmap(_place, itertools.zip_longest(on_device.lrs, kept)))
         both = zip(lrs, on_device.lrs, strict=True)
         calls: list[Call] = [partial(to.copy_, lr) for to, lr in both if to is not None and lr is not None]
         return cls(options, lrs, missing, step - 1), calls
@@ -73,7 +73,8 @@ class LastOptions:
             rule: The update rule.
             members: The tensors' indices among all parameters.
             group_of: For each parameter the number of its group.
-            step: Steps made; if a device has skipped all steps with these options, their last step is unknown.
+            step: Steps made. If it is not more than `since`, a device has skipped all steps with these options, and
+                the last step that was made is not known.
         """
         if step <= self.since:
             return LastStep([UNKNOWN], [0] * len(members))

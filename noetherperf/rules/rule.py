@@ -187,7 +187,10 @@ class Rule(ABC, Generic[O]):
         return ""
 
     def motion(self, options: O) -> Motion:
-        """How a step with these options moves a group's elements; UNKNOWN where the moments do not tell."""
+        """How a step with these options moves a group's elements; UNKNOWN where the moments do not tell.
+
+        Derived in docs/theory.md, section 7.
+        """
         return UNKNOWN
 
     # ---- as torch has it ---------------------------------------------------------------------------------------------
