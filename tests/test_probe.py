@@ -23,6 +23,8 @@ from noetherperf.integrations import unwrap
 from noetherperf.optim.adam import AdamW
 from noetherperf.optim.known import TABLE
 from noetherperf.optim.probe import probes_of
+from noetherperf.rules.given import GIVEN, GivenOptions
+from noetherperf.rules.law import Law
 
 ROWS, COLUMNS = "0.weight", "2.weight"
 SYMMETRIES = (
@@ -374,6 +376,23 @@ def test_adamw_by_a_plain_loop_and_as_measured_by_adamw() -> None:
             torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10 * scale)
         torch.testing.assert_close(other.flow.total, law.flow.total, rtol=1e-10, atol=0.0)
         torch.testing.assert_close(other.moments["sum_g"], law.moments["sum_g"], rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("lr", [3e-3, 0.0])
+def test_rows_of_numbers_that_are_on_a_device(lr: float) -> None:
+    """Ages and the learning rate may be tensors."""
+    options = GivenOptions(lr, 0.1, 0.9, corrected=True)
+    ages = torch.tensor([0.0, 1.0, 30.0, 1e4])
+    rows = GIVEN.rows(GIVEN.with_lr(options, torch.tensor(lr, dtype=torch.float64)), ages)
+    for age, row in zip(ages.tolist(), rows, strict=True):
+        expected = torch.tensor(GIVEN.row(options, int(age)), dtype=torch.float64)
+        assert expected.isfinite().all()
+        torch.testing.assert_close(row, expected, rtol=1e-13, atol=1e-19)
+
+
+def test_a_step_with_learning_rate_zero_moves_nothing_that_is_carried() -> None:
+    free = GIVEN.steps(GivenOptions(0.0, 0.1, 0.9), 5, (Law.NORM,))[Law.NORM].propagated["free"]
+    assert free == ((1.0, -0.0), (0.0, 0.9))
 
 
 def test_groups_of_other_options_open_a_law() -> None:

@@ -44,7 +44,8 @@ class Probe:
     that has not moved takes no part. Parameters that are changed between steps are noticed by their version counters;
     a change that raises none (p.data) counts as part of the next step's u.
 
-    Not supported: optimizers that step inside backward, without step(); sparse gradients.
+    Not supported: optimizers that step inside backward, without step(); steps that a CUDA graph replays, for hooks do
+    not run there; sparse gradients.
 
     Args:
         optimizer: A torch.optim.Optimizer. If a library wraps it, the one inside.

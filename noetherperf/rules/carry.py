@@ -64,13 +64,13 @@ class Carry(NamedTuple):
     Fields:
         share: a.
         kept: c.
-        next: b, the share of u that the next step carries.
+        next: b; not 1.
         moves: 1; 0 in a step with the learning rate 0, in which w moves no parameter.
     """
 
-    share: float
-    kept: float
-    next: float
+    share: Number
+    kept: Number
+    next: Number
     moves: Number = 1.0
 
 
@@ -97,7 +97,7 @@ def step_of(law: Law, lr: Number, keep: Number, decay: Number, carry: Carry) -> 
     of_pu, of_pu_rest = times((keep, 0.0), -2.0 * lr)
     sq_lr, sq_lr_rest = times((lr, 0.0), lr)
     free = ((sq_keep, of_pu * moves * share), (0.0, keep * kept * share))
-    grown = sq_lr * ((1.0 + next_share) / (1.0 - next_share)) if next_share != 1.0 else math.nan
+    grown = sq_lr * ((1.0 + next_share) / (1.0 - next_share))
     recursions = {
         "budget": Recursion(((lost,),), ((of_pu, sq_lr),), (lost_rest + sq_keep_rest,), (of_pu_rest, sq_lr_rest)),
         "forced": Recursion(free, ((sq_lr,), (-lr * kept,))),

@@ -70,9 +70,9 @@ class GivenOptions:
         """r."""
         return 1.0 - self.lr * self.decay if self.decay != 0.0 else 1.0
 
-    def correction(self, n_steps: int) -> float:
+    def correction(self, n_steps: Number) -> Number:
         """c, the bias correction after so many steps."""
-        return float(1.0 - self.carry**n_steps) if self.corrected else 1.0
+        return 1.0 - self.carry**n_steps if self.corrected else 1.0
 
 
 class Coefficients(NamedTuple):
@@ -152,9 +152,9 @@ class GivenRule(Rule[GivenOptions]):
         return options.reason
 
     def steps(self, options: GivenOptions, age: int, laws: Collection[Law]) -> dict[Law, Step]:
-        kept, after = options.correction(age + 1), options.correction(age + 2)
-        moves = options.moves
-        carry = Carry(options.carry / kept, kept, options.carry * kept / after, moves)
+        kept, after, moves = options.correction(age + 1), options.correction(age + 2), options.moves
+        next_share = options.carry * kept / after if options.carry != 1.0 else math.nan  # all is carried: no flow law
+        carry = Carry(options.carry / kept, kept, next_share, moves)
         return {law: step_of(law, options.unit, options.keep, options.decay * moves, carry) for law in laws}
 
 
