@@ -213,7 +213,7 @@ class MeasuredOptimizer(Optimizer):
             return
         grads, missing = self._gradients()
         admitted = [meter.engine.admit(meter.pick(grads)) for meter in meters]
-        buffers = gather(rule, measuring.parameters, measuring.counts, self.state)
+        buffers = self._buffers()
         measuring.catch_up(meters, buffers)
 
         # All writes, the engines' and the host's, are carried out at once: an interrupt leaves all or none.
@@ -232,6 +232,10 @@ class MeasuredOptimizer(Optimizer):
     def _gather(self) -> Buffers:
         """The buffers in the present state; options are read too, because what buffers carry depends on them."""
         self._measuring.options.read(self.param_groups)
+        return self._buffers()
+
+    def _buffers(self) -> Buffers:
+        """The buffers in the present state."""
         measuring = self._measuring
         return gather(self.rule, measuring.parameters, measuring.counts, self.state)
 

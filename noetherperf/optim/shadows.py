@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from noetherperf.engines import gradient_dtypes
-from noetherperf.optim.distributed import local_buffer
+from noetherperf.optim.buffers import Buffers
+from noetherperf.optim.distributed import local, local_buffer, moved
 from noetherperf.optim.following import Parameters
 from noetherperf.optim.inference import outside_inference
 from noetherperf.optim.known import Knowledge
@@ -112,6 +113,18 @@ class Shadows(MeasuredOptimizer):
         """Follow no more; the measurement stays that of the last step."""
         with self._lock:
             self._looks = False
+
+    def _buffers(self) -> Buffers:
+        """The live parameters, which are the shadows' buffers: of sharded ones always the same objects."""
+        buffers, live = super()._buffers(), self._live
+        if live.sharded:
+            has_moved = moved(live.all, live.here)
+            if has_moved:
+                live.here = list(map(local, live.all))
+            buffers.here = [list(live.here)]
+            if has_moved:
+                self._measuring.know_buffers(buffers)
+        return buffers
 
     # ---- between steps ----------------------------------------------------------------------------------------------
 
