@@ -105,8 +105,15 @@ def values_of(readout: nperf.Readout) -> Values:
         for field, moment in law.moments.items():
             values[f"{name}: {field}"] = moment
         values[f"{name}: rounding"] = law.rounding
+        for field in ("relative_update", "angular_update"):
+            values[f"{name}: {field}"] = getattr(law, field).nan_to_num(-1.0)
         values[f"{name}: closed"] = torch.tensor(law.closed)
     return values
+
+
+def without_step(values: Values) -> Values:
+    """What a checkpoint holds: how its last step was made is known to the optimizer that made it."""
+    return {name: x for name, x in values.items() if "_update" not in name}
 
 
 def difference(a: Values, b: Values, tolerance: float = TOLERANCE) -> str:
@@ -830,7 +837,7 @@ def test_a_checkpoint_goes_on_in_another_world(saving: int, loading: int, tmp_pa
         assert [difference(found[name], amid) for found in saved] == [""] * saving, name
         alone = go_on(name, make_net(N_CHECKPOINT), tmp_path, no_dist=True)
         for at_load, at_end in (*(found[name] for found in loaded), alone):
-            assert difference(at_load, saved[0][name], tolerance=0.0) == "", name
+            assert difference(without_step(at_load), without_step(saved[0][name]), tolerance=0.0) == "", name
             assert difference(at_end, end) == "", name
 
 
