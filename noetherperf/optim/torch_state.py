@@ -125,10 +125,13 @@ def _check_slot(place: str, slot: object, p: Tensor, name: str | None, rule: Rul
     for key, value in slot.items():
         if isinstance(value, Tensor) and value.is_meta and not p.is_meta:
             raise ValueError(f"{whose}: {shown(key)} is on meta and holds no numbers; load the checkpoint to a device")
-    if rule.step_key is not None and slot:
-        _check_count(whose, slot, rule.step_key)
+    steps = 0 if rule.step_key is None or not slot else _count(whose, slot, rule.step_key)
     for key in rule.buffers:
         buffer = slot.get(key)
+        if buffer is None and steps > 0 and key not in rule.late_buffers:
+            raise ValueError(
+                f"{whose}: {key} is missing, but its {rule.step_key!r} counts steps, which have written it"
+            )
         if buffer is None:
             continue
         if not isinstance(buffer, Tensor):
@@ -142,8 +145,8 @@ def _check_slot(place: str, slot: object, p: Tensor, name: str | None, rule: Rul
             )
 
 
-def _check_count(whose: str, slot: Mapping[str, Any], key: str) -> None:
-    """Raise if an entry does not count its parameter's steps."""
+def _count(whose: str, slot: Mapping[str, Any], key: str) -> int:
+    """The steps that an entry counts."""
     if key not in slot:
         raise ValueError(f"{whose}: {key!r} is missing; it counts the steps, and bias corrections need it")
     count = slot[key]
@@ -153,3 +156,4 @@ def _check_count(whose: str, slot: Mapping[str, Any], key: str) -> None:
         count = count.item()
     if not isinstance(count, Real) or not float(count).is_integer() or count < 0:
         raise ValueError(f"{whose}: {key} must be a whole number of steps, got {shown(count)}")
+    return int(count)
