@@ -521,9 +521,10 @@ def test_a_count_that_early_versions_of_torch_saved_as_a_number() -> None:
         (lambda slot: slot.update(step=torch.tensor(float("nan"))), "step must be a whole number of steps, got nan"),
         (lambda slot: slot.update(step=torch.ones(2)), "step must be a number, got torch.float32 of 2"),
         (lambda slot: slot.update(step="3"), "step must be a whole number of steps, got '3'"),
+        (lambda slot: slot.update(step=10**400), "step must be a whole number of steps, got"),
         (lambda slot: slot.pop("exp_avg_sq"), "exp_avg_sq is missing, but its 'step' counts steps"),
     ],
-    ids=["missing", "fraction", "negative", "nan", "vector", "text", "without a moment"],
+    ids=["missing", "fraction", "negative", "nan", "vector", "text", "huge", "without a moment"],
 )
 def test_a_damaged_count_is_refused(damage: Callable[[dict[str, Any]], object], says: str) -> None:
     (net,) = nets(1)

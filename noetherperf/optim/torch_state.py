@@ -3,7 +3,9 @@
 {"state": {parameter's number: {name: tensor}}, "param_groups": [options of each]}
 """
 
+import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from numbers import Real
 from typing import Any
 
@@ -154,6 +156,10 @@ def _count(whose: str, slot: Mapping[str, Any], key: str) -> int:
         if count.numel() != 1 or count.layout != torch.strided or count.is_complex() or count.is_meta:
             raise ValueError(f"{whose}: {key} must be a number, got {kind_of(count)} of {count.numel()}")
         count = count.item()
-    if not isinstance(count, Real) or not float(count).is_integer() or count < 0:
+    steps = math.nan
+    if isinstance(count, Real):
+        with suppress(OverflowError):
+            steps = float(count)
+    if not steps.is_integer() or steps < 0:
         raise ValueError(f"{whose}: {key} must be a whole number of steps, got {shown(count)}")
-    return int(count)
+    return int(steps)
