@@ -191,7 +191,7 @@ def test_variants_sum_and_write_what_the_rule_says(options: Hyper, has_buffer: b
 
 not_interpreted = pytest.mark.skipif(INTERPRETED, reason="kernels cannot be compiled beside the interpreter")
 
-POINTERS = {"given_ages": "*u8", "ages": "*u8", "chosen": "*i32"} | dict.fromkeys(
+POINTERS = {"first": "*i32", "given_ages": "*u8", "ages": "*u8", "chosen": "*i32"} | dict.fromkeys(
     ["rows", "workspace", "moments", "translations", "norms", "propagators", "clock"], "*fp64"
 )
 TABLES = ["tensors", "dims", "views", "tiles", "spans", "scalars", "groups", "addresses"]

@@ -8,6 +8,11 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
+from noetherperf.engines.tiling import DIM
+
+#: Words of a row of the table of dims: its size, then the strides of parameter, gradient and buffers.
+N_DIM_WORDS = tl.constexpr(DIM.itemsize // 8)
+
 
 class Tensor(NamedTuple):
     n_rows: tl.tensor
