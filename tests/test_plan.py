@@ -14,6 +14,7 @@ from noetherperf.engines.backends import BACKENDS
 from noetherperf.engines.tiling import CPU, CUDA, TRITON, Tables, Tiling, make_tables
 from noetherperf.measure.plan import make_plan
 from noetherperf.rules.adam import ADAM
+from noetherperf.rules.given import GIVEN
 from noetherperf.rules.law import Law
 from noetherperf.rules.moments import COMMON, Moment
 from noetherperf.rules.rule import Rule
@@ -30,7 +31,7 @@ def test_tables_mirror_the_structs(name: str) -> None:
     assert {field: (offset, kind.itemsize) for field, (kind, offset, *_) in dtype.fields.items()} == layout
 
 
-@pytest.mark.parametrize("rule", [SGD, ADAM], ids=lambda rule: rule.name)
+@pytest.mark.parametrize("rule", [SGD, ADAM, GIVEN], ids=lambda rule: rule.name)
 def test_compiled_rules_mirror_the_rules(rule: Rule[Any]) -> None:
     compiled = _cpu.rules()[rule.name]
     assert list(rule.moment_rows) == compiled["moments"]
