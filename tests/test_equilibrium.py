@@ -1,4 +1,4 @@
-"""Rotational equilibrium: random walks by the rules themselves have the norms, angles and times that theory predicts."""
+"""Rotational equilibrium: random walks by the rules themselves have the predicted norms, angles and times."""
 
 import itertools
 import math
@@ -11,11 +11,16 @@ from torch import Tensor
 
 from noetherperf import theory
 from noetherperf.rules.adam import ADAM, AdamOptions
+from noetherperf.rules.rule import Buffers
 from noetherperf.rules.sgd import SGD
 from noetherperf.theory import Hyper, RotationalEquilibrium
 
 N = 10_000  # elements: |θ|² of a single walk fluctuates by a few times 1/√N
 Walk = Iterator[tuple[Tensor, Tensor]]  # θ after each step, and its update without decoupled decay
+
+
+def zeros(n: int) -> Buffers:
+    return tuple(torch.zeros(N, dtype=torch.float64) for _ in range(n))
 
 
 def normal(generator: torch.Generator) -> Tensor:
@@ -25,11 +30,13 @@ def normal(generator: torch.Generator) -> Tensor:
 def tangent(theta: Tensor, generator: torch.Generator) -> Tensor:
     """A gradient of a scale-invariant loss: orthogonal to θ, |g| = 1/|θ| on average."""
     g = normal(generator) / math.sqrt(N)
-    return (g - (g @ theta) / (theta @ theta) * theta) / theta.norm()
+    tangential: Tensor = g - (g @ theta) / (theta @ theta) * theta
+    tangential /= theta.norm()
+    return tangential
 
 
 def sgd(hyper: Hyper, start: Tensor, generator: torch.Generator) -> Walk:
-    theta, buffers = start, (torch.zeros(N, dtype=torch.float64),)
+    theta, buffers = start, zeros(1)
     for k in itertools.count():
         theta, buffers, u = SGD.update(theta, tangent(theta, generator), buffers, hyper.coefficients(age=min(k, 1)))
         yield theta, u
@@ -44,8 +51,7 @@ def sgd_decoupled(hyper: Hyper, start: Tensor, generator: torch.Generator) -> Wa
 
 
 def adamw(options: AdamOptions, start: Tensor, generator: torch.Generator) -> Walk:
-    theta = start
-    buffers = (torch.zeros(N, dtype=torch.float64), torch.zeros(N, dtype=torch.float64), None)
+    theta, buffers = start, (*zeros(2), None)
     sizes = torch.linspace(0.1, 10.0, N, dtype=torch.float64)  # Adam divides them out
     for k in itertools.count():
         theta, buffers, u = ADAM.update(theta, sizes * normal(generator), buffers, ADAM.coefficients_of(options, k))
