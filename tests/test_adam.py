@@ -62,6 +62,12 @@ def assert_closed_budget(readout: nperf.Readout) -> None:
         assert (law.rounding.abs() <= 1e-11 * terms).all(), law.name
 
 
+def splits(*laws: nperf.ChargeReadout) -> tuple[list[Tensor], list[Tensor]]:
+    """Growth and transport of each."""
+    growth, transport = [law.growth for law in laws], [law.transport for law in laws]
+    return [x for x in growth if x is not None], [x for x in transport if x is not None]
+
+
 # ---- the step is torch's ---------------------------------------------------------------------------------------------
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -162,6 +168,7 @@ class Loop:
         self.free, self.forced, self.flow = x_norm.clone(), zero.clone(), x_norm.clone()
         self.budget, self.budget_sum = x_norm.clone(), x_sum.clone()
         self.free_sum = x_sum.clone()
+        self.growth, self.transport, self.transport_sum = zero.clone(), zero.clone(), torch.zeros_like(x_sum)
         # ⟨θ, m/D⟩ and ⟨m/D, 1⟩; times β₁/c_{k+1} the w of the first step
         self.carried, self.carried_sum = carried or (zero.clone(), torch.zeros_like(x_sum))
         self.after: tuple[Tensor, Tensor, Tensor] | None = None  # r w − η q of free and forced, and w of the sum
@@ -181,6 +188,9 @@ class Loop:
         self.free_sum = r * self.free_sum - lr * w_sum
         self.budget = r * r * self.budget - 2.0 * lr * r * dot + lr * lr * q
         self.budget_sum = r * self.budget_sum - lr * total
+        self.growth = r * r * self.growth + lr * lr * q
+        self.transport = r * r * self.transport - 2.0 * lr * r * dot
+        self.transport_sum = r * self.transport_sum - lr * total
         b_next = beta * (1.0 - beta**k) / (1.0 - beta ** (k + 1))
         self.flow = math.exp(-2.0 * lr * decay) * self.flow + lr * lr * q * (1.0 + b_next) / (1.0 - b_next)
         self.after, self.last_beta = (r * w_free, r * w_forced - lr * q, w_sum), beta
@@ -219,6 +229,10 @@ def assert_laws(readout: nperf.Readout, loop: Loop) -> None:
         (columns.discrete.free, loop.free_sum),
         (columns.discrete.budget, loop.budget_sum),
         (columns.discrete.defect, loop.budget_sum - loop.free_sum),
+        (rows.growth, loop.growth),
+        (rows.transport, loop.transport),
+        (columns.growth, torch.zeros_like(loop.free_sum)),
+        (columns.transport, loop.transport_sum),
     ):
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
     assert_closed_budget(readout)
@@ -306,6 +320,9 @@ def test_changes_between_steps_are_defect() -> None:
     assert after.reason.startswith("0.weight was changed outside step() after step 10")
     torch.testing.assert_close(after.discrete.defect - before.discrete.defect, after.charge - before.charge)
     assert torch.equal(after.discrete.forced, before.discrete.forced)
+    assert torch.equal(*splits(before, after)[0])
+    old, new = splits(before, after)[1]
+    torch.testing.assert_close(new - old, after.charge - before.charge)
     optimizer.state[net[2].weight]["exp_avg"].mul_(2.0)  # type: ignore[index]
     run(net, optimizer, range(10, 20))
     assert "the momentum buffer of 2.weight was changed" in optimizer.readout()["columns"].reason

@@ -14,7 +14,8 @@ from noetherperf.common.untrusted import shown
 from noetherperf.engines import carry_out
 from noetherperf.engines.backends import why_reference
 from noetherperf.measure.plan import Measurement
-from noetherperf.measure.readout import Readout, Source, read
+from noetherperf.measure.readout import Readout, read
+from noetherperf.measure.terms import Source
 from noetherperf.optim import checkpoint
 from noetherperf.optim.buffers import Buffers, gather, new_count
 from noetherperf.optim.distributed import local
@@ -282,11 +283,14 @@ class MeasuredOptimizer(Optimizer):
         """
         copies = self._copy(begin=True)
         wholes = self._whole(copies)
-        sources = [Source(ranks.whole, x.cpu()) for ranks, x in zip(copies.ranks, wholes, strict=True)]
-        step, time = sources[copies.home].measurement.clock[:2].tolist()
+        here = [whole.cpu() for whole in wholes]
+        step, time = here[copies.home].clock[:2].tolist()
         if step != copies.step:  # a device has skipped steps
             with self._lock:
                 self._measuring.correct(copies, int(step))
+        last = copies.last_steps(self.rule, int(step))
+        plans = [ranks.whole for ranks in copies.ranks]
+        sources = list(map(Source, plans, here, last))
         return read(self.symmetries, sources, copies.openness.reasons, int(step), time)
 
     # ---- checkpoints ------------------------------------------------------------------------------------------------

@@ -29,6 +29,15 @@ y has neither the next step's β₁ nor its c in it, so that β₁ may follow a 
 not one number in the group and changes from step to step, and what breaks the symmetry. Coupled decay goes through the
 preconditioner, and is in the defect too.
 
+A split that assumes nothing of u: with R the product of all r (of all r², for a norm),
+
+    charge = R x₀ + growth + transport + rounding
+
+    growth      r² growth + η² |u|²                         of a norm; a translation has none
+    transport   r² transport − 2ηr ⟨p, u⟩, or r transport − η ⟨u, 1⟩: the rest of the budget
+
+R is the first entry of the product of `free`'s matrices, since they are upper triangular.
+
 Flow law, the overdamped limit, with b = β₁ (1 − β₁^{k+1})/(1 − β₁^{k+2}), the share that the next step carries over:
 
     norm          x' = e^{−2λη} x + η² |u|² (1 + b)/(1 − b)
@@ -49,6 +58,7 @@ from torch import Tensor
 from noetherperf.rules.arithmetic import Number, exp, times, two_sum
 from noetherperf.rules.law import Component, Law, Recursion, Shape, Step
 from noetherperf.rules.moments import COMMON, Operand, Pair
+from noetherperf.rules.motion import Motion, decoupled
 from noetherperf.rules.rule import Buffers, Rule, device_lr
 
 
@@ -163,6 +173,7 @@ class AdamRule(Rule[AdamOptions]):
     step_key = "step"
     coefficients = Coefficients._fields
     moments = (*COMMON, DOT_PU, SUM_U)
+    lr_degree = 1
     idle: ClassVar[Mapping[int, int]] = {}
     laws: ClassVar[Mapping[Law, Shape]] = {
         Law.TRANSLATION: Shape((Component("budget", 1, ("sum_u",), compensated=True, starts=True, jumps=True),)),
@@ -170,6 +181,7 @@ class AdamRule(Rule[AdamOptions]):
             (
                 Component("budget", 1, ("dot_pu", "sq_u"), compensated=True, starts=True, jumps=True),
                 Component("forced", 2, ("sq_u",)),
+                Component("growth", 1, ("sq_u",)),
                 Component("flow", 1, ("sq_u",)),
             )
         ),
@@ -243,6 +255,9 @@ class AdamRule(Rule[AdamOptions]):
         denominator = scale.to(dtype).sqrt() / options.sq_correction(age) ** 0.5 + options.eps
         return torch.where(mean == 0.0, 0.0, mean.to(dtype) / denominator)  # an element that never had a gradient
 
+    def motion(self, options: AdamOptions) -> Motion:
+        return decoupled(options.keep, options.lr)
+
     def steps(self, options: AdamOptions, age: int, laws: Collection[Law]) -> dict[Law, Step]:
         return {law: _step(law, options, age) for law in laws}
 
@@ -270,6 +285,7 @@ def _step(law: Law, options: AdamOptions, age: int) -> Step:
     recursions = {
         "budget": Recursion(((lost,),), ((of_pu, sq_lr),), (lost_rest + sq_keep_rest,), (of_pu_rest, sq_lr_rest)),
         "forced": Recursion(free, ((sq_lr,), (-lr * correction,))),
+        "growth": Recursion(((sq_keep,),), ((sq_lr,),)),
         "flow": Recursion(((flow_free,),), ((sq_lr * ((1.0 + next_share) / (1.0 - next_share)),),)),
     }
     return Step({"free": free, "flow_free": flow}, recursions)

@@ -18,6 +18,7 @@ from torch import Tensor
 from noetherperf.rules.arithmetic import Number
 from noetherperf.rules.law import Law, Shape, Step
 from noetherperf.rules.moments import COMMON, Pair
+from noetherperf.rules.motion import UNKNOWN, Motion
 
 
 class Options(Protocol):
@@ -61,6 +62,8 @@ class Rule(ABC, Generic[O]):
         coefficients: Names of the update's coefficients.
         moments: The sums of a step, the common ones first.
         laws: The shape of each law.
+        lr_degree: The k of an effective learning rate η/|θ|^k: 1 + the power of 1/|θ| with which the update of
+            parameters falls whose scale the loss does not feel; None if it is not known.
         idle: For some variants, the variant that replaces it for a tensor with views and idle buffers, which the step
             does not write, but sums in its moments.
     """
@@ -76,6 +79,7 @@ class Rule(ABC, Generic[O]):
     coefficients: ClassVar[tuple[str, ...]]
     moments: ClassVar[tuple[Pair, ...]]
     laws: ClassVar[Mapping[Law, Shape]]
+    lr_degree: ClassVar[int | None] = None
     idle: ClassVar[Mapping[int, int]]
 
     @abstractmethod
@@ -153,6 +157,13 @@ class Rule(ABC, Generic[O]):
             A tensor like the parameter; None if nothing is carried.
         """
         return buffers[0] if buffers else None
+
+    def motion(self, options: O) -> Motion:
+        """How a step with these options moves a group's elements; UNKNOWN where the moments do not tell.
+
+        Derived in docs/theory.md, section 7.
+        """
+        return UNKNOWN
 
     # ---- as torch has it ---------------------------------------------------------------------------------------------
 
