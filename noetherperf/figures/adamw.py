@@ -9,7 +9,6 @@ from torch import nn
 
 from noetherperf.figures.claims import Claim, Data
 from noetherperf.figures.runs import Run, series, train
-from noetherperf.measure.readout import ChargeReadout
 from noetherperf.optim.adam import AdamW
 from noetherperf.optim.measured import MeasuredOptimizer
 from noetherperf.optim.sgd import SGD
@@ -26,18 +25,22 @@ def compute(quick: bool) -> Data:
     """Charges of one network, trained by SGD and by AdamW from the same start, in float64 with exact symmetries.
 
     Arrays, for each rule: /steps [n rows]; /accuracy, /lr, /weight_decay. And for each kind, of one layer, [n rows, n]:
-    /<kind>/charge; /<kind>/law, free + forced; /<kind>/defect; /<kind>/identity_error, what rounding lost, over the
-    largest initial |charge|.
+    /<kind>/charge; /<kind>/law, free + forced; /<kind>/missed, |charge − law| over |charge − initial|, the share of a
+    change that the law misses, NaN in row 0; /<kind>/defect; /<kind>/identity_error, what rounding lost, over the
+    largest initial |charge|. SGD's law misses what rounding lost and nothing else.
     """
     data: dict[str, NDArray[Any]] = {}
     for rule in RULES:
         run, lr, decay = _run(rule, quick)
         arrays: dict[str, Any] = {"steps": run.steps, "accuracy": run.accuracy, "lr": lr, "weight_decay": decay}
         for kind, name in LAYERS.items():
-            charge = series(run, name, lambda law: law.charge)
+            charge, law = (series(run, name, read) for read in (lambda law: law.charge, lambda law: law.discrete.total))
+            with np.errstate(invalid="ignore"):
+                missed = np.abs(charge - law) / np.abs(charge - charge[0])
             arrays |= {
                 f"{kind}/charge": charge,
-                f"{kind}/law": series(run, name, lambda law: law.discrete.total),
+                f"{kind}/law": law,
+                f"{kind}/missed": missed,
                 f"{kind}/defect": series(run, name, lambda law: law.discrete.defect),
                 f"{kind}/identity_error": series(run, name, lambda law: law.rounding) / np.abs(charge[0]).max(),
             }
@@ -63,23 +66,13 @@ def _run(rule: str, quick: bool) -> tuple[Run, float, float]:
     return train(model, optimizer, digits.load(dtype=torch.float64), n_steps, batch, every=5), lr, decay
 
 
-def missed(data: Data, rule: str, kind: str) -> NDArray[np.float64]:
-    """|charge − law| over |charge − initial| of each group, the share of a change that the law misses, [n rows − 1, n].
-
-    SGD's law misses what rounding lost and nothing else.
-    """
-    charge, law = data[f"{rule}/{kind}/charge"], data[f"{rule}/{kind}/law"]
-    share: NDArray[np.float64] = np.abs(charge - law)[1:] / np.abs(charge - charge[0])[1:]
-    return share
-
-
 def claims(data: Data) -> list[Claim]:
     """SGD keeps all laws to rounding. AdamW keeps the norm of a normalised layer approximately, and no other."""
     found = []
     for kind in LAYERS:
-        worst = float(np.median(missed(data, "SGD", kind)[-1]))
+        worst = float(np.median(data[f"SGD/{kind}/missed"][-1]))
         found.append(Claim(f"SGD, {kind}: share of a change that the law misses, median group", worst, high=1e-9))
-    at_end = {kind: missed(data, "AdamW", kind)[-1] for kind in LAYERS}
+    at_end = {kind: data[f"AdamW/{kind}/missed"][-1] for kind in LAYERS}
     change = data["AdamW/scale/charge"][-1] - data["AdamW/scale/charge"][0]
     layer = abs(float(data["AdamW/scale/defect"][-1].sum() / change.sum()))
     median, most = np.quantile(at_end["scale"], (0.5, 0.9)).tolist()

@@ -71,7 +71,9 @@ def compute(quick: bool) -> Data:
 
     Arrays, for run 0 to 3: /steps [n rows]; [n rows, n neurons]: /norm, |θ|²; /free and /defect of its law; /angle of
     the row's last step, NaN in row 0; /predicted_norm [n neurons]; scalars /predicted_angle, /relaxation in steps,
-    /accuracy, /rule, /lr, /momentum, /weight_decay. And for AdamW /sq_update [n neurons]: |u|² over that of independent
+    /accuracy, /rule, /lr, /momentum, /weight_decay; and [n neurons], means over the settled rows: /off, by how much
+    |θ|² without what is left of the start is larger than predicted, and /told, the defect's part of it, both relative
+    to the predicted. And for AdamW /sq_update [n neurons]: |u|² over that of independent
     gradients, n(1−β₁)/(1+β₁).
     """
     data: dict[str, NDArray[Any]] = {}
@@ -90,6 +92,9 @@ def compute(quick: bool) -> Data:
             "weight_decay": setting.weight_decay,
             **_predicted(setting, run, n_elements),
         }
+        norm, free, defect = (settled(arrays[name]) for name in ("norm", "free", "defect"))
+        arrays["off"] = (norm - free) / arrays["predicted_norm"] - 1.0
+        arrays["told"] = defect / arrays["predicted_norm"]
         data |= {f"{index}/{name}": np.asarray(array) for name, array in arrays.items()}
     return data
 
@@ -116,12 +121,12 @@ def _run(setting: Setting, quick: bool) -> tuple[Run, int]:
     n_elements = weight[0].numel()
     if setting.spread is not None:  # the network computes the same with any of these norms
         with torch.no_grad():
-            weight /= weight.square().sum((1, 2, 3), keepdim=True).sqrt()
-            if setting.make is AdamW:
-                weight *= setting.adamw(n_elements).sq_norm ** 0.5
+            weight.div_(weight.square().sum((1, 2, 3), keepdim=True).sqrt())
+            weight.mul_(setting.adamw(n_elements).sq_norm ** 0.5 if setting.make is AdamW else 1.0)
             weight[::2] *= setting.spread**0.5
             weight[1::2] /= setting.spread**0.5
-    n_steps, batch, every = (setting.n_steps, 8, 2) if quick else (2 * setting.n_steps, 16, 4)
+    batch, every = (8, 2) if quick else (16, 4)
+    n_steps = setting.n_steps if quick or setting.spread is None else 2 * setting.n_steps
     data = digits.load(dtype=torch.float64)
     return train(model, setting.optimizer(model), data, n_steps, batch, every=every), n_elements
 
@@ -177,23 +182,18 @@ def claims(data: Data) -> list[Claim]:
         name = f"{get['rule']} η {get['lr']:g}, β {get['momentum']:g}, λ {get['weight_decay']:g}"
         norm, angle = (float(np.median(ratio)) for ratio in ratios(data, index))
         if index == LATE:
-            rest = settled(data[f"{index}/norm"] - data[f"{index}/free"]) / data[f"{index}/predicted_norm"]
+            rest = 1.0 + data[f"{index}/off"]
             found.append(Claim(f"{name}: |θ|² over predicted, median neuron, too early", norm, low=1.1))
             found.append(Claim(f"{name}: the same without what is left of the start", float(np.median(rest)), 0.9, 1.1))
             continue
         found.append(Claim(f"{name}: |θ|² over predicted, median neuron", norm, 0.9, 1.1))
         found.append(Claim(f"{name}: angle over predicted, median neuron", angle, 0.9, 1.1))
-    off, told = deviations(data)
-    found.append(Claim("AdamW: correlation of what |θ|² is off with the measured defect", float(np.corrcoef(off, told)[0, 1]), low=0.5))
+    off, told = (np.concatenate([data[f"{index}/{name}"] for index in range(1, 4)]) for name in ("off", "told"))
+    found.append(
+        Claim(
+            "AdamW: correlation of what |θ|² is off with the measured defect",
+            float(np.corrcoef(off, told)[0, 1]),
+            low=0.5,
+        )
+    )
     return found
-
-
-def deviations(data: Data) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Of every neuron of AdamW: |θ|²/predicted − 1 without what is left of the start, and the defect's part of it."""
-    pairs = []
-    for index in range(1, len(SETTINGS)):
-        norm, free, defect = (settled(data[f"{index}/{name}"]) for name in ("norm", "free", "defect"))
-        predicted = data[f"{index}/predicted_norm"]
-        pairs.append(((norm - free) / predicted - 1.0, defect / predicted))
-    off, told = (np.concatenate(column) for column in zip(*pairs, strict=True))
-    return off, told
