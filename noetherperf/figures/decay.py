@@ -28,8 +28,8 @@ def compute(quick: bool) -> Data:
     """Norms of five weights under AdamW: first η and λ constant; then η falls as a cosine, with λ constant or λ ∝ η.
 
     Arrays: layers [5], names; normalised [5]; share [5], of what decay takes in the end of the first part, the share
-    that the law does not give back. For each schedule ("constant", "proportional"): /steps [n rows]; /norm [n rows, 5]; /accuracy.
-    Scalars lr, lowest, weight_decay.
+    that the law does not give back. For each schedule ("constant", "proportional"): /steps [n rows]; /norm
+    [n rows, 5]; /accuracy. Scalars lr, lowest, weight_decay.
     """
     torch.manual_seed(0)
     model, _ = digits_network(*((4, 16) if quick else (16, 64)))

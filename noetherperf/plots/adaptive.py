@@ -43,7 +43,7 @@ SCHEDULES = {
     "constant": (r"constant $\lambda$: decay $\propto\eta$ (torch)", RED),
     "proportional": (r"$\lambda\propto\eta$: decay $\propto\eta^2$", BLUE),
 }
-DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)))
+DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)))
 
 
 @styled
@@ -78,21 +78,17 @@ def _charges(axes: Axes, data: Data, rule: str, kind: str) -> None:
     label_steps(axes)
 
 
-def _share(data: Data, rule: str, kind: str) -> NDArray[np.float64]:
-    charge, law = data[f"{rule}/{kind}/charge"], data[f"{rule}/{kind}/law"]
-    share: NDArray[np.float64] = np.abs(charge - law)[1:] / np.abs(charge - charge[0])[1:]
-    return share
-
-
 def _missed(axes: Axes, data: Data) -> None:
     for rule in ("SGD", "AdamW"):
         for kind, look in KIND_LINES.items():
-            axes.plot(data[f"{rule}/steps"][1:], np.median(_share(data, rule, kind), axis=1), linewidth=1.1, **look)
+            axes.plot(
+                data[f"{rule}/steps"][1:], np.median(data[f"{rule}/{kind}/missed"][1:], axis=1), linewidth=1.1, **look
+            )
     axes.set_yscale("log")
     axes.set_ylim(1e-17, 1e2)
-    axes.set_title("share missed by the law")
+    axes.set_title("missed by the law")
     axes.set_ylabel("|charge − law| / |change|")
-    for rule, height in (("AdamW", 0.75), ("SGD", 0.42)):
+    for rule, height in (("AdamW", 0.72), ("SGD", 0.28)):
         axes.text(0.97, height, f"{rule}, medians", transform=axes.transAxes, ha="right", color="0.25", fontsize=7)
     label_steps(axes)
 
@@ -100,7 +96,7 @@ def _missed(axes: Axes, data: Data) -> None:
 def _units(axes: Axes, data: Data) -> None:
     """The distribution of the share over groups, at the end."""
     for kind, look in KIND_LINES.items():
-        share = np.sort(_share(data, "AdamW", kind)[-1])
+        share = np.sort(data[f"AdamW/{kind}/missed"][-1])
         axes.step(share, np.arange(1, len(share) + 1) / len(share), where="post", linewidth=1.3, **look)
     axes.set_xscale("log")
     axes.set_xlim(3e-3, 10.0)
@@ -113,8 +109,7 @@ def _units(axes: Axes, data: Data) -> None:
 def equilibrium(data: Data) -> Figure:
     """Norms of all neurons over the predicted ones (top); angles, a start that is not forgotten, and the defect."""
     figure = Figure(figsize=(WIDTH, 4.8), layout="constrained")
-    above, below = figure.subfigures(2, 1)
-    above.get_layout_engine()
+    above, below = figure.subfigures(2, 1, squeeze=False).flat
     for index, axes in enumerate(above.subplots(1, 4, sharey=True)):
         _norms(axes, data, index)
         if not index:
@@ -147,16 +142,23 @@ def _angles(axes: Axes, data: Data) -> None:
     for index, color in enumerate(RULE_COLORS):
         steps, angle = data[f"{index}/steps"][1:], data[f"{index}/angle"][1:]
         smooth = np.stack([_running_rms(column) for column in angle.T], 1)
-        share = steps / steps[-1]
-        axes.plot(share, np.median(smooth, 1), color=color, linewidth=1.3)
-        axes.axhline(data[f"{index}/predicted_angle"], **FLOW, zorder=5)
         rule, beta = str(data[f"{index}/rule"]), float(data[f"{index}/momentum"])
-        axes.annotate(f"{rule} {beta:g}", (0.99, float(data[f"{index}/predicted_angle"])), xytext=(0, 3),
-                      textcoords="offset points", ha="right", fontsize=6.5, color=color)  # fmt: skip
-    axes.set_yscale("log")
+        axes.plot(steps / steps[-1], np.median(smooth, 1), color=color, linewidth=1.3, label=f"{rule} {beta:g}")
+        axes.axhline(float(data[f"{index}/predicted_angle"]), **FLOW, zorder=5)
+    _log_ticks(axes, [0.002, 0.005, 0.01, 0.02, 0.05])
+    axes.set_ylim(1.5e-3, 0.5)
+    axes.legend(loc="upper center", ncols=2, fontsize=6.5, columnspacing=1.0)
     axes.set_title(f"angle of a step, median neuron\nrms of {AVERAGED} rows")
     axes.set_ylabel("rad per step")
     axes.set_xlabel("share of the run")
+
+
+def _log_ticks(axes: Axes, ticks: list[float]) -> None:
+    """A logarithmic y-axis with plain numbers at these values."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(FixedLocator(ticks))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def _late(axes: Axes, data: Data) -> None:
@@ -168,7 +170,7 @@ def _late(axes: Axes, data: Data) -> None:
     axes.plot(steps, defect, color=RED, linewidth=1.0, label="defect")
     axes.axhline(1.0, **FLOW, zorder=5)
     axes.set_ylim(-0.3, 4.0)
-    axes.set_title(f"AdamW, η = {data['3/lr']:g}: from usual weights\nequilibrium takes its time")
+    axes.set_title("AdamW 0.95, usual start,\nwhich is not forgotten yet")
     axes.set_ylabel(r"layer mean of $|\theta|^2$ / predicted")
     axes.legend(loc="upper right", fontsize=6.5)
     label_steps(axes)
@@ -177,10 +179,7 @@ def _late(axes: Axes, data: Data) -> None:
 def _off(axes: Axes, data: Data) -> None:
     drawn = []
     for index in range(1, 4):
-        late = slice(round(0.6 * len(data[f"{index}/steps"])), None)
-        norm, free, defect = (data[f"{index}/{name}"][late].mean(0) for name in ("norm", "free", "defect"))
-        predicted = data[f"{index}/predicted_norm"]
-        told, off = 100.0 * defect / predicted, 100.0 * ((norm - free) / predicted - 1.0)
+        told, off = (100.0 * data[f"{index}/{name}"] for name in ("told", "off"))
         axes.scatter(
             told, off, s=9, color=RULE_COLORS[index], linewidths=0, label=f"AdamW {data[f'{index}/momentum']:g}"
         )
@@ -189,7 +188,7 @@ def _off(axes: Axes, data: Data) -> None:
     axes.plot(ends, ends, **FLOW)
     axes.set_title("what is off is the defect\nevery neuron")
     axes.set_xlabel("measured defect / predicted, %")
-    axes.set_ylabel(r"$|\theta|^2$ over predicted, %")
+    axes.set_ylabel(r"$|\theta|^2$ above predicted, %")
     axes.legend(loc="upper left", fontsize=6.5, handletextpad=0.1)
 
 
@@ -203,12 +202,10 @@ def _running_rms(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 @styled
 def decay(data: Data) -> Figure:
-    """Left, what balances decay in each layer; then norms under two schedules of decay, normalised layers and others."""
-    figure = Figure(figsize=(WIDTH, 2.9), layout="constrained")
+    """Left, what balances decay in each layer; then norms under two schedules of it, normalised layers and others."""
+    figure = Figure(figsize=(WIDTH, 3.0), layout="constrained")
     balance, *courses = figure.subplots(1, 3)
-    layers, normalised = data["layers"].tolist(), data["normalised"].astype(bool)
-    late = slice(round(0.6 * len(data["steps"])), None)
-    share = data["defect"][late].mean(0) / (data["norm"] - data["free"])[late].mean(0)
+    layers, normalised, share = data["layers"].tolist(), data["normalised"].astype(bool), data["share"]
     places = np.arange(len(layers))[::-1]
     balance.barh(places, 100.0 * (1.0 - share), color=BLUE, height=0.35, align="edge", label="growth by the law")
     balance.barh(places, 100.0 * share, color=SAND, height=-0.35, align="edge", label="the rest: defect")
@@ -217,25 +214,22 @@ def decay(data: Data) -> Figure:
     balance.set_title("what balances weight decay\nconv1, conv2: normalised")
     balance.set_xlabel("share, %")
     balance.set_ylabel("layer")
-    balance.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), fontsize=7)
-    for axes, chosen, title in zip(
-        courses, (normalised, ~normalised), ("normalised layers", "other layers"), strict=True
-    ):
+    for axes, chosen, title in zip(courses, (normalised, ~normalised), ("normalised", "other"), strict=True):
+        looks = dict(zip(np.flatnonzero(chosen).tolist(), DASHES, strict=False))
         for schedule, (_, color) in SCHEDULES.items():
-            norm = data[f"{schedule}/norm"][:, chosen]
-            for column, name, dashes in zip(norm.T, np.array(layers)[chosen], DASHES, strict=False):
-                axes.plot(data[f"{schedule}/steps"], column / column[0], color=color, linestyle=dashes, linewidth=1.4)
+            norm = data[f"{schedule}/norm"]
+            for layer, dashes in looks.items():
+                curve = norm[:, layer] / norm[0, layer]
+                axes.plot(data[f"{schedule}/steps"], curve, color=color, linestyle=dashes, linewidth=1.4)
         axes.axhline(1.0, **FLOW)
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(FixedLocator([0.2, 0.3, 0.5, 0.7, 1.0, 1.5]))
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_locator(NullLocator())
-        axes.set_title(f"{title}\n$\\eta$ falls to {data['lowest']:.0%}".replace("%", r"%"))
-        axes.set_ylabel(r"$|\theta|^2$ / that before")
-        handles = [Line2D([], [], color="0.3", linestyle=dashes, label=name)
-                   for name, dashes in zip(np.array(layers)[chosen], DASHES, strict=False)]  # fmt: skip
+        _log_ticks(axes, [0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0, 1.2, 1.4, 1.6])
+        axes.set_title(f"norms of {title} layers\nwhile η falls to {100 * data['lowest']:g} %")
+        axes.set_ylabel(r"$|\theta|^2$ / $|\theta|^2$ before")
+        handles = [Line2D([], [], color="0.3", linestyle=look, label=layers[layer]) for layer, look in looks.items()]
         axes.legend(handles=handles, loc="best", fontsize=7)
         label_steps(axes)
-    lines = [Line2D([], [], color=color, label=label) for label, color in SCHEDULES.values()]
-    figure.legend(handles=lines, loc="outside lower right", ncols=2)
+    bars, labels = balance.get_legend_handles_labels()
+    lines = [Line2D([], [], color=color) for _, color in SCHEDULES.values()]
+    labels += [label for label, _ in SCHEDULES.values()]
+    figure.legend([*bars, *lines], labels, loc="outside lower center", ncols=4, columnspacing=1.2)
     return figure
