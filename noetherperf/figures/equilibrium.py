@@ -59,7 +59,7 @@ class Setting:
 
 
 SETTINGS = (
-    Setting(SGD, 0.02, 0.9, 0.01, 800),
+    Setting(SGD, 0.02, 0.9, 0.01, 1200),
     Setting(AdamW, 2e-3, 0.9, 1.0, 1250),
     Setting(AdamW, 2e-3, 0.0, 1.0, 1250),
     Setting(AdamW, 5e-4, 0.95, 2.0, 2400, spread=None),

@@ -169,7 +169,7 @@ def _late(axes: Axes, data: Data) -> None:
     axes.plot(steps, norm - free - defect, color=SAND, linewidth=1.4, label="forced")
     axes.plot(steps, defect, color=RED, linewidth=1.0, label="defect")
     axes.axhline(1.0, **FLOW, zorder=5)
-    axes.set_ylim(-0.3, 4.0)
+    axes.set_ylim(-0.3, 6.0)
     axes.set_title("AdamW 0.95, usual start,\nwhich is not forgotten yet")
     axes.set_ylabel(r"layer mean of $|\theta|^2$ / predicted")
     axes.legend(loc="upper right", fontsize=6.5)
