@@ -294,7 +294,7 @@ class MeasuredOptimizer(Optimizer):
         last = copies.last_steps(self.rule, int(step))
         plans = [ranks.whole for ranks in copies.ranks]
         sources = list(map(Source, plans, here, last))
-        return read(self.symmetries, sources, copies.openness.reasons, int(step), time)
+        return read(self.rule.name, self.symmetries, sources, copies.openness.reasons, int(step), time)
 
     # ---- checkpoints ------------------------------------------------------------------------------------------------
 
@@ -315,7 +315,9 @@ class MeasuredOptimizer(Optimizer):
         """The measurement for a checkpoint."""
         copies = self._copy(begin=False)
         wholes, names = self._whole(copies), names_in(self.param_groups)
-        return checkpoint.write(wholes, self.symmetries, names, copies.openness, identity=copies.id, began=copies.began)
+        return checkpoint.write(
+            self.rule, wholes, self.symmetries, names, copies.openness, identity=copies.id, began=copies.began
+        )
 
     @outside_inference
     @torch.no_grad()
@@ -354,7 +356,8 @@ class MeasuredOptimizer(Optimizer):
         """Continue from a state_dict's "measurement", and change nothing else; None: measuring starts anew.
 
         Raises:
-            ValueError: It was measured with other symmetries, or is damaged; raised before anything is changed.
+            ValueError: It was measured with another rule or other symmetries, or is damaged; raised before anything is
+                changed.
         """
         with self._lock:
             self._resume(self._read(measured, self.param_groups))
@@ -364,7 +367,7 @@ class MeasuredOptimizer(Optimizer):
         if measured is None:
             return None
         plans, names = [meter.ranks.whole for meter in self._prepare()], names_in(self.param_groups)
-        return checkpoint.read(measured, plans, self.symmetries, names, self._measuring.openness, groups)
+        return checkpoint.read(measured, self.rule, plans, self.symmetries, names, self._measuring.openness, groups)
 
     def _resume(self, saved: checkpoint.Saved | None) -> None:
         """Continue from a checkpoint; None: measuring starts anew."""

@@ -215,7 +215,7 @@ class Measuring:
             own = self._to_measure(meter, buffers)
             meter.engine.measure(own)
             meter.measurement.start(meter.ranks.plan, _warm(meter, own))
-        self.openness.reset()
+        self.openness.reset(self.options.options)
         self.began = True
         if self.symmetries:
             self._watch(meters, buffers)

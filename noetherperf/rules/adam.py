@@ -214,6 +214,14 @@ class AdamRule(Rule[AdamOptions]):
             float(options.amsgrad),
         )
 
+    def open_reason(self, options: AdamOptions, law: Law) -> str:
+        if options.weight_decay == 0.0 or options.decoupled:
+            return ""
+        return (
+            f"the weight decay ({options.weight_decay:g}) is added to the gradient and divided with it, which no law "
+            "predicts; that of AdamW (decoupled_weight_decay=True) has a law"
+        )
+
     def buffer_dtype(self, options: AdamOptions, p: torch.dtype, g: torch.dtype) -> torch.dtype:
         return p
 
