@@ -52,12 +52,12 @@ Kernels find(const std::string& isa) {
 class PyEngine {
  public:
   PyEngine(py::array tensors, py::array dims, py::array views, py::array tiles, py::array spans, py::array components,
-           py::array driving, std::array<int32_t, n_laws> law_numbers, int64_t n_ages, int64_t n_numbers,
-           uint64_t workspace, uint64_t moments, int64_t moments_stride, std::array<uint64_t, n_laws> states,
+           py::array driving, std::array<int32_t, n_laws> law_numbers, int64_t n_numbers, uint64_t workspace,
+           uint64_t moments, int64_t moments_stride, std::array<uint64_t, n_laws> states,
            std::array<int64_t, n_laws> states_stride, uint64_t propagators, const std::string& isa)
       : tables_{tensors, dims, views, tiles, spans, components, driving},
         n_tensors_(tensors.size()),
-        n_row_values_(n_ages * n_numbers),
+        n_numbers_(n_numbers),
         engine_(Problem{table<Tensor>(tensors, "tensors"),
                         table<Dim>(dims, "dims"),
                         table<View>(views, "views"),
@@ -70,7 +70,6 @@ class PyEngine {
                         spans.size(),
                         components.size(),
                         {law_numbers[translation], law_numbers[norm]},
-                        n_ages,
                         n_numbers,
                         pointer(workspace),
                         pointer(moments),
@@ -83,20 +82,23 @@ class PyEngine {
       n_groups_ = std::max<int64_t>(n_groups_, table<Tensor>(tensors, "tensors")[i].group + 1);
   }
 
-  void step(const py::array& addresses, const py::array& ages, const py::array& rows, const py::array& groups,
+  void step(const py::array& addresses, const py::array& row_of, const py::array& rows, const py::array& groups,
             int n_threads, double unscale) {
-    const Inputs in{values<uint64_t>(addresses, 3 * n_tensors_, "addresses"),
-                    values<uint8_t>(ages, n_tensors_, "ages"),
-                    values<double>(rows, n_groups_ * n_row_values_, "rows"),
+    const Inputs in{values<uint64_t>(addresses, n_columns * n_tensors_, "addresses"),
+                    values<int32_t>(row_of, n_tensors_, "row_of"),
+                    values<double>(rows, n_numbers_, "rows"),
+                    rows.size() / n_numbers_,
                     values<Group>(groups, n_groups_, "groups"),
-                    groups.size(),
                     unscale};
+    for (int64_t i = 0; i < n_tensors_; ++i)
+      if (in.row_of[i] < 0 || in.row_of[i] >= in.n_rows) throw py::value_error("row_of: no such row");
     py::gil_scoped_release release;
     engine_.step(in, n_threads);
   }
 
   void measure(const py::array& addresses, int n_threads) {
-    const Inputs in{values<uint64_t>(addresses, 3 * n_tensors_, "addresses"), nullptr, nullptr, nullptr, 0, 1.0};
+    const Inputs in{
+        values<uint64_t>(addresses, n_columns * n_tensors_, "addresses"), nullptr, nullptr, 0, nullptr, 1.0};
     py::gil_scoped_release release;
     engine_.measure(in, n_threads);
   }
@@ -105,7 +107,8 @@ class PyEngine {
 
  private:
   std::array<py::array, 7> tables_;
-  int64_t n_tensors_, n_row_values_, n_groups_ = 0;
+  static constexpr int64_t n_columns = 2 + sgd::Rule::n_buffers;
+  int64_t n_tensors_, n_numbers_, n_groups_ = 0;
   Engine engine_;
 };
 
@@ -209,7 +212,7 @@ py::dict layouts() {
   FIELD(Tensor, n_rows), FIELD(Tensor, n_cols), FIELD(Tensor, dims), FIELD(Tensor, n_dims), FIELD(Tensor, dense);
   FIELD(Tensor, dtype), FIELD(Tensor, group), FIELD(Tensor, view), FIELD(Tensor, n_views);
   finish("TENSOR", sizeof(Tensor));
-  FIELD(Dim, size), FIELD(Dim, stride_p), FIELD(Dim, stride_g), FIELD(Dim, stride_v);
+  FIELD(Dim, size), FIELD(Dim, strides);
   finish("DIM", sizeof(Dim));
   FIELD(View, tensor), FIELD(View, by_row), FIELD(View, inner), FIELD(View, n_segments), FIELD(View, segment);
   FIELD(View, translation), FIELD(View, norm), FIELD(View, n_slices), FIELD(View, workspace);
@@ -219,7 +222,7 @@ py::dict layouts() {
   finish("TILE", sizeof(Tile));
   FIELD(Span, begin), FIELD(Span, end), FIELD(Span, view), FIELD(Span, tensor);
   finish("SPAN", sizeof(Span));
-  FIELD(Group, variant), FIELD(Group, ages);
+  FIELD(Group, variant), FIELD(Group, ages), FIELD(Group, row), FIELD(Group, padding);
   finish("GROUP", sizeof(Group));
   FIELD(Component, law), FIELD(Component, row), FIELD(Component, size), FIELD(Component, compensated);
   FIELD(Component, n_moments), FIELD(Component, moments), FIELD(Component, numbers), FIELD(Component, padding);
@@ -231,13 +234,13 @@ PYBIND11_MODULE(_cpu, m) {
   m.doc() = "noetherperf's CPU engine; use it through noetherperf.SGD.";
   py::class_<PyEngine>(m, "Engine", py::module_local())
       .def(py::init<py::array, py::array, py::array, py::array, py::array, py::array, py::array,
-                    std::array<int32_t, n_laws>, int64_t, int64_t, uint64_t, uint64_t, int64_t,
-                    std::array<uint64_t, n_laws>, std::array<int64_t, n_laws>, uint64_t, const std::string&>(),
+                    std::array<int32_t, n_laws>, int64_t, uint64_t, uint64_t, int64_t, std::array<uint64_t, n_laws>,
+                    std::array<int64_t, n_laws>, uint64_t, const std::string&>(),
            py::arg("tensors"), py::arg("dims"), py::arg("views"), py::arg("tiles"), py::arg("spans"),
-           py::arg("components"), py::arg("driving"), py::arg("law_numbers"), py::arg("n_ages"), py::arg("n_numbers"),
+           py::arg("components"), py::arg("driving"), py::arg("law_numbers"), py::arg("n_numbers"),
            py::arg("workspace"), py::arg("moments"), py::arg("moments_stride"), py::arg("states"),
            py::arg("states_stride"), py::arg("propagators"), py::arg("isa"))
-      .def("step", &PyEngine::step, py::arg("addresses"), py::arg("ages"), py::arg("rows"), py::arg("groups"),
+      .def("step", &PyEngine::step, py::arg("addresses"), py::arg("row_of"), py::arg("rows"), py::arg("groups"),
            py::arg("n_threads"), py::arg("unscale") = 1.0)
       .def("measure", &PyEngine::measure, py::arg("addresses"), py::arg("n_threads"))
       .def_property_readonly("isa", &PyEngine::isa);

@@ -70,6 +70,7 @@ class PyEngine {
             pointer<const double>(at["rows"]),
             pointer<const Group>(at["groups"]),
             pointer<const uint64_t>(at["addresses"]),
+            pointer<const int32_t>(at["first"]),
             pointer<const uint8_t>(at["ages"]),
             scaled,
             measuring};

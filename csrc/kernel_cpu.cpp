@@ -271,7 +271,7 @@ void fill(BlockKernel (&kernels)[2][2]) {
 
 template <class Step>
 StepKernels kernels_of() {
-  StepKernels kernels{Step::updates, Step::reads_buffer, Step::writes_buffer, Step::n_taken, {}};
+  StepKernels kernels{Step::updates, Step::n_read, Step::n_written, Step::n_taken, {}};
   fill<Step, Float32>(kernels.of[float32]);
   fill<Step, Float64>(kernels.of[float64]);
   fill<Step, BFloat16>(kernels.of[bfloat16]);

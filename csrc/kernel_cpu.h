@@ -42,7 +42,8 @@ using BlockKernel = void (*)(const Block&);
 
 // One variant of a rule's step, or the pass that only measures.
 struct StepKernels {
-  bool updates, reads_buffer, writes_buffer;
+  bool updates;
+  int n_read, n_written;           // buffers, the first of the rule's
   int n_taken;                     // moments that it sums: the first of the rule's list
   BlockKernel of[n_dtypes][2][2];  // dtype, sums by row, sums by column
 };

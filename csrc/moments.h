@@ -19,7 +19,7 @@ enum class Operand : int {
   p_new,  // and after it, as stored
   g,      // the gradient of the loss alone
   u,      // the update
-  v,      // the momentum buffer after the step
+  v,      // the first buffer after the step
 };
 
 // The moment ⟨a, b⟩.

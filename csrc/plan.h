@@ -13,8 +13,11 @@ struct Tensor {
   int32_t n_dims, dense, dtype, group, view, n_views;
 };
 
+constexpr int most_buffers = 3;  // of a rule
+
 struct Dim {
-  int64_t size, stride_p, stride_g, stride_v;
+  int64_t size;
+  int64_t strides[2 + most_buffers];  // of parameter, gradient, buffers
 };
 
 struct View {

@@ -17,6 +17,8 @@ constexpr int n_start = 2, n_propagated = 2;
 struct Group {
   int32_t variant;  // of the rule's step
   int32_t ages;     // whether a step increments its tensors' ages
+  int32_t row;      // one of its rows
+  int32_t padding;
 };
 
 struct Component {

@@ -62,7 +62,7 @@ Expected expected(const Shape& shape, const double* row) {
   for (int64_t i = 0; i < n; ++i) {
     double moments[sgd::Rule::n_moments] = {}, u = 0.0;
     const double g = Step::updates ? e.g[i] : e.v[i];
-    if constexpr (Step::updates) Step::update(e.p_after[i], g, e.v_after[i], u, sgd::Coefficients<double>::of(row));
+    if constexpr (Step::updates) Step::update(e.p_after[i], g, &e.v_after[i], u, sgd::Coefficients<double>::of(row));
     accumulate<Step>(moments, Operands<double>{e.p[i], e.p_after[i], g, u, e.v_after[i]});
     for (int m = 0; m < n_acc; ++m) {
       e.rows[m * shape.rows + i / shape.width] += moments[m];

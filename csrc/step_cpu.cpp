@@ -23,18 +23,12 @@ constexpr int64_t element_size[n_dtypes] = {4, 8, 2, 2};
 
 using sgd::Rule;
 
-// The index of the row of numbers of a tensor's step.
-int64_t row_of(const Problem& problem, const Inputs& inputs, int64_t tensor) {
-  const int64_t age = std::min<int64_t>(inputs.ages[tensor], problem.n_ages - 1);
-  return problem.tensors[tensor].group * problem.n_ages + age;
-}
-
 // One tile's work.
 struct Job {
   const Problem& problem;
   const Tile& tile;
   const Tensor& tensor;
-  const uint64_t* addresses;  // the tensor's parameter, gradient, buffer
+  const uint64_t* addresses;  // the tensor's parameter, gradient, buffers
   Scratch& scratch;
   const StepKernels& step;
   const double* row;  // the step's row of numbers
@@ -51,9 +45,9 @@ double* sums_of(const Problem& problem, const View& view, int64_t slice, int m) 
 
 // Copies rows × width elements between a tensor of any strides and a dense buffer of row length staging_cols.
 template <class T, bool gather>
-void copy_strided(const Job& job, int64_t Dim::* stride, void* base, void* buffer, int64_t row, int64_t rows,
-                  int64_t col, int64_t width) {
+void copy_strided(const Job& job, int which, void* buffer, int64_t row, int64_t rows, int64_t col, int64_t width) {
   const Dim* dims = job.problem.dims + job.tensor.dims;
+  T* const base = static_cast<T*>(job.address(which));
   const int n = job.tensor.n_dims;
   for (int64_t r = 0; r < rows; ++r) {
     T* dense = static_cast<T*>(buffer) + r * staging_cols;
@@ -61,18 +55,18 @@ void copy_strided(const Job& job, int64_t Dim::* stride, void* base, void* buffe
     for (int64_t done = 0; done < width;) {  // a run along the innermost axis at a time
       int64_t rest = (linear + done) / dims[n - 1].size;
       const int64_t inner = (linear + done) % dims[n - 1].size;
-      int64_t offset = inner * (dims[n - 1].*stride);
+      int64_t offset = inner * dims[n - 1].strides[which];
       for (int d = n - 2; d >= 0; --d) {
-        offset += rest % dims[d].size * (dims[d].*stride);
+        offset += rest % dims[d].size * dims[d].strides[which];
         rest /= dims[d].size;
       }
       const int64_t run = std::min(width - done, dims[n - 1].size - inner);
-      T* strided = static_cast<T*>(base) + offset;
+      T* strided = base + offset;
       for (int64_t i = 0; i < run; ++i) {
         if constexpr (gather) {
-          dense[done + i] = strided[i * (dims[n - 1].*stride)];
+          dense[done + i] = strided[i * dims[n - 1].strides[which]];
         } else {
-          strided[i * (dims[n - 1].*stride)] = dense[done + i];
+          strided[i * dims[n - 1].strides[which]] = dense[done + i];
         }
       }
       done += run;
@@ -81,15 +75,14 @@ void copy_strided(const Job& job, int64_t Dim::* stride, void* base, void* buffe
 }
 
 template <bool gather>
-void copy_strided(const Job& job, int64_t Dim::* stride, void* base, void* buffer, int64_t row, int64_t rows,
-                  int64_t col, int64_t width) {
+void copy_strided(const Job& job, int which, void* buffer, int64_t row, int64_t rows, int64_t col, int64_t width) {
   switch (element_size[job.tensor.dtype]) {
     case 8:
-      return copy_strided<uint64_t, gather>(job, stride, base, buffer, row, rows, col, width);
+      return copy_strided<uint64_t, gather>(job, which, buffer, row, rows, col, width);
     case 4:
-      return copy_strided<uint32_t, gather>(job, stride, base, buffer, row, rows, col, width);
+      return copy_strided<uint32_t, gather>(job, which, buffer, row, rows, col, width);
     default:
-      return copy_strided<uint16_t, gather>(job, stride, base, buffer, row, rows, col, width);
+      return copy_strided<uint16_t, gather>(job, which, buffer, row, rows, col, width);
   }
 }
 
@@ -115,18 +108,17 @@ void step_part(const Job& job, BlockKernel kernel, Block block, int64_t row, int
   block.row_stride = staging_cols;
   for (int64_t r = 0; r < rows; r += staging_rows) {
     block.rows = std::min(staging_rows, rows - r);
-    const auto copy = [&](auto direction, int64_t Dim::* stride, int which) {
-      copy_strided<decltype(direction)::value>(job, stride, job.address(which), buffers[which], row + r, block.rows,
-                                               col, width);
+    const auto copy = [&](auto direction, int which) {
+      copy_strided<decltype(direction)::value>(job, which, buffers[which], row + r, block.rows, col, width);
     };
     const std::true_type gather;
     const std::false_type scatter;
-    copy(gather, &Dim::stride_p, 0);
-    if (job.step.updates) copy(gather, &Dim::stride_g, 1);
-    if (job.step.reads_buffer) copy(gather, &Dim::stride_v, 2);
+    copy(gather, 0);
+    if (job.step.updates) copy(gather, 1);
+    if (job.step.n_read > 0) copy(gather, 2);
     kernel(block);
-    if (job.step.updates) copy(scatter, &Dim::stride_p, 0);
-    if (job.step.writes_buffer) copy(scatter, &Dim::stride_v, 2);
+    if (job.step.updates) copy(scatter, 0);
+    if (job.step.n_written > 0) copy(scatter, 2);
     if (block.row_sums != nullptr) block.row_sums += block.rows;
     block.fresh = false;
   }
@@ -321,7 +313,7 @@ void Engine::finish(const Inputs& inputs, const Span& span, const StepKernels& s
   if (!step.updates) return;
   if (inputs.unscale != 1.0) unscale_moments(problem_, view, span, n_acc, inputs.unscale);
   const double* const moments = problem_.moments + view.segment;
-  const int64_t row = row_of(problem_, inputs, view.tensor);
+  const int64_t row = inputs.row_of[view.tensor];
   const int64_t starts[n_laws] = {view.translation, view.norm};
   for (int64_t i = 0; i < problem_.n_components; ++i) {
     const Component& component = problem_.components[i];
@@ -348,13 +340,12 @@ void Engine::run(const Inputs& inputs, int n_threads) {
       scratch.row_sums.resize(Rule::n_moments * max_tile_rows_);
       scratch.col_sums.resize(n_lines(chunk_cols, Rule::n_moments));
       scratch.positions.resize(chunk_cols);
-      scratch.staging.resize(3 * staging_rows * staging_cols);
+      scratch.staging.resize((2 + Rule::n_buffers) * staging_rows * staging_cols);
     }
   }
   if (!measuring && problem.n_spans > 0) {
-    const int64_t n = inputs.n_groups * problem.n_ages;
     recursions_.clear();
-    for (int64_t row = 0; row < n; ++row)
+    for (int64_t row = 0; row < inputs.n_rows; ++row)
       for (int64_t i = 0; i < problem.n_components; ++i) {
         const Component& component = problem.components[i];
         recursions_.push_back(recursion_of(component, problem.driving + component.moments,
@@ -369,10 +360,10 @@ void Engine::run(const Inputs& inputs, int n_threads) {
   const auto step_of = [&](int64_t i) -> const StepKernels& {
     if (measuring) return kernels_.measure;
     const Tensor& tensor = problem.tensors[i];
-    const bool has_buffer = inputs.addresses[3 * i + 2] != 0;
+    const bool has_buffer = inputs.addresses[(2 + Rule::n_buffers) * i + 2] != 0;
     return kernels_.steps[Rule::variant_of(inputs.groups[tensor.group].variant, has_buffer, tensor.n_views > 0)];
   };
-  const auto takes_part = [&](int64_t i) { return measuring || inputs.addresses[3 * i + 1] != 0; };
+  const auto takes_part = [&](int64_t i) { return measuring || inputs.addresses[(2 + Rule::n_buffers) * i + 1] != 0; };
 
 #pragma omp parallel num_threads(n_threads)
   {
@@ -384,9 +375,9 @@ void Engine::run(const Inputs& inputs, int n_threads) {
         if (!takes_part(tile.tensor)) continue;
         const Tensor& tensor = problem.tensors[tile.tensor];
         const StepKernels& step = step_of(tile.tensor);
-        const double* const row =
-            measuring ? nullptr : inputs.rows + row_of(problem, inputs, tile.tensor) * problem.n_numbers;
-        run_tile({problem, tile, tensor, inputs.addresses + 3 * tile.tensor, scratch_[me], step, row, inputs.unscale});
+        const double* const row = measuring ? nullptr : inputs.rows + inputs.row_of[tile.tensor] * problem.n_numbers;
+        run_tile({problem, tile, tensor, inputs.addresses + (2 + Rule::n_buffers) * tile.tensor, scratch_[me], step,
+                  row, inputs.unscale});
         if (n_tiles_[tile.tensor] == 1)  // no other tile adds to its segments: finish them while they are cached
           for (int32_t v = tensor.view; v < tensor.view + tensor.n_views; ++v)
             finish(inputs, {0, problem.views[v].n_segments, v, 0}, step);

@@ -23,7 +23,7 @@ struct Problem {
   const int32_t* driving;  // the moments that drive components
   int64_t n_tensors, n_tiles, n_spans, n_components;
   int32_t law_numbers[n_laws];  // where each law's coefficients begin in a row
-  int64_t n_ages, n_numbers;    // rows of a parameter group, numbers of a row
+  int64_t n_numbers;            // of a row
   double* workspace;
   double* moments;  // [n_moments, moments_stride]
   int64_t moments_stride;
@@ -34,12 +34,12 @@ struct Problem {
 
 // The inputs of one step. A tensor whose gradient is null takes no part in it.
 struct Inputs {
-  const uint64_t* addresses;  // [n_tensors, 3]: parameter, gradient, momentum buffer (null: none)
-  const uint8_t* ages;        // [n_tensors]: 0 if the buffers are new
-  const double* rows;         // [n parameter groups, n_ages, n_numbers]
-  const Group* groups;        // one per parameter group
-  int64_t n_groups;
-  double unscale;  // the gradient is the stored value times this
+  const uint64_t* addresses;  // [n_tensors, 2 + n_buffers]: parameter, gradient, buffers (null: none)
+  const int32_t* row_of;      // [n_tensors]: the number of each one's row
+  const double* rows;         // [n_rows, n_numbers]
+  int64_t n_rows;
+  const Group* groups;  // one per parameter group
+  double unscale;       // the gradient is the stored value times this
 };
 
 // One thread's scratch memory, allocated before the first tile.

@@ -96,11 +96,11 @@ class Strip {
       Vec p = copied ? load_vector<Vec>(copies_.p + place(r, col)) : load(p_, r, col);
       const Vec g = copied ? load_vector<Vec>(copies_.g + place(r, col)) : load(g_, r, col);
       Vec v{}, u;
-      if constexpr (Step::reads_buffer) v = load(v_, r, col);
-      Step::update(p, g, v, u, c);
+      if constexpr (Step::n_read > 0) v = load(v_, r, col);
+      Step::update(p, g, &v, u, c);
       const Raw stored = Type::narrow(p);
       store(p_, r, col, stored);
-      if constexpr (Step::writes_buffer) store(v_, r, col, Type::narrow(v));
+      if constexpr (Step::n_written > 0) store(v_, r, col, Type::narrow(v));
       if constexpr (copied) store_vector(copies_.p + place(r, col), Type::widen(stored));
       if constexpr (copied && keeps_v) store_vector(copies_.v + place(r, col), v);
       if constexpr (measured && !u_is_v) store_vector(copies_.u + place(r, col), u);
@@ -115,7 +115,7 @@ class Strip {
     if constexpr (Step::updates) __builtin_prefetch(g_ + ahead_of(r, col));
   }
   inline __attribute__((always_inline)) void prefetch_v(int r, int64_t col) const {
-    if constexpr (Step::reads_buffer) __builtin_prefetch(v_ + ahead_of(r, col));
+    if constexpr (Step::n_read > 0) __builtin_prefetch(v_ + ahead_of(r, col));
   }
 
  private:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import noetherperf as nperf
 from noetherperf.engines.rows import Rows
 from noetherperf.measure.agreement import Digests
+from noetherperf.rules.adam import ADAM, AdamOptions
 from noetherperf.rules.arithmetic import Number, exp
 from noetherperf.rules.law import Component, Law, Recursion, Shape, Step
 from noetherperf.rules.moments import COMMON, Operand, Pair
@@ -145,6 +146,41 @@ def trained(n_steps: int) -> tuple[nn.Module, Lion, nn.Module]:
     return net, optimizer, peer
 
 
+def test_a_rule_says_that_a_law_is_open() -> None:
+    """From the first readout on, or from the first step with such options; checkpoints keep it."""
+
+    class Doubtful(LionRule):
+        def open_reason(self, options: LionOptions, law: Law) -> str:
+            return "norms lose their law to betas" if law == Law.NORM and options.beta1 > 0.95 else ""
+
+    class DoubtfulLion(Lion):
+        rule = Doubtful()
+
+    def made(beta1: float) -> tuple[nn.Module, DoubtfulLion]:
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 4)).double()
+        return net, DoubtfulLion(net.named_parameters(), betas=(beta1, 0.99), symmetries=SYMMETRIES)
+
+    def stepped(net: nn.Module, optimizer: DoubtfulLion) -> dict[str, str]:
+        net(torch.randn(32, 6).double()).square().sum().backward()
+        optimizer.step()
+        return {name: law.reason for name, law in optimizer.readout().items()}
+
+    assert made(0.99)[1].readout()["rows"].reason == "norms lose their law to betas"
+    net, optimizer = made(0.9)
+    assert stepped(net, optimizer) == {"rows": "", "columns": ""}
+    optimizer.param_groups[0]["betas"] = (0.99, 0.99)
+    opened = {"rows": "norms lose their law to betas", "columns": ""}
+    assert stepped(net, optimizer) == opened
+    optimizer.param_groups[0]["betas"] = (0.9, 0.99)
+    assert stepped(net, optimizer) == opened, "it stays open"
+    again = made(0.9)[1]
+    again.load_state_dict(optimizer.state_dict())
+    assert {name: law.reason for name, law in again.readout().items()} == opened
+    again.reset_measurement()
+    assert again.readout()["rows"].closed
+
+
 def test_a_new_rule_steps_and_its_laws_close() -> None:
     net, optimizer, peer = trained(150)
     assert optimizer.backend == "reference"
@@ -268,21 +304,44 @@ OPTIONS = {
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_row_is_one_formula_on_the_host_and_on_a_device(name: str) -> None:
     options = OPTIONS[name]
-    rows = Rows(SGD, 1, tuple(Law))
+    rows = Rows(SGD, [0], 1, tuple(Law))
     rows.find([options], range(SGD.n_ages))
-    unread = Rows(SGD, 1, tuple(Law))
+    unread = Rows(SGD, [0], 1, tuple(Law))
     unread.find([SGD.with_lr(options, np.nan)], range(SGD.n_ages))
-    there = torch.from_numpy(unread.numbers[0].copy())
+    there = torch.from_numpy(unread.numbers.copy())
     unread.find_on_device(0, torch.tensor([options.lr], dtype=torch.float64), there)
-    torch.testing.assert_close(there, torch.from_numpy(rows.numbers[0]), rtol=1e-15, atol=1e-300, equal_nan=True)
+    torch.testing.assert_close(there, torch.from_numpy(rows.numbers), rtol=1e-15, atol=1e-300, equal_nan=True)
 
 
 def test_rows_are_found_for_the_laws_that_somebody_asks_for() -> None:
-    rows = Rows(SGD, 1, (Law.NORM,))
+    rows = Rows(SGD, [0], 1, (Law.NORM,))
     rows.find([OPTIONS["momentum"]], (1,))
     start, end = SGD.law_numbers[Law.TRANSLATION], SGD.law_numbers[Law.NORM]
-    assert rows.numbers[0, 1, start:end].tolist() == [1.0, 0.0, 0.0, 1.0] * 2 + [0.0] * (end - start - 8)
-    assert rows.numbers[0, 1, end:].any()
+    assert rows.numbers[1, start:end].tolist() == [1.0, 0.0, 0.0, 1.0] * 2 + [0.0] * (end - start - 8)
+    assert rows.numbers[1, end:].any()
+
+
+def test_a_rule_that_counts_ages_has_a_row_for_each_that_occurs() -> None:
+    groups, options = [0, 0, 1, 1, 2], [AdamOptions(0.1), AdamOptions(0.2), AdamOptions(0.3)]
+    rows = Rows(ADAM, groups, len(options), tuple(Law))
+    for ages, part in [
+        ([4, 4, 4, 0, 9], [1, 1, 1, 1, 0]),
+        ([5, 5, 5, 1, 9], [1, 1, 1, 1, 0]),
+        ([6, 6, 6, 2, 9], [1] * 5),
+    ]:
+        rows.find_counted(options, ages, np.array(part, bool))
+        for group, age, takes_part, first in zip(groups, ages, part, rows.first.tolist(), strict=True):
+            if takes_part:
+                assert rows.numbers[first].tolist() == ADAM.row(options[group], age)
+        assert len(rows.numbers) == 4
+        times = rows.numbers[rows.groups["row"], len(ADAM.coefficients)]
+        assert times.tolist() == rows.tick[1:].tolist() == [0.1, 0.2, 0.3]
+    there = torch.from_numpy(rows.numbers.copy())
+    unread = Rows(ADAM, groups, len(options), tuple(Law))
+    unread.find_counted([options[0], options[1], ADAM.with_lr(options[2], np.nan)], ages, np.array(part, bool))
+    there = torch.from_numpy(unread.numbers.copy())
+    unread.find_on_device(2, torch.tensor([0.3], dtype=torch.float64), there)
+    torch.testing.assert_close(there, torch.from_numpy(rows.numbers), rtol=1e-15, atol=1e-300)
 
 
 @dataclass(frozen=True)

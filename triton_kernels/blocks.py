@@ -11,6 +11,7 @@ import triton.language as tl
 
 from noetherperf.triton_kernels.dtypes import narrow, scalar, vector
 from noetherperf.triton_kernels.moments import Operands, products
+from noetherperf.triton_kernels.plan import N_DIM_WORDS
 
 # How a tile's elements are addressed.
 BY_VECTORS, BY_ELEMENTS, BY_STRIDES = (tl.constexpr(i) for i in range(3))
@@ -53,7 +54,7 @@ def pointers(x, rows, cols, n_cols, WAY: tl.constexpr):
         g = linear * 0
         v = linear * 0
         for d in range(x.n_dims - 1, -1, -1):
-            dim = x.dims + d * 4
+            dim = x.dims + d * N_DIM_WORDS
             size = tl.load(dim)
             index = linear % size
             linear = linear // size

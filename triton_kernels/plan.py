@@ -8,6 +8,9 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
+#: Words of a row of the table of dims: its size, then the strides of parameter, gradient and three buffers.
+N_DIM_WORDS = tl.constexpr(6)
+
 
 class Tensor(NamedTuple):
     n_rows: tl.tensor

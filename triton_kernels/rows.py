@@ -15,6 +15,7 @@ from noetherperf.triton_kernels.plan import high, low
 class Group(NamedTuple):
     variant: tl.tensor
     ages: tl.tensor
+    row: tl.tensor
 
 
 # ---- groups and ages -------------------------------------------------------------------------------------------------
@@ -22,14 +23,14 @@ class Group(NamedTuple):
 
 @triton.jit
 def load_group(groups, i):
-    word = tl.load(groups + i)
-    return Group(low(word), high(word))
+    word = tl.load(groups + 2 * i)
+    return Group(low(word), high(word), low(tl.load(groups + 2 * i + 1)))
 
 
 @triton.jit
 def load_ages(groups, i, mask):
     """Whether a step increments the ages of these groups' tensors."""
-    return high(tl.load(groups + i, mask, 0)) != 0
+    return high(tl.load(groups + 2 * i, mask, 0)) != 0
 
 
 @triton.jit
@@ -52,10 +53,10 @@ def n_taken(RULE: tl.constexpr, variant):
 
 
 @triton.jit
-def choose_row(RULE: tl.constexpr, group, given_age, known_age):
-    """The index of a tensor's row, by its group and its age; the age is 0 if its buffers are new."""
+def choose_row(RULE: tl.constexpr, first, given_age, known_age):
+    """The index of a tensor's row, from its row of age 0 and its age, which is 0 if its buffers are new."""
     age = tl.where(given_age == 0, 0, known_age).to(tl.int64)
-    return group * RULE.n_ages + tl.minimum(age, RULE.n_ages - 1)
+    return first.to(tl.int64) + tl.minimum(age, RULE.n_ages - 1)
 
 
 @triton.jit

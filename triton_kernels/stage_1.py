@@ -9,7 +9,7 @@ import triton.language as tl
 from noetherperf.triton_kernels.blocks import BY_ELEMENTS, BY_STRIDES, BY_VECTORS, Matrix
 from noetherperf.triton_kernels.dtypes import element, scalar, vector
 from noetherperf.triton_kernels.options import STRIDED, occurs
-from noetherperf.triton_kernels.plan import load_group_number, load_tensor, load_tile, load_view, read_float
+from noetherperf.triton_kernels.plan import N_DIM_WORDS, load_tensor, load_tile, load_view, read_float
 from noetherperf.triton_kernels.rows import choose_row, load_coefficients, load_group, variant_of
 from noetherperf.triton_kernels.tiles import walk_tile
 
@@ -24,6 +24,7 @@ def stage_1(
     rows,
     groups,
     addresses,
+    first,
     given_ages,
     ages,
     chosen,
@@ -40,12 +41,11 @@ def stage_1(
     program = tl.program_id(0)
     if STEP.updates:
         for i in range(program, n_tensors, tl.num_programs(0)):
-            number = load_group_number(tensors, i, i < n_tensors)
-            tl.store(chosen + i, choose_row(RULE, number, tl.load(given_ages + i), tl.load(ages + i)))
+            tl.store(chosen + i, choose_row(RULE, tl.load(first + i), tl.load(given_ages + i), tl.load(ages + i)))
 
     tile = load_tile(tiles, tile_begin + program)
     tensor = load_tensor(tensors, tile.tensor)
-    at = addresses + 3 * tile.tensor
+    at = addresses + (2 + RULE.n_buffers) * tile.tensor
     p, g, v = tl.load(at), tl.load(at + 1), tl.load(at + 2)
     S: tl.constexpr = scalar(DTYPE)
     c = ()
@@ -55,7 +55,8 @@ def stage_1(
         here = (g != 0) & (variant_of(RULE, group.variant, v != 0, tensor.n_views > 0) == STEP.variant)
         if (not here) | (read_float(tl.load(scalars + 1), 0.0) != 0.0):
             return
-        row = choose_row(RULE, tensor.group, tl.load(given_ages + tile.tensor), tl.load(ages + tile.tensor))
+        i = tile.tensor
+        row = choose_row(RULE, tl.load(first + i), tl.load(given_ages + i), tl.load(ages + i))
         c = load_coefficients(RULE, rows + row * RULE.n_numbers, S)
         if STEP.scaled:
             scale = read_float(tl.load(scalars), 1.0).to(S)
@@ -70,7 +71,7 @@ def stage_1(
     vectors = (used & 15 == 0) & (is_run | (tensor.n_cols % vector(DTYPE) == 0))
     if tensor.dense == 0:
         if occurs(KINDS, STRIDED):
-            x = Matrix(p.to(POINTER), g.to(POINTER), v.to(POINTER), dims + tensor.dims * 4, tensor.n_dims)
+            x = Matrix(p.to(POINTER), g.to(POINTER), v.to(POINTER), dims + tensor.dims * N_DIM_WORDS, tensor.n_dims)
             walk_tile(
                 x, tile, tensor, views, by_row, by_col, workspace, c, scale, DTYPE, STEP, UPDATE, KINDS, BY_STRIDES
             )

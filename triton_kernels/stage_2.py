@@ -26,25 +26,25 @@ class LawStates(NamedTuple):
 
 
 @triton.jit
-def write_ages(tensors, groups, addresses, ages, chosen, n_tensors, skipped, RULE: tl.constexpr):
+def write_ages(tensors, groups, addresses, first, ages, chosen, n_tensors, skipped, RULE: tl.constexpr):
     """Increments the ages of tensors whose buffers the step writes."""
     for begin in range(tl.program_id(0) * AGES, n_tensors, tl.num_programs(0) * AGES):
         i = begin + tl.arange(0, AGES).to(tl.int64)
         mask = i < n_tensors
-        takes_part = mask & (tl.load(addresses + 3 * i + 1, mask, 0) != 0)
+        takes_part = mask & (tl.load(addresses + (2 + RULE.n_buffers) * i + 1, mask, 0) != 0)
         group = load_group_number(tensors, i, mask)
-        age = tl.load(chosen + i, mask, 0) - group * RULE.n_ages
+        age = tl.load(chosen + i, mask, 0) - tl.load(first + i, mask, 0)
         older = tl.minimum(age + 1, RULE.n_ages - 1)
         is_older = load_ages(groups, group, mask) & (not skipped)
         tl.store(ages + i, tl.where(is_older, older, age).to(tl.uint8), takes_part)
 
 
 @triton.jit
-def advance_clock(clock, rows, n_groups, RULE: tl.constexpr):
+def advance_clock(clock, rows, groups, n_groups, RULE: tl.constexpr):
     """By one step, and by the time that it takes in each parameter group."""
     tl.store(clock, tl.load(clock) + 1.0)
     for i in range(n_groups):
-        row = rows + i * RULE.n_ages * RULE.n_numbers
+        row = rows + load_group(groups, i).row * RULE.n_numbers
         tl.store(clock + 1 + i, tl.load(clock + 1 + i) + tl.load(row + len(RULE.coefficients)))
 
 
@@ -104,6 +104,7 @@ def stage_2(
     rows,
     groups,
     addresses,
+    first,
     ages,
     chosen,
     workspace,
@@ -126,9 +127,9 @@ def stage_2(
     skipped = False
     if not MEASURING:
         skipped = read_float(tl.load(scalars + 1), 0.0) != 0.0
-        write_ages(tensors, groups, addresses, ages, chosen, n_tensors, skipped, RULE)
+        write_ages(tensors, groups, addresses, first, ages, chosen, n_tensors, skipped, RULE)
         if (program == 0) & (not skipped):
-            advance_clock(clock, rows, n_groups, RULE)
+            advance_clock(clock, rows, groups, n_groups, RULE)
     if (program >= n_spans) | skipped:
         return
 
@@ -138,7 +139,7 @@ def stage_2(
     n_summed = RULE.n_common + 0 * tensor.dtype
     states, numbers = None, None
     if not MEASURING:
-        at = addresses + 3 * span.tensor
+        at = addresses + (2 + RULE.n_buffers) * span.tensor
         if tl.load(at + 1) == 0:  # charges stay, moments of gradient and update are zero, laws do not advance
             clear(moments + view.segment, moments_stride, span, RULE.n_charges, len(RULE.moments))
             return

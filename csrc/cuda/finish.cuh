@@ -13,9 +13,9 @@ template <class Rule>
 NPERF_D void finish_step(const DeviceProblem& problem, const DeviceInputs& inputs, bool skipped) {
   if (threadIdx.x == 0 && !skipped) problem.clock[0] += 1.0;
   for (int64_t i = threadIdx.x; i < problem.n_groups && !skipped; i += n_finishers)
-    problem.clock[1 + i] += row_in(problem, inputs, row_number(problem, i, problem.n_ages))[Rule::n_coefficients];
+    problem.clock[1 + i] += row_in(problem, inputs, inputs.groups[i].row)[Rule::n_coefficients];
   for (int64_t i = threadIdx.x; i < problem.n_tensors; i += n_finishers) {
-    const bool written = !skipped && takes_part(inputs, i) && inputs.groups[problem.tensors[i].group].ages;
+    const bool written = !skipped && takes_part<Rule>(inputs, i) && inputs.groups[problem.tensors[i].group].ages;
     const int age = age_in(problem, inputs, i) + written;
     problem.ages[i] = uint8_t(age < problem.n_ages ? age : problem.n_ages - 1);
   }
@@ -104,7 +104,7 @@ struct SpanShared {
 // the row of age 0 if its buffers are new, else that of the highest age. Its sums are zero.
 NPERF_D int chosen_row(const DeviceProblem& problem, const DeviceInputs& inputs, const Tensor& tensor, int64_t i) {
   if (tensor.n_rows * tensor.n_cols > 0) return problem.chosen[i];
-  return row_number(problem, tensor.group, inputs.ages[i] == 0 ? 0 : problem.n_ages);
+  return row_number(problem, inputs, i, inputs.ages[i] == 0 ? 0 : problem.n_ages);
 }
 
 // One block for each span of segments, and one for the step as a whole. Registers allow eight blocks per
@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(n_finishers, 8)
   const View& view = problem.views[span.view];
   const Tensor& tensor = problem.tensors[span.tensor];
   double* const moments = problem.moments + view.segment;
-  const bool skipped = skips(inputs), part = takes_part(inputs, span.tensor);
+  const bool skipped = skips(inputs), part = takes_part<Rule>(inputs, span.tensor);
   int n_taken = 0;
   with_step<Rule>(variant_in<Rule>(inputs, tensor, span.tensor), [&](auto its) { n_taken = decltype(its)::n_taken; });
   if (skipped) return;

@@ -13,8 +13,15 @@ NPERF_D bool skips(const DeviceInputs& inputs) {
   return found_inf != 0 && *reinterpret_cast<const float*>(found_inf) != 0.0f;
 }
 
+// A tensor's addresses: parameter, gradient, the rule's buffers.
+template <class Rule>
+NPERF_D const uint64_t* addresses_of(const DeviceInputs& inputs, int64_t tensor) {
+  return inputs.addresses + (2 + Rule::n_buffers) * tensor;
+}
+
+template <class Rule>
 NPERF_D bool takes_part(const DeviceInputs& inputs, int64_t tensor) {
-  return inputs.measuring || inputs.addresses[3 * tensor + 1] != 0;
+  return inputs.measuring || addresses_of<Rule>(inputs, tensor)[1] != 0;
 }
 
 // Instead of a rule's variant: no step, only the moments.
@@ -23,7 +30,8 @@ constexpr int measure = -1;
 template <class Rule>
 NPERF_D int variant_in(const DeviceInputs& inputs, const Tensor& tensor, int64_t i) {
   if (inputs.measuring) return measure;
-  return Rule::variant_of(inputs.groups[tensor.group].variant, inputs.addresses[3 * i + 2] != 0, tensor.n_views > 0);
+  return Rule::variant_of(inputs.groups[tensor.group].variant, addresses_of<Rule>(inputs, i)[2] != 0,
+                          tensor.n_views > 0);
 }
 
 // Calls f with an object of the type of a variant's step.
@@ -44,9 +52,9 @@ NPERF_D int age_in(const DeviceProblem& problem, const DeviceInputs& inputs, int
   return given == 0 ? 0 : known;
 }
 
-// The number of the row for tensors of an age.
-NPERF_D int row_number(const DeviceProblem& problem, int group, int age) {
-  return group * problem.n_ages + (age < problem.n_ages ? age : problem.n_ages - 1);
+// The number of a tensor's row at an age.
+NPERF_D int row_number(const DeviceProblem& problem, const DeviceInputs& inputs, int64_t i, int age) {
+  return inputs.first[i] + (age < problem.n_ages ? age : problem.n_ages - 1);
 }
 
 NPERF_D const double* row_in(const DeviceProblem& problem, const DeviceInputs& inputs, int number) {

@@ -20,7 +20,7 @@ struct DeviceProblem {
   const Component* components;
   const int32_t* driving;  // the moments that drive components
   int64_t n_tensors, n_spans, n_groups, n_components, n_driving;
-  int32_t n_ages, n_numbers;     // rows of a parameter group, numbers of a row
+  int32_t n_ages, n_numbers;     // rows that a tensor chooses from by its age, numbers of a row
   int32_t law_numbers[n_laws];   // where in a row each law's coefficients begin
   int32_t n_state_rows[n_laws];  // of each law's state
   double* workspace;
@@ -36,13 +36,15 @@ struct DeviceProblem {
 
 // The inputs of one step (noetherperf/engines/device_inputs.py).
 struct DeviceInputs {
-  const uint64_t* scalars;    // addresses of grad_scale and found_inf, float32; null: 1 and 0
-  const double* rows;         // [n_groups, n_ages, n_numbers]
-  const Group* groups;        // [n_groups]
-  const uint64_t* addresses;  // [n_tensors, 3]: parameter, gradient (null: takes no part), momentum buffer (null: none)
-  const uint8_t* ages;        // [n_tensors]: 0 if the tensor's buffers are new
-  bool scaled;                // gradients are divided by grad_scale, and stored divided
-  bool measuring;             // only take the moments of all tensors, with the buffer in the gradient's place
+  const uint64_t* scalars;  // addresses of grad_scale and found_inf, float32; null: 1 and 0
+  const double* rows;       // [n_rows, n_numbers]
+  const Group* groups;      // [n_groups]
+  const uint64_t*
+      addresses;         // [n_tensors, 2 + n_buffers]: parameter, gradient (null: takes no part), buffers (null: none)
+  const int32_t* first;  // [n_tensors]: the row of age 0
+  const uint8_t* ages;   // [n_tensors]: 0 if the tensor's buffers are new
+  bool scaled;           // gradients are divided by grad_scale, and stored divided
+  bool measuring;        // only take the moments of all tensors, with the buffer in the gradient's place
 };
 
 }  // namespace noetherperf

@@ -56,7 +56,7 @@ struct Stepper {
   NPERF_D Stepper(const DeviceProblem& problem, const DeviceInputs& inputs, const Tensor& its, int64_t i,
                   int its_variant, const double* row)
       : variant(its_variant), tensor(its), dims(problem.dims + its.dims) {
-    const uint64_t* const addresses = inputs.addresses + 3 * i;
+    const uint64_t* const addresses = addresses_of<Rule>(inputs, i);
     p = on_device(addresses, 0);
     g = on_device(addresses, 1);
     v = on_device(addresses, 2);
@@ -84,28 +84,28 @@ struct Stepper {
     }
   }
 
-  // The offset in memory of element `at` of the matrix.
-  NPERF_D int64_t offset(int64_t at, int64_t Dim::* stride) const {
+  // The offset in memory of element `at` of the matrix, in the parameter (0), gradient (1) or a buffer (2 …).
+  NPERF_D int64_t offset(int64_t at, int which) const {
     if constexpr (!is_any<Step>) return at;
     if (tensor.dense) return at;
     int64_t sum = 0;
     for (int d = tensor.n_dims - 1; d >= 0; --d) {
-      sum += at % dims[d].size * (dims[d].*stride);
+      sum += at % dims[d].size * dims[d].strides[which];
       at /= dims[d].size;
     }
     return sum;
   }
 
   // Element by element: n elements from `at` on, then zeros.
-  NPERF_D void load(Vector& x, const Element* from, int64_t at, int n, int64_t Dim::* stride) const {
+  NPERF_D void load(Vector& x, const Element* from, int64_t at, int n, int which) const {
 #pragma unroll
-    for (int i = 0; i < L; ++i) x.x[i] = i < n ? from[offset(at + i, stride)] : Element(0);
+    for (int i = 0; i < L; ++i) x.x[i] = i < n ? from[offset(at + i, which)] : Element(0);
   }
 
-  NPERF_D void store(const Vector& x, Element* to, int64_t at, int n, int64_t Dim::* stride) const {
+  NPERF_D void store(const Vector& x, Element* to, int64_t at, int n, int which) const {
 #pragma unroll
     for (int i = 0; i < L; ++i)
-      if (i < n) to[offset(at + i, stride)] = x.x[i];
+      if (i < n) to[offset(at + i, which)] = x.x[i];
   }
 
   // Whether n elements are a whole, aligned vector in memory.
@@ -117,7 +117,7 @@ struct Stepper {
       if (!whole(n)) return;
       __pipeline_memcpy_async(&stage[0][threadIdx.x], p + at, 16);
       __pipeline_memcpy_async(&stage[1][threadIdx.x], g + at, 16);
-      if (Step::reads_buffer) __pipeline_memcpy_async(&stage[2][threadIdx.x], v + at, 16);
+      if (Step::n_read > 0) __pipeline_memcpy_async(&stage[2][threadIdx.x], v + at, 16);
     }
   }
 
@@ -127,8 +127,8 @@ struct Stepper {
     bool updates = true, reads_buffer = true, writes_buffer = true;
     with_its_step([&](auto its) {
       updates = decltype(its)::updates;
-      reads_buffer = decltype(its)::reads_buffer;
-      writes_buffer = decltype(its)::writes_buffer;
+      reads_buffer = decltype(its)::n_read > 0;
+      writes_buffer = decltype(its)::n_written > 0;
     });
     Vector x, y, z;
     if (whole(n)) {
@@ -136,9 +136,9 @@ struct Stepper {
       y = stage[1][threadIdx.x];
       if (reads_buffer) z = stage[2][threadIdx.x];
     } else {
-      load(x, p, at, n, &Dim::stride_p);
-      if (updates) load(y, g, at, n, &Dim::stride_g);
-      if (reads_buffer) load(z, v, at, n, &Dim::stride_v);
+      load(x, p, at, n, 0);
+      if (updates) load(y, g, at, n, 1);
+      if (reads_buffer) load(z, v, at, n, 2);
     }
 #pragma unroll
     for (int i = 0; i < L; ++i)
@@ -148,9 +148,9 @@ struct Stepper {
       if (scaled) *reinterpret_cast<Vector*>(g + at) = y;
       if (writes_buffer) *reinterpret_cast<Vector*>(v + at) = z;
     } else {
-      if (updates) store(x, p, at, n, &Dim::stride_p);
-      if (scaled) store(y, g, at, n, &Dim::stride_g);
-      if (writes_buffer) store(z, v, at, n, &Dim::stride_v);
+      if (updates) store(x, p, at, n, 0);
+      if (scaled) store(y, g, at, n, 1);
+      if (writes_buffer) store(z, v, at, n, 2);
     }
   }
 
@@ -162,11 +162,11 @@ struct Stepper {
     if constexpr (Its::updates) {
       Scalar p_new = before, v_new = 0, u = 0;
       const Scalar gradient = Type::widen(y) * inverse_scale;
-      if constexpr (Its::reads_buffer) v_new = Type::widen(z);
-      Its::update(p_new, gradient, v_new, u, c);
+      if constexpr (Its::n_read > 0) v_new = Type::widen(z);
+      Its::update(p_new, gradient, &v_new, u, c);
       x = Type::narrow(p_new);
       y = Type::narrow(gradient);
-      if constexpr (Its::writes_buffer) z = Type::narrow(v_new);
+      if constexpr (Its::n_written > 0) z = Type::narrow(v_new);
       operands = {before, Type::widen(x), gradient, u, v_new};
     } else {
       operands.g = Type::widen(z);

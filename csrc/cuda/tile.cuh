@@ -197,9 +197,9 @@ __global__ void __launch_bounds__(n_threads, (n_blocks<Type, Step>()))
   const Tile& tile = problem.tiles[tile_begin + blockIdx.x];
   const Tensor& tensor = problem.tensors[tile.tensor];
   // Loaded before any branch depends on them, so that all loads are in flight at once.
-  const bool skipped = skips(inputs), part = takes_part(inputs, tile.tensor);
+  const bool skipped = skips(inputs), part = takes_part<Rule>(inputs, tile.tensor);
   const int variant = variant_in<Rule>(inputs, tensor, tile.tensor);
-  const int row = row_number(problem, tensor.group, age_in(problem, inputs, tile.tensor));
+  const int row = row_number(problem, inputs, tile.tensor, age_in(problem, inputs, tile.tensor));
   if (skipped || !part || tensor.dtype != dtype || kernel != kernel_of<Rule>(tensor, variant)) return;
   if (threadIdx.x == 0 && tile.row_begin == 0 && tile.col_begin == 0) problem.chosen[tile.tensor] = row;
   SHARED(shared, TileShared<Type, Step>);

@@ -40,6 +40,7 @@ struct Measure;
 struct Rule {
   static constexpr const char* name = "sgd";
   static constexpr int n_coefficients = 7;
+  static constexpr int n_buffers = 1;
   static constexpr int n_variants = sgd::n_variants;
   static constexpr Moment moments[] = {
       {"sum_p", Operand::p_new, Operand::one}, {"sq_p", Operand::p_new, Operand::p_new},
@@ -71,16 +72,17 @@ template <int variant>
 struct Step {
   using Rule = sgd::Rule;
   static constexpr bool updates = true;
-  static constexpr bool writes_buffer = variant == momentum || variant == nesterov;
-  static constexpr bool reads_buffer = writes_buffer || variant == idle;
+  static constexpr int n_written = variant == momentum || variant == nesterov;  // of the buffers, from the first on
+  static constexpr int n_read = n_written || variant == idle;
   static constexpr bool u_is_v = variant == momentum;
   static constexpr int n_taken = variant == nesterov ? 8 : variant == idle ? 7 : 6;  // of the moments
 
-  // p becomes p', v becomes v'; u is the update.
+  // p becomes p', the buffer v becomes v'; u is the update.
   template <class V, class S>
-  static NPERF_HD void update(V& p, const V& g, V& v, V& u, const Coefficients<S>& c) {
+  static NPERF_HD void update(V& p, const V& g, V* buffers, V& u, const Coefficients<S>& c) {
+    V& v = buffers[0];
     const V d = c.sign * g + c.decay * p;
-    if constexpr (writes_buffer) v = c.buffer_decay * v + c.buffer_gain * d;
+    if constexpr (n_written > 0) v = c.buffer_decay * v + c.buffer_gain * d;
     if constexpr (variant == momentum) {
       u = v;
     } else if constexpr (variant == nesterov) {
@@ -95,7 +97,8 @@ struct Step {
 // No step: the moments of p, with v in the gradient's place.
 struct Measure {
   using Rule = sgd::Rule;
-  static constexpr bool updates = false, writes_buffer = false, reads_buffer = true, u_is_v = false;
+  static constexpr bool updates = false, u_is_v = false;
+  static constexpr int n_read = 1, n_written = 0;
   static constexpr int n_taken = Rule::n_common;
 };
 

@@ -13,7 +13,7 @@ from noetherperf import _cpu
 from noetherperf.engines import Call, OnDevice
 from noetherperf.engines.isa import choose
 from noetherperf.engines.rows import components
-from noetherperf.engines.tables import TableEngine
+from noetherperf.engines.tables import GRADIENT, TableEngine
 from noetherperf.engines.tiling import CPU
 from noetherperf.measure.plan import Measurement, Plan
 
@@ -51,7 +51,8 @@ class CpuEngine(TableEngine):
         super()._build()
         m = self.measurement
         self._clock = m.clock.numpy()
-        self._any_young = False  # whether one of _ages is 0
+        self._row_of = self._rows.first + np.int32(self._rows.n_ages - 1)  # each tensor's row
+        self._any_young = False  # whether one of them is a younger age's
         table, driving = components(self.rule)
         self._engine = self._module.Engine(
             self._tables.tensors,
@@ -62,7 +63,6 @@ class CpuEngine(TableEngine):
             table,
             driving,
             list(self.rule.law_numbers.values()),
-            self.rule.n_ages,
             self.rule.n_numbers,
             self._workspace.data_ptr(),
             m.moments.data_ptr(),
@@ -86,20 +86,23 @@ class CpuEngine(TableEngine):
         on_device: OnDevice,
     ) -> list[Call]:
         self._admit_buffers(buffers)
-        young = 0 in ages
-        if young or self._any_young:
-            self._ages[:] = np.frombuffer(bytes(ages), np.uint8)
-            self._any_young = young
         rows = self._rows
-        oldest = self.rule.n_ages - 1
-        rows.find(options, (0, oldest) if young else (oldest,))
+        if self.rule.step_key is None:
+            oldest, young = rows.n_ages - 1, 0 in ages
+            if young or self._any_young:
+                self._row_of = rows.first + np.minimum(np.frombuffer(bytes(ages), np.uint8), oldest)
+                self._any_young = young
+            rows.find(options, (0, oldest) if young else (oldest,))
+        else:
+            rows.find_counted(options, ages, self._addresses[:, GRADIENT] != 0)
+            self._row_of = rows.first
         # In float32, as torch unscales. The step multiplies by it, so that small 16-bit gradients do not underflow.
         unscale = 1.0 if on_device.grad_scale is None else float(np.float32(1.0 / on_device.grad_scale.item()))
         calls: list[Call] = [
             partial(
                 self._engine.step,
                 self._addresses,
-                self._ages,
+                self._row_of,
                 rows.numbers,
                 rows.groups,
                 torch.get_num_threads(),

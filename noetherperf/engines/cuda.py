@@ -100,7 +100,7 @@ class CudaEngine(GpuEngine):
             "norm": m.states[1],
             "propagators": m.propagators,
             "clock": m.clock,
-            "ages": self.ages,
+            "ages": self.known_ages,
             "chosen": self.chosen,
         }
         self._engine = self._module.Engine(
@@ -110,7 +110,7 @@ class CudaEngine(GpuEngine):
             n_groups=self.n_groups,
             n_components=len(self.components) // (COMPONENT.itemsize // 8),
             n_driving=len(self.driving),
-            n_ages=self.rule.n_ages,
+            n_ages=self._rows.n_ages,
             n_numbers=self.rule.n_numbers,
             law_numbers=list(self.rule.law_numbers.values()),
             n_state_rows=[len(state) for state in m.states],

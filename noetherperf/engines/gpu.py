@@ -8,7 +8,8 @@ is finished long before the device reaches the step. On the step's stream the ke
 Ages. The host knows when it makes a tensor's buffers, but not whether the step that should write them is skipped
 (found_inf), so ages are on the device. A tensor's age in a step is 0 if its buffers are new, else the age on the
 device. Stage 1 chooses each tensor's row by its age (noetherperf/engines/rows.py) and writes the row's index to
-`chosen`, which stage 2 reads. Stage 2 alone writes `ages`. So no block reads what another block of its kernel writes.
+`chosen`, which stage 2 reads. Stage 2 alone writes the ages. So no block reads what another block of its kernel writes.
+Of a rule that counts ages in torch's state the host knows all: a tensor then has one row to choose from.
 
 A learning rate on the device: its parameter group's rows are computed there, by torch operations on the step's stream,
 in place of the rows that were sent.
@@ -25,9 +26,9 @@ import torch
 from torch import Tensor
 
 from noetherperf.engines import Call, OnDevice, carry_out
-from noetherperf.engines.device_inputs import DeviceInputs, Slot
-from noetherperf.engines.rows import GROUP, components
-from noetherperf.engines.tables import TableEngine
+from noetherperf.engines.device_inputs import DeviceInputs, InputsShape, Slot
+from noetherperf.engines.rows import components
+from noetherperf.engines.tables import BUFFER, GRADIENT, TableEngine
 
 #: Instead of a rule's variant: no step, only the moments.
 MEASURE = -1
@@ -60,7 +61,7 @@ class GpuEngine(TableEngine):
     Memory on the device for _launch, besides the measurement and the workspace (self._workspace):
         tables: self.tensors, dims, views, tiles, spans, components: the tables' bytes, as int64 [n_words]; at least one
             word. self.driving: int32.
-        ages: self.ages: [n_tensors] uint8; self.chosen: [n_tensors] int32.
+        ages: self.known_ages: [n_tensors] uint8; self.chosen: [n_tensors] int32.
     """
 
     def _build(self) -> None:
@@ -76,32 +77,39 @@ class GpuEngine(TableEngine):
         )
         table, driving = components(self.rule)
         self.components, self.driving = _words(table).to(self.device), torch.from_numpy(driving).to(self.device)
-        if not hasattr(self, "ages"):  # else the tables are rebuilt, and the ages stay
-            self.ages = torch.full((n,), self.rule.n_ages - 1, dtype=torch.uint8, device=self.device)
+        if not hasattr(self, "known_ages"):  # else the tables are rebuilt, and the ages stay
+            self.known_ages = torch.full((n,), self._rows.n_ages - 1, dtype=torch.uint8, device=self.device)
             self.chosen = torch.zeros(n, dtype=torch.int32, device=self.device)
         self._layouts_changed = False
         self._tile_counts = np.bincount(t.tiles["tensor"], minlength=n) if len(t.tiles) else np.zeros(n, np.int64)
         self._dtype_ranges = self._ranges_by_dtype()
         self._launches_for: tuple[bytes, list[Launch]] = (b"", [])
-        # The host's side of the inputs, whose parts TableEngine fills in place.
-        self._rows_shape = self._rows.numbers.shape
-        self._host = DeviceInputs.empty(n, self._rows_shape, torch.device("cpu"))
-        self._addresses = self._host.addresses.numpy().view(np.uint64)
-        self._ages = self._host.ages.numpy()
-        self._ages[:] = 1
-        self._host_groups = self._host.groups.numpy().view(GROUP)
-        self._host_scalars, self._host_rows = self._host.scalars.numpy(), self._host.rows.numpy()
-        self._take_rows()  # already computed if the tables are rebuilt
         self._lrs: Sequence[Tensor | None] = ()  # that the host does not read
-        self.inputs = DeviceInputs.empty(n, self._rows_shape, self.device)  # of an engine on the CPU
+        self._captured: list[Slot] = []  # read by CUDA graphs, for the lifetime of this engine
         if self._on_gpu:
             self._stream = torch.cuda.Stream(self.device)
-            self._ring = [self._slot() for _ in range(RING)]
+        self._make_inputs()
+        self._take_rows()  # already computed if the tables are rebuilt
+
+    @property
+    def ages(self) -> Sequence[int] | Tensor:
+        return self.known_ages if self.rule.step_key is None else ()
+
+    def _make_inputs(self) -> None:
+        """Make the inputs' memory on both sides, with room for as many rows as there are now."""
+        addresses, (n_rows, n_numbers) = self._addresses, self._rows.numbers.shape
+        self._shape = InputsShape(*addresses.shape, len(self._rows.groups), n_rows, n_numbers)
+        # The host's side, whose addresses TableEngine fills in place.
+        self._host = DeviceInputs.empty(self._shape, torch.device("cpu"))
+        self._addresses = self._host.addresses.numpy().view(np.uint64)
+        self._addresses[:] = addresses
+        self._host.ages[:] = 1
+        self.inputs = DeviceInputs.empty(self._shape, self.device)  # of an engine on the CPU
+        self._ring = [self._slot() for _ in range(RING)] if self._on_gpu else []
         self._turn = 0
         self._held = b""  # the contents of the current slot
         self._sent = b""  # the same, once its launches are known; empty: the next inputs are always sent
         self._spare: list[Slot] = []  # for CUDA graphs to come
-        self._captured: list[Slot] = []  # read by CUDA graphs, for the lifetime of this engine
 
     def _ranges_by_dtype(self) -> list[tuple[int, int, int]]:
         """(dtype, first tile, last tile + 1) of each dtype."""
@@ -125,7 +133,7 @@ class GpuEngine(TableEngine):
             )
 
     def _slot(self) -> Slot:
-        return Slot(len(self.params), self._rows_shape, self.device, self._stream)
+        return Slot(self._shape, self.device, self._stream)
 
     def _send(self) -> tuple[DeviceInputs, bool]:
         """Queue a copy of the host's inputs to the device, if they changed.
@@ -165,19 +173,19 @@ class GpuEngine(TableEngine):
         """Queue the computation of rows whose learning rate is on the device, where it may have changed."""
         for group, lr in enumerate(self._lrs):
             if lr is not None:
-                self._rows.find_on_device(group, lr, inputs.rows[group])
+                self._rows.find_on_device(group, lr, inputs.rows)
 
-    def _lay_out(self, i: int, field: str, strides: tuple[int, ...], known: list[tuple[int, ...] | None]) -> None:
+    def _lay_out(self, i: int, column: int, x: Tensor) -> None:
         tensor = self._tables.tensors[i : i + 1]
-        dims = self._tables.dims[tensor["dims"][0] :][: len(strides)]
+        dims = self._tables.dims[tensor["dims"][0] :][: x.dim()]
         before = tensor.tobytes(), dims.tobytes()
-        super()._lay_out(i, field, strides, known)
+        super()._lay_out(i, column, x)
         self._layouts_changed |= before != (tensor.tobytes(), dims.tobytes())
 
     def _send_layouts(self) -> None:
         """Copy the tables to the device again if the strides of a gradient or buffer changed."""
         if self._layouts_changed:
-            self._refuse_capture("take over a gradient's or momentum buffer's new layout")
+            self._refuse_capture("take over a gradient's or buffer's new layout")
             self.tensors.copy_(_words(self._tables.tensors))
             self.dims.copy_(_words(self._tables.dims))
             self._layouts_changed = False
@@ -199,7 +207,7 @@ class GpuEngine(TableEngine):
         self._refuse_capture("begin to measure")
         self._admit_to_measure(buffers)
         self._send_layouts()
-        self._host_scalars[:] = 0
+        self._host.scalars.zero_()
         self._lrs = ()
         launches = [Launch(dtype, MEASURE, begin, end) for dtype, begin, end in self._dtype_ranges]
         with self._as_current():
@@ -216,19 +224,22 @@ class GpuEngine(TableEngine):
         on_device: OnDevice,
     ) -> list[Call]:
         if 0 in ages:
-            self._refuse_capture("make momentum buffers")
+            self._refuse_capture("make a tensor's buffers")
         self._admit_buffers(buffers)
         self._send_layouts()
-        self._ages[:] = np.frombuffer(bytes(ages), np.uint8)
-        self._rows.find(options, range(self.rule.n_ages))
+        if self.rule.step_key is None:
+            self._host.ages.numpy()[:] = np.frombuffer(bytes(ages), np.uint8)
+            self._rows.find(options, range(self.rule.n_ages))
+        else:
+            self._rows.find_counted(options, ages, self._addresses[:, GRADIENT] != 0)
         if self._taken is not self._rows.numbers:
             self._take_rows()
         for lr in on_device.lrs:
             self._check_lr(lr)
         self._lrs = on_device.lrs
         scaled = on_device.grad_scale is not None
-        self._host_scalars[0] = self._float32("grad_scale", on_device.grad_scale)
-        self._host_scalars[1] = self._float32("found_inf", on_device.found_inf)
+        self._host.scalars[0] = self._float32("grad_scale", on_device.grad_scale)
+        self._host.scalars[1] = self._float32("found_inf", on_device.found_inf)
         with self._as_current():
             inputs, is_new = self._send()
             launches = self._launches() if is_new else self._launches_for[1]
@@ -237,14 +248,19 @@ class GpuEngine(TableEngine):
         return calls if self._is_current() else [partial(self._carry_out_here, calls)]
 
     def _take_rows(self) -> None:
-        self._host_rows[:] = self._rows.numbers
-        self._host_groups[:] = self._rows.groups
-        self._taken = self._rows.numbers
+        rows = self._rows
+        if len(rows.numbers) > self._shape.n_rows:
+            self._refuse_capture("make room for tensors of one more age")
+            self._make_inputs()
+        self._host.rows[: len(rows.numbers)] = torch.from_numpy(rows.numbers)
+        self._host.groups.copy_(_words(rows.groups))
+        self._host.first.copy_(torch.from_numpy(rows.first))
+        self._taken = rows.numbers
 
     def _launches(self) -> list[Launch]:
         """Stage 1's kernels: one for each dtype and variant that occur."""
         of_group = self._rows.groups["variant"]
-        part, buffer = self._addresses[:, 1] != 0, self._addresses[:, 2] != 0
+        part, buffer = self._addresses[:, GRADIENT] != 0, self._addresses[:, BUFFER] != 0
         key = of_group.tobytes() + part.tobytes() + buffer.tobytes()
         if key != self._launches_for[0]:
             t = self._tables.tensors

@@ -1,7 +1,9 @@
 """A rule as engines read it: rows of numbers, and a table of the laws' components.
 
-A row (noetherperf/rules/rule.py) holds the coefficients of one parameter group's step for tensors of one age. The
-components say which numbers of a row advance which numbers of a law's state. Both are data: engines multiply.
+A row (noetherperf/rules/rule.py) holds the coefficients of one parameter group's step for tensors of one age. A
+tensor's row is number first + age where ages have a bound. Where they are counted in torch's state, the host knows them
+all, and the row is number `first`. The components say which numbers of a row advance which numbers of a law's state.
+Both are data: engines multiply.
 
 The dtypes mirror the structs of csrc/rows.h (a test compares their layouts).
 """
@@ -20,6 +22,8 @@ GROUP = np.dtype(
     [
         ("variant", "i4"),  # of the rule's kernels
         ("ages", "i4"),  # whether a step increments its tensors' ages
+        ("row", "i4"),  # one of its rows: of all of them, only the time of the step is read
+        ("padding", "i4"),
     ]
 )
 COMPONENT = np.dtype(
@@ -53,30 +57,43 @@ def components(rule: Rule[Any]) -> tuple[np.ndarray, np.ndarray]:
     return np.array(table, COMPONENT), np.array(driving, np.int32)
 
 
+# A row's key, if ages are counted: its parameter group, then the age. Tensors that age alike keep their rows.
+_AGE_BITS = 40
+_AGE_MASK = (1 << _AGE_BITS) - 1
+
+
 class Rows:
     """The rows of the present options, computed again only when these change.
 
     Args:
         rule: The update rule.
+        group_index: Each tensor's parameter group.
         n_groups: The number of parameter groups.
         laws: The laws that some symmetry needs.
 
     Attributes:
-        numbers: [n_groups, n_ages, n_numbers], float64.
+        n_ages: Rows of a parameter group that a tensor chooses from by its age; 1 if the rule counts ages.
+        numbers: [n_rows, n_numbers], float64; every parameter group has one at least.
+        first: [n_tensors], int32: the row of each tensor, of age 0 if ages have a bound.
         groups: [n_groups] of GROUP.
         tick: What a step adds to the clock, [1 + n_groups].
     """
 
-    def __init__(self, rule: Rule[Any], n_groups: int, laws: Collection[Law]) -> None:
+    def __init__(self, rule: Rule[Any], group_index: Sequence[int], n_groups: int, laws: Collection[Law]) -> None:
         self._rule, self._laws = rule, laws
-        self.numbers = np.zeros((n_groups, rule.n_ages, rule.n_numbers))
+        self._group_index = np.array(group_index, np.int64)
+        self.n_ages = max(rule.n_ages, 1)
+        self.numbers = np.zeros((n_groups * self.n_ages, rule.n_numbers))
+        self.first = (self._group_index * self.n_ages).astype(np.int32)
         self.groups = np.zeros(n_groups, GROUP)
         self.tick = np.ones(1 + n_groups)
         self._options: Sequence[Any] = ()
-        self._known: frozenset[int] = frozenset()
+        self._known: frozenset[int] = frozenset()  # ages that have rows of the present options
+        self._keys = np.zeros(0, np.int64)  # of the tensors that take part, if ages are counted
+        self._row_keys = np.zeros(0, np.int64)  # of the rows
 
     def find(self, options: Sequence[Any], ages: Collection[int]) -> None:
-        """Compute the rows of some ages; new rows are in new arrays.
+        """Compute the rows of some ages; new rows are in new arrays. For a rule whose ages have a bound.
 
         Args:
             options: One per parameter group.
@@ -89,28 +106,69 @@ class Rows:
         numbers = self.numbers.copy()
         for age in {*ages} - known:
             for i, x in enumerate(options):
-                numbers[i, age] = self._rule.row(x, age, self._laws)
-        groups, tick = np.zeros_like(self.groups), np.ones_like(self.tick)
-        for i, x in enumerate(options):
-            groups[i] = (self._rule.variant(x), self._rule.ages(x))
-            tick[1 + i] = self._rule.duration(x)
+                numbers[i * self.n_ages + age] = self._rule.row(x, age, self._laws)
         # In one update: an interrupt between two would leave rows of other options.
         self.__dict__.update(
-            numbers=numbers, groups=groups, tick=tick, _options=list(options), _known=known.union(ages)
+            self._of_groups(options, (np.arange(len(options)) + 1) * self.n_ages - 1),
+            numbers=numbers,
+            _known=known.union(ages),
         )
 
-    def find_on_device(self, group: int, lr: Tensor, to: Tensor) -> None:
+    def find_counted(self, options: Sequence[Any], ages: Sequence[int], part: np.ndarray) -> None:
+        """Compute a row for every age that occurs in a parameter group. For a rule that counts ages.
+
+        Args:
+            options: One per parameter group.
+            ages: One per tensor.
+            part: [n_tensors] bool: whether the tensor takes part in the step. The `first` of others means nothing.
+        """
+        own = self._group_index[part]
+        keys = own << _AGE_BITS | np.asarray(ages, np.int64)[part]
+        first, row_keys, shift = self.first, self._row_keys, 0
+        if len(keys) == len(self._keys) > 0:
+            shift = int(keys[0] - self._keys[0])
+        if len(keys) == 0 or not np.array_equal(keys, self._keys + shift):  # else all have aged alike
+            absent = np.flatnonzero(np.bincount(own, minlength=len(options)) == 0)
+            row_keys, shift = np.unique(np.concatenate([keys, absent << _AGE_BITS])), 0
+            first = np.zeros_like(first)
+            first[part] = np.searchsorted(row_keys, keys)
+        row_keys = row_keys + shift
+        pairs = zip((row_keys >> _AGE_BITS).tolist(), (row_keys & _AGE_MASK).tolist(), strict=True)
+        numbers = np.array([self._rule.row(options[g], age, self._laws) for g, age in pairs])
+        of_groups = np.searchsorted(row_keys, np.arange(len(options)) << _AGE_BITS)
+        self.__dict__.update(
+            self._of_groups(options, of_groups), numbers=numbers, first=first, _keys=keys, _row_keys=row_keys
+        )
+
+    def _of_groups(self, options: Sequence[Any], rows: np.ndarray) -> dict[str, Any]:
+        """What belongs to the parameter groups, with one row of each."""
+        groups, tick = np.zeros_like(self.groups), np.ones_like(self.tick)
+        for i, (x, row) in enumerate(zip(options, rows.tolist(), strict=True)):
+            groups[i] = (self._rule.variant(x), self._rule.ages(x), row, 0)
+            tick[1 + i] = self._rule.duration(x)
+        return {"groups": groups, "tick": tick, "_options": list(options)}
+
+    def find_on_device(self, group: int, lr: Tensor, rows: Tensor) -> None:
         """Compute the rows of a parameter group whose learning rate is on a device, there, without waiting for it.
 
         Args:
             group: Its number; its options are those of the last `find`.
             lr: The learning rate, one element.
-            to: Its rows from `find`, [n_ages, n_numbers]; numbers that depend on the learning rate are overwritten.
+            rows: All rows, [n_rows, n_numbers]; in the group's own, numbers that depend on the learning rate are
+                overwritten.
         """
         options = self._rule.with_lr(self._options[group], lr.detach().reshape(()).to(torch.float64))
-        newest = 0 if self._rule.ages_differ(options) else self._rule.n_ages - 1
-        for age in range(newest, self._rule.n_ages):
-            row = self._rule.row(options, age, self._laws)
-            here = to[age].unbind()
-            to[age].copy_(torch.stack([x if isinstance(x, Tensor) else here[k] for k, x in enumerate(row)]))
-        to[:newest].copy_(to[newest])
+        if self._rule.step_key is not None:
+            for i in np.flatnonzero(self._row_keys >> _AGE_BITS == group).tolist():
+                self._find_on_device(options, int(self._row_keys[i] & _AGE_MASK), rows[i])
+            return
+        own = rows[group * self.n_ages : (group + 1) * self.n_ages]
+        newest = 0 if self._rule.ages_differ(options) else self.n_ages - 1
+        for age in range(newest, self.n_ages):
+            self._find_on_device(options, age, own[age])
+        own[:newest].copy_(own[newest])
+
+    def _find_on_device(self, options: Any, age: int, to: Tensor) -> None:
+        here = to.unbind()
+        row = self._rule.row(options, age, self._laws)
+        to.copy_(torch.stack([x if isinstance(x, Tensor) else here[k] for k, x in enumerate(row)]))

@@ -14,7 +14,7 @@ from noetherperf.engines.rows import Rows
 from noetherperf.engines.tiling import Tiling, is_dense, make_tables, memory_order
 from noetherperf.measure.plan import Measurement, Plan
 
-#: Columns of the addresses.
+#: Columns of the addresses; from the last one on, one for each of the rule's buffers.
 PARAMETER, GRADIENT, BUFFER = range(3)
 
 
@@ -22,9 +22,8 @@ class TableEngine(Stepping):
     """Keeps the tables and the inputs of each step; a subclass passes both to its kernels.
 
     _tables, _workspace: made by _build for the parameters' present layout.
-    _addresses [n, 3]: each tensor's parameter, gradient, momentum buffer; null where it takes no part or has none.
+    _addresses [n, 2 + n_buffers]: each tensor's parameter, gradient, buffers; null where it takes no part or has none.
     _places: the parameters' addresses when they were last checked to share no memory.
-    _ages [n]: 0 if a tensor's buffers are new.
     _rows: the rule's numbers.
     """
 
@@ -41,7 +40,7 @@ class TableEngine(Stepping):
         self.plan, self.params, self.names, self.group_index = plan, params, names, group_index
         self.measurement = measurement
         self.rule = plan.rule
-        self._rows = Rows(self.rule, measurement.clock.numel() - 1, plan.laws)
+        self._rows = Rows(self.rule, group_index, measurement.clock.numel() - 1, plan.laws)
         self._places = b""
         self._build()
 
@@ -51,14 +50,14 @@ class TableEngine(Stepping):
         self._tables = make_tables(self.plan, self.params, self.group_index, self.tiling)
         device = self.measurement.moments.device
         self._workspace = torch.full((self._tables.workspace,), torch.nan, dtype=torch.float64, device=device)
-        self._addresses = np.zeros((n, 3), np.uint64)
-        self._ages = np.ones(n, np.uint8)
+        n_columns = BUFFER + len(self.rule.buffers)
+        self._addresses = np.zeros((n, n_columns), np.uint64)
         self._orders = [memory_order(p) for p in self.params]
         self._kinds = [(p.dtype, p.device, p.shape) for p in self.params]
-        self._grad_strides: list[tuple[int, ...] | None] = [None] * n
-        self._buffer_strides: list[tuple[int, ...] | None] = [None] * n
-        self._readers = [make_reader(n) for _ in range(3)]
+        self._strides: list[list[tuple[int, ...] | None]] = [[None] * n for _ in range(n_columns)]  # that are known
+        self._readers = [make_reader(n) for _ in range(n_columns)]
         for i, p in enumerate(self.params):
+            self._strides[PARAMETER][i] = p.stride()
             self._readers[PARAMETER].remember(i, p)
 
     def n_bytes(self) -> dict[str, int]:
@@ -95,15 +94,16 @@ class TableEngine(Stepping):
             check_apart(self.names, self.params)
             self._places = places
 
-    def _lay_out(self, i: int, field: str, strides: tuple[int, ...], known: list[tuple[int, ...] | None]) -> None:
-        """Write a gradient's or buffer's strides into the tables: dense if p, g and v all are."""
-        known[i] = strides
+    def _lay_out(self, i: int, column: int, x: Tensor) -> None:
+        """Write a gradient's or buffer's strides into the tables: dense if the parameter and all of them are."""
+        strides = self._strides[column][i] = x.stride()
         p, order, tensor = self.params[i], self._orders[i], self._tables.tensors[i]
         rows = slice(tensor["dims"], tensor["dims"] + len(order))
-        self._tables.dims[field][rows] = [strides[axis] for axis in order]
+        self._tables.dims["strides"][rows, column] = [strides[axis] for axis in order]
         shape = [p.shape[axis] for axis in order]
-        all_strides = (p.stride(), self._grad_strides[i], self._buffer_strides[i])
-        tensor["dense"] = all(is_dense(shape, [s[axis] for axis in order]) for s in all_strides if s is not None)
+        known = [of_all[i] for of_all in self._strides]
+        tensor["dense"] = all(is_dense(shape, [s[axis] for axis in order]) for s in known if s is not None)
+        self._readers[column].remember(i, x)
 
     def admit(self, grads: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
         self._relocate()
@@ -113,31 +113,29 @@ class TableEngine(Stepping):
                 check_gradient(self.names[i], self.params[i], g)
                 if (reason := unreadable(g)) is not None:
                     g = written_out[i] = _write_out(self.names[i], g, reason)
-                self._lay_out(i, "stride_g", g.stride(), self._grad_strides)
-                self._readers[GRADIENT].remember(i, g)
+                self._lay_out(i, GRADIENT, g)
         if written_out:
             grads = [written_out.get(i, g) for i, g in enumerate(grads)]
             self._read(GRADIENT, grads)
         return grads
 
     def _admit_buffers(self, buffers: Sequence[Sequence[Tensor | None]]) -> None:
-        (of_all,) = buffers  # of the rules that there are kernels of, each has one
-        for i in self._read(BUFFER, of_all):
-            if (v := of_all[i]) is not None:
-                self._check_buffer(i, v)
-                self._lay_out(i, "stride_v", v.stride(), self._buffer_strides)
-                self._readers[BUFFER].remember(i, v)
+        for column, (key, of_all) in enumerate(zip(self.rule.buffers, buffers, strict=True), BUFFER):
+            for i in self._read(column, of_all):
+                if (v := of_all[i]) is not None:
+                    self._check_buffer(i, key, v)
+                    self._lay_out(i, column, v)
 
-    def _check_buffer(self, i: int, v: Tensor) -> None:
+    def _check_buffer(self, i: int, key: str, v: Tensor) -> None:
         p = self.params[i]
         if (reason := unreadable(v)) is not None:
             raise RuntimeError(
-                f"{self.names[i]}: its {self.rule.buffers[0]} {reason}; put a tensor with memory of its own into the "
+                f"{self.names[i]}: its {key} {reason}; put a tensor with memory of its own into the "
                 "state (buffer.resolve_neg().clone())"
             )
         if (v.dtype, v.device, v.shape) != (p.dtype, p.device, p.shape):
             raise RuntimeError(
-                f"{self.names[i]}: its {self.rule.buffers[0]} ({v.dtype}, {v.device}, {tuple(v.shape)}) must match the "
+                f"{self.names[i]}: its {key} ({v.dtype}, {v.device}, {tuple(v.shape)}) must match the "
                 f"parameter ({p.dtype}, {p.device}, {tuple(p.shape)}); load it with load_state_dict, which converts it"
             )
 

@@ -36,14 +36,16 @@ TENSOR = np.dtype(
         ("n_cols", "i8"),
         ("dims", "i8"),  # first row of the tensor in the table of dims
         ("n_dims", "i4"),
-        ("dense", "i4"),  # parameter, gradient and buffer are all contiguous in the matrix's order
+        ("dense", "i4"),  # parameter, gradient and buffers are all contiguous in the matrix's order
         ("dtype", "i4"),
         ("group", "i4"),  # which parameter group it is in
         ("view", "i4"),  # views are consecutive, the one by row first
         ("n_views", "i4"),
     ]
 )
-DIM = np.dtype([("size", "i8"), ("stride_p", "i8"), ("stride_g", "i8"), ("stride_v", "i8")])
+#: The most buffers that a rule may have.
+MOST_BUFFERS = 3
+DIM = np.dtype([("size", "i8"), ("strides", "i8", (2 + MOST_BUFFERS,))])  # of parameter, gradient, buffers
 VIEW = np.dtype(
     [
         ("tensor", "i4"),
@@ -252,7 +254,7 @@ def make_tables(plan: Plan, params: Sequence[Tensor], group_index: Sequence[int]
         tiling: How to cut.
     """
     tensors = np.zeros(len(params), TENSOR)
-    dims: list[tuple[int, int, int, int]] = []
+    dims: list[tuple[int, list[int]]] = []
     views: list[tuple[int, ...]] = []
     tiles: list[tuple[int, ...]] = []
     workspace, n_moments = 0, len(plan.rule.moments)
@@ -281,7 +283,7 @@ def make_tables(plan: Plan, params: Sequence[Tensor], group_index: Sequence[int]
             len(views),
             len(placed),
         )
-        dims += [(size, stride, stride, stride) for size, stride in zip(shape, strides, strict=True)]
+        dims += [(size, [stride] * (2 + MOST_BUFFERS)) for size, stride in zip(shape, strides, strict=True)]
         for axis, view in placed:
             way = sums[axis]
             by_row, inner = (True, way) if isinstance(way, int) else (False, way.inner)

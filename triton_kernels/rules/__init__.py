@@ -54,7 +54,8 @@ class Constants:
     Fields:
         name: The rule's.
         coefficients: Names of the update's coefficients.
-        n_ages: Rows of a parameter group.
+        n_buffers: Of a tensor.
+        n_ages: Rows that a tensor chooses from by its age.
         n_numbers: Of a row.
         moments: Each moment's operands.
         n_common: How many of them, from the first on, every rule sums.
@@ -67,6 +68,7 @@ class Constants:
 
     name: str
     coefficients: tuple[str, ...]
+    n_buffers: int
     n_ages: int
     n_numbers: int
     moments: tuple[Codes, ...]
@@ -127,7 +129,8 @@ def constants(rule: Rule[Any], components: np.ndarray, driving: np.ndarray) -> C
     return Constants(
         rule.name,
         tuple(rule.coefficients),
-        rule.n_ages,
+        len(rule.buffers),
+        max(rule.n_ages, 1),
         rule.n_numbers,
         codes(rule.moments),
         len(COMMON),
