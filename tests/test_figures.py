@@ -24,7 +24,16 @@ from noetherperf.optim.sgd import SGD
 from noetherperf.recipes.vgg import vgg16
 from noetherperf.symmetry import Symmetry
 
-SLOW = ("modified", "errors", "dynamics", "oscillation", "budget", "adamw", "equilibrium", "decay")  # seconds to half a minute each
+SLOW = (
+    "modified",
+    "errors",
+    "dynamics",
+    "oscillation",
+    "budget",
+    "adamw",
+    "equilibrium",
+    "decay",
+)  # seconds to half a minute each
 NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in GALLERY]
 
 _computed: dict[str, Data] = {}
