@@ -33,16 +33,20 @@ NEGLIGIBLE = 1e-12
 
 @dataclass(frozen=True)
 class RotationalEquilibrium:
-    """The equilibrium of a scale-invariant group.
+    """The equilibrium of a scale-invariant group: |θ|² ∝ |u|², cos φ, and the times r^k and r^{2k} fall in.
+
+    Valid for gradients that are independent and orthogonal to θ on average, as the function that gives it says.
 
     Attributes:
-        sq_norm: |θ|². For decoupled decay, and for coupled decay too, sq_norm/sq_update depends on the hyperparameters
-            alone, so a measured |u|² gives |θ|² where gradients are not as assumed.
+        sq_norm: |θ|². sq_norm/sq_update depends on the hyperparameters alone, so a measured |u|² gives |θ|² where
+            gradients are not as assumed.
         sq_update: |u|², of the update without decoupled decay.
         angle: φ, the angle between θ before and after a step, in radians.
         decorrelation: Steps in which the cosine of θ with its past falls by a factor e, after the buffer has forgotten.
         relaxation: Steps in which |θ|² comes nearer to equilibrium by a factor e. Valid near equilibrium, and for
             ηλ ≪ 1 − β.
+
+    Source: Kosson et al. (2023), arXiv:2305.17212. Derived in docs/theory.md, section 6.
     """
 
     sq_norm: float
@@ -66,6 +70,9 @@ def sgd_equilibrium(hyper: Hyper, sq_gradient: float, *, decoupled: bool = False
         hyper: lr, momentum, dampening, weight_decay; without Nesterov.
         sq_gradient: G² = |g|²|θ|², measured at any |θ|, mean over steps.
         decoupled: Whether decay acts on θ alone, θ' = (1 − ηλ)θ − ηu, and not through the buffer as in torch.optim.SGD.
+
+    Returns:
+        The equilibrium: |θ|², |u|², φ in radians, times in steps.
 
     Raises:
         ValueError: hyper is Nesterov's; sq_gradient is not positive; or there is no equilibrium, for want of decay or
@@ -111,6 +118,9 @@ def adamw_equilibrium(n_elements: int, lr: float, weight_decay: float, beta1: fl
         n_elements: n, elements of the group.
         lr, weight_decay, beta1: η, λ, β₁.
 
+    Returns:
+        The equilibrium: |θ|², |u|², φ in radians, times in steps.
+
     Raises:
         ValueError: n_elements is not positive, beta1 is not in [0, 1), or lr·weight_decay is not between 0 and 1.
 
@@ -138,6 +148,9 @@ def sign_equilibrium(
         n_elements: n, elements of the group.
         lr, weight_decay: η, λ.
         beta1, beta2: Lion's betas.
+
+    Returns:
+        The equilibrium: |θ|², |u|², φ in radians, times in steps.
 
     Raises:
         ValueError: n_elements is not positive, a beta is not in [0, 1), or lr·weight_decay is not between 0 and 1.
