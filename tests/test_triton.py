@@ -218,10 +218,11 @@ def compiled(kernel: Any, constants: dict[str, Any], target: GPUTarget, **how: i
     return triton.compile(source, target=target, options=how)
 
 
-def compiled_stage_1(dtype: torch.dtype, variant: int, kinds: str, target: GPUTarget) -> Any:
-    code, step = tiling.DTYPES[dtype], rules.step(SGD, variant)
+def compiled_stage_1(rule: Rule[Any], dtype: torch.dtype, variant: int, kinds: str, target: GPUTarget) -> Any:
+    code, step, kernels = tiling.DTYPES[dtype], rules.step(rule, variant), rules.module_of(rule)
     bits = sum(kind.value for kind in KINDS[kinds])
-    constants = {"DTYPE": code, "STEP": step, "UPDATE": sgd.update, "KINDS": bits}
+    functions = {"COEFFICIENTS": kernels.coefficients, "UPDATE": kernels.update}
+    constants = {"RULE": constants_of(rule), "DTYPE": code, "STEP": step, "KINDS": bits, **functions}
     how = options.options(code, step, bits, target.warp_size, target.backend == "hip")
     return compiled(stage_1, constants, target, **how)
 

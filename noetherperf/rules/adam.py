@@ -41,6 +41,7 @@ arXiv:1904.09237 (amsgrad). Laws: this project.
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import IntEnum
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -130,6 +131,13 @@ class Coefficients(NamedTuple):
     amsgrad: float
 
 
+class Variant(IntEnum):
+    """Kernels of the update."""
+
+    PLAIN = 0
+    AMSGRAD = 1  # the largest n' so far in the place of n'
+
+
 DOT_PU = Pair("dot_pu", Operand.P, Operand.U)
 SUM_U = Pair("sum_u", Operand.U, Operand.ONE)
 
@@ -182,7 +190,7 @@ class AdamRule(Rule[AdamOptions]):
         return replace(options, lr=lr)  # type: ignore[arg-type]
 
     def variant(self, options: AdamOptions) -> int:
-        return 0
+        return Variant.AMSGRAD if options.amsgrad else Variant.PLAIN
 
     def n_written(self, options: AdamOptions) -> int:
         return 3 if options.amsgrad else 2
