@@ -32,9 +32,10 @@ def n_threads(dtype):
 
 
 @triton.constexpr_function
-def block_rows(dtype, narrow):
-    """R of a block: one vector a thread."""
-    return n_threads(dtype) // (8 if narrow else 32)
+def block_rows(dtype, narrow, way):
+    """R of a block: one vector a thread, or half as much where every element needs addresses of its own."""
+    n_lines = n_threads(dtype) // (8 if narrow else 32)
+    return n_lines if way == BY_VECTORS.value else n_lines // 2
 
 
 @triton.constexpr_function

@@ -40,7 +40,7 @@ def walk_run(
     WAY: tl.constexpr,
 ):
     """A tile of one row: blocks are pieces of one run, C wide and R of them; unmasked but for the last block."""
-    R: tl.constexpr = block_rows(DTYPE, False)
+    R: tl.constexpr = block_rows(DTYPE, False, WAY)
     C: tl.constexpr = block_cols(DTYPE, False)
     rows, lanes = tl.arange(0, R).to(tl.int64), tl.arange(0, C)
     begin = whole(tile.col_begin, 64)
@@ -145,7 +145,7 @@ def walk_matrix(
     KINDS: tl.constexpr,
     WAY: tl.constexpr,
 ):
-    R: tl.constexpr = block_rows(DTYPE, SLIM)
+    R: tl.constexpr = block_rows(DTYPE, SLIM, WAY)
     C: tl.constexpr = block_cols(DTYPE, SLIM)
     n_rows, n_cols, col_end = tensor.n_rows, tensor.n_cols, tile.col_end
     if WAY == BY_VECTORS:
