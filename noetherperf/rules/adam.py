@@ -249,7 +249,8 @@ class AdamRule(Rule[AdamOptions]):
         scale = largest if options.amsgrad and largest is not None else mean_sq
         dtype = torch.promote_types(mean.dtype, torch.float32)
         denominator = scale.to(dtype).sqrt() / options.sq_correction(age) ** 0.5 + options.eps
-        return torch.where(mean == 0.0, 0.0, mean.to(dtype) / denominator)  # an element that never had a gradient
+        # An element that never had a gradient carries nothing, also where ε = 0.
+        return torch.where(mean == 0.0, 0.0, mean.to(dtype) / denominator).to(mean.dtype)
 
     def steps(self, options: AdamOptions, age: int, laws: Collection[Law]) -> dict[Law, Step]:
         return {law: _step(law, options, age) for law in laws}
