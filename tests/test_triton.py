@@ -10,6 +10,8 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from enum import IntEnum
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,22 +32,35 @@ from noetherperf.engines.backends import BACKENDS
 from noetherperf.engines.reference import ReferenceEngine
 from noetherperf.engines.rows import COMPONENT, GROUP, components
 from noetherperf.measure.plan import Measurement, make_plan
+from noetherperf.rules import adam, sgd
+from noetherperf.rules.adam import ADAM, AdamOptions
 from noetherperf.rules.moments import Operand
-from noetherperf.rules.sgd import SGD, Hyper, Variant
+from noetherperf.rules.rule import Rule
+from noetherperf.rules.sgd import SGD, Hyper
 from noetherperf.triton_kernels import moments, options, plan, rows, rules, spans
-from noetherperf.triton_kernels.rules import sgd
 from noetherperf.triton_kernels.stage_1 import stage_1
 from noetherperf.triton_kernels.stage_2 import stage_2
 
 ROOT = Path(__file__).parents[1]
-CONSTANTS = rules.constants(SGD, *components(SGD))
+RULES = BACKENDS["triton"].rules or ()
+of_every_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+
+
+@cache
+def constants_of(rule: Rule[Any]) -> rules.Constants:
+    return rules.constants(rule, *components(rule))
+
+
 
 # ---- the interpreter -------------------------------------------------------------------------------------------------
 
 STEP = "test_step_moments_and_laws"
 # numpy, which the interpreter computes with, warns where a GPU goes on with inf and NaN
 QUIET = ["-W", "ignore:invalid value:RuntimeWarning", "-W", "ignore:overflow:RuntimeWarning"]
-SOME = ["bias misaligned", "column", "prime", "vector", "chunk plus", "convolution", "transposed gradient", "volume"]
+SOME = {
+    "sgd": ["bias misaligned", "column", "prime", "vector", "chunk plus", "convolution", "transposed gradient", "volume"],
+    "adam": ["prime", "bias misaligned", "transposed gradient", "vector"],
+}
 
 
 def interpret(*arguments: str) -> int:
@@ -75,8 +90,17 @@ def interpreted(record_property: Callable[[str, object], None]) -> Callable[...,
 def test_tensors_of_some_layouts(interpreted: Callable[..., int]) -> None:
     """Each in another dtype."""
     dtypes = [str(dtype).removeprefix("torch.") for dtype in DTYPES]
-    names = [f"{STEP}[triton-{dtypes[i % len(dtypes)]}-{tensor}]" for i, tensor in enumerate(SOME)]
-    assert interpreted(*(f"tests/test_engines.py::{name}" for name in names)) == len(SOME)
+    names = [
+        f"{STEP}[{rule}-triton-{dtypes[i % len(dtypes)]}-{tensor}]"
+        for rule, some in SOME.items()
+        for i, tensor in enumerate(some)
+    ]
+    assert interpreted(*(f"tests/test_engines.py::{name}" for name in names)) == len(names)
+
+
+@pytest.mark.slow
+def test_padding_is_not_divided(interpreted: Callable[..., int]) -> None:
+    assert interpreted("tests/test_engines.py", "-k", "triton and division_by_zero") == len(DTYPES)
 
 
 def test_a_skipped_step(interpreted: Callable[..., int]) -> None:
@@ -124,8 +148,9 @@ def test_models_flags_and_scales(interpreted: Callable[..., int]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [str(dtype).removeprefix("torch.") for dtype in DTYPES])
-def test_every_tensor_in_every_dtype(dtype: str, interpreted: Callable[..., int]) -> None:
-    assert interpreted("tests/test_engines.py", "-k", f"{STEP} and triton-{dtype}") == len(TENSORS)
+@of_every_rule
+def test_every_tensor_in_every_dtype(rule: Rule[Any], dtype: str, interpreted: Callable[..., int]) -> None:
+    assert interpreted("tests/test_engines.py", "-k", f"{STEP} and {rule.name}-triton-{dtype}") == len(TENSORS)
 
 
 # ---- what mirrors what -----------------------------------------------------------------------------------------------
@@ -147,44 +172,52 @@ def test_rows_have_the_tables_fields_in_order(table: np.dtype[Any], row: Any) ->
     assert row._fields == tuple(field for field in table.names if field != "padding")
 
 
-def test_components_are_those_of_the_table() -> None:
-    table, driving = components(SGD)
+@of_every_rule
+def test_components_are_those_of_the_table(rule: Rule[Any]) -> None:
+    table, driving = components(rule)
     fields = [field.name for field in dataclasses.fields(rules.Component)]
     assert fields == [name for name in COMPONENT.names or () if name not in ("n_moments", "padding")]
-    for row, component in zip(table, CONSTANTS.components, strict=True):
+    for row, component in zip(table, constants_of(rule).components, strict=True):
         own = {name: getattr(component, name) for name in fields}
         assert own.pop("moments") == tuple(driving[row["moments"] :][: row["n_moments"]])
         assert own == {name: row[name] for name in own}
 
 
-def test_constants_are_those_of_the_rule() -> None:
+@of_every_rule
+def test_constants_are_those_of_the_rule(rule: Rule[Any]) -> None:
+    constants = constants_of(rule)
     assert [field.upper() for field in moments.Operands._fields] == [x.name for x in Operand if x != Operand.ONE]
     named = [x.name.lower() for x in Operand if x != Operand.ONE] + ["one"]  # which is the last, -1
-    assert [(named[a], named[b]) for a, b in CONSTANTS.moments] == [
-        (pair.a.name.lower(), pair.b.name.lower()) for pair in SGD.moments
+    assert [(named[a], named[b]) for a, b in constants.moments] == [
+        (pair.a.name.lower(), pair.b.name.lower()) for pair in rule.moments
     ]
-    assert [SGD.moments[i].a for i in range(CONSTANTS.n_charges)] == [Operand.P_NEW] * 2
+    assert [rule.moments[i].a for i in range(constants.n_charges)] == [Operand.P_NEW] * 2
     assert tiling.TRITON.span_segments == (spans.SHORT_SPAN.value, spans.LONG_SPAN.value)
 
 
 @pytest.mark.parametrize(
-    ("options", "has_buffer", "variant"),
+    ("rule", "options", "n_read", "variant"),
     [
-        (Hyper(0.1), False, Variant.PLAIN),
-        (Hyper(0.1), True, Variant.IDLE),
-        (Hyper(0.1, momentum=0.9), True, Variant.MOMENTUM),
-        (Hyper(0.1, momentum=0.9, nesterov=True), True, Variant.NESTEROV),
+        (SGD, Hyper(0.1), 0, sgd.Variant.PLAIN),
+        (SGD, Hyper(0.1), 1, sgd.Variant.IDLE),
+        (SGD, Hyper(0.1, momentum=0.9), 1, sgd.Variant.MOMENTUM),
+        (SGD, Hyper(0.1, momentum=0.9, nesterov=True), 1, sgd.Variant.NESTEROV),
+        (ADAM, AdamOptions(0.1), 2, adam.Variant.PLAIN),
+        (ADAM, AdamOptions(0.1, amsgrad=True), 3, adam.Variant.AMSGRAD),
     ],
-    ids=lambda x: x.name if isinstance(x, Variant) else "",
+    ids=lambda x: x.name if isinstance(x, IntEnum) else "",
 )
-def test_variants_sum_and_write_what_the_rule_says(options: Hyper, has_buffer: bool, variant: Variant) -> None:
-    of_group = SGD.variant(options)
-    assert variant == (dict(CONSTANTS.idle).get(of_group, of_group) if has_buffer else of_group)
-    step = rules.step(SGD, variant)
-    assert len(step.moments) == CONSTANTS.taken[variant] == SGD.n_taken(options, has_buffer)
-    assert step.n_moments == len(CONSTANTS.moments)
-    assert step.writes_buffer == SGD.ages(options)
-    assert step.reads_buffer == has_buffer
+def test_variants_sum_read_and_write_what_the_rule_says(
+    rule: Rule[Any], options: Any, n_read: int, variant: int
+) -> None:
+    constants, has_buffer, of_group = constants_of(rule), n_read > 0, rule.variant(options)
+    assert variant == (dict(constants.idle).get(of_group, of_group) if has_buffer else of_group)
+    step = rules.step(rule, variant)
+    assert len(step.moments) == constants.taken[variant] == rule.n_taken(options, has_buffer)
+    assert step.n_moments == len(constants.moments)
+    assert step.n_written == rule.n_written(options)
+    assert step.n_read == n_read
+
 
 
 # ---- machine code ----------------------------------------------------------------------------------------------------
@@ -208,8 +241,8 @@ KINDS = {
 }
 
 
-def compiled(kernel: Any, constants: dict[str, Any], target: GPUTarget, **how: int) -> Any:
-    constants = {"RULE": CONSTANTS, **constants}
+def compiled(kernel: Any, rule: Rule[Any], constants: dict[str, Any], target: GPUTarget, **how: int) -> Any:
+    constants = {"RULE": constants_of(rule), **constants}
     signature = {
         name: "constexpr" if name in constants else "*i64" if name in TABLES else POINTERS.get(name, "i32")
         for name in kernel.arg_names
@@ -222,9 +255,9 @@ def compiled_stage_1(rule: Rule[Any], dtype: torch.dtype, variant: int, kinds: s
     code, step, kernels = tiling.DTYPES[dtype], rules.step(rule, variant), rules.module_of(rule)
     bits = sum(kind.value for kind in KINDS[kinds])
     functions = {"COEFFICIENTS": kernels.coefficients, "UPDATE": kernels.update}
-    constants = {"RULE": constants_of(rule), "DTYPE": code, "STEP": step, "KINDS": bits, **functions}
+    constants = {"DTYPE": code, "STEP": step, "KINDS": bits, **functions}
     how = options.options(code, step, bits, target.warp_size, target.backend == "hip")
-    return compiled(stage_1, constants, target, **how)
+    return compiled(stage_1, rule, constants, target, **how)
 
 
 def machine_code(kernel: Any, tmp_path: Path) -> tuple[int, int, str]:

@@ -1,7 +1,8 @@
 """Blocks: [R, C] elements of a tensor's matrix, which a program of stage 1 loads, steps and stores at once.
 
 A block consists of 16-byte vectors, one per thread. C is 32 lanes of vectors, so that a warp's loads along a row are
-coalesced, or 8 lanes in narrow matrices.
+coalesced, or 8 lanes in narrow matrices. Where elements are addressed one by one, a thread has fewer of them: their
+addresses take the registers.
 """
 
 from typing import NamedTuple
@@ -32,16 +33,27 @@ def n_threads(dtype):
 
 
 @triton.constexpr_function
-def block_rows(dtype, narrow, way):
-    """R of a block: one vector a thread, or half as much where every element needs addresses of its own."""
-    n_lines = n_threads(dtype) // (8 if narrow else 32)
-    return n_lines if way == BY_VECTORS.value else n_lines // 2
+def n_together(dtype, way):
+    """Neighbours in a row that one thread has: a vector, if there are any."""
+    return vector(dtype) if way == BY_VECTORS.value else 1
 
 
 @triton.constexpr_function
-def block_cols(dtype, narrow):
+def block_size(dtype, way):
+    """Elements of a block."""
+    return n_threads(dtype) * (vector(dtype) if way == BY_VECTORS.value else min(2, vector(dtype) // 2))
+
+
+@triton.constexpr_function
+def block_cols(dtype, narrow, way=BY_VECTORS):
     """C of a block."""
-    return (8 if narrow else 32) * vector(dtype)
+    return min((8 if narrow else 32) * vector(dtype), block_size(dtype, way))
+
+
+@triton.constexpr_function
+def block_rows(dtype, narrow, way):
+    """R of a block."""
+    return block_size(dtype, way) // block_cols(dtype, narrow, way)
 
 
 @triton.jit
