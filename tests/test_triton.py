@@ -43,13 +43,20 @@ from noetherperf.triton_kernels.stage_2 import stage_2
 
 ROOT = Path(__file__).parents[1]
 RULES = BACKENDS["triton"].rules or ()
+OF_VARIANT: dict[type, Rule[Any]] = {sgd.Variant: SGD, adam.Variant: ADAM}
+MOMENTUM, NESTEROV = sgd.Variant.MOMENTUM, sgd.Variant.NESTEROV
+ADAMW, AMSGRAD = adam.Variant.PLAIN, adam.Variant.AMSGRAD
 of_every_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+
+
+def named(x: Any) -> str:
+    """A test's argument in its name."""
+    return f"{OF_VARIANT[type(x)].name}.{x.name}" if isinstance(x, IntEnum) else str(x)
 
 
 @cache
 def constants_of(rule: Rule[Any]) -> rules.Constants:
     return rules.constants(rule, *components(rule))
-
 
 
 # ---- the interpreter -------------------------------------------------------------------------------------------------
@@ -58,7 +65,16 @@ STEP = "test_step_moments_and_laws"
 # numpy, which the interpreter computes with, warns where a GPU goes on with inf and NaN
 QUIET = ["-W", "ignore:invalid value:RuntimeWarning", "-W", "ignore:overflow:RuntimeWarning"]
 SOME = {
-    "sgd": ["bias misaligned", "column", "prime", "vector", "chunk plus", "convolution", "transposed gradient", "volume"],
+    "sgd": [
+        "bias misaligned",
+        "column",
+        "prime",
+        "vector",
+        "chunk plus",
+        "convolution",
+        "transposed gradient",
+        "volume",
+    ],
     "adam": ["prime", "bias misaligned", "transposed gradient", "vector"],
 }
 
@@ -196,20 +212,19 @@ def test_constants_are_those_of_the_rule(rule: Rule[Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rule", "options", "n_read", "variant"),
+    ("variant", "options", "n_read"),
     [
-        (SGD, Hyper(0.1), 0, sgd.Variant.PLAIN),
-        (SGD, Hyper(0.1), 1, sgd.Variant.IDLE),
-        (SGD, Hyper(0.1, momentum=0.9), 1, sgd.Variant.MOMENTUM),
-        (SGD, Hyper(0.1, momentum=0.9, nesterov=True), 1, sgd.Variant.NESTEROV),
-        (ADAM, AdamOptions(0.1), 2, adam.Variant.PLAIN),
-        (ADAM, AdamOptions(0.1, amsgrad=True), 3, adam.Variant.AMSGRAD),
+        (sgd.Variant.PLAIN, Hyper(0.1), 0),
+        (sgd.Variant.IDLE, Hyper(0.1), 1),
+        (MOMENTUM, Hyper(0.1, momentum=0.9), 1),
+        (NESTEROV, Hyper(0.1, momentum=0.9, nesterov=True), 1),
+        (ADAMW, AdamOptions(0.1), 2),
+        (AMSGRAD, AdamOptions(0.1, amsgrad=True), 3),
     ],
-    ids=lambda x: x.name if isinstance(x, IntEnum) else "",
+    ids=lambda x: named(x) if isinstance(x, IntEnum) else "",
 )
-def test_variants_sum_read_and_write_what_the_rule_says(
-    rule: Rule[Any], options: Any, n_read: int, variant: int
-) -> None:
+def test_variants_sum_read_and_write_what_the_rule_says(variant: IntEnum, options: Any, n_read: int) -> None:
+    rule = OF_VARIANT[type(variant)]
     constants, has_buffer, of_group = constants_of(rule), n_read > 0, rule.variant(options)
     assert variant == (dict(constants.idle).get(of_group, of_group) if has_buffer else of_group)
     step = rules.step(rule, variant)
@@ -217,7 +232,6 @@ def test_variants_sum_read_and_write_what_the_rule_says(
     assert step.n_moments == len(constants.moments)
     assert step.n_written == rule.n_written(options)
     assert step.n_read == n_read
-
 
 
 # ---- machine code ----------------------------------------------------------------------------------------------------
@@ -274,63 +288,83 @@ def machine_code(kernel: Any, tmp_path: Path) -> tuple[int, int, str]:
     return int(found[1]), int(found[2]), dump("-sass")
 
 
-def check_stage_1(dtype: torch.dtype, variant: int, kinds: str, arch: int, registers: int, tmp_path: Path) -> None:
-    """No stack, so no spills; 16-byte loads of p, g, v and stores of p, v in each way to walk; registers in bounds."""
-    used, stack, code = machine_code(compiled_stage_1(dtype, variant, kinds, SM[arch]), tmp_path)
+def n_walks(kinds: str) -> int:
+    """How often a kernel for these kinds has the update of a vector: once for runs, and for each way to sum."""
+    ways = [kind for kind in KINDS[kinds] if kind in (options.ROWS, options.COLUMNS, options.BOTH)]
+    return 1 + len(ways) * (2 if options.NARROW in KINDS[kinds] else 1)
+
+
+def check_stage_1(variant: IntEnum, dtype: torch.dtype, kinds: str, arch: int, registers: int, tmp_path: Path) -> None:
+    """No stack, so no spills; 16-byte loads of p, g, buffers and stores of p, buffers in each walk; registers."""
+    rule = OF_VARIANT[type(variant)]
+    used, stack, code = machine_code(compiled_stage_1(rule, dtype, variant, kinds, SM[arch]), tmp_path)
     loads, stores = (len(re.findall(rf"\b{op}\.E\S*\.128\b", code)) for op in ("LDG", "STG"))
-    print(
-        f"sm_{arch} {dtype} variant {variant}: {used} registers, {stack} B stack, {loads} and {stores} 128-bit accesses"
-    )
-    walked = [kind for kind in KINDS[kinds] if kind in (options.ROWS, options.COLUMNS, options.BOTH)]
-    n_walks = 1 + len(walked) * (2 if options.NARROW in KINDS[kinds] else 1)
+    print(f"sm_{arch} {rule.name} {variant.name} {dtype} {kinds}: {used} registers, {stack} B stack")
+    step = rules.step(rule, variant)
     assert used <= registers
     assert stack == 0
-    assert loads >= 3 * n_walks
-    assert stores >= 2 * n_walks
+    assert loads >= (2 + step.n_read) * n_walks(kinds)
+    assert stores >= (1 + step.n_written) * n_walks(kinds)
 
 
 @not_interpreted
 @pytest.mark.parametrize(
-    ("dtype", "kinds", "registers"), [(torch.float32, "rows", 128), (torch.bfloat16, "runs", 128)], ids=str
+    ("variant", "dtype", "kinds", "registers"),
+    [
+        (MOMENTUM, torch.float32, "rows", 128),
+        (MOMENTUM, torch.bfloat16, "runs", 128),
+        (ADAMW, torch.float32, "columns", 128),
+    ],
+    ids=named,
 )
-def test_machine_code(dtype: torch.dtype, kinds: str, registers: int, tmp_path: Path) -> None:
-    check_stage_1(dtype, Variant.MOMENTUM, kinds, 90, registers, tmp_path)
+def test_machine_code(variant: IntEnum, dtype: torch.dtype, kinds: str, registers: int, tmp_path: Path) -> None:
+    check_stage_1(variant, dtype, kinds, 90, registers, tmp_path)
 
 
 @not_interpreted
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", SM)
 @pytest.mark.parametrize(
-    ("dtype", "variant", "kinds", "registers"),
+    ("variant", "dtype", "kinds", "registers"),
     [
-        (torch.float32, Variant.MOMENTUM, "runs", 128),
-        (torch.float32, Variant.MOMENTUM, "rows", 128),
-        (torch.float32, Variant.MOMENTUM, "columns", 128),
-        (torch.float32, Variant.MOMENTUM, "both", 128),
-        (torch.float32, Variant.NESTEROV, "both", 168),
-        (torch.float32, Variant.MOMENTUM, "strided", 168),
-        (torch.bfloat16, Variant.MOMENTUM, "rows", 168),
-        (torch.bfloat16, Variant.MOMENTUM, "columns", 200),
-        (torch.bfloat16, Variant.MOMENTUM, "both", 255),
-        (torch.bfloat16, Variant.NESTEROV, "both", 255),
-        (torch.float16, Variant.MOMENTUM, "both", 255),
-        (torch.float64, Variant.MOMENTUM, "both", 168),
+        (MOMENTUM, torch.float32, "runs", 128),
+        (MOMENTUM, torch.float32, "rows", 128),
+        (MOMENTUM, torch.float32, "columns", 128),
+        (MOMENTUM, torch.float32, "both", 128),
+        (NESTEROV, torch.float32, "both", 168),
+        (MOMENTUM, torch.float32, "strided", 168),
+        (MOMENTUM, torch.bfloat16, "rows", 168),
+        (MOMENTUM, torch.bfloat16, "columns", 200),
+        (MOMENTUM, torch.bfloat16, "both", 200),
+        (NESTEROV, torch.bfloat16, "both", 200),
+        (MOMENTUM, torch.float16, "both", 200),
+        (MOMENTUM, torch.float64, "both", 168),
+        (ADAMW, torch.float32, "rows", 128),
+        (ADAMW, torch.float32, "both", 168),
+        (ADAMW, torch.bfloat16, "rows", 168),
+        (ADAMW, torch.bfloat16, "columns", 200),
+        (AMSGRAD, torch.float32, "columns", 128),
+        (AMSGRAD, torch.float32, "strided", 168),
+        (AMSGRAD, torch.bfloat16, "both", 200),
+        (AMSGRAD, torch.float16, "strided", 255),
+        (AMSGRAD, torch.float64, "both", 168),
     ],
-    ids=str,
+    ids=named,
 )
 def test_machine_code_of_every_kind(
-    arch: int, dtype: torch.dtype, variant: int, kinds: str, registers: int, tmp_path: Path
+    arch: int, variant: IntEnum, dtype: torch.dtype, kinds: str, registers: int, tmp_path: Path
 ) -> None:
-    check_stage_1(dtype, variant, kinds, arch, registers, tmp_path)
+    check_stage_1(variant, dtype, kinds, arch, registers, tmp_path)
 
 
 @not_interpreted
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", SM)
-def test_machine_code_of_stage_2(arch: int, tmp_path: Path) -> None:
+@of_every_rule
+def test_machine_code_of_stage_2(rule: Rule[Any], arch: int, tmp_path: Path) -> None:
     """No stack: nothing is spilled."""
-    used, stack, _ = machine_code(compiled(stage_2, {"MEASURING": False}, SM[arch], num_warps=4), tmp_path)
-    print(f"sm_{arch} stage 2: {used} registers, {stack} B stack")
+    used, stack, _ = machine_code(compiled(stage_2, rule, {"MEASURING": False}, SM[arch], num_warps=4), tmp_path)
+    print(f"sm_{arch} {rule.name} stage 2: {used} registers, {stack} B stack")
     assert used <= 128
     assert stack == 0
 
@@ -338,15 +372,18 @@ def test_machine_code_of_stage_2(arch: int, tmp_path: Path) -> None:
 @not_interpreted
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_machine_code_for_amd(dtype: torch.dtype) -> None:
-    code = compiled_stage_1(dtype, Variant.MOMENTUM, "both", GFX942).asm["amdgcn"]
+@pytest.mark.parametrize("variant", [MOMENTUM, AMSGRAD], ids=named)
+def test_machine_code_for_amd(variant: IntEnum, dtype: torch.dtype) -> None:
+    rule = OF_VARIANT[type(variant)]
+    code = compiled_stage_1(rule, dtype, variant, "both", GFX942).asm["amdgcn"]
     figures = {name: int(n) for name, n in re.findall(r"\.(vgpr\w*|private_segment_fixed_size):\s*(\d+)", code)}
-    print(f"gfx942 {dtype}: {figures}")
-    assert len(re.findall(r"(?:global|buffer)_load_dwordx4", code)) >= 15
-    assert len(re.findall(r"(?:global|buffer)_store_dwordx4", code)) >= 10
+    print(f"gfx942 {named(variant)} {dtype}: {figures}")
+    step = rules.step(rule, variant)
+    assert len(re.findall(r"(?:global|buffer)_load_dwordx4", code)) >= (2 + step.n_read) * n_walks("both")
+    assert len(re.findall(r"(?:global|buffer)_store_dwordx4", code)) >= (1 + step.n_written) * n_walks("both")
     assert figures["vgpr_spill_count"] == figures["private_segment_fixed_size"] == 0
     assert figures["vgpr_count"] <= 264
-    compiled(stage_2, {"MEASURING": True}, GFX942, num_warps=2)
+    compiled(stage_2, rule, {"MEASURING": True}, GFX942, num_warps=2)
 
 
 # ---- the backend -----------------------------------------------------------------------------------------------------

@@ -20,7 +20,10 @@ PLAIN, AMSGRAD = (tl.constexpr(int(variant)) for variant in variants)
 
 
 class Coefficients(NamedTuple):
-    """d = s g + λ p,  m' = m + (1 − β₁)(d − m),  n' = β₂ n + (1 − β₂) d²,  D = √n'/√e + ε,  u = m'/(c D),  p' = r p − η u."""
+    """d = s g + λ p,  m' = m + (1 − β₁)(d − m),  n' = β₂ n + (1 − β₂) d²,  D = √n'/√e + ε,  u = m'/(c D).
+
+    p' = r p − η u.
+    """
 
     lr: tl.tensor  # η
     keep: tl.tensor  # r: 1 − ηλ with decoupled decay, else 1
