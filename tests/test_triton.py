@@ -10,7 +10,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from enum import IntEnum
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ from noetherperf.engines.rows import COMPONENT, GROUP, components
 from noetherperf.measure.plan import Measurement, make_plan
 from noetherperf.rules import adam, sgd
 from noetherperf.rules.adam import ADAM, AdamOptions
+from noetherperf.rules.given import GIVEN, GivenOptions
 from noetherperf.rules.moments import Operand
 from noetherperf.rules.rule import Rule
 from noetherperf.rules.sgd import SGD, Hyper
@@ -43,15 +43,16 @@ from noetherperf.triton_kernels.stage_2 import stage_2
 
 ROOT = Path(__file__).parents[1]
 RULES = BACKENDS["triton"].rules or ()
-OF_VARIANT: dict[type, Rule[Any]] = {sgd.Variant: SGD, adam.Variant: ADAM}
-MOMENTUM, NESTEROV = sgd.Variant.MOMENTUM, sgd.Variant.NESTEROV
-ADAMW, AMSGRAD = adam.Variant.PLAIN, adam.Variant.AMSGRAD
+STEPS: dict[str, tuple[Rule[Any], int]] = {
+    "plain": (SGD, sgd.Variant.PLAIN),
+    "idle": (SGD, sgd.Variant.IDLE),
+    "momentum": (SGD, sgd.Variant.MOMENTUM),
+    "nesterov": (SGD, sgd.Variant.NESTEROV),
+    "adam": (ADAM, adam.Variant.PLAIN),
+    "amsgrad": (ADAM, adam.Variant.AMSGRAD),
+    "given": (GIVEN, 0),
+}
 of_every_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
-
-
-def named(x: Any) -> str:
-    """A test's argument in its name."""
-    return f"{OF_VARIANT[type(x)].name}.{x.name}" if isinstance(x, IntEnum) else str(x)
 
 
 @cache
@@ -212,19 +213,20 @@ def test_constants_are_those_of_the_rule(rule: Rule[Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("variant", "options", "n_read"),
+    ("name", "options", "n_read"),
     [
-        (sgd.Variant.PLAIN, Hyper(0.1), 0),
-        (sgd.Variant.IDLE, Hyper(0.1), 1),
-        (MOMENTUM, Hyper(0.1, momentum=0.9), 1),
-        (NESTEROV, Hyper(0.1, momentum=0.9, nesterov=True), 1),
-        (ADAMW, AdamOptions(0.1), 2),
-        (AMSGRAD, AdamOptions(0.1, amsgrad=True), 3),
+        ("plain", Hyper(0.1), 0),
+        ("idle", Hyper(0.1), 1),
+        ("momentum", Hyper(0.1, momentum=0.9), 1),
+        ("nesterov", Hyper(0.1, momentum=0.9, nesterov=True), 1),
+        ("adam", AdamOptions(0.1), 2),
+        ("amsgrad", AdamOptions(0.1, amsgrad=True), 3),
+        ("given", GivenOptions(0.1), 1),
     ],
-    ids=lambda x: named(x) if isinstance(x, IntEnum) else "",
+    ids=list(STEPS),
 )
-def test_variants_sum_read_and_write_what_the_rule_says(variant: IntEnum, options: Any, n_read: int) -> None:
-    rule = OF_VARIANT[type(variant)]
+def test_variants_sum_read_and_write_what_the_rule_says(name: str, options: Any, n_read: int) -> None:
+    rule, variant = STEPS[name]
     constants, has_buffer, of_group = constants_of(rule), n_read > 0, rule.variant(options)
     assert variant == (dict(constants.idle).get(of_group, of_group) if has_buffer else of_group)
     step = rules.step(rule, variant)
@@ -265,7 +267,8 @@ def compiled(kernel: Any, rule: Rule[Any], constants: dict[str, Any], target: GP
     return triton.compile(source, target=target, options=how)
 
 
-def compiled_stage_1(rule: Rule[Any], dtype: torch.dtype, variant: int, kinds: str, target: GPUTarget) -> Any:
+def compiled_stage_1(name: str, dtype: torch.dtype, kinds: str, target: GPUTarget) -> Any:
+    rule, variant = STEPS[name]
     code, step, kernels = tiling.DTYPES[dtype], rules.step(rule, variant), rules.module_of(rule)
     bits = sum(kind.value for kind in KINDS[kinds])
     functions = {"COEFFICIENTS": kernels.coefficients, "UPDATE": kernels.update}
@@ -294,67 +297,71 @@ def n_walks(kinds: str) -> int:
     return 1 + len(ways) * (2 if options.NARROW in KINDS[kinds] else 1)
 
 
-def check_stage_1(variant: IntEnum, dtype: torch.dtype, kinds: str, arch: int, registers: int, tmp_path: Path) -> None:
-    """No stack, so no spills; 16-byte loads of p, g, buffers and stores of p, buffers in each walk; registers."""
-    rule = OF_VARIANT[type(variant)]
-    used, stack, code = machine_code(compiled_stage_1(rule, dtype, variant, kinds, SM[arch]), tmp_path)
-    loads, stores = (len(re.findall(rf"\b{op}\.E\S*\.128\b", code)) for op in ("LDG", "STG"))
-    print(f"sm_{arch} {rule.name} {variant.name} {dtype} {kinds}: {used} registers, {stack} B stack")
-    step = rules.step(rule, variant)
+def accesses(name: str, kinds: str, loads: str, stores: str, code: str) -> bool:
+    """Whether vectors of p, g and buffers are loaded, and of p and buffers stored, in each walk."""
+    step = rules.step(*STEPS[name])
+    n_loads, n_stores = len(re.findall(loads, code)), len(re.findall(stores, code))
+    walks = n_walks(kinds)
+    return n_loads >= (2 + step.n_read) * walks and n_stores >= (1 + step.n_written) * walks
+
+
+def check_stage_1(name: str, dtype: torch.dtype, kinds: str, arch: int, registers: int, tmp_path: Path) -> None:
+    """No stack, so no spills; 128-bit loads and stores; registers in bounds."""
+    used, stack, code = machine_code(compiled_stage_1(name, dtype, kinds, SM[arch]), tmp_path)
+    print(f"sm_{arch} {name} {dtype} {kinds}: {used} registers, {stack} B stack")
     assert used <= registers
     assert stack == 0
-    assert loads >= (2 + step.n_read) * n_walks(kinds)
-    assert stores >= (1 + step.n_written) * n_walks(kinds)
+    assert accesses(name, kinds, r"\bLDG\.E\S*\.128\b", r"\bSTG\.E\S*\.128\b", code)
 
 
 @not_interpreted
 @pytest.mark.parametrize(
-    ("variant", "dtype", "kinds", "registers"),
+    ("name", "dtype", "kinds", "registers"),
     [
-        (MOMENTUM, torch.float32, "rows", 128),
-        (MOMENTUM, torch.bfloat16, "runs", 128),
-        (ADAMW, torch.float32, "columns", 128),
+        ("momentum", torch.float32, "rows", 128),
+        ("momentum", torch.bfloat16, "runs", 128),
+        ("adam", torch.float32, "columns", 128),
     ],
-    ids=named,
+    ids=str,
 )
-def test_machine_code(variant: IntEnum, dtype: torch.dtype, kinds: str, registers: int, tmp_path: Path) -> None:
-    check_stage_1(variant, dtype, kinds, 90, registers, tmp_path)
+def test_machine_code(name: str, dtype: torch.dtype, kinds: str, registers: int, tmp_path: Path) -> None:
+    check_stage_1(name, dtype, kinds, 90, registers, tmp_path)
 
 
 @not_interpreted
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", SM)
 @pytest.mark.parametrize(
-    ("variant", "dtype", "kinds", "registers"),
+    ("name", "dtype", "kinds", "registers"),
     [
-        (MOMENTUM, torch.float32, "runs", 128),
-        (MOMENTUM, torch.float32, "rows", 128),
-        (MOMENTUM, torch.float32, "columns", 128),
-        (MOMENTUM, torch.float32, "both", 128),
-        (NESTEROV, torch.float32, "both", 168),
-        (MOMENTUM, torch.float32, "strided", 168),
-        (MOMENTUM, torch.bfloat16, "rows", 168),
-        (MOMENTUM, torch.bfloat16, "columns", 200),
-        (MOMENTUM, torch.bfloat16, "both", 200),
-        (NESTEROV, torch.bfloat16, "both", 200),
-        (MOMENTUM, torch.float16, "both", 200),
-        (MOMENTUM, torch.float64, "both", 168),
-        (ADAMW, torch.float32, "rows", 128),
-        (ADAMW, torch.float32, "both", 168),
-        (ADAMW, torch.bfloat16, "rows", 168),
-        (ADAMW, torch.bfloat16, "columns", 200),
-        (AMSGRAD, torch.float32, "columns", 128),
-        (AMSGRAD, torch.float32, "strided", 168),
-        (AMSGRAD, torch.bfloat16, "both", 200),
-        (AMSGRAD, torch.float16, "strided", 255),
-        (AMSGRAD, torch.float64, "both", 168),
+        ("momentum", torch.float32, "runs", 128),
+        ("momentum", torch.float32, "rows", 128),
+        ("momentum", torch.float32, "columns", 128),
+        ("momentum", torch.float32, "both", 128),
+        ("nesterov", torch.float32, "both", 168),
+        ("momentum", torch.float32, "strided", 168),
+        ("momentum", torch.bfloat16, "rows", 168),
+        ("momentum", torch.bfloat16, "columns", 200),
+        ("momentum", torch.bfloat16, "both", 200),
+        ("nesterov", torch.bfloat16, "both", 200),
+        ("momentum", torch.float16, "both", 200),
+        ("momentum", torch.float64, "both", 168),
+        ("adam", torch.float32, "rows", 128),
+        ("adam", torch.float32, "both", 168),
+        ("adam", torch.bfloat16, "rows", 168),
+        ("adam", torch.bfloat16, "columns", 200),
+        ("amsgrad", torch.float32, "columns", 128),
+        ("amsgrad", torch.float32, "strided", 168),
+        ("amsgrad", torch.bfloat16, "both", 200),
+        ("amsgrad", torch.float16, "strided", 255),
+        ("amsgrad", torch.float64, "both", 168),
     ],
-    ids=named,
+    ids=str,
 )
 def test_machine_code_of_every_kind(
-    arch: int, variant: IntEnum, dtype: torch.dtype, kinds: str, registers: int, tmp_path: Path
+    arch: int, name: str, dtype: torch.dtype, kinds: str, registers: int, tmp_path: Path
 ) -> None:
-    check_stage_1(variant, dtype, kinds, arch, registers, tmp_path)
+    check_stage_1(name, dtype, kinds, arch, registers, tmp_path)
 
 
 @not_interpreted
@@ -372,18 +379,22 @@ def test_machine_code_of_stage_2(rule: Rule[Any], arch: int, tmp_path: Path) -> 
 @not_interpreted
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("variant", [MOMENTUM, AMSGRAD], ids=named)
-def test_machine_code_for_amd(variant: IntEnum, dtype: torch.dtype) -> None:
-    rule = OF_VARIANT[type(variant)]
-    code = compiled_stage_1(rule, dtype, variant, "both", GFX942).asm["amdgcn"]
-    figures = {name: int(n) for name, n in re.findall(r"\.(vgpr\w*|private_segment_fixed_size):\s*(\d+)", code)}
-    print(f"gfx942 {named(variant)} {dtype}: {figures}")
-    step = rules.step(rule, variant)
-    assert len(re.findall(r"(?:global|buffer)_load_dwordx4", code)) >= (2 + step.n_read) * n_walks("both")
-    assert len(re.findall(r"(?:global|buffer)_store_dwordx4", code)) >= (1 + step.n_written) * n_walks("both")
+@pytest.mark.parametrize("name", ["momentum", "amsgrad"])
+def test_machine_code_for_amd(name: str, dtype: torch.dtype) -> None:
+    code = compiled_stage_1(name, dtype, "both", GFX942).asm["amdgcn"]
+    figures = {key: int(n) for key, n in re.findall(r"\.(vgpr\w*|private_segment_fixed_size):\s*(\d+)", code)}
+    print(f"gfx942 {name} {dtype}: {figures}")
+    assert accesses(name, "both", r"(?:global|buffer)_load_dwordx4", r"(?:global|buffer)_store_dwordx4", code)
     assert figures["vgpr_spill_count"] == figures["private_segment_fixed_size"] == 0
     assert figures["vgpr_count"] <= 264
-    compiled(stage_2, rule, {"MEASURING": True}, GFX942, num_warps=2)
+
+
+@not_interpreted
+@pytest.mark.slow
+@of_every_rule
+def test_machine_code_of_stage_2_for_amd(rule: Rule[Any]) -> None:
+    code = compiled(stage_2, rule, {"MEASURING": True}, GFX942, num_warps=2).asm["amdgcn"]
+    assert "vgpr_spill_count: 0" in code
 
 
 # ---- the backend -----------------------------------------------------------------------------------------------------
