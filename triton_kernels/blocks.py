@@ -46,8 +46,10 @@ def block_size(dtype, way):
 
 @triton.constexpr_function
 def block_cols(dtype, narrow, way=BY_VECTORS):
-    """C of a block."""
-    return min((8 if narrow else 32) * vector(dtype), block_size(dtype, way))
+    """C of a block; all of it where elements come one by one, because sums of many rows take registers too."""
+    if narrow:
+        return 8 * vector(dtype)
+    return 32 * vector(dtype) if way == BY_VECTORS.value else block_size(dtype, way)
 
 
 @triton.constexpr_function
