@@ -4,13 +4,16 @@ import copy
 import io
 import math
 import pickle
+import random
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from test_checkpoint import same, spoil
 from torch import Tensor, nn
 
 import noetherperf as nperf
@@ -34,12 +37,20 @@ def nets(n: int = 2) -> list[nn.Module]:
 
 
 def gradients(net: nn.Module, batch: int) -> None:
-    """Set the gradients of a loss on one of many batches."""
+    """Set the gradients of a loss on one of many batches.
+
+    The bias before the BatchNorm, which does not feel it, has a term of its own: else its gradient is rounding alone,
+    of which Adam makes steps.
+    """
     generator = torch.Generator().manual_seed(batch)
     inputs = torch.randn(32, 6, generator=generator, dtype=torch.float64)
     targets = torch.randint(4, (32,), generator=generator)
     net.zero_grad()
-    nn.functional.cross_entropy(net(inputs), targets).backward()
+    loss_of(net, inputs, targets).backward()
+
+
+def loss_of(net: Any, inputs: Tensor, targets: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(net(inputs), targets) + 0.1 * (net[0].bias - 1.0).square().sum()
 
 
 def run(
@@ -90,7 +101,6 @@ def test_the_trajectory_is_torchs(kind: type[Adam], name: str) -> None:
     ours, theirs = nets()
     optimizer = kind(ours.named_parameters(), symmetries=SYMMETRIES, **OPTIONS[name])
     torchs = TORCHS[kind](theirs.named_parameters(), foreach=False, **OPTIONS[name])
-    assert optimizer.backend == "reference"
     run(ours, optimizer, range(60))
     run(theirs, torchs, range(60))
     assert_same(ours, theirs)
@@ -104,7 +114,7 @@ def test_the_trajectory_is_torchs(kind: type[Adam], name: str) -> None:
 
 def test_it_goes_torchs_way_to_the_bit_in_float32() -> None:
     ours, theirs = (net.float() for net in nets())
-    optimizer = AdamW(ours.parameters(), lr=3e-3, weight_decay=0.1, amsgrad=True)
+    optimizer = AdamW(ours.parameters(), lr=3e-3, weight_decay=0.1, amsgrad=True, backend="reference")
     torchs = torch.optim.AdamW(theirs.parameters(), lr=3e-3, weight_decay=0.1, amsgrad=True, foreach=False)
     for step in range(20):
         for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
@@ -535,8 +545,10 @@ def test_a_count_that_early_versions_of_torch_saved_as_a_number() -> None:
         (lambda slot: slot.update(step=torch.tensor(float("nan"))), "step must be a whole number of steps, got nan"),
         (lambda slot: slot.update(step=torch.ones(2)), "step must be a number, got torch.float32 of 2"),
         (lambda slot: slot.update(step="3"), "step must be a whole number of steps, got '3'"),
+        (lambda slot: slot.update(step=10**400), "step must be a whole number of steps, got"),
+        (lambda slot: slot.pop("exp_avg_sq"), "exp_avg_sq is missing, but its 'step' counts steps"),
     ],
-    ids=["missing", "fraction", "negative", "nan", "vector", "text"],
+    ids=["missing", "fraction", "negative", "nan", "vector", "text", "huge", "without a moment"],
 )
 def test_a_damaged_count_is_refused(damage: Callable[[dict[str, Any]], object], says: str) -> None:
     (net,) = nets(1)
@@ -571,6 +583,62 @@ def test_damaged_betas_are_refused(betas: object, says: str) -> None:
         ValueError, match=r"param_groups\[0\]\['betas'\] is missing; it is the checkpoint of another kind"
     ):
         optimizer.load_state_dict(state)
+
+
+@pytest.mark.parametrize("kind", [Adam, AdamW])
+def test_spoilt_checkpoints_are_refused_or_go_torchs_way(kind: type[Adam]) -> None:
+    """With something in torch's part spoilt: refused with all as it was, or the step is torch's, where it makes one."""
+
+    def make(kind: Any, **options: Any) -> tuple[nn.Module, Any]:
+        (net,) = nets(1)
+        optimizer = kind(net.named_parameters(), amsgrad=True, **options)
+        run(net, optimizer, range(2))
+        for p in net.parameters():
+            p.grad = torch.ones_like(p)
+        return net, optimizer
+
+    outcomes = Counter[str]()
+    for seed in range(60):
+        net, optimizer = make(kind)
+        before, state = copy.deepcopy(optimizer.state_dict()), copy.deepcopy(optimizer.state_dict())
+        how = spoil(state, random.Random(seed))
+        try:
+            optimizer.load_state_dict(copy.deepcopy(state))
+        except (ValueError, TypeError):
+            assert same(optimizer.state_dict(), before), how
+            outcomes["refused"] += 1
+            continue
+        other, torchs = make(TORCHS[kind], foreach=False)
+        torchs.load_state_dict(state)
+        if torchs.param_groups[0]["differentiable"]:  # with counts of float32 in its formulas
+            continue
+        try:
+            torchs.step()
+        except Exception:  # a number of the wrong type, or no max_exp_avg_sq, which begins at zero here
+            continue
+        optimizer.step()
+        for p, q in zip(net.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-12, equal_nan=True, msg=how)
+        outcomes["the same"] += 1
+    assert outcomes["refused"] > 20
+    assert outcomes["the same"] > 10
+
+
+def test_a_moment_that_is_missing_is_not_begun_anew() -> None:
+    """Its bias correction would be that of a tensor that has made steps."""
+    (net,) = nets(1)
+    optimizer = AdamW(net.named_parameters())
+    run(net, optimizer, range(2))
+    before = [p.detach().clone() for p in net.parameters()]
+    del optimizer.state[net[2].weight]["exp_avg"]  # type: ignore[index]
+    with pytest.raises(
+        RuntimeError, match=r"2\.weight: 'exp_avg' is missing .* counts 2 steps; to start anew, delete all"
+    ):
+        run(net, optimizer, range(2, 3))
+    assert all(torch.equal(p, q) for p, q in zip(net.parameters(), before, strict=True))
+    optimizer.state[net[2].weight].clear()  # type: ignore[index]
+    run(net, optimizer, range(2, 3))
+    assert [slot["step"].item() for slot in optimizer.state.values()] == [3.0, 3.0, 3.0, 3.0, 1.0, 3.0]
 
 
 def test_adamw_loads_adams_checkpoint_as_its_own() -> None:
@@ -638,7 +706,7 @@ def test_steps_that_a_scaler_skips_are_not_counted() -> None:
         generator = torch.Generator().manual_seed(batch)
         inputs = torch.randn(32, 6, generator=generator, dtype=torch.float64)
         targets = torch.randint(4, (32,), generator=generator)
-        scaler.scale(nn.functional.cross_entropy(ours(inputs), targets)).backward()
+        scaler.scale(loss_of(ours, inputs, targets)).backward()
         if batch in (0, 3):
             ours[0].weight.grad[0, 0] = torch.inf  # type: ignore[index]
         scaler.step(optimizer)
@@ -681,14 +749,16 @@ class TestCounts:
     def test_one_memory_and_one_addition(self, monkeypatch: pytest.MonkeyPatch) -> None:
         (net,) = nets(1)
         optimizer = AdamW(net.named_parameters())
-        run(net, optimizer, range(2))
+        run(net, optimizer, range(1))
         counts = [slot["step"] for slot in optimizer.state.values()]
         assert [(x.shape, x.dtype, x.device.type) for x in counts] == [((), torch.float32, "cpu")] * 6
         assert len({x.untyped_storage().data_ptr() for x in counts}) == 1
         assert len({x.data_ptr() for x in counts}) == 6
-        for name in ("item", "__int__", "__float__"):
+        gradients(net, 1)
+        for name in ("item", "tolist", "__int__", "__float__"):
             monkeypatch.setattr(Tensor, name, lambda *_, name=name: pytest.fail(f"a step reads a count by {name}"))
-        run(net, optimizer, range(2, 4))
+        for _ in range(3):
+            optimizer.step()
         monkeypatch.undo()
         assert all(slot["step"] is x for slot, x in zip(optimizer.state.values(), counts, strict=True))
         assert self.steps(optimizer) == [4.0] * 6
@@ -738,6 +808,18 @@ class TestCounts:
         run(net, optimizer, range(5, 6))
         assert self.steps(optimizer) == [53.0] * 5 + [3.0]
         assert {slot["step"].item() for slot in other["state"].values()} == {50.0}
+
+    def test_counts_that_are_replaced_belong_to_who_keeps_them(self) -> None:
+        (net,) = nets(1)
+        optimizer = AdamW(net.named_parameters())
+        run(net, optimizer, range(3))
+        kept = [slot["step"] for slot in optimizer.state.values()]
+        for i in (1, 4):
+            optimizer.state[[*net.parameters()][i]]["step"] = torch.tensor(10.0 + i)
+        optimizer.state[[*net.parameters()][3]].clear()
+        run(net, optimizer, range(3, 5))
+        assert [x.item() for x in kept] == [5.0, 3.0, 5.0, 3.0, 3.0, 5.0]
+        assert self.steps(optimizer) == [5.0, 13.0, 5.0, 2.0, 16.0, 5.0]
 
     def test_gradients_that_come_late_and_go(self) -> None:
         """Each tensor has its own count, whenever it begins."""

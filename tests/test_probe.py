@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 import noetherperf as nperf
 from noetherperf.integrations import unwrap
+from noetherperf.integrations.watch import Watch
 from noetherperf.optim.adam import AdamW
 from noetherperf.optim.known import TABLE
 from noetherperf.optim.probe import probes_of
@@ -509,7 +510,7 @@ def test_a_parameter_without_gradient_that_stays_takes_no_part() -> None:
     assert not torch.equal(after["columns"].charge, before["columns"].charge)
 
 
-def test_a_step_that_fails_or_is_skipped() -> None:
+def test_a_step_that_fails() -> None:
     net, optimizer, probe = made()
     run(net, optimizer, range(3))
 
@@ -519,9 +520,23 @@ def test_a_step_that_fails_or_is_skipped() -> None:
     with pytest.raises(KeyError):
         optimizer.step(failing)
     assert probe.readout().step == 3
+    run(net, optimizer, range(3, 4))
+    assert probe.readout().step == 4
+    assert probe.readout()["rows"].closed
+    assert_identity(probe.readout())
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_that_a_scaler_skips(fused: bool) -> None:
+    """A fused optimizer divides by the scale, and skips, itself."""
+    (net,) = nets(1)
+    optimizer = torch.optim.AdamW(net.parameters(), weight_decay=0.1, fused=fused)
+    probe = nperf.Probe(optimizer, SYMMETRIES, net.named_parameters())
+    run(net, optimizer, range(3))
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     for batch, factor in ((3, 1.0), (4, torch.inf), (5, 1.0)):
         closure_of(net, batch)()
+        unscaled = net[0].weight.grad.square().sum(1)  # type: ignore[index]
         for p in net.parameters():
             assert p.grad is not None
             p.grad.mul_(scaler.get_scale() * factor)
@@ -530,6 +545,7 @@ def test_a_step_that_fails_or_is_skipped() -> None:
         scaler.update()
     readout = probe.readout()
     assert readout.step == 5
+    torch.testing.assert_close(readout["rows"].moments["sq_g"], unscaled)
     assert all(law.closed for law in readout.values())
     assert_identity(readout)
 
@@ -686,6 +702,24 @@ def test_a_recorder_takes_a_probe(tmp_path: Path) -> None:
     assert record.dataset["decay"].to_numpy()[-1].tolist() == [0.1]
     assert unwrap(optimizer) is probe
     assert unwrap(probe) is probe
+
+
+def test_a_callback_finds_the_probe_of_an_optimizer(tmp_path: Path) -> None:
+    net, optimizer, probe = made()
+    watch = Watch(2, tmp_path / "run.zarr")
+    with pytest.raises(TypeError, match=r"no optimizer with a noetherperf\.Probe.*; it has: Lion\. Do this"):
+        watch.start([Lion(net.parameters())], 0, "Do this")
+    watch.start([optimizer], 0, "Do this")
+    run(net, optimizer, range(2))
+    scalars = watch.scalars()
+    assert scalars["rows/charge"] == probe.readout()["rows"].charge.mean().item()
+    watch.stop()
+    assert nperf.open_record(tmp_path / "run.zarr").steps.tolist() == [0, 2]
+    second = nperf.Probe(optimizer, SYMMETRIES, net.named_parameters())
+    with pytest.raises(ValueError, match="AdamW has 2 Probes; use the one you mean"):
+        unwrap(optimizer)
+    second.remove()
+    assert unwrap(optimizer) is probe
 
 
 # ---- errors ----------------------------------------------------------------------------------------------------------

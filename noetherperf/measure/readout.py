@@ -8,7 +8,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +20,6 @@ from noetherperf.measure.terms import Source, Terms, find_terms
 from noetherperf.measure.turning import LastStep, Moved, angular_update, effective_lr, moved
 from noetherperf.rules.law import X0, Y0, Law
 from noetherperf.rules.moments import Moment
-from noetherperf.rules.rule import Rule
 from noetherperf.symmetry import Symmetry
 
 
@@ -318,7 +316,7 @@ def _has_growth(source: Source) -> bool:
 
 
 def read(
-    rule: Rule[Any],
+    rule: str,
     symmetries: Sequence[Symmetry],
     sources: Sequence[Source],
     reasons: Mapping[str, str],
@@ -330,7 +328,7 @@ def read(
     with np.errstate(all="ignore"):  # a diverged training is read without warnings
         table = _table(symmetries, sources, terms, n_groups)
     has_growth = any(map(_has_growth, sources))
-    return Readout(symmetries, n_groups, table, reasons, step, time, rule.name, has_growth=has_growth)
+    return Readout(symmetries, n_groups, table, reasons, step, time, rule, has_growth=has_growth)
 
 
 def _table(

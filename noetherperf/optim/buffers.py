@@ -61,6 +61,9 @@ class Buffers:
             rule, parameters, options: The optimizer's; the rule's options, one per parameter group.
             groups, state: Torch's.
             grads, missing: Of this step, one per parameter; 1 if there is none.
+
+        Raises:
+            RuntimeError: A parameter has made steps, but a buffer of it is missing.
         """
         new = bytearray(b"\x01") * len(parameters.all)
         calls: list[Call] = []
@@ -74,6 +77,11 @@ class Buffers:
                 continue
             for i, (p, g) in enumerate(zip(parameters.all, parameters.group_of, strict=True)):
                 if unwritten[i] and k < rule.n_written(options[g]) and (grad := grads[i]) is not None:
+                    if self.counts is not None and ages[i] > 0 and key not in rule.late_buffers:
+                        raise RuntimeError(
+                            f"{parameters.labels[i]}: {key!r} is missing in the optimizer's state, but its "
+                            f"{rule.step_key!r} counts {ages[i]} steps; to start anew, delete all of the state of it"
+                        )
                     new[i] = 0
                     made = _zeros(p, grad, rule.buffer_dtype(options[g], p.dtype, grad.dtype))
                     self.held[k][i], self.here[k][i] = made, local(made)

@@ -32,11 +32,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from noetherperf.optim import adam, sgd
+from noetherperf.optim.following import Group
 from noetherperf.rules.adam import ADAM, AdamOptions
 from noetherperf.rules.law import Law
 
 #: An option by hand: a number, or a function that reads it from a parameter group.
-ByHand = float | Callable[[Mapping[str, Any]], float]
+ByHand = float | Callable[[Group], float]
 
 
 def _nothing(slot: Mapping[str, Any], age: int) -> Tensor | None:
@@ -61,9 +62,6 @@ class Known:
     corrected: bool = False
     reason: str = ""
     carried: Callable[[Mapping[str, Any], int], Tensor | None] = _nothing
-
-
-Group = Mapping[str, Any]
 
 
 def _coupled(group: Group, through: str) -> str:

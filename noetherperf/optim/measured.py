@@ -304,7 +304,7 @@ class MeasuredOptimizer(Optimizer):
         last = copies.last_steps(self.rule, int(step))
         plans = [ranks.whole for ranks in copies.ranks]
         sources = list(map(Source, plans, here, last))
-        return read(self.rule, self.symmetries, sources, copies.openness.reasons, int(step), time)
+        return read(self.rule.name, self.symmetries, sources, copies.openness.reasons, int(step), time)
 
     # ---- checkpoints ------------------------------------------------------------------------------------------------
 

@@ -202,7 +202,8 @@ class Measuring:
     def of_state(cls, rule: Rule[Any], state: dict[str, Any], groups: Sequence[Group]) -> "Measuring":
         """The measuring of a copy."""
         new = cls(rule, state["symmetries"], groups)
-        new.began, new.step_count, new.last, new.id = (state[x] for x in ("began", "step_count", "last", "id"))
+        new.began, new.step_count, new.id = state["began"], state["step_count"], state["id"]
+        new.last = state.get("last")  # optimizers pickled before do not have it
         new._carried = None if state["carried"] is None else Carried(*state["carried"])
         return new
 

@@ -151,9 +151,10 @@ class Shadows(MeasuredOptimizer):
         self._count_again()
 
     def _count_again(self) -> None:
-        """Take over the followed optimizer's counts of steps."""
-        for shadow, p in zip(self._shadows, self._live.all, strict=True):
-            age = self._followed.state.get(p, {}).get("step", 0)
+        """Take over the followed optimizer's counts of steps, where a law needs them."""
+        for shadow, p, number in zip(self._shadows, self._live.all, self._measuring.parameters.group_of, strict=True):
+            counts = self.param_groups[number]["corrected"]
+            age = self._followed.state.get(p, {}).get("step", 0) if counts else 0
             self.state[shadow]["step"] = torch.tensor(float(age), dtype=torch.float64, device="cpu")
 
     def _know_new_buffers(self) -> None:
@@ -196,14 +197,12 @@ class Shadows(MeasuredOptimizer):
 
     def carried(self, place: int, age: int) -> Tensor | None:
         """What a parameter carries into its next step, as far as it is known: a tensor like its shadow."""
-        p, group = self._live.all[place], self._followed.param_groups[self._outer[self._live_group(place)]]
-        found = self._knowledge.of(group).carried(self._followed.state.get(p, {}), age)
+        p, number = self._live.all[place], self._outer[self._measuring.parameters.group_of[place]]
+        known = self._knowledge.of(self._followed.param_groups[number])
+        found = known.carried(self._followed.state.get(p, {}), age)
         if not isinstance(found, Tensor) or found.shape != p.shape or not found.is_floating_point():
             return None
         return local_buffer(self._live.labels[place], "state", p, found.to(p.dtype))
-
-    def _live_group(self, place: int) -> int:
-        return self._measuring.parameters.group_of[place]
 
     def _read_options(self) -> None:
         """What is known of the next step of each parameter group."""

@@ -3,7 +3,9 @@
 {"state": {parameter's number: {name: tensor}}, "param_groups": [options of each]}
 """
 
+import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from numbers import Real
 from typing import Any
 
@@ -125,10 +127,13 @@ def _check_slot(place: str, slot: object, p: Tensor, name: str | None, rule: Rul
     for key, value in slot.items():
         if isinstance(value, Tensor) and value.is_meta and not p.is_meta:
             raise ValueError(f"{whose}: {shown(key)} is on meta and holds no numbers; load the checkpoint to a device")
-    if rule.step_key is not None and slot:
-        _check_count(whose, slot, rule.step_key)
+    steps = 0 if rule.step_key is None or not slot else _count(whose, slot, rule.step_key)
     for key in rule.buffers:
         buffer = slot.get(key)
+        if buffer is None and steps > 0 and key not in rule.late_buffers:
+            raise ValueError(
+                f"{whose}: {key} is missing, but its {rule.step_key!r} counts steps, which have written it"
+            )
         if buffer is None:
             continue
         if not isinstance(buffer, Tensor):
@@ -142,8 +147,8 @@ def _check_slot(place: str, slot: object, p: Tensor, name: str | None, rule: Rul
             )
 
 
-def _check_count(whose: str, slot: Mapping[str, Any], key: str) -> None:
-    """Raise if an entry does not count its parameter's steps."""
+def _count(whose: str, slot: Mapping[str, Any], key: str) -> int:
+    """The steps that an entry counts."""
     if key not in slot:
         raise ValueError(f"{whose}: {key!r} is missing; it counts the steps, and bias corrections need it")
     count = slot[key]
@@ -151,5 +156,10 @@ def _check_count(whose: str, slot: Mapping[str, Any], key: str) -> None:
         if count.numel() != 1 or count.layout != torch.strided or count.is_complex() or count.is_meta:
             raise ValueError(f"{whose}: {key} must be a number, got {kind_of(count)} of {count.numel()}")
         count = count.item()
-    if not isinstance(count, Real) or not float(count).is_integer() or count < 0:
+    steps = math.nan
+    if isinstance(count, Real):
+        with suppress(OverflowError):
+            steps = float(count)
+    if not steps.is_integer() or steps < 0:
         raise ValueError(f"{whose}: {key} must be a whole number of steps, got {shown(count)}")
+    return int(steps)

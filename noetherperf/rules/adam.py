@@ -142,6 +142,7 @@ class AdamRule(Rule[AdamOptions]):
         ("fused", None),
     )
     buffers = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+    late_buffers = ("max_exp_avg_sq",)
     n_ages = 0
     step_key = "step"
     coefficients = Coefficients._fields

@@ -66,6 +66,7 @@ class Rule(ABC, Generic[O]):
         pair_options: Options of a parameter group that are two numbers each.
         late_options: Options that checkpoints of early versions of torch lack, and their defaults.
         buffers: Keys of a tensor's buffers in torch's state of a parameter; there may be none.
+        late_buffers: Those that a tensor may lack although it has made steps, because some options do without.
         n_ages: How many ages of a tensor have rows of their own, 1 or 2. A tensor's age is the number of steps that
             have written its buffers, at most n_ages − 1: 0 if they are new (zeros). 0: ages have no bound, and are
             counted under step_key.
@@ -87,6 +88,7 @@ class Rule(ABC, Generic[O]):
     pair_options: ClassVar[tuple[str, ...]] = ()
     late_options: ClassVar[tuple[tuple[str, Any], ...]]
     buffers: ClassVar[tuple[str, ...]]
+    late_buffers: ClassVar[tuple[str, ...]] = ()
     n_ages: ClassVar[int]
     first_step: ClassVar[str] = "wrote its buffers for the first time"
     step_key: ClassVar[str | None] = None
