@@ -76,7 +76,8 @@ SOME = {
         "transposed gradient",
         "volume",
     ],
-    "adam": ["prime", "bias misaligned", "transposed gradient", "vector"],
+    "adam": ["transposed gradient", "vector", "prime", "column"],
+    "given": ["vector", "column"],
 }
 
 
@@ -113,11 +114,6 @@ def test_tensors_of_some_layouts(interpreted: Callable[..., int]) -> None:
         for i, tensor in enumerate(some)
     ]
     assert interpreted(*(f"tests/test_engines.py::{name}" for name in names)) == len(names)
-
-
-@pytest.mark.slow
-def test_padding_is_not_divided(interpreted: Callable[..., int]) -> None:
-    assert interpreted("tests/test_engines.py", "-k", "triton and division_by_zero") == len(DTYPES)
 
 
 def test_a_skipped_step(interpreted: Callable[..., int]) -> None:
@@ -160,7 +156,7 @@ def test_any_number_of_moments_side_by_side(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_models_flags_and_scales(interpreted: Callable[..., int]) -> None:
-    assert interpreted("tests/test_engines.py", "-k", f"triton and not {STEP}") >= 11
+    assert interpreted("tests/test_engines.py", "-k", f"triton and not {STEP}") >= 39
 
 
 @pytest.mark.slow
