@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,10 @@ def test_every_tensor_in_every_dtype(rule: Rule[Any], dtype: str, interpreted: C
 def test_rows_have_the_tables_fields_in_order(table: np.dtype[Any], row: Any) -> None:
     assert table.names is not None
     assert row._fields == tuple(field for field in table.names if field != "padding")
+
+
+def test_a_row_of_dims_has_its_words() -> None:
+    assert tiling.DIM.itemsize == 8 * plan.N_DIM_WORDS.value
 
 
 @of_every_rule
@@ -405,39 +410,52 @@ def test_without_a_device_the_backend_says_so() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_on_a_gpu(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("rule", "options"),
+    [
+        (SGD, Hyper(0.1, momentum=0.9, weight_decay=0.01)),
+        (ADAM, AdamOptions(0.1, weight_decay=0.01, amsgrad=True)),
+        (GIVEN, GivenOptions(0.1, decay=0.01)),
+    ],
+    ids=[rule.name for rule in (SGD, ADAM, GIVEN)],
+)
+def test_on_a_gpu(rule: Rule[Any], options: Any, dtype: torch.dtype) -> None:
     """A few steps beside the reference engine on the same device; then the same step in a CUDA graph."""
     from noetherperf.engines.triton import TritonEngine
 
     shapes = [(523, 771), (64, 64), (300, 7, 3, 3), (77,), (131_101,)]
     names = [f"w{i}" for i in range(len(shapes))]
     parts = [Part(name, axis) for name, shape in zip(names, shapes, strict=True) for axis in range(min(2, len(shape)))]
-    measured = make_plan([Norm(f"{part}", [part]) for part in parts], names, shapes)
-    hypers, ages = [Hyper(0.1, momentum=0.9, weight_decay=0.01)], [1] * len(shapes)
+    measured = make_plan([Norm(f"{part}", [part]) for part in parts], names, shapes, rule)
+    ages = [1] * len(shapes)
     lr = torch.tensor(0.1, device="cuda")
     results = []
     for make in (ReferenceEngine, TritonEngine):
         torch.manual_seed(0)
-        p, g, v = ([torch.randn(s, device="cuda").to(dtype) for s in shapes] for _ in range(3))
+        p, g, *buffers = (
+            [torch.randn(s, device="cuda").to(dtype) for s in shapes] for _ in range(2 + len(rule.buffers))
+        )
+        for of_all in buffers[1:]:
+            of_all[:] = [x.abs() for x in of_all]
         measurement = Measurement.empty(measured, "cuda")
         engine = make(measured, p, names, [0] * len(p), measurement)
-        engine.measure([v])
+        engine.measure(buffers)
         measurement.start(measured, [True] * len(p))
         for on_device in (OnDevice([None]), OnDevice([lr], None, torch.zeros((), device="cuda"))):
             engine.admit(g)
-            engine.step(g, [v], hypers, ages, on_device)
+            engine.step(g, buffers, [options], ages, on_device)
         if make is TritonEngine:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
                 engine.admit(g)
-                engine.step(g, [v], hypers, ages, OnDevice([None]))
+                engine.step(g, buffers, [options], ages, OnDevice([None]))
             graph.replay()
             graph.replay()
         else:
             for _ in range(2):
                 engine.admit(g)
-                engine.step(g, [v], hypers, ages, OnDevice([None]))
-        results.append([*p, *v, *measurement.tensors()])
+                engine.step(g, buffers, [options], ages, OnDevice([None]))
+        results.append([*p, *chain(*buffers), *measurement.tensors()])
     tolerance = {torch.bfloat16: 2e-2, torch.float16: 2e-3}.get(dtype, 1e-5)
     for expected, actual in zip(*results, strict=True):
         scale = expected.double().abs().max().item()
