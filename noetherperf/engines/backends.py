@@ -91,7 +91,7 @@ def _triton_missing() -> str | None:
 #: Every backend, those that "auto" prefers first.
 BACKENDS = {
     "cuda": Backend("cuda", "cuda", _cuda_missing, _cuda_engine),
-    "triton": Backend("triton", "cuda", _triton_missing, _triton_engine),
+    "triton": Backend("triton", "cuda", _triton_missing, _triton_engine, rules=(sgd.SGD, adam.ADAM, given.GIVEN)),
     "cpu": Backend("cpu", "cpu", _cpu_missing, _cpu_engine, rules=(sgd.SGD, adam.ADAM, given.GIVEN)),
     "reference": Backend("reference", None, lambda: None, _reference_engine, rules=None),
 }
