@@ -182,7 +182,7 @@ class AdamRule(Rule[AdamOptions]):
         return replace(options, lr=lr)  # type: ignore[arg-type]
 
     def variant(self, options: AdamOptions) -> int:
-        return 0
+        return int(options.amsgrad)
 
     def n_written(self, options: AdamOptions) -> int:
         return 3 if options.amsgrad else 2
