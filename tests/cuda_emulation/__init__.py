@@ -16,7 +16,7 @@ import pybind11
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
 BUILD = HERE.parents[1] / "build" / "cuda_emulation"
-SOURCES = [CSRC / "cuda" / "launch.cu", CSRC / "bind_cuda.cpp"]
+SOURCES = [*CSRC.glob("cuda/*.cu"), CSRC / "bind_cuda.cpp"]
 HEADERS = [*CSRC.rglob("*.h"), *CSRC.rglob("*.cuh"), *HERE.glob("*.h")]
 WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wshadow", "-Wno-unknown-pragmas"]
 FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden", *WARNINGS]

@@ -1,0 +1,10 @@
+// The CUDA kernels of Adam and AdamW.
+
+#include "../rules/adam.h"
+#include "kernels.cuh"
+
+namespace noetherperf {
+
+const Kernels adam_kernels = kernels_of<adam::Rule>();
+
+}  // namespace noetherperf

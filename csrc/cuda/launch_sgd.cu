@@ -1,0 +1,10 @@
+// The CUDA kernels of stochastic gradient descent.
+
+#include "../rules/sgd.h"
+#include "kernels.cuh"
+
+namespace noetherperf {
+
+const Kernels sgd_kernels = kernels_of<sgd::Rule>();
+
+}  // namespace noetherperf
