@@ -1,15 +1,19 @@
-// Functions in an update's formula, for scalars. For a CPU's vectors they are in simd.h, which is included before the
-// rules.
+// Functions of numbers in a rule's update. simd.h has the same ones of vectors.
 #pragma once
 
 #include <cmath>
+#include <type_traits>
 
-#include "moments.h"
+#if defined(__CUDACC__)
+#define NPERF_HD __host__ __device__ __forceinline__
+#else
+#define NPERF_HD inline __attribute__((always_inline))
+#endif
 
 namespace noetherperf {
 
-// On a GPU floats are within 2 units in the last place, in a few instructions without a branch: for roots of all numbers,
-// and for divisors between 2⁻¹²⁶ and 2¹²⁶, zero or infinite. Doubles are rounded to the nearest.
+// On a GPU, roots and quotients of float32 take a few instructions without a branch, and are within two units in the
+// last place: roots of any number, quotients by any divisor that is in [2⁻¹²⁶, 2¹²⁶], zero or infinite.
 NPERF_HD float square_root(float x) {
 #if defined(__CUDA_ARCH__)
   float root;
@@ -21,17 +25,17 @@ NPERF_HD float square_root(float x) {
 }
 NPERF_HD double square_root(double x) { return sqrt(x); }
 
-NPERF_HD float quotient(float x, float y) {
+// x / y, of numbers or vectors.
+template <class V>
+NPERF_HD V quotient(const V& x, const V& y) {
 #if defined(__CUDA_ARCH__)
-  return __fdividef(x, y);
-#else
-  return x / y;
+  if constexpr (std::is_same_v<V, float>) return __fdividef(x, y);
 #endif
+  return x / y;
 }
-NPERF_HD double quotient(double x, double y) { return x / y; }
 
-// The larger one; NaN if one of them is, as torch.maximum has it.
-NPERF_HD float maximum(float x, float y) { return x > y || x != x ? x : y; }
-NPERF_HD double maximum(double x, double y) { return x > y || x != x ? x : y; }
+// The larger one; NaN if one of them is NaN.
+NPERF_HD float maximum(float a, float b) { return a > b || a != a ? a : b; }
+NPERF_HD double maximum(double a, double b) { return a > b || a != a ? a : b; }
 
 }  // namespace noetherperf

@@ -5,11 +5,7 @@
 #include <cstddef>
 #include <utility>
 
-#if defined(__CUDACC__)
-#define NPERF_HD __host__ __device__ __forceinline__
-#else
-#define NPERF_HD inline __attribute__((always_inline))
-#endif
+#include "arithmetic.h"
 
 namespace noetherperf {
 
