@@ -183,7 +183,7 @@ struct Stepper {
     if (whole(n_inside)) {
 #pragma unroll
       for (int k = 0; k < n; ++k)
-        if (writes[k]) *reinterpret_cast<Vector*>(base[k] + at) = x[k];
+        if (writes[k]) store_vector(base[k] + at, x[k]);
     } else {
       store(x, writes, at, n_inside);
     }
