@@ -104,8 +104,15 @@ def values_of(readout: nperf.Readout) -> Values:
         for field, moment in law.moments.items():
             values[f"{name}: {field}"] = moment
         values[f"{name}: rounding"] = law.rounding
+        for field in ("relative_update", "angular_update"):
+            values[f"{name}: {field}"] = getattr(law, field).nan_to_num(-1.0)
         values[f"{name}: closed"] = torch.tensor(law.closed)
     return values
+
+
+def without_step(values: Values) -> Values:
+    """What a checkpoint holds: how its last step was made is known to the optimizer that made it."""
+    return {name: x for name, x in values.items() if "_update" not in name}
 
 
 def difference(a: Values, b: Values, tolerance: float = TOLERANCE) -> str:
@@ -784,7 +791,7 @@ def test_a_checkpoint_goes_on_in_another_world(saving: int, loading: int, tmp_pa
     assert [difference(readout, amid) for readout in saved] == [""] * saving
     ranks = [found["readouts"] for found in run_world(loading, load_checkpoint, tmp_path)]
     for at_load, at_end in (*ranks, go_on(make_net(N_CHECKPOINT), tmp_path, no_dist=True)):
-        assert difference(at_load, saved[0], tolerance=0.0) == ""
+        assert difference(without_step(at_load), without_step(saved[0]), tolerance=0.0) == ""
         assert difference(at_end, end) == ""
 
 

@@ -89,7 +89,7 @@ class FakeSGD(torch.optim.Optimizer):
         )
 
     def reading(self, index: int, symmetry: Symmetry) -> Any:
-        of = [self.value(variable, index) for variable in range(17)]
+        of = [self.value(variable, index) for variable in range(19)]
         return SimpleNamespace(
             symmetry=symmetry,
             charge=of[0],
@@ -99,6 +99,10 @@ class FakeSGD(torch.optim.Optimizer):
             defect=of[7],
             relative_defect=of[8],
             moments=dict(zip((moment.name.lower() for moment in Moment), of[9:], strict=False)),
+            growth=of[15],
+            transport=of[16],
+            angular_update=of[17],
+            effective_lr=of[18],
             closed=index != 1,
             reason="" if index != 1 else f"open at step {self.step_count}",
         )
@@ -227,6 +231,23 @@ def test_a_record_of_before_has_no_budget_of_its_own(tmp_path: Path) -> None:
     parts = data.discrete_free + data.discrete_forced + data.discrete_defect
     np.testing.assert_array_equal(data.discrete_budget, parts)
     np.testing.assert_array_equal(data.rounding, data.charge - parts)
+
+
+def test_a_record_of_before_has_no_angles(tmp_path: Path) -> None:
+    path, missing = recorded(tmp_path / "a", 3), ("growth", "transport", "angular_update", "effective_lr")
+    root = json.loads((path / "zarr.json").read_text())
+    for name in missing:
+        del root["consolidated_metadata"]["metadata"][name]
+        shutil.rmtree(path / name)
+    (path / "zarr.json").write_text(json.dumps(root))
+    data = open_record(path)["fc1->fc2"]
+    assert not {*missing} & {*data}
+    optimizer = fake()
+    train(optimizer, 3)
+    with Recorder(optimizer, path, exists="resume"):
+        train(optimizer, 2)
+    assert open_record(path).steps.tolist() == [0, 1, 2, 3, 4, 5]
+    assert not {*missing} & {*open_record(path)["fc1->fc2"]}
 
 
 def test_relative_error_where_charges_vanish() -> None:
@@ -746,6 +767,9 @@ def test_the_record_is_the_readout(tmp_path: Path) -> None:
                 "residual": law.residual,
                 "defect": law.defect,
                 "relative_defect": law.relative_defect,
+                "growth": torch.full_like(law.charge, torch.nan),
+                "angular_update": law.angular_update,
+                "effective_lr": law.effective_lr,
                 **law.moments,
             }
             for variable, values in expected.items():

@@ -19,6 +19,7 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 from zlib import crc32
 
+import numpy as np
 from torch import Tensor
 
 from noetherperf.measure.agreement import Digests, Kind, Mark
@@ -244,8 +245,9 @@ class Openness:
 
 def _relative(ages: Sequence[int], missing: bytes) -> tuple[int, ...]:
     """Counted ages, so that they stay the same from step to step: 1 + the oldest's − each one's; 1 without gradient."""
-    oldest = max((age for age, no in zip(ages, missing, strict=True) if not no), default=0)
-    return tuple(1 if no else 1 + oldest - age for age, no in zip(ages, missing, strict=True))
+    counted, steps = np.asarray(ages), np.frombuffer(missing, np.uint8) == 0
+    oldest = counted.max(where=steps, initial=0)
+    return tuple(np.where(steps, 1 + oldest - counted, 1).tolist())
 
 
 class _Group(NamedTuple):

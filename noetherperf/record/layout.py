@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -36,6 +37,11 @@ def _moment(name: str) -> Series:
     return Series(lambda charge: charge.moments[name], f"moment {name} of the last step, summed over parts")
 
 
+def _or_nan(x: Tensor | None, charge: Charges) -> Tensor:
+    """x, and NaN for a rule that does not have it."""
+    return torch.full_like(charge.charge, torch.nan) if x is None else x
+
+
 SERIES: dict[str, Series] = {
     "charge": Series(lambda charge: charge.charge, "measured charge"),
     "discrete_free": Series(lambda charge: charge.discrete.free, "discrete law: what the initial charge became"),
@@ -47,8 +53,13 @@ SERIES: dict[str, Series] = {
     "defect": Series(lambda charge: charge.defect, "gradient constraint of the last step"),
     "relative_defect": Series(lambda charge: charge.relative_defect, "gradient constraint, as a cosine"),
     **{moment.name.lower(): _moment(moment.name.lower()) for moment in Moment},
+    "growth": Series(lambda charge: _or_nan(charge.growth, charge), "what the updates' own squares added"),
+    "transport": Series(lambda charge: _or_nan(charge.transport, charge), "what their overlap with the group added"),
+    "angular_update": Series(lambda charge: charge.angular_update, "angle that the last step turned the group by, rad"),
+    "effective_lr": Series(lambda charge: charge.effective_lr, "effective learning rate of the last step"),
 }
-OPTIONAL = ("discrete_budget",)  # the first records do not have it
+#: Older records do not have them.
+OPTIONAL = ("discrete_budget", "growth", "transport", "angular_update", "effective_lr")
 HYPERPARAMETERS = ("lr", "momentum", "weight_decay")
 COORDINATES = ("time", "symmetry", "position")
 

@@ -28,7 +28,8 @@ class Record(Mapping[str, xr.Dataset]):
 
     `record[name]` has dims (step, group). It holds the recorded variables (`charge`, `discrete_free`,
     `discrete_forced`, `discrete_defect`, `discrete_budget`, `flow_free`, `flow_forced`, `defect`, `relative_defect`,
-    the moments `sum_p`, `sq_p`, `sum_g`, `sq_g`, `dot_pg`, `sq_u`), the derived ones (`discrete_total`, `flow_total`,
+    the moments `sum_p`, `sq_p`, `sum_g`, `sq_g`, `dot_pg`, `sq_u`, and `growth`, `transport`, `angular_update`,
+    `effective_lr`, which older records lack), the derived ones (`discrete_total`, `flow_total`,
     `residual`, `rounding`), `initial` [group], and coordinates `step` and `time`. Its attributes are `name`, `kind`,
     `closed` and `reason`.
 
