@@ -158,5 +158,5 @@ def test_memory_is_moved_sixteen_bytes_at_a_time() -> None:
 def test_adam_has_neither_branch_nor_call_for_roots_and_quotients() -> None:
     """Of float32: a subroutine for the last bit would keep registers that the sums need (csrc/arithmetic.h)."""
     for k in filter(lambda k: k.hot and k.rule == "adam" and k.dtype != "Float64", kernels()):
-        assert "FCHK" not in k.code, k[:-1]
-        assert len(re.findall(r"\bMUFU\.RSQ\b", k.code)) >= 4, k[:-1]
+        assert "FCHK" not in k.code, k[:-1]  # before a quotient that is rounded to the nearest
+        assert len(re.findall(r"\bMUFU\.(?:SQRT|RSQ)\b", k.code)) >= 4, k[:-1]

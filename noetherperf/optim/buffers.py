@@ -36,7 +36,7 @@ class Buffers:
         here: The part of each in this rank's memory.
         unwritten: 1 if there is none.
         counts: Every parameter's count of steps; None for a rule that does not count.
-        counted: What they are, [n], int64; empty without counts.
+        counted: What they are, as far as the host knows them, [n], int64; empty without counts.
     """
 
     held: list[Tensors]
@@ -54,6 +54,9 @@ class Buffers:
         state: Mapping[Tensor, Any],
         grads: Sequence[Tensor | None],
         missing: bytes,
+        found_inf: Tensor | None,
+        *,
+        exact: bool,
     ) -> Made:
         """Make the buffers that a step writes for the first time, and count it.
 
@@ -61,6 +64,7 @@ class Buffers:
             rule, parameters, options: The optimizer's; the rule's options, one per parameter group.
             groups, state: Torch's.
             grads, missing: Of this step, one per parameter; 1 if there is none.
+            found_inf, exact: As for Counts.count.
 
         Raises:
             RuntimeError: A parameter has made steps, but a buffer of it is missing.
@@ -70,7 +74,7 @@ class Buffers:
         ages: Sequence[int] = new
         if self.counts is not None:
             ages = cast("Sequence[int]", self.counted)
-            calls += self.counts.count(groups, state, missing)
+            calls += self.counts.count(groups, state, missing, found_inf, exact=exact)
         n_written = max(map(rule.n_written, options), default=0)
         for k, (key, unwritten) in enumerate(zip(rule.buffers[:n_written], self.unwritten, strict=False)):
             if 1 not in unwritten:
@@ -89,19 +93,39 @@ class Buffers:
         return Made(new, ages, calls)
 
     def age(self, i: int) -> int:
-        """A tensor's age: its count of steps; for a rule that does not count, 0 if a buffer is unwritten, else 1."""
+        """A tensor's age: its count of steps; for a rule that does not count, 0 if a buffer is unwritten, else 1.
+
+        It waits for a device that alone knows the count.
+        """
         if self.counts is not None:
-            return int(self.counted[i])
+            return int(self.counts.exact()[i])
         return 0 if any(unwritten[i] for unwritten in self.unwritten) else 1
 
 
-def gather(rule: Rule[Any], parameters: Parameters, counts: Counts | None, state: dict[Tensor, Any]) -> Buffers:
+def gather(
+    rule: Rule[Any],
+    parameters: Parameters,
+    counts: Counts | None,
+    state: dict[Tensor, Any],
+    *,
+    exact: bool = False,
+) -> Buffers:
     """Every parameter's buffers of a rule, and counts, in the state.
+
+    Args:
+        rule, parameters, counts: The optimizer's.
+        state: Torch's.
+        exact: Whether to wait for counts that a device alone knows.
 
     Raises:
         RuntimeError, ValueError: A count cannot be one.
     """
-    buffers = Buffers([], [], [], counts, np.empty(0) if counts is None else counts.read(state))
+    counted = np.empty(0)
+    if counts is not None:
+        counted = counts.read(state)
+        if exact:
+            counted = counts.exact()
+    buffers = Buffers([], [], [], counts, counted)
     for key in rule.buffers:
         held, unwritten = parameters.gatherer.items(state, key)
         here = held

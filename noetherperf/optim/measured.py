@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -206,20 +207,25 @@ class MeasuredOptimizer(Optimizer):
         rule, measuring = self.rule, self._measuring
         measuring.options.read(self.param_groups)
         options = measuring.options.options
-        on_device = step_inputs(meters, measuring.options.on_device, *scaler)
+        groups = self.param_groups
+        on_device = step_inputs(meters, groups, measuring.options.on_device, *scaler)
         if on_device is None:
             return
         grads, missing = measuring.parameters.gradients()
         admitted = [meter.engine.admit(meter.pick(grads)) for meter in meters]
-        buffers = gather(rule, measuring.parameters, measuring.counts, self.state)
+        counts, there = measuring.counts, [meter.counts_there(groups) for meter in meters]
+        buffers = gather(rule, measuring.parameters, counts, self.state, exact=not all(there))
         measuring.catch_up(meters, buffers)
 
         # All writes, the engines' and the host's, are carried out at once: an interrupt leaves all or none.
-        groups = self.param_groups
-        made = buffers.make(rule, measuring.parameters, options, groups, self.state, grads, missing)
+        scalars = grads, missing, on_device.found_inf
+        made = buffers.make(rule, measuring.parameters, options, groups, self.state, *scalars, exact=not any(there))
         calls = made.calls
-        for meter, taken in zip(meters, admitted, strict=True):
-            calls += meter.prepare(taken, grads, buffers.here, options, made.ages, on_device)
+        for meter, taken, is_there in zip(meters, admitted, there, strict=True):
+            inputs = on_device
+            if counts is not None and is_there:
+                inputs = replace(on_device, counts=counts.on_device(meter.members, meter.device))
+            calls += meter.prepare(taken, grads, buffers.here, options, made.ages, inputs)
         calls += measuring.stepped(options, on_device, made, missing, buffers)
         carry_out(calls)
 
