@@ -37,12 +37,20 @@ def nets(n: int = 2) -> list[nn.Module]:
 
 
 def gradients(net: nn.Module, batch: int) -> None:
-    """Set the gradients of a loss on one of many batches."""
+    """Set the gradients of a loss on one of many batches.
+
+    The bias before the BatchNorm, which does not feel it, has a term of its own: else its gradient is rounding alone,
+    of which Adam makes steps.
+    """
     generator = torch.Generator().manual_seed(batch)
     inputs = torch.randn(32, 6, generator=generator, dtype=torch.float64)
     targets = torch.randint(4, (32,), generator=generator)
     net.zero_grad()
-    nn.functional.cross_entropy(net(inputs), targets).backward()
+    loss_of(net, inputs, targets).backward()
+
+
+def loss_of(net: Any, inputs: Tensor, targets: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(net(inputs), targets) + 0.1 * (net[0].bias - 1.0).square().sum()
 
 
 def run(
@@ -93,7 +101,6 @@ def test_the_trajectory_is_torchs(kind: type[Adam], name: str) -> None:
     ours, theirs = nets()
     optimizer = kind(ours.named_parameters(), symmetries=SYMMETRIES, **OPTIONS[name])
     torchs = TORCHS[kind](theirs.named_parameters(), foreach=False, **OPTIONS[name])
-    assert optimizer.backend == "reference"
     run(ours, optimizer, range(60))
     run(theirs, torchs, range(60))
     assert_same(ours, theirs)
@@ -107,7 +114,7 @@ def test_the_trajectory_is_torchs(kind: type[Adam], name: str) -> None:
 
 def test_it_goes_torchs_way_to_the_bit_in_float32() -> None:
     ours, theirs = (net.float() for net in nets())
-    optimizer = AdamW(ours.parameters(), lr=3e-3, weight_decay=0.1, amsgrad=True)
+    optimizer = AdamW(ours.parameters(), lr=3e-3, weight_decay=0.1, amsgrad=True, backend="reference")
     torchs = torch.optim.AdamW(theirs.parameters(), lr=3e-3, weight_decay=0.1, amsgrad=True, foreach=False)
     for step in range(20):
         for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
@@ -417,7 +424,7 @@ def test_changes_between_steps_are_defect() -> None:
     torch.testing.assert_close(new - old, after.charge - before.charge)
     optimizer.state[net[2].weight]["exp_avg"].mul_(2.0)  # type: ignore[index]
     run(net, optimizer, range(10, 20))
-    assert "the momentum buffer of 2.weight was changed" in optimizer.readout()["columns"].reason
+    assert "a buffer of 2.weight was changed" in optimizer.readout()["columns"].reason
     assert_closed_budget(optimizer.readout())
 
 
@@ -481,7 +488,7 @@ def test_checkpoints_go_both_ways(kind: type[Adam], saved_by: str, goes_on: str)
         readout = loading.readout()
         assert readout.step == (25 if saved_by == "ours" else 13)
         assert_closed_budget(readout)
-        assert all(law.closed for law in readout.values())
+        assert all(law.closed == (kind is AdamW) for law in readout.values())
 
 
 def test_resumed_laws_are_those_of_one_run() -> None:
@@ -699,7 +706,7 @@ def test_steps_that_a_scaler_skips_are_not_counted() -> None:
         generator = torch.Generator().manual_seed(batch)
         inputs = torch.randn(32, 6, generator=generator, dtype=torch.float64)
         targets = torch.randint(4, (32,), generator=generator)
-        scaler.scale(nn.functional.cross_entropy(ours(inputs), targets)).backward()
+        scaler.scale(loss_of(ours, inputs, targets)).backward()
         if batch in (0, 3):
             ours[0].weight.grad[0, 0] = torch.inf  # type: ignore[index]
         scaler.step(optimizer)

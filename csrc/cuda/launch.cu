@@ -12,7 +12,8 @@ namespace noetherperf {
 
 const Kernels& kernels_of(const std::string& rule) {
   std::string names;
-  for (const Kernels* kernels : {&sgd_kernels, &adam_kernels}) {
+#define NPERF_ADDRESS(rule) &rule##_kernels,
+  for (const Kernels* const kernels : {NPERF_EACH_RULE(NPERF_ADDRESS)}) {
     if (rule == kernels->rule) return *kernels;
     names += std::string(names.empty() ? "" : ", ") + kernels->rule;
   }

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "../rules/all.h"
 #include "problem.h"
 
 namespace noetherperf {
@@ -23,8 +24,10 @@ struct Kernels {
                  void* stream);
 };
 
-// Each is defined in launch_<rule>.cu.
-extern const Kernels sgd_kernels, adam_kernels;
+// Each rule's, defined in launch_<rule>.cu.
+#define NPERF_DECLARE(rule) extern const Kernels rule##_kernels;
+NPERF_EACH_RULE(NPERF_DECLARE)
+#undef NPERF_DECLARE
 
 // The kernels of a rule, by its name. Throws std::invalid_argument if there are none.
 const Kernels& kernels_of(const std::string& rule);

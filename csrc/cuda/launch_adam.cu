@@ -1,6 +1,5 @@
 // The CUDA kernels of Adam and AdamW.
 
-#include "../rules/adam.h"
 #include "kernels.cuh"
 
 namespace noetherperf {

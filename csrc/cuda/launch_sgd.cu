@@ -1,6 +1,5 @@
 // The CUDA kernels of stochastic gradient descent.
 
-#include "../rules/sgd.h"
 #include "kernels.cuh"
 
 namespace noetherperf {

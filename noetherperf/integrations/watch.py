@@ -4,44 +4,64 @@ import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from noetherperf.common.paths import local_path
 from noetherperf.measure.readout import Readout
 from noetherperf.optim.measured import MeasuredOptimizer
+from noetherperf.optim.probe import Probe, probes_of
 from noetherperf.record import Recorder, open_record
-from noetherperf.record.collect import initial_charges
+from noetherperf.record.collect import Measured, initial_charges
 
 __all__ = ["Watch", "unwrap"]
 
 
-def _inside(optimizer: object) -> MeasuredOptimizer | None:
-    """The MeasuredOptimizer in a wrapper, or in nested wrappers: libraries name the wrapped optimizer `.optimizer`."""
-    while optimizer is not None and not isinstance(optimizer, MeasuredOptimizer):
+def _inside(optimizer: object) -> list[Any]:
+    """What has readouts in a wrapper, or in nested wrappers: libraries name the wrapped optimizer `.optimizer`.
+
+    Of the innermost one, because a wrapper may pass on every attribute of what it wraps: itself, or else its Probes.
+    """
+    found: list[Any] = []
+    while optimizer is not None:
+        if isinstance(optimizer, Probe):
+            return [optimizer]
+        if hasattr(optimizer, "readout"):
+            found = [optimizer]
+        elif isinstance(optimizer, Optimizer):
+            found = probes_of(optimizer) or found
         optimizer = getattr(optimizer, "optimizer", None)
-    return optimizer
+    return found
 
 
-def unwrap(optimizer: object) -> MeasuredOptimizer:
+def unwrap(optimizer: object) -> MeasuredOptimizer | Probe:
     """The MeasuredOptimizer inside a library's wrapper, such as accelerate's AcceleratedOptimizer or Lightning's.
 
     Args:
-        optimizer: A noetherperf.MeasuredOptimizer, or a wrapper that holds one as `.optimizer`, directly or in another
-            wrapper.
+        optimizer: A noetherperf.MeasuredOptimizer, an optimizer with a noetherperf.Probe, or a wrapper that holds one
+            as `.optimizer`, directly or in another wrapper.
+
+    Returns:
+        The noetherperf.MeasuredOptimizer, the Probe, or whatever has a `readout()`.
 
     Raises:
         TypeError: There is none.
+        ValueError: The optimizer has several Probes.
     """
     found = _inside(optimizer)
-    if found is None:
+    if not found:
         raise TypeError(
-            f"optimizer: {type(optimizer).__qualname__} is no noetherperf.MeasuredOptimizer and wraps none; make "
-            "noetherperf.SGD(model.named_parameters(), ..., symmetries=...) the training's optimizer"
+            f"optimizer: {type(optimizer).__qualname__} is no noetherperf.MeasuredOptimizer and wraps none, and has no "
+            "noetherperf.Probe; make noetherperf.SGD(model.named_parameters(), ..., symmetries=...), or AdamW, the "
+            "training's optimizer, or noetherperf.Probe(optimizer, symmetries, model.named_parameters()) of another one"
         )
-    return found
+    if len(found) > 1:
+        raise ValueError(f"optimizer: {type(optimizer).__qualname__} has {len(found)} Probes; use the one you mean")
+    only: MeasuredOptimizer | Probe = found[0]
+    return only
 
 
 class Watch:
@@ -66,7 +86,7 @@ class Watch:
         if exists not in ("error", "overwrite"):
             raise ValueError(f"exists: must be 'error' or 'overwrite', got {exists!r}")
         self._every, self._record, self._exists = every, record, exists
-        self._optimizer: MeasuredOptimizer | None = None
+        self._optimizer: Measured | None = None
         self._recorder: Recorder | None = None
         self._number = 0  # the highest number of a record that this callback has begun or continued
         self._before = 0  # steps before the present one
@@ -82,21 +102,23 @@ class Watch:
             remedy: How to give this library an optimizer, for the error message.
 
         Raises:
-            TypeError: None of them is a noetherperf.MeasuredOptimizer.
-            ValueError: Several are; or the record to continue is another training's.
+            TypeError: None of them is a noetherperf.MeasuredOptimizer, or has a noetherperf.Probe.
+            ValueError: Several are or have; or the record to continue is another training's.
             FileExistsError: A new training finds a record.
         """
         self.stop()  # of a training that was interrupted
-        found = [inside for inside in map(_inside, optimizers) if inside is not None]
+        found = [inside for optimizer in optimizers for inside in _inside(optimizer)]
         names = ", ".join(type(optimizer).__qualname__ for optimizer in optimizers) or "none at all"
         if not found:
             raise TypeError(
-                f"this training has no noetherperf.MeasuredOptimizer, and so no charges; it has: {names}. {remedy}"
+                "this training has no noetherperf.MeasuredOptimizer and no optimizer with a noetherperf.Probe, and so "
+                f"no charges; it has: {names}. {remedy}"
             )
         if len(found) > 1:
             raise ValueError(
-                f"this training has {len(found)} noetherperf.MeasuredOptimizer ({names}), and the callback follows "
-                "one; read and record each yourself: optimizer.readout().scalars(), nperf.Recorder(optimizer, path)"
+                f"this training has {len(found)} noetherperf.MeasuredOptimizer ({names}) or Probes, and the callback "
+                "follows one; read and record each yourself: optimizer.readout().scalars(), "
+                "nperf.Recorder(optimizer, path)"
             )
         optimizer = found[0]
         if self._record is not None:
@@ -107,7 +129,7 @@ class Watch:
             optimizer.register_step_post_hook(self._after_step),
         ]
 
-    def _recording(self, optimizer: MeasuredOptimizer, suffix: str) -> Recorder:
+    def _recording(self, optimizer: Measured, suffix: str) -> Recorder:
         """A recorder for this training: it continues the record of its measurement, or begins one beside the last.
 
         The measurement decides: with a loaded checkpoint, or an optimizer that has trained before, its record is

@@ -205,6 +205,7 @@ class Readout(Mapping[str, ChargeReadout]):
     """All symmetries after a step, by name.
 
     Attributes:
+        rule: Name of the update rule, "sgd" or "adam".
         step: Steps since measuring began.
         time: Σ lr·(1 − dampening) over those steps (without momentum Σ lr), of the first parameter group.
     """
@@ -217,9 +218,11 @@ class Readout(Mapping[str, ChargeReadout]):
         reasons: Mapping[str, str],
         step: int,
         time: float,
+        rule: str,
         *,
         has_growth: bool,
     ) -> None:
+        self.rule = rule
         self.step = step
         self.time = time
         self._has_growth = has_growth  # the rule's laws split their budget so
@@ -313,14 +316,19 @@ def _has_growth(source: Source) -> bool:
 
 
 def read(
-    symmetries: Sequence[Symmetry], sources: Sequence[Source], reasons: Mapping[str, str], step: int, time: float
+    rule: str,
+    symmetries: Sequence[Symmetry],
+    sources: Sequence[Source],
+    reasons: Mapping[str, str],
+    step: int,
+    time: float,
 ) -> Readout:
     """Combine measurements of parts into a Readout; `reasons` has the reason of each open law."""
     terms, n_groups = find_terms(symmetries, sources)
     with np.errstate(all="ignore"):  # a diverged training is read without warnings
         table = _table(symmetries, sources, terms, n_groups)
     has_growth = any(map(_has_growth, sources))
-    return Readout(symmetries, n_groups, table, reasons, step, time, has_growth=has_growth)
+    return Readout(symmetries, n_groups, table, reasons, step, time, rule, has_growth=has_growth)
 
 
 def _table(

@@ -55,8 +55,7 @@ class Buffers:
         grads: Sequence[Tensor | None],
         missing: bytes,
         found_inf: Tensor | None,
-        *,
-        exact: bool,
+        there: Sequence[bool],
     ) -> Made:
         """Make the buffers that a step writes for the first time, and count it.
 
@@ -64,7 +63,8 @@ class Buffers:
             rule, parameters, options: The optimizer's; the rule's options, one per parameter group.
             groups, state: Torch's.
             grads, missing: Of this step, one per parameter; 1 if there is none.
-            found_inf, exact: As for Counts.count.
+            found_inf: As for Counts.count.
+            there: For each meter whether its steps take their counts from the device.
 
         Raises:
             RuntimeError: A parameter has made steps, but a buffer of it is missing.
@@ -73,8 +73,8 @@ class Buffers:
         calls: list[Call] = []
         ages: Sequence[int] = new
         if self.counts is not None:
-            ages = cast("Sequence[int]", self.counted)
-            calls += self.counts.count(groups, state, missing, found_inf, exact=exact)
+            ages = cast("Sequence[int]", self.counted if all(there) else self.counts.exact())
+            calls += self.counts.count(groups, state, missing, found_inf, exact=not any(there))
         n_written = max(map(rule.n_written, options), default=0)
         for k, (key, unwritten) in enumerate(zip(rule.buffers[:n_written], self.unwritten, strict=False)):
             if 1 not in unwritten:
@@ -102,30 +102,13 @@ class Buffers:
         return 0 if any(unwritten[i] for unwritten in self.unwritten) else 1
 
 
-def gather(
-    rule: Rule[Any],
-    parameters: Parameters,
-    counts: Counts | None,
-    state: dict[Tensor, Any],
-    *,
-    exact: bool = False,
-) -> Buffers:
+def gather(rule: Rule[Any], parameters: Parameters, counts: Counts | None, state: dict[Tensor, Any]) -> Buffers:
     """Every parameter's buffers of a rule, and counts, in the state.
-
-    Args:
-        rule, parameters, counts: The optimizer's.
-        state: Torch's.
-        exact: Whether to wait for counts that a device alone knows.
 
     Raises:
         RuntimeError, ValueError: A count cannot be one.
     """
-    counted = np.empty(0)
-    if counts is not None:
-        counted = counts.read(state)
-        if exact:
-            counted = counts.exact()
-    buffers = Buffers([], [], [], counts, counted)
+    buffers = Buffers([], [], [], counts, np.empty(0) if counts is None else counts.read(state))
     for key in rule.buffers:
         held, unwritten = parameters.gatherer.items(state, key)
         here = held

@@ -53,6 +53,7 @@ class MeasuredOptimizer(Optimizer):
     """
 
     rule: ClassVar[Rule[Any]]
+    _measuring_type: ClassVar[type[Measuring]] = Measuring
 
     def __init__(
         self, params: Iterable[Any], defaults: dict[str, Any], symmetries: Sequence[Symmetry], backend: str
@@ -63,7 +64,8 @@ class MeasuredOptimizer(Optimizer):
         self._lock = threading.RLock()
         self._requested = backend
         super().__init__(params, defaults)
-        self._measuring = Measuring(self.rule, check_symmetries(symmetries, self.param_groups), self.param_groups)
+        checked = check_symmetries(symmetries, self.param_groups)
+        self._measuring = self._measuring_type(self.rule, checked, self.param_groups)
         self._prepare()
         self.register_state_dict_post_hook(_add_measurement)
 
@@ -211,27 +213,35 @@ class MeasuredOptimizer(Optimizer):
         on_device = step_inputs(meters, groups, measuring.options.on_device, *scaler)
         if on_device is None:
             return
-        grads, missing = measuring.parameters.gradients()
+        grads, missing = self._gradients()
         admitted = [meter.engine.admit(meter.pick(grads)) for meter in meters]
-        counts, there = measuring.counts, [meter.counts_there(groups) for meter in meters]
-        buffers = gather(rule, measuring.parameters, counts, self.state, exact=not all(there))
+        buffers = self._buffers()
         measuring.catch_up(meters, buffers)
 
         # All writes, the engines' and the host's, are carried out at once: an interrupt leaves all or none.
-        scalars = grads, missing, on_device.found_inf
-        made = buffers.make(rule, measuring.parameters, options, groups, self.state, *scalars, exact=not any(there))
+        there = [meter.counts_there(groups) for meter in meters]
+        inputs = grads, missing, on_device.found_inf, there
+        made = buffers.make(rule, measuring.parameters, options, groups, self.state, *inputs)
         calls = made.calls
         for meter, taken, is_there in zip(meters, admitted, there, strict=True):
-            inputs = on_device
-            if counts is not None and is_there:
-                inputs = replace(on_device, counts=counts.on_device(meter.members, meter.device))
-            calls += meter.prepare(taken, grads, buffers.here, options, made.ages, inputs)
+            unread = on_device
+            if buffers.counts is not None and is_there:
+                unread = replace(on_device, counts=buffers.counts.on_device(meter.members, meter.device))
+            calls += meter.prepare(taken, grads, buffers.here, options, made.ages, unread)
         calls += measuring.stepped(options, on_device, made, missing, buffers)
         carry_out(calls)
+
+    def _gradients(self) -> tuple[list[Tensor | None], bytes]:
+        """What `Parameters.gradients` gives for a step."""
+        return self._measuring.parameters.gradients()
 
     def _gather(self) -> Buffers:
         """The buffers in the present state; options are read too, because what buffers carry depends on them."""
         self._measuring.options.read(self.param_groups)
+        return self._buffers()
+
+    def _buffers(self) -> Buffers:
+        """The buffers in the present state."""
         measuring = self._measuring
         return gather(self.rule, measuring.parameters, measuring.counts, self.state)
 
@@ -300,7 +310,7 @@ class MeasuredOptimizer(Optimizer):
         last = copies.last_steps(self.rule, int(step))
         plans = [ranks.whole for ranks in copies.ranks]
         sources = list(map(Source, plans, here, last))
-        return read(self.symmetries, sources, copies.openness.reasons, int(step), time)
+        return read(self.rule.name, self.symmetries, sources, copies.openness.reasons, int(step), time)
 
     # ---- checkpoints ------------------------------------------------------------------------------------------------
 
@@ -321,7 +331,9 @@ class MeasuredOptimizer(Optimizer):
         """The measurement for a checkpoint."""
         copies = self._copy(begin=False)
         wholes, names = self._whole(copies), names_in(self.param_groups)
-        return checkpoint.write(wholes, self.symmetries, names, copies.openness, identity=copies.id, began=copies.began)
+        return checkpoint.write(
+            self.rule, wholes, self.symmetries, names, copies.openness, identity=copies.id, began=copies.began
+        )
 
     @outside_inference
     @torch.no_grad()
@@ -360,7 +372,8 @@ class MeasuredOptimizer(Optimizer):
         """Continue from a state_dict's "measurement", and change nothing else; None: measuring starts anew.
 
         Raises:
-            ValueError: It was measured with other symmetries, or is damaged; raised before anything is changed.
+            ValueError: It was measured with another rule or other symmetries, or is damaged; raised before anything is
+                changed.
         """
         with self._lock:
             self._resume(self._read(measured, self.param_groups))
@@ -370,7 +383,7 @@ class MeasuredOptimizer(Optimizer):
         if measured is None:
             return None
         plans, names = [meter.ranks.whole for meter in self._prepare()], names_in(self.param_groups)
-        return checkpoint.read(measured, plans, self.symmetries, names, self._measuring.openness, groups)
+        return checkpoint.read(measured, self.rule, plans, self.symmetries, names, self._measuring.openness, groups)
 
     def _resume(self, saved: checkpoint.Saved | None) -> None:
         """Continue from a checkpoint; None: measuring starts anew."""
@@ -400,7 +413,7 @@ class MeasuredOptimizer(Optimizer):
         if measured is not None:  # unpickling or copying
             self._lock = threading.RLock()
             self._requested = measured["backend"]
-            self._measuring = Measuring.of_state(self.rule, measured, self.param_groups)
+            self._measuring = self._measuring_type.of_state(self.rule, measured, self.param_groups)
             self.register_state_dict_post_hook(_add_measurement)
         for slot in self.state.values():  # a step could not write tensors made in inference mode
             slot.update({key: x.clone() for key, x in slot.items() if isinstance(x, Tensor) and x.is_inference()})

@@ -60,7 +60,8 @@ SERIES: dict[str, Series] = {
 }
 #: Older records do not have them.
 OPTIONAL = ("discrete_budget", "growth", "transport", "angular_update", "effective_lr")
-HYPERPARAMETERS = ("lr", "momentum", "weight_decay")
+FIRST_HYPERPARAMETERS = ("lr", "momentum", "weight_decay")  # of records without the attribute: the first ones, of SGD
+FIRST_RULE = "sgd"  # and their rule
 COORDINATES = ("time", "symmetry", "position")
 
 
@@ -75,7 +76,6 @@ class Kind(NamedTuple):
 KINDS: dict[str, Kind] = {
     "step": Kind(("step",), {"long_name": "optimizer step", "units": "1"}, "int64"),
     "time": Kind(("step",), {"long_name": "time", "units": "lr · steps"}),
-    **{name: Kind(("step", "parameter_group"), {}) for name in HYPERPARAMETERS},
     **{name: Kind(("step", "group"), {"long_name": series.meaning}) for name, series in SERIES.items()},
     "initial": Kind(("group",), {"long_name": "charge when measuring began"}),
     "symmetry": Kind(("group",), {"long_name": "index into attribute symmetries"}, "int64"),
@@ -93,17 +93,20 @@ def probe_kind(index: int, name: str, n_dims: int) -> Kind:
     return Kind(("step", f"{probe_key(index)}_element")[:n_dims], {"long_name": name})
 
 
-def kinds(probes: Sequence[str], n_dims: Callable[[str], int]) -> dict[str, Kind]:
+def kinds(probes: Sequence[str], hyperparameters: Sequence[str], n_dims: Callable[[str], int]) -> dict[str, Kind]:
     """All arrays of a record.
 
     Args:
         probes: Their names.
+        hyperparameters: The names of their arrays.
         n_dims: Number of dimensions of a probe's array, by the array's name.
     """
     keys = [probe_key(index) for index in range(len(probes))]
-    return KINDS | {
+    of_groups = {name: Kind(("step", "parameter_group"), {}) for name in hyperparameters}
+    of_probes = {
         key: probe_kind(index, name, n_dims(key)) for index, (key, name) in enumerate(zip(keys, probes, strict=True))
     }
+    return of_groups | KINDS | of_probes
 
 
 def positions(n_groups: Sequence[int]) -> dict[str, NDArray[np.int64]]:
@@ -123,6 +126,6 @@ def rows_per_chunk(widths: Mapping[str, tuple[int, ...]]) -> int:
     return min(1024, max(16, CHUNK_VALUES // max(1, *(size for width in widths.values() for size in width))))
 
 
-def chunk_width(name: str, width: tuple[int, ...]) -> tuple[int, ...]:
+def chunk_width(kind: Kind, width: tuple[int, ...]) -> tuple[int, ...]:
     """Shape of a chunk without its rows, from the array's. Parameter groups have room, since training may add some."""
-    return tuple(16 if name in HYPERPARAMETERS else min(CHUNK_GROUPS, max(1, size)) for size in width)
+    return tuple(16 if "parameter_group" in kind.dims else min(CHUNK_GROUPS, max(1, size)) for size in width)

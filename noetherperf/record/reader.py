@@ -18,7 +18,15 @@ from xarray.core import indexing
 from noetherperf.common.paths import local_path
 from noetherperf.record.array import Array
 from noetherperf.record.chunks import Damaged
-from noetherperf.record.layout import COORDINATES, FORMAT, HYPERPARAMETERS, SERIES, positions, probe_key
+from noetherperf.record.layout import (
+    COORDINATES,
+    FIRST_HYPERPARAMETERS,
+    FIRST_RULE,
+    FORMAT,
+    SERIES,
+    positions,
+    probe_key,
+)
 from noetherperf.record.metadata import arrays_of, check_attributes, read_metadata
 from noetherperf.symmetry import Symmetry
 
@@ -82,6 +90,11 @@ class Record(Mapping[str, xr.Dataset]):
         return f"<Record {str(self.path)!r}: {len(self.steps)} steps of {len(self)} symmetries>"
 
     @property
+    def rule(self) -> str:
+        """Name of the update rule, "sgd" or "adam"."""
+        return str(self.attrs.get("rule") or FIRST_RULE)
+
+    @property
     def steps(self) -> NDArray[np.int64]:
         """Optimizer steps of the rows, [n rows], increasing."""
         return self.dataset["step"].to_numpy()
@@ -93,8 +106,8 @@ class Record(Mapping[str, xr.Dataset]):
 
     @property
     def hyperparameters(self) -> xr.Dataset:
-        """`lr`, `momentum` and `weight_decay`, (step, parameter_group)."""
-        return self.dataset[list(HYPERPARAMETERS)]
+        """The options that the update rule reads, (step, parameter_group): `lr`, `weight_decay` and so on."""
+        return self.dataset[list(self.attrs.get("hyperparameters", FIRST_HYPERPARAMETERS))]
 
     @property
     def probes(self) -> dict[str, xr.DataArray]:

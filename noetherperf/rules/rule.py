@@ -7,8 +7,10 @@ A step reads one *row* of float64 numbers for each parameter group and age: the 
 step takes, and the coefficients of every law. Engines read rows; only the rule knows what is in them.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -45,6 +47,15 @@ def device_lr(group: Mapping[str, Any]) -> Tensor | None:
 Buffers = tuple[Tensor | None, ...]
 
 
+def numbers_of(rule: "Rule[Any]", group: Mapping[str, Any]) -> dict[str, float]:
+    """The options that a rule reads from a parameter group, by their fields' names; NaN where one is no number.
+
+    A learning rate on a device is read, which waits for the device.
+    """
+    options = {**asdict(rule.options(group)), "lr": float(group["lr"])}
+    return {name: float(x) if isinstance(x, int | float) else math.nan for name, x in options.items()}
+
+
 class Rule(ABC, Generic[O]):
     """An update rule.
 
@@ -59,6 +70,8 @@ class Rule(ABC, Generic[O]):
         n_ages: How many ages of a tensor have rows of their own, 1 or 2. A tensor's age is the number of steps that
             have written its buffers, at most n_ages − 1: 0 if they are new (zeros). 0: ages have no bound, and are
             counted under step_key.
+        first_step: What sets a tensor's step at age 0 apart from others', as a clause for messages; not for rules that
+            count ages.
         step_key: Key of a tensor's age in torch's state of a parameter, where it is counted; None if it is not.
         coefficients: Names of the update's coefficients.
         moments: The sums of a step, the common ones first.
@@ -77,6 +90,7 @@ class Rule(ABC, Generic[O]):
     buffers: ClassVar[tuple[str, ...]]
     late_buffers: ClassVar[tuple[str, ...]] = ()
     n_ages: ClassVar[int]
+    first_step: ClassVar[str] = "wrote its buffers for the first time"
     step_key: ClassVar[str | None] = None
     coefficients: ClassVar[tuple[str, ...]]
     moments: ClassVar[tuple[Pair, ...]]
@@ -159,6 +173,20 @@ class Rule(ABC, Generic[O]):
             A tensor like the parameter; None if nothing is carried.
         """
         return buffers[0] if buffers else None
+
+    def open_reason(self, options: O, law: Law) -> str:
+        """Why free + forced predicts nothing in a step with these options, even if all parts make the same one.
+
+        Such a law is open from that step on.
+
+        Args:
+            options: The parameter group's.
+            law: A translation's or a norm's.
+
+        Returns:
+            The reason, as a clause; "" if the law predicts.
+        """
+        return ""
 
     def motion(self, options: O) -> Motion:
         """How a step with these options moves a group's elements; UNKNOWN where the moments do not tell.

@@ -149,6 +149,7 @@ class SgdRule(Rule[Hyper]):
     )
     buffers = ("momentum_buffer",)
     n_ages = 2
+    first_step = "wrote its momentum_buffer for the first time, without dampening"
     coefficients = Coefficients._fields
     moments = (*COMMON, DOT_UV, DOT_GU)
     lr_degree = 2
