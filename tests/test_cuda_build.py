@@ -24,6 +24,7 @@ ANY = "any"  # the kernel of all variants without their own
 HOT = {
     "sgd": {"plain": (2, 1), "momentum": (3, 2), "nesterov": (3, 2)},
     "adam": {"plain": (4, 3)},
+    "given": {"plain": (3, 1)},
 }
 REGISTERS = 64 * 1024  # of a multiprocessor
 SHARED = {"sm_80": 164 << 10, "sm_90": 228 << 10, "sm_100": 228 << 10}  # bytes of a multiprocessor's shared memory
@@ -47,7 +48,7 @@ class Kernel(NamedTuple):
     @property
     def threads(self) -> int:
         """Of a block."""
-        return 256 if self.rule == "sgd" else 128
+        return 128 if self.rule == "adam" else 256
 
     @property
     def reads(self) -> int:
