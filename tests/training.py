@@ -59,7 +59,7 @@ class Kind(NamedTuple):
 
 SGD, ADAM, ADAMW = KINDS = [
     Kind(nperf.SGD, torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "dampening": 0.2, "weight_decay": 0.05}),
-    Kind(nperf.Adam, torch.optim.Adam, {"lr": 0.01, "weight_decay": 0.05, "amsgrad": True}),
+    Kind(nperf.Adam, torch.optim.Adam, {"lr": 0.01, "amsgrad": True}),
     Kind(nperf.AdamW, torch.optim.AdamW, {"lr": 0.01, "betas": (0.8, 0.95), "weight_decay": 0.05}),
 ]
 
