@@ -105,9 +105,9 @@ class Strip {
       const Raw stored = Type::narrow(p);
       store(p_, r, col, stored);
       for (int k = 0; k < Step::n_written; ++k) store(buffers_[k], r, col, Type::narrow(buffers[k]));
-      if constexpr (copied) store_vector(copies_.p_new + place(r, col), Type::widen(stored));
-      if constexpr (copied && keeps_v) store_vector(copies_.v + place(r, col), buffers[0]);
-      if constexpr (measured && !u_is_v) store_vector(copies_.u + place(r, col), u);
+      if constexpr (copied) keep(copies_.p_new, r, col, Type::widen(stored));
+      if constexpr (copied && keeps_v) keep(copies_.v, r, col, buffers[0]);
+      if constexpr (measured && !u_is_v) keep(copies_.u, r, col, u);
     }
   }
 
@@ -127,6 +127,15 @@ class Strip {
 
   const Scalar* values(const Element* tensor, const Scalar* copy, int r) const {
     return as_stored ? reinterpret_cast<const Scalar*>(tensor + r * stride_) : copy + place(r, 0);
+  }
+
+  // Copies a step's result; past the width are zeros, for the step of zeros may be NaN.
+  void keep(Scalar* copy, int r, int64_t col, const Vec& x) const {
+    if constexpr (whole) {
+      store_vector(copy + place(r, col), x);
+    } else {
+      store_vector(copy + place(r, col), keep_first(x, n_left(col)));
+    }
   }
 
   int64_t ahead_of(int r, int64_t col) const {
