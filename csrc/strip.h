@@ -23,14 +23,16 @@ constexpr bool takes(Operand operand, bool of_results = false) {
 }
 
 // How many rows are walked together. A single row is one contiguous run, and its row sums stay in registers. Several
-// rows share the loads and stores of position sums; with AVX-512 that does not pay while these sums stay in the L1.
+// rows share the loads and stores of position sums; with AVX-512 that does not pay while these sums stay in the L1 and
+// are few.
 // Rows a multiple of a page apart map to the same L1 sets, which have eight ways or little more: p, g and the buffers
 // of four rows would evict each other.
 constexpr int64_t near_cols = W < 8 ? 0 : 768;
+constexpr int few_sums = 6;
 constexpr int most_rows = W < 4 ? W : 4;
 constexpr int64_t page = 4096;
-constexpr int rows_together(int64_t width, int64_t row_bytes) {
-  return width <= near_cols ? 1 : row_bytes % page == 0 ? 2 : most_rows;
+constexpr int rows_together(int64_t width, int n_sums, int64_t row_bytes) {
+  return width <= near_cols && n_sums <= few_sums ? 1 : row_bytes % page == 0 ? 2 : most_rows;
 }
 
 // The columns of a strip of n_rows rows. A strip stays in the L1 between its passes. Every pass prefetches a part of
