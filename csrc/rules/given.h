@@ -54,6 +54,9 @@ struct Rule {
 
   // The variant of a tensor's step.
   static NPERF_HD int variant_of(int of_group, bool, bool) { return of_group; }
+
+  // What fills buffer k of a vector that extends past the end of a row, beside zeros of p and g, so that u is zero.
+  static NPERF_HD constexpr int padding(int) { return 0; }
 };
 
 // The step.

@@ -65,6 +65,9 @@ struct Rule {
   static NPERF_HD int variant_of(int of_group, bool has_buffer, bool has_views) {
     return of_group == plain && has_buffer && has_views ? idle : of_group;
   }
+
+  // What fills buffer k of a vector that extends past the end of a row, beside zeros of p and g, so that u is zero.
+  static NPERF_HD constexpr int padding(int) { return 0; }
 };
 
 // One variant of the step.
