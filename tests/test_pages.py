@@ -1,4 +1,4 @@
-"""The pages: docs/optimizers.md prints what it says and has a row for every optimizer of torch; links lead somewhere."""
+"""The pages: docs/optimizers.md prints what it says and names every optimizer of torch; links lead somewhere."""
 
 import io
 import re
@@ -12,7 +12,7 @@ from test_tutorial import assert_prints, blocks
 from noetherperf.optim.known import TABLE
 
 PAGE = (Path(__file__).parents[1] / "docs" / "optimizers.md").read_text(encoding="utf-8")
-ROWS = re.findall(r"^\| (.*?) \| .*?`", PAGE, re.MULTILINE)
+ROWS = re.findall(r"^\| (.*?) \|", PAGE, re.MULTILINE)
 
 
 def test_the_page_runs_and_prints_what_it_says() -> None:
