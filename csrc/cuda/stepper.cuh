@@ -119,7 +119,7 @@ struct Stepper {
     return found;
   }
 
-  // Element by element: n_inside elements from `at` on, then padding.
+  // Element by element: n_inside elements from `at` on, then zeros.
   NPERF_D void load(Vector (&x)[n], const bool (&reads)[n], int64_t at, int n_inside) const {
 #pragma unroll
     for (int i = 0; i < L; ++i) {
@@ -129,7 +129,7 @@ struct Stepper {
         if (reads[k] && i < n_inside) {
           x[k].x[i] = base[k][there.in[k]];
         } else {
-          x[k].x[i] = Type::narrow(Scalar(k < of_buffers ? 0 : Rule::padding(k - of_buffers)));
+          x[k].x[i] = Element(0);
         }
       }
     }
@@ -179,7 +179,7 @@ struct Stepper {
     }
 #pragma unroll
     for (int i = 0; i < L; ++i)
-      with_its_step([&](auto its) { element<decltype(its)>(x, i, col_sums[i], row_sums); });
+      with_its_step([&](auto its) { element<decltype(its)>(x, i, i < n_inside, col_sums[i], row_sums); });
     if (whole(n_inside)) {
 #pragma unroll
       for (int k = 0; k < n; ++k)
@@ -189,9 +189,10 @@ struct Stepper {
     }
   }
 
-  // Steps element i of the vectors and adds it to the sums of its column and its row.
+  // Steps element i of the vectors and adds it to the sums of its column and its row. An element that is not inside the
+  // tensor is zeros, which add nothing; a rule that divides makes 0/0 of them, and is held to zero.
   template <class Its>
-  NPERF_D void element(Vector (&x)[n], int i, Scalar* col_sums, Scalar* row_sums) const {
+  NPERF_D void element(Vector (&x)[n], int i, bool inside, Scalar* col_sums, Scalar* row_sums) const {
     const Scalar before = Type::widen(x[of_parameter].x[i]);
     Operands<Scalar> operands{before, before, 0, 0, 0};
     if constexpr (Its::updates) {
@@ -200,6 +201,7 @@ struct Stepper {
 #pragma unroll
       for (int k = 0; k < Its::n_read; ++k) held[k] = Type::widen(x[of_buffers + k].x[i]);
       Its::update(p_new, g, held, u, c);
+      if (Rule::divides && !inside) p_new = u = Scalar(0);
       x[of_parameter].x[i] = Type::narrow(p_new);
       x[of_gradient].x[i] = Type::narrow(g);
 #pragma unroll

@@ -67,9 +67,8 @@ struct Rule {
   // The variant of a tensor's step.
   static NPERF_HD int variant_of(int of_group, bool, bool) { return of_group; }
 
-  // What fills buffer k of a vector that extends past the end of a row, beside zeros of p and g, so that u is zero: 0/0
-  // would be NaN where ε is 0.
-  static NPERF_HD constexpr int padding(int k) { return k > 0; }
+  // Whether the update of zeros may be 0/0.
+  static constexpr bool divides = true;
 };
 
 // One variant of the step.

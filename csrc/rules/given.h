@@ -55,8 +55,8 @@ struct Rule {
   // The variant of a tensor's step.
   static NPERF_HD int variant_of(int of_group, bool, bool) { return of_group; }
 
-  // What fills buffer k of a vector that extends past the end of a row, beside zeros of p and g, so that u is zero.
-  static NPERF_HD constexpr int padding(int) { return 0; }
+  // Whether the update of zeros may be 0/0.
+  static constexpr bool divides = false;
 };
 
 // The step.

@@ -66,8 +66,8 @@ struct Rule {
     return of_group == plain && has_buffer && has_views ? idle : of_group;
   }
 
-  // What fills buffer k of a vector that extends past the end of a row, beside zeros of p and g, so that u is zero.
-  static NPERF_HD constexpr int padding(int) { return 0; }
+  // Whether the update of zeros may be 0/0.
+  static constexpr bool divides = false;
 };
 
 // One variant of the step.
