@@ -18,7 +18,7 @@ namespace {
 constexpr int64_t chunk_cols = 16384;  // columns summed by position at a time: 768 KB of float64 sums, for the L2
 constexpr int64_t staging_cols = 512;  // of a block that is copied from a tensor without a dense layout
 constexpr int64_t staging_rows = 8;
-constexpr int64_t elements_worth_a_thread = 4096;
+constexpr int64_t elements_worth_a_thread = 65536;  // a start beside busy processes costs a scheduler slice
 constexpr int64_t element_size[n_dtypes] = {4, 8, 2, 2};
 
 // One tile's work.

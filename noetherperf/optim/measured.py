@@ -26,6 +26,7 @@ from noetherperf.optim.inference import outside_inference
 from noetherperf.optim.measuring import Copies, Measuring
 from noetherperf.optim.meters import Meter, resolve_all, resolve_one, step_inputs
 from noetherperf.optim.names import names_in
+from noetherperf.optim.observed import where_observed
 from noetherperf.optim.torch_state import check_state
 from noetherperf.rules.rule import Rule
 from noetherperf.symmetry import Symmetry
@@ -175,6 +176,9 @@ class MeasuredOptimizer(Optimizer):
         """Drop the meters and keep the measurement."""
         self._measuring.drop_fresh(self._lock, self.state)
         self._measuring.set_down()
+
+    #: Torch wraps step() by it when the first optimizer of a class is made.
+    profile_hook_step = staticmethod(where_observed)  # type: ignore[assignment]
 
     # ---- the step ---------------------------------------------------------------------------------------------------
 
