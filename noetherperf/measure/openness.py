@@ -273,7 +273,7 @@ class Openness:
 
 
 def _spread(ages: Sequence[int], missing: bytes) -> bytes:
-    """How far apart the counted ages of tensors with gradients are; compared faster than `_relative`, which it tells."""
+    """How far apart the counted ages of tensors with gradients are; `_relative` depends on it alone."""
     counted = np.asarray(ages)
     if 1 in missing:
         counted = counted[np.frombuffer(missing, np.uint8) == 0]
