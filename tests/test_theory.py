@@ -245,6 +245,41 @@ def test_the_norm_grows_as_ito_says() -> None:
     assert grown == pytest.approx(expected, rel=0.1)
 
 
+@pytest.mark.parametrize(("momentum", "dampening"), [(0.0, 0.0), (0.5, 0.0), (0.9, 0.0), (0.8, 0.5)])
+def test_momentum_amplifies_the_noise_of_steps_and_equation_alike(momentum: float, dampening: float) -> None:
+    """Steps with noise tangent to a sphere and no mean: |θ|² gains (T/S) tr G Gᵀ/(1−β)² a unit of time."""
+    h, size, n = Hyper(lr=1e-3, momentum=momentum, dampening=dampening), 2, 400
+    examples = torch.randn(64, 60, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    examples -= examples.mean(0)
+
+    def each(p: Tensor) -> Tensor:
+        return examples @ p / p.norm()
+
+    generator = torch.Generator().manual_seed(1)
+    first = torch.ones(60, dtype=torch.float64)
+    _, factor = theory.noise(each, first)
+    expected = n * h.duration**2 / size * float(factor.square().sum()) / (1.0 - momentum) ** 2
+    by_steps = torch.nn.Parameter(first.clone())
+    optimizer = torch.optim.SGD([by_steps], lr=h.lr, momentum=momentum, dampening=dampening)
+    for _ in range(n):
+        optimizer.zero_grad()
+        rows = torch.randint(64, (size,), generator=generator)
+        (examples[rows] @ by_steps / by_steps.norm()).mean().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    by_equation = theory.stochastic_flow(each, first, n, h, size, generator=generator)[-1]
+    for grown in (by_steps.detach(), by_equation):
+        assert float(grown.square().sum()) - 60.0 == pytest.approx(expected, rel=0.12)
+
+
+@pytest.mark.parametrize("options", [{"dampening": 0.5}, {"nesterov": True}, {}])
+def test_the_stochastic_equation_goes_as_far_as_the_steps(options: dict[str, Any]) -> None:
+    """A constant gradient, no noise: all but the filling of the buffer, η(1−τ)/(1−β) a step."""
+    h = Hyper(lr=0.01, momentum=0.5, **options)
+    steps = theory.descent(lambda p: p.sum(), torch.zeros(1), 200, h)
+    path = theory.stochastic_flow(lambda p: p.sum()[None], torch.zeros(1), 200, h, 1)
+    torch.testing.assert_close(path[-1] - path[100], steps[-1] - steps[100], rtol=1e-12, atol=0)
+
+
 def test_stationary_noise_in_a_valley() -> None:
     """An Ornstein–Uhlenbeck process: variance ηΣ/(2hS) about the minimum, whatever the substeps."""
     targets = torch.tensor([-1.0, 1.0], dtype=torch.float64)
