@@ -24,7 +24,7 @@ from noetherperf.optim.sgd import SGD
 from noetherperf.recipes.vgg import vgg16
 from noetherperf.symmetry import Symmetry
 
-SLOW = ("modified", "errors", "dynamics", "oscillation", "budget")  # seconds to half a minute each
+SLOW = ("modified", "noise", "errors", "dynamics", "oscillation", "budget")  # seconds to half a minute each
 NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in GALLERY]
 
 _computed: dict[str, Data] = {}
@@ -67,6 +67,7 @@ SPOILS: dict[str, tuple[str, Callable[[NDArray[np.float64]], NDArray[np.float64]
     "manifolds": ("rescale/flow/charge", lambda q: q + 1e-6 * np.arange(len(q))),
     "modified": ("plain/modified flow/error", np.sqrt),
     "neurons": ("charges", lambda q: q + 0.1 * np.random.default_rng(0).standard_normal(q.shape)),
+    "noise": ("momentum/growth", lambda q: 0.5 * q),
     "dynamics": ("plain/rescale/flow_error", lambda e: e + 0.1),
     "oscillation": ("2/measured", lambda w: 1.02 * w),
     "errors": ("lr/scale/flow", lambda e: e**2),
