@@ -163,14 +163,14 @@ def _errors_over_time(axes: Axes, data: Data) -> None:
 
 @styled
 def oscillation(data: Data) -> Figure:
-    """Column sums under four settings of momentum and decay; the flow law is dotted."""
+    """Column sums under four settings of momentum and decay; the modified flow law is dotted."""
     figure = Figure(figsize=(WIDTH, 4.4), layout="constrained")
     for index, axes in enumerate(figure.subplots(2, 2).flat):
-        get = {name: data[f"{index}/{name}"] for name in ("steps", "charge", "flow", "lr", "gamma", "omega")}
+        get = {name: data[f"{index}/{name}"] for name in ("steps", "charge", "modified", "lr", "gamma", "omega")}
         steps, charge = get["steps"], get["charge"]
         for column, color in zip(charge.T, colors(charge.shape[1]), strict=True):
             axes.plot(steps, column, color=color, **MEASURED)
-        axes.plot(steps, get["flow"], **FLOW)
+        axes.plot(steps, get["modified"], **FLOW)
         axes.axhline(0.0, color="0.75", linewidth=0.6, zorder=0)
         lr = get["lr"]
         beta, decay = data[f"{index}/momentum"], data[f"{index}/weight_decay"]
@@ -182,7 +182,7 @@ def oscillation(data: Data) -> Figure:
         axes.set_ylabel(r"column sum $\langle\theta_A, 1\rangle$")
         axes.set_ylim(top=1.6 * charge.max())  # room for the note
         label_steps(axes)
-    _explain(figure)
+    _explain(figure, "modified flow law")
     return figure
 
 
