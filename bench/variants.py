@@ -227,9 +227,7 @@ def floor(case: Case, sets: Sequence[InputSet]) -> dict[str, list[Step]]:
         source, target = x[: 5 * n // 2], y[: 5 * n // 2]
         return lambda: target.copy_(source)
 
-    steps: dict[str, list[Step]] = {
-        "floor": [memory_floor(x[:n], x[n : 2 * n], x[2 * n :], n_threads) for x in streams]
-    }
+    steps: dict[str, list[Step]] = {"floor": [memory_floor(x.view(3, n), 2, n_threads) for x in streams]}
     if len(streams) > 1:
         steps["copy"] = [copy(x, y) for x, y in zip(streams, [*streams[1:], streams[0]], strict=True)]
     return steps

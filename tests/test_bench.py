@@ -27,8 +27,9 @@ from bench.timing import LEAST_SECONDS, Rounds, Spread, figures, ratios
 from bench.variants import VARIANTS, measured, names_for, ours, plain_sums, views_of
 from noetherperf.engines.floor import memory_floor
 from noetherperf.measure.plan import View
-from noetherperf.rules.moments import Moment
-from noetherperf.rules.sgd import Hyper
+from noetherperf.rules.moments import Moment, Operand
+from noetherperf.rules.rule import Rule
+from noetherperf.rules.sgd import SGD, Hyper
 
 GIB = 1 << 30
 
@@ -192,8 +193,9 @@ def test_every_case_of_the_quick_set_is_checked_in_float64_too(monkeypatch: pyte
         check_in_float64(case)
     moments = oracle.moments
 
-    def spoiled(view: View, hyper: Hyper, stored: Tensor, *rest: Any) -> Tensor:
-        return moments(view, hyper, stored, *rest) * (2.0 if stored.dtype == torch.float64 else 1.0)
+    def spoiled(rule: Rule[Any], hyper: Hyper, view: View, factors: dict[Operand, Tensor]) -> Tensor:
+        in_float64 = factors[Operand.P_NEW].dtype == torch.float64
+        return moments(rule, hyper, view, factors) * (2.0 if in_float64 else 1.0)
 
     monkeypatch.setattr(oracle, "moments", spoiled)
     with pytest.raises(Mismatch, match="moments"):
@@ -261,8 +263,9 @@ def test_users_sums_are_the_moments(momentum: float) -> None:
     assert len(found) == len(views_of(case)) == 5
     for view, sums in zip(views_of(case), found, strict=True):
         i = view.tensor
-        _, v_new, u = oracle.step(p[i], inputs.grads[i], v[i] if v else None, c)
-        expected = oracle.moments(view, case.hyper, inputs.params[i].detach(), p[i], inputs.grads[i], u, v_new)
+        stepped = oracle.step(SGD, p[i], inputs.grads[i], (v[i] if v else None,), c)
+        factors = oracle.operands(inputs.params[i].detach(), p[i], inputs.grads[i], stepped)
+        expected = oracle.moments(SGD, case.hyper, view, factors)
         torch.testing.assert_close(torch.stack(sums), expected[:6])
 
 
@@ -389,10 +392,24 @@ def test_the_page_has_every_section(section: str, command: str) -> None:
 
 def test_the_floor_takes_only_what_it_can_read() -> None:
     x = torch.ones(8)
-    memory_floor(x, torch.ones(8), x, 1)()
     for wrong in (torch.ones(7), torch.ones(16)[::2], torch.ones(8, dtype=torch.float64)):
-        with pytest.raises(ValueError, match="g must be contiguous float32"):
-            memory_floor(x, wrong, x, 1)
+        with pytest.raises(ValueError, match="stream 1 must be contiguous float32"):
+            memory_floor([x, wrong], 1, 1)
+    for n_read, n_written in ((1, 0), (2, 2), (3, 0), (6, 1)):
+        with pytest.raises(ValueError, match=f"asked for {n_read}, {n_written} of them written"):
+            memory_floor(torch.ones(n_read, 8), n_written, 1)
+
+
+@pytest.mark.parametrize(("n_read", "n_written"), [(r, w) for r in range(2, 6) for w in range(1, r)])
+def test_the_floor_reads_every_stream_and_writes_the_first(n_read: int, n_written: int) -> None:
+    streams = torch.arange(n_read * 1003, dtype=torch.float32).reshape(n_read, 1003) % 64
+    x, expected = streams[-1], streams.clone()
+    for k in reversed(range(n_read - 1)):
+        x = streams[k] / 2 + x
+        if k < n_written:
+            expected[k] = x
+    memory_floor(streams, n_written, 2)()
+    assert torch.equal(streams, expected)
 
 
 def test_kept_input_sets_begin_with_the_same_values() -> None:

@@ -19,12 +19,13 @@ and what breaks the symmetry. Coupled decay goes through the preconditioner, and
 in the flow law. There, b = β₁ (1 − β₁^{k+1})/(1 − β₁^{k+2}).
 
 Source: Kingma & Ba (2015), arXiv:1412.6980; Loshchilov & Hutter (2019), arXiv:1711.05101; Reddi et al. (2018),
-arXiv:1904.09237 (amsgrad). Laws: this project.
+arXiv:1904.09237 (amsgrad). Laws: this project; docs/theory.md, section 8.
 """
 
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import IntEnum
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -109,6 +110,13 @@ class Coefficients(NamedTuple):
     amsgrad: float
 
 
+class Variant(IntEnum):
+    """Kernels of the update."""
+
+    PLAIN = 0
+    AMSGRAD = 1  # the largest n' so far in the place of n'
+
+
 class AdamRule(Rule[AdamOptions]):
     """The rule of torch.optim.Adam and torch.optim.AdamW."""
 
@@ -150,7 +158,7 @@ class AdamRule(Rule[AdamOptions]):
         return replace(options, lr=lr)  # type: ignore[arg-type]
 
     def variant(self, options: AdamOptions) -> int:
-        return 0
+        return Variant.AMSGRAD if options.amsgrad else Variant.PLAIN
 
     def n_written(self, options: AdamOptions) -> int:
         return 3 if options.amsgrad else 2
@@ -217,7 +225,8 @@ class AdamRule(Rule[AdamOptions]):
         scale = largest if options.amsgrad and largest is not None else mean_sq
         dtype = torch.promote_types(mean.dtype, torch.float32)
         denominator = scale.to(dtype).sqrt() / options.sq_correction(age) ** 0.5 + options.eps
-        return torch.where(mean == 0.0, 0.0, mean.to(dtype) / denominator)  # an element that never had a gradient
+        # An element that never had a gradient carries nothing, also where ε = 0.
+        return torch.where(mean == 0.0, 0.0, mean.to(dtype) / denominator).to(mean.dtype)
 
     def motion(self, options: AdamOptions) -> Motion:
         return decoupled(options.keep, options.lr)
