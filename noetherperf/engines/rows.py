@@ -90,7 +90,8 @@ class Rows:
         self.tick = np.ones(1 + n_groups)
         self._options: Sequence[Any] = ()
         self._known: frozenset[int] = frozenset()  # ages that have rows of the present options
-        self._keys = np.zeros(0, np.int64)  # of the tensors that take part, if ages are counted
+        self._part = np.zeros(0, bool)  # whether each tensor took part in the last step, if ages are counted
+        self._keys = np.zeros(0, np.int64)  # of those that did
         self._row_keys = np.zeros(0, np.int64)  # of the rows
         self._own: Sequence[Tensor] | None = None  # of each group the numbers of its rows, if every tensor has its own
 
@@ -127,9 +128,11 @@ class Rows:
         own = self._group_index[part]
         keys = own << _AGE_BITS | np.asarray(ages, np.int64)[part]
         first, row_keys, shift = self.first, self._row_keys, 0
-        if len(keys) == len(self._keys) > 0:
+        is_same = len(keys) > 0 and np.array_equal(part, self._part)  # other tensors may have equal keys
+        if is_same:
             shift = int(keys[0] - self._keys[0])
-        if len(keys) == 0 or not np.array_equal(keys, self._keys + shift):  # else all have aged alike
+        # Else all have aged alike. They may grow younger by other code; a row of age 0 of an absent group cannot.
+        if not is_same or shift < 0 or not np.array_equal(keys, self._keys + shift):
             absent = np.flatnonzero(np.bincount(own, minlength=len(options)) == 0)
             row_keys, shift = np.unique(np.concatenate([keys, absent << _AGE_BITS])), 0
             first = np.zeros_like(first)
@@ -139,7 +142,13 @@ class Rows:
         numbers = np.array([self._rule.row(options[g], age, self._laws) for g, age in pairs])
         of_groups = np.searchsorted(row_keys, np.arange(len(options)) << _AGE_BITS)
         self.__dict__.update(
-            self._of_groups(options, of_groups), numbers=numbers, first=first, _keys=keys, _row_keys=row_keys, _own=None
+            self._of_groups(options, of_groups),
+            numbers=numbers,
+            first=first,
+            _part=part,
+            _keys=keys,
+            _row_keys=row_keys,
+            _own=None,
         )
 
     def make_own(self, options: Sequence[Any], device: torch.device) -> None:
@@ -157,7 +166,7 @@ class Rows:
             self._of_groups(options, n + np.arange(n_groups)),
             numbers=np.zeros((n + n_groups, self._rule.n_numbers)),
             first=np.arange(n, dtype=np.int32),
-            _keys=np.zeros(0, np.int64),
+            _part=np.zeros(0, bool),
             _own=self._own or [torch.from_numpy(np.flatnonzero(of_rows == i)).to(device) for i in range(n_groups)],
         )
 
