@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from test_checkpoint import same, spoil
@@ -435,6 +436,19 @@ def test_rows_differ_by_age_alone_where_the_rule_says_so() -> None:
     assert not ADAM.ages_differ(options)
     assert ADAM.row(options, 3) == ADAM.row(options, 4)
     assert ADAM.row(AdamOptions(1e-3), 3, (Law.NORM,)) != ADAM.row(AdamOptions(1e-3), 4, (Law.NORM,))
+
+
+@pytest.mark.parametrize("laws", [(), (Law.TRANSLATION,), (Law.NORM,), tuple(Law)])
+def test_rows_of_many_ages_have_the_bits_of_single_ones(laws: tuple[Law, ...]) -> None:
+    for options in (
+        AdamOptions(1e-3),
+        AdamOptions(3e-2, 0.95, 0.98, 1e-6, 0.1, amsgrad=True, maximize=True, decoupled=True),
+        AdamOptions(1e-3, 0.0, 0.5, weight_decay=1e-2),
+        AdamOptions(-1e6, weight_decay=1e3, decoupled=True),  # the flow law leaves the range of float64
+    ):
+        row_of_age = ADAM.row_of_age(options, laws)
+        for age in (0, 1, 7, 100_000):
+            assert np.array(row_of_age(age)).tobytes() == np.array(ADAM.row(options, age, laws)).tobytes()
 
 
 def test_tensors_of_other_ages_open_a_law() -> None:

@@ -237,7 +237,7 @@ class GpuEngine(TableEngine):
             self._rows.make_own(options, self.device)
         else:
             self._refuse_capture("count steps on the host", "set capturable=True in all parameter groups")
-            self._rows.find_counted(options, ages, self._addresses[:, GRADIENT] != 0)
+            self._rows.find_counted(options, ages, self._addresses[:, GRADIENT])
         if self._taken is not self._rows.numbers:
             self._take_rows()
         for lr in on_device.lrs:

@@ -106,16 +106,16 @@ class Openness:
             missing: A byte per tensor: has it no gradient?
         """
         counts = self._rule.step_key is not None
-        own_ages, ages = ages, _relative(ages, missing) if counts else bytes(ages)
-        known = self._given
-        if known is not None and (options is known[0] and lrs is known[1] and (ages, missing) == known[2:]):
+        known, seen = self._given, _spread(ages, missing) if counts else bytes(ages)
+        if known is not None and (options is known[0] and lrs is known[1] and (seen, missing) == known[2:]):
             return self  # as in the step before
+        own_ages, ages = ages, _relative(ages, missing) if counts else bytes(ages)
         groups = [_Group(self._rule, *pair) for pair in zip(options, lrs, strict=True)]
         alike = [next(j for j, other in enumerate(groups) if group.acts_like(other)) for group in groups]
         pattern = (tuple(alike), ages, missing)
         without_law = {} if known is not None and options is known[0] else self._without_law(options)
         if pattern == self._last and self._digests is None and without_law.keys() <= self._by_rule.keys():
-            self._given = (options, lrs, ages, missing)
+            self._given = (options, lrs, seen, missing)
             return self
         apart = self._apart(options, ages)
         new = self.copy()
@@ -270,6 +270,14 @@ class Openness:
         self._last = self._given = None
         if self._shared and (digests := state.get("digests")) is not None:  # else the digests of all ranks begin anew
             self._digests = Digests(len(self._names), self._n_groups, digests)
+
+
+def _spread(ages: Sequence[int], missing: bytes) -> bytes:
+    """How far apart the counted ages of tensors with gradients are; compared faster than `_relative`."""
+    counted = np.asarray(ages)
+    if 1 in missing:
+        counted = counted[np.frombuffer(missing, np.uint8) == 0]
+    return bytes((counted - counted[:1]).tobytes())
 
 
 def _relative(ages: Sequence[int], missing: bytes) -> tuple[int, ...]:

@@ -23,7 +23,7 @@ arXiv:1904.09237 (amsgrad). Laws: this project; docs/theory.md, section 8.
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any, ClassVar, NamedTuple
@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from noetherperf.rules.arithmetic import Number
-from noetherperf.rules.carry import DOT_PU, LAWS, SUM_U, Carry, step_of
+from noetherperf.rules.carry import DOT_PU, LAWS, SUM_U, Carry, carried_numbers, step_of
 from noetherperf.rules.law import Law, Shape, Step
 from noetherperf.rules.moments import COMMON
 from noetherperf.rules.motion import Motion, decoupled
@@ -232,9 +232,32 @@ class AdamRule(Rule[AdamOptions]):
         return decoupled(options.keep, options.lr)
 
     def steps(self, options: AdamOptions, age: int, laws: Collection[Law]) -> dict[Law, Step]:
-        kept, after = options.correction(age + 1), options.correction(age + 2)
-        carry = Carry(options.beta1 / kept, kept, options.beta1 * kept / after)
+        carry = _carry(options, age)
         return {law: step_of(law, options.lr, options.keep, options.flow_decay, carry) for law in laws}
+
+    def row_of_age(self, options: AdamOptions, laws: Collection[Law]) -> Callable[[int], list[Number]]:
+        fixed, starts = self.row(options, 0, laws), [(law, self.law_numbers[law]) for law in laws]
+
+        def row(age: int) -> list[Number]:
+            numbers = fixed.copy()
+            numbers[_CORRECTION] = options.correction(age + 1)
+            numbers[_ROOT] = options.sq_correction(age + 1) ** 0.5
+            carry = _carry(options, age)
+            for law, start in starts:
+                for at, x in carried_numbers(law, options.lr, options.keep, carry):
+                    numbers[start + at] = x
+            return numbers
+
+        return row
+
+
+_CORRECTION, _ROOT = map(Coefficients._fields.index, ("correction", "root_sq_correction"))
+
+
+def _carry(options: AdamOptions, age: int) -> Carry:
+    """What a step of tensors of an age carries over."""
+    kept, after = options.correction(age + 1), options.correction(age + 2)
+    return Carry(options.beta1 / kept, kept, options.beta1 * kept / after)
 
 
 #: The rule.

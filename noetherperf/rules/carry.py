@@ -78,6 +78,37 @@ class Carry(NamedTuple):
     moves: Number = 1.0
 
 
+#: Where a step has the numbers that `_carried` gives, as arguments of `Shape.place`.
+_PLACES: Mapping[Law, tuple[tuple[tuple[str, int, int], ...], ...]] = {
+    Law.TRANSLATION: ((("free", 0, 1),), (("free", 1, 1),)),
+    Law.NORM: (
+        (("free", 0, 1), ("forced", 0, 1)),
+        (("free", 1, 1), ("forced", 1, 1)),
+        (("forced", 1, 2),),
+        (("flow", 0, 1),),
+    ),
+}
+
+
+def _carried(law: Law, lr: Number, keep: Number, carry: Carry) -> tuple[Number, ...]:
+    """The numbers of a step that depend on what it carries: w's share in x' and y', and for a norm that of |u|² in
+    y', and in x' of the flow law."""
+    share, kept, next_share, moves = carry
+    if law == Law.TRANSLATION:
+        return -lr * moves * share, kept * share
+    grown = lr * lr * ((1.0 + next_share) / (1.0 - next_share))
+    return keep * (-2.0 * lr) * moves * share, keep * kept * share, -lr * kept, grown
+
+
+def carried_numbers(law: Law, lr: Number, keep: Number, carry: Carry) -> list[tuple[int, Number]]:
+    """The numbers of `step_of` that depend on what the step carries, each with its place in `Step.numbers`."""
+    values = _carried(law, lr, keep, carry)
+    return [(at, x) for places, x in zip(_AT[law], values, strict=True) for at in places]
+
+
+_AT = {law: [[LAWS[law].place(*x) for x in places] for places in of_law] for law, of_law in _PLACES.items()}
+
+
 def step_of(law: Law, lr: Number, keep: Number, decay: Number, carry: Carry) -> Step:
     """One step of a law.
 
@@ -88,23 +119,24 @@ def step_of(law: Law, lr: Number, keep: Number, decay: Number, carry: Carry) -> 
         decay: λ, of the flow law.
         carry: What the step carries over.
     """
-    share, kept, next_share, moves = carry
+    carried = _carried(law, lr, keep, carry)
     flow_free = _flow_decay(law, lr, decay)
     flow = ((flow_free, 0.0), (0.0, 1.0))
     if law == Law.TRANSLATION:
         lost, lost_rest = two_sum(keep, -1.0)  # type: ignore[type-var]
         budget = Recursion(((lost,),), ((-lr,),), (lost_rest,), (0.0,))
-        free: Matrix = ((keep, -lr * moves * share), (0.0, kept * share))
+        of_x, of_y = carried
+        free: Matrix = ((keep, of_x), (0.0, of_y))
         return Step({"free": free, "flow_free": flow}, {"budget": budget})
     sq_keep, sq_keep_rest = times((keep, 0.0), keep)
     lost, lost_rest = two_sum(sq_keep, -1.0)  # type: ignore[type-var]
     of_pu, of_pu_rest = times((keep, 0.0), -2.0 * lr)
     sq_lr, sq_lr_rest = times((lr, 0.0), lr)
-    free = ((sq_keep, of_pu * moves * share), (0.0, keep * kept * share))
-    grown = sq_lr * ((1.0 + next_share) / (1.0 - next_share))
+    of_x, of_y, of_sq_u, grown = carried
+    free = ((sq_keep, of_x), (0.0, of_y))
     recursions = {
         "budget": Recursion(((lost,),), ((of_pu, sq_lr),), (lost_rest + sq_keep_rest,), (of_pu_rest, sq_lr_rest)),
-        "forced": Recursion(free, ((sq_lr,), (-lr * kept,))),
+        "forced": Recursion(free, ((sq_lr,), (of_sq_u,))),
         "growth": Recursion(((sq_keep,),), ((sq_lr,),)),
         "flow": Recursion(((flow_free,),), ((grown,),)),
     }

@@ -9,7 +9,7 @@ step takes, and the coefficients of every law. Engines read rows; only the rule 
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
@@ -298,6 +298,10 @@ class Rule(ABC, Generic[O]):
         for law, shape in self.laws.items():
             row += steps[law].numbers(shape) if law in steps else shape.still
         return row
+
+    def row_of_age(self, options: O, laws: Collection[Law]) -> Callable[[int], list[Number]]:
+        """`row` as a function of the age, which computes what depends on the options alone only once."""
+        return lambda age: self.row(options, age, laws)
 
     def rows(self, options: O, ages: Tensor, laws: Collection[Law] = tuple(Law)) -> Tensor:
         """The rows of tensors whose ages are on a device, computed there without waiting: for a step in a CUDA graph.
