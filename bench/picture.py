@@ -27,10 +27,10 @@ GREY = "#999999"
 
 
 def case_label(info: Mapping[str, Any]) -> str:
-    """A case by what sets it apart: float32 and momentum go without saying."""
+    """A case by what sets it apart: float32 and SGD with momentum go without saying."""
     dtype = "" if info["dtype"] == "float32" else f", {info['dtype']}"
-    momentum = "" if info["momentum"] else ", β = 0"
-    return f"{info['model']}, {info['view']}{dtype}{momentum}"
+    rule = {"b0.9": "", "b0": ", β = 0", "adamw": ", AdamW"}[info["rule"]]
+    return f"{info['model']}, {info['view']}{dtype}{rule}"
 
 
 def draw(result: Mapping[str, Any], path: Path) -> bool:

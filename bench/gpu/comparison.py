@@ -66,7 +66,7 @@ class Bench:
     _sets: list[InputSet] = field(default_factory=list)
 
     def sets(self, case: Case) -> list[InputSet]:
-        key = (case.shapes, case.dtype, case.momentum != 0.0)
+        key = (case.shapes, case.dtype, case.recipe.is_squared)
         if key != self._key:
             self._key, self._sets = (), []
             self.device.forget()
