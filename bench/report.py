@@ -1,6 +1,6 @@
-"""Turns a run's JSON into tables and a picture, and writes them into docs/performance.md.
+"""Turns a run's JSON into tables and a picture.
 
-python -m bench.report bench/results/quick.json
+python -m bench.report runs/bench/quick.json     keeps a run in bench/results and puts it into docs/performance.md
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import Any
 
 from bench import page
 from bench.cells import LABELS, NONE, Info, bandwidth_cell, figure, ratio_cell, time_cell
-from bench.checkout import ROOT
+from bench.checkout import RESULTS, ROOT
 from bench.environment import describe
 from bench.markdown import Notes, size, table
 from bench.picture import case_label, draw
@@ -181,17 +181,32 @@ def compact(text: str) -> str:
     return re.sub(r"\[[-+\d.e,\s]+\]", lambda numbers: " ".join(numbers[0].split()), text)
 
 
-def write(path: Path, *, into_docs: bool) -> str:
-    """Write a result's tables and picture beside it, and into the documentation; returns the tables."""
+def write(path: Path) -> str:
+    """Write a result's tables and picture beside it; returns the tables."""
     result = json.loads(path.read_text())
     text = report(result)
     path.with_suffix(".md").write_text(text)
-    drawn = draw(result, PICTURE if into_docs else path.with_suffix(".svg"))
-    if into_docs:
-        picture = f"![Time of a step as a multiple of the memory's floor](images/{PICTURE.name})\n\n" if drawn else ""
-        page.write("results", "bench/report.py", picture + text)
+    draw(result, path.with_suffix(".svg"))
     return text
 
 
+def machine(environment: Mapping[str, Any]) -> str:
+    """A machine's name in files: its processor and instruction set."""
+    words = re.findall(r"[a-z0-9]+", re.sub(r"\((r|tm)\)|processor|cpu", " ", environment["cpu"].lower()))
+    return "-".join([*words, environment["instructions"]])
+
+
+def publish(path: Path) -> None:
+    """Keep a result among those of its machine, and put its tables and picture into the documentation."""
+    result = json.loads(path.read_text())
+    text = report(result)
+    kept = RESULTS / f"{result['set']}-{machine(result['environment'])}.json"
+    kept.write_text(path.read_text())
+    kept.with_suffix(".md").write_text(text)
+    drawn = draw(result, PICTURE)
+    picture = f"![Time of a step as a multiple of the memory's floor](images/{PICTURE.name})\n\n" if drawn else ""
+    page.write("results", "make bench-page", picture + text)
+
+
 if __name__ == "__main__":
-    print(write(Path(sys.argv[1]), into_docs=True))
+    publish(Path(sys.argv[1]))
