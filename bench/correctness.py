@@ -10,7 +10,7 @@ from torch import Tensor
 
 import noetherperf as nperf
 from bench import oracle
-from bench.bounds import assert_close, magnitudes, of_moments, of_stored, sum_eps
+from bench.bounds import assert_close, of_moments, of_step, of_stored, sum_eps
 from bench.cases import Case
 from bench.inputs import InputSet, make_input_set
 from bench.variants import ours
@@ -102,20 +102,18 @@ def _check_tensor(
         p, g = (x[rows].double() for x in before[:2])
         v = None if before[2] is None else before[2][rows].double()
         stored = after[0][rows]
-        p_new, v_new, u = oracle.step(p, g, v, c)
-        p_mag, v_mag, u_mag = magnitudes(p, g, v, c)
-        _close(stored, p_new, of_stored(p_new, p_mag, dtype), f"parameter {name}")
-        if v_new is not None and v_mag is not None and after[1] is not None:
-            _close(after[1][rows], v_new, of_stored(v_new, v_mag, dtype), f"buffer of {name}")
+        stepped, errors = oracle.step(SGD, p, g, (v,), c), of_step(SGD, p, g, (v,), c, dtype)
+        _close(stored, stepped.p, of_stored(stepped.p, errors.p, dtype), f"parameter {name}")
+        (v_new,), (of_v,) = stepped.buffers, errors.buffers
+        if v_new is not None and of_v is not None and after[1] is not None:
+            _close(after[1][rows], v_new, of_stored(v_new, of_v, dtype), f"buffer of {name}")
+        factors = oracle.operands(stored, p, g, stepped)
         for view in views:
             part, segments = _chunk(view, rows)
-            expected, magnitude = found[view]
-            expected[:, segments] += oracle.moments(part, hyper, stored, p, g, u, v_new)
-            magnitude[:, segments] += oracle.moments(part, hyper, stored.abs(), p.abs(), g.abs(), u_mag, v_mag)
-    return {
-        view: (expected.cpu(), of_moments(magnitude, dtype, sums_eps).cpu())
-        for view, (expected, magnitude) in found.items()
-    }
+            expected, bound = found[view]
+            expected[:, segments] += oracle.moments(SGD, hyper, part, factors)
+            bound[:, segments] += of_moments(SGD, hyper, part, factors, errors, sums_eps)
+    return {view: (expected.cpu(), bound.cpu()) for view, (expected, bound) in found.items()}
 
 
 def _close(actual: Tensor, expected: Tensor, bound: Tensor, what: str) -> None:

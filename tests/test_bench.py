@@ -27,8 +27,9 @@ from bench.timing import LEAST_SECONDS, Rounds, Spread, figures, ratios
 from bench.variants import VARIANTS, measured, names_for, ours, plain_sums, views_of
 from noetherperf.engines.floor import memory_floor
 from noetherperf.measure.plan import View
-from noetherperf.rules.moments import Moment
-from noetherperf.rules.sgd import Hyper
+from noetherperf.rules.moments import Moment, Operand
+from noetherperf.rules.rule import Rule
+from noetherperf.rules.sgd import SGD, Hyper
 
 GIB = 1 << 30
 
@@ -192,8 +193,9 @@ def test_every_case_of_the_quick_set_is_checked_in_float64_too(monkeypatch: pyte
         check_in_float64(case)
     moments = oracle.moments
 
-    def spoiled(view: View, hyper: Hyper, stored: Tensor, *rest: Any) -> Tensor:
-        return moments(view, hyper, stored, *rest) * (2.0 if stored.dtype == torch.float64 else 1.0)
+    def spoiled(rule: Rule[Any], hyper: Hyper, view: View, factors: dict[Operand, Tensor]) -> Tensor:
+        in_float64 = factors[Operand.P_NEW].dtype == torch.float64
+        return moments(rule, hyper, view, factors) * (2.0 if in_float64 else 1.0)
 
     monkeypatch.setattr(oracle, "moments", spoiled)
     with pytest.raises(Mismatch, match="moments"):
@@ -261,8 +263,9 @@ def test_users_sums_are_the_moments(rule: str) -> None:
     assert len(found) == len(views_of(case)) == 5
     for view, sums in zip(views_of(case), found, strict=True):
         i = view.tensor
-        _, v_new, u = oracle.step(p[i], inputs.grads[i], v[i] if v else None, c)
-        expected = oracle.moments(view, case.hyper, inputs.params[i].detach(), p[i], inputs.grads[i], u, v_new)
+        stepped = oracle.step(SGD, p[i], inputs.grads[i], (v[i] if v else None,), c)
+        factors = oracle.operands(inputs.params[i].detach(), p[i], inputs.grads[i], stepped)
+        expected = oracle.moments(SGD, case.hyper, view, factors)
         torch.testing.assert_close(torch.stack(sums), expected[:6])
 
 

@@ -41,6 +41,7 @@ arXiv:1904.09237 (amsgrad). Laws: this project.
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import IntEnum
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -130,6 +131,13 @@ class Coefficients(NamedTuple):
     amsgrad: float
 
 
+class Variant(IntEnum):
+    """Kernels of the update."""
+
+    PLAIN = 0
+    AMSGRAD = 1  # the largest n' so far in the place of n'
+
+
 DOT_PU = Pair("dot_pu", Operand.P, Operand.U)
 SUM_U = Pair("sum_u", Operand.U, Operand.ONE)
 
@@ -182,7 +190,7 @@ class AdamRule(Rule[AdamOptions]):
         return replace(options, lr=lr)  # type: ignore[arg-type]
 
     def variant(self, options: AdamOptions) -> int:
-        return 0
+        return Variant.AMSGRAD if options.amsgrad else Variant.PLAIN
 
     def n_written(self, options: AdamOptions) -> int:
         return 3 if options.amsgrad else 2
@@ -241,7 +249,8 @@ class AdamRule(Rule[AdamOptions]):
         scale = largest if options.amsgrad and largest is not None else mean_sq
         dtype = torch.promote_types(mean.dtype, torch.float32)
         denominator = scale.to(dtype).sqrt() / options.sq_correction(age) ** 0.5 + options.eps
-        return torch.where(mean == 0.0, 0.0, mean.to(dtype) / denominator)  # an element that never had a gradient
+        # An element that never had a gradient carries nothing, also where ε = 0.
+        return torch.where(mean == 0.0, 0.0, mean.to(dtype) / denominator).to(mean.dtype)
 
     def steps(self, options: AdamOptions, age: int, laws: Collection[Law]) -> dict[Law, Step]:
         return {law: _step(law, options, age) for law in laws}
