@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -27,6 +28,11 @@ class InputSet:
     params: list[nn.Parameter]
     grads: list[Tensor]
     buffers: list[list[Tensor]]  # of each of the recipe's buffers one for every parameter
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All of them, as plain tensors."""
+        return [x.detach() for x in chain(self.params, self.grads, *self.buffers)]
 
 
 @lru_cache(maxsize=1)

@@ -23,6 +23,7 @@ from bench.correctness import Mismatch, check, check_in_float64
 from bench.inputs import TooLarge, input_sets, make_input_set, n_sets
 from bench.markdown import ratio, seconds, size
 from bench.memory import extra_bytes
+from bench.recipes import RECIPES, STEPS
 from bench.timing import LEAST_SECONDS, Rounds, Spread, figures, ratios
 from bench.variants import VARIANTS, measured, names_for, ours, plain_sums, views_of
 from noetherperf.engines.floor import memory_floor
@@ -80,7 +81,7 @@ SMALL = Case("step", "small", ((7, 5, 3), (4,), (33, 17)), view="both")
 
 def test_inputs_are_apart_and_different() -> None:
     one, two = make_input_set(SMALL, 0), make_input_set(SMALL, 1)
-    tensors = [x for inputs in (one, two) for x in (*inputs.params, *inputs.grads, *inputs.buffers)]
+    tensors = [x for inputs in (one, two) for x in inputs.tensors]
     regions = sorted((x.data_ptr(), x.data_ptr() + x.nbytes) for x in tensors)
     assert all(end <= begin for (_, end), (begin, _) in pairwise(regions))
     assert not torch.equal(one.grads[0], two.grads[0])
@@ -213,7 +214,7 @@ def test_the_gate_refuses_a_wrong_step(what: str) -> None:
             case "parameter":
                 inputs.params[2][32, 16] *= 1 + 1e-5
             case "buffer":
-                inputs.buffers[0][0, 0, 0] += 1e-4
+                inputs.buffers[0][0][0, 0, 0] += 1e-4
             case "moments":
                 optimizer._prepare()[0].measurement.moments[Moment.DOT_PG, 3] += 1e-9
 
@@ -246,7 +247,7 @@ def test_peers_make_the_same_step(name: str, rule: str) -> None:
     ours(case, mine).step()
     (step,) = VARIANTS[name].make(case, [theirs], **VARIANTS[name].how)
     step()
-    for one, two in zip((*mine.params, *mine.buffers), (*theirs.params, *theirs.buffers), strict=True):
+    for one, two in zip(mine.tensors, theirs.tensors, strict=True):
         torch.testing.assert_close(one, two)
 
 
@@ -254,19 +255,24 @@ def test_peers_make_the_same_step(name: str, rule: str) -> None:
 def test_users_sums_are_the_moments(rule: str) -> None:
     """The peers measure what noetherperf measures; else their times would mean nothing."""
     case = Case("step", "small", SMALL.shapes, "float64", "both", rule)
-    inputs = make_input_set(case, 0)
-    p, v = [p.detach().clone() for p in inputs.params], [v.clone() for v in inputs.buffers]
-    optimizer = ours(case, inputs, measuring=False)
-    c = case.hyper.coefficients()
-    params = [p.detach() for p in inputs.params]
-    found = measured(optimizer.step, params, inputs.grads, inputs.buffers, views_of(case), plain_sums)
-    assert len(found) == len(views_of(case)) == 5
-    for view, sums in zip(views_of(case), found, strict=True):
+    inputs, again = make_input_set(case, 0), make_input_set(case, 0)
+    optimizer, params = ours(case, inputs, measuring=False), [p.detach() for p in inputs.params]
+    of_rule, options = optimizer.rule, optimizer.rule.options(optimizer.param_groups[0])
+    views = views_of(case)
+    found = measured(case.recipe, optimizer.step, params, inputs.grads, inputs.buffers, views, plain_sums)
+    assert len(found) == len(views) == 5
+    for view, sums in zip(views, found, strict=True):
         i = view.tensor
-        stepped = oracle.step(SGD, p[i], inputs.grads[i], (v[i] if v else None,), c)
-        factors = oracle.operands(inputs.params[i].detach(), p[i], inputs.grads[i], stepped)
-        expected = oracle.moments(SGD, case.hyper, view, factors)
-        torch.testing.assert_close(torch.stack(sums), expected[:6])
+        held = [of_all[i] for of_all in again.buffers]
+        buffers = (*held, *[None] * (len(of_rule.buffers) - len(held)))
+        p, g = again.params[i].detach(), inputs.grads[i]
+        stepped = oracle.step(of_rule, p, g, buffers, of_rule.coefficients_of(options, STEPS))
+        factors = oracle.operands(params[i], p, g, stepped)
+        expected = oracle.moments(of_rule, options, view, factors)[:6]
+        if case.recipe.sums_of_update:
+            extra = (view.grouped(x).sum((0, 2)) for x in (params[i] * stepped.u, stepped.u))
+            expected = torch.cat([expected, torch.stack(list(extra))])
+        torch.testing.assert_close(torch.stack(sums), expected)
 
 
 def test_extra_bytes_grow_with_groups_and_not_with_parameters() -> None:
@@ -402,7 +408,7 @@ def test_kept_input_sets_begin_with_the_same_values() -> None:
     (case,) = selected("full", "host1-float32-none-b0.9")
 
     def tensors() -> list[torch.Tensor]:
-        return [x.detach() for inputs in input_sets(case) for x in (*inputs.params, *inputs.grads, *inputs.buffers)]
+        return [x for inputs in input_sets(case) for x in inputs.tensors]
 
     first = tensors()
     values = [x.clone() for x in first]
