@@ -204,7 +204,7 @@ def test_help_and_formulas_need_no_unicode(made: Path) -> None:
     shown = in_another_encoding(EVERY_COMMAND)
     assert (shown.returncode, shown.stderr) == (0, "")
     for words in (
-        "Learning rate eta.",
+        "Learning rate eta;",
         "Draw the pictures",
         "Q = |0.weight[i]|^2 + |0.bias[i]|^2 - |2.weight[:,i]|^2",
     ):
@@ -318,6 +318,46 @@ def test_options_reach_the_training(tmp_path: Path) -> None:
     assert record.steps.tolist() == [0, 3]
     assert record.attrs["backend"] == "reference"
     assert record.attrs["dtypes"] == ["float64"]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "options", "expected"),
+    [
+        ("adamw", (), {"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "weight_decay": 0.01, "decoupled": 1}),
+        ("adam", ("--lr", "0.002", "--weight-decay", "0.1"), {"lr": 0.002, "weight_decay": 0.1, "decoupled": 0}),
+        ("adamw", ("--betas", "0.8", "0.95"), {"beta1": 0.8, "beta2": 0.95}),
+    ],
+)
+@pytest.mark.usefixtures("no_pictures")
+def test_another_optimizer(
+    tmp_path: Path, optimizer: str, options: tuple[str, ...], expected: dict[str, float]
+) -> None:
+    short = ("--epochs", "1", "--batch-size", "500", "--every", "3", "--out", tmp_path)
+    result = call("run", "--optimizer", optimizer, *options, *short)
+    assert "take Adam's denominators for one number" in result.output
+    assert ("the weight decay (0.1) is added to the gradient" in result.output) == (optimizer == "adam")
+    record = open_record(tmp_path / "record.zarr")
+    assert record.rule == "adam"
+    last = record.hyperparameters.isel(step=-1, parameter_group=0)
+    assert {name: float(last[name]) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--optimizer", "adamw", "--nesterov"), ("--nesterov: adamw has no nesterov", "--lr, --betas")),
+        (("--optimizer", "adam", "--momentum", "0.9"), ("--momentum: adam has no momentum",)),
+        (("--betas", "0.9", "0.99"), ("--betas: sgd has no betas", "--momentum")),
+        (("--optimizer", "lion"), ("--optimizer: there is no 'lion'", "sgd, adam, adamw")),
+        (("--optimizer", "adamw", "--preset", "paper"), ("--preset: the paper's experiment is trained with sgd",)),
+        (("--optimizer", "adamw", "--betas", "0.9", "1.5"), ("beta", "1.5")),
+    ],
+)
+def test_options_of_another_optimizer_are_refused(
+    tmp_path: Path, options: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    assert_refused(call("run", *options, "--out", tmp_path), *words)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_training_that_went_wrong_is_told(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim.lr_scheduler import ChainedScheduler, LinearLR, LRScheduler, SequentialLR
 
 import noetherperf as nperf
+from noetherperf.optim.adam import AdamW
 from noetherperf.optim.control import EffectiveLearningRate, groups
 
 NAMES = ("fc1", "fc2")
@@ -323,6 +324,11 @@ def translation() -> nperf.SGD:
     return nperf.SGD(make_model().named_parameters(), symmetries=[fc3])
 
 
+def adamw() -> AdamW:
+    model = make_model()
+    return AdamW(groups(model, SCALES), symmetries=SCALES)
+
+
 def empty() -> nperf.SGD:
     model = make_model()
     nn.init.zeros_(model.get_parameter("fc1.weight"))
@@ -350,6 +356,7 @@ def empty() -> nperf.SGD:
         (one_group, ["fc1"], {"every": 0}, ValueError, r"every: .* got 0"),
         (empty, ["fc1"], {}, ValueError, r"charge of 'fc1' is 0.0"),
         (lambda: torch.optim.SGD(make_model().parameters()), ["fc1"], {}, TypeError, r"SGD measures no charges"),
+        (adamw, ["fc1"], {}, TypeError, r"of noetherperf.SGD, whose .*; those of AdamW are not"),
     ],
 )
 def test_what_cannot_be_held_is_named(

@@ -22,6 +22,7 @@ from torch.nn.functional import cross_entropy
 
 import noetherperf as nperf
 from noetherperf import Norm, Part, Rescale, Translation, distributed, layers
+from noetherperf.optim.adam import AdamW
 
 # torch.distributed's tensors, meshes and wrappers take half a second to import, and only ranks need them: they are
 # imported where they are used, and once for all ranks in the process that these are forked from.
@@ -104,8 +105,15 @@ def values_of(readout: nperf.Readout) -> Values:
         for field, moment in law.moments.items():
             values[f"{name}: {field}"] = moment
         values[f"{name}: rounding"] = law.rounding
+        for field in ("relative_update", "angular_update"):
+            values[f"{name}: {field}"] = getattr(law, field).nan_to_num(-1.0)
         values[f"{name}: closed"] = torch.tensor(law.closed)
     return values
+
+
+def without_step(values: Values) -> Values:
+    """What a checkpoint holds: how its last step was made is known to the optimizer that made it."""
+    return {name: x for name, x in values.items() if "_update" not in name}
 
 
 def difference(a: Values, b: Values, tolerance: float = TOLERANCE) -> str:
@@ -232,6 +240,9 @@ MOMENTUM: dict[str, Any] = {"momentum": 0.9, "weight_decay": 0.05}
 NESTEROV: dict[str, Any] = {"momentum": 0.9, "weight_decay": 0.05, "nesterov": True}
 DAMPENED: dict[str, Any] = {"momentum": 0.9, "weight_decay": 0.05, "dampening": 0.5}
 PLAIN: dict[str, Any] = {"weight_decay": 0.05}
+#: Of AdamW. With a large ε, gradients that differ by rounding alone make steps that do.
+ADAMW: dict[str, Any] = {"betas": (0.8, 0.95), "eps": 1e-2, "weight_decay": 0.05}
+AMSGRAD: dict[str, Any] = {**ADAMW, "amsgrad": True}
 
 CASES = {
     "DDP": Case(2, ddp, MOMENTUM, all_reduces=0),
@@ -243,10 +254,15 @@ CASES = {
     "FSDP, accumulating": Case(2, fsdp_no_sync, NESTEROV),
     "tensor parallel": Case(2, tensor_parallel, NESTEROV, n_hidden=8),
     "sequence parallel": Case(2, sequence_parallel, MOMENTUM, n_hidden=8),
+    "DDP, AdamW": Case(2, ddp, ADAMW, all_reduces=0),
+    "FSDP, AdamW": Case(2, fsdp, AMSGRAD, clip=True),
+    "tensor parallel, AdamW": Case(2, tensor_parallel, ADAMW, n_hidden=8),
+    "sequence parallel, AdamW": Case(2, sequence_parallel, ADAMW, n_hidden=8),
     "DDP, 4 ranks": Case(4, ddp, MOMENTUM, all_reduces=0),
     "tensor parallel, 4 ranks": Case(4, tensor_parallel, NESTEROV, n_hidden=8),
     "FSDP, empty shards": Case(4, fsdp, MOMENTUM, clip=True),
     "FSDP, Shard(1), 4 ranks": Case(4, fsdp_columns, NESTEROV),
+    "FSDP, AdamW, empty shards": Case(4, fsdp, AMSGRAD),
     "HSDP": Case(4, hsdp, DAMPENED, clip=True, all_reduces=3),
     "FSDP and tensor parallel": Case(4, fsdp_and_tensor_parallel, MOMENTUM, n_hidden=10, all_reduces=5),
 }
@@ -267,8 +283,12 @@ def mesh_2d(*names: str) -> Any:
     return init_device_mesh("cpu", (2, 2), mesh_dim_names=names)
 
 
-def optimizer_of(net: nn.Module, hyper: dict[str, Any]) -> nperf.SGD:
-    return nperf.SGD(net.named_parameters(), symmetries=make_symmetries(make_net(5)), **hyper)
+def class_of(hyper: dict[str, Any]) -> Any:
+    return AdamW if "betas" in hyper else nperf.SGD
+
+
+def optimizer_of(net: nn.Module, hyper: dict[str, Any]) -> Any:
+    return class_of(hyper)(net.named_parameters(), symmetries=make_symmetries(make_net(5)), **hyper)
 
 
 def run_case(case: Case) -> dict[str, Any]:
@@ -301,18 +321,23 @@ def run_cases(directory: str) -> dict[str, Any]:
 
 #: How a checkpoint's net is cut in a world of so many ranks.
 IN_WORLD = {2: tensor_parallel, 4: fsdp}
+#: What it was trained with.
+SAVED = {"SGD": NESTEROV, "AdamW": AMSGRAD}
 
 
 def save_checkpoint(directory: str) -> dict[str, Any]:
-    """Train a few steps, save, and train on; the checkpoint is what another world goes on from."""
+    """Train a few steps and save; the checkpoint is what another world goes on from."""
     from torch.distributed.checkpoint.state_dict_saver import save
 
-    net = make_net(N_CHECKPOINT)
-    over = IN_WORLD[torch.distributed.get_world_size()](net)
-    optimizer = optimizer_of(net, NESTEROV)
-    train(net, optimizer, range(N_STEPS // 2), share=over.share)
-    save(state_to_save(net, optimizer), checkpoint_id=directory)
-    return {"readout": values_of(optimizer.readout())}
+    found = {}
+    for name, hyper in SAVED.items():
+        net = make_net(N_CHECKPOINT)
+        over = IN_WORLD[torch.distributed.get_world_size()](net)
+        optimizer = optimizer_of(net, hyper)
+        train(net, optimizer, range(N_STEPS // 2), share=over.share)
+        save(state_to_save(net, optimizer), checkpoint_id=Path(directory) / name)
+        found[name] = values_of(optimizer.readout())
+    return found
 
 
 def state_to_save(net: nn.Module, optimizer: nperf.SGD) -> dict[str, Any]:
@@ -323,14 +348,14 @@ def state_to_save(net: nn.Module, optimizer: nperf.SGD) -> dict[str, Any]:
     return {"model": model_state, "optimizer": optimizer_state, "measurement": measurement}
 
 
-def go_on(net: nn.Module, directory: str | Path, share: tuple[int, int] = (0, 1), **loading: Any) -> list[Values]:
+def go_on(name: str, net: nn.Module, directory: str | Path, *, share: Any = (0, 1), **loading: Any) -> list[Values]:
     """Load the checkpoint and train on: the readouts then and at the end."""
     from torch.distributed.checkpoint.state_dict import set_state_dict
     from torch.distributed.checkpoint.state_dict_loader import load
 
-    optimizer = optimizer_of(net, NESTEROV)
+    optimizer = optimizer_of(net, SAVED[name])
     state = state_to_save(net, optimizer)
-    load(state, checkpoint_id=directory, **loading)
+    load(state, checkpoint_id=Path(directory) / name, **loading)
     set_state_dict(net, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
     distributed.set_measurement_state_dict(optimizer, state["measurement"])
     readouts = [values_of(optimizer.readout())]
@@ -339,22 +364,29 @@ def go_on(net: nn.Module, directory: str | Path, share: tuple[int, int] = (0, 1)
 
 
 def load_checkpoint(directory: str) -> dict[str, Any]:
-    net = make_net(N_CHECKPOINT)
-    over = IN_WORLD[torch.distributed.get_world_size()](net)
-    return {"readouts": go_on(net, directory, over.share)}
+    found = {}
+    for name in SAVED:
+        net = make_net(N_CHECKPOINT)
+        over = IN_WORLD[torch.distributed.get_world_size()](net)
+        found[name] = go_on(name, net, directory, share=over.share)
+    return found
 
 
 def mix_precision(directory: str) -> dict[str, Any]:
-    return {name: scaled_training(fused) for name, fused in (("step unscales", True), ("scaler unscales", False))}
+    return {
+        "step unscales": scaled_training({**NESTEROV, "fused": True}),
+        "scaler unscales": scaled_training(NESTEROV),
+        "AdamW, step unscales": scaled_training({**AMSGRAD, "fused": True}),
+    }
 
 
-def scaled_training(fused: bool) -> dict[str, Any]:
+def scaled_training(hyper: dict[str, Any]) -> dict[str, Any]:
     """Gradients from bfloat16, master weights in float32, and a scaler that a rank's overflow makes skip a step."""
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
     net = make_net(5).float()
     over = fsdp(net, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
-    optimizer = optimizer_of(net, {**NESTEROV, "fused": fused})
+    optimizer = optimizer_of(net, hyper)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     for step in range(N_STEPS):
         optimizer.zero_grad()
@@ -365,22 +397,33 @@ def scaled_training(fused: bool) -> dict[str, Any]:
         scaler.step(optimizer)
         scaler.update()
     whole = {name: p.full_tensor() for name, p in net.named_parameters()}  # type: ignore[attr-defined]
-    return {"readout": values_of(optimizer.readout()), "whole": whole, "steps": optimizer.step_count}
+    counts = {int(slot["step"]) for slot in optimizer.state.values() if "step" in slot}
+    return {
+        "readout": values_of(optimizer.readout()),
+        "whole": whole,
+        "steps": {optimizer.step_count, *counts},
+    }
 
 
 def step_like_torch(directory: str) -> dict[str, Any]:
-    """Without symmetries, beside torch.optim.SGD on the same shards: how parameters and buffers differ."""
-    nets = [make_net(5), make_net(5)]
-    overs = list(map(fsdp, nets))
-    ours, theirs = nperf.SGD(nets[0].named_parameters(), **NESTEROV), torch.optim.SGD(nets[1].parameters(), **NESTEROV)
-    optimizers: list[torch.optim.Optimizer] = [ours, theirs]
-    for over, optimizer in zip(overs, optimizers, strict=True):
-        train(over.net, optimizer, range(N_STEPS), share=over.share)
-    found: dict[str, Any] = {"differences": [], "readout": len(ours.readout())}
-    for pair in zip(*(net.parameters() for net in nets), strict=True):
-        buffers = (o.state[p]["momentum_buffer"] for o, p in zip(optimizers, pair, strict=True))
-        for a, b in (pair, buffers):
-            found["differences"].append((a - b).full_tensor().abs().max().item())
+    """Without symmetries, beside torch's own on the same shards: how parameters and state differ."""
+    found: dict[str, Any] = {}
+    for hyper in (NESTEROV, AMSGRAD):
+        ours = class_of(hyper)
+        nets = [make_net(5), make_net(5)]
+        overs = list(map(fsdp, nets))
+        optimizers = [
+            ours(nets[0].named_parameters(), **hyper),
+            getattr(torch.optim, ours.__name__)(nets[1].parameters(), **hyper),
+        ]
+        for over, optimizer in zip(overs, optimizers, strict=True):
+            train(over.net, optimizer, range(N_STEPS), share=over.share)
+        differences = found[ours.__name__] = {}
+        for pair in zip(*(net.parameters() for net in nets), strict=True):
+            slots = [{"p": p, **o.state[p]} for o, p in zip(optimizers, pair, strict=True)]
+            for key in slots[1]:
+                a, b = (slot[key].full_tensor() if hasattr(slot[key], "full_tensor") else slot[key] for slot in slots)
+                differences.setdefault(key, []).append((a - b).abs().max().item())
     return found
 
 
@@ -533,10 +576,11 @@ def cut_by_zero(directory: str) -> dict[str, Any]:
     """ZeroRedundancyOptimizer around ours and torch's, over a checkpoint; its error, and what that advises."""
     from torch.distributed.optim import ZeroRedundancyOptimizer
 
-    nets = [make_net(5), make_net(5)]
-    for net, optimizer_class in zip(nets, (nperf.SGD, torch.optim.SGD), strict=True):
+    nets = [make_net(5) for _ in range(4)]
+    kinds = ((nperf.SGD, MOMENTUM), (torch.optim.SGD, MOMENTUM), (AdamW, AMSGRAD), (torch.optim.AdamW, AMSGRAD))
+    for net, (optimizer_class, hyper) in zip(nets, kinds, strict=True):
         over = ddp(net)
-        optimizer: Any = ZeroRedundancyOptimizer(net.parameters(), optimizer_class=optimizer_class, **MOMENTUM)
+        optimizer: Any = ZeroRedundancyOptimizer(net.parameters(), optimizer_class=optimizer_class, **hyper)
         train(over.net, optimizer, range(3), share=over.share)
         optimizer.consolidate_state_dict(to=0)
         state = [optimizer.state_dict() if torch.distributed.get_rank() == 0 else None]
@@ -549,7 +593,8 @@ def cut_by_zero(directory: str) -> dict[str, Any]:
     over = fsdp(net)
     advised = optimizer_of(net, MOMENTUM)
     train(over.net, advised, range(N_STEPS), share=over.share)
-    pairs = zip(*(net.parameters() for net in nets), strict=True)
+    parameters = [[*net.parameters()] for net in nets]
+    pairs = [pair for i in (0, 2) for pair in zip(parameters[i], parameters[i + 1], strict=True)]
     return {
         "differences": [(a - b).abs().max().item() for a, b in pairs],
         "error": error,
@@ -585,6 +630,10 @@ def lose_buffer(net: nn.Module, optimizer: nperf.SGD) -> None:
     del optimizer.state[net.get_parameter("fc2.weight")]["momentum_buffer"]
 
 
+def lose_count(net: nn.Module, optimizer: nperf.SGD) -> None:
+    optimizer.state[net.get_parameter("fc2.weight")]["step"].zero_()
+
+
 def overflow(net: nn.Module, optimizer: nperf.SGD) -> None:
     optimizer.found_inf = torch.tensor(1.0)  # type: ignore[attr-defined]
 
@@ -613,6 +662,8 @@ UNLIKE = {
     "gradient": Unlike(lose_gradient, "fc2.weight had a gradient on some ranks"),
     "gradient of a replica": Unlike(lose_bias_gradient, "fc2.bias had a gradient on some ranks", tensor_parallel),
     "buffer": Unlike(lose_buffer, "fc2.weight wrote its momentum_buffer for the first time", hyper=DAMPENED),
+    "count of steps": Unlike(lose_count, "fc2.weight had made another number of steps before", hyper=ADAMW),
+    "betas": Unlike(set_option("betas", (0.8, 0.9)), f"{OPTIONS_OF}(lr, betas, eps, weight_decay", hyper=ADAMW),
     "skipped": Unlike(overflow, "they are not after the same step"),
     "skipped on a device": Unlike(advance_clock(0, -1.0), "they are not after the same step"),
     "lr on a device": Unlike(advance_clock(1, 1e-6), "the learning rates of parameter group 0 (of norm.weight), on a"),
@@ -639,7 +690,7 @@ def step_unlike(directory: str) -> dict[str, Any]:
         over = mistake.distribute(net)
         optimizer = optimizer_of(net, mistake.hyper)
         train(over.net, optimizer, range(2), share=over.share)
-        good = optimizer.state_dict()
+        good = copy.deepcopy(optimizer.state_dict())
         options = dict(optimizer.param_groups[0])
 
         def mistaken(net: nn.Module = net, optimizer: nperf.SGD = optimizer, mistake: Unlike = mistake) -> Any:
@@ -774,25 +825,29 @@ def test_ranks_measure_what_one_process_does(world: int, tmp_path: Path) -> None
 @pytest.mark.parametrize(("saving", "loading"), [(4, 2), (2, 4)])
 def test_a_checkpoint_goes_on_in_another_world(saving: int, loading: int, tmp_path: Path) -> None:
     """Ranks save; fewer or more, cut otherwise, and one process load, and all is as if nothing had been."""
-    saved = [found["readout"] for found in run_world(saving, save_checkpoint, tmp_path)]
-    net = make_net(N_CHECKPOINT)
-    optimizer = optimizer_of(net, NESTEROV)
-    train(net, optimizer, range(N_STEPS // 2))
-    amid = values_of(optimizer.readout())
-    train(net, optimizer, range(N_STEPS // 2, N_STEPS))
-    end = values_of(optimizer.readout())
-    assert [difference(readout, amid) for readout in saved] == [""] * saving
-    ranks = [found["readouts"] for found in run_world(loading, load_checkpoint, tmp_path)]
-    for at_load, at_end in (*ranks, go_on(make_net(N_CHECKPOINT), tmp_path, no_dist=True)):
-        assert difference(at_load, saved[0], tolerance=0.0) == ""
-        assert difference(at_end, end) == ""
+    saved = run_world(saving, save_checkpoint, tmp_path)
+    loaded = run_world(loading, load_checkpoint, tmp_path)
+    for name, hyper in SAVED.items():
+        net = make_net(N_CHECKPOINT)
+        optimizer = optimizer_of(net, hyper)
+        train(net, optimizer, range(N_STEPS // 2))
+        amid = values_of(optimizer.readout())
+        train(net, optimizer, range(N_STEPS // 2, N_STEPS))
+        end = values_of(optimizer.readout())
+        assert [difference(found[name], amid) for found in saved] == [""] * saving, name
+        alone = go_on(name, make_net(N_CHECKPOINT), tmp_path, no_dist=True)
+        for at_load, at_end in (*(found[name] for found in loaded), alone):
+            assert difference(without_step(at_load), without_step(saved[0][name]), tolerance=0.0) == "", name
+            assert difference(at_end, end) == "", name
 
 
 def test_without_symmetries_it_steps_like_torch(tmp_path: Path) -> None:
     for found in run_world(2, step_like_torch, tmp_path):
-        assert found["readout"] == 0
-        assert len(found["differences"]) == 2 * len(list(make_net(5).parameters()))
-        assert max(found["differences"]) <= 1e-14
+        assert list(found["SGD"]) == ["p", "momentum_buffer"]
+        assert list(found["AdamW"]) == ["p", "step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"]
+        for differences in (*found["SGD"].values(), *found["AdamW"].values()):
+            assert len(differences) == len(list(make_net(5).parameters()))
+            assert max(differences) <= 1e-14
 
 
 def test_what_is_written_between_steps_is_noticed_by_all_ranks(tmp_path: Path) -> None:
@@ -844,10 +899,10 @@ def test_every_rank_has_a_record(tmp_path: Path) -> None:
 
 def test_mixed_precision_and_a_scaler_over_ranks(tmp_path: Path) -> None:
     ways = [way for found in run_world(2, mix_precision, tmp_path) for way in found.values()]
-    assert len(ways) == 4
+    assert len(ways) == 6
     for found in ways:
         readout = found["readout"]
-        assert found["steps"] == N_STEPS - 1
+        assert found["steps"] == {N_STEPS - 1}
         for name, p in found["whole"].items():
             assert p.dtype == torch.float32
             sq = p.double().square().sum()
@@ -884,7 +939,7 @@ def test_zero_redundancy_optimizer(tmp_path: Path) -> None:
     alone = optimizer_of(net, MOMENTUM)
     train(net, alone, range(N_STEPS))
     for found in run_world(2, cut_by_zero, tmp_path):
-        assert len(found["differences"]) == len(list(net.parameters()))
+        assert len(found["differences"]) == 2 * len(list(net.parameters()))
         assert max(found["differences"]) <= 1e-14
         assert found["error"].startswith("ValueError: symmetries name parameters")
         assert "give it no symmetries, or shard with torch.distributed.fsdp.fully_shard" in found["error"]

@@ -26,8 +26,9 @@ TINY = Experiment(dataset="digits", image_size=32, model="vgg16-bn", width=1 / 6
 SETTINGS = Settings(epochs=2, batch_size=256, every=2, lr=0.02)
 
 
-def test_a_resumed_run_is_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(tmp_path / "whole", TINY, SETTINGS, progress=False)
+@pytest.mark.parametrize("settings", [SETTINGS, replace(SETTINGS, optimizer="adamw", lr=None)], ids=["sgd", "adamw"])
+def test_a_resumed_run_is_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Settings) -> None:
+    run(tmp_path / "whole", TINY, settings, progress=False)
     calls, loss = count(), nn.functional.cross_entropy
 
     def stopped(*args: Any) -> Any:
@@ -37,9 +38,9 @@ def test_a_resumed_run_is_the_same_run(tmp_path: Path, monkeypatch: pytest.Monke
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(nn.functional, "cross_entropy", stopped)
-        run(tmp_path / "parts", TINY, SETTINGS, progress=False)
+        run(tmp_path / "parts", TINY, settings, progress=False)
     assert open_record(tmp_path / "parts" / "record.zarr").steps[-1] == 8
-    result = run(tmp_path / "parts", TINY, SETTINGS, exists="resume", progress=False)
+    result = run(tmp_path / "parts", TINY, settings, exists="resume", progress=False)
     assert result.steps == 6
     whole, parts = (open_record(tmp_path / name / "record.zarr") for name in ("whole", "parts"))
     assert whole.steps.tolist() == parts.steps.tolist() == [0, 2, 4, 6, 8, 10, 12]
@@ -61,6 +62,12 @@ def test_a_run_is_kept_unless_asked_and_resumed_as_it_was(tmp_path: Path) -> Non
         run(tmp_path, TINY, once, progress=False)
     with pytest.raises(ValueError, match=r"had another lr \(0\.02, now 0\.5\)"):
         run(tmp_path, TINY, replace(once, lr=0.5), exists="resume", progress=False)
+    with pytest.raises(ValueError, match=r"had another optimizer \(sgd, now adamw\), lr \(0\.02, now 0\.001\)"):
+        run(tmp_path, TINY, replace(once, optimizer="adamw", lr=None), exists="resume", progress=False)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    del state["run"]["optimizer"]  # as the first checkpoints
+    torch.save(state, tmp_path / "checkpoint.pt")
+    assert run(tmp_path, TINY, once, exists="resume", progress=False).steps == 0
     assert run(tmp_path, TINY, once, exists="overwrite", progress=False).steps == 1
 
 

@@ -553,7 +553,7 @@ class TestWrittenOutside:
         net, other = make_net(backend), make_net(backend)
         run = Run(options)
         optimizer, peer = start(net, backend, run), torch.optim.SGD(other.parameters(), foreach=False, **options)
-        subject = "the momentum buffer of fc1.weight" if way in self.BUFFER_WAYS else "fc1.weight"
+        subject = "a buffer of fc1.weight" if way in self.BUFFER_WAYS else "fc1.weight"
         reason = f"{subject} was changed outside step() after step 5; reset_measurement() starts the laws anew"
         for model, sgd in ((net, optimizer), (other, peer)):
             train(model, sgd, run, range(5))

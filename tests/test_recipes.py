@@ -244,6 +244,18 @@ def test_settings_out_of_range_are_named(name: str) -> None:
         Settings(**{name: 0})  # type: ignore[arg-type]
 
 
+def test_settings_of_an_optimizer_are_its_own() -> None:
+    assert Settings().options == {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-3, "nesterov": False}
+    adamw = Settings(optimizer="adamw", lr=2e-3)
+    assert adamw.options == {"lr": 2e-3, "betas": (0.9, 0.999), "weight_decay": 1e-2}
+    assert {"optimizer": "adamw", "lr": 2e-3, "seed": 0}.items() <= adamw.plain.items()
+    assert "momentum" not in adamw.plain
+    with pytest.raises(ValueError, match="adamw has no momentum; it has lr, betas, weight_decay"):
+        Settings(optimizer="adamw", momentum=0.9)
+    with pytest.raises(ValueError, match="no optimizer 'lion'; there are: sgd, adam, adamw"):
+        Settings(optimizer="lion")
+
+
 def test_the_readmes_swap_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The five lines are executed as they stand, around a loop of one step."""
     monkeypatch.chdir(tmp_path)

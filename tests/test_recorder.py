@@ -18,9 +18,11 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pytest
@@ -28,16 +30,20 @@ import torch
 import xarray as xr
 import zarr
 
+import noetherperf as nperf
 import noetherperf.record.identity
 import noetherperf.record.layout
 import noetherperf.record.writer
+from noetherperf.optim.adam import AdamW
 from noetherperf.optim.measured import MeasuredOptimizer
 from noetherperf.optim.sgd import SGD
 from noetherperf.record import Recorder, open_record, relative_error
 from noetherperf.record import lock as locking
 from noetherperf.record.layout import SERIES
 from noetherperf.record.lock import Lock
+from noetherperf.rules import sgd
 from noetherperf.rules.moments import Moment
+from noetherperf.rules.rule import Rule
 from noetherperf.symmetry import Norm, Part, Rescale, Scale, Symmetry, Translation
 
 SYMMETRIES = (
@@ -52,9 +58,11 @@ class FakeSGD(torch.optim.Optimizer):
     """Charges that are known functions of the step, behind torch's own hooks."""
 
     backend = "fake"
+    rule: ClassVar[Rule[Any]] = sgd.SGD
 
     def __init__(self, symmetries: tuple[Symmetry, ...] = SYMMETRIES, n_groups: tuple[int, ...] = N_GROUPS) -> None:
-        super().__init__([torch.nn.Parameter(torch.ones(2))], {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-3})
+        options = {"lr": 0.1, "momentum": 0.9, "dampening": 0.0, "weight_decay": 1e-3, "nesterov": False}
+        super().__init__([torch.nn.Parameter(torch.ones(2))], {**options, "maximize": False})
         self.symmetries = symmetries
         self.n_groups = n_groups
         self.step_count = 0
@@ -89,7 +97,7 @@ class FakeSGD(torch.optim.Optimizer):
         )
 
     def reading(self, index: int, symmetry: Symmetry) -> Any:
-        of = [self.value(variable, index) for variable in range(17)]
+        of = [self.value(variable, index) for variable in range(19)]
         return SimpleNamespace(
             symmetry=symmetry,
             charge=of[0],
@@ -99,6 +107,10 @@ class FakeSGD(torch.optim.Optimizer):
             defect=of[7],
             relative_defect=of[8],
             moments=dict(zip((moment.name.lower() for moment in Moment), of[9:], strict=False)),
+            growth=of[15],
+            transport=of[16],
+            angular_update=of[17],
+            effective_lr=of[18],
             closed=index != 1,
             reason="" if index != 1 else f"open at step {self.step_count}",
         )
@@ -229,6 +241,23 @@ def test_a_record_of_before_has_no_budget_of_its_own(tmp_path: Path) -> None:
     np.testing.assert_array_equal(data.rounding, data.charge - parts)
 
 
+def test_a_record_of_before_has_no_angles(tmp_path: Path) -> None:
+    path, missing = recorded(tmp_path / "a", 3), ("growth", "transport", "angular_update", "effective_lr")
+    root = json.loads((path / "zarr.json").read_text())
+    for name in missing:
+        del root["consolidated_metadata"]["metadata"][name]
+        shutil.rmtree(path / name)
+    (path / "zarr.json").write_text(json.dumps(root))
+    data = open_record(path)["fc1->fc2"]
+    assert not {*missing} & {*data}
+    optimizer = fake()
+    train(optimizer, 3)
+    with Recorder(optimizer, path, exists="resume"):
+        train(optimizer, 2)
+    assert open_record(path).steps.tolist() == [0, 1, 2, 3, 4, 5]
+    assert not {*missing} & {*open_record(path)["fc1->fc2"]}
+
+
 def test_relative_error_where_charges_vanish() -> None:
     dims = ("step", "group")
     data = xr.Dataset(
@@ -307,13 +336,16 @@ def test_a_copy_by_plain_tools_is_a_record(tmp_path: Path) -> None:
 
 
 def as_of_before(path: Path) -> None:
-    """Without checksums and names, as zarr itself wrote records."""
+    """Without checksums and names, as zarr itself wrote records, and with three hyperparameters, whatever the rule."""
     group = zarr.open_group(path, mode="r")
+    new_arrays = ("dampening", "nesterov", "maximize")
     values = {
         name: (np.asarray(array[:]), array.chunks, array.metadata.dimension_names)  # type: ignore[union-attr]
         for name, array in group.arrays()
+        if name not in new_arrays
     }
-    attributes = {name: value for name, value in group.attrs.items() if name not in ("record", "writer", "measurement")}
+    new = ("record", "writer", "measurement", "rule", "hyperparameters")
+    attributes = {name: value for name, value in group.attrs.items() if name not in new}
     shutil.rmtree(path)
     group = zarr.create_group(path, attributes=attributes, zarr_format=3)
     for name, (data, chunks, dims) in values.items():
@@ -332,15 +364,83 @@ def test_records_without_checksums_are_read_and_resumed(tmp_path: Path) -> None:
     as_of_before(path)
     assert "crc32c" not in (path / "zarr.json").read_text()
     assert open_record(path)["head"].charge[:, 0].values.tolist() == [0.0, 1.0, 2.0, 3.0]
+    assert open_record(path).rule == "sgd"
+    assert set(open_record(path).hyperparameters) == {"lr", "momentum", "weight_decay"}
     optimizer.measurement_id = "another, since checkpoints of then had none"
     with Recorder(optimizer, path, exists="resume"):
         train(optimizer, 3)
     assert open_record(path)["head"].charge[:, 0].values.tolist() == list(range(7))
+    np.testing.assert_array_equal(open_record(path).hyperparameters.momentum, np.full((7, 1), 0.9))
     np.testing.assert_array_equal(xr.open_zarr(path, chunks=None).charge[:, 0], range(7))
     other = fake()
     other.offset = 1.0
     with pytest.raises(ValueError, match="another measurement"):
         Recorder(other, path, exists="resume")
+
+
+def trained_by(optimizer_of: Any, path: Path, **options: Any) -> Any:
+    """A small net and its optimizer, 3 recorded steps."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2)).double()
+    named = list(net.named_parameters())
+    groups = [{"params": named[:2], "lr": 0.02}, {"params": named[2:]}]
+    symmetries = [Translation("columns", [Part("1.weight", 1)]), Norm("rows", [Part("0.weight", 0)])]
+    optimizer = optimizer_of(groups, symmetries=symmetries)
+    with Recorder(optimizer, path, **options):
+        for _ in range(3):
+            optimizer.zero_grad()
+            net(torch.randn(5, 3).double()).logsumexp(1).sum().backward()
+            optimizer.step()
+    return optimizer
+
+
+@pytest.mark.parametrize(
+    ("optimizer_of", "rule", "expected"),
+    [
+        (
+            partial(AdamW, lr=0.01, betas=(0.8, 0.95), eps=1e-7, weight_decay=0.1),
+            "adam",
+            {
+                "beta1": 0.8,
+                "beta2": 0.95,
+                "eps": 1e-7,
+                "weight_decay": 0.1,
+                "amsgrad": 0,
+                "maximize": 0,
+                "decoupled": 1,
+            },
+        ),
+        (
+            partial(nperf.SGD, lr=0.01, momentum=0.9, nesterov=True),
+            "sgd",
+            {"momentum": 0.9, "dampening": 0, "weight_decay": 0, "nesterov": 1, "maximize": 0},
+        ),
+    ],
+)
+def test_a_record_names_its_rule_and_has_its_options(
+    tmp_path: Path, optimizer_of: Any, rule: str, expected: dict[str, float]
+) -> None:
+    optimizer = trained_by(optimizer_of, tmp_path / "a")
+    record = open_record(tmp_path / "a")
+    assert record.rule == optimizer.readout().rule == rule
+    assert set(record.hyperparameters) == {"lr", *expected}
+    np.testing.assert_array_equal(record.hyperparameters.lr, np.tile([0.02, 0.01], (4, 1)))
+    for name, value in expected.items():
+        np.testing.assert_array_equal(record.hyperparameters[name], np.full((4, 2), value), err_msg=name)
+    for name, law in optimizer.readout().items():
+        last = record[name].isel(step=-1)
+        np.testing.assert_array_equal(last.charge, law.charge)
+        np.testing.assert_array_equal(last.discrete_budget, law.discrete.budget)
+        assert float(abs(last.rounding).max()) < 1e-14
+
+
+def test_a_record_is_resumed_by_its_own_rule_only(tmp_path: Path) -> None:
+    optimizer = trained_by(AdamW, tmp_path / "a")
+    with Recorder(optimizer, tmp_path / "a", exists="resume"):
+        optimizer.step()
+    assert open_record(tmp_path / "a").steps.tolist() == [0, 1, 2, 3, 4]
+    with pytest.raises(ValueError, match="records the update rule 'adam', and this optimizer's is 'sgd'"):
+        trained_by(nperf.SGD, tmp_path / "a", exists="resume")
 
 
 def test_nothing_but_numbers_and_json(tmp_path: Path) -> None:
@@ -746,6 +846,9 @@ def test_the_record_is_the_readout(tmp_path: Path) -> None:
                 "residual": law.residual,
                 "defect": law.defect,
                 "relative_defect": law.relative_defect,
+                "growth": torch.full_like(law.charge, torch.nan),
+                "angular_update": law.angular_update,
+                "effective_lr": law.effective_lr,
                 **law.moments,
             }
             for variable, values in expected.items():
@@ -1460,7 +1563,7 @@ def gone(recorder: Recorder) -> None:
 
 def n_writes_of_a_flush() -> int:
     """Metadata and a chunk of each array, then the commit."""
-    return 2 * (len(SERIES) + 5) + 1
+    return 2 * (len(SERIES) + 2 + len(fields(sgd.Hyper))) + 1
 
 
 def places_of_an_end() -> Iterator[Any]:

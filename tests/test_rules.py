@@ -146,6 +146,41 @@ def trained(n_steps: int) -> tuple[nn.Module, Lion, nn.Module]:
     return net, optimizer, peer
 
 
+def test_a_rule_says_that_a_law_is_open() -> None:
+    """From the first readout on, or from the first step with such options; checkpoints keep it."""
+
+    class Doubtful(LionRule):
+        def open_reason(self, options: LionOptions, law: Law) -> str:
+            return "norms lose their law to betas" if law == Law.NORM and options.beta1 > 0.95 else ""
+
+    class DoubtfulLion(Lion):
+        rule = Doubtful()
+
+    def made(beta1: float) -> tuple[nn.Module, DoubtfulLion]:
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 4)).double()
+        return net, DoubtfulLion(net.named_parameters(), betas=(beta1, 0.99), symmetries=SYMMETRIES)
+
+    def stepped(net: nn.Module, optimizer: DoubtfulLion) -> dict[str, str]:
+        net(torch.randn(32, 6).double()).square().sum().backward()
+        optimizer.step()
+        return {name: law.reason for name, law in optimizer.readout().items()}
+
+    assert made(0.99)[1].readout()["rows"].reason == "norms lose their law to betas"
+    net, optimizer = made(0.9)
+    assert stepped(net, optimizer) == {"rows": "", "columns": ""}
+    optimizer.param_groups[0]["betas"] = (0.99, 0.99)
+    opened = {"rows": "norms lose their law to betas", "columns": ""}
+    assert stepped(net, optimizer) == opened
+    optimizer.param_groups[0]["betas"] = (0.9, 0.99)
+    assert stepped(net, optimizer) == opened, "it stays open"
+    again = made(0.9)[1]
+    again.load_state_dict(optimizer.state_dict())
+    assert {name: law.reason for name, law in again.readout().items()} == opened
+    again.reset_measurement()
+    assert again.readout()["rows"].closed
+
+
 def test_a_new_rule_steps_and_its_laws_close() -> None:
     net, optimizer, peer = trained(150)
     assert optimizer.backend == "reference"

@@ -14,7 +14,7 @@ from training import BACKENDS, assert_identities, assert_same_readout, device_of
 
 import noetherperf as nperf
 from noetherperf import Norm, Part
-from noetherperf.measure.readout import _groups
+from noetherperf.measure.terms import _groups
 
 two_tensor = pytest.importorskip("torch.testing._internal.two_tensor")
 OPTIONS: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "dampening": 0.2, "weight_decay": 0.05}

@@ -147,6 +147,10 @@ def test_rows_have_the_tables_fields_in_order(table: np.dtype[Any], row: Any) ->
     assert row._fields == tuple(field for field in table.names if field != "padding")
 
 
+def test_a_row_of_dims_has_its_words() -> None:
+    assert tiling.DIM.itemsize == 8 * plan.N_DIM_WORDS.value
+
+
 def test_components_are_those_of_the_table() -> None:
     table, driving = components(SGD)
     fields = [field.name for field in dataclasses.fields(rules.Component)]

@@ -8,10 +8,8 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from noetherperf.engines.tiling import DIM
-
-#: Words of a row of the table of dims: its size, then the strides of parameter, gradient and buffers.
-N_DIM_WORDS = tl.constexpr(DIM.itemsize // 8)
+#: Words of a row of the table of dims: its size, then the strides of parameter, gradient and three buffers.
+N_DIM_WORDS = tl.constexpr(6)
 
 
 class Tensor(NamedTuple):

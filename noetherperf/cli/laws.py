@@ -9,6 +9,12 @@ from noetherperf.record import TERMS, LawName, Record, relative_error
 
 __all__ = ["law_states", "law_table"]
 
+#: How far a rule's flow and discrete law go, where they are no identities for an exact symmetry.
+NOTES = {
+    "adam": "flow and discrete law take Adam's denominators for one number in each group; what they miss is in the "
+    "defect, and so in the budget"
+}
+
 LAWS: tuple[LawName, ...] = ("flow", "discrete", "budget")
 
 
@@ -44,6 +50,8 @@ def law_states(record: Record) -> str:
         if not data.attrs["closed"]
     ]
     lines = ["these laws are open and predict nothing:", *still_open] if still_open else ["all laws are closed"]
+    if record.rule in NOTES:
+        lines.append(NOTES[record.rule])
     lost = {name: first_not_finite(data) for name, data in record.items()}
     broken = [f"{printable(name)}: from step {step} on" for name, step in lost.items() if step is not None]
     if broken:

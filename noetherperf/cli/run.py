@@ -3,7 +3,7 @@
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import typer
@@ -13,8 +13,9 @@ from noetherperf.cli.errors import clean_errors, fail, first_line
 from noetherperf.cli.files import local, report_files
 from noetherperf.cli.laws import law_states, law_table
 from noetherperf.engines.backends import resolve
-from noetherperf.recipes.settings import Settings
+from noetherperf.recipes.settings import OPTIMIZERS, OPTIONS, Settings
 from noetherperf.record import open_record
+from noetherperf.rules.rule import Rule
 
 __all__ = ["run"]
 
@@ -30,6 +31,16 @@ class Precision(StrEnum):
 class Preset(StrEnum):
     default = "default"
     paper = "paper"
+
+
+def default(option: str) -> str:
+    """The values of an optimizer's option where it is not given, and whose they are, for the help."""
+    values: dict[str, list[str]] = {}
+    for name, choice in OPTIMIZERS.items():
+        if (value := choice.options.get(option)) is not None:
+            shown = " ".join(f"{x:g}" for x in (value if isinstance(value, tuple) else (value,)))
+            values.setdefault(shown, []).append(name)
+    return "default " + ", ".join(f"{shown} ({', '.join(names)})" for shown, names in values.items())
 
 
 def run(
@@ -48,10 +59,12 @@ def run(
     ] = Preset.default,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read a large network's images.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a large network's stopped run in --out.")] = False,
-    lr: Annotated[float, typer.Option(help="Learning rate η.")] = DEFAULTS.lr,
-    momentum: Annotated[float, typer.Option(help="Momentum β.")] = DEFAULTS.momentum,
-    weight_decay: Annotated[float, typer.Option(help="Weight decay λ.")] = DEFAULTS.weight_decay,
-    nesterov: Annotated[bool, typer.Option("--nesterov", help="Nesterov's momentum.")] = DEFAULTS.nesterov,
+    optimizer: Annotated[str, typer.Option(help=f"{', '.join(OPTIMIZERS)}.")] = DEFAULTS.optimizer,
+    lr: Annotated[float | None, typer.Option(help=f"Learning rate η; {default('lr')}.")] = None,
+    momentum: Annotated[float | None, typer.Option(help=f"Momentum β; {default('momentum')}.")] = None,
+    nesterov: Annotated[bool, typer.Option("--nesterov", help="Nesterov's momentum (sgd).")] = False,
+    betas: Annotated[tuple[float, float] | None, typer.Option(help=f"β₁ and β₂; {default('betas')}.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help=f"Weight decay λ; {default('weight_decay')}.")] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = DEFAULTS.epochs,
     batch_size: Annotated[int, typer.Option(min=1, help="Images in a step.")] = DEFAULTS.batch_size,
     seed: Annotated[
@@ -90,11 +103,19 @@ def run(
         fail("--resume: continues the run that --overwrite would replace; leave one of them out")
     elif not chosen("out"):
         out = Path("runs") / f"{dataset}-{model}"
+    if optimizer not in OPTIMIZERS:
+        fail(f"--optimizer: there is no {optimizer!r}; there are: {', '.join(OPTIMIZERS)}")
+    choice = OPTIMIZERS[optimizer]
+    if foreign := next((name for name in OPTIONS if chosen(name) and name not in choice.options), None):
+        own = ", ".join(f"--{name.replace('_', '-')}" for name in choice.options)
+        fail(f"--{foreign.replace('_', '-')}: {optimizer} has no {foreign}; its options are {own}")
+    if preset == Preset.paper and choice is not OPTIMIZERS["sgd"]:
+        fail(f"--preset: the paper's experiment is trained with sgd; leave out --optimizer {optimizer}")
     record_path = out / "record.zarr"
     if record_path.exists() and not (overwrite or resume):
         way = "--overwrite to replace it" if small else "--resume to continue, --overwrite to replace it"
         fail(f"--out: {str(record_path)!r} exists; add {way}, or name another folder")
-    check_machine(device, backend)
+    check_machine(device, backend, choice.make.rule)
     torch.set_num_threads(threads)
     with clean_errors():
         from noetherperf import plots
@@ -103,10 +124,12 @@ def run(
 
         paper = experiment.PAPER if preset == Preset.paper else {}
         settings = Settings(
+            optimizer=optimizer,
             lr=lr,
             momentum=momentum,
+            nesterov=nesterov or None,
+            betas=betas,
             weight_decay=weight_decay,
-            nesterov=nesterov,
             epochs=epochs,
             batch_size=batch_size,
             seed=seed,
@@ -145,13 +168,13 @@ def run(
         )
 
 
-def check_machine(device: str, backend: str) -> None:
-    """Fail where torch cannot put a tensor on the device, or the backend cannot step it there."""
+def check_machine(device: str, backend: str, rule: Rule[Any]) -> None:
+    """Fail where torch cannot put a tensor on the device, or the backend cannot make the rule's steps there."""
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:  # torch raises either, with a message of several lines
         fail(f"--device: {device!r} cannot be used here ({first_line(error)}); try --device cpu")
     try:
-        resolve(backend, torch.device(device))
+        resolve(backend, torch.device(device), rule=rule)
     except (RuntimeError, ValueError) as error:
         fail(str(error))

@@ -9,7 +9,7 @@ from noetherperf.integrations.watch import Watch
 
 __all__ = ["ChargeCallback"]
 
-REMEDY = "Return noetherperf.SGD(self.named_parameters(), ..., symmetries=...) from configure_optimizers()"
+REMEDY = "Return noetherperf.SGD(self.named_parameters(), ..., symmetries=...), or AdamW, from configure_optimizers()"
 
 
 class ChargeCallback(Callback):

@@ -9,7 +9,7 @@ from noetherperf.integrations.watch import Watch
 
 __all__ = ["ChargeCallback"]
 
-REMEDY = "Give Trainer optimizers=(noetherperf.SGD(model.named_parameters(), ..., symmetries=...), None)"
+REMEDY = "Give Trainer optimizers=(noetherperf.SGD(model.named_parameters(), ..., symmetries=...), None), or AdamW"
 
 
 class ChargeCallback(TrainerCallback):

@@ -4,7 +4,7 @@ import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from torch.utils.hooks import RemovableHandle
@@ -13,16 +13,21 @@ from noetherperf.common.paths import local_path
 from noetherperf.measure.readout import Readout
 from noetherperf.optim.measured import MeasuredOptimizer
 from noetherperf.record import Recorder, open_record
-from noetherperf.record.collect import initial_charges
+from noetherperf.record.collect import Measured, initial_charges
 
 __all__ = ["Watch", "unwrap"]
 
 
-def _inside(optimizer: object) -> MeasuredOptimizer | None:
-    """The MeasuredOptimizer in a wrapper, or in nested wrappers: libraries name the wrapped optimizer `.optimizer`."""
-    while optimizer is not None and not isinstance(optimizer, MeasuredOptimizer):
+def _inside(optimizer: object) -> Any:
+    """What has readouts in a wrapper, or in nested wrappers: libraries name the wrapped optimizer `.optimizer`.
+
+    The innermost one, because a wrapper may pass on every attribute of what it wraps.
+    """
+    found = None
+    while optimizer is not None:
+        found = optimizer if hasattr(optimizer, "readout") else found
         optimizer = getattr(optimizer, "optimizer", None)
-    return optimizer
+    return found
 
 
 def unwrap(optimizer: object) -> MeasuredOptimizer:
@@ -32,14 +37,17 @@ def unwrap(optimizer: object) -> MeasuredOptimizer:
         optimizer: A noetherperf.MeasuredOptimizer, or a wrapper that holds one as `.optimizer`, directly or in another
             wrapper.
 
+    Returns:
+        The noetherperf.MeasuredOptimizer, or whatever has a `readout()`.
+
     Raises:
         TypeError: There is none.
     """
-    found = _inside(optimizer)
+    found: MeasuredOptimizer | None = _inside(optimizer)
     if found is None:
         raise TypeError(
             f"optimizer: {type(optimizer).__qualname__} is no noetherperf.MeasuredOptimizer and wraps none; make "
-            "noetherperf.SGD(model.named_parameters(), ..., symmetries=...) the training's optimizer"
+            "noetherperf.SGD(model.named_parameters(), ..., symmetries=...), or AdamW, the training's optimizer"
         )
     return found
 
@@ -66,7 +74,7 @@ class Watch:
         if exists not in ("error", "overwrite"):
             raise ValueError(f"exists: must be 'error' or 'overwrite', got {exists!r}")
         self._every, self._record, self._exists = every, record, exists
-        self._optimizer: MeasuredOptimizer | None = None
+        self._optimizer: Measured | None = None
         self._recorder: Recorder | None = None
         self._number = 0  # the highest number of a record that this callback has begun or continued
         self._before = 0  # steps before the present one
@@ -107,7 +115,7 @@ class Watch:
             optimizer.register_step_post_hook(self._after_step),
         ]
 
-    def _recording(self, optimizer: MeasuredOptimizer, suffix: str) -> Recorder:
+    def _recording(self, optimizer: Measured, suffix: str) -> Recorder:
         """A recorder for this training: it continues the record of its measurement, or begins one beside the last.
 
         The measurement decides: with a loaded checkpoint, or an optimizer that has trained before, its record is

@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from noetherperf.rules.rule import Rule
+
 
 class Kind(IntEnum):
     """Kinds of marks. If one kind differs, later kinds may differ for the same reason and are not reported.
@@ -43,12 +45,11 @@ _MESSAGES: Mapping[Kind, str] = {
     "otherwise; make every rank's optimizer alike",
     Kind.STEP: "they are not after the same step; call readout() and state_dict() after the same step on every rank, "
     "and let all ranks skip a step or none (a gradient scaler must see the gradients of all)",
-    Kind.OPTIONS: "the options of {} (lr, momentum, dampening, weight_decay, nesterov, maximize) were not the same on "
-    f"all ranks in every step; set them alike (a schedule that follows a loss needs that of all ranks), and {_ANEW}",
+    Kind.OPTIONS: "the options of {} ({options}) were not the same on all ranks in every step; set them alike (a "
+    f"schedule that follows a loss needs that of all ranks), and {_ANEW}",
     Kind.GRADIENT: "{} had a gradient on some ranks and none on others in the same step; let all ranks set it to None "
     f"or none, and {_ANEW}",
-    Kind.BUFFER: "{} wrote its momentum_buffer for the first time, without dampening, in a step in which other ranks "
-    f"had one already; keep or clear the optimizer's state on all ranks, and {_ANEW}",
+    Kind.BUFFER: f"{{}} {{aged}}; keep or clear the optimizer's state on all ranks, and {_ANEW}",
     Kind.LAWS: "which laws are open, or which tensors were stepped alike, is not the same on all ranks ({}); load the "
     f"same checkpoint on every rank, or {_ANEW}",
     Kind.TIME: "the learning rates of {}, on a device, do not add up to the same time on all ranks; set them alike, "
@@ -90,13 +91,22 @@ def _pair(mark: Mark) -> Iterator[float]:
         yield from divmod(int(mark.value), 1 << 16)
 
 
-def explain(marks: Iterable[Mark]) -> str:
-    """The error message for differing marks: what differs between ranks, and what to do."""
+def explain(marks: Iterable[Mark], rule: Rule[Any]) -> str:
+    """The error message for differing marks: what differs between ranks, and what to do.
+
+    Args:
+        marks: Those that differ.
+        rule: Of the step.
+    """
     differing = list(marks)
     kind = min(mark.kind for mark in differing)
     things = [mark.of for mark in differing if mark.kind == kind]
     shown = ", ".join(things[:3]) + (f" and {len(things) - 3} more" if len(things) > 3 else "")
-    return f"the ranks do not read the same measurement: {_MESSAGES[kind].format(shown)}"
+    aged = f"{rule.first_step}, in another step than on other ranks"
+    if rule.step_key is not None:
+        aged = "had made another number of steps before on some ranks than on others"
+    message = _MESSAGES[kind].format(shown, options=", ".join(rule.option_names), aged=aged)
+    return f"the ranks do not read the same measurement: {message}"
 
 
 class Digests:
@@ -113,12 +123,12 @@ class Digests:
         self.gradients, self.buffers = (np.zeros(n_tensors, np.uint32) for _ in range(2))
         self.gradients[: len(gradients)], self.buffers[: len(buffers)] = gradients, buffers
 
-    def after(self, options: Sequence[Any], young: Sequence[bool], missing: bytes) -> "Digests":
+    def after(self, options: Sequence[Any], aged: Sequence[int], missing: bytes) -> "Digests":
         """The digests after one more step.
 
         Args:
             options: Of the rule, one per parameter group.
-            young: Per tensor, whether its step differs from an older tensor's because of its age; empty: for none.
+            aged: Per tensor, what sets its step apart because of its age, 0 if nothing does; empty: nothing for any.
             missing: A byte per tensor: has it no gradient?
         """
         new = object.__new__(Digests)
@@ -128,8 +138,8 @@ class Digests:
         new.gradients, new.buffers = self.gradients, self.buffers
         if 1 in missing:
             new.gradients = self.gradients + np.frombuffer(missing, np.uint8) * step
-        if True in young:
-            new.buffers = self.buffers + np.array(young, np.uint8) * step
+        if any(aged):
+            new.buffers = self.buffers + np.array(aged, np.uint32) * step
         return new
 
     @staticmethod

@@ -4,8 +4,11 @@ A law adds up its parts' charges. Terms that cancel by symmetry do so only if al
 same coefficients, and a gradient for all or for none. Tensors start in one class. A step that treats two tensors of a
 class differently splits the class, and every symmetry with parts in different classes is open from then on.
 
-A parameter or momentum buffer that is written between two steps has changed in a way that no law knows: every symmetry
+A parameter or buffer that is written between two steps has changed in a way that no law knows: every symmetry
 with a part in that tensor is open too.
+
+A rule may know no law for some of its options (`Rule.open_reason`): every symmetry with a part in a group with such
+options is open too.
 
 A learning rate that is a tensor on a device is identified by the tensor; the host does not read its value. Nor does the
 host know which steps a device skipped, so a law may be called open because of a skipped step.
@@ -19,10 +22,12 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 from zlib import crc32
 
+import numpy as np
 from torch import Tensor
 
 from noetherperf.measure.agreement import Digests, Kind, Mark
 from noetherperf.rules import sgd
+from noetherperf.rules.law import Law
 from noetherperf.rules.rule import Rule
 from noetherperf.symmetry import Symmetry
 
@@ -55,15 +60,21 @@ class Openness:
         self._names, self._group_index, self._n_groups, self._shared = names, group_index, n_groups, shared
         self._rule = rule
         self._members = {s.name: sorted({index[part.parameter] for part in s.parts}) for s in symmetries}
+        self._laws = {s.name: Law[s.law.upper()] for s in symmetries}
         self._unclaimed = [s.name for s in symmetries if not s.claimed]
         self.reset()
 
-    def reset(self) -> None:
-        """Start anew: all tensors in one class."""
+    def reset(self, options: Sequence[Any] = ()) -> None:
+        """Start anew: all tensors in one class.
+
+        Args:
+            options: Of the rule, one per parameter group; none if they are not known yet.
+        """
         self._reasons: dict[str, str] = dict.fromkeys(
             self._unclaimed, "no symmetry is claimed: free + forced leaves out the gradient's part, which defect holds"
         )
         self._changes: dict[str, str] = {}  # reasons of another kind: tensors written between steps
+        self._by_rule: dict[str, str] = self._without_law(options)  # and: the rule has no law
         self._classes = [0] * len(self._names)
         self._last: Hashable = None
         self._given: tuple[Any, ...] | None = None  # the arguments of the last `after`
@@ -72,14 +83,15 @@ class Openness:
     def copy(self) -> "Openness":
         """An independent copy."""
         new = copy.copy(self)
-        new._reasons, new._changes = dict(self._reasons), dict(self._changes)
+        new._reasons, new._by_rule, new._changes = dict(self._reasons), dict(self._by_rule), dict(self._changes)
         return new
 
     @property
     def reasons(self) -> dict[str, str]:
         """The symmetries whose laws are open, by name, and why."""
-        both = (self._reasons, self._changes)
-        return {name: "; ".join(x[name] for x in both if name in x) for name in {**self._reasons, **self._changes}}
+        kinds = (self._by_rule, self._reasons, self._changes)
+        names = {name: None for kind in kinds for name in kind}
+        return {name: "; ".join(kind[name] for kind in kinds if name in kind) for name in names}
 
     def after(
         self, step: int, options: Sequence[Any], lrs: Sequence[Tensor | None], ages: Sequence[int], missing: bytes
@@ -93,23 +105,39 @@ class Openness:
             ages: Of every tensor, before the step.
             missing: A byte per tensor: has it no gradient?
         """
-        ages = bytes(ages) if self._rule.step_key is None else _relative(ages, missing)
+        counts = self._rule.step_key is not None
+        own_ages, ages = ages, _relative(ages, missing) if counts else bytes(ages)
         known = self._given
         if known is not None and (options is known[0] and lrs is known[1] and (ages, missing) == known[2:]):
             return self  # as in the step before
         groups = [_Group(self._rule, *pair) for pair in zip(options, lrs, strict=True)]
         alike = [next(j for j, other in enumerate(groups) if group.acts_like(other)) for group in groups]
         pattern = (tuple(alike), ages, missing)
-        if pattern == self._last and self._digests is None:
+        without_law = {} if known is not None and options is known[0] else self._without_law(options)
+        if pattern == self._last and self._digests is None and without_law.keys() <= self._by_rule.keys():
             self._given = (options, lrs, ages, missing)
             return self
         apart = self._apart(options, ages)
         new = self.copy()
+        new._by_rule = {**without_law, **self._by_rule}
         if pattern != self._last:
             new._take_note(step, pattern, apart, groups)
         if self._digests is not None:
-            new._digests = self._digests.after(options, [mark != 1 for mark in apart], missing)
+            of_all = self._apart(options, list(map(int, own_ages))) if counts else [int(age != 1) for age in apart]
+            new._digests = self._digests.after(options, of_all, missing)
         return new
+
+    def _without_law(self, options: Sequence[Any]) -> dict[str, str]:
+        """The symmetries for which the rule has no law with these options, and why."""
+        why = [{law: self._rule.open_reason(x, law) for law in Law} for x in options]
+        if not any(reason for of_group in why for reason in of_group.values()):
+            return {}
+        found: dict[str, str] = {}
+        for name, members in self._members.items():
+            reasons = (why[self._group_index[i]][self._laws[name]] for i in members)
+            if reason := next(filter(None, reasons), ""):
+                found[name] = reason
+        return found
 
     def _apart(self, options: Sequence[Any], ages: Sequence[int]) -> list[int]:
         """Per tensor, what sets its step apart because of its age, 1 if nothing does; empty: nothing does for any."""
@@ -141,7 +169,7 @@ class Openness:
 
     def changed(self, step: int, parameters: Iterable[int], buffers: Iterable[int]) -> None:
         """Open the laws of parameters written, or with a buffer replaced, outside step() after step `step`."""
-        what = {i: f"the momentum buffer of {self._names[i]}" for i in buffers}
+        what = {i: f"a buffer of {self._names[i]}" for i in buffers}
         what |= {i: self._names[i] for i in parameters}
         for name, members in self._members.items():
             first = next((what[i] for i in members if i in what), None)
@@ -170,7 +198,7 @@ class Openness:
             marks += [Mark(kind, self._names[i], int(digests[i])) for i in measured]
         number: dict[int, int] = {}  # renumbered: unmeasured tensors may add classes
         classes = [number.setdefault(self._classes[i], len(number)) for i in measured]
-        marks += [Mark(Kind.LAWS, name, name in self._reasons) for name in self._members]
+        marks += [Mark(Kind.LAWS, name, name in self._reasons or name in self._by_rule) for name in self._members]
         marks.append(Mark(Kind.LAWS, "tensors' classes", crc32(repr(classes).encode())))
         marks += [Mark(Kind.CHANGED, name, name in self._changes) for name in self._members]
         return marks + [Mark(Kind.TIME, label, clock[1 + g]) for clock in clocks for g, label in groups.items()]
@@ -186,13 +214,13 @@ class Openness:
             return f"in step {step} {a} and {b} had different {', '.join(fields)}"
         if self._rule.step_key is not None:
             return f"in step {step} {a} and {b} had made different numbers of steps before"
-        return f"in step {step} only one of {a} and {b} wrote its momentum buffer for the first time, without dampening"
+        return f"in step {step} only one of {a} and {b} {self._rule.first_step}"
 
     def state_dict(self) -> dict[str, Any]:
         """State for a checkpoint."""
         digests = None if self._digests is None else self._digests.state()
         state = {"classes": list(self._classes), "reasons": dict(self._reasons), "changes": dict(self._changes)}
-        return {**state, "digests": digests}
+        return {**state, "by_rule": dict(self._by_rule), "digests": digests}
 
     def check(self, state: Mapping[str, Any]) -> None:
         """Check that these symmetries and tensors can have a checkpoint's state.
@@ -200,7 +228,8 @@ class Openness:
         Raises:
             ValueError: A field is missing or of the wrong kind, or reasons and classes contradict each other.
         """
-        for field, kind in (("classes", list), ("reasons", dict), ("changes", dict)):
+        state = {"by_rule": {}, **state}  # earlier checkpoints lack it
+        for field, kind in (("classes", list), ("reasons", dict), ("changes", dict), ("by_rule", dict)):
             if field not in state:
                 raise ValueError(f"has no {field!r}")
             if not isinstance(state[field], kind):
@@ -217,7 +246,7 @@ class Openness:
             if type(c) is not int or not 0 <= c <= n_classes:
                 raise ValueError("has 'classes' that are not numbered 0, 1, … in the order in which they come")
             n_classes = max(n_classes, c + 1)
-        for field in ("reasons", "changes"):
+        for field in ("reasons", "changes", "by_rule"):
             for name, reason in state[field].items():
                 if not isinstance(name, str) or name not in self._members:
                     raise ValueError(f"has {field!r} for {name!r:.100}, which is none of the symmetries")
@@ -237,6 +266,7 @@ class Openness:
         self._classes = classes + [0] * (len(self._names) - len(classes))
         self._reasons = {str(name): str(reason) for name, reason in state["reasons"].items()}
         self._changes = {str(name): str(reason) for name, reason in state["changes"].items()}
+        self._by_rule = {str(name): str(reason) for name, reason in state.get("by_rule", {}).items()}
         self._last = self._given = None
         if self._shared and (digests := state.get("digests")) is not None:  # else the digests of all ranks begin anew
             self._digests = Digests(len(self._names), self._n_groups, digests)
@@ -244,8 +274,9 @@ class Openness:
 
 def _relative(ages: Sequence[int], missing: bytes) -> tuple[int, ...]:
     """Counted ages, so that they stay the same from step to step: 1 + the oldest's − each one's; 1 without gradient."""
-    oldest = max((age for age, no in zip(ages, missing, strict=True) if not no), default=0)
-    return tuple(1 if no else 1 + oldest - age for age, no in zip(ages, missing, strict=True))
+    counted, steps = np.asarray(ages), np.frombuffer(missing, np.uint8) == 0
+    oldest = counted.max(where=steps, initial=0)
+    return tuple(np.where(steps, 1 + oldest - counted, 1).tolist())
 
 
 class _Group(NamedTuple):

@@ -1,15 +1,13 @@
 """Readout: charges, predictions and residuals of every symmetry, from one copy of the measurement.
 
-Free, forced, defect and rounding are derived in docs/theory.md, section 3.
+Free, forced, defect and rounding are derived in docs/theory.md, section 3. Growth, transport and a step's angle are
+derived in docs/theory.md, section 7.
 """
 
-import functools
-import itertools
-import re
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,10 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from noetherperf.measure.defect import floored, mean_square, relative_defect
-from noetherperf.measure.plan import Measurement, Plan
+from noetherperf.measure.logged import logged, medians
+from noetherperf.measure.terms import Source, Terms, find_terms
+from noetherperf.measure.turning import LastStep, Moved, angular_update, effective_lr, moved
 from noetherperf.rules.law import X0, Y0, Law
 from noetherperf.rules.moments import Moment
-from noetherperf.symmetry import Part, Symmetry
+from noetherperf.symmetry import Symmetry
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,14 @@ class _Row(IntEnum):
     BUDGET = N_MOMENTS + 4
     FLOW_FREE = N_MOMENTS + 5
     FLOW_FORCED = N_MOMENTS + 6
-    CHARGE = N_MOMENTS + 7
-    DEFECT = N_MOMENTS + 8
-    RELATIVE_DEFECT = N_MOMENTS + 9
+    GROWTH = N_MOMENTS + 7
+    TRANSPORT = N_MOMENTS + 8
+    CHARGE = N_MOMENTS + 9
+    DEFECT = N_MOMENTS + 10
+    RELATIVE_DEFECT = N_MOMENTS + 11
+    RELATIVE_UPDATE = N_MOMENTS + 12
+    ANGULAR_UPDATE = N_MOMENTS + 13
+    EFFECTIVE_LR = N_MOMENTS + 14
 
 
 N_SUMS = _Row.CHARGE  # rows that are sums over segments; derived rows follow
@@ -77,17 +82,37 @@ class Charges:
         initial: Q when measuring began.
         discrete: The discrete law's prediction, exact to rounding where the symmetry holds.
         flow: The flow law's, the continuous-time dynamics of the paper.
+        growth, transport: What the updates did to the charge, whatever the law: their own squares, and their overlap
+            with the generator. With weight decay p' = r p − η u and R the product of all r² (of all r, for a
+            translation), charge = R initial + growth + transport + rounding;
+
+                growth      r² growth + η² |u|²;                0 for a translation
+                transport   r² transport − 2ηr Σ c⟨θ, u⟩;       r transport − η Σ c⟨u, 1⟩ for a translation
+
+            Changes of parameters between steps are in transport. Growth of a rescale is its inward parts' less its
+            outward parts'. None for a rule whose decay passes through the momentum buffer (SGD): it has no r, and
+            discrete.forced is what |u|² drove, exactly.
         defect: The last step's gradient constraint, Σ c⟨g, 1⟩ or Σ c⟨g, θ⟩; zero where the symmetry holds.
         relative_defect: |defect| / (|g_A| |ψ_A|), ψ the generator (c or cθ, θ taken after the step); 0 where g is 0.
             |g_A| counts as no less than a thousandth of the average |g| of a group of that size, over all that is
             measured (measure/defect.py explains why).
+        relative_update: η|u| / |θ| of the last step, θ taken after it. The parameters of all parts are one vector θ;
+            coefficients play no role. Each part has its own η; a part without gradient did not move.
+        angular_update: The angle in radians by which the last step turned that vector, as computed (not as rounded to
+            the stored dtype). NaN where θ was nearly zero: |θ| or |θ'| a thousandth of the other.
+        effective_lr: The last step's learning rate over what makes it large or small for a loss that does not feel the
+            scale of θ: η/Q for SGD, whose update falls as 1/|θ|, and η/√Q for Adam; Q is the charge. NaN for a
+            rescale, and where parts have different η.
+            All three are NaN for a translation; and where the last step is not known: before the first, after loading,
+            where parameters were changed since, and where a device has skipped every step since options changed.
         moments: sum_p, sq_p, sum_g, sq_g, dot_pg, sq_u of the last step, summed over parts with their coefficients.
         residual: charge − discrete.total: defect and rounding.
         rounding: charge − discrete.budget: the loss by rounding to the stored dtype.
     """
 
-    def __init__(self, rows: NDArray[np.float64]) -> None:
+    def __init__(self, rows: NDArray[np.float64], *, has_growth: bool) -> None:
         self._rows = rows  # [N_ROWS, n groups]
+        self._has_growth = has_growth
 
     def _row(self, number: int) -> Tensor:
         return torch.from_numpy(self._rows[number])
@@ -110,12 +135,32 @@ class Charges:
         return Prediction(free, forced, torch.zeros_like(free), free + forced)
 
     @property
+    def growth(self) -> Tensor | None:
+        return self._row(_Row.GROWTH) if self._has_growth else None
+
+    @property
+    def transport(self) -> Tensor | None:
+        return self._row(_Row.TRANSPORT) if self._has_growth else None
+
+    @property
     def defect(self) -> Tensor:
         return self._row(_Row.DEFECT)
 
     @property
     def relative_defect(self) -> Tensor:
         return self._row(_Row.RELATIVE_DEFECT)
+
+    @property
+    def relative_update(self) -> Tensor:
+        return self._row(_Row.RELATIVE_UPDATE)
+
+    @property
+    def angular_update(self) -> Tensor:
+        return self._row(_Row.ANGULAR_UPDATE)
+
+    @property
+    def effective_lr(self) -> Tensor:
+        return self._row(_Row.EFFECTIVE_LR)
 
     @property
     def moments(self) -> dict[str, Tensor]:
@@ -140,8 +185,8 @@ class ChargeReadout(Charges):
         reason: Why it is not; empty if it is.
     """
 
-    def __init__(self, symmetry: Symmetry, rows: NDArray[np.float64], reason: str) -> None:
-        super().__init__(rows)
+    def __init__(self, symmetry: Symmetry, rows: NDArray[np.float64], reason: str, *, has_growth: bool) -> None:
+        super().__init__(rows, has_growth=has_growth)
         self.symmetry, self.reason = symmetry, reason
 
     @property
@@ -160,6 +205,7 @@ class Readout(Mapping[str, ChargeReadout]):
     """All symmetries after a step, by name.
 
     Attributes:
+        rule: Name of the update rule, "sgd" or "adam".
         step: Steps since measuring began.
         time: Σ lr·(1 − dampening) over those steps (without momentum Σ lr), of the first parameter group.
     """
@@ -172,9 +218,14 @@ class Readout(Mapping[str, ChargeReadout]):
         reasons: Mapping[str, str],
         step: int,
         time: float,
+        rule: str,
+        *,
+        has_growth: bool,
     ) -> None:
+        self.rule = rule
         self.step = step
         self.time = time
+        self._has_growth = has_growth  # the rule's laws split their budget so
         self._table = table  # [N_ROWS, groups of all symmetries side by side]
         self._reasons = dict(reasons)
         stops = np.cumsum(n_groups).tolist()
@@ -186,7 +237,7 @@ class Readout(Mapping[str, ChargeReadout]):
     @property
     def together(self) -> Charges:
         """The groups of all symmetries side by side, in their order."""
-        return Charges(self._table)
+        return Charges(self._table, has_growth=self._has_growth)
 
     def __getitem__(self, name: str) -> ChargeReadout:
         if name not in self._places:
@@ -194,7 +245,8 @@ class Readout(Mapping[str, ChargeReadout]):
             raise KeyError(f"no symmetry {name!r} is measured; there are: {known}")
         symmetry, groups = self._places[name]
         # A copy, so that keeping one symmetry's charges does not keep the whole table in memory.
-        return ChargeReadout(symmetry, self._table[:, groups].copy(), self._reasons.get(name, ""))
+        rows, reason = self._table[:, groups].copy(), self._reasons.get(name, "")
+        return ChargeReadout(symmetry, rows, reason, has_growth=self._has_growth)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
@@ -209,7 +261,8 @@ class Readout(Mapping[str, ChargeReadout]):
         """A few numbers per symmetry for a logger, as a flat dict.
 
         "<name>/charge" is the mean over groups; "<name>/residual", "<name>/rounding" and "<name>/relative_defect" are
-        the largest absolute values over groups. Names are made safe for loggers: characters other than letters, digits,
+        the largest absolute values over groups; "<name>/angular_update" and "<name>/effective_lr" are medians over
+        groups, left out where they are NaN. Names are made safe for loggers: characters other than letters, digits,
         spaces and `_ - . / :` become `_`; if two names become equal, the later one gets the suffix ".2".
         """
         flat: dict[str, float] = {"step": float(self.step), "time": self.time}
@@ -220,146 +273,18 @@ class Readout(Mapping[str, ChargeReadout]):
         columns = {"charge": np.add.reduceat(charges.charge.numpy(), starts) / (stops - starts)}
         for quantity in ("residual", "rounding", "relative_defect"):
             columns[quantity] = np.maximum.reduceat(getattr(charges, quantity).abs().numpy(), starts)
-        for name, *values in zip(_logged(list(self)), *(column.tolist() for column in columns.values()), strict=True):
+        names = logged(list(self))
+        for name, *values in zip(names, *(column.tolist() for column in columns.values()), strict=True):
             flat.update(zip((f"{name}/{quantity}" for quantity in columns), values, strict=True))
+        for quantity in ("angular_update", "effective_lr"):
+            of_step = medians(getattr(charges, quantity).numpy(), starts, stops).tolist()
+            flat.update({f"{name}/{quantity}": x for name, x in zip(names, of_step, strict=True) if not math.isnan(x)})
         return flat
 
 
-def _logged(names: Sequence[str]) -> list[str]:
-    """Names that are safe for loggers, all different; safe names are unchanged."""
-    cleaned = list(map(_clean, names))
-    used = {name for name, clean in zip(names, cleaned, strict=True) if name == clean}
-    for i, (name, clean) in enumerate(zip(names, cleaned, strict=True)):
-        if name != clean:
-            candidates = itertools.chain([clean], (f"{clean}.{number}" for number in itertools.count(2)))
-            cleaned[i] = next(candidate for candidate in candidates if candidate not in used)
-            used.add(cleaned[i])
-    return cleaned
-
-
-def _clean(name: str) -> str:
-    """A name without characters that loggers refuse, and without the path parts "", "." and ".."."""
-    parts = re.sub(r"[^\w\-./: ]", "_", name).split("/")
-    return "/".join("_" * max(1, len(part)) if part in ("", ".", "..") else part for part in parts)
-
-
-class Source(NamedTuple):
-    """One device's plan, and a CPU copy of its measurement."""
-
-    plan: Plan
-    measurement: Measurement
-
-
-_NONE = np.empty(0, np.int64)
-
-
-class _Terms(NamedTuple):
-    """The terms of all groups' sums, ordered by group, then by part.
-
-    A share is the contribution of one part to one group. Its terms are segments.
-
-    Fields:
-        segment: Index of each term in the moments of all sources side by side, [n terms].
-        state: Index of each term in the laws' components of all sources, translations first in each, [n terms].
-        share: First term of each share, [n shares].
-        weight, n_elements: Of each share, [n shares].
-        group: First share of each group that has shares.
-        filled: Those groups.
-        n_groups: Number of all groups.
-    """
-
-    segment: NDArray[np.int64]
-    state: NDArray[np.int64]
-    share: NDArray[np.int64]
-    weight: NDArray[np.float64]
-    n_elements: NDArray[np.float64]
-    group: NDArray[np.int64]
-    filled: NDArray[np.int64]
-    n_groups: int
-
-    def shares(self, terms: NDArray[np.float64]) -> NDArray[np.float64]:
-        """[..., n terms] summed to [..., n shares]; no coefficient applied."""
-        return _sums(terms, self.share)
-
-    def groups(self, shares: NDArray[np.float64]) -> NDArray[np.float64]:
-        """[..., n shares] summed to [..., n groups]; zero for a group of no elements."""
-        sums = np.zeros((*shares.shape[:-1], self.n_groups))
-        sums[..., self.filled] = _sums(shares, self.group)
-        return sums
-
-
-def _sums(values: NDArray[np.float64], first: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Sums over the last dimension, of each run of values that begins at an index in `first`."""
-    if len(first) == values.shape[-1]:
-        return values
-    total: NDArray[np.float64] = np.add.reduceat(values, first, axis=-1)
-    return total
-
-
-def _changes(*columns: NDArray[Any]) -> NDArray[np.int64]:
-    """The rows in which any column differs from the row before; the first row is one of them."""
-    new = np.zeros(len(columns[0]), dtype=bool)
-    for column in columns:
-        new[1:] |= column[1:] != column[:-1]
-    new[:1] = True
-    return np.flatnonzero(new)
-
-
-@functools.lru_cache(4096)
-def _groups(shape: "tuple[Any, ...]", fold: int, n_segments: int) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
-    """For parts of one shape: their segments, counted from the view's first; each one's group; the number of groups."""
-    axis, start, stop, run, stride, period = shape
-    part = Part("any", axis, start=start, stop=stop, fold=run, stride=stride, period=period)
-    segments = part.gather(torch.arange(n_segments, device="cpu"), fold).numpy()
-    return segments.ravel(), np.repeat(np.arange(len(segments)), segments.shape[1]), len(segments)
-
-
-def _terms(symmetries: Sequence[Symmetry], sources: Sequence[Source]) -> tuple[_Terms, list[int]]:
-    """The terms, and each symmetry's number of groups."""
-    n_groups: list[int] = []
-    segments: list[NDArray[np.int64]] = []
-    groups: list[NDArray[np.int64]] = []
-    parts: list[tuple[int, ...]] = []
-    weights: list[float] = []
-    n_measured = np.cumsum([0, *(source.measurement.moments.shape[1] for source in sources)]).tolist()
-    n_states = np.cumsum([0, *(state.shape[1] for source in sources for state in source.measurement.states)]).tolist()
-    for number, symmetry in enumerate(symmetries):
-        law = Law[symmetry.law.upper()]
-        for i, (plan, _) in enumerate(sources):
-            for planned in plan.parts[symmetry.name]:
-                part, view = planned.part, plan.views[planned.view]
-                shape = (part.axis, part.start, part.stop, part.fold, part.stride, part.period)
-                own, group, n = _groups(shape, planned.fold, view.n_segments)
-                segments.append(own)
-                groups.append(group)
-                state = n_states[len(Law) * i + law] + view.law_segment[law]
-                parts.append((number, len(own), n_measured[i] + view.segment, state, planned.n_elements))
-                weights.append(part.weight)
-        n_groups.append(n)
-    symmetry_of, lengths, *offsets, n_elements = np.array(parts, dtype=np.int64).reshape(-1, 5).T
-    first_group = np.cumsum([0, *n_groups])
-    group = np.concatenate([_NONE, *groups]) + np.repeat(first_group[symmetry_of], lengths)
-    order = np.argsort(group, kind="stable")
-    group, of_part = group[order], np.repeat(np.arange(len(parts)), lengths)[order]
-    segment, state = ((np.concatenate([_NONE, *segments]) + np.repeat(offset, lengths))[order] for offset in offsets)
-    share = _changes(group, of_part)
-    shares_group, shares_part = group[share], of_part[share]
-    first_share = _changes(shares_group)
-    terms = _Terms(
-        segment,
-        state,
-        share,
-        np.array(weights, dtype=np.float64)[shares_part],
-        n_elements.astype(np.float64)[shares_part],
-        first_share,
-        shares_group[first_share],
-        int(first_group[-1]),
-    )
-    return terms, n_groups
-
-
 def _components(source: Source, law: Law) -> NDArray[np.float64]:
-    """All states of a law: initial; discrete free, forced, defect, budget; flow free, forced; [7, n segments]."""
+    """All states of a law, [9, n segments]: initial; discrete free, forced, defect, budget; flow free, forced; growth
+    and transport, where the rule has them."""
     tensor, *law_segments = (x.numpy() for x in source.plan.indices)
     tensors = tensor[law_segments[law]]
     state, shape = source.measurement.states[law], source.plan.rule.laws[law]
@@ -373,7 +298,7 @@ def _components(source: Source, law: Law) -> NDArray[np.float64]:
         return None if x is None else x.numpy()
 
     free = xx * x0 + xy * y0
-    budget, forced, defect, flow_forced = map(component, ("budget", "forced", "defect", "flow"))
+    budget, forced, defect, flow, growth = map(component, ("budget", "forced", "defect", "flow", "growth"))
     assert budget is not None, "every law keeps its budget"
     nothing = np.zeros_like(x0)
     if defect is not None:
@@ -381,21 +306,33 @@ def _components(source: Source, law: Law) -> NDArray[np.float64]:
     else:
         forced = nothing if forced is None else forced
         defect = budget - free - forced
-    return np.stack([x0, free, forced, defect, budget, flow_xx * x0, nothing if flow_forced is None else flow_forced])
+    flow, growth = (nothing if x is None else x for x in (flow, growth))
+    return np.stack([x0, free, forced, defect, budget, flow_xx * x0, flow, growth, budget - xx * x0 - growth])
+
+
+def _has_growth(source: Source) -> bool:
+    """Whether the rule's weight decay is a factor of the parameter alone, so that a norm's growth is kept."""
+    return "growth" in source.plan.rule.laws[Law.NORM].rows
 
 
 def read(
-    symmetries: Sequence[Symmetry], sources: Sequence[Source], reasons: Mapping[str, str], step: int, time: float
+    rule: str,
+    symmetries: Sequence[Symmetry],
+    sources: Sequence[Source],
+    reasons: Mapping[str, str],
+    step: int,
+    time: float,
 ) -> Readout:
     """Combine measurements of parts into a Readout; `reasons` has the reason of each open law."""
-    terms, n_groups = _terms(symmetries, sources)
+    terms, n_groups = find_terms(symmetries, sources)
     with np.errstate(all="ignore"):  # a diverged training is read without warnings
         table = _table(symmetries, sources, terms, n_groups)
-    return Readout(symmetries, n_groups, table, reasons, step, time)
+    has_growth = any(map(_has_growth, sources))
+    return Readout(symmetries, n_groups, table, reasons, step, time, rule, has_growth=has_growth)
 
 
 def _table(
-    symmetries: Sequence[Symmetry], sources: Sequence[Source], terms: _Terms, n_groups: Sequence[int]
+    symmetries: Sequence[Symmetry], sources: Sequence[Source], terms: Terms, n_groups: Sequence[int]
 ) -> NDArray[np.float64]:
     measured = np.concatenate([source.measurement.moments[:N_MOMENTS].numpy() for source in sources], axis=1)
     components = np.concatenate([_components(source, law) for source in sources for law in Law], axis=1)
@@ -407,6 +344,7 @@ def _table(
     translation = np.repeat([Law[symmetry.law.upper()] == Law.TRANSLATION for symmetry in symmetries], n_groups) == 1
     table[_Row.CHARGE] = np.where(translation, table[Moment.SUM_P], table[Moment.SQ_P])
     table[_Row.DEFECT] = np.where(translation, table[Moment.SUM_G], table[Moment.DOT_PG])
+    _fill_turning(table, sources, terms, moments[Moment.SQ_P], translation)
     sq_weight = terms.weight * terms.weight
     n_elements = terms.groups(terms.n_elements)
     sq_gradient = terms.groups(moments[Moment.SQ_G])
@@ -416,3 +354,23 @@ def _table(
     sq_gradient = floored(sq_gradient, n_elements, mean_square(sq_gradient, n_elements))
     table[_Row.RELATIVE_DEFECT] = relative_defect(table[_Row.DEFECT], sq_gradient, sq_generator)
     return table
+
+
+def _fill_turning(
+    table: NDArray[np.float64],
+    sources: Sequence[Source],
+    terms: Terms,
+    sq_p: NDArray[np.float64],
+    translation: NDArray[np.bool_],
+) -> None:
+    """Fill in how far the last step turned each group; sq_p: |θ'|² of each share."""
+    segments = [moved(x.plan, x.measurement, x.last or LastStep.unknown(x.plan), law) for x in sources for law in Law]
+    of_terms = np.concatenate(segments, axis=1)[:, terms.state]
+    sums = terms.groups(terms.shares(of_terms))
+    sq_norm = np.where(translation, np.nan, terms.groups(sq_p))
+    table[_Row.RELATIVE_UPDATE] = np.sqrt(sums[Moved.SQ_UPDATE] / sq_norm)
+    table[_Row.ANGULAR_UPDATE] = angular_update(sq_norm, sums[Moved.SQ], sums[Moved.ALONG])
+    lr = of_terms[Moved.LR, terms.share]
+    lowest, highest = terms.smallest(lr), -terms.smallest(-lr)
+    charge = np.where(translation | (terms.smallest(terms.weight) < 0.0), np.nan, table[_Row.CHARGE])
+    table[_Row.EFFECTIVE_LR] = effective_lr(lowest, highest, charge, sources[0].plan.rule.lr_degree)

@@ -1,6 +1,7 @@
 """Checkpoints: the format of a measurement, and the checks before anything of a checkpoint is loaded.
 
-    {"version": 3, "id", "names", "symmetries", "began", "openness": {"classes", "reasons", "changes", "digests"},
+    {"version": 3, "rule", "id", "names", "symmetries", "began",
+     "openness": {"classes", "reasons", "changes", "by_rule", "digests"},
      "tensors": [{"moments", "translation", "norm", "propagators", "clock"}, one for each device]}
 
 The measurement is that of the whole parameters, however they are sharded. A checkpoint may be damaged, truncated, made
@@ -21,7 +22,9 @@ from noetherperf.measure.openness import Openness
 from noetherperf.measure.plan import N_STATE_VERSION_2, Measurement, Plan
 from noetherperf.optim.names import check_order, unwrapped
 from noetherperf.optim.torch_state import kind_of
+from noetherperf.rules import sgd
 from noetherperf.rules.law import Law, Shape
+from noetherperf.rules.rule import Rule
 from noetherperf.symmetry import Symmetry, from_json, to_json
 
 VERSION = 3
@@ -44,6 +47,7 @@ class Saved:
 
 
 def write(
+    rule: Rule[Any],
     wholes: Sequence[Measurement],
     symmetries: Sequence[Symmetry],
     names: Sequence[str | None],
@@ -55,6 +59,7 @@ def write(
     """A state_dict's "measurement"; its tensors are copies."""
     return {
         "version": VERSION,
+        "rule": rule.name,
         "id": identity,
         "names": list(names),
         "symmetries": to_json(symmetries),
@@ -66,6 +71,7 @@ def write(
 
 def read(
     measured: object,
+    rule: Rule[Any],
     plans: Sequence[Plan],
     symmetries: Sequence[Symmetry],
     names: Sequence[str | None],
@@ -76,12 +82,14 @@ def read(
 
     Args:
         measured: A state_dict's "measurement".
+        rule: The optimizer's.
         plans: Of the whole parameters, one for each device.
         symmetries, names, openness: The optimizer's own.
         groups: The parameter groups' options that it was measured with.
 
     Raises:
-        ValueError: It was measured with other symmetries or parameters, or is damaged; it names the field.
+        ValueError: It was measured with another rule, other symmetries or parameters, or is damaged; it names the
+            field.
     """
     if not isinstance(measured, Mapping):
         raise _refused("", f"must be a dict, got {shown(measured)}")
@@ -89,6 +97,12 @@ def read(
     if version not in (2, VERSION):
         raise ValueError(
             f"state_dict: its measurement has version {shown(version)}, this is version {VERSION}; {_DROP}"
+        )
+    saved_rule = _field({"rule": sgd.SGD.name, **measured}, "rule", str)  # the first checkpoints do not have it
+    if saved_rule != rule.name:
+        raise ValueError(
+            f"state_dict: it was measured with the update rule {shown(saved_rule)}, and this optimizer's is "
+            f"{rule.name!r}, whose laws are others; {_DROP}"
         )
     is_old = version == 2
     saved_names = measured.get("names") if is_old else _field(measured, "names", list)
@@ -102,7 +116,7 @@ def read(
     identity = measured.get("id") if is_old and "id" not in measured else _field(measured, "id", str)
     began = _field(measured, "began", bool)
     state = dict(_field(measured, "openness", dict))
-    for field in ("reasons", "changes"):
+    for field in ("reasons", "changes", "by_rule"):
         if field == "changes" and is_old:
             state.setdefault(field, {})
         if isinstance(values := state.get(field), dict):

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from noetherperf.optim.measured import MeasuredOptimizer
+from noetherperf.rules.sgd import SgdRule
 from noetherperf.symmetry import Scale, Symmetry
 
 __all__ = ["EffectiveLearningRate", "groups"]
@@ -79,7 +80,7 @@ class EffectiveLearningRate(LRScheduler):
         last_epoch: As in torch's schedulers: −1, or the last epoch if training continues without a state_dict.
 
     Raises:
-        TypeError: The optimizer measures no charges.
+        TypeError: The optimizer measures no charges, or makes other steps than SGD's.
         KeyError: A name is no symmetry of the optimizer; or last_epoch is not −1, and there is no "initial_lr".
         ValueError: A symmetry is no Scale, has parts in several parameter groups, shares its group with another one or
             has Q̄ = 0; its group's learning rate is a tensor that another group has too; a target is not positive;
@@ -102,6 +103,12 @@ class EffectiveLearningRate(LRScheduler):
             raise TypeError(
                 f"optimizer: {type(optimizer).__name__} measures no charges; control a noetherperf.MeasuredOptimizer, "
                 "such as noetherperf.SGD"
+            )
+        if not isinstance(optimizer.rule, SgdRule):
+            raise TypeError(
+                "optimizer: η/|θ|² is the effective learning rate of noetherperf.SGD, whose updates are as long as the "
+                f"gradient, which grows as |θ| falls; those of {type(optimizer).__name__} are not, and there is no "
+                "control of them yet"
             )
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise ValueError(f"every: must be a whole number of steps, at least 1, got {every!r}")

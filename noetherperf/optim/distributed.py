@@ -74,7 +74,7 @@ def local_gradient(label: str, p: Tensor, grad: Tensor | None) -> Tensor | None:
     """A gradient's shard, with its parameter's placements.
 
     A gradient may have other placements than its parameter: sequence parallelism leaves a normalisation's gradient as a
-    partial sum (Partial). It is then redistributed to the parameter's placements, as torch.optim.SGD does.
+    partial sum (Partial). It is then redistributed to the parameter's placements, as torch's optimizers do.
 
     Raises:
         TypeError: Only one of the two is a DTensor, or they are on different meshes.
@@ -241,7 +241,7 @@ def check_alike(devices: Sequence[Ranks], marks: Sequence[Mark]) -> list[str]:
     if differing and differing[0].kind != Kind.LAYOUT:
         differing = _differing(own, groups)
     if any(mark.kind != Kind.CHANGED for mark in differing):
-        raise RuntimeError(explain(differing))
+        raise RuntimeError(explain(differing, devices[0].whole.rule))
     return [mark.of for mark in differing]
 
 
@@ -320,7 +320,7 @@ class MeasurementState:
 
         accelerator.register_for_checkpointing(nperf.distributed.MeasurementState(optimizer))
 
-    For libraries whose checkpoints of sharded training hold only momentum buffers and hyperparameters of an optimizer,
+    For libraries whose checkpoints of sharded training hold only buffers and hyperparameters of an optimizer,
     as torch.distributed.checkpoint does, and load these before any other objects.
 
     Args:

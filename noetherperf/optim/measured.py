@@ -14,9 +14,11 @@ from noetherperf.common.untrusted import shown
 from noetherperf.engines import carry_out
 from noetherperf.engines.backends import why_reference
 from noetherperf.measure.plan import Measurement
-from noetherperf.measure.readout import Readout, Source, read
+from noetherperf.measure.readout import Readout, read
+from noetherperf.measure.terms import Source
 from noetherperf.optim import checkpoint
-from noetherperf.optim.buffers import Buffers, gather, new_count
+from noetherperf.optim.buffers import Buffers, gather
+from noetherperf.optim.counts import new_count
 from noetherperf.optim.distributed import local
 from noetherperf.optim.following import Change, check_symmetries, labels_in, parameters_in
 from noetherperf.optim.inference import outside_inference
@@ -209,11 +211,12 @@ class MeasuredOptimizer(Optimizer):
             return
         grads, missing = measuring.parameters.gradients()
         admitted = [meter.engine.admit(meter.pick(grads)) for meter in meters]
-        buffers = gather(rule, measuring.parameters, self.state)
+        buffers = gather(rule, measuring.parameters, measuring.counts, self.state)
         measuring.catch_up(meters, buffers)
 
         # All writes, the engines' and the host's, are carried out at once: an interrupt leaves all or none.
-        made = buffers.make(rule, measuring.parameters, options, self.state, grads)
+        groups = self.param_groups
+        made = buffers.make(rule, measuring.parameters, options, groups, self.state, grads, missing)
         calls = made.calls
         for meter, taken in zip(meters, admitted, strict=True):
             calls += meter.prepare(taken, grads, buffers.here, options, made.ages, on_device)
@@ -223,7 +226,8 @@ class MeasuredOptimizer(Optimizer):
     def _gather(self) -> Buffers:
         """The buffers in the present state; options are read too, because what buffers carry depends on them."""
         self._measuring.options.read(self.param_groups)
-        return gather(self.rule, self._measuring.parameters, self.state)
+        measuring = self._measuring
+        return gather(self.rule, measuring.parameters, measuring.counts, self.state)
 
     # ---- measuring --------------------------------------------------------------------------------------------------
 
@@ -282,12 +286,15 @@ class MeasuredOptimizer(Optimizer):
         """
         copies = self._copy(begin=True)
         wholes = self._whole(copies)
-        sources = [Source(ranks.whole, x.cpu()) for ranks, x in zip(copies.ranks, wholes, strict=True)]
-        step, time = sources[copies.home].measurement.clock[:2].tolist()
+        here = [whole.cpu() for whole in wholes]
+        step, time = here[copies.home].clock[:2].tolist()
         if step != copies.step:  # a device has skipped steps
             with self._lock:
                 self._measuring.correct(copies, int(step))
-        return read(self.symmetries, sources, copies.openness.reasons, int(step), time)
+        last = copies.last_steps(self.rule, int(step))
+        plans = [ranks.whole for ranks in copies.ranks]
+        sources = list(map(Source, plans, here, last))
+        return read(self.rule.name, self.symmetries, sources, copies.openness.reasons, int(step), time)
 
     # ---- checkpoints ------------------------------------------------------------------------------------------------
 
@@ -308,7 +315,9 @@ class MeasuredOptimizer(Optimizer):
         """The measurement for a checkpoint."""
         copies = self._copy(begin=False)
         wholes, names = self._whole(copies), names_in(self.param_groups)
-        return checkpoint.write(wholes, self.symmetries, names, copies.openness, identity=copies.id, began=copies.began)
+        return checkpoint.write(
+            self.rule, wholes, self.symmetries, names, copies.openness, identity=copies.id, began=copies.began
+        )
 
     @outside_inference
     @torch.no_grad()
@@ -347,7 +356,8 @@ class MeasuredOptimizer(Optimizer):
         """Continue from a state_dict's "measurement", and change nothing else; None: measuring starts anew.
 
         Raises:
-            ValueError: It was measured with other symmetries, or is damaged; raised before anything is changed.
+            ValueError: It was measured with another rule or other symmetries, or is damaged; raised before anything is
+                changed.
         """
         with self._lock:
             self._resume(self._read(measured, self.param_groups))
@@ -357,7 +367,7 @@ class MeasuredOptimizer(Optimizer):
         if measured is None:
             return None
         plans, names = [meter.ranks.whole for meter in self._prepare()], names_in(self.param_groups)
-        return checkpoint.read(measured, plans, self.symmetries, names, self._measuring.openness, groups)
+        return checkpoint.read(measured, self.rule, plans, self.symmetries, names, self._measuring.openness, groups)
 
     def _resume(self, saved: checkpoint.Saved | None) -> None:
         """Continue from a checkpoint; None: measuring starts anew."""
@@ -391,12 +401,14 @@ class MeasuredOptimizer(Optimizer):
             self.register_state_dict_post_hook(_add_measurement)
         for slot in self.state.values():  # a step could not write tensors made in inference mode
             slot.update({key: x.clone() for key, x in slot.items() if isinstance(x, Tensor) and x.is_inference()})
-            count = slot.get(self.rule.step_key)
-            if count is not None and not isinstance(count, Tensor):  # of an early version of torch
-                slot[self.rule.step_key] = new_count(count)
+        key = self.rule.step_key
         for group in self.param_groups:
             for option, default in self.rule.late_options:
                 group.setdefault(option, default)
+            for p in group["params"] if key is not None else ():
+                count = self.state[p].get(key) if p in self.state else None
+                if count is not None and not isinstance(count, Tensor):  # of an early version of torch
+                    self.state[p][key] = new_count(count, p, group)
 
 
 def _add_measurement(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:

@@ -13,10 +13,13 @@ from torch import Tensor
 from noetherperf.engines import Call, OnDevice, carry_out
 from noetherperf.measure.openness import Openness
 from noetherperf.measure.plan import Measurement
+from noetherperf.measure.turning import LastStep
 from noetherperf.optim.buffers import Buffers, Made
 from noetherperf.optim.checkpoint import Saved
+from noetherperf.optim.counts import Counts
 from noetherperf.optim.distributed import Ranks, check_alike
 from noetherperf.optim.following import Group, Parameters, check_symmetries
+from noetherperf.optim.last_step import LastOptions
 from noetherperf.optim.meters import Meter, make_meters
 from noetherperf.optim.options import GroupOptions
 from noetherperf.optim.watched import Watched
@@ -42,6 +45,9 @@ class Copies(NamedTuple):
     home: int  # the meter that has the first parameter group
     step: int  # including those that a device may have skipped
     n_corrections: int
+    last: LastOptions | None  # None: nothing is known of the last step
+    members: list[list[int]]  # of each meter
+    group_of: Sequence[int]  # of each parameter
 
     def agree(self) -> list[str]:
         """Compare the ranks: a collective if parameters are sharded, otherwise nothing.
@@ -59,6 +65,12 @@ class Copies(NamedTuple):
         self.openness.agree(changed)
         return changed
 
+    def last_steps(self, rule: Rule[Any], step: int) -> list[LastStep]:
+        """How each meter's tensors made the last step; step: steps made, without those that a device skipped."""
+        if self.last is None:
+            return [LastStep.unknown(ranks.whole) for ranks in self.ranks]
+        return [self.last.read(rule, members, self.group_of, step) for members in self.members]
+
     def gather(self) -> list[Measurement]:
         """Each meter's measurement of the whole parameters, after `agree`; a collective if parameters are sharded."""
         return [ranks.gather(x) for ranks, x in zip(self.ranks, self.measurements, strict=True)]
@@ -72,33 +84,45 @@ class Measuring:
         options: The parameter groups', as the rule reads them.
         symmetries: The measured symmetries.
         parameters: The parameters for which the meters were last made.
+        counts: Their counts of steps; None if the rule does not count.
         meters: Step and measure them; None if they must be made (anew).
         openness: Which laws are open.
         began: Whether anything has been measured.
         step_count: Steps since then, including those that a device may have skipped.
+        last: The last step's options; None before the first step since measuring began or was loaded.
         id: A new one whenever measuring starts anew.
         may_be_fresh: Whether a device may have skipped a step for which a buffer was made.
     """
 
+    parameters: Parameters
+    counts: Counts | None
     openness: Openness
     began: bool
     step_count: int
+    last: LastOptions | None
     id: str
 
     def __init__(self, rule: Rule[Any], symmetries: tuple[Symmetry, ...], groups: Sequence[Group]) -> None:
         self.rule, self.symmetries = rule, symmetries
         self.options = GroupOptions(rule)
-        self.parameters = Parameters(groups)
+        self._follow(groups)
         self.meters: list[Meter] | None = None
         self.may_be_fresh = False
         self.restart()
 
     # ---- from where to where ----------------------------------------------------------------------------------------
 
+    def _follow(self, groups: Sequence[Group]) -> Parameters:
+        """Follow the parameters that the groups hold now."""
+        parameters, key = Parameters(groups), self.rule.step_key
+        self.__dict__.update(parameters=parameters, counts=None if key is None else Counts(key, parameters))
+        return parameters
+
     def restart(self) -> None:
         """Forget what was measured; measuring begins at the next step or readout."""
         self.began = False
         self.step_count = 0
+        self.last = None
         self._n_corrections = 0  # how often the step count was corrected for skipped steps
         self.id = uuid.uuid4().hex
         self._carried: Carried | None = None
@@ -116,7 +140,7 @@ class Measuring:
 
     def set_up(self, groups: Sequence[Group], backend: str) -> list[Meter]:
         """Make the meters for the present parameters of these groups."""
-        self.parameters = parameters = Parameters(groups)
+        parameters = self._follow(groups)
         carried = self._carried
         meters = make_meters(
             self.rule, parameters, self.symmetries, backend, [] if carried is None else carried.tensors
@@ -171,7 +195,7 @@ class Measuring:
         carried = self._carried
         if self.meters is not None:
             carried = Carried([meter.copy().tensors() for meter in self.meters], self.openness.state_dict())
-        fields = {name: getattr(self, name) for name in ("symmetries", "began", "step_count", "id")}
+        fields = {name: getattr(self, name) for name in ("symmetries", "began", "step_count", "last", "id")}
         return {**fields, "carried": None if carried is None else tuple(carried)}
 
     @classmethod
@@ -179,6 +203,7 @@ class Measuring:
         """The measuring of a copy."""
         new = cls(rule, state["symmetries"], groups)
         new.began, new.step_count, new.id = state["began"], state["step_count"], state["id"]
+        new.last = state.get("last")  # optimizers pickled before do not have it
         new._carried = None if state["carried"] is None else Carried(*state["carried"])
         return new
 
@@ -190,7 +215,7 @@ class Measuring:
             own = self._to_measure(meter, buffers)
             meter.engine.measure(own)
             meter.measurement.start(meter.ranks.plan, _warm(meter, own))
-        self.openness.reset()
+        self.openness.reset(self.options.options)
         self.began = True
         if self.symmetries:
             self._watch(meters, buffers)
@@ -230,6 +255,7 @@ class Measuring:
             which = {*parameters, *others}
             self._follow_changes(meters, which, buffers)
             self.openness.changed(self.step_count, parameters, others)
+            self.last = self.last and self.last.with_changed(which)
             self._watched.know(which, buffers)
 
     def _follow_changes(self, meters: Sequence[Meter], which: set[int], buffers: Buffers) -> None:
@@ -267,17 +293,20 @@ class Measuring:
             missing: 1 if a parameter has no gradient.
             buffers: Including those that the step makes.
         """
-        step, openness = self.step_count + 1, self.openness
+        step, openness, last = self.step_count + 1, self.openness, self.last
+        copies: list[Call] = []
         if self.symmetries:
             openness = openness.after(step, options, on_device.lrs, made.ages, missing)
+            last, copies = LastOptions.after(last, step, options, on_device, missing)
         may_be_fresh = self.may_be_fresh or (on_device.found_inf is not None and 0 in made.new)
         written = self.parameters.all
         if 1 in missing:
             written = [p for p, no in zip(written, missing, strict=True) if not no]
         calls: list[Call] = [
-            partial(self.__dict__.update, step_count=step, may_be_fresh=may_be_fresh, openness=openness),
+            partial(self.__dict__.update, step_count=step, may_be_fresh=may_be_fresh, openness=openness, last=last),
             # Autograd does not see the engines' writes, but must detect changes of tensors saved for backward.
             partial(torch._C._increment_version, written),
+            *copies,
         ]
         return calls if self._watched is None else calls + self._watched.stepped(missing, made.new, buffers)
 
@@ -312,6 +341,7 @@ class Measuring:
 
     def copy(self, meters: Sequence[Meter]) -> Copies:
         """Copy the measurement."""
+        last = self.last and self.last.copied([meter.stream for meter in meters])  # first: the copies wait for it
         return Copies(
             [meter.ranks for meter in meters],
             [meter.copy() for meter in meters],
@@ -321,6 +351,9 @@ class Measuring:
             next((i for i, meter in enumerate(meters) if 0 in meter.groups), 0),
             self.step_count,
             self._n_corrections,
+            last,
+            [meter.members for meter in meters],
+            self.parameters.group_of,
         )
 
 

@@ -43,7 +43,7 @@ def check_order(saved: Sequence[str | None], own: Sequence[str | None]) -> None:
         if there != i:
             raise ValueError(
                 f"state_dict: it has the parameters in another order: {own[i]!r} is parameter {i} of this optimizer "
-                f"and {there} of the checkpoint. Loading goes by position, so that momentum buffers would go to "
+                f"and {there} of the checkpoint. Loading goes by position, so that buffers would go to "
                 "other parameters; make the optimizer with its parameters in the checkpoint's order, or sort the "
                 "checkpoint's state (Optimizer.register_load_state_dict_pre_hook) and drop its measurement "
                 '(del state_dict["measurement"]), if it has one'

@@ -145,7 +145,7 @@ def run(
 def _identity(experiment: Experiment, settings: Settings) -> dict[str, Any]:
     """The settings that a resumed run must share with the stopped one, as plain data."""
     may_differ = ("data_dir", "epochs", "device", "backend")
-    options = asdict(experiment) | asdict(settings)
+    options = asdict(experiment) | settings.plain
     return {name: str(value) for name, value in options.items() if name not in may_differ}
 
 
@@ -168,8 +168,9 @@ def _resume(
 ) -> tuple[int, float, float]:
     """Load the checkpoint; returns its number of epochs, and the last epoch's mean loss and accuracy."""
     state = torch.load(path, map_location="cpu", weights_only=True)
-    if changed := [name for name, value in identity.items() if state["run"].get(name) != value]:
-        shown = ", ".join(f"{name} ({state['run'].get(name)}, now {identity[name]})" for name in changed)
+    saved = {"optimizer": "sgd", **state["run"]}  # the first checkpoints do not have it
+    if changed := [name for name, value in identity.items() if saved.get(name) != value]:
+        shown = ", ".join(f"{name} ({saved.get(name)}, now {identity[name]})" for name in changed)
         raise ValueError(f"{path}: the run to be resumed had another {shown}; use the same settings, or another folder")
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from noetherperf.optim.measured import MeasuredOptimizer
-from noetherperf.optim.sgd import SGD
 from noetherperf.recipes import digits
 from noetherperf.recipes.models import digits_network
-from noetherperf.recipes.settings import Settings
+from noetherperf.recipes.settings import OPTIMIZERS, Settings
 from noetherperf.record import Recorder
 from noetherperf.symmetry import Symmetry
 
@@ -108,17 +107,10 @@ def charge_error(optimizer: MeasuredOptimizer) -> float:
     return largest
 
 
-def make_optimizer(model: nn.Module, symmetries: Sequence[Symmetry], settings: Settings) -> SGD:
+def make_optimizer(model: nn.Module, symmetries: Sequence[Symmetry], settings: Settings) -> MeasuredOptimizer:
     """The optimizer of the settings, measuring these symmetries."""
-    return SGD(
-        model.named_parameters(),
-        lr=settings.lr,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        nesterov=settings.nesterov,
-        symmetries=symmetries,
-        backend=settings.backend,
-    )
+    make = OPTIMIZERS[settings.optimizer].make
+    return make(model.named_parameters(), **settings.options, symmetries=symmetries, backend=settings.backend)
 
 
 @dataclass(frozen=True, slots=True)

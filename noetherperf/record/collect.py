@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from noetherperf.measure.readout import ChargeReadout, Charges, Readout
-from noetherperf.record.layout import COORDINATES, FORMAT, HYPERPARAMETERS, SERIES, probe_key
+from noetherperf.record.layout import COORDINATES, FORMAT, SERIES, probe_key
 from noetherperf.record.pending import Row
+from noetherperf.rules.rule import Rule, numbers_of
 
 _NOTHING = torch.empty(0, dtype=torch.float64, device="cpu")
 
@@ -26,6 +27,8 @@ class Measured(Protocol):
 
     param_groups: list[dict[str, Any]]
 
+    @property
+    def rule(self) -> Rule[Any]: ...
     @property
     def backend(self) -> str: ...
     @property
@@ -60,8 +63,8 @@ class Collector:
         row = {name: _concatenate(readout, series.read) for name, series in SERIES.items()}
         row["step"] = np.asarray(readout.step, dtype=np.float64)
         row["time"] = np.asarray(readout.time, dtype=np.float64)
-        for name in HYPERPARAMETERS:
-            row[name] = np.asarray([float(group[name]) for group in self._optimizer.param_groups], dtype=np.float64)
+        for name, values in self._hyperparameters().items():
+            row[name] = np.asarray(values, dtype=np.float64)
         for index, (name, probe) in enumerate(self._probes.items()):
             value = torch.as_tensor(probe()).detach().to("cpu", torch.float64).numpy().copy()
             if value.ndim > 1:
@@ -71,6 +74,11 @@ class Collector:
                 raise ValueError(f"probes: {name!r} returned shape {value.shape} after {shape}; it must not change")
             row[probe_key(index)] = value
         return row
+
+    def _hyperparameters(self) -> dict[str, list[float]]:
+        """What the rule reads from the parameter groups, by name: a number of each group."""
+        groups = [numbers_of(self._optimizer.rule, group) for group in self._optimizer.param_groups]
+        return {name: [group[name] for group in groups] for name in groups[0]}
 
     def attributes(self, readout: Readout, measurement: str | None, every: int) -> dict[str, Any]:
         """Attributes of a record of the readout's measurement, except its identity and its writer's.
@@ -88,6 +96,8 @@ class Collector:
             "symmetries": [charge.symmetry.to_dict() for charge in charges],
             "n_groups": [charge.charge.numel() for charge in charges],
             **law_states(charges),
+            "rule": self._optimizer.rule.name,
+            "hyperparameters": list(self._hyperparameters()),
             "probes": list(self._probes),
             "every": every,
             "backend": self._optimizer.backend,

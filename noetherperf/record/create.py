@@ -97,13 +97,13 @@ def _build(path: Path, attributes: Mapping[str, Any], initial: NDArray[np.float6
     widths = {name: values.shape for name, values in row.items()}
     n_rows = rows_per_chunk(widths)
     metadata = {}
-    for name, kind in kinds(attributes["probes"], lambda key: 1 + row[key].ndim).items():
+    for name, kind in kinds(attributes["probes"], attributes["hyperparameters"], lambda key: 1 + row[key].ndim).items():
         if name in constant:
             shape: tuple[int, ...] = constant[name].shape
-            chunk = chunk_width(name, shape)
+            chunk = chunk_width(kind, shape)
         else:
             shape = (0, *widths[name])
-            chunk = (n_rows, *chunk_width(name, widths[name]))
+            chunk = (n_rows, *chunk_width(kind, widths[name]))
         array = Array(path / name, attributes["record"], kind.dtype, shape, chunk, kind.dims, attributes=kind.labels)
         array.folder.mkdir(parents=True)
         metadata[name] = array.metadata()

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -36,6 +37,11 @@ def _moment(name: str) -> Series:
     return Series(lambda charge: charge.moments[name], f"moment {name} of the last step, summed over parts")
 
 
+def _or_nan(x: Tensor | None, charge: Charges) -> Tensor:
+    """x, and NaN for a rule that does not have it."""
+    return torch.full_like(charge.charge, torch.nan) if x is None else x
+
+
 SERIES: dict[str, Series] = {
     "charge": Series(lambda charge: charge.charge, "measured charge"),
     "discrete_free": Series(lambda charge: charge.discrete.free, "discrete law: what the initial charge became"),
@@ -47,9 +53,15 @@ SERIES: dict[str, Series] = {
     "defect": Series(lambda charge: charge.defect, "gradient constraint of the last step"),
     "relative_defect": Series(lambda charge: charge.relative_defect, "gradient constraint, as a cosine"),
     **{moment.name.lower(): _moment(moment.name.lower()) for moment in Moment},
+    "growth": Series(lambda charge: _or_nan(charge.growth, charge), "what the updates' own squares added"),
+    "transport": Series(lambda charge: _or_nan(charge.transport, charge), "what their overlap with the group added"),
+    "angular_update": Series(lambda charge: charge.angular_update, "angle that the last step turned the group by, rad"),
+    "effective_lr": Series(lambda charge: charge.effective_lr, "effective learning rate of the last step"),
 }
-OPTIONAL = ("discrete_budget",)  # the first records do not have it
-HYPERPARAMETERS = ("lr", "momentum", "weight_decay")
+#: Older records do not have them.
+OPTIONAL = ("discrete_budget", "growth", "transport", "angular_update", "effective_lr")
+FIRST_HYPERPARAMETERS = ("lr", "momentum", "weight_decay")  # of records without the attribute: the first ones, of SGD
+FIRST_RULE = "sgd"  # and their rule
 COORDINATES = ("time", "symmetry", "position")
 
 
@@ -64,7 +76,6 @@ class Kind(NamedTuple):
 KINDS: dict[str, Kind] = {
     "step": Kind(("step",), {"long_name": "optimizer step", "units": "1"}, "int64"),
     "time": Kind(("step",), {"long_name": "time", "units": "lr · steps"}),
-    **{name: Kind(("step", "parameter_group"), {}) for name in HYPERPARAMETERS},
     **{name: Kind(("step", "group"), {"long_name": series.meaning}) for name, series in SERIES.items()},
     "initial": Kind(("group",), {"long_name": "charge when measuring began"}),
     "symmetry": Kind(("group",), {"long_name": "index into attribute symmetries"}, "int64"),
@@ -82,17 +93,20 @@ def probe_kind(index: int, name: str, n_dims: int) -> Kind:
     return Kind(("step", f"{probe_key(index)}_element")[:n_dims], {"long_name": name})
 
 
-def kinds(probes: Sequence[str], n_dims: Callable[[str], int]) -> dict[str, Kind]:
+def kinds(probes: Sequence[str], hyperparameters: Sequence[str], n_dims: Callable[[str], int]) -> dict[str, Kind]:
     """All arrays of a record.
 
     Args:
         probes: Their names.
+        hyperparameters: The names of their arrays.
         n_dims: Number of dimensions of a probe's array, by the array's name.
     """
     keys = [probe_key(index) for index in range(len(probes))]
-    return KINDS | {
+    of_groups = {name: Kind(("step", "parameter_group"), {}) for name in hyperparameters}
+    of_probes = {
         key: probe_kind(index, name, n_dims(key)) for index, (key, name) in enumerate(zip(keys, probes, strict=True))
     }
+    return of_groups | KINDS | of_probes
 
 
 def positions(n_groups: Sequence[int]) -> dict[str, NDArray[np.int64]]:
@@ -112,6 +126,6 @@ def rows_per_chunk(widths: Mapping[str, tuple[int, ...]]) -> int:
     return min(1024, max(16, CHUNK_VALUES // max(1, *(size for width in widths.values() for size in width))))
 
 
-def chunk_width(name: str, width: tuple[int, ...]) -> tuple[int, ...]:
+def chunk_width(kind: Kind, width: tuple[int, ...]) -> tuple[int, ...]:
     """Shape of a chunk without its rows, from the array's. Parameter groups have room, since training may add some."""
-    return tuple(16 if name in HYPERPARAMETERS else min(CHUNK_GROUPS, max(1, size)) for size in width)
+    return tuple(16 if "parameter_group" in kind.dims else min(CHUNK_GROUPS, max(1, size)) for size in width)

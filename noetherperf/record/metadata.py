@@ -13,7 +13,7 @@ from typing import Any
 from noetherperf.record.array import LARGEST, Array
 from noetherperf.record.chunks import Damaged
 from noetherperf.record.files import replace_json
-from noetherperf.record.layout import KINDS, OPTIONAL, kinds
+from noetherperf.record.layout import FIRST_HYPERPARAMETERS, KINDS, OPTIONAL, kinds
 
 ROOT = "zarr.json"
 LARGEST_METADATA = 2**30  # bytes
@@ -75,6 +75,9 @@ def check_attributes(attributes: Mapping[str, Any]) -> None:
         items = attributes.get(name)
         if not isinstance(items, list) or not all(type(item) is kind for item in items):
             raise Damaged(f"its attribute {name} is no list of {kind.__name__}")
+    hyperparameters = attributes.get("hyperparameters", [])
+    if not isinstance(hyperparameters, list) or not all(type(name) is str for name in hyperparameters):
+        raise Damaged("its attribute hyperparameters is no list of str")
     n_groups, probes = attributes["n_groups"], attributes["probes"]
     if not all(0 <= n <= LARGEST for n in n_groups):
         raise Damaged("its attribute n_groups must hold numbers of groups")
@@ -82,7 +85,7 @@ def check_attributes(attributes: Mapping[str, Any]) -> None:
         raise Damaged("its attributes tell of different numbers of symmetries")
     if len(set(probes)) < len(probes):
         raise Damaged("two of its probes have one name")
-    for name in ("record", "measurement", "writer"):
+    for name in ("record", "measurement", "writer", "rule"):
         if not isinstance(attributes.get(name, ""), str | None):
             raise Damaged(f"its attribute {name} is no text")
 
@@ -103,7 +106,8 @@ def arrays_of(path: Path, metadata: Mapping[str, Any]) -> dict[str, Array]:
         if name in ("", ".", "..") or "/" in name or "\0" in name:
             raise Damaged(f"its array {name!r} has a name that leads elsewhere")
         arrays[name] = Array.parse(path / name, attributes.get("record") or "", array)
-    expected = kinds(attributes["probes"], lambda key: len(arrays[key].shape) if key in arrays else 1)
+    hyperparameters = attributes.get("hyperparameters", FIRST_HYPERPARAMETERS)
+    expected = kinds(attributes["probes"], hyperparameters, lambda key: len(arrays[key].shape) if key in arrays else 1)
     sizes = {"group": sum(attributes["n_groups"])}
     if missing := [name for name in expected if name not in arrays and name not in OPTIONAL]:
         raise Damaged(f"its array {missing[0]} is missing")

@@ -18,7 +18,15 @@ from xarray.core import indexing
 from noetherperf.common.paths import local_path
 from noetherperf.record.array import Array
 from noetherperf.record.chunks import Damaged
-from noetherperf.record.layout import COORDINATES, FORMAT, HYPERPARAMETERS, SERIES, positions, probe_key
+from noetherperf.record.layout import (
+    COORDINATES,
+    FIRST_HYPERPARAMETERS,
+    FIRST_RULE,
+    FORMAT,
+    SERIES,
+    positions,
+    probe_key,
+)
 from noetherperf.record.metadata import arrays_of, check_attributes, read_metadata
 from noetherperf.symmetry import Symmetry
 
@@ -28,7 +36,8 @@ class Record(Mapping[str, xr.Dataset]):
 
     `record[name]` has dims (step, group). It holds the recorded variables (`charge`, `discrete_free`,
     `discrete_forced`, `discrete_defect`, `discrete_budget`, `flow_free`, `flow_forced`, `defect`, `relative_defect`,
-    the moments `sum_p`, `sq_p`, `sum_g`, `sq_g`, `dot_pg`, `sq_u`), the derived ones (`discrete_total`, `flow_total`,
+    the moments `sum_p`, `sq_p`, `sum_g`, `sq_g`, `dot_pg`, `sq_u`, and `growth`, `transport`, `angular_update`,
+    `effective_lr`, which older records lack), the derived ones (`discrete_total`, `flow_total`,
     `residual`, `rounding`), `initial` [group], and coordinates `step` and `time`. Its attributes are `name`, `kind`,
     `closed` and `reason`.
 
@@ -81,6 +90,11 @@ class Record(Mapping[str, xr.Dataset]):
         return f"<Record {str(self.path)!r}: {len(self.steps)} steps of {len(self)} symmetries>"
 
     @property
+    def rule(self) -> str:
+        """Name of the update rule, "sgd" or "adam"."""
+        return str(self.attrs.get("rule") or FIRST_RULE)
+
+    @property
     def steps(self) -> NDArray[np.int64]:
         """Optimizer steps of the rows, [n rows], increasing."""
         return self.dataset["step"].to_numpy()
@@ -92,8 +106,8 @@ class Record(Mapping[str, xr.Dataset]):
 
     @property
     def hyperparameters(self) -> xr.Dataset:
-        """`lr`, `momentum` and `weight_decay`, (step, parameter_group)."""
-        return self.dataset[list(HYPERPARAMETERS)]
+        """The options that the update rule reads, (step, parameter_group): `lr`, `weight_decay` and so on."""
+        return self.dataset[list(self.attrs.get("hyperparameters", FIRST_HYPERPARAMETERS))]
 
     @property
     def probes(self) -> dict[str, xr.DataArray]:

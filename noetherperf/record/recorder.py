@@ -198,6 +198,7 @@ class Recorder:
             raise self._identity.another_measurement()
         row = self._identity.first_row(name) or self._collector.row(readout)
         self._identity, self._seen, self._keep = identity, readout.step, -1
+        attributes["hyperparameters"] = self._writer.attributes["hyperparameters"]  # the arrays that the record has
         self._writer.attributes = self._writer.attributes | attributes
         self._append(row, identity.initial)
         self.flush()

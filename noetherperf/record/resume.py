@@ -60,7 +60,8 @@ def resume(
                 stacklevel=4,
             )
             earlier.close()
-        attributes["measurement"] = record.attrs.get("measurement")
+        # The record's own: an early one lacks some arrays.
+        attributes |= {"measurement": record.attrs.get("measurement"), "hyperparameters": list(record.hyperparameters)}
         writer = Writer(path, lock, attributes)
         writer.claim()
     except BaseException:
@@ -71,6 +72,16 @@ def resume(
 
 def _check_alike(record: Record, attributes: Mapping[str, Any], probe_shapes: Mapping[str, tuple[int, ...]]) -> None:
     path = str(record.path)
+    if record.rule != attributes["rule"]:
+        raise ValueError(
+            f"exists='resume': {path!r} records the update rule {record.rule!r}, and this optimizer's is "
+            f"{attributes['rule']!r}; record to another path, or say exists='overwrite'"
+        )
+    if missing := {*map(str, record.hyperparameters)} - {*attributes["hyperparameters"]}:
+        raise ValueError(
+            f"exists='resume': {path!r} records {min(missing)!r} of every parameter group, which this optimizer's rule "
+            "does not read; record to another path, or say exists='overwrite'"
+        )
     for key, what in (("symmetries", "symmetries"), ("n_groups", "numbers of groups"), ("probes", "probes")):
         if record.attrs[key] != attributes[key]:
             raise ValueError(

@@ -1,7 +1,5 @@
 """Adam and AdamW: the update of torch.optim.Adam and torch.optim.AdamW, and the laws of their charges.
 
-It runs on the backend "reference"; compiled backends have no kernels of it yet.
-
 The update of a tensor that has made k steps; s = −1 with maximize and +1 otherwise:
 
     decoupled decay (AdamW)   r = 1 − ηλ   d = s g
@@ -29,6 +27,15 @@ y has neither the next step's β₁ nor its c in it, so that β₁ may follow a 
 not one number in the group and changes from step to step, and what breaks the symmetry. Coupled decay goes through the
 preconditioner, and is in the defect too.
 
+A split that assumes nothing of u: with R the product of all r (of all r², for a norm),
+
+    charge = R x₀ + growth + transport + rounding
+
+    growth      r² growth + η² |u|²                         of a norm; a translation has none
+    transport   r² transport − 2ηr ⟨p, u⟩, or r transport − η ⟨u, 1⟩: the rest of the budget
+
+R is the first entry of the product of `free`'s matrices, since they are upper triangular.
+
 Flow law, the overdamped limit, with b = β₁ (1 − β₁^{k+1})/(1 − β₁^{k+2}), the share that the next step carries over:
 
     norm          x' = e^{−2λη} x + η² |u|² (1 + b)/(1 − b)
@@ -50,6 +57,7 @@ from torch import Tensor
 from noetherperf.rules.arithmetic import Number, exp, times, two_sum
 from noetherperf.rules.law import Component, Law, Recursion, Shape, Step
 from noetherperf.rules.moments import COMMON, Operand, Pair
+from noetherperf.rules.motion import Motion, decoupled
 from noetherperf.rules.rule import Buffers, Rule, device_lr
 
 
@@ -59,14 +67,16 @@ class AdamOptions:
 
     Attributes:
         lr: η; NaN if the learning rate is a tensor on a device, which the host does not read.
-        beta1, beta2, eps, weight_decay: β₁, β₂, ε, λ.
+        beta1, beta2: β₁, β₂. Like η, they may be float64 tensors of no dimensions, and rows are then computed where
+            these are.
+        eps, weight_decay: ε, λ.
         amsgrad, maximize: As in torch.
         decoupled: Whether weight decay acts on the parameter alone, as in AdamW.
     """
 
     lr: float
-    beta1: float = 0.9
-    beta2: float = 0.999
+    beta1: Number = 0.9
+    beta2: Number = 0.999
     eps: float = 1e-8
     weight_decay: float = 0.0
     amsgrad: bool = False
@@ -75,17 +85,8 @@ class AdamOptions:
 
     @classmethod
     def of(cls, group: Mapping[str, Any]) -> "AdamOptions":
-        """The options that an optimizer's parameter group holds now.
-
-        Raises:
-            TypeError: betas are tensors; raised because their changes would be missed.
-        """
+        """The options that an optimizer's parameter group holds now; of betas on a device, the host waits for it."""
         beta1, beta2 = group["betas"]
-        if isinstance(beta1, Tensor) or isinstance(beta2, Tensor):
-            raise TypeError(
-                "betas as tensors are not supported yet; set the parameter group's betas to floats, "
-                "(float(betas[0]), float(betas[1]))"
-            )
         return cls(
             math.nan if device_lr(group) is not None else float(group["lr"]),
             float(beta1),
@@ -107,13 +108,13 @@ class AdamOptions:
         """r."""
         return 1.0 - self.lr * self.weight_decay if self.decoupled and self.weight_decay != 0.0 else 1.0
 
-    def correction(self, n_steps: int) -> float:
+    def correction(self, n_steps: Number) -> Number:
         """c, the first moment's bias correction after so many steps."""
-        return float(1.0 - self.beta1**n_steps)
+        return 1.0 - self.beta1**n_steps
 
-    def sq_correction(self, n_steps: int) -> float:
+    def sq_correction(self, n_steps: Number) -> Number:
         """e, the second moment's."""
-        return float(1.0 - self.beta2**n_steps)
+        return 1.0 - self.beta2**n_steps
 
 
 class Coefficients(NamedTuple):
@@ -123,11 +124,11 @@ class Coefficients(NamedTuple):
     keep: Number
     decay: float
     sign: float
-    beta1: float
-    beta2: float
+    beta1: Number
+    beta2: Number
     eps: float
-    correction: float
-    root_sq_correction: float
+    correction: Number
+    root_sq_correction: Number
     amsgrad: float
 
 
@@ -167,10 +168,12 @@ class AdamRule(Rule[AdamOptions]):
         ("fused", None),
     )
     buffers = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+    late_buffers = ("max_exp_avg_sq",)
     n_ages = 0
     step_key = "step"
     coefficients = Coefficients._fields
     moments = (*COMMON, DOT_PU, SUM_U)
+    lr_degree = 1
     idle: ClassVar[Mapping[int, int]] = {}
     laws: ClassVar[Mapping[Law, Shape]] = {
         Law.TRANSLATION: Shape((Component("budget", 1, ("sum_u",), compensated=True, starts=True, jumps=True),)),
@@ -178,6 +181,7 @@ class AdamRule(Rule[AdamOptions]):
             (
                 Component("budget", 1, ("dot_pu", "sq_u"), compensated=True, starts=True, jumps=True),
                 Component("forced", 2, ("sq_u",)),
+                Component("growth", 1, ("sq_u",)),
                 Component("flow", 1, ("sq_u",)),
             )
         ),
@@ -196,7 +200,7 @@ class AdamRule(Rule[AdamOptions]):
         return 3 if options.amsgrad else 2
 
     def ages_differ(self, options: AdamOptions) -> bool:
-        return options.beta1 != 0.0 or options.beta2 != 0.0
+        return any(isinstance(beta, Tensor) or beta != 0.0 for beta in (options.beta1, options.beta2))
 
     def n_taken(self, options: AdamOptions, has_buffers: bool) -> int:
         return len(self.moments)
@@ -216,6 +220,14 @@ class AdamRule(Rule[AdamOptions]):
             options.correction(age + 1),
             options.sq_correction(age + 1) ** 0.5,
             float(options.amsgrad),
+        )
+
+    def open_reason(self, options: AdamOptions, law: Law) -> str:
+        if options.weight_decay == 0.0 or options.decoupled:
+            return ""
+        return (
+            f"the weight decay ({options.weight_decay:g}) is added to the gradient and divided with it, which no law "
+            "predicts; that of AdamW (decoupled_weight_decay=True) has a law"
         )
 
     def buffer_dtype(self, options: AdamOptions, p: torch.dtype, g: torch.dtype) -> torch.dtype:
@@ -252,6 +264,9 @@ class AdamRule(Rule[AdamOptions]):
         # An element that never had a gradient carries nothing, also where ε = 0.
         return torch.where(mean == 0.0, 0.0, mean.to(dtype) / denominator).to(mean.dtype)
 
+    def motion(self, options: AdamOptions) -> Motion:
+        return decoupled(options.keep, options.lr)
+
     def steps(self, options: AdamOptions, age: int, laws: Collection[Law]) -> dict[Law, Step]:
         return {law: _step(law, options, age) for law in laws}
 
@@ -279,6 +294,7 @@ def _step(law: Law, options: AdamOptions, age: int) -> Step:
     recursions = {
         "budget": Recursion(((lost,),), ((of_pu, sq_lr),), (lost_rest + sq_keep_rest,), (of_pu_rest, sq_lr_rest)),
         "forced": Recursion(free, ((sq_lr,), (-lr * correction,))),
+        "growth": Recursion(((sq_keep,),), ((sq_lr,),)),
         "flow": Recursion(((flow_free,),), ((sq_lr * ((1.0 + next_share) / (1.0 - next_share)),),)),
     }
     return Step({"free": free, "flow_free": flow}, recursions)

@@ -55,7 +55,9 @@ class Component:
 
     Fields:
         name: "budget" (all sources together), "forced", "defect" (of which one is kept and the other is the rest), and
-            "flow" (the flow law's sources) are what a readout looks for.
+            "flow" (the flow law's sources) are what a readout looks for; and "growth" (what the updates' own squares
+            added to a norm), which a rule has whose weight decay acts on the parameter alone: p' = r p − η u. Its
+            matrices of `free` are upper triangular, with r or r² first.
         size: k, how many numbers it has: 1 or 2.
         moments: Names of the moments that drive it, B's columns.
         compensated: Whether its first number is kept together with its rounding error.

@@ -7,8 +7,10 @@ A step reads one *row* of float64 numbers for each parameter group and age: the 
 step takes, and the coefficients of every law. Engines read rows; only the rule knows what is in them.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -18,6 +20,7 @@ from torch import Tensor
 from noetherperf.rules.arithmetic import Number
 from noetherperf.rules.law import Law, Shape, Step
 from noetherperf.rules.moments import COMMON, Pair
+from noetherperf.rules.motion import UNKNOWN, Motion
 
 
 class Options(Protocol):
@@ -44,6 +47,15 @@ def device_lr(group: Mapping[str, Any]) -> Tensor | None:
 Buffers = tuple[Tensor | None, ...]
 
 
+def numbers_of(rule: "Rule[Any]", group: Mapping[str, Any]) -> dict[str, float]:
+    """The options that a rule reads from a parameter group, by their fields' names; NaN where one is no number.
+
+    A learning rate on a device is read, which waits for the device.
+    """
+    options = {**asdict(rule.options(group)), "lr": float(group["lr"])}
+    return {name: float(x) if isinstance(x, int | float) else math.nan for name, x in options.items()}
+
+
 class Rule(ABC, Generic[O]):
     """An update rule.
 
@@ -54,13 +66,18 @@ class Rule(ABC, Generic[O]):
         pair_options: Options of a parameter group that are two numbers each.
         late_options: Options that checkpoints of early versions of torch lack, and their defaults.
         buffers: Keys of a tensor's buffers in torch's state of a parameter; there may be none.
+        late_buffers: Those that a tensor may lack although it has made steps, because some options do without.
         n_ages: How many ages of a tensor have rows of their own, 1 or 2. A tensor's age is the number of steps that
             have written its buffers, at most n_ages − 1: 0 if they are new (zeros). 0: ages have no bound, and are
             counted under step_key.
+        first_step: What sets a tensor's step at age 0 apart from others', as a clause for messages; not for rules that
+            count ages.
         step_key: Key of a tensor's age in torch's state of a parameter, where it is counted; None if it is not.
         coefficients: Names of the update's coefficients.
         moments: The sums of a step, the common ones first.
         laws: The shape of each law.
+        lr_degree: The k of an effective learning rate η/|θ|^k: 1 + the power of 1/|θ| with which the update of
+            parameters falls whose scale the loss does not feel; None if it is not known.
         idle: For some variants, the variant that replaces it for a tensor with views and idle buffers, which the step
             does not write, but sums in its moments.
     """
@@ -71,11 +88,14 @@ class Rule(ABC, Generic[O]):
     pair_options: ClassVar[tuple[str, ...]] = ()
     late_options: ClassVar[tuple[tuple[str, Any], ...]]
     buffers: ClassVar[tuple[str, ...]]
+    late_buffers: ClassVar[tuple[str, ...]] = ()
     n_ages: ClassVar[int]
+    first_step: ClassVar[str] = "wrote its buffers for the first time"
     step_key: ClassVar[str | None] = None
     coefficients: ClassVar[tuple[str, ...]]
     moments: ClassVar[tuple[Pair, ...]]
     laws: ClassVar[Mapping[Law, Shape]]
+    lr_degree: ClassVar[int | None] = None
     idle: ClassVar[Mapping[int, int]]
 
     @abstractmethod
@@ -104,7 +124,7 @@ class Rule(ABC, Generic[O]):
 
     def with_row(self, age: int) -> int:
         """The age whose row a tensor of an age takes."""
-        return age if self.step_key is not None else min(age, self.n_ages - 1)
+        return int(age) if self.step_key is not None else min(age, self.n_ages - 1)
 
     @abstractmethod
     def ages_differ(self, options: O) -> bool:
@@ -153,6 +173,27 @@ class Rule(ABC, Generic[O]):
             A tensor like the parameter; None if nothing is carried.
         """
         return buffers[0] if buffers else None
+
+    def open_reason(self, options: O, law: Law) -> str:
+        """Why free + forced predicts nothing in a step with these options, even if all parts make the same one.
+
+        Such a law is open from that step on.
+
+        Args:
+            options: The parameter group's.
+            law: A translation's or a norm's.
+
+        Returns:
+            The reason, as a clause; "" if the law predicts.
+        """
+        return ""
+
+    def motion(self, options: O) -> Motion:
+        """How a step with these options moves a group's elements; UNKNOWN where the moments do not tell.
+
+        Derived in docs/theory.md, section 7.
+        """
+        return UNKNOWN
 
     # ---- as torch has it ---------------------------------------------------------------------------------------------
 
@@ -257,3 +298,19 @@ class Rule(ABC, Generic[O]):
         for law, shape in self.laws.items():
             row += steps[law].numbers(shape) if law in steps else shape.still
         return row
+
+    def rows(self, options: O, ages: Tensor, laws: Collection[Law] = tuple(Law)) -> Tensor:
+        """The rows of tensors whose ages are on a device, computed there without waiting: for a step in a CUDA graph.
+
+        Args:
+            options: Of the parameter group that the tensors are in; numbers of these may be on the device too.
+            ages: Counts of steps, [n_tensors], any dtype. The rule's formulas must take them in the place of a number.
+            laws: As for `row`.
+
+        Returns:
+            [n_tensors, n_numbers], float64, on the device of ages.
+        """
+        steps = ages.to(torch.float64)
+        row = self.row(options, steps, laws)  # type: ignore[arg-type]
+        numbers = [x if isinstance(x, Tensor) else steps.new_full((), x) for x in row]
+        return torch.stack([x.expand_as(steps) for x in numbers], dim=-1)

@@ -48,6 +48,7 @@ from torch import Tensor
 from noetherperf.rules.arithmetic import Number, exp, times, two_sum
 from noetherperf.rules.law import Component, Law, Matrix, Recursion, Shape, Step
 from noetherperf.rules.moments import COMMON, Operand, Pair
+from noetherperf.rules.motion import CARRIED, Motion
 from noetherperf.rules.oscillator import oscillators
 from noetherperf.rules.rule import Buffers, Rule, device_lr
 
@@ -148,8 +149,10 @@ class SgdRule(Rule[Hyper]):
     )
     buffers = ("momentum_buffer",)
     n_ages = 2
+    first_step = "wrote its momentum_buffer for the first time, without dampening"
     coefficients = Coefficients._fields
     moments = (*COMMON, DOT_UV, DOT_GU)
+    lr_degree = 2
     idle: ClassVar[Mapping[int, int]] = {Variant.PLAIN: Variant.IDLE}
     laws: ClassVar[Mapping[Law, Shape]] = {
         Law.TRANSLATION: Shape((Component("budget", 2, ("sum_g",), compensated=True, starts=True, jumps=True),)),
@@ -207,6 +210,22 @@ class SgdRule(Rule[Hyper]):
         else:
             u = d
         return p - lr * u, (v,), u
+
+    def motion(self, options: Hyper) -> Motion:
+        """Without momentum p' = r p − η s g, r = 1 − ηλ, and ⟨p', s g⟩ = r s ⟨p, g⟩ − η |g|². With momentum u = v', and
+        the budget's y is ⟨p', v'⟩; with Nesterov u = d + β v', and
+
+            (1 − ηλ) ⟨p', u⟩ = s (⟨p, g⟩ − η ⟨g, u⟩) + λ |p'|² + β y
+        """
+        lr, beta, decay, sign = options.lr, options.momentum, options.weight_decay, options.sign
+        keep = 1.0 - lr * decay
+        if beta == 0.0:
+            return Motion(keep, lr, "sq_g", {"dot_pg": keep * sign, "sq_g": -lr})
+        if not options.nesterov:
+            return Motion(1.0, lr, "sq_u", {CARRIED: 1.0})
+        share = 1.0 / keep if keep != 0.0 else math.nan
+        of = {"dot_pg": sign, "dot_gu": -sign * lr, "sq_p": decay, CARRIED: beta}
+        return Motion(1.0, lr, "sq_u", {name: share * x for name, x in of.items()})
 
     def steps(self, options: Hyper, age: int, laws: Collection[Law]) -> dict[Law, Step]:
         if not laws:
