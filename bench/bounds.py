@@ -15,7 +15,7 @@ from torch import Tensor
 from bench import oracle
 from bench.oracle import Stepped
 from noetherperf.measure.plan import View
-from noetherperf.rules import adam, sgd
+from noetherperf.rules import adam, given, sgd
 from noetherperf.rules.moments import Operand
 from noetherperf.rules.rule import Buffers, Rule
 
@@ -75,7 +75,15 @@ def _of_adam(p: Tensor, g: Tensor, buffers: Buffers, c: adam.Coefficients, info:
     return Stepped(of_p, (of_mean, of_mean_sq, None if largest is None else of_mean_sq), of_u)
 
 
-_OF_STEP: Mapping[str, Callable[..., Stepped]] = {"sgd": _of_sgd, "adam": _of_adam}
+def _of_given(p: Tensor, g: Tensor, buffers: Buffers, c: given.Coefficients, info: torch.finfo) -> Stepped:
+    """p' is the buffer."""
+    (v,) = buffers
+    assert v is not None
+    of_u = 3 * info.eps * ((c.per_lr * (p - v)).abs() + (c.decay * p).abs())
+    return Stepped(torch.zeros_like(p), (torch.zeros_like(v),), of_u)
+
+
+_OF_STEP: Mapping[str, Callable[..., Stepped]] = {"sgd": _of_sgd, "adam": _of_adam, "given": _of_given}
 
 
 def _compute_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -17,6 +17,7 @@ from noetherperf.measure.readout import ChargeReadout, Prediction, Readout
 from noetherperf.optim import control, distributed
 from noetherperf.optim.adam import Adam, AdamW
 from noetherperf.optim.measured import MeasuredOptimizer
+from noetherperf.optim.probe import Probe
 from noetherperf.optim.sgd import SGD
 from noetherperf.symmetry import Norm, Part, Rescale, Scale, Symmetry, Translation, layers, neurons
 
@@ -41,6 +42,7 @@ __all__ = [
     "Norm",
     "Part",
     "Prediction",
+    "Probe",
     "Readout",
     "Record",
     "Recorder",

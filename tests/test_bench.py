@@ -402,10 +402,24 @@ def test_the_page_has_every_section(section: str, command: str) -> None:
 
 def test_the_floor_takes_only_what_it_can_read() -> None:
     x = torch.ones(8)
-    memory_floor(x, torch.ones(8), x, 1)()
     for wrong in (torch.ones(7), torch.ones(16)[::2], torch.ones(8, dtype=torch.float64)):
-        with pytest.raises(ValueError, match="g must be contiguous float32"):
-            memory_floor(x, wrong, x, 1)
+        with pytest.raises(ValueError, match="stream 1 must be contiguous float32"):
+            memory_floor([x, wrong], 1, 1)
+    for n_read, n_written in ((1, 0), (2, 2), (3, 0), (6, 1)):
+        with pytest.raises(ValueError, match=f"asked for {n_read}, {n_written} of them written"):
+            memory_floor(torch.ones(n_read, 8), n_written, 1)
+
+
+@pytest.mark.parametrize(("n_read", "n_written"), [(r, w) for r in range(2, 6) for w in range(1, r)])
+def test_the_floor_reads_every_stream_and_writes_the_first(n_read: int, n_written: int) -> None:
+    streams = torch.arange(n_read * 1003, dtype=torch.float32).reshape(n_read, 1003) % 64
+    x, expected = streams[-1], streams.clone()
+    for k in reversed(range(n_read - 1)):
+        x = streams[k] / 2 + x
+        if k < n_written:
+            expected[k] = x
+    memory_floor(streams, n_written, 2)()
+    assert torch.equal(streams, expected)
 
 
 def test_kept_input_sets_begin_with_the_same_values() -> None:

@@ -28,6 +28,7 @@ from noetherperf.engines.cuda import CudaEngine
 from noetherperf.engines.reference import ReferenceEngine
 from noetherperf.measure.plan import Measurement, Plan, make_plan
 from noetherperf.rules.adam import ADAM, AdamOptions
+from noetherperf.rules.given import GIVEN, GivenOptions
 from noetherperf.rules.law import N_START, PROPAGATED, Law, propagate
 from noetherperf.rules.moments import Moment
 from noetherperf.rules.rule import Rule
@@ -171,6 +172,12 @@ ADAMS = {
     "no first moment": AdamOptions(lr=0.1, beta1=0.0, beta2=0.9, weight_decay=0.1, decoupled=True),
 }
 
+GIVENS = {
+    "plain": GivenOptions(lr=0.1),
+    "decay": GivenOptions(lr=0.1, decay=0.3, carry=0.9, corrected=True),
+    "no learning rate": GivenOptions(lr=0.0, decay=0.1, carry=0.5),
+}
+
 
 @dataclass(frozen=True)
 class Kit:
@@ -184,6 +191,7 @@ class Kit:
         ages: Of tensors: new, and older. With odd ages there are also buffers that these options do not write.
         signed: Whether each buffer may have negative numbers.
         every: Whether a step is tested with all options, else with one, another each time.
+        n_needed: How many of the buffers, from the first on, there must be, whatever the options.
     """
 
     rule: Rule[Any]
@@ -193,6 +201,7 @@ class Kit:
     ages: tuple[int, ...]
     signed: tuple[bool, ...]
     every: bool
+    n_needed: int = 0
 
     @property
     def usual(self) -> Any:
@@ -200,12 +209,13 @@ class Kit:
 
     def has(self, buffer: int, options: Any, age: int) -> bool:
         """Whether a tensor of an age has one of the buffers."""
-        return buffer < self.rule.n_written(options) or age % 2 == 1
+        return buffer < max(self.n_needed, self.rule.n_written(options)) or age % 2 == 1
 
 
 KITS = {
     "sgd": Kit(SGD, HYPERS, "nesterov", ("plain", "momentum", "nesterov"), (0, 1), (True,), every=True),
     "adam": Kit(ADAM, ADAMS, "amsgrad", ("decoupled", "amsgrad"), (0, 1, 6, 4999), (True, False, False), every=False),
+    "given": Kit(GIVEN, GIVENS, "decay", ("decay",), (0, 1, 6, 4999), (True,), every=False, n_needed=1),
 }
 
 
@@ -290,7 +300,7 @@ def check_step(
     for a, signed in zip(arenas, kit.signed, strict=True):
         if not signed:
             a.tensor.abs_()
-        if age == 0:
+        if age == 0 and kit.n_needed == 0:
             a.tensor.zero_()
     buffers = [a.tensor if kit.has(k, options, age) else None for k, a in enumerate(arenas)]
     first = buffers[0]

@@ -891,7 +891,7 @@ def test_sanitizers_find_nothing() -> None:
         pytest.skip(reason)
     sanitized.build()
     beyond = "import sanitized, torch; from noetherperf import _cpu; x = torch.zeros(64);"
-    beyond += "_cpu.memory_floor(x.data_ptr(), x.data_ptr(), x.data_ptr(), 65, 1)"
+    beyond += "_cpu.memory_floor([x.data_ptr()] * 2, 1, 65, 1)"
     done = subprocess.run(
         [sys.executable, "-c", beyond], env=sanitized.environment(), capture_output=True, text=True, timeout=60
     )

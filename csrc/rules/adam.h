@@ -4,8 +4,6 @@
 // V is a float or double on a GPU and a SIMD vector of them on a CPU; S is the scalar type of both.
 #pragma once
 
-#include <cmath>
-
 #include "../moments.h"
 
 namespace noetherperf::adam {

@@ -71,6 +71,7 @@ class CpuEngine(TableEngine):
             [state.stride(0) for state in m.states],
             m.propagators.data_ptr(),
             self.isa,
+            self.rule.name,
         )
 
     def prepare_to_measure(self, buffers: Sequence[Sequence[Tensor | None]]) -> list[Call]:

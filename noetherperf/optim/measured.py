@@ -52,6 +52,7 @@ class MeasuredOptimizer(Optimizer):
     """
 
     rule: ClassVar[Rule[Any]]
+    _measuring_type: ClassVar[type[Measuring]] = Measuring
 
     def __init__(
         self, params: Iterable[Any], defaults: dict[str, Any], symmetries: Sequence[Symmetry], backend: str
@@ -62,7 +63,8 @@ class MeasuredOptimizer(Optimizer):
         self._lock = threading.RLock()
         self._requested = backend
         super().__init__(params, defaults)
-        self._measuring = Measuring(self.rule, check_symmetries(symmetries, self.param_groups), self.param_groups)
+        checked = check_symmetries(symmetries, self.param_groups)
+        self._measuring = self._measuring_type(self.rule, checked, self.param_groups)
         self._prepare()
         self.register_state_dict_post_hook(_add_measurement)
 
@@ -209,9 +211,9 @@ class MeasuredOptimizer(Optimizer):
         on_device = step_inputs(meters, measuring.options.on_device, *scaler)
         if on_device is None:
             return
-        grads, missing = measuring.parameters.gradients()
+        grads, missing = self._gradients()
         admitted = [meter.engine.admit(meter.pick(grads)) for meter in meters]
-        buffers = gather(rule, measuring.parameters, measuring.counts, self.state)
+        buffers = self._buffers()
         measuring.catch_up(meters, buffers)
 
         # All writes, the engines' and the host's, are carried out at once: an interrupt leaves all or none.
@@ -223,9 +225,17 @@ class MeasuredOptimizer(Optimizer):
         calls += measuring.stepped(options, on_device, made, missing, buffers)
         carry_out(calls)
 
+    def _gradients(self) -> tuple[list[Tensor | None], bytes]:
+        """What `Parameters.gradients` gives for a step."""
+        return self._measuring.parameters.gradients()
+
     def _gather(self) -> Buffers:
         """The buffers in the present state; options are read too, because what buffers carry depends on them."""
         self._measuring.options.read(self.param_groups)
+        return self._buffers()
+
+    def _buffers(self) -> Buffers:
+        """The buffers in the present state."""
         measuring = self._measuring
         return gather(self.rule, measuring.parameters, measuring.counts, self.state)
 
@@ -397,7 +407,7 @@ class MeasuredOptimizer(Optimizer):
         if measured is not None:  # unpickling or copying
             self._lock = threading.RLock()
             self._requested = measured["backend"]
-            self._measuring = Measuring.of_state(self.rule, measured, self.param_groups)
+            self._measuring = self._measuring_type.of_state(self.rule, measured, self.param_groups)
             self.register_state_dict_post_hook(_add_measurement)
         for slot in self.state.values():  # a step could not write tensors made in inference mode
             slot.update({key: x.clone() for key, x in slot.items() if isinstance(x, Tensor) and x.is_inference()})

@@ -228,14 +228,28 @@ class Measuring:
         carried = list(own[0])
         for i in {view.tensor for view in meter.ranks.plan.views}:
             place = meter.members[i]
-            options = self.options.options[self.parameters.group_of[place]]
-            carried[i] = self.rule.carried(tuple(of_all[i] for of_all in own), options, buffers.age(place))
+            carried[i] = self._carried_by(place, tuple(of_all[i] for of_all in own), buffers.age(place))
         return [carried, *own[1:]]
+
+    def _carried_by(self, place: int, buffers: tuple[Tensor | None, ...], age: int) -> Tensor | None:
+        """What parameter `place`, with these buffers and of this age, carries into its next step."""
+        return self.rule.carried(buffers, self.options.options[self.parameters.group_of[place]], age)
 
     def _watch(self, meters: Sequence[Meter], buffers: Buffers) -> None:
         """Watch all measured tensors from their present state on."""
         measured = sorted({meter.members[view.tensor] for meter in meters for view in meter.ranks.whole.views})
         self._watched = Watched(measured, self.parameters.all, self.parameters.here, buffers)
+
+    def written(self, buffers: Buffers) -> set[int] | None:
+        """The measured tensors that other code has written since the last step; None if nothing is known of them."""
+        if not self.began or self._watched is None:
+            return None
+        return set(itertools.chain(*self._watched.changed(buffers)))
+
+    def know_buffers(self, buffers: Buffers) -> None:
+        """Buffers that other code has written, as it should: they are as they are."""
+        if self._watched is not None:
+            self._watched.know_buffers(buffers)
 
     def catch_up(self, meters: Sequence[Meter], buffers: Buffers) -> None:
         """Begin to measure, or record changes made outside step() since."""

@@ -10,36 +10,13 @@ The update of a tensor that has made k steps; s = −1 with maximize and +1 othe
     D  = √n'/√e + ε              with amsgrad the largest n' so far in the place of n'
     u  = m'/(c D)                p' = r p − η u
 
-Budget, an identity of the update, for any group of elements:
+Laws: those of rules/carry.py. Where D is one number in the group, the same in both steps, m carries ⟨p, u⟩ and ⟨u, 1⟩
+from one step to the next, and no more comes in. y is the carried ⟨p', m'/D⟩ or ⟨m'/D, 1⟩ after a step, and the next
+step with its own β₁ and c expects w = (β₁/c) y. y has neither in it, so that β₁ may follow a schedule.
 
-    norm          x' = r² x − 2ηr ⟨p, u⟩ + η² |u|²
-    translation   x' = r x − η ⟨u, 1⟩
-
-Law: ⟨p, u⟩ and ⟨u, 1⟩ are mostly carried over by m from one step to the next. Where the symmetry holds, and D is one
-number in the group, the same in both steps, that is all of them. y is the carried ⟨p', m'/D⟩ or ⟨m'/D, 1⟩ after a step,
-and the next step with its own β₁ and c expects w = (β₁/c) y:
-
-    norm          x' = r² x − 2ηr w + η² |u|²     y' = c (r w − η |u|²) = r β₁ y − c η |u|²
-    translation   x' = r x − η w                  y' = c w = β₁ y
-
-y has neither the next step's β₁ nor its c in it, so that β₁ may follow a schedule. `free` starts from (x₀, y₀) without
-|u|², `forced` from zero with it, and `defect` is the rest of the budget: what the preconditioner lets in, because it is
-not one number in the group and changes from step to step, and what breaks the symmetry. Coupled decay goes through the
-preconditioner, and is in the defect too.
-
-A split that assumes nothing of u: with R the product of all r (of all r², for a norm),
-
-    charge = R x₀ + growth + transport + rounding
-
-    growth      r² growth + η² |u|²                         of a norm; a translation has none
-    transport   r² transport − 2ηr ⟨p, u⟩, or r transport − η ⟨u, 1⟩: the rest of the budget
-
-R is the first entry of the product of `free`'s matrices, since they are upper triangular.
-
-Flow law, the overdamped limit, with b = β₁ (1 − β₁^{k+1})/(1 − β₁^{k+2}), the share that the next step carries over:
-
-    norm          x' = e^{−2λη} x + η² |u|² (1 + b)/(1 − b)
-    translation   x' = e^{−λη} x                                (coupled decay: λ = 0 in both)
+`defect` is what the preconditioner lets in, because it is not one number in the group and changes from step to step,
+and what breaks the symmetry. Coupled decay goes through the preconditioner, and is in the defect too: r = 1, and λ = 0
+in the flow law. There, b = β₁ (1 − β₁^{k+1})/(1 − β₁^{k+2}).
 
 Source: Kingma & Ba (2015), arXiv:1412.6980; Loshchilov & Hutter (2019), arXiv:1711.05101; Reddi et al. (2018),
 arXiv:1904.09237 (amsgrad). Laws: this project.
@@ -54,9 +31,10 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from noetherperf.rules.arithmetic import Number, exp, times, two_sum
-from noetherperf.rules.law import Component, Law, Recursion, Shape, Step
-from noetherperf.rules.moments import COMMON, Operand, Pair
+from noetherperf.rules.arithmetic import Number
+from noetherperf.rules.carry import DOT_PU, LAWS, SUM_U, Carry, step_of
+from noetherperf.rules.law import Law, Shape, Step
+from noetherperf.rules.moments import COMMON
 from noetherperf.rules.motion import Motion, decoupled
 from noetherperf.rules.rule import Buffers, Rule, device_lr
 
@@ -139,10 +117,6 @@ class Variant(IntEnum):
     AMSGRAD = 1  # the largest n' so far in the place of n'
 
 
-DOT_PU = Pair("dot_pu", Operand.P, Operand.U)
-SUM_U = Pair("sum_u", Operand.U, Operand.ONE)
-
-
 class AdamRule(Rule[AdamOptions]):
     """The rule of torch.optim.Adam and torch.optim.AdamW."""
 
@@ -175,17 +149,7 @@ class AdamRule(Rule[AdamOptions]):
     moments = (*COMMON, DOT_PU, SUM_U)
     lr_degree = 1
     idle: ClassVar[Mapping[int, int]] = {}
-    laws: ClassVar[Mapping[Law, Shape]] = {
-        Law.TRANSLATION: Shape((Component("budget", 1, ("sum_u",), compensated=True, starts=True, jumps=True),)),
-        Law.NORM: Shape(
-            (
-                Component("budget", 1, ("dot_pu", "sq_u"), compensated=True, starts=True, jumps=True),
-                Component("forced", 2, ("sq_u",)),
-                Component("growth", 1, ("sq_u",)),
-                Component("flow", 1, ("sq_u",)),
-            )
-        ),
-    }
+    laws: ClassVar[Mapping[Law, Shape]] = LAWS
 
     def options(self, group: Mapping[str, Any]) -> AdamOptions:
         return AdamOptions.of(group)
@@ -268,41 +232,10 @@ class AdamRule(Rule[AdamOptions]):
         return decoupled(options.keep, options.lr)
 
     def steps(self, options: AdamOptions, age: int, laws: Collection[Law]) -> dict[Law, Step]:
-        return {law: _step(law, options, age) for law in laws}
+        kept, after = options.correction(age + 1), options.correction(age + 2)
+        carry = Carry(options.beta1 / kept, kept, options.beta1 * kept / after)
+        return {law: step_of(law, options.lr, options.keep, options.flow_decay, carry) for law in laws}
 
 
 #: The rule.
 ADAM = AdamRule()
-
-
-def _step(law: Law, options: AdamOptions, age: int) -> Step:
-    """One step of a law."""
-    lr, keep, beta1, correction = options.lr, options.keep, options.beta1, options.correction(age + 1)
-    flow_free = _flow_decay(law, options)
-    flow = ((flow_free, 0.0), (0.0, 1.0))
-    share = beta1 / correction  # w = share · y
-    if law == Law.TRANSLATION:
-        lost, lost_rest = two_sum(keep, -1.0)
-        budget = Recursion(((lost,),), ((-lr,),), (lost_rest,), (0.0,))
-        return Step({"free": ((keep, -lr * share), (0.0, beta1)), "flow_free": flow}, {"budget": budget})
-    sq_keep, sq_keep_rest = times((keep, 0.0), keep)
-    lost, lost_rest = two_sum(sq_keep, -1.0)  # type: ignore[type-var, arg-type]
-    of_pu, of_pu_rest = times((keep, 0.0), -2.0 * lr)
-    sq_lr, sq_lr_rest = times((lr, 0.0), lr)
-    free = ((sq_keep, of_pu * share), (0.0, keep * beta1))
-    next_share = beta1 * correction / options.correction(age + 2)
-    recursions = {
-        "budget": Recursion(((lost,),), ((of_pu, sq_lr),), (lost_rest + sq_keep_rest,), (of_pu_rest, sq_lr_rest)),
-        "forced": Recursion(free, ((sq_lr,), (-lr * correction,))),
-        "growth": Recursion(((sq_keep,),), ((sq_lr,),)),
-        "flow": Recursion(((flow_free,),), ((sq_lr * ((1.0 + next_share) / (1.0 - next_share)),),)),
-    }
-    return Step({"free": free, "flow_free": flow}, recursions)
-
-
-def _flow_decay(law: Law, options: AdamOptions) -> Number:
-    """e^{−κλη}; NaN if it leaves the range of float64."""
-    try:
-        return exp(-(law + 1.0) * options.flow_decay * options.lr)
-    except OverflowError:
-        return math.nan

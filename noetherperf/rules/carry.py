@@ -1,0 +1,115 @@
+"""The laws of a step with decoupled decay, p' = r p − η u, whose update carries a share of itself into the next one.
+
+Budget, an identity of the step, for any u and any group of elements:
+
+    norm          x' = r² x − 2ηr ⟨p, u⟩ + η² |u|²
+    translation   x' = r x − η ⟨u, 1⟩
+
+Law: where u is a decaying sum of gradients, ⟨p, u⟩ and ⟨u, 1⟩ are what the step before has left in the buffer, because
+gradients add nothing to them where the symmetry holds. w is what is left, y what is kept of it from step to step:
+
+    w = a y
+    norm          x' = r² x − 2ηr w + η² |u|²        y' = c (r w − η |u|²)
+    translation   x' = r x − η w                     y' = c w
+
+a is the step's share of y, and c turns its u into what is kept; for a plain momentum a is β, and c is 1. `free` starts
+from (x₀, y₀) without |u|², `forced` from zero with it. The rest of the budget is `defect`: what breaks the symmetry,
+and what the buffer does not carry as the law says.
+
+A split that assumes nothing of u: with R the product of all r (of all r², for a norm),
+
+    charge = R x₀ + growth + transport + rounding
+
+    growth      r² growth + η² |u|²                         of a norm; a translation has none
+    transport   r² transport − 2ηr ⟨p, u⟩, or r transport − η ⟨u, 1⟩: the rest of the budget
+
+R is the first entry of the product of `free`'s matrices, since they are upper triangular.
+
+Flow law, the overdamped limit, with b the share of u that the next step carries:
+
+    norm          x' = e^{−2λη} x + η² |u|² (1 + b)/(1 − b)
+    translation   x' = e^{−λη} x                                λ = (1 − r)/η
+
+Source: this project.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from noetherperf.rules.arithmetic import Number, exp, times, two_sum
+from noetherperf.rules.law import Component, Law, Matrix, Recursion, Shape, Step
+from noetherperf.rules.moments import Operand, Pair
+
+DOT_PU = Pair("dot_pu", Operand.P, Operand.U)
+SUM_U = Pair("sum_u", Operand.U, Operand.ONE)
+
+#: The shapes of these laws; they are driven by DOT_PU, SUM_U and the common moment sq_u.
+LAWS: Mapping[Law, Shape] = {
+    Law.TRANSLATION: Shape((Component("budget", 1, ("sum_u",), compensated=True, starts=True, jumps=True),)),
+    Law.NORM: Shape(
+        (
+            Component("budget", 1, ("dot_pu", "sq_u"), compensated=True, starts=True, jumps=True),
+            Component("forced", 2, ("sq_u",)),
+            Component("growth", 1, ("sq_u",)),
+            Component("flow", 1, ("sq_u",)),
+        )
+    ),
+}
+
+
+class Carry(NamedTuple):
+    """What a step carries over.
+
+    Fields:
+        share: a.
+        kept: c.
+        next: b; not 1.
+        moves: 1; 0 in a step with the learning rate 0, in which w moves no parameter.
+    """
+
+    share: Number
+    kept: Number
+    next: Number
+    moves: Number = 1.0
+
+
+def step_of(law: Law, lr: Number, keep: Number, decay: Number, carry: Carry) -> Step:
+    """One step of a law.
+
+    Args:
+        law: Which.
+        lr: η.
+        keep: r.
+        decay: λ, of the flow law.
+        carry: What the step carries over.
+    """
+    share, kept, next_share, moves = carry
+    flow_free = _flow_decay(law, lr, decay)
+    flow = ((flow_free, 0.0), (0.0, 1.0))
+    if law == Law.TRANSLATION:
+        lost, lost_rest = two_sum(keep, -1.0)  # type: ignore[type-var]
+        budget = Recursion(((lost,),), ((-lr,),), (lost_rest,), (0.0,))
+        free: Matrix = ((keep, -lr * moves * share), (0.0, kept * share))
+        return Step({"free": free, "flow_free": flow}, {"budget": budget})
+    sq_keep, sq_keep_rest = times((keep, 0.0), keep)
+    lost, lost_rest = two_sum(sq_keep, -1.0)  # type: ignore[type-var]
+    of_pu, of_pu_rest = times((keep, 0.0), -2.0 * lr)
+    sq_lr, sq_lr_rest = times((lr, 0.0), lr)
+    free = ((sq_keep, of_pu * moves * share), (0.0, keep * kept * share))
+    grown = sq_lr * ((1.0 + next_share) / (1.0 - next_share))
+    recursions = {
+        "budget": Recursion(((lost,),), ((of_pu, sq_lr),), (lost_rest + sq_keep_rest,), (of_pu_rest, sq_lr_rest)),
+        "forced": Recursion(free, ((sq_lr,), (-lr * kept,))),
+        "growth": Recursion(((sq_keep,),), ((sq_lr,),)),
+        "flow": Recursion(((flow_free,),), ((grown,),)),
+    }
+    return Step({"free": free, "flow_free": flow}, recursions)
+
+
+def _flow_decay(law: Law, lr: Number, decay: Number) -> Number:
+    """e^{−κλη}; NaN if it leaves the range of float64."""
+    try:
+        return exp(-(law + 1.0) * decay * lr)
+    except OverflowError:
+        return math.nan
