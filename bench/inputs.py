@@ -55,7 +55,8 @@ def _fill(tensors: Sequence[Tensor], phase: int) -> None:
 
 def _renew(case: Case, inputs: InputSet, number: int) -> InputSet:
     """Give an input set its initial values again."""
-    for i, tensors in enumerate((inputs.params, inputs.grads, *inputs.buffers)):
+    of_all: list[Sequence[Tensor]] = [inputs.params, inputs.grads, *inputs.buffers]
+    for i, tensors in enumerate(of_all):
         _fill(tensors, 5 * number + i)
     for buffers, is_squared in zip(inputs.buffers, case.recipe.is_squared, strict=True):
         if is_squared:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 import noetherperf as nperf
-from noetherperf.optim.adam import AdamW
 from noetherperf.optim.measured import MeasuredOptimizer
 
 LR = 1e-3
@@ -97,7 +96,8 @@ def _adamw_update(p: Tensor, g: Tensor, buffers: Buffers) -> Tensor:
     """m/(c D); the steps' number counts as constant, which spares torch.compile a new compilation at each step."""
     m, n = buffers
     root = (1 - BETAS[1] ** (STEPS + 1)) ** 0.5
-    return m / (1 - BETAS[0] ** (STEPS + 1)) / (n.sqrt() / root + EPS)
+    u: Tensor = m / (1 - BETAS[0] ** (STEPS + 1)) / (n.sqrt() / root + EPS)
+    return u
 
 
 def _adamw_step(p: Tensor, g: Tensor, buffers: Buffers) -> None:
@@ -108,7 +108,7 @@ def _adamw_step(p: Tensor, g: Tensor, buffers: Buffers) -> None:
 
 
 _ADAMW = Recipe(
-    AdamW,
+    nperf.AdamW,
     torch.optim.AdamW,
     {"lr": LR, "betas": BETAS, "eps": EPS, "weight_decay": WEIGHT_DECAY},
     ("exp_avg", "exp_avg_sq"),
