@@ -56,8 +56,10 @@ class _Tensors(NamedTuple):
 
 
 def _tensors(rule: Rule[Any], inputs: InputSet) -> list[_Tensors]:
-    buffers = [*inputs.buffers, *([None] * len(inputs.params) for _ in rule.buffers[len(inputs.buffers) :])]
-    return [_Tensors(p.detach(), g, held) for p, g, *held in zip(inputs.params, inputs.grads, *buffers, strict=True)]
+    missing = (None,) * (len(rule.buffers) - len(inputs.buffers))
+    held = zip(*inputs.buffers, strict=True) if inputs.buffers else [()] * len(inputs.params)
+    whose = zip(inputs.params, inputs.grads, held, strict=True)
+    return [_Tensors(p.detach(), g, (*its, *missing)) for p, g, its in whose]
 
 
 def check(case: Case, inputs: InputSet, optimizer: MeasuredOptimizer) -> None:
