@@ -24,7 +24,16 @@ from noetherperf.optim.sgd import SGD
 from noetherperf.recipes.vgg import vgg16
 from noetherperf.symmetry import Symmetry
 
-SLOW = ("modified", "errors", "dynamics", "oscillation", "budget")  # seconds to half a minute each
+SLOW = (
+    "modified",
+    "errors",
+    "dynamics",
+    "oscillation",
+    "budget",
+    "adamw",
+    "equilibrium",
+    "decay",
+)  # seconds to half a minute each
 NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in GALLERY]
 
 _computed: dict[str, Data] = {}
@@ -71,6 +80,9 @@ SPOILS: dict[str, tuple[str, Callable[[NDArray[np.float64]], NDArray[np.float64]
     "oscillation": ("2/measured", lambda w: 1.02 * w),
     "errors": ("lr/scale/flow", lambda e: e**2),
     "budget": ("rounding", lambda r: r + 1e-3),
+    "adamw": ("SGD/scale/missed", lambda share: share + 1e-6),
+    "equilibrium": ("1/angle", lambda angle: 1.2 * angle),
+    "decay": ("share", lambda share: 1.0 - share),
 }
 
 

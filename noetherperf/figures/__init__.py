@@ -13,9 +13,21 @@ from pathlib import Path
 
 import numpy as np
 
-from noetherperf.figures import budget, dynamics, errors, fields, manifolds, modified, neurons, oscillation
+from noetherperf.figures import (
+    adamw,
+    budget,
+    decay,
+    dynamics,
+    equilibrium,
+    errors,
+    fields,
+    manifolds,
+    modified,
+    neurons,
+    oscillation,
+)
 from noetherperf.figures.claims import Claim, Data
-from noetherperf.plots import planar, training
+from noetherperf.plots import adaptive, planar, training
 from noetherperf.plots.style import Picture, save
 
 __all__ = ["GALLERY", "Claim", "Data", "Figure", "load", "make"]
@@ -80,6 +92,21 @@ GALLERY: dict[str, Figure] = {
         budget.compute,
         training.budget,
         budget.claims,
+    ),
+    "adamw": Figure(
+        "the laws that AdamW keeps and those that it breaks, beside SGD", adamw.compute, adaptive.adamw, adamw.claims
+    ),
+    "equilibrium": Figure(
+        "normalised neurons go to the norm and the angular update that theory predicts, under SGD and AdamW",
+        equilibrium.compute,
+        adaptive.equilibrium,
+        equilibrium.claims,
+    ),
+    "decay": Figure(
+        "in which layers independent updates balance weight decay, and which schedule of it keeps norms",
+        decay.compute,
+        adaptive.decay,
+        decay.claims,
     ),
 }
 

@@ -1,6 +1,7 @@
 """Figure: errors of the flow law and of the discrete law over learning rate, batch size and momentum."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Literal
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import nn
 from noetherperf.figures.claims import Claim, Data, slope
 from noetherperf.figures.runs import train
 from noetherperf.measure.readout import ChargeReadout
+from noetherperf.optim.sgd import SGD
 from noetherperf.recipes import digits
 from noetherperf.recipes.models import digits_network
 from noetherperf.record import relative_error
@@ -63,7 +65,8 @@ def _errors(hyper: Hyper, batch: int) -> dict[str, tuple[float, float]]:
         if isinstance(module, nn.BatchNorm2d):
             module.eps = 1e-30  # the scale symmetry is exact in the limit eps → 0
     n_steps = round(TIME / hyper.lr)
-    run = train(model, symmetries, digits.load(dtype=torch.float64), hyper, n_steps, batch, every=n_steps)
+    optimizer = SGD(model.named_parameters(), **asdict(hyper), symmetries=symmetries)
+    run = train(model, optimizer, digits.load(dtype=torch.float64), n_steps, batch, every=n_steps)
     laws = list(run.readouts[-1].values())
     return {
         kind: (

@@ -123,7 +123,7 @@ class Openness:
         if pattern != self._last:
             new._take_note(step, pattern, apart, groups)
         if self._digests is not None:
-            of_all = self._apart(options, np.asarray(own_ages).tolist()) if counts else [int(age != 1) for age in apart]
+            of_all = self._apart(options, list(map(int, own_ages))) if counts else [int(age != 1) for age in apart]
             new._digests = self._digests.after(options, of_all, missing)
         return new
 

@@ -1,4 +1,4 @@
-"""What the continuous models say of the charges: oscillators, closed forms and equilibrium.
+"""What the continuous models say of the charges: oscillators and closed forms.
 
 Projecting modified flow on a symmetry's generator removes the gradient and leaves an equation for the charge alone,
 
@@ -28,7 +28,6 @@ __all__ = [
     "critical_decay",
     "discrete_frequency",
     "driven",
-    "equilibrium",
     "free",
     "oscillator",
 ]
@@ -195,30 +194,6 @@ def driven(charge_0: Tensor, sq_update: Tensor, hyper: Hyper) -> Tensor:
         forced.append(state[0])
     times = [hyper.duration * k for k in range(len(sq_update) + 1)]
     return free("norm", charge_0, times, hyper) + torch.stack(forced)
-
-
-def equilibrium(hyper: Hyper) -> float:
-    """The relative update η|u|/|θ| = √(2η(1−τ)λ/(1+β)) at which the norm of a scale-symmetric group stands still.
-
-    Decay shrinks such a norm and finite steps grow it; the discrete law's fixed point x' = x, y' = y has
-    2(1−τ)λ|θ|² = η(1+β)|u|², exactly and at any learning rate. As |θ'| = |θ| there, the update is the chord of an angle
-    2 arcsin(η|u|/2|θ|), the angular update. With |u| ∝ 1/|θ| the fixed point attracts.
-
-    Args:
-        hyper: lr, momentum, dampening, weight_decay; without Nesterov.
-
-    Returns:
-        η|u|/|θ|, no unit; close to the angular update in radians.
-
-    Raises:
-        ValueError: hyper is Nesterov's, whose equilibrium depends on ⟨u, v⟩ as well.
-
-    Source: The discrete law's fixed point (docs/theory.md, section 6). To first order in ηλ also Wan et al. (2021),
-    arXiv:2006.08419.
-    """
-    if hyper.nesterov:
-        raise ValueError("hyper: with Nesterov the equilibrium depends on ⟨u, v⟩ as well")
-    return math.sqrt(2.0 * hyper.duration * hyper.weight_decay / (1.0 + hyper.momentum))
 
 
 def _law(quantity: Quantity) -> Law:
