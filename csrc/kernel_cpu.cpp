@@ -33,35 +33,39 @@ static_assert(2 * W <= 16, "a vector past the width must fit into the padding of
 // Moments are summed in two halves: those of the gradient and the parameter before the step, and those of the results.
 enum class Half { before, after };
 
+// The moments of a half that a step sums, as bits.
 template <class Step, Half half>
-constexpr bool is_in(int m) {
-  return m < Step::n_taken && is_of_results(Step::Rule::moments[m]) == (half == Half::after);
+constexpr uint64_t bits_of() {
+  uint64_t bits = 0;
+  for (int m = 0; m < Step::n_taken; ++m)
+    bits |= uint64_t(is_of_results(Step::Rule::moments[m]) == (half == Half::after)) << m;
+  return bits;
 }
-
-// Where a moment is in its half, and how many there are if m is n_taken.
-template <class Step, Half half>
-constexpr int place(int m) {
-  int n = 0;
-  for (int i = 0; i < m; ++i) n += is_in<Step, half>(i);
-  return n;
-}
+constexpr int count(uint64_t bits) { return bits == 0 ? 0 : int(bits & 1) + count(bits >> 1); }
 
 // The sums of a half by row and by position stay in registers if these are enough. Otherwise the half is summed in
 // groups of moments, one group after the other.
 template <class Step, Half half>
 constexpr int n_groups(bool by_row, int n_rows, int n_parts) {
-  constexpr int n_registers = W == 8 ? 32 : 16, n_operands = 4;
-  const int at_once = (n_registers - n_operands) / (by_row * n_rows + n_parts), n = place<Step, half>(Step::n_taken);
+  constexpr int n_registers = W == 8 ? 32 : 16, n_operands = 4, n = count(bits_of<Step, half>());
+  const int at_once = (n_registers - n_operands) / (by_row * n_rows + n_parts);
   return n == 0 ? 1 : (n + at_once - 1) / at_once;
+}
+
+// The moments of one of n groups, which are equally large.
+constexpr uint64_t group_of(uint64_t bits, int n, int group) {
+  uint64_t found = 0;
+  for (int m = 0, place = 0; m < 64; ++m)
+    if (bits >> m & 1) found |= uint64_t(place++ * n / count(bits) == group) << m;
+  return found;
 }
 
 // Selects the moments of a half, or of one group of it if there are several.
 template <class Step, Half of_half, int n = 1, int group = 0>
 struct Selected {
   static constexpr Half half = of_half;
-  static constexpr bool takes(int m) {
-    return is_in<Step, half>(m) && place<Step, half>(m) * n / place<Step, half>(Step::n_taken) == group;
-  }
+  static constexpr uint64_t bits = group_of(bits_of<Step, half>(), n, group);
+  static constexpr bool takes(int m) { return (bits >> m & 1) != 0; }
   // Whether one of them needs an operand.
   static constexpr bool needs(Operand operand) {
     for (int m = 0; m < Step::n_taken; ++m)
@@ -243,7 +247,7 @@ void step_block(const Block& block) {
   const auto c = Coefficients<Step, S>::of(numbers, b.unscale);
   constexpr int n_acc = Step::n_taken;
   const int64_t row_bytes = b.row_stride * sizeof(typename Type::Element);
-  const int together = by_col && hot ? rows_together(b.width, row_bytes) : 1;
+  const int together = by_col && hot ? rows_together(b.width, n_acc, row_bytes) : 1;
   // Several streams within one page confuse the hardware prefetchers.
   const bool one_run = b.row_stride == b.width && most_rows * row_bytes <= page;
   Copies<S> copies;

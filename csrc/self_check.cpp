@@ -58,7 +58,7 @@ struct Exact<adam::Rule> {
   static constexpr const char* names[] = {"plain", "amsgrad"};
   // η, r, λ, s, β₁, β₂, ε, c, √e, amsgrad
   static constexpr double rows[][10] = {{0.5, 0.5, 0.0, -1.0, 0.5, 0.5, 4.0, 0.5, 1.0, 0.0},
-                                        {1.0, 1.0, 1.0, 1.0, 0.5, 0.5, 0.0, 1.0, 0.5, 1.0}};
+                                        {1.0, 1.0, 1.0, 1.0, 0.5, 0.5, 0.0, 0.5, 0.5, 1.0}};
   // n' = (n + d²)/2 is 16, so that D = 8; or 64, so that D = 16, or 32 where the largest n so far is 256.
   static void fill(double* buffers, Numbers& number, const double* row, double p, double g) {
     const bool amsgrad = row[9] != 0.0;

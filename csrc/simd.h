@@ -122,6 +122,19 @@ inline void store_first(T* to, const V& x, int64_t n) {
 #endif
 }
 
+// A vector's elements at places below n; zeros for the others, whatever they are. place(i): of element i.
+template <class V, class Place>
+inline V keep_first(const V& x, int64_t n, const Place& place) {
+  using Places = decltype(x == x);
+  Places places{};
+  for (size_t i = 0; i < sizeof(V) / sizeof(x[0]); ++i) places[i] = place(i);
+  return places < Places{} + static_cast<decltype(0 + places[0])>(n) ? x : V{};
+}
+template <class V>
+inline V keep_first(const V& x, int64_t n) {
+  return keep_first(x, n, [](size_t i) { return i; });
+}
+
 // Functions of an update, lane by lane; compilers make one instruction of the loop. arithmetic.h has them of numbers.
 template <class V>
 inline V square_root(const V& x) {

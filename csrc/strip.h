@@ -23,14 +23,16 @@ constexpr bool takes(Operand operand, bool of_results = false) {
 }
 
 // How many rows are walked together. A single row is one contiguous run, and its row sums stay in registers. Several
-// rows share the loads and stores of position sums; with AVX-512 that does not pay while these sums stay in the L1.
+// rows share the loads and stores of position sums; with AVX-512 that does not pay while these sums stay in the L1 and
+// are few.
 // Rows a multiple of a page apart map to the same L1 sets, which have eight ways or little more: p, g and the buffers
 // of four rows would evict each other.
 constexpr int64_t near_cols = W < 8 ? 0 : 768;
+constexpr int few_sums = 6;
 constexpr int most_rows = W < 4 ? W : 4;
 constexpr int64_t page = 4096;
-constexpr int rows_together(int64_t width, int64_t row_bytes) {
-  return width <= near_cols ? 1 : row_bytes % page == 0 ? 2 : most_rows;
+constexpr int rows_together(int64_t width, int n_sums, int64_t row_bytes) {
+  return width <= near_cols && n_sums <= few_sums ? 1 : row_bytes % page == 0 ? 2 : most_rows;
 }
 
 // The columns of a strip of n_rows rows. A strip stays in the L1 between its passes. Every pass prefetches a part of
@@ -105,9 +107,9 @@ class Strip {
       const Raw stored = Type::narrow(p);
       store(p_, r, col, stored);
       for (int k = 0; k < Step::n_written; ++k) store(buffers_[k], r, col, Type::narrow(buffers[k]));
-      if constexpr (copied) store_vector(copies_.p_new + place(r, col), Type::widen(stored));
-      if constexpr (copied && keeps_v) store_vector(copies_.v + place(r, col), buffers[0]);
-      if constexpr (measured && !u_is_v) store_vector(copies_.u + place(r, col), u);
+      if constexpr (copied) keep(copies_.p_new, r, col, Type::widen(stored));
+      if constexpr (copied && keeps_v) keep(copies_.v, r, col, buffers[0]);
+      if constexpr (measured && !u_is_v) keep(copies_.u, r, col, u);
     }
   }
 
@@ -127,6 +129,15 @@ class Strip {
 
   const Scalar* values(const Element* tensor, const Scalar* copy, int r) const {
     return as_stored ? reinterpret_cast<const Scalar*>(tensor + r * stride_) : copy + place(r, 0);
+  }
+
+  // Copies a step's result; past the width are zeros, for the step of zeros may be NaN.
+  void keep(Scalar* copy, int r, int64_t col, const Vec& x) const {
+    if constexpr (whole) {
+      store_vector(copy + place(r, col), x);
+    } else {
+      store_vector(copy + place(r, col), keep_first(x, n_left(col)));
+    }
   }
 
   int64_t ahead_of(int r, int64_t col) const {
