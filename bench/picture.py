@@ -20,6 +20,7 @@ STYLES: dict[str, tuple[str, str, bool]] = {
     "compiled": ("D", "#1f5f99", False),
     "eager": ("X", "#b3541e", True),
     "norms": ("P", "#b3541e", False),
+    "probed": ("h", "#2e7d32", True),
     "compiled_measured": ("D", "#b3541e", False),
     "paper": ("*", "#7a7a7a", False),
 }

@@ -34,6 +34,8 @@ AIMS: dict[tuple[str, str], tuple[str, dict[str, float]]] = {
 }
 #: By view: the lower bound for the same sums made by torch after its fused step, × noetherperf.
 EAGER_AIMS = {"rows": 3.0, "columns": 3.0, "both": 5.0}
+#: By model, rule and view: the upper bound for a Probe around torch's fused step, × that step alone.
+PROBE_AIMS = {("gpt2", "adamw", "rows"): 2.0, ("gpt2", "adamw", "both"): 2.2}
 
 # ---- tables ---------------------------------------------------------------------------------------------------------
 
@@ -100,6 +102,11 @@ def aims(infos: Sequence[Info]) -> str:
             if eager is not None and least is not None:
                 row += [f"≥ {least:g}", f"{eager.median:.1f}", "met" if eager.median >= least else "missed"]
             rows.append(row + [NONE] * (7 - len(row)))
+        probed, most = figure(info, "probed", "per fused"), PROBE_AIMS.get((info["model"], info["rule"], info["view"]))
+        if probed is not None and most is not None and info["dtype"] == "float32":
+            verdict = "met" if round(probed.median, 2) <= most else f"missed by {probed.median / most - 1:.0%}"
+            cells = [f"Probe × fused ≤ {most:.2f}", f"{probed.median:.2f}", verdict]
+            rows.append([f"{case_label(info)}, in a Probe", *cells, NONE, NONE, NONE])
     head = ["case", "aim", "measured", "", "torch fused, then sums, × noetherperf", "measured", ""]
     return table(head, rows) if rows else ""
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import noetherperf as nperf
 from bench.cases import Case
 from bench.inputs import InputSet
 from bench.recipes import LR, WEIGHT_DECAY, Recipe, UpdateOf
@@ -71,6 +72,18 @@ def _ours(case: Case, sets: Sequence[InputSet], **how: Any) -> list[Step]:
 
 def _peer(case: Case, sets: Sequence[InputSet], **how: bool) -> list[Step]:
     return [peer(case, inputs, **how).step for inputs in sets]
+
+
+def _probed(case: Case, sets: Sequence[InputSet]) -> list[Step]:
+    """torch's fused step, measured from outside by a Probe."""
+
+    def step(inputs: InputSet) -> Step:
+        optimizer = peer(case, inputs, fused=True)
+        probe = nperf.Probe(optimizer, case.symmetries(), dict(zip(case.names, inputs.params, strict=True)))
+        probe.readout()
+        return optimizer.step
+
+    return [step(inputs) for inputs in sets]
 
 
 # ---- the same measurement in torch ----------------------------------------------------------------------------------
@@ -284,6 +297,7 @@ VARIANTS: dict[str, Variant] = {
     "compiled": Variant(_compiled, {"measuring": False}, compiles=True),
     "eager": Variant(_after_fused, {"sums": plain_sums}, FUSED_NOTE),
     "norms": Variant(_norms, {}, FUSED_NOTE),
+    "probed": Variant(_probed, {}, FUSED_NOTE),
     "compiled_measured": Variant(_compiled, {"measuring": True}, compiles=True),
     "paper": Variant(
         _paper,
@@ -295,7 +309,7 @@ VARIANTS: dict[str, Variant] = {
 OURS = ("ours", "unmeasured")
 FLOORS = ("floor", "copy")
 STEPPING = ("ours", "fused", "foreach", "forloop", "compiled")
-MEASURING = ("ours", "unmeasured", "fused", "eager", "norms", "compiled_measured", "paper")
+MEASURING = ("ours", "unmeasured", "fused", "probed", "eager", "norms", "compiled_measured", "paper")
 
 
 def names_for(case: Case) -> tuple[str, ...]:

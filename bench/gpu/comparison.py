@@ -18,7 +18,7 @@ MAX_COMPILED = 20  # tensors: compiling takes seconds for each, and the whole ru
 LEAST_ROUNDS = 7
 
 PEERS = ("fused", "foreach", "compiled")
-MEASURING_PEERS = ("fused", "eager", "compiled_measured")
+MEASURING_PEERS = ("fused", "probed", "eager", "compiled_measured")
 
 
 # ---- variants -------------------------------------------------------------------------------------------------------
