@@ -7,7 +7,7 @@
 
 namespace noetherperf {
 
-// Describes the first fault; empty if there is none. Takes one or two milliseconds a rule.
+// Describes the first fault; empty if there is none. Takes about two milliseconds a rule.
 //
 // mix_up tests the check itself: each variant is checked with the kernels of the next variant.
 std::string self_check(const Kernels& kernels, bool mix_up = false);

@@ -88,7 +88,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "amsgrad": {"lr": 3e-3, "amsgrad": True, "betas": (0.9, 0.7)},
     "maximize": {"lr": 1e-3, "maximize": True},
     "no first moment": {"lr": 2e-3, "betas": (0.0, 0.99)},
-    "no second moment": {"lr": 1e-3, "betas": (0.9, 0.0)},
+    "no second moment": {"lr": 1e-3, "betas": (0.9, 0.0), "eps": 1e-2},  # ε holds back chaos: u is nearly a sign
     "large eps": {"lr": 1e-2, "eps": 0.1},
     "weight decay": {"lr": 3e-3, "weight_decay": 0.3},
     "no weight decay": {"lr": 3e-3, "weight_decay": 0.0},

@@ -521,11 +521,12 @@ def test_tensors_of_many_ages_in_several_groups(rule: str, engine: str) -> None:
         torch.testing.assert_close(one_x, two_x, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("beta2", [0.999, 0.0], ids=["adam", "sign"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @each(rules=["adam"])
-def test_a_division_by_zero_is_a_parameters_own(rule: str, engine: str, dtype: torch.dtype) -> None:
+def test_a_division_by_zero_is_a_parameters_own(rule: str, engine: str, dtype: torch.dtype, beta2: float) -> None:
     """With ε = 0 an element without a gradient so far becomes NaN, as in torch, and nothing beside it."""
-    options = AdamOptions(lr=0.5, eps=0.0)
+    options = AdamOptions(lr=0.5, beta1=0.9 if beta2 else 0.0, beta2=beta2, eps=0.0)
     for shape in ((3, 7), (5, 37), (2, 129), (33,)):
         for axes in ((), (0,), (1,), (0, 1)):
             plan = make_plan(

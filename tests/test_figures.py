@@ -217,7 +217,8 @@ def test_the_gallery_page_shows_every_figure() -> None:
 
 def formulas() -> dict[str, str]:
     """Each function named in the last section of the theory page, with the sections that derive its formulas."""
-    rows = re.findall(r"^\| (.*) \| (`.*`) \|$", (DOCS / "theory.md").read_text().partition("## 8.")[2], re.MULTILINE)
+    last = (DOCS / "theory.md").read_text().rpartition("\n## ")[2]
+    rows = re.findall(r"^\| (.*) \| (`.*`) \|$", last, re.MULTILINE)
     return {name: formula for formula, names in rows for name in re.findall(r"`([A-Za-z_.]+)`", names) if "." in name}
 
 

@@ -399,7 +399,7 @@ def test_what_an_engine_elsewhere_does_wrong_is_seen(monkeypatch: pytest.MonkeyP
 def test_rehearsal_of_the_devices_tests(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(test_gpu, "DEVICE", "cpu")
     for dtype in (torch.float32, torch.bfloat16):
-        test_gpu.test_runs_agree_bit_for_bit("cpu", dtype)
+        test_gpu.test_runs_agree_bit_for_bit("cpu", dtype, "momentum")
         test_gpu.test_laws_hold_to_rounding_over_many_steps("cpu", dtype, "momentum")
         test_gpu.test_memory_checker_set_of_odd_shapes_and_layouts("cpu", dtype, "nesterov")
     test_gpu.test_laws_hold_to_rounding_over_many_steps("cpu", torch.float64, "dampening")

@@ -1,4 +1,4 @@
-// The update rules that have kernels on a CPU: use(name) of each. CMakeLists.txt lists them too.
+// The update rules that have kernels: use(name) of each. CMakeLists.txt lists them too.
 #pragma once
 
 #include "adam.h"

@@ -54,6 +54,9 @@ struct Rule {
 
   // The variant of a tensor's step.
   static NPERF_HD int variant_of(int of_group, bool, bool) { return of_group; }
+
+  // Whether the update of zeros may be 0/0.
+  static constexpr bool divides = false;
 };
 
 // The step.

@@ -88,11 +88,14 @@ def _triton_missing() -> str | None:
     return None
 
 
+#: The rules that compiled backends have kernels of (csrc/rules, triton_kernels/rules).
+KERNELS: tuple[Rule[Any], ...] = (sgd.SGD, adam.ADAM, given.GIVEN)
+
 #: Every backend, those that "auto" prefers first.
 BACKENDS = {
-    "cuda": Backend("cuda", "cuda", _cuda_missing, _cuda_engine),
-    "triton": Backend("triton", "cuda", _triton_missing, _triton_engine),
-    "cpu": Backend("cpu", "cpu", _cpu_missing, _cpu_engine, rules=(sgd.SGD, adam.ADAM, given.GIVEN)),
+    "cuda": Backend("cuda", "cuda", _cuda_missing, _cuda_engine, rules=KERNELS),
+    "triton": Backend("triton", "cuda", _triton_missing, _triton_engine, rules=KERNELS),
+    "cpu": Backend("cpu", "cpu", _cpu_missing, _cpu_engine, rules=KERNELS),
     "reference": Backend("reference", None, lambda: None, _reference_engine, rules=None),
 }
 

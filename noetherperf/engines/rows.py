@@ -1,8 +1,9 @@
 """A rule as engines read it: rows of numbers, and a table of the laws' components.
 
 A row (noetherperf/rules/rule.py) holds the coefficients of one parameter group's step for tensors of one age. A
-tensor's row is number first + age where ages have a bound. Where they are counted in torch's state, the host knows them
-all, and the row is number `first`. The components say which numbers of a row advance which numbers of a law's state.
+tensor's row is number first + age where ages have a bound. Where they are counted in torch's state, the row is number
+`first`: the one of its parameter group and age if the host knows the counts; if these are on a device, a row of its
+own, which is computed there. The components say which numbers of a row advance which numbers of a law's state.
 Both are data: engines multiply.
 
 The dtypes mirror the structs of csrc/rows.h (a test compares their layouts).
@@ -91,6 +92,7 @@ class Rows:
         self._known: frozenset[int] = frozenset()  # ages that have rows of the present options
         self._keys = np.zeros(0, np.int64)  # of the tensors that take part, if ages are counted
         self._row_keys = np.zeros(0, np.int64)  # of the rows
+        self._own: Sequence[Tensor] | None = None  # of each group the numbers of its rows, if every tensor has its own
 
     def find(self, options: Sequence[Any], ages: Collection[int]) -> None:
         """Compute the rows of some ages; new rows are in new arrays. For a rule whose ages have a bound.
@@ -137,8 +139,41 @@ class Rows:
         numbers = np.array([self._rule.row(options[g], age, self._laws) for g, age in pairs])
         of_groups = np.searchsorted(row_keys, np.arange(len(options)) << _AGE_BITS)
         self.__dict__.update(
-            self._of_groups(options, of_groups), numbers=numbers, first=first, _keys=keys, _row_keys=row_keys
+            self._of_groups(options, of_groups), numbers=numbers, first=first, _keys=keys, _row_keys=row_keys, _own=None
         )
+
+    def make_own(self, options: Sequence[Any], device: torch.device) -> None:
+        """Make room for a row of every tensor, then one of every parameter group, which `fill_own` computes.
+
+        Args:
+            options: One per parameter group.
+            device: The device of the counts.
+        """
+        if self._own is not None and options == self._options:
+            return
+        n, n_groups = len(self._group_index), len(options)
+        of_rows = np.concatenate([self._group_index, np.arange(n_groups)])
+        self.__dict__.update(
+            self._of_groups(options, n + np.arange(n_groups)),
+            numbers=np.zeros((n + n_groups, self._rule.n_numbers)),
+            first=np.arange(n, dtype=np.int32),
+            _keys=np.zeros(0, np.int64),
+            _own=self._own or [torch.from_numpy(np.flatnonzero(of_rows == i)).to(device) for i in range(n_groups)],
+        )
+
+    def fill_own(self, counts: Tensor, lrs: Sequence[Tensor | None], rows: Tensor) -> None:
+        """Compute these rows on the device of the counts, without waiting for it.
+
+        Args:
+            counts: Of every tensor, [n_tensors].
+            lrs: One per parameter group: the learning rate that replaces the one of its options, or None.
+            rows: All rows, [n_tensors + n_groups, n_numbers].
+        """
+        assert self._own is not None, "make_own comes first"
+        ages = torch.cat([counts.to(torch.float64), counts.new_zeros(len(self._own), dtype=torch.float64)])
+        for options, lr, own in zip(self._options, lrs, self._own, strict=True):
+            x = options if lr is None else self._rule.with_lr(options, lr.detach().reshape(()).to(torch.float64))
+            rows.index_copy_(0, own, self._rule.rows(x, ages[own], self._laws))
 
     def _of_groups(self, options: Sequence[Any], rows: np.ndarray) -> dict[str, Any]:
         """What belongs to the parameter groups, with one row of each."""

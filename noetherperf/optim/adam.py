@@ -26,8 +26,8 @@ class Adam(MeasuredOptimizer):
     measurements are float64.
 
     The host knows every tensor's number of steps. So it must know of each step that torch.amp.GradScaler skips: on a
-    GPU, a step under a scaler waits for the device. Without scaler no step waits, except the first after other code,
-    such as load_state_dict, has put counts of steps on a device.
+    GPU, a step under a scaler waits for the device, unless all parameter groups are capturable. Without scaler no step
+    waits, except the first after other code, such as load_state_dict, has put counts of steps on a device.
 
     Args:
         params: Parameters or parameter groups; named (model.named_parameters()) where symmetries are given.
@@ -38,8 +38,8 @@ class Adam(MeasuredOptimizer):
         amsgrad: Divide by the largest second moment so far.
         foreach: Accepted for compatibility; True does not go with lr or betas as tensors, as in torch.
         maximize: Ascend instead.
-        capturable: For steps in a CUDA graph; not supported yet. As in torch, step() refuses parameters on the CPU,
-            unless fused.
+        capturable: For steps in a CUDA graph: counts of steps are on the device, and every step computes there what
+            depends on them. As in torch, step() refuses parameters on the CPU, unless fused.
         differentiable: Not supported.
         fused: Every backend makes one fused step. True also has it unscale gradients for torch.amp.GradScaler, and
             skip steps that overflow, as torch's fused one does; else the scaler does both. Counts of steps are on the
@@ -133,20 +133,9 @@ class Adam(MeasuredOptimizer):
         super()._step()
 
     def _check_capturable(self, group: Mapping[str, Any]) -> None:
-        """Raise if a step of this parameter group cannot be captured in a CUDA graph.
-
-        Such a step must take its rows from the counts on the device, which a replay raises without the host
-        (Rule.rows); no engine does yet.
-        """
+        """Raise if no step of this parameter group can be captured in a CUDA graph, as torch does."""
         for label, p in zip(labels_in([group]), group["params"], strict=True):
-            if p.grad is not None and p.device.type != "cpu":
-                name = type(self).__name__
-                raise RuntimeError(
-                    f"{label}: noetherperf.{name} counts its steps on the host, and a step with capturable=True on "
-                    f"{p.device} cannot be captured in a CUDA graph yet; set capturable=False, or use "
-                    f"torch.optim.{name} for that"
-                )
-            if p.grad is not None and not group["fused"]:
+            if p.grad is not None and p.device.type == "cpu" and not group["fused"]:
                 raise AssertionError(  # torch's error, and its first words
                     "If capturable=True, params and state_steps must be on supported devices, which are GPUs, but "
                     f"{label} is on {p.device}; set capturable=False for it"

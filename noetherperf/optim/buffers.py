@@ -36,7 +36,7 @@ class Buffers:
         here: The part of each in this rank's memory.
         unwritten: 1 if there is none.
         counts: Every parameter's count of steps; None for a rule that does not count.
-        counted: What they are, [n], int64; empty without counts.
+        counted: What they are, as far as the host knows them, [n], int64; empty without counts.
     """
 
     held: list[Tensors]
@@ -54,6 +54,8 @@ class Buffers:
         state: Mapping[Tensor, Any],
         grads: Sequence[Tensor | None],
         missing: bytes,
+        found_inf: Tensor | None,
+        there: Sequence[bool],
     ) -> Made:
         """Make the buffers that a step writes for the first time, and count it.
 
@@ -61,6 +63,8 @@ class Buffers:
             rule, parameters, options: The optimizer's; the rule's options, one per parameter group.
             groups, state: Torch's.
             grads, missing: Of this step, one per parameter; 1 if there is none.
+            found_inf: As for Counts.count.
+            there: For each meter whether its steps take their counts from the device.
 
         Raises:
             RuntimeError: A parameter has made steps, but a buffer of it is missing.
@@ -69,8 +73,8 @@ class Buffers:
         calls: list[Call] = []
         ages: Sequence[int] = new
         if self.counts is not None:
-            ages = cast("Sequence[int]", self.counted)
-            calls += self.counts.count(groups, state, missing)
+            ages = cast("Sequence[int]", self.counted if all(there) else self.counts.exact())
+            calls += self.counts.count(groups, state, missing, found_inf, exact=not any(there))
         n_written = max(map(rule.n_written, options), default=0)
         for k, (key, unwritten) in enumerate(zip(rule.buffers[:n_written], self.unwritten, strict=False)):
             if 1 not in unwritten:
@@ -89,9 +93,12 @@ class Buffers:
         return Made(new, ages, calls)
 
     def age(self, i: int) -> int:
-        """A tensor's age: its count of steps; for a rule that does not count, 0 if a buffer is unwritten, else 1."""
+        """A tensor's age: its count of steps; for a rule that does not count, 0 if a buffer is unwritten, else 1.
+
+        It waits for a device that alone knows the count.
+        """
         if self.counts is not None:
-            return int(self.counted[i])
+            return int(self.counts.exact()[i])
         return 0 if any(unwritten[i] for unwritten in self.unwritten) else 1
 
 

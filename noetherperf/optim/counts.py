@@ -3,9 +3,12 @@
 Torch keeps a tensor of no dimensions for each parameter, state[p]["step"]. Here these tensors are views of a few
 one-dimensional ones: a single addition counts a step of thousands of parameters. The host counts along, so a step
 reads none of them; the counts are read again only after other code has written or replaced them.
+
+Only a device knows how often a CUDA graph was replayed, and which steps it skipped. A step that can be captured
+(capturable=True) reads its counts there; the host's are then right up to a number that is the same for all.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -45,6 +48,14 @@ class Addition(NamedTuple):
     masks: Sequence[Tensor]  # one for each block
 
 
+class Place(NamedTuple):
+    """Where a block's counts are among those of some parameters: counts[which] in the places `where`."""
+
+    counts: Tensor
+    which: Tensor
+    where: Tensor
+
+
 class Counts:
     """Every parameter's count of steps.
 
@@ -60,6 +71,8 @@ class Counts:
     _blocks: Sequence[Block]
     _watch: Watch  # of the views
     _addition: Addition | None  # of the last step, None if views have changed since
+    _places: Mapping[torch.device, Sequence[Place]]  # for `on_device`
+    _is_exact: bool  # whether the host's counts are those on the devices
 
     def __init__(self, key: str, parameters: Parameters) -> None:
         self._key, self._parameters = key, parameters
@@ -71,11 +84,13 @@ class Counts:
         watch = make_watch(range(len(views)), kept=True)
         for i, view in enumerate(views):
             watch.know(i, view)
-        self.__dict__.update(_ages=ages, _views=views, _blocks=blocks, _watch=watch, _addition=None)
+        self.__dict__.update(
+            _ages=ages, _views=views, _blocks=blocks, _watch=watch, _addition=None, _places={}, _is_exact=True
+        )
 
     def read(self, state: dict[Tensor, Any]) -> np.ndarray:
-        """The counts in the state, [n], int64; 0 where there is none. It waits for a device only after other code has
-        changed counts there.
+        """The counts in the state as far as the host knows them, [n], int64; 0 where there is none. It waits for a
+        device only after other code has changed counts there.
 
         Raises:
             RuntimeError: A count is no tensor of one element.
@@ -86,9 +101,49 @@ class Counts:
             self._read_again(changed, held, state)
         return self._ages
 
+    def exact(self) -> np.ndarray:
+        """The counts as they are, [n], int64, after `read`; it waits for a device that alone knows some."""
+        if not self._is_exact:
+            ages = self._ages.copy()
+            for counts, members in self._blocks:
+                here = members >= 0
+                ages[members[here]] = counts.cpu().numpy()[here]
+            self.__dict__.update(_ages=ages, _is_exact=True)
+        return self._ages
+
+    def on_device(self, members: Sequence[int], device: torch.device) -> Tensor:
+        """The counts of some parameters on their device, [len(members)], float64, without waiting; after `read`.
+
+        Args:
+            members: Their indices; always the same ones for a device.
+            device: The device.
+
+        Raises:
+            RuntimeError: A count is elsewhere.
+        """
+        if device not in self._places:
+            self._places = {**self._places, device: list(self._find(members, device))}
+        found = torch.zeros(len(members), dtype=torch.float64, device=device)
+        for counts, which, where in self._places[device]:
+            found.index_copy_(0, where, counts[which].to(torch.float64))
+        return found
+
+    def _find(self, members: Sequence[int], device: torch.device) -> Iterator[Place]:
+        for counts, of_block in self._blocks:
+            place = {i: k for k, i in enumerate(of_block.tolist()) if i >= 0}
+            where = [k for k, i in enumerate(members) if i in place]
+            which = [place[members[k]] for k in where]
+            if where and counts.device != device:
+                raise RuntimeError(
+                    f"{self._parameters.labels[members[where[0]]]}: its {self._key!r} in the optimizer's state is on "
+                    f"{counts.device}, but capturable=True needs it on {device}; move it there, or load the checkpoint "
+                    "with load_state_dict, which does"
+                )
+            yield Place(counts, *(torch.tensor(x, dtype=torch.int64, device=device) for x in (which, where)))
+
     def _read_again(self, changed: Sequence[int], held: Sequence[Any], state: dict[Tensor, Any]) -> None:
         """Read the counts that other code has written or replaced, and replace its tensors by views."""
-        ages, views = self._ages.copy(), list(self._views)
+        ages, views = self.exact().copy(), list(self._views)
         written, replaced, gone = [], [], np.zeros(len(ages), bool)
         for i in changed:
             self._check(i, held[i])
@@ -127,13 +182,23 @@ class Counts:
                 )
         return list(map(int, numbers))
 
-    def count(self, groups: Sequence[Group], state: Mapping[Tensor, Any], missing: bytes) -> list[Call]:
+    def count(
+        self,
+        groups: Sequence[Group],
+        state: Mapping[Tensor, Any],
+        missing: bytes,
+        found_inf: Tensor | None,
+        *,
+        exact: bool,
+    ) -> list[Call]:
         """The calls that count a step, after `read`.
 
         Args:
             groups: The parameter groups.
             state: Torch's.
             missing: 1 for a parameter without gradient, which does not count.
+            found_inf: If it is not zero, nothing counts. None: 0.
+            exact: Whether the host knows afterwards what is on the devices.
         """
         addition, blocks = self._addition, self._blocks
         calls: list[Call] = []
@@ -150,10 +215,15 @@ class Counts:
                         calls.append(partial(state[self._parameters.all[i]].__setitem__, self._key, view))
             grows = np.frombuffer(missing, np.uint8) == 0
             addition = Addition(missing, grows, [block.mask(grows) for block in blocks])
-        calls += [partial(block.counts.add_, mask) for block, mask in zip(blocks, addition.masks, strict=True)]
+        added = addition.masks
+        if found_inf is not None:
+            counted = [found_inf.to(mask.device, non_blocking=True) == 0.0 for mask in added]
+            added = [mask * one.to(mask.dtype) for mask, one in zip(added, counted, strict=True)]
+        calls += [partial(block.counts.add_, mask) for block, mask in zip(blocks, added, strict=True)]
         ages = self._ages + addition.grows
+        new = {"_ages": ages, "_views": views, "_blocks": blocks, "_addition": addition, "_is_exact": exact}
         calls += [
-            partial(self.__dict__.update, _ages=ages, _views=views, _blocks=blocks, _addition=addition),
+            partial(self.__dict__.update, **new, **({"_places": {}} if late else {})),
             partial(self._watch.expect, bytes(len(missing))),  # an addition raises the counters of all views
         ]
         return calls + [partial(self._watch.know, i, views[i]) for i in late]

@@ -18,8 +18,8 @@ changes slowly. Elsewhere the law is open, and says why:
     Muon                          1 − ηλ      –                        yes
     others                        1           –                        yes
 
-Derivation: rules/carry.py. Coupled weight decay goes through the buffer or the preconditioner, so that the law's forced
-part grows without bound and its defect cancels it.
+Derived in docs/theory.md, section 8. Coupled weight decay goes through the buffer or the preconditioner, so that the
+law's forced part grows without bound and its defect cancels it.
 """
 
 import inspect

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -208,7 +209,8 @@ class MeasuredOptimizer(Optimizer):
         rule, measuring = self.rule, self._measuring
         measuring.options.read(self.param_groups)
         options = measuring.options.options
-        on_device = step_inputs(meters, measuring.options.on_device, *scaler)
+        groups = self.param_groups
+        on_device = step_inputs(meters, groups, measuring.options.on_device, *scaler)
         if on_device is None:
             return
         grads, missing = self._gradients()
@@ -217,11 +219,15 @@ class MeasuredOptimizer(Optimizer):
         measuring.catch_up(meters, buffers)
 
         # All writes, the engines' and the host's, are carried out at once: an interrupt leaves all or none.
-        groups = self.param_groups
-        made = buffers.make(rule, measuring.parameters, options, groups, self.state, grads, missing)
+        there = [meter.counts_there(groups) for meter in meters]
+        inputs = grads, missing, on_device.found_inf, there
+        made = buffers.make(rule, measuring.parameters, options, groups, self.state, *inputs)
         calls = made.calls
-        for meter, taken in zip(meters, admitted, strict=True):
-            calls += meter.prepare(taken, grads, buffers.here, options, made.ages, on_device)
+        for meter, taken, is_there in zip(meters, admitted, there, strict=True):
+            unread = on_device
+            if buffers.counts is not None and is_there:
+                unread = replace(on_device, counts=buffers.counts.on_device(meter.members, meter.device))
+            calls += meter.prepare(taken, grads, buffers.here, options, made.ages, unread)
         calls += measuring.stepped(options, on_device, made, missing, buffers)
         carry_out(calls)
 

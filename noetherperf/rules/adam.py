@@ -19,7 +19,7 @@ and what breaks the symmetry. Coupled decay goes through the preconditioner, and
 in the flow law. There, b = β₁ (1 − β₁^{k+1})/(1 − β₁^{k+2}).
 
 Source: Kingma & Ba (2015), arXiv:1412.6980; Loshchilov & Hutter (2019), arXiv:1711.05101; Reddi et al. (2018),
-arXiv:1904.09237 (amsgrad). Laws: this project.
+arXiv:1904.09237 (amsgrad). Laws: this project; docs/theory.md, section 8.
 """
 
 import math

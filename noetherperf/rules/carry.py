@@ -30,6 +30,8 @@ Flow law, the overdamped limit, with b the share of u that the next step carries
     norm          x' = e^{−2λη} x + η² |u|² (1 + b)/(1 − b)
     translation   x' = e^{−λη} x                                λ = (1 − r)/η
 
+Derived in docs/theory.md, section 8.
+
 Source: this project.
 """
 

@@ -17,6 +17,8 @@ The laws are those of rules/carry.py. b is the share of u that the next step car
 The gradient is in the moments and in no law. u is made of stored numbers, so that the budget's identity holds whatever
 the optimizer does: charge − budget is the rounding of the sums alone.
 
+Derived in docs/theory.md, section 8.
+
 Source: this project.
 """
 
