@@ -26,9 +26,10 @@ T* pointer(const py::object& address) {
 
 class PyEngine {
  public:
-  PyEngine(const std::string& rule, const py::dict& at, int64_t n_tensors, int64_t n_spans, int64_t n_groups, int64_t n_components,
-           int64_t n_driving, int32_t n_ages, int32_t n_numbers, std::array<int32_t, n_laws> law_numbers,
-           std::array<int32_t, n_laws> n_state_rows, int64_t moments_stride, std::array<int64_t, n_laws> states_stride)
+  PyEngine(const std::string& rule, const py::dict& at, int64_t n_tensors, int64_t n_spans, int64_t n_groups,
+           int64_t n_components, int64_t n_driving, int32_t n_ages, int32_t n_numbers,
+           std::array<int32_t, n_laws> law_numbers, std::array<int32_t, n_laws> n_state_rows, int64_t moments_stride,
+           std::array<int64_t, n_laws> states_stride)
       : kernels_(kernels_of(rule)),
         problem_{pointer<const Tensor>(at["tensors"]),
                  pointer<const Dim>(at["dims"]),
@@ -88,8 +89,8 @@ PYBIND11_MODULE(_cuda, m) {
   py::class_<PyEngine>(m, "Engine", py::module_local())
       .def(py::init<std::string, py::dict, int64_t, int64_t, int64_t, int64_t, int64_t, int32_t, int32_t,
                     std::array<int32_t, n_laws>, std::array<int32_t, n_laws>, int64_t, std::array<int64_t, n_laws>>(),
-           py::arg("rule"), py::arg("addresses"), py::kw_only(), py::arg("n_tensors"), py::arg("n_spans"), py::arg("n_groups"),
-           py::arg("n_components"), py::arg("n_driving"), py::arg("n_ages"), py::arg("n_numbers"),
+           py::arg("rule"), py::arg("addresses"), py::kw_only(), py::arg("n_tensors"), py::arg("n_spans"),
+           py::arg("n_groups"), py::arg("n_components"), py::arg("n_driving"), py::arg("n_ages"), py::arg("n_numbers"),
            py::arg("law_numbers"), py::arg("n_state_rows"), py::arg("moments_stride"), py::arg("states_stride"))
       .def(
           "launch", &PyEngine::launch,

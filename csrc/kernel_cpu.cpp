@@ -1,9 +1,10 @@
 // The CPU kernel: steps a block of a matrix and takes its moments in the same pass, in SIMD.
 //
 // Compiled once per instruction set (NPERF_ISA = baseline, avx2, avx512, of NPERF_WIDTH = 2, 4, 8) and update rule
-// (NPERF_RULE), with the vector extensions that GCC and Clang share and the operations of simd.h. The code depends on
-// the width alone, so a machine without an instruction set can run the code of its width. Everything except the one
-// exported table has internal linkage, so that the linker cannot replace one build's code by another's.
+// (NPERF_RULE, of NPERF_RULE_FILE), with the vector extensions that GCC and Clang share and the operations of simd.h.
+// The code depends on the width alone, so a machine without an instruction set can run the code of its width.
+// Everything except the one exported table has internal linkage, so that the linker cannot replace one build's code by
+// another's.
 //
 // Arithmetic is in float32 (float64 for float64 parameters), sums in float64. N elements are one vector of the compute
 // type; W float64 are one register.
@@ -18,7 +19,7 @@
 #include "types_cpu.h"
 
 // After the functions of vectors that an update calls.
-#include "rules/all.h"
+#include NPERF_RULE_FILE
 
 #define NPERF_JOIN_(a, b) a##b
 #define NPERF_JOIN(a, b) NPERF_JOIN_(a, b)

@@ -30,8 +30,8 @@ NPERF_D To bits_as(const From& from) {
   return to;
 }
 
-// Stores 16 bytes at once. It is assembly, because the compiler cuts the copy of a struct into its elements where another
-// branch stores them too.
+// Stores 16 bytes at once. It is assembly, because the compiler cuts the copy of a struct into its elements where
+// another branch stores them too.
 template <class Vector>
 NPERF_D void store_vector(void* to, const Vector& x) {
   static_assert(sizeof x == 16);

@@ -8,7 +8,8 @@
 
 namespace noetherperf::adam {
 
-// d = s g + λ p,  m' = m + (1 − β₁)(d − m),  n' = β₂ n + (1 − β₂) d²,  cD = (c/√e) √n' + cε,  u = m'/(cD),  p' = r p − η u.
+// d = s g + λ p,  m' = m + (1 − β₁)(d − m),  n' = β₂ n + (1 − β₂) d²,  cD = (c/√e) √n' + cε,  u = m'/(cD),  p' = r p −
+// η u.
 template <class S>
 struct Coefficients {
   S lr;         // η
@@ -25,8 +26,8 @@ struct Coefficients {
   // the stored value times `unscale`.
   static NPERF_HD Coefficients of(const double* row, double unscale = 1.0) {
     const double c = row[7];
-    return {S(row[0]), S(row[1]), S(row[2]), S(row[3] * unscale), S(1.0 - row[4]), S(row[5]), S(1.0 - row[5]),
-            S(c / row[8]), S(c * row[6])};
+    return {S(row[0]), S(row[1]),       S(row[2]),     S(row[3] * unscale), S(1.0 - row[4]),
+            S(row[5]), S(1.0 - row[5]), S(c / row[8]), S(c * row[6])};
   }
 };
 
