@@ -1024,3 +1024,15 @@ def test_parameter_groups_are_torchs(kind: type[Adam]) -> None:
     ours, theirs = kind([p]), TORCHS[kind]([p])
     assert ours.defaults == theirs.defaults
     assert list(ours.param_groups[0].items()) == list(theirs.param_groups[0].items())
+
+
+@pytest.mark.parametrize("betas", [(0.9, 1.5), (1.0, 0.9), (0.9, math.nan), (-0.1, 0.9)])
+def test_betas_that_are_set_late_are_checked(betas: tuple[float, float]) -> None:
+    ours, _ = nets()
+    optimizer = AdamW(ours.named_parameters(), symmetries=SYMMETRIES)
+    run(ours, optimizer, range(1))
+    before = [p.detach().clone() for p in ours.parameters()]
+    optimizer.param_groups[0]["betas"] = betas
+    with pytest.raises(ValueError, match=r"betas\[[01]\] of a parameter group is"):
+        optimizer.step()
+    assert all(map(torch.equal, before, ours.parameters()))

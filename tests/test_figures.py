@@ -26,6 +26,7 @@ from noetherperf.symmetry import Symmetry
 
 SLOW = (
     "modified",
+    "noise",
     "errors",
     "dynamics",
     "oscillation",
@@ -76,6 +77,7 @@ SPOILS: dict[str, tuple[str, Callable[[NDArray[np.float64]], NDArray[np.float64]
     "manifolds": ("rescale/flow/charge", lambda q: q + 1e-6 * np.arange(len(q))),
     "modified": ("plain/modified flow/error", np.sqrt),
     "neurons": ("charges", lambda q: q + 0.1 * np.random.default_rng(0).standard_normal(q.shape)),
+    "noise": ("momentum/growth", lambda q: 0.5 * q),
     "dynamics": ("plain/rescale/flow_error", lambda e: e + 0.1),
     "oscillation": ("2/measured", lambda w: 1.02 * w),
     "errors": ("lr/scale/flow", lambda e: e**2),

@@ -229,6 +229,27 @@ class TestDecayByGroup:
         ]
         return kind.ours(groups, symmetries=SYMMETRIES, backend=backend, **kind.options)
 
+    @each(KINDS)
+    def test_steps_of_one_group_and_then_of_the_other(self, kind: Kind, backend: str) -> None:
+        """As many tensors in every step, of the same ages, and other options for each."""
+        net, other = make_net(backend), make_net(backend)
+
+        def groups(model: nn.Module) -> list[dict[str, Any]]:
+            params = [list(model.get_submodule(name).named_parameters(name)) for name in ("fc1", "fc2")]
+            return [{"params": params[0]}, {"params": params[1], "lr": 0.3 * kind.options["lr"]}]
+
+        optimizer = kind.ours(groups(net), symmetries=SYMMETRIES, backend=backend, **kind.options)
+        peer = kind.theirs(groups(other), foreach=False, **kind.options)
+
+        def without(step: int, model: nn.Module) -> None:
+            for p in model.get_submodule("fc2" if step % 2 == 0 else "fc1").parameters():
+                p.grad = None
+
+        for model, stepper in ((net, optimizer), (other, peer)):
+            train(model, stepper, range(8), before_step=without)
+        assert_same(net, optimizer, other, peer)
+        assert_identities(optimizer)
+
     @each((SGD, ADAMW))
     def test_biases_without_decay_open_what_they_are_part_of(self, kind: Kind, backend: str) -> None:
         net = make_net(backend)

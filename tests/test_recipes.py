@@ -218,6 +218,22 @@ def test_a_wrong_charge_ends_a_training(tmp_path: Path, monkeypatch: pytest.Monk
         train(tmp_path / "record.zarr", SHORT, progress=False)
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_training_that_diverges_is_recorded(tmp_path: Path, optimizer: str) -> None:
+    settings = replace(SHORT, optimizer=optimizer, lr=1e30, epochs=1)
+    result = train(tmp_path / "record.zarr", settings, progress=False)
+    assert math.isnan(result.loss)
+    assert result.charge_error == 0.0  # both are NaN
+    assert np.isnan(open_record(tmp_path / "record.zarr")["conv1"]["charge"].to_numpy()[-1]).any()
+
+
+def test_a_charge_that_is_lost_ends_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    charge = Symmetry.charge
+    monkeypatch.setattr(Symmetry, "charge", lambda *args, **how: charge(*args, **how) * math.inf)
+    with pytest.raises(RuntimeError, match="measured charge of 'conv1' is nan of its terms off"):
+        train(tmp_path / "record.zarr", replace(SHORT, epochs=1), progress=False)
+
+
 def test_the_seed_decides_everything(tmp_path: Path) -> None:
     settings = replace(SHORT, epochs=1, every=5)
     results = [

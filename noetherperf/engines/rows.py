@@ -129,16 +129,18 @@ class Rows:
             part: [n_tensors], not 0 where the tensor takes part in the step. The `first` of others means nothing.
         """
         new: dict[str, Any] = {}
-        is_same = options == self._options
+        is_same = options == self._options and self._own is None
         if not is_same:
             new["_row_of_age"] = [self._rule.row_of_age(x, self._laws) for x in options]
-        seen, mask = part.tobytes(), self._part
+        seen, mask, shift = part.tobytes(), self._part, -1
         if seen != self._seen:
-            mask = part != 0
+            if not np.array_equal(part != 0, mask):
+                mask = part != 0
             new.update(_seen=seen, _part=mask)
         keys = (self._group_keys + ages)[mask]
-        shift = keys.item(0) - self._keys.item(0) if len(keys) == len(self._keys) > 0 else 0
-        if len(keys) > 0 and (keys - shift).tobytes() == self._keys.tobytes():  # all have aged alike
+        if mask is self._part and len(keys) > 0:  # the same tensors; equal keys may be of others
+            shift = keys.item(0) - self._keys.item(0)  # negative: other code made them younger
+        if shift >= 0 and (keys - shift).tobytes() == self._keys.tobytes():  # all have aged alike
             pairs = [(g, age + shift) for g, age in self._pairs]
         else:
             is_same = False
@@ -152,7 +154,41 @@ class Rows:
             new.update(self._of_groups(options, [of_group[g] for g in range(len(options))]))
         row_of_age = new.get("_row_of_age", self._row_of_age)
         numbers = np.array([row_of_age[g](age) for g, age in pairs])
-        self.__dict__.update(new, numbers=numbers, _keys=keys, _pairs=pairs)
+        self.__dict__.update(new, numbers=numbers, _keys=keys, _pairs=pairs, _own=None)
+
+    def make_own(self, options: Sequence[Any], device: torch.device) -> None:
+        """Make room for a row of every tensor, then one of every parameter group, which `fill_own` computes.
+
+        Args:
+            options: One per parameter group.
+            device: The device of the counts.
+        """
+        if self._own is not None and options == self._options:
+            return
+        n, n_groups = len(self._group_index), len(options)
+        of_rows = np.concatenate([self._group_index, np.arange(n_groups)])
+        self.__dict__.update(
+            self._of_groups(options, range(n, n + n_groups)),
+            numbers=np.zeros((n + n_groups, self._rule.n_numbers)),
+            first=np.arange(n, dtype=np.int32),
+            _seen=b"",
+            _part=np.zeros(0, bool),
+            _own=self._own or [torch.from_numpy(np.flatnonzero(of_rows == i)).to(device) for i in range(n_groups)],
+        )
+
+    def fill_own(self, counts: Tensor, lrs: Sequence[Tensor | None], rows: Tensor) -> None:
+        """Compute these rows on the device of the counts, without waiting for it.
+
+        Args:
+            counts: Of every tensor, [n_tensors].
+            lrs: One per parameter group: the learning rate that replaces the one of its options, or None.
+            rows: All rows, [n_tensors + n_groups, n_numbers].
+        """
+        assert self._own is not None, "make_own comes first"
+        ages = torch.cat([counts.to(torch.float64), counts.new_zeros(len(self._own), dtype=torch.float64)])
+        for options, lr, own in zip(self._options, lrs, self._own, strict=True):
+            x = options if lr is None else self._rule.with_lr(options, lr.detach().reshape(()).to(torch.float64))
+            rows.index_copy_(0, own, self._rule.rows(x, ages[own], self._laws))
 
     def _of_groups(self, options: Sequence[Any], rows: Sequence[int]) -> dict[str, Any]:
         """What belongs to the parameter groups, with one row of each."""

@@ -24,6 +24,7 @@ from noetherperf.figures import (
     manifolds,
     modified,
     neurons,
+    noise,
     oscillation,
 )
 from noetherperf.figures.claims import Claim, Data
@@ -69,6 +70,12 @@ GALLERY: dict[str, Figure] = {
     "neurons": Figure(
         "single parameters are noisy, neurons are smooth", neurons.compute, training.neurons, neurons.claims
     ),
+    "noise": Figure(
+        "the noise of minibatches makes norms grow: four batch sizes, without and with momentum",
+        noise.compute,
+        training.noise,
+        noise.claims,
+    ),
     "dynamics": Figure(
         "exact dynamics of all three charges, VGG-16 with and without BatchNorm",
         dynamics.compute,
@@ -82,7 +89,7 @@ GALLERY: dict[str, Figure] = {
         oscillation.claims,
     ),
     "errors": Figure(
-        "errors of the flow law and of the discrete law over learning rate, batch size and momentum",
+        "errors of both flow laws and of the discrete law over learning rate, batch size and momentum",
         errors.compute,
         training.errors,
         errors.claims,

@@ -273,11 +273,11 @@ class Openness:
 
 
 def _spread(ages: Sequence[int], missing: bytes) -> bytes:
-    """How far apart the counted ages of tensors with gradients are; `_relative` depends on it alone."""
+    """How far apart the counted ages of tensors with gradients are; compared faster than `_relative`."""
     counted = np.asarray(ages)
     if 1 in missing:
         counted = counted[np.frombuffer(missing, np.uint8) == 0]
-    return (counted - counted[:1]).tobytes()
+    return bytes((counted - counted[:1]).tobytes())
 
 
 def _relative(ages: Sequence[int], missing: bytes) -> tuple[int, ...]:

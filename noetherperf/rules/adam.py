@@ -63,8 +63,18 @@ class AdamOptions:
 
     @classmethod
     def of(cls, group: Mapping[str, Any]) -> "AdamOptions":
-        """The options that an optimizer's parameter group holds now; of betas on a device, the host waits for it."""
+        """The options that an optimizer's parameter group holds now; of betas on a device, the host waits for it.
+
+        Raises:
+            ValueError: A beta that is not in [0, 1).
+        """
         beta1, beta2 = group["betas"]
+        for i, beta in enumerate((beta1, beta2)):
+            if not 0.0 <= float(beta) < 1.0:
+                raise ValueError(
+                    f"betas[{i}] of a parameter group is {float(beta)}, but must be at least 0 and below 1; "
+                    "set group['betas'] to two such numbers"
+                )
         return cls(
             math.nan if device_lr(group) is not None else float(group["lr"]),
             float(beta1),

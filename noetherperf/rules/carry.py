@@ -30,6 +30,8 @@ Flow law, the overdamped limit, with b the share of u that the next step carries
     norm          x' = e^{−2λη} x + η² |u|² (1 + b)/(1 − b)
     translation   x' = e^{−λη} x                                λ = (1 − r)/η
 
+It leaves out y₀, and takes w as settled while the buffer still fills, which adds 2bη²|u|²/(1 − b)² too much in all.
+
 Derived in docs/theory.md, section 8.
 
 Source: this project.

@@ -41,7 +41,8 @@ class RotationalEquilibrium:
         sq_norm: |θ|². sq_norm/sq_update depends on the hyperparameters alone, so a measured |u|² gives |θ|² where
             gradients are not as assumed.
         sq_update: |u|², of the update without decoupled decay.
-        angle: φ, the angle between θ before and after a step, in radians.
+        angle: φ, the angle between θ before and after a step, in radians; of many steps or groups the root of the mean
+            square, which is more than a mean of angles.
         decorrelation: Steps in which the cosine of θ with its past falls by a factor e, after the buffer has forgotten.
         relaxation: Steps in which |θ|² comes nearer to equilibrium by a factor e. Valid near equilibrium, and for
             ηλ ≪ 1 − β.
