@@ -575,6 +575,25 @@ class TestHooks:
         assert optimizer.param_groups[0]["lr"] == 0.25
         assert optimizer.step_count == 2
 
+    def test_those_of_some_steps(self, backend: str) -> None:
+        """Steps before and after have none."""
+        net = make_net(backend)
+        optimizer = ours(net, backend, lr=0.1)
+        calls: list[object] = []
+        train(net, optimizer, range(1))
+        for register in (
+            register_optimizer_step_pre_hook,
+            register_optimizer_step_post_hook,
+            optimizer.register_step_pre_hook,
+            optimizer.register_step_post_hook,
+        ):
+            handle = register(lambda *_: calls.append(register))  # noqa: B023
+            train(net, optimizer, range(2))
+            handle.remove()
+            train(net, optimizer, range(1))
+            assert calls == [register] * 2
+            calls.clear()
+
     def test_the_profiler_sees_a_step(self, backend: str) -> None:
         net = make_net(backend)
         optimizer = ours(net, backend, lr=0.1)

@@ -29,5 +29,5 @@ def _is_observed(self: Optimizer) -> bool:
         or optimizer._global_optimizer_pre_hooks
         or optimizer._global_optimizer_post_hooks
         or autograd.profiler._is_profiler_enabled  # in any thread
-        or autograd._profiler_enabled()  # in this thread: older ones, which do not set the flag
+        or autograd._profiler_enabled()  # type: ignore[attr-defined]  # in this one: older ones set no flag
     )
