@@ -9,7 +9,7 @@ model itself is only read.
 import copy
 import random
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,6 +24,7 @@ from noetherperf.checks.exact import EPS, epsilons, evaluation, random_state, re
 from noetherperf.detect.outputs import Loss, class_axis, logits
 from noetherperf.detect.relations import Matrix
 from noetherperf.detect.shapes import Shapes
+from noetherperf.symmetry import Part
 
 __all__ = ["Probe"]
 
@@ -142,9 +143,9 @@ class Probe:
         return inputs, options
 
     def gradients(self, n: int) -> Iterator[dict[str, Tensor]]:
-        """Gradients of n losses on one random batch, by parameter; without those that no loss depends on.
+        """Gradients of up to n losses on one random batch, by parameter; without those that no loss depends on.
 
-        Any cotangent v of the output is the gradient of some loss. A loss that reads logits only up to a constant, as
+        A loss given as a function is one loss. Else any cotangent v of the output is the gradient of some loss; one that reads logits only up to a constant, as
         cross entropy does, has cotangents with zero sum over the classes.
         """
         parameters = list(self.parameters.values())
@@ -156,19 +157,21 @@ class Probe:
         outputs = [z for z in outputs if z.requires_grad]
         if not outputs:
             return
+        if callable(self.loss):  # one scalar has one gradient, whatever it is multiplied by
+            n = 1
         for i in range(n):
             cotangents = [self._seen(self._normal(z)) for z in outputs]
             grads = torch.autograd.grad(outputs, parameters, cotangents, retain_graph=i + 1 < n, allow_unused=True)
             yield {name: g for name, g in zip(self.parameters, grads, strict=True) if g is not None}
 
-    def tangents(self, names: Sequence[str], n: int) -> Matrix:
-        """Derivatives of 2 n outputs of one random batch with respect to the scale of each tensor.
+    def tangents(self, parts: Sequence[Part], n: int, progress: Callable[[float], None]) -> Matrix:
+        """Derivatives of 2 n outputs of one random batch with respect to the scale of each part.
 
-        Column j is J θ_j, with J the Jacobian of the outputs, up to what the loss does not see. Forward mode takes one
-        pass for each tensor, where n losses would take n backward passes.
+        Column j is J ψ_j, with J the Jacobian of the outputs, up to what the loss does not see. Forward mode takes one
+        pass for each part, where n losses would take n backward passes.
 
         Returns:
-            [2 n, names].
+            [2 n, parts].
 
         Raises:
             NotImplementedError, RuntimeError: An operation has no forward derivative, or there are fewer outputs.
@@ -176,8 +179,13 @@ class Probe:
         inputs, options = self.draw()
         seed = int(torch.randint(1 << 31, (), generator=self.generator, device="cpu"))
         columns = []
-        for name in names:
-            p = self.parameters[name].detach()
+        for part in parts:
+            p = self.parameters[part.parameter].detach()
+            direction = p.clone()
+            if part.axis is not None:
+                inside = torch.zeros(p.shape[part.axis], dtype=torch.bool)
+                inside[part.gather(torch.arange(len(inside))).flatten()] = True
+                direction.movedim(part.axis, 0)[~inside.to(p.device)] = 0
             with (
                 warnings.catch_warnings(),
                 _evaluated(seed),
@@ -186,16 +194,17 @@ class Probe:
                 dual_level(),
             ):
                 warnings.filterwarnings("ignore", ".*torch.jit", DeprecationWarning)  # of torch's own derivatives
-                scaled = make_dual(p, p.clone())
-                outputs = logits(torch.func.functional_call(self.model, {name: scaled}, inputs, options))
+                scaled = make_dual(p, direction)
+                outputs = logits(torch.func.functional_call(self.model, {part.parameter: scaled}, inputs, options))
                 tangents = [unpack_dual(z).tangent for z in outputs]
                 tangents = [torch.zeros_like(z) if t is None else t for z, t in zip(outputs, tangents, strict=True)]
             columns.append(torch.cat([self._seen(t).flatten() for t in tangents]))
             if len(columns) == 1:
                 if len(columns[0]) < 2 * n:
-                    raise RuntimeError(f"{len(columns[0])} outputs are too few to tell {len(names)} tensors apart")
+                    raise RuntimeError(f"{len(columns[0])} outputs are too few to tell {len(parts)} tensors apart")
                 some = torch.randperm(len(columns[0]), generator=self.generator, device="cpu")[: 2 * n].to(p.device)
             columns[-1] = columns[-1][some].cpu()
+            progress(0.5 + 0.4 * len(columns) / len(parts))
         matrix: Matrix = torch.stack(columns, 1).numpy()
         return matrix
 
