@@ -65,32 +65,38 @@ def foldings(piece: Part, shape: Shape, n: int, sizes: Iterable[int]) -> Iterato
 
 
 def joined(parts: Sequence[Part], shapes: Mapping[str, Shape]) -> list[Part]:
-    """The same parts; neighbouring slices of one axis with one coefficient become one part with a stride."""
+    """The same parts; neighbouring slices of one axis with one coefficient become one part.
+
+    In a slice whose width is fold · stride, group j holds the indices that leave the rest j when divided by the stride.
+    Slices of equal width side by side have such groups together, too.
+    """
     result: list[Part] = []
-    for key, group in itertools.groupby(
-        sorted(parts, key=lambda part: part.fold != 1),
-        lambda part: (part.parameter, part.axis, part.period, part.weight, part.fold),
-    ):
-        slices = list(group)
-        name, axis, period, weight, fold = key
-        if len(slices) > 1 and axis is not None and fold == 1:
-            bounds = sorted(part.bounds(shapes[name]) for part in slices)
-            first, width = bounds[0][0], bounds[0][1] - bounds[0][0]
-            if bounds == [(first + i * width, first + (i + 1) * width) for i in range(len(bounds))]:
-                length = period or shapes[name][axis]
-                stop = first + len(bounds) * width
-                whole = first == 0 and stop == length
-                slices = [
-                    Part(
-                        name,
-                        axis,
-                        start=first or None,
-                        stop=None if stop == length else stop,
-                        period=None if whole else period,
-                        fold=len(bounds),
-                        stride=width if width > 1 else 1,
-                        weight=weight,
-                    )
-                ]
-        result += slices
+    for part in parts:
+        for at, other in enumerate(result):
+            together = _together(other, part, shapes[part.parameter])
+            if together is not None:
+                result[at] = together
+                break
+        else:
+            result.append(part)
     return result
+
+
+def _together(a: Part, b: Part, shape: Shape) -> Part | None:
+    """Two slices as one part if they are neighbours and have groups alike, else None."""
+    if a.axis is None or (a.parameter, a.axis, a.period, a.weight) != (b.parameter, b.axis, b.period, b.weight):
+        return None
+    (start, middle), (other, stop) = a.bounds(shape), b.bounds(shape)
+    rests = [(middle - start) // a.fold, (stop - other) // b.fold]
+    strides = [rest if part.fold == 1 else part.stride for part, rest in zip((a, b), rests, strict=True)]
+    if middle != other or rests[0] != rests[1] or strides != rests:
+        return None
+    length = a.period or shape[a.axis]
+    whole = (start, stop) == (0, length)
+    return replace(
+        a,
+        stop=None if stop == length else stop,
+        period=None if whole else a.period,
+        fold=a.fold + b.fold,
+        stride=rests[0],
+    )

@@ -113,7 +113,7 @@ class Search:
                 continue
             cancelled = ~alive & torch.stack(neighbours).any(0)
             taken = torch.zeros_like(alive)
-            for piece in self._pieces[axis]:
+            for piece in sorted(self._pieces[axis], key=lambda piece: -int(self._claims.mask(piece).sum())):
                 inside = torch.from_numpy(self._claims.mask(piece))
                 if (
                     not bool((taken | alive)[inside].any())
@@ -155,14 +155,17 @@ class Search:
             self.undecided.add(n)
 
     def _columns(self, n: int, scope: tuple[Axis, ...], sizes: set[int]) -> list[Part]:
-        """The parts with n groups, the finest first."""
+        """The parts with n groups, the finest first; those that mix groups with and without gradient later."""
         parts = [
             part
             for axis in scope
             for piece in self._pieces[axis]
             for part in foldings(piece, self.shapes[axis[0]], n, sizes)
         ]
-        return sorted(dict.fromkeys(parts), key=lambda part: (part.fold, part.stride != 1))
+        return sorted(
+            dict.fromkeys(parts),
+            key=lambda part: (part.fold, not bool(self._claims.random(part, 1).all()), part.stride != 1),
+        )
 
     def _solve(self, columns: list[Part], law: Law) -> bool:
         """Claim the relations between these parts; False where there are too few rows to decide."""

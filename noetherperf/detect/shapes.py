@@ -52,7 +52,14 @@ class Shapes(TorchDispatchMode):
         return {run[0] for run in self.runs if len(run) == 1 and run[0] > 1}
 
     def slices(self, length: int) -> set[Cut]:
-        """Slices that an axis of this length may consist of: taken, of equal maps, or of each period."""
+        """Slices that an axis of this length may consist of, and slices of these."""
+        slices = self._slices(length)
+        for start, stop, period in list(slices):
+            slices |= {Cut(start + a, start + b, period) for a, b, repeated in self._slices(stop - start) if not repeated}
+        return slices
+
+    def _slices(self, length: int) -> set[Cut]:
+        """Slices that were taken, of equal maps, or of each period."""
         slices = set(self.cuts.get(length, ()))
         for run in self.runs:
             if len(run) == 1 or int(np.prod(run)) != length:
@@ -61,8 +68,7 @@ class Shapes(TorchDispatchMode):
             if 1 < run[0] <= N_FUSED:
                 slices |= {Cut(start, start + step) for start in range(0, length, step)}
             if 1 < run[0] < length:
-                plain = self.slices(step) if step < length else set()
-                slices |= {Cut(cut.start, cut.stop, step) for cut in plain if cut.period is None}
+                slices |= {Cut(a, b, step) for a, b, repeated in self._slices(step) if not repeated}
         return slices
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

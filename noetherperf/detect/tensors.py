@@ -5,12 +5,14 @@ Each of them gives one number ⟨ψ, g⟩ for each loss. Relations between finer
 numbers; the tensors that they determine are left out, so that only new relations are found.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
-from noetherperf.detect.claims import Claims
+from noetherperf.detect.claims import Claims, Relation
 from noetherperf.detect.parts import Axis
 from noetherperf.detect.relations import Matrix, independent, integer_relations, null_space
 from noetherperf.detect.sums import SPARE, Sums
@@ -20,6 +22,8 @@ from noetherperf.symmetry import Part
 __all__ = ["relate_tensors"]
 
 MOST_SLICES = 8
+
+Colours = NDArray[np.int64]
 
 
 def relate_tensors(sums: Sums, claims: Claims, law: Law) -> bool:
@@ -110,41 +114,85 @@ def _determined(parts: Sequence[Part], claims: Claims, law: Law, order: Sequence
 def _invented(parts: Sequence[Part], claims: Claims, law: Law) -> Matrix:
     """Random sums of these parts that satisfy the relations between finer ones, [more than parts, parts].
 
-    The unknowns are the sums of *cells*: of the indices of an axis that no part tells apart.
+    The unknowns are the sums over indices of one *colour*. Each relation gives an equation for the groups of each
+    colour, and each axis one for the total of its tensor.
     """
     relations = [relation for relation in claims.relations if relation.law == law]
-    all_parts = [*parts, *(part for relation in relations for part in relation.parts)]
-    by_axis: dict[Axis, list[Part]] = {}
-    n_unknowns = 0
-    wholes: dict[str, int] = {}
-    for part in all_parts:
-        if part.parameter not in wholes:
-            wholes[part.parameter] = n_unknowns
-            n_unknowns += 1
-        if part.axis is not None:
-            by_axis.setdefault((part.parameter, part.axis), []).append(part)
-    cells: dict[Part, list[int]] = {}
+    colours = _colours(parts, relations, claims)
+    names = dict.fromkeys(part.parameter for part in [*parts, *(part for r in relations for part in r.parts)])
+    unknowns: dict[str | int, int] = {name: i for i, name in enumerate(names)}
+    for colour in np.unique(np.concatenate([*colours.values(), np.zeros(0, np.int64)])).tolist():
+        unknowns[colour] = len(unknowns)
     equations: list[dict[int, float]] = []
-    for axis, own in by_axis.items():
-        masks = np.stack([claims.mask(part) for part in own])
-        patterns, _ = np.unique(masks, axis=1, return_inverse=True)
-        places = list(range(n_unknowns, n_unknowns + patterns.shape[1]))
-        n_unknowns += len(places)
-        for part, pattern in zip(own, patterns, strict=True):
-            cells[part] = [place for place, inside in zip(places, pattern, strict=True) if inside]
-        equations.append({wholes[axis[0]]: -1.0} | dict.fromkeys(places, 1.0))
+    for (name, _), own in colours.items():
+        equations.append({unknowns[name]: -1.0} | {unknowns[colour]: 1.0 for colour in np.unique(own).tolist()})
     for relation in relations:
-        equation: dict[int, float] = {}
-        for part in relation.parts:
-            for place in cells.get(part, [wholes[part.parameter]]):
-                equation[place] = equation.get(place, 0.0) + part.weight
-        equations.append(equation)
-    matrix = np.zeros((max(len(equations), 1), n_unknowns))
+        groups = _group_colours(relation, colours, 0)
+        for colour in np.unique(groups):
+            equation: dict[int, float] = {}
+            for part in relation.parts:
+                inside = _gathered(part, colours)[groups == colour] if part.axis is not None else [part.parameter]
+                for place in {unknowns[x] for x in np.unique(inside).tolist()}:
+                    equation[place] = equation.get(place, 0.0) + part.weight
+            equations.append(equation)
+    matrix = np.zeros((max(len(equations), 1), len(unknowns)))
     for row, equation in zip(matrix, equations, strict=False):
         for place, value in equation.items():
             row[place] = value
     _, values, basis = np.linalg.svd(matrix)
     free = basis[int((values > 1e-9).sum()) :]
     random = np.random.default_rng(0).normal(size=(len(parts) + SPARE, len(free))) @ free
-    columns = [random[:, cells.get(part, [wholes[part.parameter]])].sum(1) for part in parts]
+    columns = []
+    for part in parts:
+        if part.axis is None:
+            columns.append(random[:, unknowns[part.parameter]])
+        else:
+            inside = np.unique(colours[part.parameter, part.axis][claims.mask(part)])
+            columns.append(random[:, [unknowns[colour] for colour in inside.tolist()]].sum(1))
     return np.stack(columns, 1) if columns else np.zeros((SPARE, 0))
+
+
+def _colours(parts: Sequence[Part], relations: Sequence[Relation], claims: Claims) -> dict[Axis, Colours]:
+    """A number for each index of each axis: indices that parts and relations do not tell apart have the same.
+
+    Numbers are hashes. An index takes the colours of the groups that it is in, until no more colours appear.
+    """
+    colours: dict[Axis, Colours] = {}
+    for part in [*parts, *(part for relation in relations for part in relation.parts)]:
+        if part.axis is not None:
+            start = np.full(len(claims.mask(part)), hash((part.parameter, part.axis)))
+            own = colours.setdefault((part.parameter, part.axis), start)
+            own += claims.mask(part) * hash(("mask", part))
+    n_colours = 0
+    while (n := sum(len(np.unique(own)) for own in colours.values())) > n_colours:
+        n_colours = n
+        for number, relation in enumerate(relations):
+            groups = _group_colours(relation, colours, number)
+            for part in relation.parts:
+                if part.axis is not None:
+                    indices = part.gather(torch.arange(len(claims.mask(part)), device="cpu")).numpy()
+                    own = colours[part.parameter, part.axis]
+                    own[indices] = _mixed(own[indices] + _mixed(groups + number)[:, None])
+    return colours
+
+
+def _group_colours(relation: Relation, colours: Mapping[Axis, Colours], number: int) -> Colours:
+    """A number for each group of a relation, [n groups], by the colours of its indices."""
+    groups = np.zeros(1, np.int64)
+    for place, part in enumerate(relation.parts):
+        if part.axis is not None:
+            groups = groups + _mixed(_mixed(_gathered(part, colours)).sum(1) + number + place)
+    return groups
+
+
+def _gathered(part: Part, colours: Mapping[Axis, Colours]) -> Colours:
+    assert part.axis is not None
+    return np.asarray(part.gather(torch.from_numpy(colours[part.parameter, part.axis])).numpy())
+
+
+def _mixed(x: Colours) -> Colours:
+    """A hash of each number (SplitMix64)."""
+    y = x.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    y = (y ^ (y >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    y = (y ^ (y >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return (y ^ (y >> np.uint64(31))).astype(np.int64)
