@@ -64,10 +64,12 @@ def find_symmetries(
         example_inputs: Inputs of its forward: tensors, or tuples, lists and dicts of tensors. Batches like these are
             drawn at random, smaller ones where the first axis is a batch. Integers that go to an embedding are drawn
             from all its rows.
-        loss: What the loss ignores in the output. "cross_entropy": a constant added to all logits (classes on the last
-            axis, or on axis 1 of four or more). "mse" or None: nothing. A function from the model's output to a scalar
-            is differentiated with the model. Else the loss reads the first tensor of a tuple and all others of its last
-            size, or the logits of a dict or object; where it reads more, give a function.
+        loss: What the loss ignores in the output. "cross_entropy": a constant added to all logits (classes on axis 1 of
+            four or more; of three on the last, or on axis 1 where more parameters write to it). "mse" or None: nothing.
+            The loss reads the first tensor of a tuple and all others of its last size, or the logits of a dict or
+            object, and auxiliary heads; `outputs` of the result names them. Where it reads something else, give a
+            function from the model's output to a scalar, which is differentiated with the model; batches then have the
+            size of the example's, for the function may hold targets.
         verify: Check every claim on fresh parameters and batches; those with a relative defect above 1e-9 are listed
             as rejected.
         progress: Show a bar on stderr; None: if stderr is a terminal.
@@ -107,6 +109,8 @@ def find_symmetries(
         defects={name: defect for name, defect in defects.items() if name not in rejected},
         unmatched=_unmatched(model, claimed, search),
         rejected=rejected,
+        outputs=probe.outputs,
+        undecided=search.undecided,
     )
 
 

@@ -53,6 +53,7 @@ class Claims:
         self._offsets = dict(zip(self._alive, np.cumsum([0, *lengths[:-1]]).tolist(), strict=True))
         self._length = sum(lengths)
         self._mask = torch.cat([*self._alive.values(), torch.zeros(0, dtype=torch.bool, device="cpu")]).double()
+        self._free = torch.zeros(0, self._length, dtype=torch.float64, device="cpu")
         self._invented: dict[tuple[Law, int], Tensor] = {}  # by law and number of relations
 
     def mask(self, part: Part) -> Mask:
@@ -101,8 +102,11 @@ class Claims:
         return part.gather(own).sum(-1)
 
     def _random(self, n: int) -> Tensor:
-        generator = torch.Generator("cpu").manual_seed(0)
-        return self._mask * torch.randn(n, self._length, generator=generator, dtype=torch.float64, device="cpu")
+        if len(self._free) < n:
+            generator = torch.Generator("cpu").manual_seed(0)
+            shape = (n, self._length)
+            self._free = self._mask * torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
+        return self._free[:n]
 
     # ---- projection on the relations --------------------------------------------------------------------------------
 

@@ -42,7 +42,7 @@ class Search:
     Attributes:
         sums: What was measured.
         fractional: Parameter name -> a relation that it has, but not in small integers.
-        undecided: Numbers of groups at which there were too few rows to tell relations from chance.
+        undecided: Where there were too few losses to tell relations from chance -> the reason.
     """
 
     def __init__(self, probe: Probe, progress: Callable[[float], None]) -> None:
@@ -50,7 +50,7 @@ class Search:
         self.sums = Sums(probe, progress)
         self.shapes = self.sums.shapes
         self.fractional: dict[str, str] = {}
-        self.undecided: set[int] = set()
+        self.undecided: dict[str, str] = {}
         alive = {axis: self.sums.alive(Part(*axis)).any(0) for axis in self.sums.axes}
         self._claims = Claims(self.shapes, alive)
         self._pieces = {
@@ -79,7 +79,7 @@ class Search:
                     self._relate(n, law)
         for law in Law:
             if not relate_tensors(self.sums, self._claims, law):
-                self.undecided.add(1)
+                self._undecided(1, law)
         return self._claims.relations
 
     def _counts(self) -> set[int]:
@@ -152,7 +152,13 @@ class Search:
             return
         plain = [Part(*axis) for axis in everything if self.sums.length(axis) == n]
         if not self._solve(self._columns(n, everything, set()), law) and not self._solve(plain, law):
-            self.undecided.add(n)
+            self._undecided(n, law)
+
+    def _undecided(self, n: int, law: Law) -> None:
+        what = "norms" if law == Law.NORM else "sums"
+        self.undecided[f"{what} of {n} groups" if n > 1 else f"{what} of whole tensors"] = (
+            f"{self.sums.n_losses} losses are too few to tell relations between so many tensors from chance"
+        )
 
     def _columns(self, n: int, scope: tuple[Axis, ...], sizes: set[int]) -> list[Part]:
         """The parts with n groups, the finest first; those that mix groups with and without gradient later."""
