@@ -77,10 +77,12 @@ class Claims:
         places = [((part.parameter, part.axis), self.mask(part)) for part in parts]
         return any(a == b and (x & y).any() for (a, x), (b, y) in itertools.combinations(places, 2))
 
-    def implied(self, part: Part, law: Law) -> bool:
-        """Whether the sums of every group of a part vanish by the relations found so far."""
-        groups = self.invented(part, law, LEAST_INVENTED)
-        return not bool((groups.abs() > 1e-7).any())
+    def known_groups(self, law: Law, parts: Sequence[Part]) -> Mask:
+        """Which groups of a relation between these parts follow from the relations found so far, [n groups]."""
+        terms = [part.weight * self.invented(part, law, LEAST_INVENTED) for part in parts]
+        size = sum((term.abs() for term in terms), torch.zeros((), dtype=torch.float64, device="cpu"))
+        total = sum(terms, torch.zeros((), dtype=torch.float64, device="cpu"))
+        return np.asarray((total.abs() <= 1e-7 * size.clamp(min=1.0)).all(0).numpy())
 
     def random(self, part: Part, n: int) -> Tensor:
         """Sums of a part as if no relation held, [n, n groups]: parts that overlap depend on each other even so."""

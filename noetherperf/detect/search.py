@@ -63,6 +63,7 @@ class Search:
             for value in vars(module).values()
             if isinstance(value, int) and not isinstance(value, bool) and value > 1
         }
+        self._waiting: list[tuple[Law, list[Part]]] = []
         self._scopes = list(self._neighbourhoods())
 
     def run(self) -> list[Relation]:
@@ -77,6 +78,9 @@ class Search:
                 self._single(n, law)
                 if n in related:
                     self._relate(n, law)
+        for law, parts in self._waiting:
+            if not self._claims.known_groups(law, parts).all():
+                self._claims.claim(law, parts)
         for law in Law:
             if not relate_tensors(self.sums, self._claims, law):
                 self._undecided(1, law)
@@ -127,7 +131,7 @@ class Search:
         for axis in self.sums.axes:
             for piece in self._pieces[axis]:
                 for part in foldings(piece, self.shapes[axis[0]], n, set()):
-                    if part.stride == 1 and self.sums.vanishes(part, law) and not self._claims.implied(part, law):
+                    if part.stride == 1 and self.sums.vanishes(part, law) and not self._claims.known_groups(law, [part]).all():
                         self._claims.claim(law, [part])
 
     # ---- relations between parts ------------------------------------------------------------------------------------
@@ -202,8 +206,12 @@ class Search:
             return [replace(part, weight=float(c)) for part, c in terms if c]
 
         relations, rest = integer_relations(null, known, lambda c: not self._claims.overlap(parts_of(c)))
-        for coefficients in relations:
-            self._claims.claim(law, joined(parts_of(coefficients), self.shapes))
+        for parts in [joined(parts_of(c), self.shapes) for c in relations]:
+            if self._claims.known_groups(law, parts).any():
+                # there may be one between finer parts for the groups that are new
+                self._waiting.append((law, parts))
+            else:
+                self._claims.claim(law, parts)
         for row in rest:
             terms = [f"{c:+.4g} {columns[i].parameter}[{columns[i].axis}]" for i, c in enumerate(row) if c]
             for i in np.flatnonzero(row):

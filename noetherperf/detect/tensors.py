@@ -34,24 +34,34 @@ def relate_tensors(sums: Sums, claims: Claims, law: Law) -> bool:
     """
     parts = [part for name in sums.shapes if name in sums.reached for part in _parts(name, sums, claims, law)]
     parts = [part for part in parts if bool(sums.alive(part).any())]
-    parts = [part for part, free in zip(parts, _determined(parts, claims, law, []), strict=True) if not free]
-    single = [part for part in parts if sums.vanishes(part, law)]
+    invented = _invented(parts, claims, law)
+    free = np.linalg.norm(invented, axis=0) > 1e-7
+    single = [part for part, is_free in zip(parts, free, strict=True) if is_free and sums.vanishes(part, law)]
     for group in _wholes(single, sums):
         claims.claim(law, [group])
-    order = _order(parts, claims, law)
-    known = _determined(parts, claims, law, order)
-    parts = [part for part, implied in zip(parts, known, strict=True) if not implied and part not in single]
-    if len(parts) < 2:
+    # Of laws with as many terms, the first is taken: that of what leaves a unit, not of what enters it.
+    outward = {r.parts[-1].parameter for r in claims.relations if r.law == law and len(r.parts) > 1}
+    rest = [i for i, part in enumerate(parts) if free[i] and part not in single]
+    rest.sort(key=lambda i: parts[i].parameter not in outward)
+    parts, invented = [parts[i] for i in rest], invented[:, rest]
+    kept = independent(invented)  # they determine the others, which need not be measured
+    if len(kept) < 2:
         return True
-    matrix = sums.totals(parts, law)
-    if len(matrix) < len(parts) + SPARE:
+    matrix = sums.totals([parts[i] for i in kept], law)
+    if len(matrix) < len(kept) + SPARE:
         return False
     matrix = matrix / np.maximum(np.abs(matrix).max(axis=1, keepdims=True), 1e-300)
-    present = np.flatnonzero(np.linalg.norm(matrix, axis=0))
-    relations, _ = integer_relations(null_space(matrix[:, present]))
+    present = [kept[i] for i in np.flatnonzero(np.linalg.norm(matrix, axis=0))]
+    null = null_space(matrix[:, [kept.index(i) for i in present]])
+    if not len(null):
+        return True
+    new = np.zeros((len(null), len(parts)))
+    new[:, present] = null
+    known = null_space(invented)
+    relations, _ = integer_relations(np.vstack([new, known]), known)
     for coefficients in relations:
-        terms = zip(present, coefficients, strict=True)
-        claims.claim(law, _wholes([replace(parts[i], weight=float(c)) for i, c in terms if c], sums))
+        terms = zip(parts, coefficients, strict=True)
+        claims.claim(law, _wholes([replace(part, weight=float(c)) for part, c in terms if c], sums))
     return True
 
 
@@ -91,24 +101,6 @@ def _wholes(parts: Sequence[Part], sums: Sums) -> list[Part]:
         else:
             result.append(part)
     return result
-
-
-def _order(parts: Sequence[Part], claims: Claims, law: Law) -> list[int]:
-    """What leaves a unit before what enters it: of tensors that determine each other, the first stay."""
-    relations = (relation for relation in claims.relations if relation.law == law)
-    outward = {relation.parts[-1].parameter for relation in relations if len(relation.parts) > 1}
-    return sorted(range(len(parts)), key=lambda i: (parts[i].parameter not in outward, -i))
-
-
-def _determined(parts: Sequence[Part], claims: Claims, law: Law, order: Sequence[int]) -> list[bool]:
-    """Whether relations determine each part: by the parts before it in an order, or as zero where there is none."""
-    invented = _invented(parts, claims, law)
-    zero = np.linalg.norm(invented, axis=0) < 1e-7
-    kept = set(np.flatnonzero(~zero).tolist())
-    if order:
-        order = [i for i in order if i in kept]
-        kept = {order[i] for i in independent(invented[:, order])} if order else kept
-    return [i not in kept for i in range(len(parts))]
 
 
 def _invented(parts: Sequence[Part], claims: Claims, law: Law) -> Matrix:
