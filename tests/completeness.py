@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from noetherperf import Symmetry
+from noetherperf.checks.exact import evaluation
 
 Matrix = NDArray[np.float64]
 Loss = str | Callable[[Any], Tensor] | None
@@ -94,9 +95,7 @@ def _axis_sums(
     rows: dict[str, list[Matrix]] = {"translation": [], "norm": []}
     squares = {law: np.zeros(len(columns)) for law in rows}
     wanted = len(columns) + SPARE
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
+    with evaluation("no_eps"):
         while len(rows["norm"]) < wanted:
             with torch.no_grad():
                 for name, p in parameters.items():
@@ -127,8 +126,6 @@ def _axis_sums(
                                 row[at : at + length] = terms.sum(1).numpy()
                                 squares[law][at : at + length] += terms.square().sum(1).numpy()
                     found.append(row)
-    finally:
-        torch.set_default_dtype(before)
     return {law: (np.array(found), np.sqrt(squares[law])) for law, found in rows.items()}
 
 

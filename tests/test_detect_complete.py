@@ -157,7 +157,7 @@ STRUCTURES: dict[str, tuple[Callable[[], nn.Module], Draw, list[str]]] = {
     "cross attention": (
         Cross,
         lambda n, g: (torch.randn(n, 5, 8, generator=g), torch.randn(n, 4, 8, generator=g)),
-        ["rescale m.weight:whole m.bias:whole > attn.in_proj_weight:0[8:]/16"],
+        ["rescale n.weight:whole n.bias:whole > attn.in_proj_weight:0[:8]/8"],
     ),
     "key bias": (
         lambda: Lambda(

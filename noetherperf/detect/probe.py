@@ -59,6 +59,8 @@ class Probe:
         self.loss = loss
         self.inputs, self.options = tree_map_only(Tensor, _widened, (tuple(inputs), dict(options)))
         self.model = _twin(model)
+        self._epsilons = epsilons(self.model)
+        self.normalise_with(EPS)
         self.parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad and p.numel()}
         self.initial = {name: p.detach().clone() for name, p in self.parameters.items()}
         self.generator = torch.Generator("cpu").manual_seed(seed)
@@ -69,6 +71,12 @@ class Probe:
         self.class_axis = -1  # of logits with three axes
         self.outputs: dict[str, str] = {}
         self.shapes = self._look()
+
+    def normalise_with(self, eps: float) -> None:
+        """Set every eps; for good, since checkpointed activations are evaluated again during backward."""
+        self.eps = eps
+        for epsilon in self._epsilons:
+            setattr(epsilon.module, epsilon.attribute, eps)
 
     def _examples(self) -> list[Tensor]:
         """The tensors among the example inputs that have an axis."""
@@ -84,7 +92,7 @@ class Probe:
                     buffer.copy_(content)
                 self._buffers[name] = (buffer, buffer._version, content)
             setattr(self.model.get_submodule(module), own, buffer)
-        with _evaluated(seed):
+        with _evaluated(seed, self.eps):
             yield
 
     def _look(self) -> Shapes:
@@ -287,24 +295,21 @@ class Probe:
 
 
 @contextmanager
-def _evaluated(seed: int = 0) -> Iterator[None]:
+def _evaluated(seed: int, eps: float) -> Iterator[None]:
     """Exact arithmetic and seeded generators inside; afterwards the random states are as before."""
     before = random_state()
     try:
         torch.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002
-        with evaluation("no_eps"):
+        with evaluation("no_eps", eps=eps):
             yield
     finally:
         set_random_state(before)
 
 
 def _twin(model: nn.Module) -> nn.Module:
-    """A float64 copy that normalises exactly; modules kept in evaluation mode stay so.
-
-    Its eps are replaced for good, since checkpointed activations are evaluated again during backward.
-    """
+    """A float64 copy; modules kept in evaluation mode stay so."""
     memo: dict[int, Any] = {}
     for module in model.modules():
         for hook in module._forward_pre_hooks.values():
@@ -326,8 +331,6 @@ def _twin(model: nn.Module) -> nn.Module:
     for module in twin.modules():
         if isinstance(module, nn.Embedding | nn.EmbeddingBag):
             module.sparse = False
-    for epsilon in epsilons(twin):
-        setattr(epsilon.module, epsilon.attribute, EPS)
     return twin
 
 

@@ -97,34 +97,31 @@ class Search:
     # ---- single parts that vanish -----------------------------------------------------------------------------------
 
     def _without_gradient(self) -> None:
-        """Elements of vectors that a later operation cancels, so that they have no gradient at all."""
+        """Elements of vectors that a later operation cancels, so that they have no gradient but rounding.
+
+        Where even that is missing, no loss may reach them; but if another tensor of their unit has one, it does.
+        """
         for name, shape in self.shapes.items():
-            axis = (name, 0)
-            whole = Part(name, None)
-            if prod(shape) == 1 and not bool(self.sums.alive(whole).any()) and self.sums.has_rounding(whole):
-                self._claims.claim(Law.TRANSLATION, [whole], without_gradient=True)
-            if len(shape) != 1 or axis not in self.sums.axes or name not in self.sums.reached:
+            if name not in self.sums.reached or prod(shape) != max(shape, default=1):
                 continue
-            alive = self.sums.alive(Part(name, 0)).any(0)
-            neighbours = [
-                self.sums.alive(Part(*other)).any(0)
-                for other in self.sums.axes
-                if other[0].rpartition(".")[0] == name.rpartition(".")[0]
-                and other[0] != name
-                and self.sums.length(other) == shape[0]
-            ]
-            if not neighbours:
-                continue
-            cancelled = ~alive & torch.stack(neighbours).any(0)
+            axis = next((axis for axis, length in enumerate(shape) if length > 1), None)
+            plain = Part(name, axis)
+            alive = self.sums.alive(plain).any(0)
+            cancelled = self.sums.rounding(plain) & ~alive
+            for other in self.sums.axes:
+                if other[0] != name and other[0].rpartition(".")[0] == name.rpartition(".")[0] and axis is not None:
+                    if len(shape) == 1 and self.sums.length(other) == shape[axis]:
+                        cancelled |= ~alive & self.sums.alive(Part(*other)).any(0)
             taken = torch.zeros_like(alive)
-            for piece in sorted(self._pieces[axis], key=lambda piece: -int(self._claims.mask(piece).sum())):
-                inside = torch.from_numpy(self._claims.mask(piece))
-                if (
-                    not bool((taken | alive)[inside].any())
-                    and 2 * int(cancelled[inside].sum()) >= int(inside.sum())
-                ):
+            candidates = [plain] if axis is None else self._pieces[name, axis]
+            masks = [(piece, torch.ones(1, dtype=torch.bool) if axis is None else self._inside(piece)) for piece in candidates]
+            for piece, inside in sorted(masks, key=lambda pair: -int(pair[1].sum())):
+                if not bool((taken | alive)[inside].any()) and 2 * int(cancelled[inside].sum()) >= int(inside.sum()):
                     self._claims.claim(Law.TRANSLATION, [piece], without_gradient=True)
                     taken |= inside
+
+    def _inside(self, part: Part) -> Tensor:
+        return torch.from_numpy(self._claims.mask(part))
 
     def _single(self, n: int, law: Law) -> None:
         """Parts with n groups that vanish by themselves: slices of an axis, or blocks as before GroupNorm."""

@@ -21,8 +21,9 @@ from noetherperf.symmetry import Part
 
 __all__ = ["SPARE", "Sums"]
 
-ZERO = 1e-9  # of |g_A| |ψ_A|
-DEAD = 1e-11  # of the module's root mean square: a gradient that is only rounding
+ZERO = 1e-7  # of |g_A| |ψ_A|: rounding, and what an eps leaves where activations are small; a claim is verified
+DEAD = 1e-11  # of the module's root mean square, and of the largest anywhere: a gradient that is only rounding
+SMALLEST = 1e-2
 LEAST = 1e-4  # of the largest root mean square anywhere: no module's counts as less
 N_COTANGENTS = 4
 N_LOSSES = 32
@@ -131,6 +132,8 @@ class Sums:
             values = torch.stack(rows, 1) if rows else torch.zeros(4, 0, length, dtype=torch.float64, device="cpu")
             products = {Law.TRANSLATION: values[0], Law.NORM: values[1]}
             self._sums[name, axis] = _AxisSums(products, values[2], values[3], prod(self.shapes[name]) // length)
+        rms = torch.tensor(list(self._rms.values()), dtype=torch.float64, device="cpu")
+        self._top = rms.amax(0) if rms.numel() else torch.zeros(0, dtype=torch.float64, device="cpu")
         self._usual = _usual({name: torch.tensor(x, dtype=torch.float64, device="cpu") for name, x in self._rms.items()})
 
     def _sums_of(self, name: str, a: Tensor, b: Tensor) -> dict[int | None, Tensor]:
@@ -160,11 +163,12 @@ class Sums:
     def alive(self, part: Part, n_losses: int | None = None) -> Tensor:
         """Whether each group has a gradient that is more than rounding, [losses, n_groups]."""
         sq_g, n_elements = self._mean_sq_g(part, n_losses)
-        return (sq_g / n_elements).sqrt() > DEAD * self._usual[part.parameter][:n_losses, None]
+        least = DEAD * torch.maximum(self._usual[part.parameter], SMALLEST * self._top)
+        return (sq_g / n_elements).sqrt() > least[:n_losses, None]
 
-    def has_rounding(self, part: Part) -> bool:
-        """Whether a part has a gradient at all, be it rounding."""
-        return bool((self._mean_sq_g(part)[0] > 0).any())
+    def rounding(self, part: Part) -> Tensor:
+        """Whether each group ever has a gradient at all, be it rounding, [n_groups]."""
+        return (self._mean_sq_g(part)[0] > 0).any(0)
 
     def _is_zero(self, part: Part, law: Law, n_losses: int | None = None) -> Tensor:
         """Whether each group's ⟨g, ψ⟩ is zero up to rounding, [losses, n_groups]."""

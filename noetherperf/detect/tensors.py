@@ -66,10 +66,12 @@ def relate_tensors(sums: Sums, claims: Claims, law: Law) -> bool:
 
 
 def _parts(name: str, sums: Sums, claims: Claims, law: Law) -> list[Part]:
-    """A tensor as one group, or the slices of it that relations have told apart."""
+    """A tensor as one group, or the slices of it that the forward pass or relations have told apart."""
     for axis in (axis for axis in sums.axes if axis[0] == name):
         length = sums.length(axis)
         bounds = {0, length}
+        if not sums.large:
+            bounds.update(x for cut in sums.probe.shapes.cuts.get(length, ()) if not cut.period for x in cut[:2])
         for relation in claims.relations:
             for part in relation.parts:
                 if (part.parameter, part.axis) == axis and part.period is None:
