@@ -115,9 +115,8 @@ def _axis_sums(
                 )
                 for law, found in rows.items():
                     row = np.zeros(len(columns))
-                    for (name, p), g in zip(parameters.items(), grads, strict=True):
-                        if g is None:
-                            continue
+                    for (name, p), gradient in zip(parameters.items(), grads, strict=True):
+                        g = torch.zeros_like(p) if gradient is None else gradient
                         product = (g if law == "translation" else g * p.detach()).reshape(p.shape or (1,))
                         for axis, length in enumerate(product.shape):
                             if length > 1 or axis == 0:
@@ -201,7 +200,7 @@ def _reduced(matrix: Matrix, order: Sequence[int]) -> Matrix:
         rows -= np.outer(np.where(np.arange(len(rows)) == at, 0.0, rows[:, column]), rows[at])
         at += 1
     rows[np.abs(rows) < 1e-6] = 0.0
-    return rows[:at]
+    return np.asarray(rows[:at])
 
 
 def _text(vector: Matrix, columns: dict[Column, int]) -> str:

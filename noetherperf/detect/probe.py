@@ -193,8 +193,8 @@ class Probe:
     def gradients(self, n: int) -> Iterator[dict[str, Tensor]]:
         """Gradients of up to n losses on one random batch, by parameter; without those that no loss depends on.
 
-        A loss given as a function is one loss. Else any cotangent v of the output is the gradient of some loss; one that reads logits only up to a constant, as
-        cross entropy does, has cotangents with zero sum over the classes.
+        A loss given as a function is one loss. Else any cotangent v of the output is the gradient of some loss; one
+        that reads logits only up to a constant, as cross entropy does, has cotangents with zero sum over the classes.
         """
         parameters = list(self.parameters.values())
         inputs, options = self.draw()
@@ -274,8 +274,7 @@ class Probe:
                 return
             sizes = {name: float(g.square().mean().sqrt()) for name, g in gradients[0].items()}
             writers[axis] = sum(
-                sizes[name] > 1e-9 * max(sizes.values())
-                and abs(float(g.sum())) <= 1e-9 * sizes[name] * g.numel()
+                sizes[name] > 1e-9 * max(sizes.values()) and abs(float(g.sum())) <= 1e-9 * sizes[name] * g.numel()
                 for name, g in gradients[0].items()
             )
         self.class_axis = 1 if writers[1] > writers[-1] else -1

@@ -14,10 +14,11 @@ from math import prod
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from noetherperf.detect.claims import Claims, Relation
-from noetherperf.detect.parts import Axis, divisors, foldings, is_grouped, joined, pieces
+from noetherperf.detect.parts import Axis, divisors, foldings, joined, pieces
 from noetherperf.detect.probe import Probe
 from noetherperf.detect.relations import Matrix, independent, integer_relations, null_space
 from noetherperf.detect.sums import SPARE, Sums
@@ -42,6 +43,7 @@ class Search:
     Attributes:
         sums: What was measured.
         fractional: Parameter name -> a relation that it has, but not in small integers.
+        with_offset: Parameter name -> a law in c + θ, which no symmetry can express.
         undecided: Where there were too few losses to tell relations from chance -> the reason.
     """
 
@@ -50,13 +52,11 @@ class Search:
         self.sums = Sums(probe, progress)
         self.shapes = self.sums.shapes
         self.fractional: dict[str, str] = {}
+        self.with_offset: dict[str, str] = {}
         self.undecided: dict[str, str] = {}
         alive = {axis: self.sums.alive(Part(*axis)).any(0) for axis in self.sums.axes}
         self._claims = Claims(self.shapes, alive)
-        self._pieces = {
-            axis: pieces(axis, self.sums.length(axis), probe.shapes)
-            for axis in self.sums.axes
-        }
+        self._pieces = {axis: pieces(axis, self.sums.length(axis), probe.shapes) for axis in self.sums.axes}
         self._sizes = {size for size in probe.shapes.sizes if size > 1} | {
             value
             for module in probe.model.modules()
@@ -84,6 +84,7 @@ class Search:
         for law in Law:
             if not relate_tensors(self.sums, self._claims, law):
                 self._undecided(1, law)
+        self._offsets()
         return self._claims.relations
 
     def _counts(self) -> set[int]:
@@ -108,13 +109,18 @@ class Search:
             plain = Part(name, axis)
             alive = self.sums.alive(plain).any(0)
             cancelled = self.sums.rounding(plain) & ~alive
-            for other in self.sums.axes:
-                if other[0] != name and other[0].rpartition(".")[0] == name.rpartition(".")[0] and axis is not None:
-                    if len(shape) == 1 and self.sums.length(other) == shape[axis]:
-                        cancelled |= ~alive & self.sums.alive(Part(*other)).any(0)
+            for other in self.sums.axes if len(shape) == 1 else ():
+                same_unit = (
+                    other[0].rpartition(".")[0] == name.rpartition(".")[0] and self.sums.length(other) == shape[0]
+                )
+                if same_unit and other[0] != name:
+                    cancelled |= ~alive & self.sums.alive(Part(*other)).any(0)
             taken = torch.zeros_like(alive)
             candidates = [plain] if axis is None else self._pieces[name, axis]
-            masks = [(piece, torch.ones(1, dtype=torch.bool) if axis is None else self._inside(piece)) for piece in candidates]
+            masks = [
+                (piece, torch.ones(1, dtype=torch.bool) if axis is None else self._inside(piece))
+                for piece in candidates
+            ]
             for piece, inside in sorted(masks, key=lambda pair: -int(pair[1].sum())):
                 if not bool((taken | alive)[inside].any()) and 2 * int(cancelled[inside].sum()) >= int(inside.sum()):
                     self._claims.claim(Law.TRANSLATION, [piece], without_gradient=True)
@@ -128,7 +134,11 @@ class Search:
         for axis in self.sums.axes:
             for piece in self._pieces[axis]:
                 for part in foldings(piece, self.shapes[axis[0]], n, set()):
-                    if part.stride == 1 and self.sums.vanishes(part, law) and not self._claims.known_groups(law, [part]).all():
+                    if (
+                        part.stride == 1
+                        and self.sums.vanishes(part, law)
+                        and not self._claims.known_groups(law, [part]).all()
+                    ):
                         self._claims.claim(law, [part])
 
     # ---- relations between parts ------------------------------------------------------------------------------------
@@ -184,13 +194,13 @@ class Search:
         wanted = len(columns) + SPARE
         if len(columns) > MAX_COLUMNS or not self.sums.at_least(-(-wanted // n)):
             return False
-        some = np.random.default_rng(0).permutation(n)[: max(-(-wanted // self.sums.n_losses), MAX_ROWS // self.sums.n_losses)]
+        some = np.random.default_rng(0).permutation(n)[
+            : max(-(-wanted // self.sums.n_losses), MAX_ROWS // self.sums.n_losses)
+        ]
         n_invented = -(-wanted // len(some))
         invented = _matrix([self._claims.invented(part, law, n_invented)[:, some] for part in columns])
         matrix = _matrix([self.sums.value(part, law)[:, some] for part in columns])
-        present = np.flatnonzero(
-            (np.linalg.norm(matrix, axis=0) > 0) & (np.linalg.norm(invented, axis=0) > 1e-7)
-        )
+        present = np.flatnonzero((np.linalg.norm(matrix, axis=0) > 0) & (np.linalg.norm(invented, axis=0) > 1e-7))
         columns = [columns[i] for i in present]
         if len(columns) < 2:
             return True
@@ -198,7 +208,7 @@ class Search:
         if len(null) == len(known):
             return True
 
-        def parts_of(coefficients: Matrix) -> list[Part]:
+        def parts_of(coefficients: NDArray[np.int64]) -> list[Part]:
             terms = zip(columns, coefficients, strict=True)
             return [replace(part, weight=float(c)) for part, c in terms if c]
 
@@ -214,6 +224,32 @@ class Search:
             for i in np.flatnonzero(row):
                 self.fractional.setdefault(columns[i].parameter, " ".join(terms))
         return True
+
+    def _offsets(self) -> None:
+        """Tell the laws of vectors that count from an offset, as the gain 1 + w of a normalisation.
+
+        Their generator is c + θ, so that ⟨g, c⟩ + ⟨g, θ⟩ enters a relation. Part has no offset, so none is claimed.
+        """
+        claimed = {part.parameter for relation in self._claims.relations for part in relation.parts}
+        for name, shape in self.shapes.items():
+            if len(shape) != 1 or name in claimed or (name, 0) not in self.sums.axes:
+                continue
+            own = Part(name, 0)
+            others = [Part(*a) for a in self._scopes[-1] if a[0] != name and self.sums.length(a) == shape[0]]
+            others = [part for part in others if not self.sums.is_idle(part, Law.NORM)]
+            columns = [self.sums.value(part, Law.NORM) for part in (own, *others)]
+            matrix = _matrix([self.sums.value(own, Law.TRANSLATION), *columns])
+            if self.sums.is_idle(own, Law.TRANSLATION) or len(matrix) < len(columns) + 1 + SPARE:
+                continue
+            for relation in integer_relations(null_space(matrix[:MAX_ROWS]))[0]:
+                offset, weight = int(relation[0]), int(relation[1])
+                if offset and weight:
+                    terms = zip(relation[2:], others, strict=True)
+                    rest = " ".join(f"{c:+d} |{part.parameter}|² along axis {part.axis}" for c, part in terms if c)
+                    self.with_offset[name] = (
+                        f"a law holds for each index: {weight:+d} |{offset / weight:g} + {name}|² {rest}; "
+                        "no Part counts from an offset, so it is not claimed"
+                    )
 
     def _distinct(self, columns: list[Part], n: int) -> list[Part]:
         """The parts that are not sums of finer ones, on whatever sums."""

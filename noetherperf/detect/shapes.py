@@ -55,7 +55,9 @@ class Shapes(TorchDispatchMode):
         """Slices that an axis of this length may consist of, and slices of these."""
         slices = self._slices(length)
         for start, stop, period in list(slices):
-            slices |= {Cut(start + a, start + b, period) for a, b, repeated in self._slices(stop - start) if not repeated}
+            slices |= {
+                Cut(start + a, start + b, period) for a, b, repeated in self._slices(stop - start) if not repeated
+            }
         return slices
 
     def _slices(self, length: int) -> set[Cut]:

@@ -83,6 +83,7 @@ class Sums:
         }
         self._rms: dict[str, list[float]] = {name: [] for name in self.shapes}
         self._sums: dict[tuple[str, int | None], _AxisSums] = {}
+        self._idle: dict[tuple[Part, Law], bool] = {}
         self._n_batches = 0
         self.n_losses = 0
         self._collect(first)
@@ -127,6 +128,7 @@ class Sums:
                 break
             self._n_batches += 1
             self._progress(0.5 * min(1.0, self.n_losses / n_losses))
+        self._idle.clear()
         for (name, axis), rows in self._rows.items():
             length = 1 if axis is None else self.shapes[name][axis]
             values = torch.stack(rows, 1) if rows else torch.zeros(4, 0, length, dtype=torch.float64, device="cpu")
@@ -134,7 +136,9 @@ class Sums:
             self._sums[name, axis] = _AxisSums(products, values[2], values[3], prod(self.shapes[name]) // length)
         rms = torch.tensor(list(self._rms.values()), dtype=torch.float64, device="cpu")
         self._top = rms.amax(0) if rms.numel() else torch.zeros(0, dtype=torch.float64, device="cpu")
-        self._usual = _usual({name: torch.tensor(x, dtype=torch.float64, device="cpu") for name, x in self._rms.items()})
+        self._usual = _usual(
+            {name: torch.tensor(x, dtype=torch.float64, device="cpu") for name, x in self._rms.items()}
+        )
 
     def _sums_of(self, name: str, a: Tensor, b: Tensor) -> dict[int | None, Tensor]:
         """Sums of the product over all axes but one, by that axis; None: the sum of all."""
@@ -188,12 +192,15 @@ class Sums:
 
     def is_idle(self, part: Part, law: Law) -> bool:
         """Whether a part's sums vanish or have no gradient, so that a relation may contain any multiple of it."""
-        return not bool((self.alive(part) & ~self._is_zero(part, law)).any())
+        if (part, law) not in self._idle:
+            live = bool((self.alive(part, 1) & ~self._is_zero(part, law, 1)).any())  # as a rule, one loss tells
+            self._idle[part, law] = not live and not bool((self.alive(part) & ~self._is_zero(part, law)).any())
+        return self._idle[part, law]
 
     # ---- sums of whole tensors and slices ---------------------------------------------------------------------------
 
     def totals(self, parts: Sequence[Part], law: Law) -> Matrix:
-        """⟨g, ψ⟩ of parts of one group, [losses, parts], for more losses than there are parts where that is possible."""
+        """⟨g, ψ⟩ of parts of one group, [losses, parts], where possible for more losses than there are parts."""
         wanted = len(parts) + SPARE
         if self.large:
             self._shrink(1)
@@ -202,7 +209,7 @@ class Sums:
                 # Where an operation has no forward derivative, the losses are differentiated backward, one by one.
                 with contextlib.suppress(NotImplementedError, RuntimeError):
                     return self.probe.tangents(parts, wanted, self._progress)
-        if law == Law.NORM or not self.large:
+        if law == Law.NORM or self.at_least(wanted):
             rows = [self.value(part, law).flatten() for part in parts]
             return np.vstack([torch.stack(rows, 1).numpy(), *self._more_losses(parts, law, wanted - self.n_losses)])
         return np.stack([self.value(part, law).flatten().numpy() for part in parts], 1)

@@ -5,6 +5,7 @@ Each of them gives one number ⟨ψ, g⟩ for each loss. Relations between finer
 numbers; the tensors that they determine are left out, so that only new relations are found.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -39,10 +40,8 @@ def relate_tensors(sums: Sums, claims: Claims, law: Law) -> bool:
     single = [part for part, is_free in zip(parts, free, strict=True) if is_free and sums.vanishes(part, law)]
     for group in _wholes(single, sums):
         claims.claim(law, [group])
-    # Of laws with as many terms, the first is taken: that of what leaves a unit, not of what enters it.
-    outward = {r.parts[-1].parameter for r in claims.relations if r.law == law and len(r.parts) > 1}
-    rest = [i for i, part in enumerate(parts) if free[i] and part not in single]
-    rest.sort(key=lambda i: parts[i].parameter not in outward)
+    # Of laws with as many terms the first is taken: that of what leaves a unit, which comes later in the model.
+    rest = [i for i, part in reversed(list(enumerate(parts))) if free[i] and part not in single]
     parts, invented = [parts[i] for i in rest], invented[:, rest]
     kept = independent(invented)  # they determine the others, which need not be measured
     if len(kept) < 2:
@@ -60,7 +59,7 @@ def relate_tensors(sums: Sums, claims: Claims, law: Law) -> bool:
     known = null_space(invented)
     relations, _ = integer_relations(np.vstack([new, known]), known)
     for coefficients in relations:
-        terms = zip(parts, coefficients, strict=True)
+        terms = reversed(list(zip(parts, coefficients, strict=True)))
         claims.claim(law, _wholes([replace(part, weight=float(c)) for part, c in terms if c], sums))
     return True
 
@@ -80,7 +79,7 @@ def _parts(name: str, sums: Sums, claims: Claims, law: Law) -> list[Part]:
         if 2 < len(cuts) <= MOST_SLICES + 1:
             return [
                 Part(name, axis[1], start=start or None, stop=stop if stop < length else None, fold=stop - start)
-                for start, stop in zip(cuts, cuts[1:], strict=False)
+                for start, stop in itertools.pairwise(cuts)
             ]
     return [Part(name, None)]
 
