@@ -4,6 +4,7 @@
 #   make lint        run ruff, mypy, clang-format           make bench       run the benchmarks
 #   make sanitize    run the CPU engine's tests under ASan and UBSan
 #   make test-integrations   install Lightning, transformers, accelerate and TensorBoard, and run their tests
+#   make bench-page  keep the last benchmarks' results and put them into docs/performance.md
 #   make gpu-report  build, test and measure on a GPU       make clean       remove .venv and everything that was built
 PYTHON ?= python3
 ARGS ?=
@@ -13,7 +14,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-integrations sanitize lint bench gpu-report clean
+.PHONY: help setup demo test test-all test-integrations sanitize lint bench bench-page gpu-report clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -51,6 +52,9 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m pytest bench -v $(ARGS)
+
+bench-page: $(READY)
+	$(BIN)/python -m bench.report runs/bench/$(or $(BENCH),quick).json
 
 # Needs no `setup`: a machine with a GPU may have no network, and has its own Python with torch.
 gpu-report:

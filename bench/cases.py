@@ -10,14 +10,11 @@ from typing import Any
 
 import torch
 
+from bench.recipes import RECIPES, Recipe
 from noetherperf import Norm, Part, Symmetry
-from noetherperf.rules.sgd import Hyper
 
 Shape = tuple[int, ...]
 Shapes = tuple[Shape, ...]
-
-LR = 1e-3
-WEIGHT_DECAY = 5e-4
 
 #: Axes along which every tensor's units are measured; None: the whole tensor is one group.
 VIEWS: dict[str, tuple[int | None, ...]] = {
@@ -32,21 +29,22 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 @dataclass(frozen=True)
 class Case:
-    """Tensors to step and measure. `point` is the number that varies in a suite of costs against something."""
+    """Tensors to step and measure, and by which recipe. `point` is the number that varies in a suite of costs against
+    something."""
 
     suite: str
     model: str
     shapes: Shapes
     dtype: str = "float32"
     view: str = "none"
-    momentum: float = 0.9
+    rule: str = "b0.9"  # a key of RECIPES
     threads: int | None = None
     point: int = 0
 
     @property
     def name(self) -> str:
         threads = "" if self.threads is None else f"-t{self.threads}"
-        return f"{self.model}-{self.dtype}-{self.view}-b{self.momentum:g}{threads}"
+        return f"{self.model}-{self.dtype}-{self.view}-{self.rule}{threads}"
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -55,8 +53,8 @@ class Case:
         return dtype
 
     @property
-    def hyper(self) -> Hyper:
-        return Hyper(LR, self.momentum, weight_decay=WEIGHT_DECAY)
+    def recipe(self) -> Recipe:
+        return RECIPES[self.rule]
 
     @property
     def names(self) -> list[str]:
@@ -68,13 +66,13 @@ class Case:
 
     @property
     def bytes_held(self) -> int:
-        """Of parameters, gradients and, with momentum, buffers."""
-        return (3 if self.momentum else 2) * self.torch_dtype.itemsize * self.n_parameters
+        """Of parameters, gradients and buffers."""
+        return self.recipe.passes[0] * self.torch_dtype.itemsize * self.n_parameters
 
     @property
     def bytes_moved(self) -> int:
-        """That a step must read and write: p, g, v and p, v; without momentum p, g and p."""
-        return (5 if self.momentum else 3) * self.torch_dtype.itemsize * self.n_parameters
+        """That a step must read and write."""
+        return sum(self.recipe.passes) * self.torch_dtype.itemsize * self.n_parameters
 
     def described(self) -> dict[str, Any]:
         """The case as results name it, beside its figures."""
@@ -84,7 +82,7 @@ class Case:
             "model": self.model,
             "dtype": self.dtype,
             "view": self.view,
-            "momentum": self.momentum,
+            "rule": self.rule,
             "parameters": self.n_parameters,
             "tensors": len(self.shapes),
             "bytes moved": self.bytes_moved,
@@ -174,12 +172,13 @@ def _matrices(n: int, at_most: int = 1 << 24) -> Shapes:
 def _everything() -> Iterator[Case]:
     for model, shapes in MODELS.items():
         for dtype in DTYPES:
-            for momentum in (0.9, 0.0):
+            for rule in RECIPES:
                 for view in VIEWS:
-                    yield Case("step", model, shapes, dtype, view, momentum)
+                    yield Case("step", model, shapes, dtype, view, rule)
     for count, shape in ((1, (8, 8)), (161, (8, 8)), (2000, (1, 1))):
-        for view in ("none", "rows"):
-            yield Case("host", f"host{count}", (shape,) * count, view=view, point=count)
+        for rule in ("b0.9", "adamw"):
+            for view in ("none", "rows"):
+                yield Case("host", f"host{count}", (shape,) * count, view=view, rule=rule, point=count)
     for n in (10_000, 100_000, 1_000_000, 10_000_000, 100_000_000, 500_000_000):
         yield Case("parameters", f"parameters{n}", _matrices(n), view="both", point=n)
     for n in (1, 100, 10_000, 100_000, 1_000_000):
@@ -196,12 +195,12 @@ EVERYTHING = tuple(_everything())
 
 
 def _in_full(case: Case) -> bool:
-    """Every view of every model with momentum in float32; the other dtypes and β = 0 on none and both."""
-    if case.suite != "step" or (case.dtype == "float32" and case.momentum):
+    """Every view of every model in float32; the other dtypes and β = 0 on none and both."""
+    if case.suite != "step" or (case.dtype == "float32" and case.rule != "b0"):
         return True
     if case.dtype == "float64" and case.model not in ("matrix", "mlp"):
         return False
-    return case.view in ("none", "both") and (case.momentum > 0 or case.dtype == "float32")
+    return case.view in ("none", "both") and (case.rule != "b0" or case.dtype == "float32")
 
 
 QUICK_STEPS = (
@@ -211,6 +210,12 @@ QUICK_STEPS = (
     "resnet50-float32-both-b0",
     "embedding-float32-rows-b0.9",
     "mlp-float32-both-b0.9",
+    *(
+        f"{model}-float32-{view}-adamw"
+        for model in ("matrix", "resnet50", "gpt2", "small2000")
+        for view in ("none", "rows", "columns", "both")
+    ),
+    "gpt2-bfloat16-both-adamw",
 )
 
 
@@ -247,7 +252,7 @@ def selected(which: str, patterns: str = "") -> list[Case]:
         found = [case for case in EVERYTHING if fnmatchcase(case.name, pattern.strip())]
         if not found:
             raise ValueError(
-                f"BENCH_CASES: no case is called {pattern!r}; names read model-dtype-view-b<momentum>, such as "
+                f"BENCH_CASES: no case is called {pattern!r}; names read model-dtype-view-rule, such as "
                 f"{EVERYTHING[0].name}, and may hold * and ?"
             )
         chosen += [case for case in found if case not in chosen]

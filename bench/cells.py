@@ -22,6 +22,7 @@ LABELS = {
     "compiled": "torch.compile",
     "eager": "torch fused, then sums",
     "norms": "torch fused, then norms",
+    "probed": "torch fused, in a Probe",
     "compiled_measured": "torch.compile of step and sums",
     "paper": "torch fused, and a buffer of squared gradients",
     "copy": "copy",

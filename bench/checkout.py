@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "bench" / "results"
+RESULTS = ROOT / "bench" / "results"  # that are kept
+RUNS = ROOT / "runs" / "bench"  # where a run leaves its own; git does not look there
 
 
 def answer(command: Sequence[str | Path], limit: float = 20.0) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bench import report
-from bench.checkout import RESULTS
+from bench.checkout import ROOT, RUNS
 from bench.environment import environment
 from bench.settings import SETTINGS
 
@@ -25,8 +25,9 @@ def pytest_configure(config: pytest.Config) -> None:
     option.benchmark_quiet = True  # the report has its own tables
     if option.benchmark_json is None and not option.collectonly:
         chosen = SETTINGS.patterns or SETTINGS.rounds or option.keyword or option.markexpr or option.deselect
-        whole = not chosen and [Path(argument).resolve() for argument in config.args] == [RESULTS.parent]
-        option.benchmark_json = RESULTS / f"{SETTINGS.which if whole else PART}.json"
+        whole = not chosen and [Path(argument).resolve() for argument in config.args] == [ROOT / "bench"]
+        RUNS.mkdir(parents=True, exist_ok=True)
+        option.benchmark_json = RUNS / f"{SETTINGS.which if whole else PART}.json"
 
 
 @pytest.hookimpl(wrapper=True)
@@ -63,4 +64,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if WRITTEN in config.stash:
         path = config.stash[WRITTEN]
         path.write_text(report.compact(path.read_text()))
-        terminalreporter.write_line(report.write(path, into_docs=path.parent == RESULTS and path.stem != PART))
+        terminalreporter.write_line(report.write(path))
+        terminalreporter.write_line(f"Written to {path.parent}. `make bench-page` puts a whole set into the docs.")

@@ -4,19 +4,19 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import accumulate
 from math import prod
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-import noetherperf as nperf
 from bench import oracle
-from bench.bounds import assert_close, magnitudes, of_moments, of_stored, sum_eps
+from bench.bounds import assert_close, of_moments, of_step, of_stored, sum_eps
 from bench.cases import Case
 from bench.inputs import InputSet, make_input_set
 from bench.variants import ours
 from noetherperf.measure.plan import View, make_plan
-from noetherperf.rules.moments import Moment
-from noetherperf.rules.sgd import SGD, Hyper
+from noetherperf.optim.measured import MeasuredOptimizer
+from noetherperf.rules.rule import Rule
 
 CHUNK = 1 << 22  # elements compared at a time: float64 copies of a large model would not fit
 
@@ -42,14 +42,38 @@ def _chunk(view: View, rows: slice) -> tuple[View, slice]:
     return replace(view, n_segments=n), rows
 
 
-def check(case: Case, inputs: InputSet, optimizer: nperf.SGD) -> None:
+class _Tensors(NamedTuple):
+    """One parameter with its gradient and buffers; None for buffers that it does not have."""
+
+    p: Tensor
+    g: Tensor
+    buffers: tuple[Tensor | None, ...]
+
+    def part(self, rows: slice) -> "_Tensors":
+        """Some rows, in float64."""
+        buffers = tuple(None if v is None else v[rows].double() for v in self.buffers)
+        return _Tensors(self.p[rows].double(), self.g[rows].double(), buffers)
+
+
+def _tensors(rule: Rule[Any], inputs: InputSet) -> list[_Tensors]:
+    missing = (None,) * (len(rule.buffers) - len(inputs.buffers))
+    held = zip(*inputs.buffers, strict=True) if inputs.buffers else [()] * len(inputs.params)
+    whose = zip(inputs.params, inputs.grads, held, strict=True)
+    return [_Tensors(p.detach(), g, (*its, *missing)) for p, g, its in whose]
+
+
+def check(case: Case, inputs: InputSet, optimizer: MeasuredOptimizer) -> None:
     """Make one step and compare parameters, buffers and every symmetry's moments.
 
     Raises:
         Mismatch: Something is beyond its bound.
     """
-    before = [p.detach().clone() for p in inputs.params]
-    buffers = [v.clone() for v in inputs.buffers]
+    rule = optimizer.rule
+    options, age = rule.options(optimizer.param_groups[0]), 1
+    if rule.step_key is not None:
+        age = int(optimizer.state[inputs.params[0]][rule.step_key])
+    after = _tensors(rule, inputs)
+    before = [_Tensors(p.clone(), g, tuple(None if v is None else v.clone() for v in held)) for p, g, held in after]
     optimizer.step()
     readout = optimizer.readout()
     plan, backend = make_plan(optimizer.symmetries, case.names, case.shapes), optimizer.backend
@@ -58,15 +82,14 @@ def check(case: Case, inputs: InputSet, optimizer: nperf.SGD) -> None:
     for view in plan.views:
         views.setdefault(view.tensor, []).append(view)
     for i, name in enumerate(case.names):
-        v, v_new = (buffers[i], inputs.buffers[i]) if buffers else (None, None)
-        after = inputs.params[i].detach(), v_new
-        sums_eps = sum_eps(backend, before[i].dtype)
-        moments |= _check_tensor(name, (before[i], inputs.grads[i], v), after, case.hyper, views.get(i, []), sums_eps)
-    rows = list(Moment)
+        sums_eps = sum_eps(backend, before[i].p.dtype)
+        moments |= _check_tensor(name, before[i], after[i], rule, options, age, views.get(i, []), sums_eps)
     for symmetry in optimizer.symmetries:
         (part,) = plan.parts[symmetry.name]
         expected, bound = moments[plan.views[part.view]]
-        actual = torch.stack([readout[symmetry.name].moments[moment.name.lower()] for moment in Moment])
+        told = readout[symmetry.name].moments
+        rows = [rule.moment_rows[moment] for moment in told]
+        actual = torch.stack(list(told.values()))
         _close(actual, part.reduce(expected)[rows], part.reduce(bound)[rows], f"moments of {symmetry.name}")
 
 
@@ -87,35 +110,34 @@ def check_in_float64(case: Case) -> None:
 
 def _check_tensor(
     name: str,
-    before: tuple[Tensor, Tensor, Tensor | None],
-    after: tuple[Tensor, Tensor | None],
-    hyper: Hyper,
+    before: _Tensors,
+    after: _Tensors,
+    rule: Rule[Any],
+    options: Any,
+    age: int,
     views: list[View],
     sums_eps: float,
 ) -> dict[View, tuple[Tensor, Tensor]]:
-    """Compare one tensor's p and v; returns its views' expected moments and their bounds [n moments, n_segments]."""
-    dtype, device, c = before[0].dtype, before[0].device, hyper.coefficients()
-    shapes = {view: (len(SGD.moments), view.n_segments) for view in views}
+    """Compare one tensor's p and buffers; returns its views' expected moments and their bounds [n moments,
+    n_segments]."""
+    dtype, device, c = before.p.dtype, before.p.device, rule.coefficients_of(options, age)
+    shapes = {view: (len(rule.moments), view.n_segments) for view in views}
     empty = {view: torch.zeros(shape, dtype=torch.float64, device=device) for view, shape in shapes.items()}
     found = {view: (x, x.clone()) for view, x in empty.items()}
-    for rows in _rows(before[0]):
-        p, g = (x[rows].double() for x in before[:2])
-        v = None if before[2] is None else before[2][rows].double()
-        stored = after[0][rows]
-        p_new, v_new, u = oracle.step(p, g, v, c)
-        p_mag, v_mag, u_mag = magnitudes(p, g, v, c)
-        _close(stored, p_new, of_stored(p_new, p_mag, dtype), f"parameter {name}")
-        if v_new is not None and v_mag is not None and after[1] is not None:
-            _close(after[1][rows], v_new, of_stored(v_new, v_mag, dtype), f"buffer of {name}")
+    for rows in _rows(before.p):
+        here, stored = before.part(rows), after.p[rows]
+        stepped, errors = oracle.step(rule, *here, c), of_step(rule, *here, c, dtype)
+        _close(stored, stepped.p, of_stored(stepped.p, errors.p, dtype), f"parameter {name}")
+        for key, v, v_new, of_v in zip(rule.buffers, after.buffers, stepped.buffers, errors.buffers, strict=True):
+            if v is not None and v_new is not None and of_v is not None:
+                _close(v[rows], v_new, of_stored(v_new, of_v, dtype), f"buffer {key} of {name}")
+        factors = oracle.operands(stored, here.p, here.g, stepped)
         for view in views:
             part, segments = _chunk(view, rows)
-            expected, magnitude = found[view]
-            expected[:, segments] += oracle.moments(part, hyper, stored, p, g, u, v_new)
-            magnitude[:, segments] += oracle.moments(part, hyper, stored.abs(), p.abs(), g.abs(), u_mag, v_mag)
-    return {
-        view: (expected.cpu(), of_moments(magnitude, dtype, sums_eps).cpu())
-        for view, (expected, magnitude) in found.items()
-    }
+            expected, bound = found[view]
+            expected[:, segments] += oracle.moments(rule, options, part, factors)
+            bound[:, segments] += of_moments(rule, options, part, factors, errors, sums_eps)
+    return {view: (expected.cpu(), bound.cpu()) for view, (expected, bound) in found.items()}
 
 
 def _close(actual: Tensor, expected: Tensor, bound: Tensor, what: str) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -26,7 +27,12 @@ class InputSet:
 
     params: list[nn.Parameter]
     grads: list[Tensor]
-    buffers: list[Tensor]  # empty without momentum
+    buffers: list[list[Tensor]]  # of each of the recipe's buffers one for every parameter
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All of them, as plain tensors."""
+        return [x.detach() for x in chain(self.params, self.grads, *self.buffers)]
 
 
 @lru_cache(maxsize=1)
@@ -47,11 +53,14 @@ def _fill(tensors: Sequence[Tensor], phase: int) -> None:
             at, start = at + len(piece), start + len(piece)
 
 
-def _renew(inputs: InputSet, number: int) -> InputSet:
+def _renew(case: Case, inputs: InputSet, number: int) -> InputSet:
     """Give an input set its initial values again."""
-    _fill(inputs.params, 3 * number)
-    _fill(inputs.grads, 3 * number + 1)
-    _fill(inputs.buffers, 3 * number + 2)
+    of_all: list[Sequence[Tensor]] = [inputs.params, inputs.grads, *inputs.buffers]
+    for i, tensors in enumerate(of_all):
+        _fill(tensors, 5 * number + i)
+    for buffers, is_squared in zip(inputs.buffers, case.recipe.is_squared, strict=True):
+        if is_squared:
+            torch._foreach_mul_(buffers, buffers)
     return inputs
 
 
@@ -61,10 +70,10 @@ def make_input_set(case: Case, number: int, device: torch.device = CPU) -> Input
     def tensors() -> list[Tensor]:
         return [torch.empty(shape, dtype=case.torch_dtype, device=device) for shape in case.shapes]
 
-    params, grads, buffers = list(map(nn.Parameter, tensors())), tensors(), tensors() if case.momentum else []
+    params, grads = list(map(nn.Parameter, tensors())), tensors()
     for p, g in zip(params, grads, strict=True):
         p.grad = g
-    return _renew(InputSet(params, grads, buffers), number)
+    return _renew(case, InputSet(params, grads, [tensors() for _ in case.recipe.buffers]), number)
 
 
 def caches() -> dict[str, str]:
@@ -104,7 +113,7 @@ def n_sets(case: Case, cache: int, memory: int) -> int:
     Raises:
         TooLarge: One set is too many.
     """
-    streams = case.bytes_moved * 3 // 5
+    streams = case.bytes_held
 
     def needed(n: int) -> int:
         return n * case.bytes_held + max(n * streams, case.bytes_held)
@@ -126,10 +135,10 @@ def input_sets(case: Case) -> list[InputSet]:
     Raises:
         TooLarge: They do not fit into memory.
     """
-    key = (case.shapes, case.dtype, case.momentum != 0.0)
+    key = (case.shapes, case.dtype, case.recipe.is_squared)
     if key in _kept:
         for i, inputs in enumerate(_kept[key]):
-            _renew(inputs, i)
+            _renew(case, inputs, i)
     else:
         _kept.clear()
         memory = min(MEMORY, available_memory() * 9 // 10)

@@ -51,7 +51,7 @@ def spreads(dtype: torch.dtype, momentum: float, n_threads: int) -> dict[str, Sp
     optimizers = {view: optimizer(shape, dtype, axes, momentum) for view, axes in VIEWS.items()}
     calls = {view: optimizer((1, 1), dtype, axes, momentum) for view, axes in VIEWS.items()}
     streams = [torch.ones(LARGE) for _ in range(3 if momentum else 2)]
-    floor = memory_floor(streams[0], streams[1], streams[-1] if momentum else streams[0], n_threads)
+    floor = memory_floor(streams, len(streams) - 1, n_threads)
     torch.set_num_threads(1)  # the kernel's; the floor is told its own number
     kernel = Rounds(
         {view: [o.step] for view, o in optimizers.items()} | {f"{v} call": [o.step] for v, o in calls.items()}

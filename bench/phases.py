@@ -94,7 +94,7 @@ def milliseconds(view: str) -> dict[str, float]:
         optimizer.step()
     taken: list[dict[str, float]] = []
 
-    def ours_step(optimizer: nperf.SGD) -> Step:
+    def ours_step(optimizer: nperf.MeasuredOptimizer) -> Step:
         return lambda: taken.append(profiled(optimizer.step, measuring=bool(optimizer.symmetries)))
 
     def versions_step(params: list[torch.nn.Parameter]) -> Step:

@@ -20,6 +20,7 @@ STYLES: dict[str, tuple[str, str, bool]] = {
     "compiled": ("D", "#1f5f99", False),
     "eager": ("X", "#b3541e", True),
     "norms": ("P", "#b3541e", False),
+    "probed": ("h", "#2e7d32", True),
     "compiled_measured": ("D", "#b3541e", False),
     "paper": ("*", "#7a7a7a", False),
 }
@@ -27,10 +28,10 @@ GREY = "#999999"
 
 
 def case_label(info: Mapping[str, Any]) -> str:
-    """A case by what sets it apart: float32 and momentum go without saying."""
+    """A case by what sets it apart: float32 and SGD with momentum go without saying."""
     dtype = "" if info["dtype"] == "float32" else f", {info['dtype']}"
-    momentum = "" if info["momentum"] else ", β = 0"
-    return f"{info['model']}, {info['view']}{dtype}{momentum}"
+    rule = {"b0.9": "", "b0": ", β = 0", "adamw": ", AdamW"}[info["rule"]]
+    return f"{info['model']}, {info['view']}{dtype}{rule}"
 
 
 def draw(result: Mapping[str, Any], path: Path) -> bool:

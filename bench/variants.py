@@ -1,4 +1,5 @@
-"""The variants that a case compares: noetherperf, torch's SGD, the same measurement written in torch, and the floor.
+"""The variants that a case compares: noetherperf, torch's optimizer, the same measurement written in torch, and the
+floor.
 
 Every variant steps the same tensors with the same hyperparameters. A maker returns one callable per input set; it
 raises Unavailable, with the reason, if the variant cannot run the case.
@@ -13,11 +14,13 @@ import torch
 from torch import Tensor
 
 import noetherperf as nperf
-from bench.cases import LR, WEIGHT_DECAY, Case
+from bench.cases import Case
 from bench.inputs import InputSet
+from bench.recipes import LR, WEIGHT_DECAY, Recipe, UpdateOf
 from bench.timing import Step
 from noetherperf.engines.floor import memory_floor
 from noetherperf.measure.plan import View, make_plan
+from noetherperf.optim.measured import MeasuredOptimizer
 
 Tensors = Sequence[Tensor]
 
@@ -36,30 +39,31 @@ def one_line(error: Exception) -> str:
 # ---- optimizers -----------------------------------------------------------------------------------------------------
 
 
-def ours(case: Case, inputs: InputSet, *, measuring: bool = True, backend: str = "auto") -> nperf.SGD:
-    """noetherperf's optimizer over one input set, its momentum buffers warm."""
-    optimizer = nperf.SGD(
+def ours(case: Case, inputs: InputSet, *, measuring: bool = True, backend: str = "auto") -> MeasuredOptimizer:
+    """noetherperf's optimizer over one input set, its buffers warm."""
+    make: Callable[..., MeasuredOptimizer] = case.recipe.ours
+    optimizer = make(
         list(zip(case.names, inputs.params, strict=True)),
-        lr=LR,
-        momentum=case.momentum,
-        weight_decay=WEIGHT_DECAY,
+        **case.recipe.options,
         symmetries=case.symmetries() if measuring else (),
         backend=backend,
     )
-    _warm(optimizer, inputs)
+    _warm(case, optimizer, inputs)
     return optimizer
 
 
-def peer(case: Case, inputs: InputSet, **how: bool) -> torch.optim.SGD:
-    """torch's optimizer over one input set, its momentum buffers warm."""
-    optimizer = torch.optim.SGD(inputs.params, lr=LR, momentum=case.momentum, weight_decay=WEIGHT_DECAY, **how)
-    _warm(optimizer, inputs)
+def peer(case: Case, inputs: InputSet, **how: bool) -> torch.optim.Optimizer:
+    """torch's optimizer over one input set, its buffers warm."""
+    make: Callable[..., torch.optim.Optimizer] = case.recipe.torch
+    optimizer = make(inputs.params, **case.recipe.options, **how)
+    _warm(case, optimizer, inputs)
     return optimizer
 
 
-def _warm(optimizer: torch.optim.Optimizer, inputs: InputSet) -> None:
-    for p, v in zip(inputs.params, inputs.buffers, strict=False):
-        optimizer.state[p]["momentum_buffer"] = v
+def _warm(case: Case, optimizer: torch.optim.Optimizer, inputs: InputSet) -> None:
+    if case.recipe.buffers:
+        for p, *buffers in zip(inputs.params, *inputs.buffers, strict=True):
+            optimizer.state[p].update(case.recipe.state(buffers))
 
 
 def _ours(case: Case, sets: Sequence[InputSet], **how: Any) -> list[Step]:
@@ -68,6 +72,18 @@ def _ours(case: Case, sets: Sequence[InputSet], **how: Any) -> list[Step]:
 
 def _peer(case: Case, sets: Sequence[InputSet], **how: bool) -> list[Step]:
     return [peer(case, inputs, **how).step for inputs in sets]
+
+
+def _probed(case: Case, sets: Sequence[InputSet]) -> list[Step]:
+    """torch's fused step, measured from outside by a Probe."""
+
+    def step(inputs: InputSet) -> Step:
+        optimizer = peer(case, inputs, fused=True)
+        probe = nperf.Probe(optimizer, case.symmetries(), dict(zip(case.names, inputs.params, strict=True)))
+        probe.readout()
+        return optimizer.step
+
+    return [step(inputs) for inputs in sets]
 
 
 # ---- the same measurement in torch ----------------------------------------------------------------------------------
@@ -88,28 +104,40 @@ def norm_sums(view: View, x: Tensor, y: Tensor | None = None) -> Tensor:
 
 
 def measured(
-    update: Step, p: Tensors, g: Tensors, v: Tensors, views: Sequence[View], sums: Callable[..., Tensor]
+    recipe: Recipe,
+    step: Step,
+    p: Tensors,
+    g: Tensors,
+    buffers: Sequence[Tensors],
+    views: Sequence[View],
+    sums: Callable[..., Tensor],
 ) -> list[tuple[Tensor, ...]]:
     """Step and measure: ⟨p, g⟩ before, the charges after, as the law needs them; in float32 for 16-bit tensors.
 
     Args:
-        update: Makes the step on these parameters p, gradients g and buffers v (none without momentum).
+        recipe: The update rule.
+        step: Makes the step on these parameters p, gradients g and buffers.
         views: What to measure.
         sums: plain_sums or norm_sums.
 
     Returns:
-        Per view Σ p, Σ p², Σ g, Σ g², Σ p g, Σ u², each [n_segments].
+        Per view Σ p, Σ p², Σ g, Σ g², Σ p g, Σ u², and Σ p' u, Σ u where the law needs ⟨p, u⟩ and ⟨u, 1⟩: ⟨p, u⟩ is
+        known from Σ p' u and Σ u². Each is [n_segments].
     """
+
+    def updates(find: UpdateOf) -> dict[int, Tensor]:
+        return {i: find(wide(p[i]), wide(g[i]), [wide(x[i]) for x in buffers]) for i in tensors}
 
     tensors = sorted({view.tensor for view in views})
     dots = [sums(view, wide(p[view.tensor]), wide(g[view.tensor])) for view in views]
-    updates = {} if v else {i: wide(g[i]) + WEIGHT_DECAY * wide(p[i]) for i in tensors}
-    update()
-    updates = updates or {i: wide(v[i]) for i in tensors}
+    before = {} if recipe.before is None else updates(recipe.before)
+    step()
+    after = before if recipe.after is None else updates(recipe.after)
     found: list[tuple[Tensor, ...]] = []
     for view, dot in zip(views, dots, strict=True):
-        x, y, u = wide(p[view.tensor]), wide(g[view.tensor]), updates[view.tensor]
-        found.append((sums(view, x), sums(view, x, x), sums(view, y), sums(view, y, y), dot, sums(view, u, u)))
+        x, y, u = wide(p[view.tensor]), wide(g[view.tensor]), after[view.tensor]
+        common = (sums(view, x), sums(view, x, x), sums(view, y), sums(view, y, y), dot, sums(view, u, u))
+        found.append((*common, sums(view, x, u), sums(view, u)) if recipe.sums_of_update else common)
     return found
 
 
@@ -128,7 +156,7 @@ def _after_fused(case: Case, sets: Sequence[InputSet], *, sums: Callable[..., Te
 
     def step(inputs: InputSet) -> Step:
         p, update = [p.detach() for p in inputs.params], peer(case, inputs, fused=True).step
-        return lambda: measured(update, p, inputs.grads, inputs.buffers, views, sums)
+        return lambda: measured(case.recipe, update, p, inputs.grads, inputs.buffers, views, sums)
 
     return [step(inputs) for inputs in sets]
 
@@ -145,9 +173,11 @@ def _norms(case: Case, sets: Sequence[InputSet]) -> list[Step]:
 
 def _foreach_norms(case: Case, sets: Sequence[InputSet]) -> list[Step]:
     """Whole tensors at once: torch._foreach_norm for the squares, one sum or dot product per tensor for the rest."""
+    if case.rule not in ("b0.9", "b0"):
+        raise Unavailable("written for SGD alone")
 
     def step(inputs: InputSet) -> Step:
-        p, g, v = [p.detach() for p in inputs.params], inputs.grads, inputs.buffers
+        p, g, v = [p.detach() for p in inputs.params], inputs.grads, inputs.buffers[0] if inputs.buffers else []
         update = peer(case, inputs, fused=True).step
         dtype = wide(p[0]).dtype
 
@@ -165,6 +195,8 @@ def _foreach_norms(case: Case, sets: Sequence[InputSet]) -> list[Step]:
 
 def _paper(case: Case, sets: Sequence[InputSet]) -> list[Step]:
     """A buffer per parameter decays and takes in the squared gradient at every step; sums are left to the end."""
+    if case.rule not in ("b0.9", "b0"):
+        raise Unavailable("the paper has SGD alone")
     integrals = [torch.zeros_like(p) for p in sets[0].params]
     decay = 1.0 - 2.0 * WEIGHT_DECAY * LR
 
@@ -184,14 +216,10 @@ def _paper(case: Case, sets: Sequence[InputSet]) -> list[Step]:
 # ---- torch.compile --------------------------------------------------------------------------------------------------
 
 
-def _update(momentum: float, p: Tensors, g: Tensors, v: Tensors) -> None:
+def _step_each(recipe: Recipe, p: Tensors, g: Tensors, buffers: Sequence[Tensors]) -> None:
     """The step in the plainest torch, for torch.compile to fuse."""
     for i, (parameter, gradient) in enumerate(zip(p, g, strict=True)):
-        u = gradient + WEIGHT_DECAY * parameter
-        if v:
-            u = momentum * v[i] + u
-            v[i].copy_(u)
-        parameter.copy_(parameter - LR * u)
+        recipe.step(parameter, gradient, [x[i] for x in buffers])
 
 
 def _compiled(case: Case, sets: Sequence[InputSet], *, measuring: bool) -> list[Step]:
@@ -199,8 +227,9 @@ def _compiled(case: Case, sets: Sequence[InputSet], *, measuring: bool) -> list[
         raise Unavailable(f"unrolled over {len(case.shapes)} tensors it would compile for too long")
     views = views_of(case) if measuring else ()
 
-    def step(p: Tensors, g: Tensors, v: Tensors) -> list[tuple[Tensor, ...]]:
-        return measured(functools.partial(_update, case.momentum, p, g, v), p, g, v, views, plain_sums)
+    def step(p: Tensors, g: Tensors, buffers: Sequence[Tensors]) -> list[tuple[Tensor, ...]]:
+        make = functools.partial(_step_each, case.recipe, p, g, buffers)
+        return measured(case.recipe, make, p, g, buffers, views, plain_sums)
 
     torch.compiler.reset()
     compiled: Callable[..., object] = torch.compile(step, fullgraph=True, dynamic=False)
@@ -216,20 +245,20 @@ def _compiled(case: Case, sets: Sequence[InputSet], *, measuring: bool) -> list[
 def floor(case: Case, sets: Sequence[InputSet]) -> dict[str, list[Step]]:
     """What memory alone allows: as many bytes as the case moves, in one call, in streams of their own.
 
-    "floor" reads three streams and writes two of them in place (memory_floor), "copy" is torch's copy_, half of the
-    bytes read and half of them written.
+    "floor" reads as many streams as the step and writes all but one of them in place (memory_floor), "copy" is torch's
+    copy_, half of the bytes read and half of them written.
     """
-    n = max(1, case.bytes_moved // 20)  # float32 in each stream, five passes
-    streams = [torch.ones(3 * n) for _ in sets]
+    n_read, n_written = case.recipe.passes
+    n = max(1, case.bytes_moved // (4 * (n_read + n_written)))  # float32 in each stream
+    streams = [torch.ones(n_read * n) for _ in sets]
     n_threads = torch.get_num_threads()
 
     def copy(x: Tensor, y: Tensor) -> Step:
-        source, target = x[: 5 * n // 2], y[: 5 * n // 2]
+        half = (n_read + n_written) * n // 2
+        source, target = x[:half], y[:half]
         return lambda: target.copy_(source)
 
-    steps: dict[str, list[Step]] = {
-        "floor": [memory_floor(x[:n], x[n : 2 * n], x[2 * n :], n_threads) for x in streams]
-    }
+    steps: dict[str, list[Step]] = {"floor": [memory_floor(x.view(n_read, n), n_written, n_threads) for x in streams]}
     if len(streams) > 1:
         steps["copy"] = [copy(x, y) for x, y in zip(streams, [*streams[1:], streams[0]], strict=True)]
     return steps
@@ -268,6 +297,7 @@ VARIANTS: dict[str, Variant] = {
     "compiled": Variant(_compiled, {"measuring": False}, compiles=True),
     "eager": Variant(_after_fused, {"sums": plain_sums}, FUSED_NOTE),
     "norms": Variant(_norms, {}, FUSED_NOTE),
+    "probed": Variant(_probed, {}, FUSED_NOTE),
     "compiled_measured": Variant(_compiled, {"measuring": True}, compiles=True),
     "paper": Variant(
         _paper,
@@ -279,7 +309,7 @@ VARIANTS: dict[str, Variant] = {
 OURS = ("ours", "unmeasured")
 FLOORS = ("floor", "copy")
 STEPPING = ("ours", "fused", "foreach", "forloop", "compiled")
-MEASURING = ("ours", "unmeasured", "fused", "eager", "norms", "compiled_measured", "paper")
+MEASURING = ("ours", "unmeasured", "fused", "probed", "eager", "norms", "compiled_measured", "paper")
 
 
 def names_for(case: Case) -> tuple[str, ...]:

@@ -4,8 +4,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <memory>
+#include <stdexcept>
 #include <string>
 #include <string_view>
 
@@ -38,14 +40,30 @@ const T* values(const py::array& array, int64_t at_least, const char* name) {
 
 double* pointer(uint64_t address) { return reinterpret_cast<double*>(address); }
 
-// The kernels of an instruction set.
-Kernels find(const std::string& isa) {
-  std::string names;
-  for (const Kernels& kernels : available_kernels()) {
-    if (isa == kernels.isa) return kernels;
-    names += std::string(names.empty() ? "" : ", ") + kernels.isa;
+// A field's values among the kernels, each once, in order.
+std::vector<std::string> names_of(const char* Kernels::* field) {
+  std::vector<std::string> names;
+  for (const Kernels* const kernels : available_kernels())
+    if (std::find(names.begin(), names.end(), kernels->*field) == names.end()) names.emplace_back(kernels->*field);
+  return names;
+}
+
+void check_name(const char* what, const std::string& name, const char* Kernels::* field) {
+  std::string listed;
+  for (const std::string& known : names_of(field)) {
+    if (known == name) return;
+    listed += (listed.empty() ? "" : ", ") + known;
   }
-  throw py::value_error("isa \"" + isa + "\" is not available here; choose one of: " + names);
+  throw py::value_error(std::string(what) + " \"" + name + "\" is not available here; choose one of: " + listed);
+}
+
+// The kernels of an instruction set for a rule.
+const Kernels& find(const std::string& isa, const std::string& rule) {
+  check_name("isa", isa, &Kernels::isa);
+  check_name("rule", rule, &Kernels::rule);
+  for (const Kernels* const kernels : available_kernels())
+    if (isa == kernels->isa && rule == kernels->rule) return *kernels;
+  throw std::logic_error("a build has the kernels of every rule for every instruction set");
 }
 
 // Keeps the tables alive for the engine that reads them.
@@ -54,7 +72,8 @@ class PyEngine {
   PyEngine(py::array tensors, py::array dims, py::array views, py::array tiles, py::array spans, py::array components,
            py::array driving, std::array<int32_t, n_laws> law_numbers, int64_t n_numbers, uint64_t workspace,
            uint64_t moments, int64_t moments_stride, std::array<uint64_t, n_laws> states,
-           std::array<int64_t, n_laws> states_stride, uint64_t propagators, const std::string& isa)
+           std::array<int64_t, n_laws> states_stride, uint64_t propagators, const std::string& isa,
+           const std::string& rule)
       : tables_{tensors, dims, views, tiles, spans, components, driving},
         n_tensors_(tensors.size()),
         n_numbers_(n_numbers),
@@ -77,14 +96,14 @@ class PyEngine {
                         {pointer(states[translation]), pointer(states[norm])},
                         {states_stride[translation], states_stride[norm]},
                         pointer(propagators)},
-                find(isa)) {
+                find(isa, rule)) {
     for (int64_t i = 0; i < n_tensors_; ++i)
       n_groups_ = std::max<int64_t>(n_groups_, table<Tensor>(tensors, "tensors")[i].group + 1);
   }
 
   void step(const py::array& addresses, const py::array& row_of, const py::array& rows, const py::array& groups,
             int n_threads, double unscale) {
-    const Inputs in{values<uint64_t>(addresses, n_columns * n_tensors_, "addresses"),
+    const Inputs in{values<uint64_t>(addresses, n_addresses(), "addresses"),
                     values<int32_t>(row_of, n_tensors_, "row_of"),
                     values<double>(rows, n_numbers_, "rows"),
                     rows.size() / n_numbers_,
@@ -97,17 +116,17 @@ class PyEngine {
   }
 
   void measure(const py::array& addresses, int n_threads) {
-    const Inputs in{
-        values<uint64_t>(addresses, n_columns * n_tensors_, "addresses"), nullptr, nullptr, 0, nullptr, 1.0};
+    const Inputs in{values<uint64_t>(addresses, n_addresses(), "addresses"), nullptr, nullptr, 0, nullptr, 1.0};
     py::gil_scoped_release release;
     engine_.measure(in, n_threads);
   }
 
-  std::string isa() const { return engine_.isa(); }
+  std::string isa() const { return engine_.kernels().isa; }
 
  private:
+  int64_t n_addresses() const { return (2 + engine_.kernels().n_buffers) * n_tensors_; }
+
   std::array<py::array, 7> tables_;
-  static constexpr int64_t n_columns = 2 + sgd::Rule::n_buffers;
   int64_t n_tensors_, n_numbers_, n_groups_ = 0;
   Engine engine_;
 };
@@ -230,16 +249,48 @@ py::dict layouts() {
   return all;
 }
 
+void floor(const std::vector<uint64_t>& addresses, int n_written, int64_t n, int n_threads) {
+  const int n_read = int(addresses.size());
+  if (n_read < 2 || n_read > most_streams || n_written < 1 || n_written >= n_read)
+    throw py::value_error("expected 2 to " + std::to_string(most_streams) + " streams, and one less written at most");
+  std::vector<float*> streams;
+  for (const uint64_t address : addresses) streams.push_back(reinterpret_cast<float*>(address));
+  py::gil_scoped_release release;
+  memory_floor(streams.data(), n_read, n_written, n, n_threads);
+}
+
+// By name; so that a test can compare the rules in Python with these.
+py::dict rules() {
+  py::dict all;
+  for (const Kernels* const kernels : available_kernels()) {
+    py::list moments;
+    for (int m = 0; m < kernels->n_moments; ++m) moments.append(kernels->moments[m].name);
+    all[kernels->rule] = py::dict(py::arg("moments") = moments, py::arg("n_coefficients") = kernels->n_coefficients,
+                                  py::arg("n_buffers") = kernels->n_buffers,
+                                  py::arg("n_variants") = kernels->n_variants, py::arg("n_kept") = kernels->n_kept);
+  }
+  return all;
+}
+
+// mix_up: a rule whose variants are checked with each other's kernels, as a test of the check itself.
+std::string check(const std::string& isa, const std::string& mix_up) {
+  check_name("isa", isa, &Kernels::isa);
+  for (const Kernels* const kernels : available_kernels())
+    if (isa == kernels->isa)
+      if (const std::string wrong = self_check(*kernels, mix_up == kernels->rule); !wrong.empty()) return wrong;
+  return "";
+}
+
 PYBIND11_MODULE(_cpu, m) {
-  m.doc() = "noetherperf's CPU engine; use it through noetherperf.SGD.";
+  m.doc() = "noetherperf's CPU engine; use it through noetherperf's optimizers.";
   py::class_<PyEngine>(m, "Engine", py::module_local())
       .def(py::init<py::array, py::array, py::array, py::array, py::array, py::array, py::array,
                     std::array<int32_t, n_laws>, int64_t, uint64_t, uint64_t, int64_t, std::array<uint64_t, n_laws>,
-                    std::array<int64_t, n_laws>, uint64_t, const std::string&>(),
+                    std::array<int64_t, n_laws>, uint64_t, const std::string&, const std::string&>(),
            py::arg("tensors"), py::arg("dims"), py::arg("views"), py::arg("tiles"), py::arg("spans"),
            py::arg("components"), py::arg("driving"), py::arg("law_numbers"), py::arg("n_numbers"),
            py::arg("workspace"), py::arg("moments"), py::arg("moments_stride"), py::arg("states"),
-           py::arg("states_stride"), py::arg("propagators"), py::arg("isa"))
+           py::arg("states_stride"), py::arg("propagators"), py::arg("isa"), py::arg("rule"))
       .def("step", &PyEngine::step, py::arg("addresses"), py::arg("row_of"), py::arg("rows"), py::arg("groups"),
            py::arg("n_threads"), py::arg("unscale") = 1.0)
       .def("measure", &PyEngine::measure, py::arg("addresses"), py::arg("n_threads"))
@@ -269,28 +320,13 @@ PYBIND11_MODULE(_cpu, m) {
       .def("look", &look, py::arg("tensors"))
       .def("know", &know, py::arg("i"), py::arg("tensor"))
       .def("expect", &expect, py::arg("missing"));
-  m.def("isas", [] {
-    std::vector<std::string> names;
-    for (const Kernels& kernels : available_kernels()) names.emplace_back(kernels.isa);
-    return names;
-  });
-  m.def(
-      "self_check", [](const std::string& isa, bool mix_up) { return self_check(find(isa), mix_up); },
-      "What is wrong with the kernels of an instruction set on this processor; empty if all is right.", py::arg("isa"),
-      py::arg("mix_up") = false);
+  m.def("isas", [] { return names_of(&Kernels::isa); });
+  m.def("rules", &rules, "Every rule that has kernels: its moments and how many coefficients and buffers it has.");
+  m.def("self_check", &check, "What is wrong with the kernels of an instruction set here; empty if all is right.",
+        py::arg("isa"), py::arg("mix_up") = "");
   m.def("layouts", &layouts);
-  m.def(
-      "memory_floor",
-      [](uint64_t p, uint64_t g, uint64_t v, int64_t n, int n_threads) {
-        memory_floor(reinterpret_cast<float*>(p), reinterpret_cast<const float*>(g), reinterpret_cast<float*>(v), n,
-                     n_threads);
-      },
-      "Three reads, two writes in place over n float32 at the addresses p, g, v: what a momentum step cannot beat.",
-      py::arg("p"), py::arg("g"), py::arg("v"), py::arg("n"), py::arg("n_threads"),
-      py::call_guard<py::gil_scoped_release>());
-  py::list moments;
-  for (const Moment& moment : sgd::Rule::moments) moments.append(moment.name);
-  m.attr("moments") = moments;
+  m.def("memory_floor", &floor, "Reads streams of n float32 at the addresses, writes the first of them in place.",
+        py::arg("streams"), py::arg("n_written"), py::arg("n"), py::arg("n_threads"));
 }
 
 }  // namespace

@@ -26,10 +26,12 @@ T* pointer(const py::object& address) {
 
 class PyEngine {
  public:
-  PyEngine(const py::dict& at, int64_t n_tensors, int64_t n_spans, int64_t n_groups, int64_t n_components,
-           int64_t n_driving, int32_t n_ages, int32_t n_numbers, std::array<int32_t, n_laws> law_numbers,
-           std::array<int32_t, n_laws> n_state_rows, int64_t moments_stride, std::array<int64_t, n_laws> states_stride)
-      : problem_{pointer<const Tensor>(at["tensors"]),
+  PyEngine(const std::string& rule, const py::dict& at, int64_t n_tensors, int64_t n_spans, int64_t n_groups,
+           int64_t n_components, int64_t n_driving, int32_t n_ages, int32_t n_numbers,
+           std::array<int32_t, n_laws> law_numbers, std::array<int32_t, n_laws> n_state_rows, int64_t moments_stride,
+           std::array<int64_t, n_laws> states_stride)
+      : kernels_(kernels_of(rule)),
+        problem_{pointer<const Tensor>(at["tensors"]),
                  pointer<const Dim>(at["dims"]),
                  pointer<const View>(at["views"]),
                  pointer<const Tile>(at["tiles"]),
@@ -61,8 +63,10 @@ class PyEngine {
     for (const auto& [dtype, variant, begin, end] : launches) wanted.push_back({dtype, variant, begin, end});
     const DeviceInputs given = inputs(at, scaled, measuring);
     py::gil_scoped_release release;
-    noetherperf::launch(problem_, given, wanted, reinterpret_cast<void*>(stream));
+    kernels_.launch(problem_, given, wanted, reinterpret_cast<void*>(stream));
   }
+
+  int any_variant() const { return kernels_.any_variant; }
 
  private:
   static DeviceInputs inputs(const py::dict& at, bool scaled, bool measuring) {
@@ -76,24 +80,26 @@ class PyEngine {
             measuring};
   }
 
+  const Kernels& kernels_;
   DeviceProblem problem_;
 };
 
 PYBIND11_MODULE(_cuda, m) {
   m.doc() = "noetherperf's CUDA engine; use it through noetherperf.SGD.";
   py::class_<PyEngine>(m, "Engine", py::module_local())
-      .def(py::init<py::dict, int64_t, int64_t, int64_t, int64_t, int64_t, int32_t, int32_t,
+      .def(py::init<std::string, py::dict, int64_t, int64_t, int64_t, int64_t, int64_t, int32_t, int32_t,
                     std::array<int32_t, n_laws>, std::array<int32_t, n_laws>, int64_t, std::array<int64_t, n_laws>>(),
-           py::arg("addresses"), py::kw_only(), py::arg("n_tensors"), py::arg("n_spans"), py::arg("n_groups"),
-           py::arg("n_components"), py::arg("n_driving"), py::arg("n_ages"), py::arg("n_numbers"),
+           py::arg("rule"), py::arg("addresses"), py::kw_only(), py::arg("n_tensors"), py::arg("n_spans"),
+           py::arg("n_groups"), py::arg("n_components"), py::arg("n_driving"), py::arg("n_ages"), py::arg("n_numbers"),
            py::arg("law_numbers"), py::arg("n_state_rows"), py::arg("moments_stride"), py::arg("states_stride"))
       .def(
           "launch", &PyEngine::launch,
           "Put one step on a stream: the launches (dtype, variant, first tile, last tile + 1) of the first stage, then "
           "the second.",
           py::arg("launches"), py::arg("inputs"), py::kw_only(), py::arg("scaled"), py::arg("measuring"),
-          py::arg("stream"));
-  m.attr("ANY") = any_variant();
+          py::arg("stream"))
+      .def_property_readonly("any_variant", &PyEngine::any_variant,
+                             "Instead of a variant: the kernel for all variants without their own.");
   m.attr("architectures") = NPERF_CUDA_ARCHITECTURES;
   m.def("n_devices", &n_devices, "How many devices the driver shows; RuntimeError says why there is none.");
 }

@@ -1,11 +1,15 @@
-// The memory floor of a momentum step, to measure steps against.
+// The memory floor of a step, to measure steps against.
 #pragma once
 
 #include <cstdint>
 
 namespace noetherperf {
 
-// Three reads and two writes in place, and hardly any arithmetic: v = v/2 + g, p = p/2 + v.
-void memory_floor(float* p, const float* g, float* v, int64_t n, int n_threads);
+constexpr int most_streams = 5;
+
+// Reads n_read streams of n numbers and writes the first n_written of them in place, with hardly any arithmetic:
+// x = (last stream); then for each stream s before it, from the last one on, x = s/2 + x, and s = x if it is written.
+// 2 <= n_read <= most_streams, 1 <= n_written < n_read.
+void memory_floor(float* const* streams, int n_read, int n_written, int64_t n, int n_threads);
 
 }  // namespace noetherperf

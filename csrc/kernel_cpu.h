@@ -1,17 +1,19 @@
 // The CPU kernels' interface: a block of a matrix stepped and summed, and laws advanced, in one build per instruction
-// set.
+// set; blocks in one per update rule too.
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
+#include "moments.h"
 #include "plan.h"
 #include "recursion.h"
 #include "rows.h"
-#include "rules/sgd.h"
 
 namespace noetherperf {
 
 constexpr int n_dtypes = 4;
+constexpr int most_variants = 4;  // of a rule's step
 
 // A cache line of sums. All moments of eight positions are adjacent, so the sums of a matrix row are one stream through
 // the caches. The hardware prefetchers follow few streams, and the matrix itself needs most of them.
@@ -25,7 +27,7 @@ struct alignas(64) Line {
 struct Block {
   void* p;
   const void* g;
-  void* v;
+  void* buffers[most_buffers];  // the rule's; those that the step does not read may be null
   int64_t row_stride, rows, width;
   const double* row;  // the step's row of numbers, which begins with the update's coefficients
   double unscale;     // the gradient is the stored value times this
@@ -42,27 +44,35 @@ using BlockKernel = void (*)(const Block&);
 
 // One variant of a rule's step, or the pass that only measures.
 struct StepKernels {
-  bool updates;
-  int n_read, n_written;           // buffers, the first of the rule's
-  int n_taken;                     // moments that it sums: the first of the rule's list
-  BlockKernel of[n_dtypes][2][2];  // dtype, sums by row, sums by column
+  bool updates = false;
+  int n_read = 0, n_written = 0;        // buffers, the first of the rule's
+  int n_taken = 0;                      // moments that it sums: the first of the rule's list
+  BlockKernel of[n_dtypes][2][2] = {};  // dtype, sums by row, sums by column
 };
 
-struct Kernels {
-  const char* isa;
-  bool is_native;  // compiled for that instruction set; else it only has the same vector width
-  StepKernels steps[sgd::n_variants], measure;
-  AdvanceKernel advance[2][2][most_drives + 2];  // by size − 1, compensated, number of driving moments
+// The kernels of one instruction set that advance laws.
+struct AdvanceKernels {
+  AdvanceKernel of[2][2][most_drives + 2] = {};  // by size − 1, compensated, number of driving moments
 
-  AdvanceKernel advance_of(const Recursion& r) const {
+  AdvanceKernel operator()(const Recursion& r) const {
     const int n = r.n_drives <= most_drives ? r.n_drives : most_drives + 1;
-    return advance[r.component->size - 1][r.component->compensated != 0][n];
+    return of[r.component->size - 1][r.component->compensated != 0][n];
   }
 };
 
-// One function for each instruction set of the build (CMakeLists.txt).
-Kernels kernels_baseline();
-Kernels kernels_avx2();
-Kernels kernels_avx512();
+// The kernels of one instruction set for one rule, and what the engine needs to know of the rule (csrc/rules).
+struct Kernels {
+  const char* isa;
+  const char* rule;
+  bool is_native;  // compiled for that instruction set; else it only has the same vector width
+  int n_coefficients, n_buffers, n_variants, n_kept, n_moments;
+  const Moment* moments;
+  int (*variant_of)(int of_group, bool has_buffer, bool has_views);
+  StepKernels steps[most_variants], measure;
+  const AdvanceKernels* advance;
+};
+
+// The kernels that this build has and this machine can run: of each rule those of the best instruction set first.
+const std::vector<const Kernels*>& available_kernels();
 
 }  // namespace noetherperf

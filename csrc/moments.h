@@ -5,11 +5,7 @@
 #include <cstddef>
 #include <utility>
 
-#if defined(__CUDACC__)
-#define NPERF_HD __host__ __device__ __forceinline__
-#else
-#define NPERF_HD inline __attribute__((always_inline))
-#endif
+#include "arithmetic.h"
 
 namespace noetherperf {
 
@@ -32,6 +28,12 @@ struct Moment {
   constexpr int degree_in_gradient() const { return (a == Operand::g) + (b == Operand::g); }
 };
 
+// Whether a moment needs a step's results.
+constexpr bool is_of_results(const Moment& moment) {
+  const auto given = [](Operand x) { return x == Operand::one || x == Operand::p || x == Operand::g; };
+  return !given(moment.a) || !given(moment.b);
+}
+
 // One element (or vector of elements) of each operand.
 template <class D>
 struct Operands {
@@ -50,13 +52,13 @@ struct Operands {
 
 // Selects every moment; the default of `accumulate`.
 struct Every {
-  static NPERF_HD constexpr bool takes(const Moment&) { return true; }
+  static NPERF_HD constexpr bool takes(int) { return true; }
 };
 
 // Adds one element (or vector of elements) to moment i of a rule's list, if Selected takes it.
 template <class Rule, class Selected, size_t i, class D>
 NPERF_HD void add_moment(D* sums, const Operands<D>& x) {
-  if constexpr (Selected::takes(Rule::moments[i])) {
+  if constexpr (Selected::takes(i)) {
     constexpr Operand a = Rule::moments[i].a, b = Rule::moments[i].b;
     if constexpr (b == Operand::one) {
       sums[i] += x.template get<a>();

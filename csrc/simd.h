@@ -5,6 +5,7 @@
 // is done lane by lane, so any machine can run the code of every width.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -119,6 +120,33 @@ inline void store_first(T* to, const V& x, int64_t n) {
 #else
   std::memcpy(to, &x, n * sizeof(T));
 #endif
+}
+
+// A vector's elements at places below n; zeros for the others, whatever they are. place(i): of element i.
+template <class V, class Place>
+inline V keep_first(const V& x, int64_t n, const Place& place) {
+  using Places = decltype(x == x);
+  Places places{};
+  for (size_t i = 0; i < sizeof(V) / sizeof(x[0]); ++i) places[i] = place(i);
+  return places < Places{} + static_cast<decltype(0 + places[0])>(n) ? x : V{};
+}
+template <class V>
+inline V keep_first(const V& x, int64_t n) {
+  return keep_first(x, n, [](size_t i) { return i; });
+}
+
+// Functions of an update, lane by lane; compilers make one instruction of the loop. arithmetic.h has them of numbers.
+template <class V>
+inline V square_root(const V& x) {
+  V root{};
+  for (size_t i = 0; i < sizeof(V) / sizeof(x[0]); ++i) root[i] = std::sqrt(x[i]);
+  return root;
+}
+
+// The larger one; NaN if one of them is NaN.
+template <class V>
+inline V maximum(const V& a, const V& b) {
+  return (a > b) | (a != a) ? a : b;
 }
 
 // 16-bit values as upper halves of 32 bits, zeros below; and the lower halves of 32-bit values that fit into 16 bits.

@@ -21,8 +21,6 @@ constexpr int64_t staging_rows = 8;
 constexpr int64_t elements_worth_a_thread = 4096;
 constexpr int64_t element_size[n_dtypes] = {4, 8, 2, 2};
 
-using sgd::Rule;
-
 // One tile's work.
 struct Job {
   const Problem& problem;
@@ -30,6 +28,7 @@ struct Job {
   const Tensor& tensor;
   const uint64_t* addresses;  // the tensor's parameter, gradient, buffers
   Scratch& scratch;
+  const Kernels& kernels;
   const StepKernels& step;
   const double* row;  // the step's row of numbers
   double unscale;
@@ -38,9 +37,9 @@ struct Job {
 };
 
 // Where a tile writes its sums of moment m: a slice of the workspace, or the moments if there is only one slice.
-double* sums_of(const Problem& problem, const View& view, int64_t slice, int m) {
+double* sums_of(const Problem& problem, int n_moments, const View& view, int64_t slice, int m) {
   if (view.n_slices <= 1) return problem.moments + m * problem.moments_stride + view.segment;
-  return problem.workspace + view.workspace + (slice * Rule::n_moments + m) * view.n_segments;
+  return problem.workspace + view.workspace + (slice * n_moments + m) * view.n_segments;
 }
 
 // Copies rows × width elements between a tensor of any strides and a dense buffer of row length staging_cols.
@@ -95,30 +94,29 @@ void step_part(const Job& job, BlockKernel kernel, Block block, int64_t row, int
     const int64_t at = (row * job.tensor.n_cols + col) * size;
     block.p = static_cast<char*>(job.address(0)) + at;
     block.g = static_cast<const char*>(job.address(1)) + at;
-    block.v = static_cast<char*>(job.address(2)) + at;
+    for (int k = 0; k < job.step.n_read; ++k) block.buffers[k] = static_cast<char*>(job.address(2 + k)) + at;
     block.row_stride = job.tensor.n_cols;
     block.rows = rows;
     return kernel(block);
   }
-  uint64_t* const staging = job.scratch.staging.data();
-  void* const buffers[3] = {staging, staging + staging_rows * staging_cols, staging + 2 * staging_rows * staging_cols};
-  block.p = buffers[0];
-  block.g = buffers[1];
-  block.v = buffers[2];
+  const auto staged = [&](int which) { return job.scratch.staging.data() + which * staging_rows * staging_cols; };
+  block.p = staged(0);
+  block.g = staged(1);
+  for (int k = 0; k < job.step.n_read; ++k) block.buffers[k] = staged(2 + k);
   block.row_stride = staging_cols;
   for (int64_t r = 0; r < rows; r += staging_rows) {
     block.rows = std::min(staging_rows, rows - r);
     const auto copy = [&](auto direction, int which) {
-      copy_strided<decltype(direction)::value>(job, which, buffers[which], row + r, block.rows, col, width);
+      copy_strided<decltype(direction)::value>(job, which, staged(which), row + r, block.rows, col, width);
     };
     const std::true_type gather;
     const std::false_type scatter;
     copy(gather, 0);
     if (job.step.updates) copy(gather, 1);
-    if (job.step.n_read > 0) copy(gather, 2);
+    for (int k = 0; k < job.step.n_read; ++k) copy(gather, 2 + k);
     kernel(block);
     if (job.step.updates) copy(scatter, 0);
-    if (job.step.n_written > 0) copy(scatter, 2);
+    for (int k = 0; k < job.step.n_written; ++k) copy(scatter, 2 + k);
     if (block.row_sums != nullptr) block.row_sums += block.rows;
     block.fresh = false;
   }
@@ -185,7 +183,7 @@ void run_tile(const Job& job) {
     const int64_t begin = repeats ? 0 : tile.col_begin / view.inner;
     const int64_t end = repeats ? view.n_segments : (tile.col_end + view.inner - 1) / view.inner;
     for (int m = 0; m < n_acc; ++m) {
-      double* const sums = sums_of(job.problem, view, tile.col_slice, m);
+      double* const sums = sums_of(job.problem, job.kernels.n_moments, view, tile.col_slice, m);
       std::fill(sums + begin, sums + end, 0.0);
     }
   }
@@ -202,7 +200,7 @@ void run_tile(const Job& job) {
     for (int k = 0; k < n_col_views; ++k) {
       const View& view = col_views[k];
       for (int m = 0; m < n_acc; ++m) {
-        double* const sums = sums_of(job.problem, view, tile.col_slice, m);
+        double* const sums = sums_of(job.problem, job.kernels.n_moments, view, tile.col_slice, m);
         if (is_positions(view, tensor)) {
           gather_positions(block.col_sums + m, n_acc, width, sums + col);
         } else {
@@ -218,7 +216,7 @@ void run_tile(const Job& job) {
     const View& view = views[0];
     const int64_t begin = tile.row_begin / view.inner, n = (rows + view.inner - 1) / view.inner;
     for (int m = 0; m < n_acc; ++m) {
-      double* const sums = sums_of(job.problem, view, tile.row_slice, m) + begin;
+      double* const sums = sums_of(job.problem, job.kernels.n_moments, view, tile.row_slice, m) + begin;
       const double* const from = block.row_sums + m * rows;
       if (view.inner == 1) std::copy_n(from, n, sums);
       for (int64_t i = 0; i < n && view.inner != 1; ++i) {
@@ -230,30 +228,31 @@ void run_tile(const Job& job) {
   }
 }
 
-// Sets moments m >= first of a span to zero.
-void clear_moments(const Problem& problem, const View& view, const Span& span, int first) {
-  for (int m = first; m < Rule::n_moments; ++m) {
+// Sets the moments [begin, end) of a span to zero.
+void clear_moments(const Problem& problem, const View& view, const Span& span, int begin, int end) {
+  for (int m = begin; m < end; ++m) {
     double* const to = problem.moments + m * problem.moments_stride + view.segment;
     std::fill(to + span.begin, to + span.end, 0.0);
   }
 }
 
 // Adds the slices of several tiles in order.
-void gather_slices(const Problem& problem, const View& view, const Span& span, int n_acc) {
+void gather_slices(const Problem& problem, int n_moments, const View& view, const Span& span, int n_acc) {
   for (int m = 0; m < n_acc; ++m) {
     double* const to = problem.moments + m * problem.moments_stride + view.segment;
     std::fill(to + span.begin, to + span.end, 0.0);
     for (int64_t slice = 0; slice < view.n_slices; ++slice) {
-      const double* const from = sums_of(problem, view, slice, m);
+      const double* const from = sums_of(problem, n_moments, view, slice, m);
       for (int64_t i = span.begin; i < span.end; ++i) to[i] += from[i];
     }
   }
 }
 
-// Multiplies moments by `unscale`, once for each gradient in their product.
-void unscale_moments(const Problem& problem, const View& view, const Span& span, int n_acc, double unscale) {
+// Multiplies sums of these moments by `unscale`, once for each gradient in their product.
+void unscale_moments(const Problem& problem, const Moment* moments, const View& view, const Span& span, int n_acc,
+                     double unscale) {
   for (int m = 0; m < n_acc; ++m) {
-    const int degree = Rule::moments[m].degree_in_gradient();
+    const int degree = moments[m].degree_in_gradient();
     if (degree == 0) continue;
     double* const sums = problem.moments + m * problem.moments_stride + view.segment;
     const double factor = degree == 2 ? unscale * unscale : unscale;
@@ -263,36 +262,11 @@ void unscale_moments(const Problem& problem, const View& view, const Span& span,
 
 }  // namespace
 
-std::vector<Kernels> available_kernels() {
-  std::vector<Kernels> kernels;
-  const auto offer = [&](const Kernels& built, bool runs_here) {
-    if (runs_here || !built.is_native) kernels.push_back(built);
-  };
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  const auto has = [](bool supported) { return supported; };
-  const bool avx2 = has(__builtin_cpu_supports("avx2")) && has(__builtin_cpu_supports("fma")) &&
-                    has(__builtin_cpu_supports("bmi2")) && has(__builtin_cpu_supports("f16c"));
-  const bool avx512 = avx2 && has(__builtin_cpu_supports("avx512f")) && has(__builtin_cpu_supports("avx512bw")) &&
-                      has(__builtin_cpu_supports("avx512dq")) && has(__builtin_cpu_supports("avx512vl"));
-#else
-  [[maybe_unused]] constexpr bool avx2 = false, avx512 = false;
-#endif
-#if defined(NPERF_HAS_AVX512)
-  offer(kernels_avx512(), avx512);
-#endif
-#if defined(NPERF_HAS_AVX2)
-  offer(kernels_avx2(), avx2);
-#endif
-  offer(kernels_baseline(), true);
-  return kernels;
-}
-
 Engine::Engine(const Problem& problem, const Kernels& kernels)
     : problem_(problem),
       kernels_(kernels),
       n_tiles_(problem.n_tensors, 0),
-      n_taken_(problem.n_tensors, Rule::n_moments) {
+      n_taken_(problem.n_tensors, kernels.n_moments) {
   for (int64_t i = 0; i < problem.n_tiles; ++i) {
     const Tile& tile = problem.tiles[i];
     max_tile_rows_ = std::max(max_tile_rows_, tile.row_end - tile.row_begin);
@@ -308,10 +282,10 @@ void Engine::measure(const Inputs& inputs, int n_threads) { run<true>(inputs, n_
 void Engine::finish(const Inputs& inputs, const Span& span, const StepKernels& step) {
   const View& view = problem_.views[span.view];
   const int n_acc = step.n_taken;
-  if (view.n_slices != 1) gather_slices(problem_, view, span, n_acc);
-  if (n_acc < n_taken_[view.tensor]) clear_moments(problem_, view, span, n_acc);
+  if (view.n_slices != 1) gather_slices(problem_, kernels_.n_moments, view, span, n_acc);
+  if (n_acc < n_taken_[view.tensor]) clear_moments(problem_, view, span, n_acc, kernels_.n_moments);
   if (!step.updates) return;
-  if (inputs.unscale != 1.0) unscale_moments(problem_, view, span, n_acc, inputs.unscale);
+  if (inputs.unscale != 1.0) unscale_moments(problem_, kernels_.moments, view, span, n_acc, inputs.unscale);
   const double* const moments = problem_.moments + view.segment;
   const int64_t row = inputs.row_of[view.tensor];
   const int64_t starts[n_laws] = {view.translation, view.norm};
@@ -320,7 +294,7 @@ void Engine::finish(const Inputs& inputs, const Span& span, const StepKernels& s
     const int64_t start = starts[component.law], stride = problem_.states_stride[component.law];
     if (start < 0) continue;
     const Recursion& recursion = recursions_[row * problem_.n_components + i];
-    kernels_.advance_of(recursion)(recursion, problem_.states[component.law] + component.row * stride + start, stride,
+    (*kernels_.advance)(recursion)(recursion, problem_.states[component.law] + component.row * stride + start, stride,
                                    moments, problem_.moments_stride, span.begin, span.end);
   }
   if (span.begin == 0 && span.view == problem_.tensors[view.tensor].view)
@@ -331,16 +305,17 @@ void Engine::finish(const Inputs& inputs, const Span& span, const StepKernels& s
 template <bool measuring>
 void Engine::run(const Inputs& inputs, int n_threads) {
   const Problem& problem = problem_;
+  const int n_columns = 2 + kernels_.n_buffers;  // of the addresses
   // A thread with little work saves less time than its start takes.
   n_threads = int(std::max<int64_t>(1, std::min<int64_t>(n_threads, n_elements_ / elements_worth_a_thread)));
   if (int(ranges_.size()) < n_threads) {
     ranges_ = std::vector<Range>(n_threads);
     scratch_.resize(n_threads);
     for (Scratch& scratch : scratch_) {
-      scratch.row_sums.resize(Rule::n_moments * max_tile_rows_);
-      scratch.col_sums.resize(n_lines(chunk_cols, Rule::n_moments));
+      scratch.row_sums.resize(kernels_.n_moments * max_tile_rows_);
+      scratch.col_sums.resize(n_lines(chunk_cols, kernels_.n_moments));
       scratch.positions.resize(chunk_cols);
-      scratch.staging.resize((2 + Rule::n_buffers) * staging_rows * staging_cols);
+      scratch.staging.resize(n_columns * staging_rows * staging_cols);
     }
   }
   if (!measuring && problem.n_spans > 0) {
@@ -360,10 +335,10 @@ void Engine::run(const Inputs& inputs, int n_threads) {
   const auto step_of = [&](int64_t i) -> const StepKernels& {
     if (measuring) return kernels_.measure;
     const Tensor& tensor = problem.tensors[i];
-    const bool has_buffer = inputs.addresses[(2 + Rule::n_buffers) * i + 2] != 0;
-    return kernels_.steps[Rule::variant_of(inputs.groups[tensor.group].variant, has_buffer, tensor.n_views > 0)];
+    const bool has_buffer = kernels_.n_buffers > 0 && inputs.addresses[n_columns * i + 2] != 0;
+    return kernels_.steps[kernels_.variant_of(inputs.groups[tensor.group].variant, has_buffer, tensor.n_views > 0)];
   };
-  const auto takes_part = [&](int64_t i) { return measuring || inputs.addresses[(2 + Rule::n_buffers) * i + 1] != 0; };
+  const auto takes_part = [&](int64_t i) { return measuring || inputs.addresses[n_columns * i + 1] != 0; };
 
 #pragma omp parallel num_threads(n_threads)
   {
@@ -376,8 +351,8 @@ void Engine::run(const Inputs& inputs, int n_threads) {
         const Tensor& tensor = problem.tensors[tile.tensor];
         const StepKernels& step = step_of(tile.tensor);
         const double* const row = measuring ? nullptr : inputs.rows + inputs.row_of[tile.tensor] * problem.n_numbers;
-        run_tile({problem, tile, tensor, inputs.addresses + (2 + Rule::n_buffers) * tile.tensor, scratch_[me], step,
-                  row, inputs.unscale});
+        run_tile({problem, tile, tensor, inputs.addresses + n_columns * tile.tensor, scratch_[me], kernels_, step, row,
+                  inputs.unscale});
         if (n_tiles_[tile.tensor] == 1)  // no other tile adds to its segments: finish them while they are cached
           for (int32_t v = tensor.view; v < tensor.view + tensor.n_views; ++v)
             finish(inputs, {0, problem.views[v].n_segments, v, 0}, step);
@@ -389,14 +364,14 @@ void Engine::run(const Inputs& inputs, int n_threads) {
       const Span& span = problem.spans[s];
       const int32_t tensor = problem.views[span.view].tensor;
       if (!takes_part(tensor)) {  // charges stay, moments of gradient and update are zero, laws do not advance
-        clear_moments(problem, problem.views[span.view], span, Rule::n_kept);
+        clear_moments(problem, problem.views[span.view], span, kernels_.n_kept, kernels_.n_moments);
       } else if (n_tiles_[tensor] != 1) {
         finish(inputs, span, step_of(tensor));
       }
     }
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < problem.n_tensors; ++i)
-      n_taken_[i] = uint8_t(takes_part(i) ? step_of(i).n_taken : Rule::n_kept);
+      n_taken_[i] = uint8_t(takes_part(i) ? step_of(i).n_taken : kernels_.n_kept);
   }
 }
 

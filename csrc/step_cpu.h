@@ -57,16 +57,17 @@ struct alignas(64) Range {
 
 class Engine {
  public:
+  // The kernels outlive the engine.
   Engine(const Problem& problem, const Kernels& kernels);
 
   // The step: parameters and buffers, moments, laws.
   void step(const Inputs& inputs, int n_threads);
 
-  // Moments of the parameters as they are, with the momentum buffer in the gradient's place; nothing else changes.
+  // Moments of the parameters as they are, with the first buffer in the gradient's place; nothing else changes.
   // Every tensor needs a buffer here.
   void measure(const Inputs& inputs, int n_threads);
 
-  const char* isa() const { return kernels_.isa; }
+  const Kernels& kernels() const { return kernels_; }
 
  private:
   template <bool measuring>
@@ -74,7 +75,7 @@ class Engine {
   void finish(const Inputs& inputs, const Span& span, const StepKernels& step);
 
   Problem problem_;
-  Kernels kernels_;
+  const Kernels& kernels_;
   int64_t max_tile_rows_ = 0, n_elements_ = 0;
   std::vector<int32_t> n_tiles_;  // of each tensor
   std::vector<uint8_t> n_taken_;  // how many moments of each tensor may be nonzero
@@ -82,8 +83,5 @@ class Engine {
   std::vector<Range> ranges_;
   std::vector<Recursion> recursions_;  // [rows of numbers, components]
 };
-
-// The kernels that this build has and this machine can run, best first.
-std::vector<Kernels> available_kernels();
 
 }  // namespace noetherperf

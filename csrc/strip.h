@@ -14,23 +14,25 @@ namespace {
 template <class Step, class Scalar>
 using Coefficients = typename Step::Rule::template Coefficients<Scalar>;
 
-// Whether a step sums a moment of this operand.
+// Whether a step sums a moment of this operand; with `of_results`, one that needs its results too.
 template <class Step>
-constexpr bool takes(Operand operand) {
+constexpr bool takes(Operand operand, bool of_results = false) {
   for (int m = 0; m < Step::n_taken; ++m)
-    if (Step::Rule::moments[m].has(operand)) return true;
+    if (const Moment& x = Step::Rule::moments[m]; x.has(operand) && (!of_results || is_of_results(x))) return true;
   return false;
 }
 
 // How many rows are walked together. A single row is one contiguous run, and its row sums stay in registers. Several
-// rows share the loads and stores of position sums; with AVX-512 that does not pay while these sums stay in the L1.
-// Rows a multiple of a page apart map to the same L1 sets, which have eight ways or little more: p, g and v of four
-// rows would evict each other.
+// rows share the loads and stores of position sums; with AVX-512 that does not pay while these sums stay in the L1 and
+// are few.
+// Rows a multiple of a page apart map to the same L1 sets, which have eight ways or little more: p, g and the buffers
+// of four rows would evict each other.
 constexpr int64_t near_cols = W < 8 ? 0 : 768;
+constexpr int few_sums = 6;
 constexpr int most_rows = W < 4 ? W : 4;
 constexpr int64_t page = 4096;
-constexpr int rows_together(int64_t width, int64_t row_bytes) {
-  return width <= near_cols ? 1 : row_bytes % page == 0 ? 2 : most_rows;
+constexpr int rows_together(int64_t width, int n_sums, int64_t row_bytes) {
+  return width <= near_cols && n_sums <= few_sums ? 1 : row_bytes % page == 0 ? 2 : most_rows;
 }
 
 // The columns of a strip of n_rows rows. A strip stays in the L1 between its passes. Every pass prefetches a part of
@@ -44,12 +46,12 @@ constexpr int64_t lag = 4;
 // Values of a strip that no tensor stores in the compute type, row after row.
 template <class Scalar>
 struct Copies {
-  alignas(64) Scalar p[strip_size], g[strip_size], u[strip_size], v[strip_size];
+  alignas(64) Scalar p[strip_size], p_new[strip_size], g[strip_size], u[strip_size], v[strip_size];
 };
 
-// Some rows of a block. Moments are summed from memory: from the tensors if these store the compute type, else from
-// copies. A strip that is not `whole` is narrower than a unit; copies pad it with zeros. With `one_run` the rows are
-// contiguous and are prefetched as one run, else row by row.
+// Some rows of a block. Moments are summed from memory: from the tensors if these store the compute type and still have
+// the value, else from copies. A strip that is not `whole` is narrower than a unit; copies pad it with zeros. With
+// `one_run` the rows are contiguous and are prefetched as one run, else row by row.
 template <class Type, class Step, bool whole, int n_rows, bool one_run>
 class Strip {
  public:
@@ -60,24 +62,27 @@ class Strip {
   static constexpr bool as_stored = whole && sizeof(Element) == sizeof(Scalar);
   static constexpr bool u_is_v = Step::u_is_v;
   static constexpr bool needs_copies = !as_stored || !(u_is_v || !Step::updates);
-  // Whether a moment needs the buffer after the step.
-  static constexpr bool keeps_v = u_is_v || takes<Step>(Operand::v);
+  // Whether a moment needs the buffer after the step, or after it the parameter before it.
+  static constexpr bool keeps_v = u_is_v || takes<Step>(Operand::v), keeps_p = takes<Step>(Operand::p, true);
 
   Strip(const Block& b, int64_t row, int64_t col, int64_t width, int64_t ahead, Copies<Scalar>& copies)
       : p_(static_cast<Element*>(b.p) + row * b.row_stride + col),
-        g_(static_cast<const Element*>(Step::updates ? b.g : b.v) + row * b.row_stride + col),
-        v_(static_cast<Element*>(b.v) + row * b.row_stride + col),
+        g_(static_cast<const Element*>(Step::updates ? b.g : b.buffers[0]) + row * b.row_stride + col),
         stride_(b.row_stride),
         width_(width),
         ahead_(ahead),
-        copies_(copies) {}
+        copies_(copies) {
+    for (int k = 0; k < Step::n_read; ++k) buffers_[k] = static_cast<Element*>(b.buffers[k]) + row * b.row_stride + col;
+  }
 
   int64_t width() const { return whole ? width_ : unit_cols<Type>; }
 
-  // Row r of each: p before its step, and as stored after it; u and v after it.
+  // Row r of each: p and g before its step; after it p_new as stored, p as it was, u and v.
   const Scalar* p(int r) const { return values(p_, copies_.p, r); }
   const Scalar* g(int r) const { return values(g_, copies_.g, r); }
-  const Scalar* v(int r) const { return values(v_, copies_.v, r); }
+  const Scalar* p_new(int r) const { return values(p_, Step::updates ? copies_.p_new : copies_.p, r); }
+  const Scalar* p_kept(int r) const { return copies_.p + place(r, 0); }
+  const Scalar* v(int r) const { return values(buffers_[0], copies_.v, r); }
   const Scalar* u(int r) const { return u_is_v ? v(r) : copies_.u + place(r, 0); }
 
   void copy(int r) {
@@ -95,15 +100,16 @@ class Strip {
       constexpr bool copied = measured && !as_stored;
       Vec p = copied ? load_vector<Vec>(copies_.p + place(r, col)) : load(p_, r, col);
       const Vec g = copied ? load_vector<Vec>(copies_.g + place(r, col)) : load(g_, r, col);
-      Vec v{}, u;
-      if constexpr (Step::n_read > 0) v = load(v_, r, col);
-      Step::update(p, g, &v, u, c);
+      Vec buffers[most_buffers] = {}, u;
+      for (int k = 0; k < Step::n_read; ++k) buffers[k] = load(buffers_[k], r, col);
+      if constexpr (measured && as_stored && keeps_p) store_vector(copies_.p + place(r, col), p);
+      Step::update(p, g, buffers, u, c);
       const Raw stored = Type::narrow(p);
       store(p_, r, col, stored);
-      if constexpr (Step::n_written > 0) store(v_, r, col, Type::narrow(v));
-      if constexpr (copied) store_vector(copies_.p + place(r, col), Type::widen(stored));
-      if constexpr (copied && keeps_v) store_vector(copies_.v + place(r, col), v);
-      if constexpr (measured && !u_is_v) store_vector(copies_.u + place(r, col), u);
+      for (int k = 0; k < Step::n_written; ++k) store(buffers_[k], r, col, Type::narrow(buffers[k]));
+      if constexpr (copied) keep(copies_.p_new, r, col, Type::widen(stored));
+      if constexpr (copied && keeps_v) keep(copies_.v, r, col, buffers[0]);
+      if constexpr (measured && !u_is_v) keep(copies_.u, r, col, u);
     }
   }
 
@@ -114,8 +120,8 @@ class Strip {
   inline __attribute__((always_inline)) void prefetch_g(int r, int64_t col) const {
     if constexpr (Step::updates) __builtin_prefetch(g_ + ahead_of(r, col));
   }
-  inline __attribute__((always_inline)) void prefetch_v(int r, int64_t col) const {
-    if constexpr (Step::n_read > 0) __builtin_prefetch(v_ + ahead_of(r, col));
+  inline __attribute__((always_inline)) void prefetch_buffers(int r, int64_t col) const {
+    for (int k = 0; k < Step::n_read; ++k) __builtin_prefetch(buffers_[k] + ahead_of(r, col));
   }
 
  private:
@@ -123,6 +129,15 @@ class Strip {
 
   const Scalar* values(const Element* tensor, const Scalar* copy, int r) const {
     return as_stored ? reinterpret_cast<const Scalar*>(tensor + r * stride_) : copy + place(r, 0);
+  }
+
+  // Copies a step's result; past the width are zeros, for the step of zeros may be NaN.
+  void keep(Scalar* copy, int r, int64_t col, const Vec& x) const {
+    if constexpr (whole) {
+      store_vector(copy + place(r, col), x);
+    } else {
+      store_vector(copy + place(r, col), keep_first(x, n_left(col)));
+    }
   }
 
   int64_t ahead_of(int r, int64_t col) const {
@@ -152,7 +167,7 @@ class Strip {
 
   Element* p_;
   const Element* g_;
-  Element* v_;
+  Element* buffers_[most_buffers] = {};  // those that the step reads
   int64_t stride_, width_, ahead_;
   Copies<Scalar>& copies_;
 };

@@ -38,7 +38,16 @@ struct Unpacked {
 };
 inline Unpacked operator+(const Unpacked& x, const Unpacked& y) { return {x.lo + y.lo, x.hi + y.hi}; }
 inline Unpacked operator-(const Unpacked& x, const Unpacked& y) { return {x.lo - y.lo, x.hi - y.hi}; }
+inline Unpacked operator*(const Unpacked& x, const Unpacked& y) { return {x.lo * y.lo, x.hi * y.hi}; }
+inline Unpacked operator/(const Unpacked& x, const Unpacked& y) { return {x.lo / y.lo, x.hi / y.hi}; }
 inline Unpacked operator*(float x, const Unpacked& y) { return {x * y.lo, x * y.hi}; }
+inline Unpacked operator+(const Unpacked& x, float y) { return {x.lo + y, x.hi + y}; }
+inline Unpacked keep_first(const Unpacked& x, int64_t n) {
+  return {keep_first(x.lo, n, [](size_t i) { return i < 4 ? i : i + 4; }),
+          keep_first(x.hi, n, [](size_t i) { return i < 4 ? i + 4 : i + 8; })};
+}
+inline Unpacked square_root(const Unpacked& x) { return {square_root(x.lo), square_root(x.hi)}; }
+inline Unpacked maximum(const Unpacked& x, const Unpacked& y) { return {maximum(x.lo, y.lo), maximum(x.hi, y.hi)}; }
 
 template <>
 inline Unpacked load_vector<Unpacked>(const void* from) {

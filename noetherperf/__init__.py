@@ -2,7 +2,7 @@
 
 import noetherperf as nperf
 
-optimizer = nperf.SGD(model.named_parameters(), lr=0.1, momentum=0.9, symmetries=symmetries)
+optimizer = nperf.SGD(model.named_parameters(), lr=0.1, momentum=0.9, symmetries=symmetries)    # or AdamW, Adam
 ...                                        # the training loop as it was
 law = optimizer.readout()["features.3"]    # charge, discrete and flow law, residual, defect
 """
@@ -15,7 +15,9 @@ from noetherperf.engines.backends import backends
 from noetherperf.engines.cost import Cost, cost
 from noetherperf.measure.readout import ChargeReadout, Prediction, Readout
 from noetherperf.optim import control, distributed
+from noetherperf.optim.adam import Adam, AdamW
 from noetherperf.optim.measured import MeasuredOptimizer
+from noetherperf.optim.probe import Probe
 from noetherperf.optim.sgd import SGD
 from noetherperf.symmetry import Norm, Part, Rescale, Scale, Symmetry, Translation, layers, neurons
 
@@ -31,6 +33,8 @@ sys.modules[f"{__name__}.control"], sys.modules[f"{__name__}.distributed"] = con
 
 __all__ = [
     "SGD",
+    "Adam",
+    "AdamW",
     "ChargeReadout",
     "Constraints",
     "Cost",
@@ -38,6 +42,7 @@ __all__ = [
     "Norm",
     "Part",
     "Prediction",
+    "Probe",
     "Readout",
     "Record",
     "Recorder",

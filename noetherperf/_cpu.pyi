@@ -6,8 +6,6 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-moments: list[str]
-
 class Engine:
     def __init__(
         self,
@@ -19,7 +17,6 @@ class Engine:
         components: np.ndarray,
         driving: np.ndarray,
         law_numbers: Sequence[int],
-        n_ages: int,
         n_numbers: int,
         workspace: int,
         moments: int,
@@ -28,11 +25,12 @@ class Engine:
         states_stride: Sequence[int],
         propagators: int,
         isa: str,
+        rule: str,
     ) -> None: ...
     def step(
         self,
         addresses: np.ndarray,
-        ages: np.ndarray,
+        row_of: np.ndarray,
         rows: np.ndarray,
         groups: np.ndarray,
         n_threads: int,
@@ -66,6 +64,7 @@ class Watch:
     def expect(self, missing: bytes) -> None: ...
 
 def isas() -> list[str]: ...
-def self_check(isa: str, mix_up: bool = False) -> str: ...
+def rules() -> dict[str, dict[str, Any]]: ...
+def self_check(isa: str, mix_up: str = "") -> str: ...
 def layouts() -> dict[str, dict[str, tuple[int, int] | int]]: ...
-def memory_floor(p: int, g: int, v: int, n: int, n_threads: int) -> None: ...
+def memory_floor(streams: Sequence[int], n_written: int, n: int, n_threads: int) -> None: ...

@@ -34,6 +34,17 @@ EXPORT void lower(const uint32_t* from, uint16_t* to) { store_vector(to, lower_h
 EXPORT void widen(const uint16_t* from, float* to) { store_vector(to, widen_half(load_vector<U16>(from))); }
 EXPORT void narrow(const float* from, uint16_t* to) { store_vector(to, narrow_half(load_vector<F32>(from))); }
 EXPORT void to_float64(const float* from, double* to) { store_vector(to, as_f64(from)); }
+#define UPDATE(name, V, T)                                                                                \
+  EXPORT void square_root_##name(const T* x, T* to) { store_vector(to, square_root(load_vector<V>(x))); } \
+  EXPORT void divide_##name(const T* x, const T* y, T* to) {                                              \
+    store_vector(to, load_vector<V>(x) / load_vector<V>(y));                                              \
+  }                                                                                                       \
+  EXPORT void maximum_##name(const T* x, const T* y, T* to) {                                             \
+    store_vector(to, maximum(load_vector<V>(x), load_vector<V>(y)));                                      \
+  }
+UPDATE(float64, F64, double)
+UPDATE(float32, F32, float)
+
 EXPORT void sums(const double* from, double* to) {
   F64 x[W];
   for (int i = 0; i < W; ++i) x[i] = load_vector<F64>(from + i * W);

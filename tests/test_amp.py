@@ -13,12 +13,15 @@ import torch
 from torch import Tensor, nn
 from training import (
     BACKENDS,
+    KINDS,
     SYMMETRIES,
+    Kind,
     assert_identities,
     assert_same,
     assert_same_readout,
     buffers,
     device_of,
+    each,
     loss_of,
     make_net,
     theirs,
@@ -73,13 +76,16 @@ def train_scaled(
 
 
 class TestGradScaler:
+    @each(KINDS)
     @pytest.mark.parametrize("unscale", [False, True], ids=["unscaled inside", "unscaled before"])
     @pytest.mark.parametrize("overflows", [set(), {0}, {0, 1}, {3, 4}, set(range(8))], ids=str)
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-    def test_goes_torchs_way(self, backend: str, dtype: torch.dtype, overflows: set[int], unscale: bool) -> None:
-        """Torch's SGD has its gradients unscaled before and its step left out; here both are the step's own affair."""
+    def test_goes_torchs_way(
+        self, kind: Kind, backend: str, dtype: torch.dtype, overflows: set[int], unscale: bool
+    ) -> None:
+        """Torch's has its gradients unscaled before and its step left out; here both are the step's own affair."""
         net, other = make_net(backend, dtype), make_net(backend, dtype)
-        optimizer, peer = ours(net, backend, **OPTIONS), theirs(other, **OPTIONS)
+        optimizer, peer = kind.mine(net, backend, fused=True, **kind.options), kind.torchs(other, **kind.options)
         scaler, expected = scaler_for(backend), scaler_for(backend)
         train_scaled(net, optimizer, scaler, 8, overflows, unscale=unscale, clip=0.5 if unscale else None)
         train_scaled(other, peer, expected, 8, overflows, unscale=unscale, clip=0.5 if unscale else None)
@@ -88,19 +94,21 @@ class TestGradScaler:
         assert scaler.state_dict() == expected.state_dict()
         readout = optimizer.readout()
         assert optimizer.step_count == readout.step == 8 - len(overflows)
-        assert readout.time == pytest.approx(0.05 * readout.step)
+        time = kind.options["lr"] * (1.0 - kind.options.get("dampening", 0.0))
+        assert readout.time == pytest.approx(time * readout.step)
         assert_identities(optimizer, 1e-5 if dtype == torch.float32 else 1e-12)
         assert all(law.closed for name, law in readout.items() if not isinstance(law.symmetry, Norm))
 
+    @each(KINDS)
     @pytest.mark.parametrize("fused", [None, False])
     @pytest.mark.parametrize("way", [lambda both: both, copy.deepcopy], ids=["itself", "copy"])
     def test_not_fused_leaves_it_to_the_scaler(
-        self, backend: str, way: Callable[[Any], Any], fused: bool | None
+        self, kind: Kind, backend: str, way: Callable[[Any], Any], fused: bool | None
     ) -> None:
         """As in torch, whose scaler does not call a step that overflows."""
         net, other = make_net(backend), make_net(backend)
-        peer = theirs(other, **OPTIONS)
-        net, optimizer = way((net, make_ours(net, backend, fused=fused, **OPTIONS)))
+        peer = kind.torchs(other, **kind.options)
+        net, optimizer = way((net, kind.mine(net, backend, fused=fused, **kind.options)))
         steps = []
         optimizer.register_step_pre_hook(lambda *_: steps.append(optimizer.step_count))
         for model, sgd in ((net, optimizer), (other, peer)):
@@ -109,16 +117,20 @@ class TestGradScaler:
         assert_same(net, optimizer, other, peer)
         assert_identities(optimizer, 1e-12)
 
-    def test_measures_what_it_would_without_a_scaler(self, backend: str) -> None:
+    @each(KINDS)
+    def test_measures_what_it_would_without_a_scaler(self, kind: Kind, backend: str) -> None:
         """A power of two changes no digit, so that not even the last one differs; nor does a step that is skipped."""
         net, other = make_net(backend), make_net(backend)
-        scaled, plain = ours(net, backend, **OPTIONS), ours(other, backend, **OPTIONS)
+        scaled, plain = (
+            kind.mine(net, backend, fused=True, **kind.options),
+            kind.mine(other, backend, fused=True, **kind.options),
+        )
         for step in range(6):
             for model, sgd in ((net, scaled), (other, plain)):
                 sgd.zero_grad()
                 (loss_of(model, step) * (SCALE if sgd is scaled else 1.0)).backward()
-            scaled.grad_scale = torch.tensor(SCALE, device=device_of(backend))  # type: ignore[attr-defined]
-            scaled.found_inf = torch.tensor(float(step in (0, 3)), device=device_of(backend))  # type: ignore[attr-defined]
+            scaled.grad_scale = torch.tensor(SCALE, device=device_of(backend))
+            scaled.found_inf = torch.tensor(float(step in (0, 3)), device=device_of(backend))
             scaled.step()
             if step not in (0, 3):
                 plain.step()
@@ -129,18 +141,19 @@ class TestGradScaler:
         assert_same(net, scaled, other, plain, tolerance=0.0)
         assert_same_readout(scaled.readout(), plain.readout())
 
+    @each(KINDS)
     @pytest.mark.parametrize("flag", [1.0, 2.0, torch.nan])
-    def test_a_skipped_step_leaves_no_trace(self, backend: str, flag: float) -> None:
+    def test_a_skipped_step_leaves_no_trace(self, kind: Kind, backend: str, flag: float) -> None:
         """The flags of several devices come as their sum."""
         net = make_net(backend)
-        optimizer = ours(net, backend, **OPTIONS)
+        optimizer = kind.mine(net, backend, fused=True, **kind.options)
         loss_of(net, 0).backward()
         for p in net.parameters():
             assert p.grad is not None
             p.grad.fill_(torch.inf)
         start = copy.deepcopy(net)
-        optimizer.grad_scale = None  # type: ignore[attr-defined]
-        optimizer.found_inf = torch.tensor(flag, device=device_of(backend))  # type: ignore[attr-defined]
+        optimizer.grad_scale = None
+        optimizer.found_inf = torch.tensor(flag, device=device_of(backend))
         for _ in range(2):
             versions = [p._version for p in net.parameters()]
             optimizer.step()
@@ -189,10 +202,11 @@ class TestGradScaler:
         scaler.step(optimizer)
         assert all(law.rounding.abs().max() == 0.0 for law in optimizer.readout().values())
 
-    def test_two_optimizers_one_scaler(self, backend: str) -> None:
+    @each(KINDS)
+    def test_two_optimizers_one_scaler(self, kind: Kind, backend: str) -> None:
         """Either may overflow by itself."""
         nets = [make_net(backend) for _ in range(2)]
-        optimizers = [ours(net, backend, **OPTIONS) for net in nets]
+        optimizers = [kind.mine(net, backend, fused=True, **kind.options) for net in nets]
         scaler = scaler_for(backend)
         for step in range(4):
             for net, optimizer in zip(nets, optimizers, strict=True):
@@ -207,11 +221,12 @@ class TestGradScaler:
         for optimizer in optimizers:
             assert_identities(optimizer, 1e-12)
 
-    def test_a_checkpoint_between_a_skipped_step_and_the_first(self, backend: str) -> None:
+    @each(KINDS)
+    def test_a_checkpoint_between_a_skipped_step_and_the_first(self, kind: Kind, backend: str) -> None:
         net, other = make_net(backend), make_net(backend)
-        optimizer, peer = ours(net, backend, **OPTIONS), theirs(other, **OPTIONS)
+        optimizer, peer = kind.mine(net, backend, fused=True, **kind.options), kind.torchs(other, **kind.options)
         train_scaled(net, optimizer, scaler_for(backend), 1, {0})
-        loaded = ours(net, backend, **OPTIONS)
+        loaded = kind.mine(net, backend, fused=True, **kind.options)
         loaded.load_state_dict(optimizer.state_dict())
         train_scaled(net, loaded, scaler_for(backend), 3)
         train_scaled(other, peer, scaler_for(backend), 3)

@@ -23,11 +23,13 @@ from bench.correctness import Mismatch, check, check_in_float64
 from bench.inputs import TooLarge, input_sets, make_input_set, n_sets
 from bench.markdown import ratio, seconds, size
 from bench.memory import extra_bytes
+from bench.recipes import RECIPES, STEPS
 from bench.timing import LEAST_SECONDS, Rounds, Spread, figures, ratios
-from bench.variants import VARIANTS, measured, names_for, ours, plain_sums, views_of
+from bench.variants import VARIANTS, Unavailable, measured, names_for, ours, plain_sums, views_of
 from noetherperf.engines.floor import memory_floor
 from noetherperf.measure.plan import View
-from noetherperf.rules.moments import Moment
+from noetherperf.rules.moments import Moment, Operand
+from noetherperf.rules.rule import Rule
 from noetherperf.rules.sgd import Hyper
 
 GIB = 1 << 30
@@ -79,7 +81,7 @@ SMALL = Case("step", "small", ((7, 5, 3), (4,), (33, 17)), view="both")
 
 def test_inputs_are_apart_and_different() -> None:
     one, two = make_input_set(SMALL, 0), make_input_set(SMALL, 1)
-    tensors = [x for inputs in (one, two) for x in (*inputs.params, *inputs.grads, *inputs.buffers)]
+    tensors = [x for inputs in (one, two) for x in inputs.tensors]
     regions = sorted((x.data_ptr(), x.data_ptr() + x.nbytes) for x in tensors)
     assert all(end <= begin for (_, end), (begin, _) in pairwise(regions))
     assert not torch.equal(one.grads[0], two.grads[0])
@@ -174,12 +176,12 @@ def test_short_steps_are_timed_together() -> None:
 # ---- the gate -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("momentum", [0.9, 0.0])
+@pytest.mark.parametrize("rule", list(RECIPES))
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
 @pytest.mark.parametrize("view", ["none", "rows", "columns", "both", "whole"])
-def test_the_gate_admits_a_right_step(view: str, dtype: str, momentum: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gate_admits_a_right_step(view: str, dtype: str, rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bench.correctness.CHUNK", 100)  # several chunks a tensor
-    case = Case("step", "small", SMALL.shapes, dtype, view, momentum)
+    case = Case("step", "small", SMALL.shapes, dtype, view, rule)
     inputs = make_input_set(case, 0)
     check(case, inputs, ours(case, inputs))
 
@@ -192,8 +194,9 @@ def test_every_case_of_the_quick_set_is_checked_in_float64_too(monkeypatch: pyte
         check_in_float64(case)
     moments = oracle.moments
 
-    def spoiled(view: View, hyper: Hyper, stored: Tensor, *rest: Any) -> Tensor:
-        return moments(view, hyper, stored, *rest) * (2.0 if stored.dtype == torch.float64 else 1.0)
+    def spoiled(rule: Rule[Any], hyper: Hyper, view: View, factors: dict[Operand, Tensor]) -> Tensor:
+        in_float64 = factors[Operand.P_NEW].dtype == torch.float64
+        return moments(rule, hyper, view, factors) * (2.0 if in_float64 else 1.0)
 
     monkeypatch.setattr(oracle, "moments", spoiled)
     with pytest.raises(Mismatch, match="moments"):
@@ -211,7 +214,7 @@ def test_the_gate_refuses_a_wrong_step(what: str) -> None:
             case "parameter":
                 inputs.params[2][32, 16] *= 1 + 1e-5
             case "buffer":
-                inputs.buffers[0][0, 0, 0] += 1e-4
+                inputs.buffers[0][0][0, 0, 0] += 1e-4
             case "moments":
                 optimizer._prepare()[0].measurement.moments[Moment.DOT_PG, 3] += 1e-9
 
@@ -237,33 +240,43 @@ COMPILED = [
 
 
 @pytest.mark.parametrize("name", ["fused", "foreach", "forloop", "eager", "norms", "paper", *COMPILED])
-@pytest.mark.parametrize("momentum", [0.9, 0.0])
-def test_peers_make_the_same_step(name: str, momentum: float) -> None:
-    case = Case("step", "small", SMALL.shapes, view="rows", momentum=momentum)
+@pytest.mark.parametrize("rule", list(RECIPES))
+def test_peers_make_the_same_step(name: str, rule: str) -> None:
+    case = Case("step", "small", SMALL.shapes, view="rows", rule=rule)
     mine, theirs = make_input_set(case, 0), make_input_set(case, 0)
+    if name == "paper" and rule == "adamw":
+        with pytest.raises(Unavailable, match="SGD alone"):
+            VARIANTS[name].make(case, [theirs])
+        return
     ours(case, mine).step()
     (step,) = VARIANTS[name].make(case, [theirs], **VARIANTS[name].how)
     step()
-    for one, two in zip((*mine.params, *mine.buffers), (*theirs.params, *theirs.buffers), strict=True):
+    for one, two in zip(mine.tensors, theirs.tensors, strict=True):
         torch.testing.assert_close(one, two)
 
 
-@pytest.mark.parametrize("momentum", [0.9, 0.0])
-def test_users_sums_are_the_moments(momentum: float) -> None:
+@pytest.mark.parametrize("rule", list(RECIPES))
+def test_users_sums_are_the_moments(rule: str) -> None:
     """The peers measure what noetherperf measures; else their times would mean nothing."""
-    case = Case("step", "small", SMALL.shapes, "float64", "both", momentum)
-    inputs = make_input_set(case, 0)
-    p, v = [p.detach().clone() for p in inputs.params], [v.clone() for v in inputs.buffers]
-    optimizer = ours(case, inputs, measuring=False)
-    c = case.hyper.coefficients()
-    params = [p.detach() for p in inputs.params]
-    found = measured(optimizer.step, params, inputs.grads, inputs.buffers, views_of(case), plain_sums)
-    assert len(found) == len(views_of(case)) == 5
-    for view, sums in zip(views_of(case), found, strict=True):
+    case = Case("step", "small", SMALL.shapes, "float64", "both", rule)
+    inputs, again = make_input_set(case, 0), make_input_set(case, 0)
+    optimizer, params = ours(case, inputs, measuring=False), [p.detach() for p in inputs.params]
+    of_rule, options = optimizer.rule, optimizer.rule.options(optimizer.param_groups[0])
+    views = views_of(case)
+    found = measured(case.recipe, optimizer.step, params, inputs.grads, inputs.buffers, views, plain_sums)
+    assert len(found) == len(views) == 5
+    for view, sums in zip(views, found, strict=True):
         i = view.tensor
-        _, v_new, u = oracle.step(p[i], inputs.grads[i], v[i] if v else None, c)
-        expected = oracle.moments(view, case.hyper, inputs.params[i].detach(), p[i], inputs.grads[i], u, v_new)
-        torch.testing.assert_close(torch.stack(sums), expected[:6])
+        held = [of_all[i] for of_all in again.buffers]
+        buffers = (*held, *[None] * (len(of_rule.buffers) - len(held)))
+        p, g = again.params[i].detach(), inputs.grads[i]
+        stepped = oracle.step(of_rule, p, g, buffers, of_rule.coefficients_of(options, STEPS))
+        factors = oracle.operands(params[i], p, g, stepped)
+        expected = oracle.moments(of_rule, options, view, factors)[:6]
+        if case.recipe.sums_of_update:
+            extra = (view.grouped(x).sum((0, 2)) for x in (params[i] * stepped.u, stepped.u))
+            expected = torch.cat([expected, torch.stack(list(extra))])
+        torch.testing.assert_close(torch.stack(sums), expected)
 
 
 def test_extra_bytes_grow_with_groups_and_not_with_parameters() -> None:
@@ -312,7 +325,7 @@ def result() -> dict[str, Any]:
         "model": "mlp",
         "dtype": "float32",
         "view": "rows",
-        "momentum": 0.9,
+        "rule": "b0.9",
         "bytes moved": 10e9,
         "figures": {name: {k: list(s) for k, s in found.items()} for name, found in figures(times).items()},
         "not run": {"norms": "the norms are away"},
@@ -342,7 +355,7 @@ def result() -> dict[str, Any]:
 def test_a_report_shows_ratios_reasons_and_failures(tmp_path: Path) -> None:
     path = tmp_path / "part.json"
     path.write_text(json.dumps(result()))
-    text = report.write(path, into_docs=False)
+    text = report.write(path)
     (row,) = (line for line in text.splitlines() if line.startswith("| mlp, rows | 2 s (5 GB/s) |"))
     cells = [cell.strip() for cell in row.split("|")]
     assert "1.25 (1.25–1.25)" in cells
@@ -360,7 +373,7 @@ def test_a_report_shows_ratios_reasons_and_failures(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("aim", "verdict"), [(0.63, "met"), (0.62, "met"), (0.5, "missed by 25%")])
 def test_a_report_says_which_aims_were_met(monkeypatch: pytest.MonkeyPatch, aim: float, verdict: str) -> None:
     assert "Aims" not in report.report(result())
-    monkeypatch.setitem(report.AIMS, "mlp", ("per fused", {"rows": aim}))
+    monkeypatch.setitem(report.AIMS, ("mlp", "b0.9"), ("per fused", {"rows": aim}))
     assert f"| mlp, rows | × fused ≤ {aim:.2f} | 0.62 | {verdict} |" in report.report(result())
 
 
@@ -377,7 +390,7 @@ def test_a_section_goes_between_its_marks_again_and_again() -> None:
 @pytest.mark.parametrize(
     ("section", "command"),
     [
-        ("results", "bench/report.py"),
+        ("results", "make bench-page"),
         ("kernel", kernel.COMMAND),
         ("phases", phases.COMMAND),
         ("cost", paper.COMMAND),
@@ -389,17 +402,31 @@ def test_the_page_has_every_section(section: str, command: str) -> None:
 
 def test_the_floor_takes_only_what_it_can_read() -> None:
     x = torch.ones(8)
-    memory_floor(x, torch.ones(8), x, 1)()
     for wrong in (torch.ones(7), torch.ones(16)[::2], torch.ones(8, dtype=torch.float64)):
-        with pytest.raises(ValueError, match="g must be contiguous float32"):
-            memory_floor(x, wrong, x, 1)
+        with pytest.raises(ValueError, match="stream 1 must be contiguous float32"):
+            memory_floor([x, wrong], 1, 1)
+    for n_read, n_written in ((1, 0), (2, 2), (3, 0), (6, 1)):
+        with pytest.raises(ValueError, match=f"asked for {n_read}, {n_written} of them written"):
+            memory_floor(torch.ones(n_read, 8), n_written, 1)
+
+
+@pytest.mark.parametrize(("n_read", "n_written"), [(r, w) for r in range(2, 6) for w in range(1, r)])
+def test_the_floor_reads_every_stream_and_writes_the_first(n_read: int, n_written: int) -> None:
+    streams = torch.arange(n_read * 1003, dtype=torch.float32).reshape(n_read, 1003) % 64
+    x, expected = streams[-1], streams.clone()
+    for k in reversed(range(n_read - 1)):
+        x = streams[k] / 2 + x
+        if k < n_written:
+            expected[k] = x
+    memory_floor(streams, n_written, 2)()
+    assert torch.equal(streams, expected)
 
 
 def test_kept_input_sets_begin_with_the_same_values() -> None:
     (case,) = selected("full", "host1-float32-none-b0.9")
 
     def tensors() -> list[torch.Tensor]:
-        return [x.detach() for inputs in input_sets(case) for x in (*inputs.params, *inputs.grads, *inputs.buffers)]
+        return [x for inputs in input_sets(case) for x in inputs.tensors]
 
     first = tensors()
     values = [x.clone() for x in first]

@@ -553,7 +553,7 @@ ODD_TENSORS: list[Callable[[Tensor], Any]] = [
     lambda x: x.to_sparse(),
     lambda x: x.long(),
     lambda x: x.to(torch.complex128),
-    lambda x: x[..., :-1],
+    lambda x: x.flatten()[:-1],
     lambda x: x[None],
     lambda x: x.tolist(),
     lambda x: x.double().numpy(),

@@ -59,7 +59,7 @@ def test_slices_that_are_counted_are_slices_that_are_written() -> None:
 def test_rows_that_are_counted_are_rows_that_advance(law: Law) -> None:
     state = torch.ones(SGD.laws[law].n_rows, 3, dtype=torch.float64)
     moments = torch.full((len(SGD.moments), 3), 2.5, dtype=torch.float64)
-    oracle.advance(law, state, moments, Hyper(0.1, momentum=0.9, weight_decay=0.3), age=1)
+    oracle.advance(SGD, law, state, moments, Hyper(0.1, momentum=0.9, weight_decay=0.3), age=1)
     moved = [row for row in range(len(state)) if not (state[row] == 1.0).all()]
     assert len(moved) == N_ADVANCED[law]
     assert min(moved) == N_START

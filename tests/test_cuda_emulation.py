@@ -19,6 +19,7 @@ from noetherperf.engines import OnDevice
 from noetherperf.engines.backends import resolve
 from noetherperf.engines.cuda import CudaEngine, covers
 from noetherperf.measure.plan import Measurement, make_plan
+from noetherperf.rules.adam import ADAM, AdamOptions
 from noetherperf.rules.sgd import Hyper
 
 pytestmark = pytest.mark.skipif(cuda_emulation.missing() is not None, reason=str(cuda_emulation.missing()))
@@ -87,13 +88,14 @@ class Counting:
     """A module that passes on to the emulation what it is asked, and keeps it."""
 
     def __init__(self) -> None:
-        self.ANY = cuda_emulation.load().ANY
         self.asked: list[Launches] = []
 
     def Engine(self, *args: Any, **kwargs: Any) -> Any:
         engine = cuda_emulation.load().Engine(*args, **kwargs)
 
         class Kept:
+            any_variant = engine.any_variant
+
             def launch(kept, launches: Launches, *args: Any, **kwargs: Any) -> None:
                 self.asked.append(launches)
                 engine.launch(launches, *args, **kwargs)
@@ -123,6 +125,23 @@ def test_one_launch_for_all_tensors_of_a_dtype_and_mode() -> None:
     assert len(mixed) == 2
     with_strides = steps(shapes, [torch.float32] * 60, True, Hyper(0.1, momentum=0.9, nesterov=True))
     assert [variant for _, variant, _, _ in with_strides] == [2, 3]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(5, 37), (3, 8)], ids=str)
+def test_lanes_past_the_end_of_a_row_add_nothing(dtype: torch.dtype, shape: tuple[int, int]) -> None:
+    """With ε = 0 the zeros there would add 0/0 to the sums."""
+    generator = torch.Generator().manual_seed(0)
+    p, g, m, n = (torch.randn(shape, generator=generator).to(dtype) for _ in range(4))
+    plan = make_plan([Norm(f"{axis}", [Part("w", axis)]) for axis in (0, 1)], ["w"], [shape], ADAM)
+    measurement = Measurement.empty(plan)
+    engine = CudaEngine(plan, [p], ["w"], [0], measurement, module=cuda_emulation.load())
+    engine.admit([g])
+    engine.step([g], [[m], [n.abs_()], [None]], [AdamOptions(0.1, eps=0.0)], [3], OnDevice([None]))
+    assert p.isfinite().all()
+    assert measurement.moments.isfinite().all()
+    rows, columns = measurement.moments.split(list(shape), dim=1)
+    torch.testing.assert_close(rows.sum(1), columns.sum(1), rtol=1e-4, atol=1e-3)
 
 
 def test_rows_outlive_tables_that_are_made_anew() -> None:

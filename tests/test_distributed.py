@@ -427,6 +427,34 @@ def step_like_torch(directory: str) -> dict[str, Any]:
     return found
 
 
+def probed(net: nn.Module) -> tuple[torch.optim.Optimizer, nperf.Probe]:
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.1, weight_decay=0.1)
+    return optimizer, nperf.Probe(optimizer, make_symmetries(make_net(5)), net.named_parameters())
+
+
+def probe_from_outside(directory: str) -> dict[str, Any]:
+    """Torch's own optimizer, with a Probe and a parameter that is written between two steps."""
+    from torch.distributed.tensor.debug import CommDebugMode
+
+    net = make_net(5)
+    over = fsdp(net)
+    optimizer, probe = probed(net)
+    train(over.net, optimizer, range(3), share=over.share)
+    readouts = [values_of(probe.readout())]
+    double_weight(net, optimizer)
+    probe.load_state_dict(copy.deepcopy(probe.state_dict()))
+    train(over.net, optimizer, range(3, N_STEPS), share=over.share)
+    with CommDebugMode() as in_steps:
+        optimizer.step()
+    readout = probe.readout()
+    reasons = {name: law.reason for name, law in readout.items()}
+    return {
+        "readouts": [*readouts, values_of(readout)],
+        "reasons": reasons,
+        "in steps": in_steps.get_total_counts(),
+    }
+
+
 def record(directory: str) -> dict[str, Any]:
     net = make_net(5)
     over = fsdp(net)
@@ -483,7 +511,7 @@ def write_to_replicas(directory: str) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def double_weight(net: nn.Module, optimizer: nperf.SGD) -> None:
+def double_weight(net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     net.get_parameter("fc1.weight").mul_(2.0)
 
 
@@ -848,6 +876,24 @@ def test_without_symmetries_it_steps_like_torch(tmp_path: Path) -> None:
         for differences in (*found["SGD"].values(), *found["AdamW"].values()):
             assert len(differences) == len(list(make_net(5).parameters()))
             assert max(differences) <= 1e-14
+
+
+def test_a_probe_measures_over_ranks_what_one_process_does(tmp_path: Path) -> None:
+    net = make_net(5)
+    optimizer, probe = probed(net)
+    train(net, optimizer, range(3))
+    readouts = [values_of(probe.readout())]
+    double_weight(net, optimizer)
+    probe.load_state_dict(copy.deepcopy(probe.state_dict()))
+    train(net, optimizer, range(3, N_STEPS))
+    optimizer.step()
+    readout = probe.readout()
+    readouts.append(values_of(readout))
+    assert "fc1.weight was changed outside step() after step 3" in readout["fc1->fc2"].reason
+    for found in run_world(2, probe_from_outside, tmp_path):
+        assert [difference(a, b, 1e-11) for a, b in zip(found["readouts"], readouts, strict=True)] == ["", ""]
+        assert found["reasons"] == {name: law.reason for name, law in readout.items()}
+        assert found["in steps"] == 0
 
 
 def test_what_is_written_between_steps_is_noticed_by_all_ranks(tmp_path: Path) -> None:

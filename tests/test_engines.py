@@ -1,13 +1,14 @@
 """Every engine against its rule in float64 on the same rounded inputs: the step, its moments, the laws.
 
-One table of cases: engine × dtype × tensor (shape and layout) × views × hyperparameters. The error bounds are those of
+One table of cases: rule × engine × dtype × tensor (shape and layout) × views × options. The error bounds are those of
 bench/bounds.py.
 """
 
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import cpu_stand_in
@@ -19,15 +20,18 @@ from on_gpu import OnGpu
 from torch import Tensor
 
 from bench import oracle
-from bench.bounds import assert_close, magnitudes, of_moments, of_stored, sum_eps
+from bench.bounds import assert_close, of_moments, of_step, of_stored, sum_eps
 from noetherperf import Norm, Part, Symmetry, Translation
 from noetherperf.engines import Engine, OnDevice
 from noetherperf.engines.backends import BACKENDS, backends
 from noetherperf.engines.cuda import CudaEngine
 from noetherperf.engines.reference import ReferenceEngine
 from noetherperf.measure.plan import Measurement, Plan, make_plan
+from noetherperf.rules.adam import ADAM, AdamOptions
+from noetherperf.rules.given import GIVEN, GivenOptions
 from noetherperf.rules.law import N_START, PROPAGATED, Law, propagate
 from noetherperf.rules.moments import Moment
+from noetherperf.rules.rule import Rule
 from noetherperf.rules.sgd import SGD, Hyper
 
 MakeEngine = Callable[..., Engine]
@@ -69,6 +73,7 @@ def emulated_cuda(*args: Any) -> Engine:
 
 
 ENGINES = dict(engines())
+CPU_ENGINES = [name for name in ENGINES if name.startswith("cpu")]
 HOST = OnDevice([None])  # nothing is left to read on a device
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
@@ -158,6 +163,72 @@ HYPERS = {
     "dampening": Hyper(lr=0.1, momentum=0.9, dampening=0.4, maximize=True),
     "nesterov": Hyper(lr=0.1, momentum=0.8, weight_decay=0.05, nesterov=True),
 }
+ADAMS = {
+    "decoupled": AdamOptions(lr=0.1, weight_decay=0.3, decoupled=True),
+    "coupled": AdamOptions(lr=0.07, beta1=0.8, beta2=0.99, weight_decay=0.05),
+    "amsgrad": AdamOptions(lr=0.1, beta2=0.95, eps=1e-3, weight_decay=0.02, amsgrad=True, decoupled=True),
+    "maximize": AdamOptions(lr=0.1, beta1=0.95, beta2=0.9, maximize=True),
+    "amsgrad, coupled, maximize": AdamOptions(lr=0.02, weight_decay=0.1, amsgrad=True, maximize=True),
+    "no first moment": AdamOptions(lr=0.1, beta1=0.0, beta2=0.9, weight_decay=0.1, decoupled=True),
+}
+
+GIVENS = {
+    "plain": GivenOptions(lr=0.1),
+    "decay": GivenOptions(lr=0.1, decay=0.3, carry=0.9, corrected=True),
+    "no learning rate": GivenOptions(lr=0.0, decay=0.1, carry=0.5),
+}
+
+
+@dataclass(frozen=True)
+class Kit:
+    """How a rule is tested.
+
+    Fields:
+        rule: The rule.
+        options: Cases of its options.
+        most: The label of one that writes all buffers and takes all moments.
+        paths: Labels of one for each of the ways through the kernels.
+        ages: Of tensors: new, and older. With odd ages there are also buffers that these options do not write.
+        signed: Whether each buffer may have negative numbers.
+        every: Whether a step is tested with all options, else with one, another each time.
+        n_needed: How many of the buffers, from the first on, there must be, whatever the options.
+    """
+
+    rule: Rule[Any]
+    options: dict[str, Any]
+    most: str
+    paths: tuple[str, ...]
+    ages: tuple[int, ...]
+    signed: tuple[bool, ...]
+    every: bool
+    n_needed: int = 0
+
+    @property
+    def usual(self) -> Any:
+        return self.options[self.most]
+
+    def has(self, buffer: int, options: Any, age: int) -> bool:
+        """Whether a tensor of an age has one of the buffers."""
+        return buffer < max(self.n_needed, self.rule.n_written(options)) or age % 2 == 1
+
+
+KITS = {
+    "sgd": Kit(SGD, HYPERS, "nesterov", ("plain", "momentum", "nesterov"), (0, 1), (True,), every=True),
+    "adam": Kit(ADAM, ADAMS, "amsgrad", ("decoupled", "amsgrad"), (0, 1, 6, 4999), (True, False, False), every=False),
+    "given": Kit(GIVEN, GIVENS, "decay", ("decay",), (0, 1, 6, 4999), (True,), every=False, n_needed=1),
+}
+
+
+def steps(engine: str, rule: Rule[Any]) -> bool:
+    """Whether an engine has kernels of a rule."""
+    backend = BACKENDS.get(engine.split("-")[0])
+    return backend is None or backend.steps(rule)
+
+
+def each(*engines: str, rules: Iterable[str] = KITS) -> Callable[..., Any]:
+    """Runs a test for every rule on every engine, or on some, that steps by it."""
+    pairs = [(kit, engine) for kit in rules for engine in engines or ENGINES if steps(engine, KITS[kit].rule)]
+    return pytest.mark.parametrize(("rule", "engine"), pairs, ids=["-".join(pair) for pair in pairs])
 
 
 def symmetries_for(shape: tuple[int, ...], which: str) -> list[Symmetry]:
@@ -183,103 +254,121 @@ def poisoned(plan: Plan) -> Measurement:
     return measurement
 
 
-def cases(turn: int, sparing: bool) -> list[tuple[str, Hyper]]:
-    """All hyperparameters, or where a step takes long only one, another each turn."""
-    every = list(HYPERS.items())
+def cases(kit: Kit, turn: int, sparing: bool) -> list[tuple[str, Any]]:
+    """All options, or where a step takes long only one, another each turn."""
+    every = list(kit.options.items())
     return [every[turn % len(every)]] if sparing else every
 
 
 @pytest.mark.parametrize("tensor", TENSORS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
-@pytest.mark.parametrize("engine", ENGINES)
-def test_step_moments_and_laws(engine: str, dtype: torch.dtype, tensor: str) -> None:
-    shape, layout, grad_layout = TENSORS[tensor]
-    generator = torch.Generator().manual_seed(len(tensor))
-    sums_eps = sum_eps(engine, dtype)
+@each()
+def test_step_moments_and_laws(rule: str, engine: str, dtype: torch.dtype, tensor: str) -> None:
+    kit, shape = KITS[rule], TENSORS[tensor][0]
     large = torch.Size(shape).numel() > 10_000
-    sparing = large or INTERPRETED
+    sparing = large or INTERPRETED or not kit.every
     both = dtype == torch.float32 and not sparing  # of a buffer's first and later steps; in others they take turns
-    place = list(TENSORS).index(tensor)
+    place = list(TENSORS).index(tensor) + (0 if kit.every else DTYPES.index(dtype))
     checked = 0
     for turn, which in enumerate(PART_SETS):
         symmetries = symmetries_for(shape, which)
         if which != "none" and not symmetries:
             continue
-        for number, (label, hyper) in enumerate(cases(turn, sparing)):
-            for age in [0, 1] if both else [(place + turn + number) % 2]:
+        for number, (label, options) in enumerate(cases(kit, turn + (0 if kit.every else place), sparing)):
+            for age in kit.ages if both else [kit.ages[(place + turn + number) % len(kit.ages)]]:
                 checked += 1
                 where = f"{which}, {label}, age {age}"
-                p, g = arena(shape, dtype, layout, generator), arena(shape, dtype, grad_layout, generator)
-                v = arena(shape, dtype, layout, generator)
-                if age == 0:
-                    v.tensor.zero_()
-                buffer = v.tensor if hyper.momentum or age > 0 else None  # older, without momentum: an idle one
-                c = hyper.coefficients(age)
-                p64, g64 = p.tensor.to(torch.float64, copy=True), g.tensor.double()
-                v64 = None if buffer is None else buffer.to(torch.float64, copy=True)
-                p_new, v_new, u = oracle.step(p64, g64, v64, c)
-                p_mag, v_mag, u_mag = magnitudes(p64, g64, v64, c)
-                surroundings = [a.outside().clone() for a in (p, g, v)]
-                g_before, v_before = g.tensor.clone(), v.tensor.clone()
-
-                plan = make_plan(symmetries, ["w"], [shape])
-                measurement = poisoned(plan)
-                made = ENGINES[engine](plan, [p.tensor], ["w"], [0], measurement)
-                made.measure([[buffer]])
-                assert torch.equal(p64, p.tensor.double()), where
-                start = [(view, view.grouped(p64)) for view in plan.views]
-                for view, x in start:
-                    sums = measurement.moments[:, view.segment : view.segment + view.n_segments]
-                    assert_close(sums[Moment.SUM_P], x.sum((0, 2)), sums_eps * x.abs().sum((0, 2)), where)
-                    if v64 is not None:
-                        y = view.grouped(v64)
-                        assert_close(sums[Moment.SUM_G], y.sum((0, 2)), sums_eps * y.abs().sum((0, 2)), where)
-                        assert_close(
-                            sums[Moment.DOT_PG], (x * y).sum((0, 2)), sums_eps * (x * y).abs().sum((0, 2)), where
-                        )
-                measurement.start(plan, [buffer is not None])
-                states = [state.clone() for state in measurement.states]
-
-                made.admit([g.tensor])
-                made.step([g.tensor], [[buffer]], [hyper], [age], HOST)
-
-                assert_close(p.tensor, p_new, of_stored(p_new, p_mag, dtype), f"parameters, {where}")
-                if c.mix_v != 0.0:
-                    assert v_new is not None
-                    assert v_mag is not None
-                    assert_close(v.tensor, v_new, of_stored(v_new, v_mag, dtype), f"buffer, {where}")
-                else:
-                    assert torch.equal(v.tensor, v_before), where
-                assert torch.equal(g.tensor, g_before), where
-                for a, outside in zip((p, g, v), surroundings, strict=True):
-                    assert torch.equal(a.outside(), outside), f"wrote out of bounds, {where}"
-
-                for view in plan.views:
-                    sums = measurement.moments[:, view.segment : view.segment + view.n_segments]
-                    expected = oracle.moments(view, hyper, p.tensor, p64, g64, u, v_new)
-                    terms = oracle.moments(view, hyper, p.tensor.abs(), p64.abs(), g64.abs(), u_mag, v_mag)
-                    assert_close(sums, expected, of_moments(terms, dtype, sums_eps), f"moments, {where}")
-                    for law in Law:
-                        at = view.law_segment[law]
-                        if at < 0:
-                            continue
-                        state = states[law][:, at : at + view.n_segments].clone()
-                        oracle.advance(law, state, sums, hyper, age)
-                        actual = measurement.states[law][:, at : at + view.n_segments]
-                        torch.testing.assert_close(joined(law, actual), joined(law, state), rtol=1e-13, atol=1e-13)
-                if plan.n_segments:
-                    for law in Law:
-                        expected = torch.eye(2, dtype=torch.float64).repeat(len(PROPAGATED), 1, 1)
-                        if law in plan.laws:  # the others' stand still
-                            propagate(expected, SGD.steps(hyper, age, (law,))[law])
-                        actual = measurement.propagators[0, law]
-                        torch.testing.assert_close(actual, expected, rtol=1e-14, atol=1e-15)
-    assert checked >= (4 if large else 2 if sparing else (1 + both) * len(HYPERS))
+                check_step(kit, engine, dtype, tensor, symmetries, options, age, where)
+    assert checked >= (4 if large else 2 if sparing else (1 + both) * len(kit.options))
 
 
-def joined(law: Law, state: Tensor) -> Tensor:
+def check_step(
+    kit: Kit,
+    engine: str,
+    dtype: torch.dtype,
+    tensor: str,
+    symmetries: list[Symmetry],
+    options: Any,
+    age: int,
+    where: str,
+) -> None:
+    """One step of one tensor."""
+    rule, (shape, layout, grad_layout) = kit.rule, TENSORS[tensor]
+    generator = torch.Generator().manual_seed(len(where) + len(tensor))
+    p, g = arena(shape, dtype, layout, generator), arena(shape, dtype, grad_layout, generator)
+    arenas = [arena(shape, dtype, layout, generator) for _ in rule.buffers]
+    for a, signed in zip(arenas, kit.signed, strict=True):
+        if not signed:
+            a.tensor.abs_()
+        if age == 0 and kit.n_needed == 0:
+            a.tensor.zero_()
+    buffers = [a.tensor if kit.has(k, options, age) else None for k, a in enumerate(arenas)]
+    first = buffers[0]
+    c = rule.coefficients_of(options, age)
+    p64, g64 = p.tensor.to(torch.float64, copy=True), g.tensor.double()
+    before = tuple(None if v is None else v.to(torch.float64, copy=True) for v in buffers)
+    expected_step = oracle.step(rule, p64, g64, before, c)
+    errors = of_step(rule, p64, g64, before, c, dtype)
+    everything = [p, g, *arenas]
+    surroundings = [a.outside().clone() for a in everything]
+    kept = [a.tensor.clone() for a in everything]
+    sums_eps = sum_eps(engine, dtype)
+
+    plan = make_plan(symmetries, ["w"], [shape], rule)
+    measurement = poisoned(plan)
+    made = ENGINES[engine](plan, [p.tensor], ["w"], [0], measurement)
+    made.measure([[v] for v in buffers])
+    assert torch.equal(p64, p.tensor.double()), where
+    for view in plan.views:
+        x, sums = view.grouped(p64), measurement.moments[:, view.segment : view.segment + view.n_segments]
+        assert_close(sums[Moment.SUM_P], x.sum((0, 2)), sums_eps * x.abs().sum((0, 2)), where)
+        if before[0] is not None:
+            y = view.grouped(before[0])
+            assert_close(sums[Moment.SUM_G], y.sum((0, 2)), sums_eps * y.abs().sum((0, 2)), where)
+            assert_close(sums[Moment.DOT_PG], (x * y).sum((0, 2)), sums_eps * (x * y).abs().sum((0, 2)), where)
+    measurement.start(plan, [first is not None])
+    states = [state.clone() for state in measurement.states]
+
+    made.admit([g.tensor])
+    made.step([g.tensor], [[v] for v in buffers], [options], [age], HOST)
+
+    assert_close(p.tensor, expected_step.p, of_stored(expected_step.p, errors.p, dtype), f"parameters, {where}")
+    assert torch.equal(g.tensor, kept[1]), where
+    for k, (a, after, error) in enumerate(zip(arenas, expected_step.buffers, errors.buffers, strict=True)):
+        if k < rule.n_written(options):
+            assert after is not None
+            assert error is not None
+            assert_close(a.tensor, after, of_stored(after, error, dtype), f"{rule.buffers[k]}, {where}")
+        else:
+            assert torch.equal(a.tensor, kept[2 + k]), where
+    for a, outside in zip(everything, surroundings, strict=True):
+        assert torch.equal(a.outside(), outside), f"wrote out of bounds, {where}"
+
+    factors = oracle.operands(p.tensor, p64, g64, expected_step)
+    for view in plan.views:
+        sums = measurement.moments[:, view.segment : view.segment + view.n_segments]
+        expected = oracle.moments(rule, options, view, factors)
+        assert_close(sums, expected, of_moments(rule, options, view, factors, errors, sums_eps), f"moments, {where}")
+        for law in Law:
+            at = view.law_segment[law]
+            if at < 0:
+                continue
+            state = states[law][:, at : at + view.n_segments].clone()
+            oracle.advance(rule, law, state, sums, options, age)
+            actual = measurement.states[law][:, at : at + view.n_segments]
+            torch.testing.assert_close(joined(rule, law, actual), joined(rule, law, state), rtol=1e-13, atol=1e-13)
+    if plan.n_segments:
+        for law in Law:
+            expected = torch.eye(2, dtype=torch.float64).repeat(len(PROPAGATED), 1, 1)
+            if law in plan.laws:  # the others' stand still
+                propagate(expected, rule.steps(options, age, (law,))[law])
+            actual = measurement.propagators[0, law]
+            torch.testing.assert_close(actual, expected, rtol=1e-14, atol=1e-15)
+
+
+def joined(rule: Rule[Any], law: Law, state: Tensor) -> Tensor:
     """A law's state with the budget's x as one number: which part of it is the rest hangs on x's last bit."""
-    x, rest = SGD.laws[law].rows["budget"], SGD.laws[law].rows["budget"] + 1
+    x, rest = rule.laws[law].rows["budget"], rule.laws[law].rows["budget"] + 1
     assert (state[rest].abs() <= torch.finfo(torch.float64).eps * state[x].abs()).all()
     return torch.cat([state[:x], (state[x] + state[rest])[None], state[rest + 1 :]])
 
@@ -289,7 +378,11 @@ if INTERPRETED:  # where each block of a few hundred elements takes milliseconds
     SHAPES = [(6, 771), (67, 131), (9, 64), (5, 7, 3, 3), (7,), (1, 301), (40, 3), (0, 4), (131,)]
 
 
-def model(dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor], list[Tensor], Plan, list[str]]:
+Tensors = list[Tensor]
+
+
+def model(dtype: torch.dtype, kit: Kit = KITS["sgd"]) -> tuple[Tensors, Tensors, list[Tensors], Plan, list[str]]:
+    """Parameters, gradients, all buffers of a rule, a plan of norms along every axis, and names."""
     generator = torch.Generator().manual_seed(0)
     names = [f"w{i}" for i in range(len(SHAPES))]
     symmetries: list[Symmetry] = []
@@ -297,28 +390,30 @@ def model(dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor], list[Tensor],
         for axis in [*range(len(shape)), None]:
             if axis is None or shape[axis]:
                 symmetries.append(Norm(f"{name}[{axis}]", [Part(name, axis)]))
-    tensors = [[torch.randn(s, generator=generator).to(dtype) for s in SHAPES] for _ in range(3)]
-    p, g, v = tensors
-    return p, g, v, make_plan(symmetries, names, SHAPES), names
+    p, g, *buffers = (
+        [torch.randn(s, generator=generator).to(dtype) for s in SHAPES] for _ in range(2 + len(kit.rule.buffers))
+    )
+    buffers = [of if signed else [v.abs_() for v in of] for of, signed in zip(buffers, kit.signed, strict=True)]
+    return p, g, buffers, make_plan(symmetries, names, SHAPES, kit.rule), names
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("engine", [name for name in ENGINES if name.startswith("cpu")])
-def test_bitwise_the_same_for_any_number_of_threads(engine: str, dtype: torch.dtype) -> None:
-    before = torch.get_num_threads()
+@each(*CPU_ENGINES)
+def test_bitwise_the_same_for_any_number_of_threads(rule: str, engine: str, dtype: torch.dtype) -> None:
+    before, kit = torch.get_num_threads(), KITS[rule]
     results = []
     try:
         for n_threads in (1, 1, 2, 3, 7):
             torch.set_num_threads(n_threads)
-            p, g, v, plan, names = model(dtype)
+            p, g, buffers, plan, names = model(dtype, kit)
             measurement = poisoned(plan)
             made = ENGINES[engine](plan, p, names, [0] * len(p), measurement)
-            made.measure([v])
+            made.measure(buffers)
             measurement.start(plan, [True] * len(p))
             for _ in range(3):
                 made.admit(g)
-                made.step(g, [v], [HYPERS["nesterov"]], [1] * len(p), HOST)
-            results.append([*p, *v, *measurement.tensors()])
+                made.step(g, buffers, [kit.usual], [1] * len(p), HOST)
+            results.append([*p, *chain(*buffers), *measurement.tensors()])
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:
@@ -327,21 +422,23 @@ def test_bitwise_the_same_for_any_number_of_threads(engine: str, dtype: torch.dt
             assert torch.equal(one, two)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_a_tensor_without_gradient_waits(engine: str) -> None:
-    p, g, v, plan, names = model(torch.float64)
+@each()
+def test_a_tensor_without_gradient_waits(rule: str, engine: str) -> None:
+    kit = KITS[rule]
+    p, g, buffers, plan, names = model(torch.float64, kit)
     measurement = poisoned(plan)
     made = ENGINES[engine](plan, p, names, [0] * len(p), measurement)
-    made.measure([v])
+    made.measure(buffers)
     measurement.start(plan, [True] * len(p))
     made.admit(g)
-    made.step(g, [v], [HYPERS["momentum"]], [1] * len(p), HOST)
-    p_before, v_before, m_before = p[0].clone(), v[0].clone(), [x.clone() for x in measurement.tensors()]
+    made.step(g, buffers, [kit.usual], [1] * len(p), HOST)
+    p_before, v_before = p[0].clone(), [of[0].clone() for of in buffers]
+    m_before = [x.clone() for x in measurement.tensors()]
     grads = [None, *g[1:]]
     made.admit(grads)
-    made.step(grads, [v], [HYPERS["momentum"]], [1] * len(p), HOST)
+    made.step(grads, buffers, [kit.usual], [1] * len(p), HOST)
     assert torch.equal(p[0], p_before)
-    assert torch.equal(v[0], v_before)
+    assert all(torch.equal(of[0], v) for of, v in zip(buffers, v_before, strict=True))
     assert not torch.equal(p[1], p_before)
     for view in plan.views:
         segments = slice(view.segment, view.segment + view.n_segments)
@@ -359,7 +456,7 @@ def test_a_tensor_without_gradient_waits(engine: str) -> None:
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_buffer_that_momentum_zero_leaves_keeps_its_law(engine: str) -> None:
-    p, g, v, plan, names = model(torch.float64)
+    p, g, (v,), plan, names = model(torch.float64)
     measurement = poisoned(plan)
     made = ENGINES[engine](plan, p, names, [0] * len(p), measurement)
     made.measure([v])
@@ -397,30 +494,86 @@ def test_every_number_of_16_bits_is_rounded_as_torch_rounds_it(engine: str, dtyp
     assert torch.equal(p[~p.isnan()], expected[~p.isnan()])
 
 
+# ---- rules that count steps -----------------------------------------------------------------------------------------
+
+
+@each(*(name for name in ENGINES if name != "reference"))
+def test_tensors_of_many_ages_in_several_groups(rule: str, engine: str) -> None:
+    """Tensors that come late, or wait a step, have rows of their own."""
+    kit = KITS[rule]
+    p, g, buffers, plan, names = model(torch.float64, kit)
+    groups = [i % 3 % 2 for i in range(len(p))]
+    options = [kit.usual, replace(kit.options[kit.paths[0]], lr=0.03)]
+    ages = [kit.ages[i % len(kit.ages)] for i in range(len(p))]
+    q, w = [x.clone() for x in p], [[x.clone() for x in of] for of in buffers]
+    measured, expected = Measurement.empty(plan, n_groups=2), Measurement.empty(plan, n_groups=2)
+    made: Engine = ENGINES[engine](plan, p, names, groups, measured)
+    peer: Engine = ReferenceEngine(plan, q, names, groups, expected)
+    for turn in range(4):
+        grads = [None if turn == 1 and i % 2 else x for i, x in enumerate(g)]
+        for one, of_all in ((made, buffers), (peer, w)):
+            one.admit(grads)
+            one.step(grads, of_all, options, ages, OnDevice([None, None]))
+        ages = [age if x is None else kit.rule.older(age) for age, x in zip(ages, grads, strict=True)]
+    for one_x, two_x in zip((*p, *chain(*buffers)), (*q, *chain(*w)), strict=True):
+        torch.testing.assert_close(one_x, two_x, rtol=1e-12, atol=1e-12)
+    for one_x, two_x in zip(measured.tensors(), expected.tensors(), strict=True):
+        torch.testing.assert_close(one_x, two_x, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("beta2", [0.999, 0.0], ids=["adam", "sign"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@each(rules=["adam"])
+def test_a_division_by_zero_is_a_parameters_own(rule: str, engine: str, dtype: torch.dtype, beta2: float) -> None:
+    """With ε = 0 an element without a gradient so far becomes NaN, as in torch, and nothing beside it."""
+    options = AdamOptions(lr=0.5, beta1=0.9 if beta2 else 0.0, beta2=beta2, eps=0.0)
+    for shape in ((3, 7), (5, 37), (2, 129), (33,)):
+        for axes in ((), (0,), (1,), (0, 1)):
+            plan = make_plan(
+                [Norm(str(a), [Part("w", a)]) for a in axes if a < len(shape)], ["w"], [shape], KITS[rule].rule
+            )
+            p, g = torch.randn(shape).to(dtype), torch.ones(shape, dtype=dtype)
+            g.view(-1)[5] = 0.0
+            expected = p - 0.5 * g / g
+            measurement = poisoned(plan)
+            made = ENGINES[engine](plan, [p], ["w"], [0], measurement)
+            made.admit([g])
+            made.step([g], [[torch.zeros_like(p)], [torch.zeros_like(p)], [None]], [options], [0], HOST)
+            torch.testing.assert_close(p, expected, equal_nan=True)
+            for view in plan.views:
+                sums = measurement.moments[Moment.SQ_P, view.segment : view.segment + view.n_segments]
+                hit = (view.grouped(g) == 0.0).any(2).any(0)
+                assert torch.equal(sums.isnan(), hit)
+
+
 EDGES = [(8, 16), (3, 7), (5, 37), (2, 129), (4, 776), (33,), (1, 5), (64, 1)]
 
 
 @pytest.mark.parametrize("at_end", [False, True], ids=["at a page's begin", "at a page's end"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("engine", [name for name in ENGINES if name.startswith("cpu") or name == "cuda-emulated"])
-def test_nothing_outside_of_a_tensor_is_touched(engine: str, dtype: torch.dtype, at_end: bool) -> None:
+@each(*CPU_ENGINES, *(name for name in ENGINES if name == "cuda-emulated"))
+def test_nothing_outside_of_a_tensor_is_touched(rule: str, engine: str, dtype: torch.dtype, at_end: bool) -> None:
     """What lies beside each tensor is a page that cannot be read."""
+    kit = KITS[rule]
     names = [f"w{i}" for i in range(len(EDGES))]
     parts = [(name, axis) for name, shape in zip(names, EDGES, strict=True) for axis in range(len(shape))]
     for wanted in ([], [p for p in parts if p[1] == 0], [p for p in parts if p[1] == 1], parts):
-        plan = make_plan([Norm(f"{name}[{axis}]", [Part(name, axis)]) for name, axis in wanted], names, EDGES)
-        for hyper in (HYPERS["plain"], HYPERS["momentum"], HYPERS["nesterov"]):
-            tensors = [[torch.randn(shape).to(dtype) for shape in EDGES] for _ in range(3)]
+        symmetries = [Norm(f"{name}[{axis}]", [Part(name, axis)]) for name, axis in wanted]
+        plan = make_plan(symmetries, names, EDGES, kit.rule)
+        for label in kit.paths:
+            tensors = [[torch.randn(shape).to(dtype) for shape in EDGES] for _ in range(2 + len(kit.signed))]
+            for of, signed in zip(tensors[2:], kit.signed, strict=True):
+                of[:] = of if signed else [x.abs_() for x in of]
             results = []
             for copies in (tensors, [[guarded(x, at_end=at_end) for x in of] for of in tensors]):
-                p, g, v = copies
+                p, g, *buffers = copies
                 measurement = poisoned(plan)
                 made = ENGINES[engine](plan, p, names, [0] * len(p), measurement)
-                made.measure([v])
+                made.measure(buffers)
                 measurement.start(plan, [True] * len(p))
                 made.admit(g)
-                made.step(g, [v], [hyper], [1] * len(p), HOST)
-                results.append(([*p, *g, *v], measurement.tensors()))
+                made.step(g, buffers, [kit.options[label]], [1] * len(p), HOST)
+                results.append(([*p, *g, *chain(*buffers)], measurement.tensors()))
             (written, sums), (beside, sums_beside) = results
             assert all(map(torch.equal, written, beside))
             for one, two in zip(sums, sums_beside, strict=True):
@@ -431,26 +584,28 @@ def test_nothing_outside_of_a_tensor_is_touched(engine: str, dtype: torch.dtype,
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("engine", ENGINES)
-def test_what_is_not_finite_stays_in_its_own_segments(engine: str, bad: float) -> None:
-    p, g, v, plan, names = model(torch.float32)
+@each()
+def test_what_is_not_finite_stays_in_its_own_segments(rule: str, engine: str, bad: float) -> None:
+    kit = KITS[rule]
+    p, g, buffers, plan, names = model(torch.float32, kit)
     g[0][5, 700] = bad
     measurement = poisoned(plan)
     made = ENGINES[engine](plan, p, names, [0] * len(p), measurement)
-    made.measure([v])
+    made.measure(buffers)
     measurement.start(plan, [True] * len(p))
     made.admit(g)
-    made.step(g, [v], [HYPERS["momentum"]], [1] * len(p), HOST)
+    made.step(g, buffers, [kit.usual], [1] * len(p), HOST)
     for view in plan.views:
         sq_g = measurement.moments[Moment.SQ_G, view.segment : view.segment + view.n_segments]
         hit = {0: 5, 1: 700}.get(view.axis) if view.tensor == 0 else None
         assert [i for i, x in enumerate(sq_g.isfinite().tolist()) if not x] == ([] if hit is None else [hit])
 
 
-@pytest.mark.parametrize("engine", [name for name in ENGINES if name != "reference"])
-def test_gradients_may_change_their_layout_between_steps(engine: str) -> None:
-    p, g, v, plan, names = model(torch.float64)
-    q, w = [x.clone() for x in p], [x.clone() for x in v]
+@each(*(name for name in ENGINES if name != "reference"))
+def test_gradients_may_change_their_layout_between_steps(rule: str, engine: str) -> None:
+    kit = KITS[rule]
+    p, g, v, plan, names = model(torch.float64, kit)
+    q, w = [x.clone() for x in p], [[x.clone() for x in of] for of in v]
     measured, expected = Measurement.empty(plan), Measurement.empty(plan)
     made: Engine = ENGINES[engine](plan, p, names, [0] * len(p), measured)
     peer: Engine = ReferenceEngine(plan, q, names, [0] * len(p), expected)
@@ -458,7 +613,7 @@ def test_gradients_may_change_their_layout_between_steps(engine: str) -> None:
         grads = [x.t().contiguous().t() if x.dim() == 2 and turn % 2 else x for x in g]
         for one, buffers in ((made, v), (peer, w)):
             one.admit(grads)
-            one.step(grads, [buffers], [HYPERS["momentum"]], [1] * len(p), HOST)
+            one.step(grads, buffers, [kit.usual], [1] * len(p), HOST)
     for one_p, two_p in zip(p, q, strict=True):
         torch.testing.assert_close(one_p, two_p, rtol=1e-13, atol=1e-13)
     torch.testing.assert_close(measured.moments, expected.moments, rtol=1e-11, atol=1e-11)
@@ -466,7 +621,7 @@ def test_gradients_may_change_their_layout_between_steps(engine: str) -> None:
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_clock_counts_steps_and_each_groups_time(engine: str) -> None:
-    p, g, v, plan, names = model(torch.float32)
+    p, g, (v,), plan, names = model(torch.float32)
     measurement = Measurement.empty(plan, n_groups=2)
     made = ENGINES[engine](plan, p, names, [i % 2 for i in range(len(p))], measurement)
     for lr in (0.1, 0.1, 0.025):
@@ -479,20 +634,21 @@ def test_the_clock_counts_steps_and_each_groups_time(engine: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("engine", ENGINES)
-def test_scaled_gradients_are_divided_and_left_divided(engine: str, dtype: torch.dtype) -> None:
+@each()
+def test_scaled_gradients_are_divided_and_left_divided(rule: str, engine: str, dtype: torch.dtype) -> None:
     """By a power of two, so that every number is exactly what it is without a scale."""
+    kit = KITS[rule]
     results = []
     for scale in (None, 1024.0):
-        p, g, v, plan, names = model(dtype)
+        p, g, buffers, plan, names = model(dtype, kit)
         for x in g:
             x.mul_(scale or 1.0)
         measurement = Measurement.empty(plan)
         made = ENGINES[engine](plan, p, names, [0] * len(p), measurement)
         made.admit(g)
         on_device = OnDevice([None], None if scale is None else torch.tensor(scale))
-        made.step(g, [v], [HYPERS["nesterov"]], [0] * len(p), on_device)
-        results.append([*p, *g, *v, *measurement.tensors()])
+        made.step(g, buffers, [kit.usual], [0] * len(p), on_device)
+        results.append([*p, *g, *chain(*buffers), *measurement.tensors()])
     for plain, scaled in zip(*results, strict=True):
         assert torch.equal(plain, scaled)
 
@@ -502,18 +658,18 @@ def on_device_engines() -> list[str]:
     return [name for name in ENGINES if not name.startswith("cpu")]
 
 
-@pytest.mark.parametrize("engine", on_device_engines())
-def test_a_learning_rate_on_the_device(engine: str) -> None:
-    results = []
+@each(*on_device_engines())
+def test_a_learning_rate_on_the_device(rule: str, engine: str) -> None:
+    results, kit = [], KITS[rule]
     for on_device in (False, True):
-        p, g, v, plan, names = model(torch.float64)
+        p, g, buffers, plan, names = model(torch.float64, kit)
         measurement = Measurement.empty(plan)
         made = ENGINES[engine](plan, p, names, [0] * len(p), measurement)
         made.admit(g)
         lr = torch.tensor([0.1], dtype=torch.float64)
-        hyper = Hyper(torch.nan if on_device else 0.1, momentum=0.9, weight_decay=0.01)
-        made.step(g, [v], [hyper], [0] * len(p), OnDevice([lr if on_device else None]))
-        results.append([*p, *v, *measurement.tensors()])
+        options = replace(kit.usual, lr=torch.nan if on_device else 0.1)
+        made.step(g, buffers, [options], [0] * len(p), OnDevice([lr if on_device else None]))
+        results.append([*p, *chain(*buffers), *measurement.tensors()])
     for plain, other in zip(*results, strict=True):
         assert torch.equal(plain, other)
 
@@ -524,7 +680,7 @@ def test_a_step_that_overflows_writes_nothing(engine: str, flag: float) -> None:
     """And does not use up the first step, which is not dampened."""
     results = []
     for skipped in (False, True):
-        p, g, v, plan, names = model(torch.float64)
+        p, g, (v,), plan, names = model(torch.float64)
         for x in v:
             x.zero_()
         measurement = Measurement.empty(plan)

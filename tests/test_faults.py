@@ -24,7 +24,7 @@ import pytest
 import sanitized
 import torch
 from google_crc32c import value as crc32c
-from training import BACKENDS, buffers, loss_of, make_net, ours, theirs, train
+from training import ADAMW, BACKENDS, SGD, Kind, buffers, each, loss_of, make_net, ours, theirs, train
 
 import noetherperf as nperf
 import noetherperf.record.layout
@@ -86,9 +86,9 @@ class Interrupt:
 class Interrupted:
     """A training whose next step is ready to be made; gradients are scaled, which the step undoes."""
 
-    def __init__(self, backend: str, steps: int) -> None:
+    def __init__(self, kind: Kind, backend: str, steps: int) -> None:
         self.net = make_net(backend)
-        self.optimizer = ours(self.net, backend, fused=True, dampening=0.2, **OPTIONS)
+        self.optimizer = kind.mine(self.net, backend, fused=True, **kind.options)
         self.optimizer.readout()
         for _ in range(steps):
             self.backward()
@@ -99,8 +99,8 @@ class Interrupted:
         self.optimizer.zero_grad()
         (8 * loss_of(self.net, self.optimizer.step_count)).backward()
         device = next(self.net.parameters()).device
-        self.optimizer.grad_scale = torch.tensor(8.0, device=device)  # type: ignore[attr-defined]
-        self.optimizer.found_inf = torch.tensor(0.0, device=device)  # type: ignore[attr-defined]
+        self.optimizer.grad_scale = torch.tensor(8.0, device=device)
+        self.optimizer.found_inf = torch.tensor(0.0, device=device)
 
     def all(self) -> list[Any]:
         """All numbers that a step changes, on the device and on the host."""
@@ -113,16 +113,16 @@ class Interrupted:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # where Python drops the interrupt
 @pytest.mark.parametrize("steps", [0, 2], ids=["first step", "later step"])
-@pytest.mark.parametrize("backend", sorted({"reference", "cpu"} & set(BACKENDS)))
-def test_an_interrupted_step_is_made_or_not(backend: str, steps: int) -> None:
-    counter, counted = Interrupt(0), Interrupted(backend, steps)
+@each((SGD, ADAMW), {"reference", "cpu"})
+def test_an_interrupted_step_is_made_or_not(kind: Kind, backend: str, steps: int) -> None:
+    counter, counted = Interrupt(0), Interrupted(kind, backend, steps)
     counter.during(counted.optimizer.step)
     assert counter.count > 200
-    unmade, whole = Interrupted(backend, steps).all(), counted.all()
+    unmade, whole = Interrupted(kind, backend, steps).all(), counted.all()
     assert unmade != whole
     outcomes = set()
     for at in [*range(1, counter.count, counter.count // 50), *range(counter.count - 40, counter.count)]:
-        here = Interrupted(backend, steps)
+        here = Interrupted(kind, backend, steps)
         Interrupt(at).during(here.optimizer.step)
         found = here.all()
         assert found in (unmade, whole), at
@@ -130,7 +130,7 @@ def test_an_interrupted_step_is_made_or_not(backend: str, steps: int) -> None:
         while here.optimizer.step_count < steps + 2:
             here.backward()
             here.optimizer.step()
-        expected = Interrupted(backend, steps + 1)
+        expected = Interrupted(kind, backend, steps + 1)
         expected.optimizer.step()
         assert here.all() == expected.all(), at
     assert outcomes == {True, False}
@@ -143,7 +143,7 @@ def test_an_interrupt_while_a_change_is_noticed_loses_nothing_of_it(backend: str
     """What others wrote between steps is the defect's, and rounding nothing, whenever it came."""
 
     def changed() -> Interrupted:
-        training = Interrupted(backend, 2)
+        training = Interrupted(SGD, backend, 2)
         with torch.no_grad():
             for p in training.net.parameters():
                 p.mul_(1.5)
@@ -168,7 +168,7 @@ def test_an_interrupt_while_a_change_is_noticed_loses_nothing_of_it(backend: str
 @pytest.mark.parametrize("backend", sorted({"reference", "cpu"} & set(BACKENDS)))
 def test_an_error_in_a_step_changes_nothing(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the last tensor's law, when all others' are done; or of the last of the engines."""
-    training = Interrupted(backend, 2)
+    training = Interrupted(SGD, backend, 2)
     before = training.all()
     if backend == "reference":
         advance, calls = laws.advance, []
@@ -891,7 +891,7 @@ def test_sanitizers_find_nothing() -> None:
         pytest.skip(reason)
     sanitized.build()
     beyond = "import sanitized, torch; from noetherperf import _cpu; x = torch.zeros(64);"
-    beyond += "_cpu.memory_floor(x.data_ptr(), x.data_ptr(), x.data_ptr(), 65, 1)"
+    beyond += "_cpu.memory_floor([x.data_ptr()] * 2, 1, 65, 1)"
     done = subprocess.run(
         [sys.executable, "-c", beyond], env=sanitized.environment(), capture_output=True, text=True, timeout=60
     )

@@ -24,7 +24,17 @@ from noetherperf.optim.sgd import SGD
 from noetherperf.recipes.vgg import vgg16
 from noetherperf.symmetry import Symmetry
 
-SLOW = ("modified", "errors", "dynamics", "oscillation", "budget")  # seconds to half a minute each
+SLOW = (
+    "modified",
+    "noise",
+    "errors",
+    "dynamics",
+    "oscillation",
+    "budget",
+    "adamw",
+    "equilibrium",
+    "decay",
+)  # seconds to half a minute each
 NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in GALLERY]
 
 _computed: dict[str, Data] = {}
@@ -67,10 +77,14 @@ SPOILS: dict[str, tuple[str, Callable[[NDArray[np.float64]], NDArray[np.float64]
     "manifolds": ("rescale/flow/charge", lambda q: q + 1e-6 * np.arange(len(q))),
     "modified": ("plain/modified flow/error", np.sqrt),
     "neurons": ("charges", lambda q: q + 0.1 * np.random.default_rng(0).standard_normal(q.shape)),
+    "noise": ("momentum/growth", lambda q: 0.5 * q),
     "dynamics": ("plain/rescale/flow_error", lambda e: e + 0.1),
     "oscillation": ("2/measured", lambda w: 1.02 * w),
     "errors": ("lr/scale/flow", lambda e: e**2),
     "budget": ("rounding", lambda r: r + 1e-3),
+    "adamw": ("SGD/scale/missed", lambda share: share + 1e-6),
+    "equilibrium": ("1/angle", lambda angle: 1.2 * angle),
+    "decay": ("share", lambda share: 1.0 - share),
 }
 
 
@@ -205,7 +219,8 @@ def test_the_gallery_page_shows_every_figure() -> None:
 
 def formulas() -> dict[str, str]:
     """Each function named in the last section of the theory page, with the sections that derive its formulas."""
-    rows = re.findall(r"^\| (.*) \| (`.*`) \|$", (DOCS / "theory.md").read_text().partition("## 8.")[2], re.MULTILINE)
+    last = (DOCS / "theory.md").read_text().rpartition("\n## ")[2]
+    rows = re.findall(r"^\| (.*) \| (`.*`) \|$", last, re.MULTILINE)
     return {name: formula for formula, names in rows for name in re.findall(r"`([A-Za-z_.]+)`", names) if "." in name}
 
 

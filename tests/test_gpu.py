@@ -3,7 +3,7 @@
 Nothing here is run by a machine without a GPU, except by test_gpu_report.py, which rehearses some of it on a CPU.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import noetherperf as nperf
 from noetherperf import Norm, Part, Symmetry, Translation
 from noetherperf.engines.backends import BACKENDS, resolve
+from noetherperf.optim.measured import MeasuredOptimizer
 
 pytestmark = pytest.mark.gpu
 
@@ -23,11 +24,15 @@ DEVICE = "cuda"
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 SHAPES: list[tuple[int, ...]] = [(523, 771), (64, 64), (77,), (30, 7, 3, 3), (1031, 19), (1, 5001)]
 MOMENTUM = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}
+ADAM: dict[str, Any] = {"lr": 0.01, "betas": (0.9, 0.99), "weight_decay": 0.1}
+CAPTURABLE: dict[str, Any] = {**ADAM, "capturable": True}
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {"lr": 0.1, "weight_decay": 0.01},
     "momentum": MOMENTUM,
     "dampening": {**MOMENTUM, "dampening": 0.4, "maximize": True},
     "nesterov": {**MOMENTUM, "nesterov": True},
+    "adam": ADAM,
+    "amsgrad": {**ADAM, "amsgrad": True, "maximize": True},
 }
 
 
@@ -56,6 +61,14 @@ def symmetries_of(shapes: Sequence[tuple[int, ...]]) -> list[Symmetry]:
     return found
 
 
+def optimizer_of(named: Iterable[tuple[str, Tensor]], backend: str, **options: Any) -> MeasuredOptimizer:
+    """AdamW for options with betas, else SGD."""
+    kind = nperf.AdamW if "betas" in options else nperf.SGD
+    if not BACKENDS[backend].steps(kind.rule):
+        pytest.skip(f"{backend} has no kernels of {kind.rule.name}")
+    return kind(named, backend=backend, **options)
+
+
 class SteppedModel:
     """Parameters with gradients, the same in every model of a dtype, and an optimizer that measures them."""
 
@@ -64,8 +77,7 @@ class SteppedModel:
         self.params = [nn.Parameter(random(shape, dtype, self.generator)) for shape in SHAPES]
         self.new_gradients()
         named = [(f"w{i}", p) for i, p in enumerate(self.params)]
-        symmetries = symmetries_of(SHAPES)
-        self.optimizer = nperf.SGD(named, symmetries=symmetries, backend=backend, **(options or MOMENTUM))
+        self.optimizer = optimizer_of(named, backend, symmetries=symmetries_of(SHAPES), **(options or MOMENTUM))
 
     def new_gradients(self, scale: float = 1.0) -> None:
         """Other gradients where the old ones were."""
@@ -98,9 +110,10 @@ def assert_equal(one: SteppedModel, two: SteppedModel) -> None:
 # ---- numbers --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("options", ["momentum", "adam"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_runs_agree_bit_for_bit(backend: str, dtype: torch.dtype) -> None:
-    models = [SteppedModel(backend, dtype) for _ in range(2)]
+def test_runs_agree_bit_for_bit(backend: str, dtype: torch.dtype, options: str) -> None:
+    models = [SteppedModel(backend, dtype, **OPTIONS[options]) for _ in range(2)]
     for model in models:
         for _ in range(5):
             model.optimizer.step()
@@ -142,7 +155,7 @@ def test_agrees_with_the_reference_backend(backend: str, options: str) -> None:
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
-def odd_problem(backend: str, dtype: torch.dtype, options: str) -> tuple[list[Tensor], nperf.SGD]:
+def odd_problem(backend: str, dtype: torch.dtype, options: str) -> tuple[list[Tensor], MeasuredOptimizer]:
     """Every shape and layout of test_engines.py, misaligned and strided ones too, in one model; the reference's on the
     CPU, for a memory checker takes its time over every kernel."""
     device = "cpu" if backend == "reference" else DEVICE
@@ -159,7 +172,7 @@ def odd_problem(backend: str, dtype: torch.dtype, options: str) -> tuple[list[Te
         params.append(p)
     named = [(f"w{i}", p) for i, p in enumerate(params)]
     symmetries = symmetries_of([tuple(p.shape) for p in params])
-    return params, nperf.SGD(named, symmetries=symmetries, backend=backend, **OPTIONS[options])
+    return params, optimizer_of(named, backend, symmetries=symmetries, **OPTIONS[options])
 
 
 @pytest.mark.parametrize("options", OPTIONS)
@@ -210,10 +223,10 @@ def waiting_is_an_error() -> Iterator[None]:
 
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
-@pytest.mark.parametrize("inputs", ["host", "device lr", "scaler"])
+@pytest.mark.parametrize("inputs", ["host", "device lr", "scaler", "adam"])
 def test_a_step_neither_waits_nor_allocates(backend: str, inputs: str, waiting_is_an_error: None) -> None:
     lr = torch.tensor(0.1, device="cuda") if inputs == "device lr" else 0.1
-    model = SteppedModel(backend, torch.float32, **{**MOMENTUM, "lr": lr})
+    model = SteppedModel(backend, torch.float32, **(ADAM if inputs == "adam" else {**MOMENTUM, "lr": lr}))
     if inputs == "scaler":
         model.optimizer.grad_scale = torch.tensor(1.0, device="cuda")  # type: ignore[attr-defined]
         model.optimizer.found_inf = torch.tensor(0.0, device="cuda")  # type: ignore[attr-defined]
@@ -289,8 +302,9 @@ def test_a_scaler_skips_the_first_step(backend: str) -> None:
     assert_equal(plain, scaled)
 
 
-def test_a_captured_step_is_replayed(backend: str) -> None:
-    eager, captured = (SteppedModel(backend, torch.float32) for _ in range(2))
+@pytest.mark.parametrize("options", [MOMENTUM, CAPTURABLE, {**CAPTURABLE, "amsgrad": True}], ids=str)
+def test_a_captured_step_is_replayed(backend: str, options: dict[str, Any]) -> None:
+    eager, captured = (SteppedModel(backend, torch.float32, **options) for _ in range(2))
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -311,6 +325,36 @@ def test_a_captured_step_is_replayed(backend: str) -> None:
     eager.optimizer.step()
     assert_equal(eager, captured)
     assert captured.optimizer.readout().step == 8
+
+
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
+def test_a_capturable_step_counts_on_the_device(backend: str, waiting_is_an_error: None) -> None:
+    """Without waiting for it, also where a scaler has it skip a step; with the numbers of counts on the host."""
+    host, there = (SteppedModel(backend, **ADAM, capturable=capturable, fused=True) for capturable in (False, True))
+    found_inf = torch.tensor(1.0, device="cuda")
+    for step in range(6):
+        skipped = step == 3
+        if not skipped:
+            host.optimizer.step()
+        torch.cuda.synchronize()
+        there.optimizer.found_inf = found_inf * skipped  # type: ignore[attr-defined]
+        torch.cuda.set_sync_debug_mode("error" if step > 1 else "default")  # the first steps make tables
+        there.optimizer.step()
+        torch.cuda.set_sync_debug_mode("default")
+        for model in (host, there):
+            model.new_gradients()
+    for a, b in zip(host.everything(), there.everything(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's, about a graph with nothing in it
+def test_a_step_that_counts_on_the_host_cannot_be_captured(backend: str) -> None:
+    model = SteppedModel(backend, torch.float32, **ADAM)
+    for _ in range(3):
+        model.optimizer.step()
+    graph = torch.cuda.CUDAGraph()
+    with pytest.raises(RuntimeError, match="set capturable=True in all parameter groups"), torch.cuda.graph(graph):
+        model.optimizer.step()
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's, about a graph with nothing in it

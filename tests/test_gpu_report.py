@@ -378,10 +378,10 @@ def test_launches_are_counted_by_name() -> None:
 @pytest.mark.parametrize("tensor", ["vector plus", "padded", "empty"])
 def test_an_engine_elsewhere_is_tested_by_copies(monkeypatch: pytest.MonkeyPatch, tensor: str) -> None:
     monkeypatch.setitem(test_engines.ENGINES, "elsewhere", partial(OnGpu, ReferenceEngine, device="cpu"))
-    test_engines.test_step_moments_and_laws("elsewhere", torch.float32, tensor)
-    test_engines.test_a_tensor_without_gradient_waits("elsewhere")
+    test_engines.test_step_moments_and_laws("sgd", "elsewhere", torch.float32, tensor)
+    test_engines.test_a_tensor_without_gradient_waits("adam", "elsewhere")
     test_engines.test_a_step_that_overflows_writes_nothing("elsewhere", 2.0)
-    test_engines.test_scaled_gradients_are_divided_and_left_divided("elsewhere", torch.float32)
+    test_engines.test_scaled_gradients_are_divided_and_left_divided("sgd", "elsewhere", torch.float32)
 
 
 def test_what_an_engine_elsewhere_does_wrong_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -393,13 +393,13 @@ def test_what_an_engine_elsewhere_does_wrong_is_seen(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setitem(test_engines.ENGINES, "elsewhere", partial(OnGpu, Careless, device="cpu"))
     with pytest.raises(AssertionError, match="wrote out of bounds"):
-        test_engines.test_step_moments_and_laws("elsewhere", torch.float32, "vector plus")
+        test_engines.test_step_moments_and_laws("sgd", "elsewhere", torch.float32, "vector plus")
 
 
 def test_rehearsal_of_the_devices_tests(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(test_gpu, "DEVICE", "cpu")
     for dtype in (torch.float32, torch.bfloat16):
-        test_gpu.test_runs_agree_bit_for_bit("cpu", dtype)
+        test_gpu.test_runs_agree_bit_for_bit("cpu", dtype, "momentum")
         test_gpu.test_laws_hold_to_rounding_over_many_steps("cpu", dtype, "momentum")
         test_gpu.test_memory_checker_set_of_odd_shapes_and_layouts("cpu", dtype, "nesterov")
     test_gpu.test_laws_hold_to_rounding_over_many_steps("cpu", torch.float64, "dampening")

@@ -1,6 +1,7 @@
 """The plan's views and parts, the tiles over them, and the tables' agreement with csrc."""
 
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -9,10 +10,14 @@ from hypothesis import strategies as st
 
 from noetherperf import Norm, Part, Rescale, Translation
 from noetherperf.engines import rows, tiling
+from noetherperf.engines.backends import BACKENDS
 from noetherperf.engines.tiling import CPU, CUDA, TRITON, Tables, Tiling, make_tables
 from noetherperf.measure.plan import make_plan
+from noetherperf.rules.adam import ADAM
+from noetherperf.rules.given import GIVEN
 from noetherperf.rules.law import Law
 from noetherperf.rules.moments import COMMON, Moment
+from noetherperf.rules.rule import Rule
 from noetherperf.rules.sgd import SGD
 
 _cpu = pytest.importorskip("noetherperf._cpu")
@@ -26,8 +31,21 @@ def test_tables_mirror_the_structs(name: str) -> None:
     assert {field: (offset, kind.itemsize) for field, (kind, offset, *_) in dtype.fields.items()} == layout
 
 
-def test_moments_are_in_one_order() -> None:
-    assert list(SGD.moment_rows) == list(_cpu.moments)
+@pytest.mark.parametrize("rule", [SGD, ADAM, GIVEN], ids=lambda rule: rule.name)
+def test_compiled_rules_mirror_the_rules(rule: Rule[Any]) -> None:
+    compiled = _cpu.rules()[rule.name]
+    assert list(rule.moment_rows) == compiled["moments"]
+    assert len(rule.coefficients) == compiled["n_coefficients"]
+    assert len(rule.buffers) == compiled["n_buffers"]
+
+
+def test_every_rule_of_the_backend_is_compiled() -> None:
+    rules = BACKENDS["cpu"].rules
+    assert rules is not None
+    assert {rule.name for rule in rules} <= {*_cpu.rules()}
+
+
+def test_the_common_moments_come_first() -> None:
     assert [moment.name.lower() for moment in Moment] == [pair.name for pair in COMMON]
 
 

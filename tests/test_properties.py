@@ -18,12 +18,12 @@ from test_engines import DTYPES, ENGINES, HOST, Arena, joined
 
 import noetherperf as nperf
 from bench import oracle
-from bench.bounds import assert_close, magnitudes, of_moments, of_stored, sum_eps
+from bench.bounds import assert_close, of_moments, of_step, of_stored, sum_eps
 from noetherperf import Norm, Part, Symmetry, Translation
 from noetherperf.measure.plan import Measurement, make_plan
 from noetherperf.rules.law import Law
 from noetherperf.rules.moments import Moment
-from noetherperf.rules.sgd import Hyper
+from noetherperf.rules.sgd import SGD, Hyper
 from noetherperf.symmetry import from_json, to_json, validate
 
 CPU_ENGINES = [name for name in ENGINES if name.startswith("cpu")]
@@ -163,26 +163,29 @@ def test_any_model_and_schedule(engine: str, data: st.DataObject) -> None:
                 continue
             c = hyper.coefficients(ages[i])
             p64, g64, v64 = before[0][i], before[1][i], before[2][i] if warm[i] else None
-            p_new, v_new, u = oracle.step(p64, g64, v64, c)
-            p_mag, v_mag, u_mag = magnitudes(p64, g64, v64, c)
-            assert_close(p[i].tensor, p_new, of_stored(p_new, p_mag, dtypes[i]), f"parameter {i}")
-            if c.mix_v != 0.0 and v_new is not None and v_mag is not None:
-                assert_close(v[i].tensor, v_new, of_stored(v_new, v_mag, dtypes[i]), f"buffer {i}")
+            stepped = oracle.step(SGD, p64, g64, (v64,), c)
+            errors = of_step(SGD, p64, g64, (v64,), c, dtypes[i])
+            assert_close(p[i].tensor, stepped.p, of_stored(stepped.p, errors.p, dtypes[i]), f"parameter {i}")
+            (v_new,), (of_v,) = stepped.buffers, errors.buffers
+            if c.mix_v != 0.0 and v_new is not None and of_v is not None:
+                assert_close(v[i].tensor, v_new, of_stored(v_new, of_v, dtypes[i]), f"buffer {i}")
             else:
                 assert torch.equal(v[i].tensor, stored[2][i])
             for view in views:
                 sums = measurement.moments[:, view.segment : view.segment + view.n_segments]
-                expected = oracle.moments(view, hyper, p[i].tensor, p64, g64, u, v_new)
-                terms = oracle.moments(view, hyper, p[i].tensor.abs(), p64.abs(), g64.abs(), u_mag, v_mag)
-                bound = of_moments(terms, dtypes[i], sum_eps(engine, dtypes[i]))
+                factors = oracle.operands(p[i].tensor, p64, g64, stepped)
+                expected = oracle.moments(SGD, hyper, view, factors)
+                bound = of_moments(SGD, hyper, view, factors, errors, sum_eps(engine, dtypes[i]))
                 assert_close(sums, expected, bound, f"moments of {view}")
                 for law in Law:
                     at = view.law_segment[law]
                     if at >= 0:
                         state = states[law][:, at : at + view.n_segments]
-                        oracle.advance(law, state, sums, hyper, ages[i])
+                        oracle.advance(SGD, law, state, sums, hyper, ages[i])
                         actual = measurement.states[law][:, at : at + view.n_segments]
-                        torch.testing.assert_close(joined(law, actual), joined(law, state), rtol=1e-13, atol=1e-13)
+                        torch.testing.assert_close(
+                            joined(SGD, law, actual), joined(SGD, law, state), rtol=1e-13, atol=1e-13
+                        )
     for symmetry in symmetries:  # what the readout sums over views are the part's own groups
         (planned,) = plan.parts[symmetry.name]
         view, part = plan.views[planned.view], planned.part

@@ -14,6 +14,7 @@ from torch import nn
 
 from noetherperf.detect import find_symmetries
 from noetherperf.measure.readout import ChargeReadout
+from noetherperf.optim.measured import MeasuredOptimizer
 from noetherperf.optim.sgd import SGD
 from noetherperf.recipes import digits
 from noetherperf.recipes.experiment import MODELS
@@ -257,7 +258,7 @@ def test_settings_of_an_optimizer_are_its_own() -> None:
 
 
 def test_the_readmes_swap_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The five lines are executed as they stand, around a loop of one step."""
+    """The lines are executed as they stand, around a loop of one step; and those with AdamW."""
     monkeypatch.chdir(tmp_path)
     readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
     (swap,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
@@ -266,12 +267,16 @@ def test_the_readmes_swap_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         model(torch.rand(4, 1, 8, 8)).square().mean().backward()
         optimizer.step()
 
-    names: dict[str, object] = {
-        "model": digits_network()[0],
-        "train": one_epoch,
-        "example_input": torch.rand(4, 1, 8, 8),
-    }
-    exec(swap, names)
-    law = names["law"]
-    assert isinstance(law, ChargeReadout)
-    torch.testing.assert_close(law.charge, law.discrete.budget, rtol=1e-6, atol=0)
+    with_adamw = re.sub(r"^optimizer = .*\n# (optimizer = nperf.AdamW)", r"\1", swap, flags=re.MULTILINE)
+    for lines, rule in ((swap, "sgd"), (with_adamw.replace("mine", "adamw"), "adam")):
+        names: dict[str, object] = {
+            "model": digits_network()[0],
+            "train": one_epoch,
+            "example_input": torch.rand(4, 1, 8, 8),
+        }
+        exec(lines, names)
+        law, optimizer = names["law"], names["optimizer"]
+        assert isinstance(optimizer, MeasuredOptimizer)
+        assert optimizer.rule.name == rule
+        assert isinstance(law, ChargeReadout)
+        torch.testing.assert_close(law.charge, law.discrete.budget, rtol=1e-6, atol=0)

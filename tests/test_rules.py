@@ -328,15 +328,25 @@ def test_a_rule_that_counts_ages_has_a_row_for_each_that_occurs() -> None:
         ([4, 4, 4, 0, 9], [1, 1, 1, 1, 0]),
         ([5, 5, 5, 1, 9], [1, 1, 1, 1, 0]),
         ([6, 6, 6, 2, 9], [1] * 5),
+        ([1, 1, 9, 9, 9], [1, 1, 0, 0, 0]),
+        ([9, 9, 2, 2, 9], [0, 0, 1, 1, 0]),  # as many others, of other ages
+        ([9, 9, 9, 2, 0], [0, 0, 0, 1, 1]),
+        ([5, 9, 9, 5, 9], [1, 0, 0, 1, 0]),
+        ([9, 5, 5, 9, 9], [0, 1, 1, 0, 0]),  # as many others, of the same ages and parameter groups
+        ([9, 3, 3, 9, 9], [0, 1, 1, 0, 0]),  # younger than before
+        ([9] * 5, [0] * 5),
     ]:
         rows.find_counted(options, ages, np.array(part, bool))
         for group, age, takes_part, first in zip(groups, ages, part, rows.first.tolist(), strict=True):
             if takes_part:
                 assert rows.numbers[first].tolist() == ADAM.row(options[group], age)
-        assert len(rows.numbers) == 4
+        occurring = {(group, age) for group, age, takes_part in zip(groups, ages, part, strict=True) if takes_part}
+        n_absent = len({*groups} - {group for group, _ in occurring})
+        assert len(rows.numbers) == len(occurring) + n_absent
         times = rows.numbers[rows.groups["row"], len(ADAM.coefficients)]
         assert times.tolist() == rows.tick[1:].tolist() == [0.1, 0.2, 0.3]
-    there = torch.from_numpy(rows.numbers.copy())
+    ages, part = [6, 6, 6, 2, 9], [1] * 5
+    rows.find_counted(options, ages, np.array(part, bool))
     unread = Rows(ADAM, groups, len(options), tuple(Law))
     unread.find_counted([options[0], options[1], ADAM.with_lr(options[2], np.nan)], ages, np.array(part, bool))
     there = torch.from_numpy(unread.numbers.copy())

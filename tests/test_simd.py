@@ -124,6 +124,22 @@ def test_float16_widens_and_narrows_as_numpy_says(made: ctypes.CDLL) -> None:
     assert np.isnan(narrowed.view(np.float16)[np.isnan(numbers)]).all()
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_roots_quotients_and_maxima_are_numpys(made: ctypes.CDLL, dtype: type[np.floating]) -> None:
+    name, n = np.dtype(dtype).name, made.width() * 8 // np.dtype(dtype).itemsize
+    odd = [0.0, -0.0, np.inf, -np.inf, np.nan, 1.0, -1.0, np.finfo(dtype).tiny / 4, np.finfo(dtype).max]
+    generator = np.random.default_rng(0)
+    numbers = np.concatenate([odd, generator.standard_normal(503) * 10.0 ** generator.integers(-30, 30, 503)])
+    xs, ys = (generator.permutation(numbers).astype(dtype) for _ in range(2))
+    with np.errstate(all="ignore"):
+        pairs = {"square_root": np.sqrt(xs), "divide": xs / ys, "maximum": np.maximum(xs, ys)}
+    for operation, expected in pairs.items():
+        for at in range(0, len(xs) - n + 1, n):
+            to, given = np.empty(n, dtype), [xs[at : at + n].copy(), ys[at : at + n].copy()]
+            call(getattr(made, f"{operation}_{name}"), *given[: 1 if operation == "square_root" else 2], to)
+            np.testing.assert_array_equal(to, expected[at : at + n], operation)
+
+
 def test_float64_of_float32_in_memory_and_the_sums_of_vectors(made: ctypes.CDLL) -> None:
     w = made.width()
     numbers = torch.randn(w)

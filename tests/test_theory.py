@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import mpmath
 import numpy as np
 import pytest
 import torch
@@ -145,6 +146,87 @@ def test_order_of_the_models(model: Callable[..., Tensor], options: dict[str, An
     assert math.log(coarse / fine, 4) == pytest.approx(order, abs=0.15)
 
 
+def normalised(theta: Tensor) -> Tensor:
+    """A loss of the direction alone."""
+    x, y, z = theta / theta.norm()
+    value: Tensor = x * x + 0.5 * x * y - z * y + 0.3 * torch.sin(x + 2.0 * z)
+    return value
+
+
+#: Options, and whether the buffer is warm.
+STARTS: dict[str, tuple[dict[str, Any], bool]] = {
+    "plain": ({}, False),
+    "momentum": ({"momentum": 0.5}, False),
+    "dampened": ({"momentum": 0.5, "dampening": 0.5}, False),
+    "nesterov": ({"momentum": 0.5, "nesterov": True}, False),
+    "maximize": ({"momentum": 0.5, "nesterov": True, "maximize": True}, False),
+    "warm": ({"momentum": 0.5}, True),
+    "warm, dampened": ({"momentum": 0.5, "dampening": 0.4}, True),
+    "warm, nesterov": ({"momentum": 0.5, "nesterov": True}, True),
+}
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_flow_laws_err_by_their_order(name: str) -> None:
+    """The norm of a normalised weight, and a sum without gradient, against the steps: from rest O(η), else O(η²)."""
+    options, warm = STARTS[name]
+    theta_0 = torch.tensor([0.9, -0.6, 0.4], dtype=torch.float64)
+    buffer_0 = torch.tensor([0.3, -0.2, 0.5], dtype=torch.float64) if warm else None
+    norm_0, sum_0 = theta_0.square().sum()[None], theta_0.sum()[None]
+    found: dict[str, list[float]] = {}
+    for n in (200, 800):
+        h = Hyper(lr=2.0 / n / (1.0 - options.get("dampening", 0.0)), weight_decay=0.4, **options)
+        path = theory.descent(normalised, theta_0, n, h, buffer_0=buffer_0)
+        u = -path.diff(dim=0) / h.lr
+        g = torch.func.vmap(torch.func.grad(normalised))(path[:-1])
+        sq_u, dot_gu = u.square().sum(1, keepdim=True), (g * u).sum(1, keepdim=True)
+        sq = sq_u if options else g.square().sum(1, keepdim=True)
+        sums = theory.descent(lambda p: 0.0 * p.sum(), theta_0, n, h, buffer_0=buffer_0).sum(1)
+        by_norm = None if buffer_0 is None else (theta_0 @ buffer_0)[None]
+        by_sum = None if buffer_0 is None else buffer_0.sum()[None]
+        laws = {
+            "norm, paper": theory.driven(norm_0, sq, h, dot_gu=dot_gu),
+            "norm, modified": theory.driven(norm_0, sq_u, h, flow="modified", carried=by_norm, dot_gu=dot_gu),
+            "sum, paper": theory.free("translation", sum_0, [2.0], h),
+            "sum, modified": theory.free("translation", sum_0, [2.0], h, flow="modified", carried=by_sum),
+        }
+        for key, law in laws.items():
+            exact = path[-1].square().sum() if key.startswith("norm") else sums[-1]
+            found.setdefault(key, []).append(abs(float(law[-1, 0] - exact)))
+    for key, (coarse, fine) in found.items():
+        order = 1 if key.endswith("paper") else 2
+        assert math.log(coarse / fine, 4) == pytest.approx(order, abs=0.15), key
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_modified_flow_follows_the_steps_from_a_warm_buffer(nesterov: bool) -> None:
+    found = []
+    buffer_0 = torch.tensor([0.5, 2.0], dtype=torch.float64)
+    for lr in (0.004, 0.002):
+        h = Hyper(lr=lr, nesterov=nesterov, **MOMENTUM)
+        n = round(0.2 / lr)
+        flow = theory.modified_flow(smooth, START, [0.2], h, buffer_0=buffer_0)[-1]
+        found.append(float((flow - theory.descent(smooth, START, n, h, buffer_0=buffer_0)[-1]).norm()))
+    assert math.log2(found[0] / found[1]) == pytest.approx(2, abs=0.15)
+
+
+def test_norms_that_nothing_drives_keep_their_digits_near_critical_damping() -> None:
+    """Against 50 digits, at distances of 1e-12 to 1e-2 from ω = γ, where the roots' difference cancels."""
+    lr, momentum = 0.1, 0.9
+    critical = theory.critical_decay("norm", Hyper(lr=lr, momentum=momentum))
+    for distance in (0.0, 1e-12, -1e-9, 1e-6, -1e-4, 1e-2):
+        h = Hyper(lr=lr, momentum=momentum, weight_decay=critical * (1.0 + distance))
+        for t in (0.1, 3.0, 30.0):
+            with mpmath.workdps(50):
+                mass = mpmath.mpf(lr) * (1 + mpmath.mpf(momentum)) / 2
+                gamma = (1 - mpmath.mpf(momentum)) / (2 * mass)
+                root = mpmath.sqrt(mpmath.mpc(gamma**2 - 2 * mpmath.mpf(h.weight_decay) / mass))
+                response = mpmath.exp(-gamma * t) * (mpmath.sinh(root * t) / root).real
+                free = mpmath.exp(-gamma * t) * mpmath.cosh(root * t).real + gamma * response
+            assert norm_response(t, h) == pytest.approx(float(response), rel=1e-12)
+            assert float(theory.free("norm", torch.ones(1), [t], h)) == pytest.approx(float(free), rel=1e-12)
+
+
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_modified_loss_has_the_rate_of_the_slow_mode(nesterov: bool) -> None:
     """On a quadratic, with a warm buffer: the rate at which the steps' slow eigenvector decays, to O(η²)."""
@@ -183,6 +265,10 @@ def test_modified_flow_of_a_quadratic_is_an_oscillator() -> None:
         (lambda: theory.critical_decay("norm", Hyper(lr=0.1, momentum=0.9, nesterov=True)), "Nesterov"),
         (lambda: theory.critical_decay("norm", Hyper(lr=0.1)), "momentum"),
         (lambda: theory.driven(START, START[None], Hyper(lr=0.1, momentum=0.9, nesterov=True)), "Nesterov"),
+        (lambda: theory.free("norm", START, [1.0], Hyper(lr=0.1), flow="flow"), "flow"),  # type: ignore[arg-type]
+        (lambda: theory.free("norm", START, [1.0], Hyper(lr=0.1, momentum=0.9), carried=START), "carried"),
+        (lambda: theory.free("norm", START, [1.0], Hyper(lr=0.0), flow="modified"), "no time"),
+        (lambda: theory.modified_flow(smooth, START, [1.0], Hyper(lr=0.1), buffer_0=START[:1]), "buffer_0"),
         (lambda: theory.equilibrium(Hyper(lr=0.1, momentum=0.9, nesterov=True)), "Nesterov"),
         (lambda: theory.stochastic_flow(losses, start(), 1, Hyper(lr=0.1), 0), "batch_size"),
     ],
@@ -243,6 +329,42 @@ def test_the_norm_grows_as_ito_says() -> None:
         grown += float(charges(after)["scale"].sum() - charges(theta)["scale"].sum())
         theta = after
     assert grown == pytest.approx(expected, rel=0.1)
+
+
+@pytest.mark.parametrize(("momentum", "dampening"), [(0.0, 0.0), (0.5, 0.0), (0.9, 0.0), (0.8, 0.5)])
+def test_momentum_amplifies_the_noise_of_steps_and_equation_alike(momentum: float, dampening: float) -> None:
+    """Steps with noise tangent to a sphere and no mean: |θ|² gains (T/S) tr G Gᵀ/(1−β)² a unit of time."""
+    h, size, n = Hyper(lr=1e-3, momentum=momentum, dampening=dampening), 2, 400
+    examples = torch.randn(64, 60, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    examples -= examples.mean(0)
+
+    def each(p: Tensor) -> Tensor:
+        losses: Tensor = examples @ p / p.norm()
+        return losses
+
+    generator = torch.Generator().manual_seed(1)
+    first = torch.ones(60, dtype=torch.float64)
+    _, factor = theory.noise(each, first)
+    expected = n * h.duration**2 / size * float(factor.square().sum()) / (1.0 - momentum) ** 2
+    by_steps = torch.nn.Parameter(first.clone())
+    optimizer = torch.optim.SGD([by_steps], lr=h.lr, momentum=momentum, dampening=dampening)
+    for _ in range(n):
+        optimizer.zero_grad()
+        rows = torch.randint(64, (size,), generator=generator)
+        (examples[rows] @ by_steps / by_steps.norm()).mean().backward()
+        optimizer.step()
+    by_equation = theory.stochastic_flow(each, first, n, h, size, generator=generator)[-1]
+    for grown in (by_steps.detach(), by_equation):
+        assert float(grown.square().sum()) - 60.0 == pytest.approx(expected, rel=0.12)
+
+
+@pytest.mark.parametrize("options", [{"dampening": 0.5}, {"nesterov": True}, {}])
+def test_the_stochastic_equation_goes_as_far_as_the_steps(options: dict[str, Any]) -> None:
+    """A constant gradient, no noise: all but the filling of the buffer, η(1−τ)/(1−β) a step."""
+    h = Hyper(lr=0.01, momentum=0.5, **options)
+    steps = theory.descent(lambda p: p.sum(), torch.zeros(1), 200, h)
+    path = theory.stochastic_flow(lambda p: p.sum()[None], torch.zeros(1), 200, h, 1)
+    torch.testing.assert_close(path[-1] - path[100], steps[-1] - steps[100], rtol=1e-12, atol=0)
 
 
 def test_stationary_noise_in_a_valley() -> None:
@@ -329,6 +451,21 @@ def test_the_frequencies_of_both_laws_meet_as_steps_get_small() -> None:
             ratios.append(theory.discrete_frequency(quantity, h) / continuous - 1.0)
     assert max(map(abs, ratios[2:])) < 0.5 * max(map(abs, ratios[:2]))
     assert theory.discrete_frequency("norm", Hyper(lr=0.1, weight_decay=0.1)) == 0.0
+
+
+@pytest.mark.parametrize(
+    "h",
+    [
+        Hyper(lr=0.5, weight_decay=3.0),
+        Hyper(lr=0.5, momentum=0.3, weight_decay=5.5),
+        Hyper(lr=0.5, momentum=0.3, weight_decay=2.5, nesterov=True),
+    ],
+    ids=["plain", "momentum", "nesterov"],
+)
+def test_sums_under_very_strong_decay_change_sign_at_every_step(h: Hyper) -> None:
+    assert theory.discrete_frequency("translation", h) == math.pi
+    x = theory.descent(lambda p: 0.0 * p.sum(), torch.ones(1), 40, h)[20:, 0]
+    assert (x[1:] * x[:-1] < 0).all()
 
 
 @pytest.mark.parametrize("name", theory.__all__)

@@ -1,7 +1,7 @@
-"""Torch's own cases for its SGD, and what its tests ask of every optimizer, asked of ours.
+"""Torch's own cases for its SGD, Adam and AdamW, and what its tests ask of every optimizer, asked of ours.
 
 The cases are those of torch.testing._internal.common_optimizers: inputs, inputs that must fail, schedulers. The truth
-is torch.optim.SGD itself, and what is measured meanwhile must stay an identity.
+is torch's optimizer itself, and what is measured meanwhile must stay an identity.
 """
 
 import copy
@@ -19,13 +19,18 @@ from torch import Tensor, nn
 from torch.optim import lr_scheduler, swa_utils
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from training import (
+    ADAMW,
     BACKENDS,
+    KINDS,
+    SGD,
     SYMMETRIES,
+    Kind,
     assert_identities,
     assert_same,
     assert_same_readout,
     buffers,
     device_of,
+    each,
     loss_of,
     make_net,
     ours,
@@ -44,8 +49,30 @@ from torch.testing._internal.common_optimizers import (
     optim_db,
 )
 
-INFO: OptimizerInfo = next(info for info in optim_db if info.name == "SGD")
-INPUTS: list[OptimizerInput] = INFO.optim_inputs_func(device="cpu")
+INFO: dict[str, OptimizerInfo] = {info.name: info for info in optim_db}
+
+
+def info_of(kind: Kind) -> OptimizerInfo:
+    return INFO[kind.ours.__name__]
+
+
+def inputs_of(kind: Kind) -> list[OptimizerInput]:
+    return list(info_of(kind).optim_inputs_func(device="cpu"))
+
+
+#: Torch tries them all with SGD, and some with others.
+SCHEDULERS = max((info_of(kind).scheduler_inputs for kind in KINDS), key=len)
+#: Each kind, on each of its backends, with each of torch's inputs.
+each_input = pytest.mark.parametrize(
+    ("kind", "backend", "options"),
+    [
+        pytest.param(kind, backend, sample, id=f"{kind.ours.__name__}-{backend}-{sample.desc}")
+        for kind in KINDS
+        for backend in kind.backends
+        for sample in inputs_of(kind)
+    ],
+    indirect=["options"],
+)
 LAYOUTS = {
     "contiguous": lambda *shape: torch.randn(*shape, dtype=torch.float64),
     "not contiguous": lambda *shape: torch.randn(*shape, 2, dtype=torch.float64)[..., 0],
@@ -58,7 +85,7 @@ def backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(params=INPUTS, ids=lambda sample: sample.desc)
+@pytest.fixture(params=inputs_of(SGD), ids=lambda sample: sample.desc)
 def options(request: pytest.FixtureRequest) -> dict[str, Any]:
     """The keyword arguments of one of torch's inputs; a tensor among them is the test's own."""
     return copy.deepcopy(dict(request.param.kwargs))
@@ -112,77 +139,86 @@ def no_schedulers(optimizer: torch.optim.Optimizer) -> list[Any]:
 NORMS = (Norm("weight", [Part("weight", 0)]), Norm("bias", [Part("bias", None)]))
 
 
-def both(layout: str, backend: str, **options: Any) -> tuple[LeastSquares, LeastSquares]:
-    """The same least squares under our SGD and under torch's."""
+def both(kind: Kind, layout: str, backend: str, **options: Any) -> tuple[LeastSquares, LeastSquares]:
+    """The same least squares under our optimizer and under torch's."""
     device = device_of(backend)
-    mine = least_squares(layout, device, nperf.SGD, symmetries=NORMS, backend=backend, **options)
-    return mine, least_squares(layout, device, torch.optim.SGD, foreach=False, **options)
+    mine = least_squares(layout, device, kind.ours, symmetries=NORMS, backend=backend, **options)
+    return mine, least_squares(layout, device, kind.theirs, foreach=False, **options)
 
 
 def assert_same_least_squares(mine: LeastSquares, torchs: LeastSquares) -> None:
     for p, q in ((mine.weight, torchs.weight), (mine.bias, torchs.bias)):
         assert p.isfinite().all()
         assert (p - q).abs().max() <= 1e-12 * q.abs().max()
-    assert isinstance(mine.optimizer, nperf.SGD)
+    assert isinstance(mine.optimizer, nperf.MeasuredOptimizer)
     assert_identities(mine.optimizer)
 
 
 class TestInputs:
-    """Every input that torch tries its SGD with, and every one that it must refuse."""
+    """Every input that torch tries its optimizer with, and every one that it must refuse."""
 
+    @each_input
     @pytest.mark.parametrize("layout", LAYOUTS)
-    def test_goes_torchs_way(self, backend: str, options: dict[str, Any], layout: str) -> None:
-        mine, torchs = both(layout, backend, **options)
+    def test_goes_torchs_way(self, kind: Kind, backend: str, options: dict[str, Any], layout: str) -> None:
+        mine, torchs = both(kind, layout, backend, **options)
         losses, expected = mine.run(no_schedulers, 20), torchs.run(no_schedulers, 20)
         assert losses == pytest.approx(expected, rel=1e-11)
         assert (losses[-1] > losses[0]) == bool(options.get("maximize"))
         assert_same_least_squares(mine, torchs)
 
-    @pytest.mark.parametrize("number", range(len(INFO.scheduler_inputs)))
-    def test_goes_torchs_way_with_schedulers(self, backend: str, options: dict[str, Any], number: int) -> None:
-        mine, torchs = both("contiguous", backend, **options)
+    @each_input
+    @pytest.mark.parametrize("number", range(len(SCHEDULERS)))
+    def test_goes_torchs_way_with_schedulers(
+        self, kind: Kind, backend: str, options: dict[str, Any], number: int
+    ) -> None:
+        mine, torchs = both(kind, "contiguous", backend, **options)
 
         def schedulers(optimizer: torch.optim.Optimizer) -> list[Any]:
-            return [make(optimizer) for make in INFO.scheduler_inputs[number]]
+            return [make(optimizer) for make in SCHEDULERS[number]]
 
         assert mine.run(schedulers, 20) == pytest.approx(torchs.run(schedulers, 20), rel=1e-11)
         lrs = [float(sgd.param_groups[0]["lr"]) for sgd in (mine.optimizer, torchs.optimizer)]
         assert lrs[0] == lrs[1]
         assert_same_least_squares(mine, torchs)
 
+    @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.ours.__name__)
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-    def test_errors(self, backend: str, dtype: torch.dtype) -> None:
-        inputs = INFO.optim_error_inputs_func(device="cpu", dtype=dtype)
+    def test_errors(self, kind: Kind, dtype: torch.dtype) -> None:
+        inputs = info_of(kind).optim_error_inputs_func(device="cpu", dtype=dtype)
         assert len(inputs) > 5
         for sample in inputs:
             bad = sample.optimizer_error_input
             params = bad.params if bad.params is not None else [nn.Parameter(torch.randn(2, 3, dtype=dtype))]
             assert sample.error_on is OptimizerErrorEnum.CONSTRUCTION_ERROR
             with pytest.raises(sample.error_type, match=sample.error_regex):  # warnings are errors here
-                nperf.SGD(params, **bad.kwargs)
+                kind.ours(params, **bad.kwargs)
 
+    @each_input
     @pytest.mark.parametrize(
         "flag", [{"foreach": True}, {"foreach": False}, {"fused": True}, {"fused": False}], ids=str
     )
-    def test_flags_change_nothing(self, backend: str, options: dict[str, Any], flag: dict[str, bool]) -> None:
+    def test_flags_change_nothing(
+        self, kind: Kind, backend: str, options: dict[str, Any], flag: dict[str, bool]
+    ) -> None:
         """Torch checks that its several implementations agree; here there is one."""
         plain, flagged = (
-            least_squares("contiguous", device_of(backend), nperf.SGD, backend=backend, **options, **more)
+            least_squares("contiguous", device_of(backend), kind.ours, backend=backend, **options, **more)
             for more in ({}, flag)
         )
         plain.run(no_schedulers, 5)
         flagged.run(no_schedulers, 5)
         assert torch.equal(plain.weight, flagged.weight)
 
+    @each_input
     @pytest.mark.parametrize("n_dims", [0, 1])
     @pytest.mark.parametrize("lr_dtype", [torch.float32, torch.float64], ids=str)
     def test_a_tensor_is_as_good_as_a_number(
-        self, backend: str, options: dict[str, Any], n_dims: int, lr_dtype: torch.dtype
+        self, kind: Kind, backend: str, options: dict[str, Any], n_dims: int, lr_dtype: torch.dtype
     ) -> None:
         number = float(torch.tensor(float(options.pop("lr", 1e-3)), dtype=lr_dtype))
         tensor = torch.full((1,) * n_dims, number, dtype=lr_dtype)
         by_number, by_tensor = (
-            least_squares("contiguous", device_of(backend), partial(nperf.SGD, lr=lr, backend=backend), **options)
+            least_squares("contiguous", device_of(backend), partial(kind.ours, lr=lr, backend=backend), **options)
             for lr in (number, tensor)
         )
         by_number.run(no_schedulers, 10)
@@ -203,14 +239,15 @@ class TestInputs:
         assert all(not torch.equal(p, q) for p, q in zip(net.parameters(), start.parameters(), strict=True))
         assert optimizer.readout().time == 0.5
 
+    @each_input
     @pytest.mark.parametrize("what", ["complex weight", "complex gradient"])
-    def test_complex_is_refused(self, backend: str, options: dict[str, Any], what: str) -> None:
+    def test_complex_is_refused(self, kind: Kind, backend: str, options: dict[str, Any], what: str) -> None:
         """Torch steps complex parameters as pairs of real ones; here the charges of both would be mixed up."""
         weight = torch.ones(3, dtype=torch.complex64 if what == "complex weight" else torch.float32)
         weight = weight.to(device_of(backend)).requires_grad_()
 
         def run() -> None:
-            optimizer = nperf.SGD([("w", weight)], backend=backend, **options)
+            optimizer = kind.ours([("w", weight)], backend=backend, **options)
             weight.grad = torch.ones_like(weight)
             if what == "complex gradient":  # which torch refuses to assign, too
                 weight.grad = torch.ones(3, dtype=torch.complex64, device=weight.device)
@@ -220,13 +257,16 @@ class TestInputs:
             run()
         assert (weight == 1).all()
 
-    def test_pairs_of_real_numbers_instead_of_complex_ones(self, backend: str, options: dict[str, Any]) -> None:
+    @each_input
+    def test_pairs_of_real_numbers_instead_of_complex_ones(
+        self, kind: Kind, backend: str, options: dict[str, Any]
+    ) -> None:
         """What the error recommends makes the step that torch makes."""
         torch.manual_seed(0)
         values = torch.randn(2, 4, dtype=torch.complex128).to(device_of(backend))
         p, q = torch.view_as_real(values.clone()).requires_grad_(), values.clone().requires_grad_()
-        mine = nperf.SGD([p], backend=backend, **options)
-        torchs = torch.optim.SGD([q], foreach=False, **copy.deepcopy(options))
+        mine = kind.ours([p], backend=backend, **options)
+        torchs = kind.theirs([q], foreach=False, **copy.deepcopy(options))
         for _ in range(3):
             q.grad = torch.randn_like(q)
             p.grad = torch.view_as_real(q.grad).clone()
@@ -234,22 +274,26 @@ class TestInputs:
             torchs.step()
         assert (torch.view_as_complex(p.detach()) - q).abs().max() <= 1e-14 * q.abs().max()
 
+    @each_input
     @pytest.mark.parametrize("gradient", ["none", "zero"])
-    def test_nothing_to_follow(self, backend: str, options: dict[str, Any], gradient: str) -> None:
+    def test_nothing_to_follow(self, kind: Kind, backend: str, options: dict[str, Any], gradient: str) -> None:
         """Without gradients a step does nothing at all; with zeros only weight decay moves."""
-        mine, torchs = both("contiguous", backend, **options)
+        mine, torchs = both(kind, "contiguous", backend, **options)
         start = mine.weight.detach().clone()
         for made in (mine, torchs):
             for p in (made.weight, made.bias):
                 p.grad = None if gradient == "none" else torch.zeros_like(p)
             made.optimizer.step()
-        moves = gradient == "zero" and options.get("weight_decay", 0) != 0
+        moves = gradient == "zero" and mine.optimizer.param_groups[0]["weight_decay"] != 0
         assert torch.equal(mine.weight, start) != moves
         assert [v is None for v in buffers(mine.optimizer)] == [v is None for v in buffers(torchs.optimizer)]
         assert_same_least_squares(mine, torchs)
 
+    @each_input
     @pytest.mark.parametrize("field", [{"lr": 1e-2}, {"weight_decay": 1e-2}], ids=str)
-    def test_one_option_for_one_group(self, backend: str, options: dict[str, Any], field: dict[str, float]) -> None:
+    def test_one_option_for_one_group(
+        self, kind: Kind, backend: str, options: dict[str, Any], field: dict[str, float]
+    ) -> None:
         def groups(made: list[tuple[str, Tensor]], cls: Any = None, **more: Any) -> torch.optim.Optimizer:
             optimizer: torch.optim.Optimizer = cls([{"params": made[:1], **field}, {"params": made[1:]}], **more)
             return optimizer
@@ -257,19 +301,20 @@ class TestInputs:
         mine = least_squares(
             "contiguous",
             device_of(backend),
-            partial(groups, cls=nperf.SGD),
+            partial(groups, cls=kind.ours),
             symmetries=NORMS,
             backend=backend,
             **options,
         )
         torchs = least_squares(
-            "contiguous", device_of(backend), partial(groups, cls=torch.optim.SGD), foreach=False, **options
+            "contiguous", device_of(backend), partial(groups, cls=kind.theirs), foreach=False, **options
         )
         mine.run(no_schedulers, 10)
         torchs.run(no_schedulers, 10)
         assert_same_least_squares(mine, torchs)
 
-    def test_dtypes_in_one_group(self, backend: str, options: dict[str, Any]) -> None:
+    @each_input
+    def test_dtypes_in_one_group(self, kind: Kind, backend: str, options: dict[str, Any]) -> None:
         torch.manual_seed(0)
         dtypes = (torch.float32, torch.float64)
         p, q = (
@@ -280,8 +325,8 @@ class TestInputs:
             for _ in "pq"
         )
         norms = [Norm(name, [Part(name, 0)]) for name, _ in p]
-        mine = nperf.SGD(p, symmetries=norms, backend=backend, **options)
-        torchs = torch.optim.SGD(q, foreach=False, **copy.deepcopy(options))
+        mine = kind.ours(p, symmetries=norms, backend=backend, **options)
+        torchs = kind.theirs(q, foreach=False, **copy.deepcopy(options))
         for _ in range(5):
             for (_, a), (_, b) in zip(p, q, strict=True):
                 a.grad = torch.randn_like(a)
@@ -292,13 +337,14 @@ class TestInputs:
             torch.testing.assert_close(a, b, rtol=4 * torch.finfo(a.dtype).eps, atol=0)
         assert_identities(mine, tolerance=1e-6)
 
-    def test_the_default_dtype_does_not_matter(self, backend: str, options: dict[str, Any]) -> None:
+    @each_input
+    def test_the_default_dtype_does_not_matter(self, kind: Kind, backend: str, options: dict[str, Any]) -> None:
         results = []
         for dtype in (torch.float32, torch.float64):
             torch.set_default_dtype(dtype)
-            mine, _ = both("contiguous", backend, **options)
+            mine, _ = both(kind, "contiguous", backend, **options)
             mine.run(no_schedulers, 5)
-            assert isinstance(mine.optimizer, nperf.SGD)
+            assert isinstance(mine.optimizer, nperf.MeasuredOptimizer)
             results.append((mine.weight, mine.optimizer.readout()))
         assert torch.equal(results[0][0], results[1][0])
         assert_same_readout(results[0][1], results[1][1])
@@ -320,22 +366,24 @@ class TestInputs:
 class TestState:
     """Checkpoints, copies and what they carry."""
 
-    def test_can_be_printed(self, backend: str, options: dict[str, Any]) -> None:
-        optimizer = ours(make_net(backend), backend, **options)
+    @each_input
+    def test_can_be_printed(self, kind: Kind, backend: str, options: dict[str, Any]) -> None:
+        optimizer = kind.mine(make_net(backend), backend, **options)
         text = repr(optimizer)
-        assert text.startswith("SGD (")
-        for key in ("lr", "momentum", "nesterov"):
+        assert text.startswith(f"{kind.ours.__name__} (")
+        for key in set(optimizer.param_groups[0]) - {"params", "param_names"}:
             assert f"{key}: {optimizer.param_groups[0][key]}" in text
 
-    def test_a_loaded_state_goes_on_the_same(self, backend: str, options: dict[str, Any]) -> None:
+    @each_input
+    def test_a_loaded_state_goes_on_the_same(self, kind: Kind, backend: str, options: dict[str, Any]) -> None:
         net = make_net(backend)
-        optimizer = ours(net, backend, **options)
+        optimizer = kind.mine(net, backend, **options)
         train(net, optimizer, range(5))
         again = copy.deepcopy(net)
         file = io.BytesIO()
         torch.save(optimizer.state_dict(), file)
         file.seek(0)
-        loaded = ours(again, backend)
+        loaded = kind.mine(again, backend)
         loaded.load_state_dict(torch.load(file, weights_only=True))
         assert loaded.state_dict()["param_groups"] == optimizer.state_dict()["param_groups"]
         for sgd, model in ((optimizer, net), (loaded, again)):
@@ -343,29 +391,31 @@ class TestState:
         assert_same(again, loaded, net, optimizer, tolerance=0.0)
         assert_same_readout(loaded.readout(), optimizer.readout())
 
-    def test_a_checkpoint_of_before_some_options(self, backend: str, options: dict[str, Any]) -> None:
+    @each_input
+    def test_a_checkpoint_of_before_some_options(self, kind: Kind, backend: str, options: dict[str, Any]) -> None:
         net, other = make_net(backend), make_net(backend)
-        optimizer, peer = ours(net, backend, **options), theirs(other, **options)
+        optimizer, peer = kind.mine(net, backend, **options), kind.torchs(other, **options)
         for model, sgd in ((net, optimizer), (other, peer)):
             train(model, sgd, range(3))
             old = copy.deepcopy(sgd.state_dict())
             for group in old["param_groups"]:
-                for flag in (*INFO.not_og_supported_flags, "nesterov"):
+                for flag in (*info_of(kind).not_og_supported_flags, "nesterov"):
                     group.pop(flag, None)
             sgd.load_state_dict(old)
             train(model, sgd, range(3, 6))
         assert_same(net, optimizer, other, peer)
 
+    @each_input
     @pytest.mark.parametrize("from_named", [False, True])
     @pytest.mark.parametrize("to_named", [False, True])
     def test_checkpoints_with_and_without_names(
-        self, backend: str, options: dict[str, Any], from_named: bool, to_named: bool
+        self, kind: Kind, backend: str, options: dict[str, Any], from_named: bool, to_named: bool
     ) -> None:
-        def make(net: nn.Module, named: bool) -> nperf.SGD:
-            return nperf.SGD(net.named_parameters() if named else net.parameters(), backend=backend, **options)
+        def make(net: nn.Module, named: bool) -> Any:
+            return kind.ours(net.named_parameters() if named else net.parameters(), backend=backend, **options)
 
         net, other = make_net(backend), make_net(backend)
-        first, peer = make(net, from_named), theirs(other, **options)
+        first, peer = make(net, from_named), kind.torchs(other, **options)
         train(net, first, range(3))
         second = make(net, to_named)
         second.load_state_dict(first.state_dict())
@@ -444,9 +494,10 @@ class TestState:
         assert public(twin) == public(optimizer)
         assert "measurement" in twin.state_dict()
 
-    def test_state_is_only_there_when_there_is_some(self, backend: str, options: dict[str, Any]) -> None:
+    @each_input
+    def test_state_is_only_there_when_there_is_some(self, kind: Kind, backend: str, options: dict[str, Any]) -> None:
         net, other = make_net(backend), make_net(backend)
-        optimizer, peer = ours(net, backend, **options), theirs(other, **options)
+        optimizer, peer = kind.mine(net, backend, **options), kind.torchs(other, **options)
         for model, sgd in ((net, optimizer), (other, peer)):
             train(model, sgd, range(1))
         mine = {key: set(entry) for key, entry in optimizer.state_dict()["state"].items()}
@@ -458,7 +509,8 @@ class TestState:
 
 
 class TestHooks:
-    def test_all_of_them_in_torchs_order(self, backend: str) -> None:
+    @each(KINDS)
+    def test_all_of_them_in_torchs_order(self, kind: Kind, backend: str) -> None:
         def calls_of(make: Callable[[nn.Module], torch.optim.Optimizer]) -> list[str]:
             calls: list[str] = []
 
@@ -488,8 +540,8 @@ class TestHooks:
             sgd.load_state_dict(sgd.state_dict())
             return calls
 
-        calls = calls_of(lambda net: ours(net, backend, lr=0.1))
-        assert calls == calls_of(lambda net: theirs(net, lr=0.1))
+        calls = calls_of(lambda net: kind.mine(net, backend, lr=0.1))
+        assert calls == calls_of(lambda net: kind.torchs(net, lr=0.1))
         assert len(calls) == 2 * 4 + 5
 
     def test_a_step_hook_may_change_the_arguments(self, backend: str) -> None:
@@ -588,9 +640,10 @@ class TestSchedulers:
 
     @pytest.mark.parametrize("lr", [0.1, torch.tensor(0.1, dtype=torch.float64)], ids=["float", "tensor"])
     @pytest.mark.parametrize("name", SCHEDULES)
-    def test_schedule(self, backend: str, name: str, lr: float | Tensor) -> None:
+    @each((SGD, ADAMW))
+    def test_schedule(self, kind: Kind, backend: str, name: str, lr: float | Tensor) -> None:
         """Torch's trajectory, through a checkpoint of optimizer and scheduler; the laws stay identities."""
-        options = {"momentum": 0.9, "weight_decay": 0.05}
+        options = {"weight_decay": 0.05, **({"momentum": 0.9} if kind is SGD else {})}
         make = SCHEDULES[name]
 
         def run(
@@ -612,12 +665,12 @@ class TestSchedulers:
             return sgd, lrs
 
         net, other = make_net(backend), make_net(backend)
-        optimizer, lrs = run(net, lambda lr: ours(net, backend, lr=lr, **options))
-        peer, expected = run(other, lambda lr: theirs(other, lr=lr, **options))
+        optimizer, lrs = run(net, lambda lr: kind.mine(net, backend, lr=lr, **options))
+        peer, expected = run(other, lambda lr: kind.torchs(other, lr=lr, **options))
         assert lrs == expected
         assert len(set(lrs)) > 1
         assert_same(net, optimizer, other, peer)
-        assert isinstance(optimizer, nperf.SGD)
+        assert isinstance(optimizer, nperf.MeasuredOptimizer)
         assert optimizer.step_count == 12
         assert_identities(optimizer)
 
@@ -748,7 +801,7 @@ class TestGroups:
             results.append(sgd)
         mine, torchs = results
         assert_same(net, mine, other, torchs)
-        assert isinstance(mine, nperf.SGD)
+        assert isinstance(mine, nperf.MeasuredOptimizer)
         assert mine.readout().time == pytest.approx(5 * 0.05)
 
     def test_a_group_on_new_names_measures_on(self, backend: str) -> None:
@@ -777,9 +830,10 @@ class TestGroups:
         train(net, optimizer, range(1))
         assert all(not torch.equal(p, q) for p, q in zip(net.parameters(), start.parameters(), strict=True))
 
+    @each_input
     @pytest.mark.parametrize("set_to_none", [True, False])
-    def test_zero_grad(self, backend: str, options: dict[str, Any], set_to_none: bool) -> None:
-        mine, torchs = both("contiguous", backend, **options)
+    def test_zero_grad(self, kind: Kind, backend: str, options: dict[str, Any], set_to_none: bool) -> None:
+        mine, torchs = both(kind, "contiguous", backend, **options)
         for made in (mine, torchs):
             made.closure()
             made.optimizer.zero_grad(set_to_none=set_to_none)
@@ -787,8 +841,9 @@ class TestGroups:
             assert (made.weight.grad is None) == set_to_none
         assert_same_least_squares(mine, torchs)
 
-    def test_norms_of_all_units_and_layers(self, backend: str, options: dict[str, Any]) -> None:
+    @each_input
+    def test_norms_of_all_units_and_layers(self, kind: Kind, backend: str, options: dict[str, Any]) -> None:
         net = make_net(backend)
-        optimizer = ours(net, backend, symmetries=[*neurons(net), *layers(net)], **options)
+        optimizer = kind.mine(net, backend, symmetries=[*neurons(net), *layers(net)], **options)
         train(net, optimizer, range(10))
         assert_identities(optimizer)

@@ -10,6 +10,8 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -30,22 +32,54 @@ from noetherperf.engines.backends import BACKENDS
 from noetherperf.engines.reference import ReferenceEngine
 from noetherperf.engines.rows import COMPONENT, GROUP, components
 from noetherperf.measure.plan import Measurement, make_plan
+from noetherperf.rules import adam, sgd
+from noetherperf.rules.adam import ADAM, AdamOptions
+from noetherperf.rules.given import GIVEN, GivenOptions
 from noetherperf.rules.moments import Operand
-from noetherperf.rules.sgd import SGD, Hyper, Variant
+from noetherperf.rules.rule import Rule
+from noetherperf.rules.sgd import SGD, Hyper
 from noetherperf.triton_kernels import moments, options, plan, rows, rules, spans
-from noetherperf.triton_kernels.rules import sgd
 from noetherperf.triton_kernels.stage_1 import stage_1
 from noetherperf.triton_kernels.stage_2 import stage_2
 
 ROOT = Path(__file__).parents[1]
-CONSTANTS = rules.constants(SGD, *components(SGD))
+RULES = BACKENDS["triton"].rules or ()
+STEPS: dict[str, tuple[Rule[Any], int]] = {
+    "plain": (SGD, sgd.Variant.PLAIN),
+    "idle": (SGD, sgd.Variant.IDLE),
+    "momentum": (SGD, sgd.Variant.MOMENTUM),
+    "nesterov": (SGD, sgd.Variant.NESTEROV),
+    "adam": (ADAM, adam.Variant.PLAIN),
+    "amsgrad": (ADAM, adam.Variant.AMSGRAD),
+    "given": (GIVEN, 0),
+}
+of_every_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+
+
+@cache
+def constants_of(rule: Rule[Any]) -> rules.Constants:
+    return rules.constants(rule, *components(rule))
+
 
 # ---- the interpreter -------------------------------------------------------------------------------------------------
 
 STEP = "test_step_moments_and_laws"
 # numpy, which the interpreter computes with, warns where a GPU goes on with inf and NaN
 QUIET = ["-W", "ignore:invalid value:RuntimeWarning", "-W", "ignore:overflow:RuntimeWarning"]
-SOME = ["bias misaligned", "column", "prime", "vector", "chunk plus", "convolution", "transposed gradient", "volume"]
+SOME = {
+    "sgd": [
+        "bias misaligned",
+        "column",
+        "prime",
+        "vector",
+        "chunk plus",
+        "convolution",
+        "transposed gradient",
+        "volume",
+    ],
+    "adam": ["transposed gradient", "vector", "prime", "column"],
+    "given": ["vector", "column"],
+}
 
 
 def interpret(*arguments: str) -> int:
@@ -75,8 +109,12 @@ def interpreted(record_property: Callable[[str, object], None]) -> Callable[...,
 def test_tensors_of_some_layouts(interpreted: Callable[..., int]) -> None:
     """Each in another dtype."""
     dtypes = [str(dtype).removeprefix("torch.") for dtype in DTYPES]
-    names = [f"{STEP}[triton-{dtypes[i % len(dtypes)]}-{tensor}]" for i, tensor in enumerate(SOME)]
-    assert interpreted(*(f"tests/test_engines.py::{name}" for name in names)) == len(SOME)
+    names = [
+        f"{STEP}[{rule}-triton-{dtypes[i % len(dtypes)]}-{tensor}]"
+        for rule, some in SOME.items()
+        for i, tensor in enumerate(some)
+    ]
+    assert interpreted(*(f"tests/test_engines.py::{name}" for name in names)) == len(names)
 
 
 def test_a_skipped_step(interpreted: Callable[..., int]) -> None:
@@ -119,13 +157,14 @@ def test_any_number_of_moments_side_by_side(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_models_flags_and_scales(interpreted: Callable[..., int]) -> None:
-    assert interpreted("tests/test_engines.py", "-k", f"triton and not {STEP}") >= 11
+    assert interpreted("tests/test_engines.py", "-k", f"triton and not {STEP}") >= 39
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [str(dtype).removeprefix("torch.") for dtype in DTYPES])
-def test_every_tensor_in_every_dtype(dtype: str, interpreted: Callable[..., int]) -> None:
-    assert interpreted("tests/test_engines.py", "-k", f"{STEP} and triton-{dtype}") == len(TENSORS)
+@of_every_rule
+def test_every_tensor_in_every_dtype(rule: Rule[Any], dtype: str, interpreted: Callable[..., int]) -> None:
+    assert interpreted("tests/test_engines.py", "-k", f"{STEP} and {rule.name}-triton-{dtype}") == len(TENSORS)
 
 
 # ---- what mirrors what -----------------------------------------------------------------------------------------------
@@ -151,44 +190,51 @@ def test_a_row_of_dims_has_its_words() -> None:
     assert tiling.DIM.itemsize == 8 * plan.N_DIM_WORDS.value
 
 
-def test_components_are_those_of_the_table() -> None:
-    table, driving = components(SGD)
+@of_every_rule
+def test_components_are_those_of_the_table(rule: Rule[Any]) -> None:
+    table, driving = components(rule)
     fields = [field.name for field in dataclasses.fields(rules.Component)]
     assert fields == [name for name in COMPONENT.names or () if name not in ("n_moments", "padding")]
-    for row, component in zip(table, CONSTANTS.components, strict=True):
+    for row, component in zip(table, constants_of(rule).components, strict=True):
         own = {name: getattr(component, name) for name in fields}
         assert own.pop("moments") == tuple(driving[row["moments"] :][: row["n_moments"]])
         assert own == {name: row[name] for name in own}
 
 
-def test_constants_are_those_of_the_rule() -> None:
+@of_every_rule
+def test_constants_are_those_of_the_rule(rule: Rule[Any]) -> None:
+    constants = constants_of(rule)
     assert [field.upper() for field in moments.Operands._fields] == [x.name for x in Operand if x != Operand.ONE]
     named = [x.name.lower() for x in Operand if x != Operand.ONE] + ["one"]  # which is the last, -1
-    assert [(named[a], named[b]) for a, b in CONSTANTS.moments] == [
-        (pair.a.name.lower(), pair.b.name.lower()) for pair in SGD.moments
+    assert [(named[a], named[b]) for a, b in constants.moments] == [
+        (pair.a.name.lower(), pair.b.name.lower()) for pair in rule.moments
     ]
-    assert [SGD.moments[i].a for i in range(CONSTANTS.n_charges)] == [Operand.P_NEW] * 2
+    assert [rule.moments[i].a for i in range(constants.n_charges)] == [Operand.P_NEW] * 2
     assert tiling.TRITON.span_segments == (spans.SHORT_SPAN.value, spans.LONG_SPAN.value)
 
 
 @pytest.mark.parametrize(
-    ("options", "has_buffer", "variant"),
+    ("name", "options", "n_read"),
     [
-        (Hyper(0.1), False, Variant.PLAIN),
-        (Hyper(0.1), True, Variant.IDLE),
-        (Hyper(0.1, momentum=0.9), True, Variant.MOMENTUM),
-        (Hyper(0.1, momentum=0.9, nesterov=True), True, Variant.NESTEROV),
+        ("plain", Hyper(0.1), 0),
+        ("idle", Hyper(0.1), 1),
+        ("momentum", Hyper(0.1, momentum=0.9), 1),
+        ("nesterov", Hyper(0.1, momentum=0.9, nesterov=True), 1),
+        ("adam", AdamOptions(0.1), 2),
+        ("amsgrad", AdamOptions(0.1, amsgrad=True), 3),
+        ("given", GivenOptions(0.1), 1),
     ],
-    ids=lambda x: x.name if isinstance(x, Variant) else "",
+    ids=list(STEPS),
 )
-def test_variants_sum_and_write_what_the_rule_says(options: Hyper, has_buffer: bool, variant: Variant) -> None:
-    of_group = SGD.variant(options)
-    assert variant == (dict(CONSTANTS.idle).get(of_group, of_group) if has_buffer else of_group)
-    step = rules.step(SGD, variant)
-    assert len(step.moments) == CONSTANTS.taken[variant] == SGD.n_taken(options, has_buffer)
-    assert step.n_moments == len(CONSTANTS.moments)
-    assert step.writes_buffer == SGD.ages(options)
-    assert step.reads_buffer == has_buffer
+def test_variants_sum_read_and_write_what_the_rule_says(name: str, options: Any, n_read: int) -> None:
+    rule, variant = STEPS[name]
+    constants, has_buffer, of_group = constants_of(rule), n_read > 0, rule.variant(options)
+    assert variant == (dict(constants.idle).get(of_group, of_group) if has_buffer else of_group)
+    step = rules.step(rule, variant)
+    assert len(step.moments) == constants.taken[variant] == rule.n_taken(options, has_buffer)
+    assert step.n_moments == len(constants.moments)
+    assert step.n_written == rule.n_written(options)
+    assert step.n_read == n_read
 
 
 # ---- machine code ----------------------------------------------------------------------------------------------------
@@ -212,8 +258,8 @@ KINDS = {
 }
 
 
-def compiled(kernel: Any, constants: dict[str, Any], target: GPUTarget, **how: int) -> Any:
-    constants = {"RULE": CONSTANTS, **constants}
+def compiled(kernel: Any, rule: Rule[Any], constants: dict[str, Any], target: GPUTarget, **how: int) -> Any:
+    constants = {"RULE": constants_of(rule), **constants}
     signature = {
         name: "constexpr" if name in constants else "*i64" if name in TABLES else POINTERS.get(name, "i32")
         for name in kernel.arg_names
@@ -222,12 +268,14 @@ def compiled(kernel: Any, constants: dict[str, Any], target: GPUTarget, **how: i
     return triton.compile(source, target=target, options=how)
 
 
-def compiled_stage_1(dtype: torch.dtype, variant: int, kinds: str, target: GPUTarget) -> Any:
-    code, step = tiling.DTYPES[dtype], rules.step(SGD, variant)
+def compiled_stage_1(name: str, dtype: torch.dtype, kinds: str, target: GPUTarget) -> Any:
+    rule, variant = STEPS[name]
+    code, step, kernels = tiling.DTYPES[dtype], rules.step(rule, variant), rules.module_of(rule)
     bits = sum(kind.value for kind in KINDS[kinds])
-    constants = {"DTYPE": code, "STEP": step, "UPDATE": sgd.update, "KINDS": bits}
+    functions = {"COEFFICIENTS": kernels.coefficients, "UPDATE": kernels.update}
+    constants = {"DTYPE": code, "STEP": step, "KINDS": bits, **functions}
     how = options.options(code, step, bits, target.warp_size, target.backend == "hip")
-    return compiled(stage_1, constants, target, **how)
+    return compiled(stage_1, rule, constants, target, **how)
 
 
 def machine_code(kernel: Any, tmp_path: Path) -> tuple[int, int, str]:
@@ -244,63 +292,88 @@ def machine_code(kernel: Any, tmp_path: Path) -> tuple[int, int, str]:
     return int(found[1]), int(found[2]), dump("-sass")
 
 
-def check_stage_1(dtype: torch.dtype, variant: int, kinds: str, arch: int, registers: int, tmp_path: Path) -> None:
-    """No stack, so no spills; 16-byte loads of p, g, v and stores of p, v in each way to walk; registers in bounds."""
-    used, stack, code = machine_code(compiled_stage_1(dtype, variant, kinds, SM[arch]), tmp_path)
-    loads, stores = (len(re.findall(rf"\b{op}\.E\S*\.128\b", code)) for op in ("LDG", "STG"))
-    print(
-        f"sm_{arch} {dtype} variant {variant}: {used} registers, {stack} B stack, {loads} and {stores} 128-bit accesses"
-    )
-    walked = [kind for kind in KINDS[kinds] if kind in (options.ROWS, options.COLUMNS, options.BOTH)]
-    n_walks = 1 + len(walked) * (2 if options.NARROW in KINDS[kinds] else 1)
+def n_walks(kinds: str) -> int:
+    """How often a kernel for these kinds has the update of a vector: once for runs, and for each way to sum."""
+    ways = [kind for kind in KINDS[kinds] if kind in (options.ROWS, options.COLUMNS, options.BOTH)]
+    return 1 + len(ways) * (2 if options.NARROW in KINDS[kinds] else 1)
+
+
+def accesses(name: str, kinds: str, loads: str, stores: str, code: str) -> bool:
+    """Whether vectors of p, g and buffers are loaded, and of p and buffers stored, in each walk."""
+    step = rules.step(*STEPS[name])
+    n_loads, n_stores = len(re.findall(loads, code)), len(re.findall(stores, code))
+    walks = n_walks(kinds)
+    return n_loads >= (2 + step.n_read) * walks and n_stores >= (1 + step.n_written) * walks
+
+
+def check_stage_1(name: str, dtype: torch.dtype, kinds: str, arch: int, registers: int, tmp_path: Path) -> None:
+    """No stack, so no spills; 128-bit loads and stores; registers in bounds."""
+    used, stack, code = machine_code(compiled_stage_1(name, dtype, kinds, SM[arch]), tmp_path)
+    print(f"sm_{arch} {name} {dtype} {kinds}: {used} registers, {stack} B stack")
     assert used <= registers
     assert stack == 0
-    assert loads >= 3 * n_walks
-    assert stores >= 2 * n_walks
+    assert accesses(name, kinds, r"\bLDG\.E\S*\.128\b", r"\bSTG\.E\S*\.128\b", code)
 
 
 @not_interpreted
 @pytest.mark.parametrize(
-    ("dtype", "kinds", "registers"), [(torch.float32, "rows", 128), (torch.bfloat16, "runs", 128)], ids=str
+    ("name", "dtype", "kinds", "registers"),
+    [
+        ("momentum", torch.float32, "rows", 128),
+        ("momentum", torch.bfloat16, "runs", 128),
+        ("adam", torch.float32, "columns", 128),
+    ],
+    ids=str,
 )
-def test_machine_code(dtype: torch.dtype, kinds: str, registers: int, tmp_path: Path) -> None:
-    check_stage_1(dtype, Variant.MOMENTUM, kinds, 90, registers, tmp_path)
+def test_machine_code(name: str, dtype: torch.dtype, kinds: str, registers: int, tmp_path: Path) -> None:
+    check_stage_1(name, dtype, kinds, 90, registers, tmp_path)
 
 
 @not_interpreted
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", SM)
 @pytest.mark.parametrize(
-    ("dtype", "variant", "kinds", "registers"),
+    ("name", "dtype", "kinds", "registers"),
     [
-        (torch.float32, Variant.MOMENTUM, "runs", 128),
-        (torch.float32, Variant.MOMENTUM, "rows", 128),
-        (torch.float32, Variant.MOMENTUM, "columns", 128),
-        (torch.float32, Variant.MOMENTUM, "both", 128),
-        (torch.float32, Variant.NESTEROV, "both", 168),
-        (torch.float32, Variant.MOMENTUM, "strided", 168),
-        (torch.bfloat16, Variant.MOMENTUM, "rows", 168),
-        (torch.bfloat16, Variant.MOMENTUM, "columns", 200),
-        (torch.bfloat16, Variant.MOMENTUM, "both", 255),
-        (torch.bfloat16, Variant.NESTEROV, "both", 255),
-        (torch.float16, Variant.MOMENTUM, "both", 255),
-        (torch.float64, Variant.MOMENTUM, "both", 168),
+        ("momentum", torch.float32, "runs", 128),
+        ("momentum", torch.float32, "rows", 128),
+        ("momentum", torch.float32, "columns", 128),
+        ("momentum", torch.float32, "both", 128),
+        ("momentum", torch.float32, "strided", 128),
+        ("nesterov", torch.float32, "both", 128),
+        ("momentum", torch.bfloat16, "rows", 128),
+        ("momentum", torch.bfloat16, "columns", 128),
+        ("momentum", torch.bfloat16, "both", 128),
+        ("nesterov", torch.bfloat16, "both", 168),
+        ("momentum", torch.float16, "both", 128),
+        ("momentum", torch.float64, "both", 128),
+        ("adam", torch.float32, "rows", 128),
+        ("adam", torch.float32, "both", 128),
+        ("adam", torch.bfloat16, "rows", 128),
+        ("adam", torch.bfloat16, "both", 200),
+        ("amsgrad", torch.float32, "columns", 128),
+        ("amsgrad", torch.float32, "strided", 168),
+        ("amsgrad", torch.bfloat16, "both", 200),
+        ("amsgrad", torch.float16, "strided", 200),
+        ("amsgrad", torch.float64, "both", 255),
+        ("given", torch.bfloat16, "both", 168),
     ],
     ids=str,
 )
 def test_machine_code_of_every_kind(
-    arch: int, dtype: torch.dtype, variant: int, kinds: str, registers: int, tmp_path: Path
+    arch: int, name: str, dtype: torch.dtype, kinds: str, registers: int, tmp_path: Path
 ) -> None:
-    check_stage_1(dtype, variant, kinds, arch, registers, tmp_path)
+    check_stage_1(name, dtype, kinds, arch, registers, tmp_path)
 
 
 @not_interpreted
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", SM)
-def test_machine_code_of_stage_2(arch: int, tmp_path: Path) -> None:
+@of_every_rule
+def test_machine_code_of_stage_2(rule: Rule[Any], arch: int, tmp_path: Path) -> None:
     """No stack: nothing is spilled."""
-    used, stack, _ = machine_code(compiled(stage_2, {"MEASURING": False}, SM[arch], num_warps=4), tmp_path)
-    print(f"sm_{arch} stage 2: {used} registers, {stack} B stack")
+    used, stack, _ = machine_code(compiled(stage_2, rule, {"MEASURING": False}, SM[arch], num_warps=4), tmp_path)
+    print(f"sm_{arch} {rule.name} stage 2: {used} registers, {stack} B stack")
     assert used <= 128
     assert stack == 0
 
@@ -308,15 +381,22 @@ def test_machine_code_of_stage_2(arch: int, tmp_path: Path) -> None:
 @not_interpreted
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_machine_code_for_amd(dtype: torch.dtype) -> None:
-    code = compiled_stage_1(dtype, Variant.MOMENTUM, "both", GFX942).asm["amdgcn"]
-    figures = {name: int(n) for name, n in re.findall(r"\.(vgpr\w*|private_segment_fixed_size):\s*(\d+)", code)}
-    print(f"gfx942 {dtype}: {figures}")
-    assert len(re.findall(r"(?:global|buffer)_load_dwordx4", code)) >= 15
-    assert len(re.findall(r"(?:global|buffer)_store_dwordx4", code)) >= 10
+@pytest.mark.parametrize("name", ["momentum", "amsgrad"])
+def test_machine_code_for_amd(name: str, dtype: torch.dtype) -> None:
+    code = compiled_stage_1(name, dtype, "both", GFX942).asm["amdgcn"]
+    figures = {key: int(n) for key, n in re.findall(r"\.(vgpr\w*|private_segment_fixed_size):\s*(\d+)", code)}
+    print(f"gfx942 {name} {dtype}: {figures}")
+    assert accesses(name, "both", r"(?:global|buffer)_load_dwordx4", r"(?:global|buffer)_store_dwordx4", code)
     assert figures["vgpr_spill_count"] == figures["private_segment_fixed_size"] == 0
     assert figures["vgpr_count"] <= 264
-    compiled(stage_2, {"MEASURING": True}, GFX942, num_warps=2)
+
+
+@not_interpreted
+@pytest.mark.slow
+@of_every_rule
+def test_machine_code_of_stage_2_for_amd(rule: Rule[Any]) -> None:
+    code = compiled(stage_2, rule, {"MEASURING": True}, GFX942, num_warps=2).asm["amdgcn"]
+    assert "vgpr_spill_count: 0" in code
 
 
 # ---- the backend -----------------------------------------------------------------------------------------------------
@@ -330,39 +410,52 @@ def test_without_a_device_the_backend_says_so() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_on_a_gpu(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("rule", "options"),
+    [
+        (SGD, Hyper(0.1, momentum=0.9, weight_decay=0.01)),
+        (ADAM, AdamOptions(0.1, weight_decay=0.01, amsgrad=True)),
+        (GIVEN, GivenOptions(0.1, decay=0.01)),
+    ],
+    ids=[rule.name for rule in (SGD, ADAM, GIVEN)],
+)
+def test_on_a_gpu(rule: Rule[Any], options: Any, dtype: torch.dtype) -> None:
     """A few steps beside the reference engine on the same device; then the same step in a CUDA graph."""
     from noetherperf.engines.triton import TritonEngine
 
     shapes = [(523, 771), (64, 64), (300, 7, 3, 3), (77,), (131_101,)]
     names = [f"w{i}" for i in range(len(shapes))]
     parts = [Part(name, axis) for name, shape in zip(names, shapes, strict=True) for axis in range(min(2, len(shape)))]
-    measured = make_plan([Norm(f"{part}", [part]) for part in parts], names, shapes)
-    hypers, ages = [Hyper(0.1, momentum=0.9, weight_decay=0.01)], [1] * len(shapes)
+    measured = make_plan([Norm(f"{part}", [part]) for part in parts], names, shapes, rule)
+    ages = [1] * len(shapes)
     lr = torch.tensor(0.1, device="cuda")
     results = []
     for make in (ReferenceEngine, TritonEngine):
         torch.manual_seed(0)
-        p, g, v = ([torch.randn(s, device="cuda").to(dtype) for s in shapes] for _ in range(3))
+        p, g, *buffers = (
+            [torch.randn(s, device="cuda").to(dtype) for s in shapes] for _ in range(2 + len(rule.buffers))
+        )
+        for of_all in buffers[1:]:
+            of_all[:] = [x.abs() for x in of_all]
         measurement = Measurement.empty(measured, "cuda")
         engine = make(measured, p, names, [0] * len(p), measurement)
-        engine.measure([v])
+        engine.measure(buffers)
         measurement.start(measured, [True] * len(p))
         for on_device in (OnDevice([None]), OnDevice([lr], None, torch.zeros((), device="cuda"))):
             engine.admit(g)
-            engine.step(g, [v], hypers, ages, on_device)
+            engine.step(g, buffers, [options], ages, on_device)
         if make is TritonEngine:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
                 engine.admit(g)
-                engine.step(g, [v], hypers, ages, OnDevice([None]))
+                engine.step(g, buffers, [options], ages, OnDevice([None]))
             graph.replay()
             graph.replay()
         else:
             for _ in range(2):
                 engine.admit(g)
-                engine.step(g, [v], hypers, ages, OnDevice([None]))
-        results.append([*p, *v, *measurement.tensors()])
+                engine.step(g, buffers, [options], ages, OnDevice([None]))
+        results.append([*p, *chain(*buffers), *measurement.tensors()])
     tolerance = {torch.bfloat16: 2e-2, torch.float16: 2e-3}.get(dtype, 1e-5)
     for expected, actual in zip(*results, strict=True):
         scale = expected.double().abs().max().item()

@@ -1,17 +1,20 @@
-"""Shared by the optimizer's tests: a small network, its symmetries, a training loop, comparisons with torch's SGD."""
+"""Shared by the optimizers' tests: a small network, its symmetries, a training loop, comparisons with torch's."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import noetherperf as nperf
 from noetherperf import Norm, Part, Rescale, Translation
+from noetherperf.engines import backends
 
 BACKENDS = [name for name, status in nperf.backends().items() if status == "available" and name != "auto"]
+
 
 N_IN, N_HIDDEN, N_OUT, N_BATCH = 5, 7, 3, 16
 
@@ -33,12 +36,49 @@ def make_net(backend: str, dtype: torch.dtype = torch.float64) -> nn.Sequential:
     return nn.Sequential(layers).to(device_of(backend), dtype)
 
 
+class Kind(NamedTuple):
+    """An optimizer, and torch's of the same name."""
+
+    ours: Any
+    theirs: Any
+    options: Mapping[str, Any]  # typical ones
+
+    @property
+    def backends(self) -> list[str]:
+        """Those that have its kernels."""
+        return [name for name in BACKENDS if backends.BACKENDS[name].steps(self.ours.rule)]
+
+    def mine(self, net: nn.Module, backend: str, **options: Any) -> Any:
+        """Ours of a net's parameters."""
+        return self.ours(net.named_parameters(), backend=backend, **{"symmetries": SYMMETRIES, **options})
+
+    def torchs(self, net: nn.Module, **options: Any) -> Any:
+        """Torch's of a net's parameters, one tensor after the other."""
+        return self.theirs(net.named_parameters(), foreach=False, **options)
+
+
+SGD, ADAM, ADAMW = KINDS = [
+    Kind(nperf.SGD, torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "dampening": 0.2, "weight_decay": 0.05}),
+    Kind(nperf.Adam, torch.optim.Adam, {"lr": 0.01, "amsgrad": True}),
+    Kind(nperf.AdamW, torch.optim.AdamW, {"lr": 0.01, "betas": (0.8, 0.95), "weight_decay": 0.05}),
+]
+
+
+def each(kinds: Iterable[Kind], among: Container[str] = BACKENDS) -> pytest.MarkDecorator:
+    """Run a test with each of these optimizers on each of its backends among these."""
+    pairs = [(kind, name) for kind in kinds for name in kind.backends if name in among]
+    ids = [f"{kind.ours.__name__}-{name}" for kind, name in pairs]
+    return pytest.mark.parametrize(("kind", "backend"), pairs, ids=ids)
+
+
 def ours(net: nn.Module, backend: str, **options: Any) -> nperf.SGD:
-    return nperf.SGD(net.named_parameters(), backend=backend, **{"symmetries": SYMMETRIES, **options})
+    optimizer: nperf.SGD = SGD.mine(net, backend, **options)
+    return optimizer
 
 
 def theirs(net: nn.Module, **options: Any) -> torch.optim.SGD:
-    return torch.optim.SGD(net.named_parameters(), foreach=False, **options)
+    optimizer: torch.optim.SGD = SGD.torchs(net, **options)
+    return optimizer
 
 
 def loss_of(net: nn.Module, step: int) -> Tensor:
@@ -68,9 +108,12 @@ def train(
 
 
 def buffers(optimizer: torch.optim.Optimizer) -> Iterator[Tensor | None]:
+    """Torch's state of each parameter, None for what it does not have."""
+    is_adam = isinstance(optimizer, nperf.Adam | torch.optim.Adam)
+    keys = ("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq") if is_adam else ("momentum_buffer",)
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            yield optimizer.state.get(parameter, {}).get("momentum_buffer")
+            yield from map(optimizer.state.get(parameter, {}).get, keys)
 
 
 def assert_same(
@@ -80,7 +123,7 @@ def assert_same(
     peer: torch.optim.Optimizer,
     tolerance: float = 1e-12,
 ) -> None:
-    """Parameters and momentum buffers agree, relative to each tensor's largest element."""
+    """Parameters and states agree, relative to each tensor's largest element."""
     pairs = [
         *zip(net.parameters(), other.parameters(), strict=True),
         *zip(buffers(optimizer), buffers(peer), strict=True),
@@ -106,7 +149,7 @@ def assert_same_readout(a: nperf.Readout, b: nperf.Readout) -> None:
         assert (a[name].closed, a[name].reason) == (b[name].closed, b[name].reason)
 
 
-def assert_identities(optimizer: nperf.SGD, tolerance: float = 1e-12) -> None:
+def assert_identities(optimizer: nperf.MeasuredOptimizer, tolerance: float = 1e-12) -> None:
     """What was measured adds up: charge = free + forced + defect, to rounding, relative to the terms."""
     for name, law in optimizer.readout().items():
         terms = law.discrete.free.abs() + law.discrete.forced.abs() + law.discrete.defect.abs() + law.initial.abs()

@@ -1,7 +1,8 @@
 """Blocks: [R, C] elements of a tensor's matrix, which a program of stage 1 loads, steps and stores at once.
 
 A block consists of 16-byte vectors, one per thread. C is 32 lanes of vectors, so that a warp's loads along a row are
-coalesced, or 8 lanes in narrow matrices.
+coalesced, or 8 lanes in narrow matrices. Where elements are addressed one by one, a thread has fewer of them: their
+addresses take the registers.
 """
 
 from typing import NamedTuple
@@ -18,11 +19,9 @@ BY_VECTORS, BY_ELEMENTS, BY_STRIDES = (tl.constexpr(i) for i in range(3))
 
 
 class Matrix(NamedTuple):
-    """One tensor's parameter, gradient and momentum buffer; v is null where there is none."""
+    """One tensor: pointers to parameter, gradient and the buffers that the step reads, and its rows of the dims."""
 
-    p: tl.tensor
-    g: tl.tensor
-    v: tl.tensor
+    places: tuple[tl.tensor, ...]
     dims: tl.tensor
     n_dims: tl.tensor
 
@@ -34,37 +33,57 @@ def n_threads(dtype):
 
 
 @triton.constexpr_function
-def block_rows(dtype, narrow):
-    """R of a block: one vector a thread."""
-    return n_threads(dtype) // (8 if narrow else 32)
+def n_together(dtype, way):
+    """Neighbours in a row that one thread has: a vector, if there are any."""
+    return vector(dtype) if way == BY_VECTORS.value else 1
 
 
 @triton.constexpr_function
-def block_cols(dtype, narrow):
-    """C of a block."""
-    return (8 if narrow else 32) * vector(dtype)
+def block_size(dtype, way):
+    """Elements of a block."""
+    return n_threads(dtype) * (vector(dtype) if way == BY_VECTORS.value else min(2, vector(dtype) // 2))
+
+
+@triton.constexpr_function
+def block_cols(dtype, narrow, way=BY_VECTORS):
+    """C of a block; all of it where elements come one by one, because sums of many rows take registers too."""
+    if narrow:
+        return 8 * vector(dtype)
+    return 32 * vector(dtype) if way == BY_VECTORS.value else block_size(dtype, way)
+
+
+@triton.constexpr_function
+def block_rows(dtype, narrow, way):
+    """R of a block."""
+    return block_size(dtype, way) // block_cols(dtype, narrow, way)
 
 
 @triton.jit
-def pointers(x, rows, cols, n_cols, WAY: tl.constexpr):
-    """Pointers [R, C] to the elements at rows [R] and cols [C] of the matrix in p, g and v."""
+def advanced(places, index, dim, N: tl.constexpr):
+    """N pointers, each moved by an index of a dim, times its own stride."""
+    moved = ()
+    for i in tl.static_range(N):
+        moved = moved + (places[i] + index * tl.load(dim + 1 + i),)
+    return moved
+
+
+@triton.jit
+def pointers(x, rows, cols, n_cols, N: tl.constexpr, WAY: tl.constexpr):
+    """Pointers [R, C] to the elements at rows [R] and cols [C] of the matrix, in each of N places."""
+    linear = (rows * n_cols)[:, None] + cols[None, :]
+    at = ()
     if WAY == BY_STRIDES:
-        linear = rows[:, None] * n_cols + cols[None, :]
-        p = linear * 0
-        g = linear * 0
-        v = linear * 0
+        for i in tl.static_range(N):
+            at = at + (x.places[i] + linear * 0,)
         for d in range(x.n_dims - 1, -1, -1):
             dim = x.dims + d * N_DIM_WORDS
             size = tl.load(dim)
-            index = linear % size
+            at = advanced(at, linear % size, dim, N)
             linear = linear // size
-            p += index * tl.load(dim + 1)
-            g += index * tl.load(dim + 2)
-            v += index * tl.load(dim + 3)
-        return x.p + p, x.g + g, x.v + v
     else:
-        at = (rows * n_cols)[:, None] + cols[None, :]
-        return x.p + at, x.g + at, x.v + at
+        for i in tl.static_range(N):
+            at = at + (x.places[i] + linear,)
+    return at
 
 
 @triton.jit
@@ -91,21 +110,26 @@ def step_block(
 ):
     """Steps one block; returns what its elements add to the moments, [R, C]."""
     S: tl.constexpr = scalar(DTYPE)
-    p_ptr, g_ptr, v_ptr = pointers(x, rows, cols, n_cols, WAY)
-    p = load(p_ptr, mask, S)
+    N_READ: tl.constexpr = STEP.n_read
+    N_WRITTEN: tl.constexpr = STEP.n_written
+    ptrs = pointers(x, rows, cols, n_cols, 2 + N_READ, WAY)
+    p = load(ptrs[0], mask, S)
+    zero = tl.zeros_like(p)
+    buffers = ()
+    for i in tl.static_range(N_READ):
+        buffers = buffers + (load(ptrs[2 + i], mask, S),)
     if STEP.updates:
-        g = load(g_ptr, mask, S)
-        v = load(v_ptr, mask, S) if STEP.reads_buffer else tl.zeros_like(p)
+        g = load(ptrs[1], mask, S)
         if STEP.scaled:
             g = g / scale
-            tl.store(g_ptr, narrow(g, DTYPE), mask)
-        p_new, v_new, u = UPDATE(p, g, v, c, STEP.variant)
+            tl.store(ptrs[1], narrow(g, DTYPE), mask)
+        p_new, buffers, u = UPDATE(p, g, buffers, c, STEP.variant)
+        if STEP.divides and mask is not None:
+            p_new, u = tl.where(mask, p_new, 0.0), tl.where(mask, u, 0.0)
         stored = narrow(p_new, DTYPE)
-        tl.store(p_ptr, stored, mask)
-        if STEP.writes_buffer:
-            tl.store(v_ptr, narrow(v_new, DTYPE), mask)
-        return products(Operands(p, stored.to(S), g, u, v_new), STEP)
+        tl.store(ptrs[0], stored, mask)
+        for i in tl.static_range(N_WRITTEN):
+            tl.store(ptrs[2 + i], narrow(buffers[i], DTYPE), mask)
+        return products(Operands(p, stored.to(S), g, u, buffers[0] if N_READ > 0 else zero), STEP)
     else:
-        v = load(v_ptr, mask, S)
-        zero = tl.zeros_like(p)
-        return products(Operands(p, p, v, zero, zero), STEP)
+        return products(Operands(p, p, buffers[0], zero, zero), STEP)

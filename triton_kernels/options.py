@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from noetherperf.triton_kernels.blocks import block_cols, n_threads
-from noetherperf.triton_kernels.dtypes import FLOAT64, vector
+from noetherperf.triton_kernels.dtypes import FLOAT32, vector
 from noetherperf.triton_kernels.rules import Step
 
 # The kinds of tiles, by their sums; a kernel is compiled for the kinds that occur.
@@ -23,20 +23,25 @@ def options(dtype: int, step: Step, kinds: int, lanes: int, hip: bool) -> dict[s
     """Compile options of stage 1.
 
     Registers decide how many threads share a multiprocessor's 65,536, and so how many loads are in flight: 512 with 128
-    each, 384 with 168, 320 with 200 (in programs of 64), 256 with 255. Kernels that need more get more, so that nothing
-    spills: float64, longer vectors (16 bits), rows and columns at once, two moments more than the common six, strides.
+    each, 384 with 168, 320 with 200 (in programs of 64), 256 with 255. Kernels that need more than 128 get more, so
+    that nothing spills: sums of columns, where a thread keeps two moments more than the common six of each element of a
+    long vector (16 bits), or in two registers each (float64); several buffers; strides.
 
     Args:
         dtype, step, kinds: As the kernel's constants.
         lanes: Threads of a warp.
         hip: Whether the target is AMD, where registers are not limited.
     """
-    has_columns = kinds & (COLUMNS.value | BOTH.value) != 0
-    hard = len(step.moments) > 7 or kinds & STRIDED.value != 0
-    if vector(dtype) == 8:
-        registers = 255 if has_columns and (hard or kinds & BOTH.value) else 200 if has_columns else 168
-    else:
-        registers = 168 if dtype == FLOAT64 or (has_columns and hard) else 128
+    has_columns, has_both = kinds & (COLUMNS.value | BOTH.value) != 0, kinds & BOTH.value != 0
+    is_strided, has_many = kinds & STRIDED.value != 0, len(step.moments) > 7
+    registers = 128
+    if dtype == FLOAT32:
+        registers = 168 if is_strided and has_many else 128
+    elif has_columns and (has_many or is_strided):
+        if vector(dtype) == 8:
+            registers = 200 if is_strided or (has_both and step.n_read > 1) else 168
+        else:
+            registers = 255 if step.n_read > 2 else 168
     return {"num_warps": n_threads(dtype) // lanes} | ({} if hip else {"maxnreg": registers})
 
 

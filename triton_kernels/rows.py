@@ -60,11 +60,15 @@ def choose_row(RULE: tl.constexpr, first, given_age, known_age):
 
 
 @triton.jit
-def load_coefficients(RULE: tl.constexpr, numbers, S: tl.constexpr):
-    """The update's coefficients, the first numbers of a row."""
-    c = ()
+def load_coefficients(RULE: tl.constexpr, COEFFICIENTS: tl.constexpr, numbers, S: tl.constexpr):
+    """The update's coefficients, from the first numbers of a row; computed in float64 and rounded once."""
+    given = ()
     for i in tl.static_range(len(RULE.coefficients)):
-        c = c + (tl.load(numbers + i).to(S),)
+        given = given + (tl.load(numbers + i),)
+    exact = COEFFICIENTS(given)
+    c = ()
+    for i in tl.static_range(len(exact)):
+        c = c + (exact[i].to(S),)
     return c
 
 

@@ -11,7 +11,7 @@ through its strides if its layout is not dense.
 import triton
 import triton.language as tl
 
-from noetherperf.triton_kernels.blocks import BY_VECTORS, block_cols, block_rows, step_block
+from noetherperf.triton_kernels.blocks import BY_VECTORS, block_cols, block_rows, n_together, step_block
 from noetherperf.triton_kernels.dtypes import FLOAT64, scalar, vector
 from noetherperf.triton_kernels.moments import add, sums_along, sums_of_vectors, zeros
 from noetherperf.triton_kernels.options import BOTH, COLUMNS, NARROW, ROWS, RUNS, VIEWED, WIDE, occurs
@@ -40,21 +40,22 @@ def walk_run(
     WAY: tl.constexpr,
 ):
     """A tile of one row: blocks are pieces of one run, C wide and R of them; unmasked but for the last block."""
-    R: tl.constexpr = block_rows(DTYPE, False)
-    C: tl.constexpr = block_cols(DTYPE, False)
+    R: tl.constexpr = block_rows(DTYPE, False, WAY)
+    C: tl.constexpr = block_cols(DTYPE, False, WAY)
+    V: tl.constexpr = n_together(DTYPE, WAY)
     rows, lanes = tl.arange(0, R).to(tl.int64), tl.arange(0, C)
     begin = whole(tile.col_begin, 64)
     rest = begin + (tile.col_end - begin) // (R * C) * (R * C)
-    sums = zeros(len(STEP.moments), R, C // vector(DTYPE), scalar(DTYPE))
+    sums = zeros(len(STEP.moments), R, C // V, scalar(DTYPE))
     for at in range(begin, rest, R * C):
         block = step_block(x, rows, at + lanes, C, None, c, scale, DTYPE, STEP, UPDATE, WAY)
         if MEASURED:
-            sums = add(sums, sums_of_vectors(block, vector(DTYPE), len(STEP.moments)), len(STEP.moments))
+            sums = add(sums, sums_of_vectors(block, V, len(STEP.moments)), len(STEP.moments))
     if rest < tile.col_end:
         mask = rows[:, None] * C + (rest + lanes)[None, :] < tile.col_end
         block = step_block(x, rows, rest + lanes, C, mask, c, scale, DTYPE, STEP, UPDATE, WAY)
         if MEASURED:
-            sums = add(sums, sums_of_vectors(block, vector(DTYPE), len(STEP.moments)), len(STEP.moments))
+            sums = add(sums, sums_of_vectors(block, V, len(STEP.moments)), len(STEP.moments))
     if MEASURED:
         if by_row:
             store_run(row_slice, sums_along(sums, 1, len(STEP.moments)), STEP)
@@ -78,15 +79,16 @@ def walk_rows(
     WAY: tl.constexpr,
 ):
     """A tile that sums rows only: along R rows to their end, then the next R rows."""
+    V: tl.constexpr = n_together(DTYPE, WAY)
     begin = whole(tile.col_begin, 64)
     for row in range(tile.row_begin, tile.row_end, R):
         rows = row + tl.arange(0, R)
-        sums = zeros(len(STEP.moments), R, C // vector(DTYPE), scalar(DTYPE))
+        sums = zeros(len(STEP.moments), R, C // V, scalar(DTYPE))
         for col in range(begin, col_end, C):
             cols = col + tl.arange(0, C)
             mask = (rows < tile.row_end)[:, None] & (cols < col_end)[None, :]
             block = step_block(x, rows, cols, n_cols, mask, c, scale, DTYPE, STEP, UPDATE, WAY)
-            sums = add(sums, sums_of_vectors(block, vector(DTYPE), len(STEP.moments)), len(STEP.moments))
+            sums = add(sums, sums_of_vectors(block, V, len(STEP.moments)), len(STEP.moments))
         store_rows(row_slice, sums_along(sums, 1, len(STEP.moments)), rows, tile.row_end, n_rows, False, STEP)
 
 
@@ -145,8 +147,8 @@ def walk_matrix(
     KINDS: tl.constexpr,
     WAY: tl.constexpr,
 ):
-    R: tl.constexpr = block_rows(DTYPE, SLIM)
-    C: tl.constexpr = block_cols(DTYPE, SLIM)
+    R: tl.constexpr = block_rows(DTYPE, SLIM, WAY)
+    C: tl.constexpr = block_cols(DTYPE, SLIM, WAY)
     n_rows, n_cols, col_end = tensor.n_rows, tensor.n_cols, tile.col_end
     if WAY == BY_VECTORS:
         n_cols = whole(n_cols, vector(DTYPE))

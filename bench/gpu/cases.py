@@ -6,33 +6,39 @@ from bench.cases import LARGE_MODELS, MODELS, Case
 
 SUITE = "gpu"
 
-#: Model, dtype, views, momentum.
-PLAN: list[tuple[str, str, tuple[str, ...], float]] = [
-    ("resnet50", "float32", ("none", "rows", "both"), 0.9),
-    ("billion", "float32", ("none", "rows", "both"), 0.9),
-    ("gpt2", "float32", ("none", "rows", "both"), 0.9),
-    ("matrix", "float32", ("none", "rows", "columns", "both"), 0.9),
-    ("small2000", "float32", ("none", "rows", "both"), 0.9),
-    ("gpt2", "bfloat16", ("none", "rows", "both"), 0.9),
-    ("host161", "float32", ("none", "rows"), 0.9),
-    ("gpt2-xl", "float32", ("none", "rows", "both"), 0.9),
-    ("resnet50", "bfloat16", ("none", "rows", "both"), 0.9),
-    ("vgg16", "float32", ("none", "rows", "both"), 0.9),
-    ("embedding", "float32", ("rows",), 0.9),
-    ("mlp", "float32", ("none", "both"), 0.9),
-    ("matrix", "bfloat16", ("none", "rows", "both"), 0.9),
-    ("gpt2-xl", "bfloat16", ("none", "both"), 0.9),
-    ("billion", "bfloat16", ("none", "both"), 0.9),
-    ("matrix", "float32", ("none", "both"), 0.0),
-    ("matrix", "float16", ("none", "both"), 0.9),
-    ("matrix", "float64", ("none", "both"), 0.9),
-    ("resnet50", "float32", ("columns", "whole"), 0.9),
-    ("host2000", "float32", ("none", "rows"), 0.9),
+#: Model, dtype, views, rule.
+PLAN: list[tuple[str, str, tuple[str, ...], str]] = [
+    ("resnet50", "float32", ("none", "rows", "both"), "b0.9"),
+    ("billion", "float32", ("none", "rows", "both"), "b0.9"),
+    ("gpt2", "float32", ("none", "rows", "both"), "b0.9"),
+    ("gpt2", "float32", ("none", "rows", "both"), "adamw"),
+    ("matrix", "float32", ("none", "rows", "columns", "both"), "b0.9"),
+    ("small2000", "float32", ("none", "rows", "both"), "b0.9"),
+    ("gpt2", "bfloat16", ("none", "rows", "both"), "b0.9"),
+    ("gpt2", "bfloat16", ("none", "rows", "both"), "adamw"),
+    ("resnet50", "float32", ("none", "rows", "both"), "adamw"),
+    ("billion", "float32", ("none", "rows", "both"), "adamw"),
+    ("host161", "float32", ("none", "rows"), "b0.9"),
+    ("gpt2-xl", "float32", ("none", "rows", "both"), "b0.9"),
+    ("resnet50", "bfloat16", ("none", "rows", "both"), "b0.9"),
+    ("vgg16", "float32", ("none", "rows", "both"), "b0.9"),
+    ("embedding", "float32", ("rows",), "b0.9"),
+    ("mlp", "float32", ("none", "both"), "b0.9"),
+    ("matrix", "bfloat16", ("none", "rows", "both"), "b0.9"),
+    ("gpt2-xl", "bfloat16", ("none", "both"), "b0.9"),
+    ("billion", "bfloat16", ("none", "both"), "b0.9"),
+    ("matrix", "float32", ("none", "both"), "b0"),
+    ("matrix", "float32", ("none", "rows", "columns", "both"), "adamw"),
+    ("small2000", "float32", ("none", "rows", "both"), "adamw"),
+    ("matrix", "float16", ("none", "both"), "b0.9"),
+    ("matrix", "float64", ("none", "both"), "b0.9"),
+    ("resnet50", "float32", ("columns", "whole"), "b0.9"),
+    ("host2000", "float32", ("none", "rows"), "b0.9"),
 ]
 SHAPES = {**MODELS, **LARGE_MODELS, "host161": ((8, 8),) * 161, "host2000": ((1, 1),) * 2000}
 CASES = tuple(
-    Case("host" if model.startswith("host") else SUITE, model, SHAPES[model], dtype, view, momentum)
-    for model, dtype, views, momentum in PLAN
+    Case("host" if model.startswith("host") else SUITE, model, SHAPES[model], dtype, view, rule)
+    for model, dtype, views, rule in PLAN
     for view in views
 )
 

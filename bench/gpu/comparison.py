@@ -18,7 +18,7 @@ MAX_COMPILED = 20  # tensors: compiling takes seconds for each, and the whole ru
 LEAST_ROUNDS = 7
 
 PEERS = ("fused", "foreach", "compiled")
-MEASURING_PEERS = ("fused", "eager", "compiled_measured")
+MEASURING_PEERS = ("fused", "probed", "eager", "compiled_measured")
 
 
 # ---- variants -------------------------------------------------------------------------------------------------------
@@ -66,7 +66,7 @@ class Bench:
     _sets: list[InputSet] = field(default_factory=list)
 
     def sets(self, case: Case) -> list[InputSet]:
-        key = (case.shapes, case.dtype, case.momentum != 0.0)
+        key = (case.shapes, case.dtype, case.recipe.is_squared)
         if key != self._key:
             self._key, self._sets = (), []
             self.device.forget()

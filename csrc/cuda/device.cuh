@@ -18,8 +18,7 @@
 
 namespace noetherperf {
 
-constexpr int n_threads = 256, n_warps = n_threads / 32;  // of a block of the first stage
-constexpr int n_finishers = 64;                           // threads of a block of the second stage
+constexpr int n_finishers = 64;  // threads of a block of the second stage
 constexpr unsigned all_lanes = 0xffffffffu;
 
 }  // namespace noetherperf

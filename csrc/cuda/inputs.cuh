@@ -30,8 +30,8 @@ constexpr int measure = -1;
 template <class Rule>
 NPERF_D int variant_in(const DeviceInputs& inputs, const Tensor& tensor, int64_t i) {
   if (inputs.measuring) return measure;
-  return Rule::variant_of(inputs.groups[tensor.group].variant, addresses_of<Rule>(inputs, i)[2] != 0,
-                          tensor.n_views > 0);
+  const bool has_buffer = Rule::n_buffers > 0 && addresses_of<Rule>(inputs, i)[2] != 0;
+  return Rule::variant_of(inputs.groups[tensor.group].variant, has_buffer, tensor.n_views > 0);
 }
 
 // Calls f with an object of the type of a variant's step.

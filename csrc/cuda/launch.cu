@@ -6,76 +6,26 @@
 
 #include <stdexcept>
 
-#include "../rules/sgd.h"
-#include "finish.cuh"
-#include "tile.cuh"
+#include "device.cuh"
 
 namespace noetherperf {
-namespace {
 
-#if defined(__CUDACC__)
-void check(cudaError_t error) {
-  if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
-}
-#endif
-
-template <class Type, class Step>
-void launch_step(const DeviceProblem& problem, const DeviceInputs& inputs, const Launch& launch, void* stream) {
-  LAUNCH((step_tiles<Type, Step>), unsigned(launch.end - launch.begin), n_threads, 0, stream, problem, inputs,
-         launch.begin, launch.dtype, launch.variant);
-}
-
-// Launches the kernel of a variant: each hot variant has its own.
-template <class Rule, class Type, int... hot>
-void launch_tiles(const DeviceProblem& problem, const DeviceInputs& inputs, const Launch& launch, void* stream,
-                  std::integer_sequence<int, hot...>) {
-  const bool is_hot =
-      ((launch.variant == hot &&
-        (launch_step<Type, typename Rule::template Step<hot>>(problem, inputs, launch, stream), true)) ||
-       ...);
-  if (!is_hot) launch_step<Type, Any<Rule>>(problem, inputs, launch, stream);
-}
-
-template <class Rule>
-void launch_all(const DeviceProblem& problem, const DeviceInputs& inputs, const std::vector<Launch>& launches,
-                void* stream) {
-  constexpr std::make_integer_sequence<int, Rule::n_hot> hot{};
-  for (const Launch& launch : launches) {
-    switch (launch.dtype) {
-      case float32:
-        launch_tiles<Rule, Float32>(problem, inputs, launch, stream, hot);
-        break;
-      case float64:
-        launch_tiles<Rule, Float64>(problem, inputs, launch, stream, hot);
-        break;
-      case bfloat16:
-        launch_tiles<Rule, BFloat16>(problem, inputs, launch, stream, hot);
-        break;
-      case float16:
-        launch_tiles<Rule, Float16>(problem, inputs, launch, stream, hot);
-        break;
-    }
+const Kernels& kernels_of(const std::string& rule) {
+  std::string names;
+#define NPERF_ADDRESS(rule) &rule##_kernels,
+  for (const Kernels* const kernels : {NPERF_EACH_RULE(NPERF_ADDRESS)}) {
+    if (rule == kernels->rule) return *kernels;
+    names += std::string(names.empty() ? "" : ", ") + kernels->rule;
   }
-  const size_t shared = SpanShared::n_bytes(problem, Rule::n_moments);
-  LAUNCH(finish_spans<Rule>, unsigned(problem.n_spans + 1), n_finishers, shared, stream, problem, inputs);
-#if defined(__CUDACC__)
-  check(cudaGetLastError());
-#endif
-}
-
-}  // namespace
-
-int any_variant() { return sgd::Rule::n_hot; }
-
-void launch(const DeviceProblem& problem, const DeviceInputs& inputs, const std::vector<Launch>& launches,
-            void* stream) {
-  launch_all<sgd::Rule>(problem, inputs, launches, stream);
+  throw std::invalid_argument("there are no CUDA kernels of the update rule \"" + rule + "\"; there are those of " +
+                              names);
 }
 
 int n_devices() {
 #if defined(__CUDACC__)
   int n = 0;
-  check(cudaGetDeviceCount(&n));
+  const cudaError_t error = cudaGetDeviceCount(&n);
+  if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
   return n;
 #else
   return 0;

@@ -1,8 +1,10 @@
 // The CUDA engine: two launches step all tensors of a plan, take their moments and advance the laws.
 #pragma once
 
+#include <string>
 #include <vector>
 
+#include "../rules/all.h"
 #include "problem.h"
 
 namespace noetherperf {
@@ -13,12 +15,22 @@ struct Launch {
   int64_t begin, end;
 };
 
-// Instead of a variant: the kernel for all variants without their own.
-int any_variant();
+// The kernels of one rule.
+struct Kernels {
+  const char* rule;
+  int any_variant;  // instead of a variant: the kernel for all variants without their own
+  // Queues a step on a stream: the first stage's launches, then the second stage. Throws std::runtime_error.
+  void (*launch)(const DeviceProblem& problem, const DeviceInputs& inputs, const std::vector<Launch>& launches,
+                 void* stream);
+};
 
-// Queues a step on a stream: the first stage's launches, then the second stage. Throws std::runtime_error.
-void launch(const DeviceProblem& problem, const DeviceInputs& inputs, const std::vector<Launch>& launches,
-            void* stream);
+// Each rule's, defined in launch_<rule>.cu.
+#define NPERF_DECLARE(rule) extern const Kernels rule##_kernels;
+NPERF_EACH_RULE(NPERF_DECLARE)
+#undef NPERF_DECLARE
+
+// The kernels of a rule, by its name. Throws std::invalid_argument if there are none.
+const Kernels& kernels_of(const std::string& rule);
 
 // The number of devices that the driver reports. Throws std::runtime_error with the driver's reason if there are none.
 int n_devices();

@@ -16,7 +16,7 @@ namespace noetherperf {
 template <class TheRule>
 struct Any {
   using Rule = TheRule;
-  static constexpr int n_taken = Rule::n_moments;
+  static constexpr int n_taken = Rule::n_moments, n_read = Rule::n_buffers;
 };
 
 template <class Step>
@@ -28,11 +28,20 @@ struct alignas(16) VectorOf {
   typename Type::Element x[L];
 };
 
-// Pipeline depth: the vectors of p, g and v that a thread has in flight, and the one that it steps.
+// The tensors that a step reads: parameter, gradient, and the first buffers. They have the order of the addresses.
+enum Stream : int { of_parameter, of_gradient, of_buffers };
+template <class Step>
+constexpr int n_streams = of_buffers + Step::n_read;
+
+// Threads of a block. What they have in flight must fit into the 48 KiB of shared memory that a launch has.
+template <class Step>
+constexpr int n_threads = n_streams<Step> > 3 ? 128 : 256;
+
+// Pipeline depth: the vectors of each stream that a thread has in flight, and the one that it steps.
 template <class Type, class Step>
-constexpr int n_stages = is_any<Step>                          ? 1
-                         : sizeof(typename Type::Element) == 8 ? 2
-                                                               : 3;
+constexpr int n_stages = is_any<Step>                                                   ? 1
+                         : sizeof(typename Type::Element) == 8 && n_threads<Step> > 128 ? 2
+                                                                                        : 3;
 
 template <class Type, class Step>
 struct Stepper {
@@ -40,11 +49,11 @@ struct Stepper {
   using Element = typename Type::Element;
   using Scalar = typename Type::Scalar;
   using Vector = VectorOf<Type>;
-  static constexpr int L = Vector::L;
+  static constexpr int L = Vector::L, n = n_streams<Step>;
   static constexpr int n_row_slots = n_slots<Step::n_taken>;
-  using Stage = Vector[3][n_threads];
+  using Stage = Vector[n][n_threads<Step>];
 
-  Element *p, *g, *v;
+  Element* base[n];
   typename Rule::template Coefficients<Scalar> c;
   Scalar inverse_scale;
   bool scaled;
@@ -57,17 +66,20 @@ struct Stepper {
                   int its_variant, const double* row)
       : variant(its_variant), tensor(its), dims(problem.dims + its.dims) {
     const uint64_t* const addresses = addresses_of<Rule>(inputs, i);
-    p = on_device(addresses, 0);
-    g = on_device(addresses, 1);
-    v = on_device(addresses, 2);
-    aligned = (addresses[0] | addresses[1] | addresses[2]) % 16 == 0 && (its.n_rows == 1 || its.n_cols % L == 0);
+    uint64_t all = 0;
+#pragma unroll
+    for (int k = 0; k < n; ++k) {
+      base[k] = on_device(addresses, k);
+      all |= addresses[k];
+    }
+    aligned = all % 16 == 0 && (its.n_rows == 1 || its.n_cols % L == 0);
     scaled = inputs.scaled;
     inverse_scale = scaled ? Scalar(1.0 / double(*reinterpret_cast<const float*>(inputs.scalars[0]))) : Scalar(1);
     c = Rule::template Coefficients<Scalar>::of(row);
   }
 
-  static NPERF_D Element* on_device(const uint64_t* addresses, int which) {
-    void* const pointer = reinterpret_cast<void* const*>(addresses)[which];
+  static NPERF_D Element* on_device(const uint64_t* addresses, int stream) {
+    void* const pointer = reinterpret_cast<void* const*>(addresses)[stream];
 #if defined(__CUDA_ARCH__)
     __builtin_assume(__isGlobal(pointer));  // an address from a table could be in any memory space
 #endif
@@ -84,92 +96,119 @@ struct Stepper {
     }
   }
 
-  // The offset in memory of element `at` of the matrix, in the parameter (0), gradient (1) or a buffer (2 …).
-  NPERF_D int64_t offset(int64_t at, int which) const {
-    if constexpr (!is_any<Step>) return at;
-    if (tensor.dense) return at;
-    int64_t sum = 0;
-    for (int d = tensor.n_dims - 1; d >= 0; --d) {
-      sum += at % dims[d].size * dims[d].strides[which];
-      at /= dims[d].size;
+  // The offset in each stream's memory of element `at` of the matrix.
+  struct Offsets {
+    int64_t in[n];
+  };
+  NPERF_D Offsets offsets(int64_t at) const {
+    Offsets found;
+#pragma unroll
+    for (int k = 0; k < n; ++k) found.in[k] = at;
+    if constexpr (is_any<Step>) {
+      if (tensor.dense) return found;
+#pragma unroll
+      for (int k = 0; k < n; ++k) found.in[k] = 0;
+#pragma unroll 1
+      for (int d = tensor.n_dims - 1; d >= 0; --d) {  // one division for all streams
+        const int64_t index = at % dims[d].size;
+        at /= dims[d].size;
+#pragma unroll
+        for (int k = 0; k < n; ++k) found.in[k] += index * dims[d].strides[k];
+      }
     }
-    return sum;
+    return found;
   }
 
-  // Element by element: n elements from `at` on, then zeros.
-  NPERF_D void load(Vector& x, const Element* from, int64_t at, int n, int which) const {
+  // Element by element: n_inside elements from `at` on, then zeros.
+  NPERF_D void load(Vector (&x)[n], const bool (&reads)[n], int64_t at, int n_inside) const {
 #pragma unroll
-    for (int i = 0; i < L; ++i) x.x[i] = i < n ? from[offset(at + i, which)] : Element(0);
-  }
-
-  NPERF_D void store(const Vector& x, Element* to, int64_t at, int n, int which) const {
+    for (int i = 0; i < L; ++i) {
+      const Offsets there = offsets(at + i);
 #pragma unroll
-    for (int i = 0; i < L; ++i)
-      if (i < n) to[offset(at + i, which)] = x.x[i];
+      for (int k = 0; k < n; ++k) {
+        if (reads[k] && i < n_inside) {
+          x[k].x[i] = base[k][there.in[k]];
+        } else {
+          x[k].x[i] = Element(0);
+        }
+      }
+    }
   }
 
-  // Whether n elements are a whole, aligned vector in memory.
-  NPERF_D bool whole(int n) const { return !is_any<Step> && aligned && n == L; }
+  NPERF_D void store(const Vector (&x)[n], const bool (&writes)[n], int64_t at, int n_inside) const {
+#pragma unroll
+    for (int i = 0; i < L; ++i) {
+      if (i >= n_inside) break;
+      const Offsets there = offsets(at + i);
+#pragma unroll
+      for (int k = 0; k < n; ++k)
+        if (writes[k]) base[k][there.in[k]] = x[k].x[i];
+    }
+  }
 
-  // Prefetches the n elements from `at` on, if they are a whole vector.
-  NPERF_D void fetch(Stage& stage, int64_t at, int n) const {
+  // Whether n_inside elements are a whole, aligned vector in memory.
+  NPERF_D bool whole(int n_inside) const { return !is_any<Step> && aligned && n_inside == L; }
+
+  // Prefetches the n_inside elements from `at` on, if they are a whole vector.
+  NPERF_D void fetch(Stage& stage, int64_t at, int n_inside) const {
     if constexpr (!is_any<Step>) {
-      if (!whole(n)) return;
-      __pipeline_memcpy_async(&stage[0][threadIdx.x], p + at, 16);
-      __pipeline_memcpy_async(&stage[1][threadIdx.x], g + at, 16);
-      if (Step::n_read > 0) __pipeline_memcpy_async(&stage[2][threadIdx.x], v + at, 16);
+      if (!whole(n_inside)) return;
+#pragma unroll
+      for (int k = 0; k < n; ++k) __pipeline_memcpy_async(&stage[k][threadIdx.x], base[k] + at, 16);
     }
   }
 
-  // Steps n elements from `at` on and adds them to the sums of their columns and of their row.
-  NPERF_D void step(const Stage& stage, int64_t at, int n, Scalar (&col_sums)[L][Step::n_taken],
+  // Steps n_inside elements from `at` on and adds them to the sums of their columns and of their row.
+  NPERF_D void step(const Stage& stage, int64_t at, int n_inside, Scalar (&col_sums)[L][Step::n_taken],
                     Scalar (&row_sums)[n_row_slots]) const {
-    bool updates = true, reads_buffer = true, writes_buffer = true;
+    bool reads[n] = {}, writes[n] = {};
     with_its_step([&](auto its) {
-      updates = decltype(its)::updates;
-      reads_buffer = decltype(its)::n_read > 0;
-      writes_buffer = decltype(its)::n_written > 0;
+      using Its = decltype(its);
+#pragma unroll
+      for (int k = 0; k < n; ++k) {
+        reads[k] = k == of_gradient ? Its::updates : k < n_streams<Its>;
+        writes[k] = k < of_buffers ? Its::updates && (k == of_parameter || scaled) : k < of_buffers + Its::n_written;
+      }
     });
-    Vector x, y, z;
-    if (whole(n)) {
-      x = stage[0][threadIdx.x];
-      y = stage[1][threadIdx.x];
-      if (reads_buffer) z = stage[2][threadIdx.x];
+    Vector x[n];
+    if (whole(n_inside)) {
+#pragma unroll
+      for (int k = 0; k < n; ++k) x[k] = stage[k][threadIdx.x];
     } else {
-      load(x, p, at, n, 0);
-      if (updates) load(y, g, at, n, 1);
-      if (reads_buffer) load(z, v, at, n, 2);
+      load(x, reads, at, n_inside);
     }
 #pragma unroll
     for (int i = 0; i < L; ++i)
-      with_its_step([&](auto its) { element<decltype(its)>(x.x[i], y.x[i], z.x[i], col_sums[i], row_sums); });
-    if (whole(n)) {
-      *reinterpret_cast<Vector*>(p + at) = x;
-      if (scaled) *reinterpret_cast<Vector*>(g + at) = y;
-      if (writes_buffer) *reinterpret_cast<Vector*>(v + at) = z;
+      with_its_step([&](auto its) { element<decltype(its)>(x, i, i < n_inside, col_sums[i], row_sums); });
+    if (whole(n_inside)) {
+#pragma unroll
+      for (int k = 0; k < n; ++k)
+        if (writes[k]) store_vector(base[k] + at, x[k]);
     } else {
-      if (updates) store(x, p, at, n, 0);
-      if (scaled) store(y, g, at, n, 1);
-      if (writes_buffer) store(z, v, at, n, 2);
+      store(x, writes, at, n_inside);
     }
   }
 
-  // Steps one element and adds it to the sums of its column and its row.
+  // Steps element i of the vectors and adds it to the sums of its column and its row. An element that is not inside the
+  // tensor is zeros, which add nothing; a rule that divides makes 0/0 of them, and is held to zero.
   template <class Its>
-  NPERF_D void element(Element& x, Element& y, Element& z, Scalar* col_sums, Scalar* row_sums) const {
-    const Scalar before = Type::widen(x);
+  NPERF_D void element(Vector (&x)[n], int i, bool inside, Scalar* col_sums, Scalar* row_sums) const {
+    const Scalar before = Type::widen(x[of_parameter].x[i]);
     Operands<Scalar> operands{before, before, 0, 0, 0};
     if constexpr (Its::updates) {
-      Scalar p_new = before, v_new = 0, u = 0;
-      const Scalar gradient = Type::widen(y) * inverse_scale;
-      if constexpr (Its::n_read > 0) v_new = Type::widen(z);
-      Its::update(p_new, gradient, &v_new, u, c);
-      x = Type::narrow(p_new);
-      y = Type::narrow(gradient);
-      if constexpr (Its::n_written > 0) z = Type::narrow(v_new);
-      operands = {before, Type::widen(x), gradient, u, v_new};
-    } else {
-      operands.g = Type::widen(z);
+      Scalar p_new = before, u = 0, held[Its::n_read > 0 ? Its::n_read : 1] = {};
+      const Scalar g = Type::widen(x[of_gradient].x[i]) * inverse_scale;
+#pragma unroll
+      for (int k = 0; k < Its::n_read; ++k) held[k] = Type::widen(x[of_buffers + k].x[i]);
+      Its::update(p_new, g, held, u, c);
+      if (Rule::divides && !inside) p_new = u = Scalar(0);
+      x[of_parameter].x[i] = Type::narrow(p_new);
+      x[of_gradient].x[i] = Type::narrow(g);
+#pragma unroll
+      for (int k = 0; k < Its::n_written; ++k) x[of_buffers + k].x[i] = Type::narrow(held[k]);
+      operands = {before, Type::widen(x[of_parameter].x[i]), g, u, held[0]};
+    } else if constexpr (Its::n_read > 0) {
+      operands.g = Type::widen(x[of_buffers].x[i]);
     }
     accumulate<Its>(col_sums, operands);
     accumulate<Its>(row_sums, operands);

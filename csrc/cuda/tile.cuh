@@ -21,13 +21,13 @@ struct Place {
   int down;    // warps along a column
   int lane, warp_across, warp_down;
 
-  NPERF_D Place(int64_t n_vectors, int64_t n_rows, bool by_col) {
+  NPERF_D Place(int64_t n_vectors, int64_t n_rows, bool by_col, int n_warps) {
     static_assert(n_holders == 8, "the smallest group");
     group = n_vectors > 16 ? 32 : n_vectors > 8 ? 16 : 8;
     const int64_t strips = (n_vectors + group - 1) / group;
     const int most = by_col ? max_across : n_rows >= 8 ? 1 : n_rows >= 4 ? 2 : n_rows >= 2 ? 4 : 8;
     across = 1;
-    while (across < most && across < strips) across *= 2;
+    while (across < most && across < strips && across < n_warps) across *= 2;
     down = n_warps / across;
     lane = threadIdx.x % 32;
     warp_across = threadIdx.x / 32 % across;
@@ -46,7 +46,7 @@ struct TileShared {
   using Stage = typename Stepper<Type, Step>::Stage;
   static constexpr int max_row = max_across * n_slots<Step::n_taken> + 1;  // padded, against bank conflicts
   // Moments of all columns that the threads own, as many as fit into the memory of their vectors.
-  static constexpr int n_cols = n_threads * VectorOf<Type>::L;
+  static constexpr int n_cols = n_threads<Step> * VectorOf<Type>::L;
   static constexpr int n_col_moments = sizeof(Stage[n_stages<Type, Step>]) / (n_cols * sizeof(Scalar));
   union {
     Stage stages[n_stages<Type, Step>];
@@ -85,7 +85,7 @@ struct TileWalk {
   NPERF_D void write_rows(int64_t row, int n_rows) const {
     __syncthreads();
     const int i = threadIdx.x % row_block;
-    for (int m = threadIdx.x / row_block; m < n && i < n_rows; m += n_threads / row_block) {
+    for (int m = threadIdx.x / row_block; m < n && i < n_rows; m += n_threads<Step> / row_block) {
       const Scalar* const from = row_in_shared(i) + slot_of<n>(m);
       Scalar sum = from[0];
       for (int a = 1; a < place.across; ++a) sum += from[a * slots];
@@ -109,7 +109,7 @@ struct TileWalk {
       __syncthreads();
       for (int m = begin; m < end; ++m) {
         Scalar* const to = lines_of<Rule, Scalar>(problem, view, tensor.n_cols, tile.col_slice, m) + tile.col_begin;
-        for (int i = threadIdx.x; i < n_cols; i += n_threads) {
+        for (int i = threadIdx.x; i < n_cols; i += n_threads<Step>) {
           Scalar sum = shared.cols[m - begin][i];
           for (int part = 1; part < place.n_rows(); ++part) sum += shared.cols[m - begin][part * width + i];
           to[i] = sum;
@@ -175,11 +175,13 @@ struct TileWalk {
   }
 };
 
-// Blocks per multiprocessor: as many as leave every thread enough registers for its sums.
+// Blocks per multiprocessor: as many as leave every thread enough registers for its sums and vectors.
 template <class Type, class Step>
 constexpr int n_blocks() {
   if (is_any<Step>) return 1;
-  return sizeof(typename Type::Element) == 4 && Step::n_taken <= Step::Rule::n_common ? 3 : 2;
+  const bool fewest_sums = sizeof(typename Type::Element) == 4;
+  if (n_threads<Step> == 128) return fewest_sums ? 4 : 3;
+  return fewest_sums && Step::n_taken <= Step::Rule::n_common ? 3 : 2;
 }
 
 // Which kernel steps a tensor: its variant's own, or the one for any.
@@ -189,7 +191,7 @@ NPERF_D int kernel_of(const Tensor& tensor, int variant) {
 }
 
 template <class Type, class Step>
-__global__ void __launch_bounds__(n_threads, (n_blocks<Type, Step>()))
+__global__ void __launch_bounds__(n_threads<Step>, (n_blocks<Type, Step>()))
     step_tiles(const __grid_constant__ DeviceProblem problem, const __grid_constant__ DeviceInputs inputs,
                int64_t tile_begin, int dtype, int kernel) {
   using Rule = typename Step::Rule;
@@ -207,7 +209,8 @@ __global__ void __launch_bounds__(n_threads, (n_blocks<Type, Step>()))
   const bool by_row = tensor.n_views > 0 && views[0].by_row, by_col = tensor.n_views > by_row;
   constexpr int L = VectorOf<Type>::L;
   const Stepper<Type, Step> stepper(problem, inputs, tensor, tile.tensor, variant, row_in(problem, inputs, row));
-  const Place place((tile.col_end - tile.col_begin + L - 1) / L, tile.row_end - tile.row_begin, by_col);
+  const Place place((tile.col_end - tile.col_begin + L - 1) / L, tile.row_end - tile.row_begin, by_col,
+                    n_threads<Step> / 32);
   const TileWalk<Type, Step> walk{problem, tile, tensor, stepper, place, shared, by_row};
   if (by_col) {
     walk.template walk<true>();

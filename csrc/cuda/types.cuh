@@ -30,6 +30,21 @@ NPERF_D To bits_as(const From& from) {
   return to;
 }
 
+// Stores 16 bytes at once. It is assembly, because the compiler cuts the copy of a struct into its elements where
+// another branch stores them too.
+template <class Vector>
+NPERF_D void store_vector(void* to, const Vector& x) {
+  static_assert(sizeof x == 16);
+#if defined(__CUDACC__)
+  const uint4 words = bits_as<uint4>(x);
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(words.x), "r"(words.y), "r"(words.z),
+               "r"(words.w)
+               : "memory");
+#else
+  std::memcpy(to, &x, sizeof x);
+#endif
+}
+
 struct BFloat16 {
   using Element = uint16_t;
   using Scalar = float;

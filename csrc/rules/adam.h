@@ -4,31 +4,30 @@
 // V is a float or double on a GPU and a SIMD vector of them on a CPU; S is the scalar type of both.
 #pragma once
 
-#include <cmath>
-
 #include "../moments.h"
 
 namespace noetherperf::adam {
 
-// d = s g + λ p,  m' = m + (1 − β₁)(d − m),  n' = β₂ n + (1 − β₂) d²,  D = √n'/√e + ε,  u = m'/(c D),  p' = r p − η u.
+// d = s g + λ p,  m' = m + (1 − β₁)(d − m),  n' = β₂ n + (1 − β₂) d²,  cD = (c/√e) √n' + cε,  u = m'/(cD),  p' = r p −
+// η u.
 template <class S>
 struct Coefficients {
-  S lr;              // η
-  S keep;            // r: 1 − ηλ with decoupled decay, else 1
-  S decay;           // λ with coupled decay, else 0
-  S sign;            // s
-  S mean_gain;       // 1 − β₁
-  S sq_decay;        // β₂
-  S sq_gain;         // 1 − β₂
-  S eps;             // ε
-  S inverse_c;       // 1/c
-  S inverse_root_e;  // 1/√e
+  S lr;         // η
+  S keep;       // r: 1 − ηλ with decoupled decay, else 1
+  S decay;      // λ with coupled decay, else 0
+  S sign;       // s
+  S mean_gain;  // 1 − β₁
+  S sq_decay;   // β₂
+  S sq_gain;    // 1 − β₂
+  S root_gain;  // c/√e
+  S eps;        // cε
 
   // From a row's first numbers, rounded once: 1 − β₂ of a β₂ in float32 would have lost four digits. The gradient is
   // the stored value times `unscale`.
   static NPERF_HD Coefficients of(const double* row, double unscale = 1.0) {
-    return {S(row[0]), S(row[1]),       S(row[2]), S(row[3] * unscale), S(1.0 - row[4]),
-            S(row[5]), S(1.0 - row[5]), S(row[6]), S(1.0 / row[7]),     S(1.0 / row[8])};
+    const double c = row[7];
+    return {S(row[0]), S(row[1]),       S(row[2]),     S(row[3] * unscale), S(1.0 - row[4]),
+            S(row[5]), S(1.0 - row[5]), S(c / row[8]), S(c * row[6])};
   }
 };
 
@@ -68,6 +67,9 @@ struct Rule {
 
   // The variant of a tensor's step.
   static NPERF_HD int variant_of(int of_group, bool, bool) { return of_group; }
+
+  // Whether the update of zeros may be 0/0.
+  static constexpr bool divides = true;
 };
 
 // One variant of the step.
@@ -90,7 +92,7 @@ struct Step {
     n = c.sq_decay * n + c.sq_gain * (d * d);
     V scale = n;
     if constexpr (variant == amsgrad) scale = buffers[2] = maximum(buffers[2], n);
-    u = c.inverse_c * (m / (c.inverse_root_e * square_root(scale) + c.eps));
+    u = quotient(m, c.root_gain * square_root(scale) + c.eps);
     p = c.keep * p - c.lr * u;
   }
 };

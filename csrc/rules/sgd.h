@@ -65,6 +65,9 @@ struct Rule {
   static NPERF_HD int variant_of(int of_group, bool has_buffer, bool has_views) {
     return of_group == plain && has_buffer && has_views ? idle : of_group;
   }
+
+  // Whether the update of zeros may be 0/0.
+  static constexpr bool divides = false;
 };
 
 // One variant of the step.

@@ -15,7 +15,7 @@ FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True)
 class OnDevice:
-    """Scalars that a step reads on the parameters' device, so that the host does not wait for them.
+    """What a step reads on the parameters' device, so that the host does not wait for it.
 
     The host reads what it can without waiting: for parameters on the CPU, lrs and found_inf are always None.
 
@@ -24,16 +24,19 @@ class OnDevice:
         grad_scale: Every gradient is divided by it first, and stored divided. The quotient is the gradient of the step
             and its moments. None: 1.
         found_inf: If it is not zero, the step is skipped and nothing is written. None: 0.
+        counts: Every tensor's count of steps, [n_tensors], any dtype, which the host need not know: a CUDA graph may
+            have counted. For a rule that counts and an engine that `reads_counts`. None: the host knows.
     """
 
     lrs: Sequence[Tensor | None]
     grad_scale: Tensor | None = None
     found_inf: Tensor | None = None
+    counts: Tensor | None = None
 
     @cached_property
     def is_empty(self) -> bool:
         """Whether there is nothing to read on a device."""
-        return all(x is None for x in (*self.lrs, self.grad_scale, self.found_inf))
+        return all(x is None for x in (*self.lrs, self.grad_scale, self.found_inf, self.counts))
 
 
 class Engine(Protocol):
@@ -43,6 +46,8 @@ class Engine(Protocol):
     parameter group per tensor. They change parameters, buffers and the measurement, and nothing else: no version
     counter either.
     """
+
+    reads_counts: bool  # whether a step can take the counts of steps from the device
 
     @property
     def ages(self) -> Sequence[int] | Tensor:
@@ -81,8 +86,8 @@ class Engine(Protocol):
             options: Of the rule, one per parameter group.
             ages: Per tensor: 0 if its buffers are new (zeros), else the host's count. 0 is passed only once: if that
                 step is skipped, the engine keeps the age 0 for the tensor's next step. A rule with a step_key counts
-                ages in torch's state instead; then no skipped step gets here.
-            on_device: Scalars that the host has not read.
+                ages in torch's state instead; then a skipped step gets here only if the counts are on_device.
+            on_device: What the host has not read.
         """
 
     def step(
@@ -110,6 +115,8 @@ def carry_out(calls: Iterable[Call]) -> None:
 
 class Stepping:
     """The methods `measure` and `step` of an engine, made of its prepare methods."""
+
+    reads_counts = False
 
     def measure(self, *args: Any) -> None:
         """Measure: prepare it and carry it out."""

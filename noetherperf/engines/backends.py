@@ -10,7 +10,7 @@ from torch import Tensor
 
 from noetherperf.engines import FLOATING, Engine, gradient_dtypes
 from noetherperf.engines.reader import has_own_dispatch, unreadable
-from noetherperf.rules import sgd
+from noetherperf.rules import adam, given, sgd
 from noetherperf.rules.rule import Rule
 
 
@@ -88,11 +88,14 @@ def _triton_missing() -> str | None:
     return None
 
 
+#: The rules that compiled backends have kernels of (csrc/rules, triton_kernels/rules).
+KERNELS: tuple[Rule[Any], ...] = (sgd.SGD, adam.ADAM, given.GIVEN)
+
 #: Every backend, those that "auto" prefers first.
 BACKENDS = {
-    "cuda": Backend("cuda", "cuda", _cuda_missing, _cuda_engine),
-    "triton": Backend("triton", "cuda", _triton_missing, _triton_engine),
-    "cpu": Backend("cpu", "cpu", _cpu_missing, _cpu_engine),
+    "cuda": Backend("cuda", "cuda", _cuda_missing, _cuda_engine, rules=KERNELS),
+    "triton": Backend("triton", "cuda", _triton_missing, _triton_engine, rules=KERNELS),
+    "cpu": Backend("cpu", "cpu", _cpu_missing, _cpu_engine, rules=KERNELS),
     "reference": Backend("reference", None, lambda: None, _reference_engine, rules=None),
 }
 

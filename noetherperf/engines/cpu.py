@@ -71,6 +71,7 @@ class CpuEngine(TableEngine):
             [state.stride(0) for state in m.states],
             m.propagators.data_ptr(),
             self.isa,
+            self.rule.name,
         )
 
     def prepare_to_measure(self, buffers: Sequence[Sequence[Tensor | None]]) -> list[Call]:
@@ -94,7 +95,7 @@ class CpuEngine(TableEngine):
                 self._any_young = young
             rows.find(options, (0, oldest) if young else (oldest,))
         else:
-            rows.find_counted(options, ages, self._addresses[:, GRADIENT] != 0)
+            rows.find_counted(options, ages, self._addresses[:, GRADIENT])
             self._row_of = rows.first
         # In float32, as torch unscales. The step multiplies by it, so that small 16-bit gradients do not underflow.
         unscale = 1.0 if on_device.grad_scale is None else float(np.float32(1.0 / on_device.grad_scale.item()))

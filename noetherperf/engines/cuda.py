@@ -104,6 +104,7 @@ class CudaEngine(GpuEngine):
             "chosen": self.chosen,
         }
         self._engine = self._module.Engine(
+            self.rule.name,
             {name: tensor.data_ptr() for name, tensor in held.items()},
             n_tensors=len(self.params),
             n_spans=len(t.spans),
@@ -133,7 +134,7 @@ class CudaEngine(GpuEngine):
 
     def _launch(self, launches: Sequence[Launch], inputs: DeviceInputs, *, measuring: bool, scaled: bool) -> list[Call]:
         if launches is not self._wanted_for[0]:
-            last = self._module.ANY
+            last = self._engine.any_variant
             wanted = {(x.dtype, x.variant if 0 <= x.variant < last else last, x.begin, x.end) for x in launches}
             wanted |= {(x.dtype, last, x.begin, x.end) for x in launches if x.dtype in self._strided}
             self._wanted_for = launches, sorted(wanted)

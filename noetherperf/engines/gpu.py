@@ -9,10 +9,10 @@ Ages. The host knows when it makes a tensor's buffers, but not whether the step 
 (found_inf), so ages are on the device. A tensor's age in a step is 0 if its buffers are new, else the age on the
 device. Stage 1 chooses each tensor's row by its age (noetherperf/engines/rows.py) and writes the row's index to
 `chosen`, which stage 2 reads. Stage 2 alone writes the ages. So no block reads what another block of its kernel writes.
-Of a rule that counts ages in torch's state the host knows all: a tensor then has one row to choose from.
+Of a rule that counts ages in torch's state, a tensor has one row to choose from: that of its count.
 
-A learning rate on the device: its parameter group's rows are computed there, by torch operations on the step's stream,
-in place of the rows that were sent.
+Numbers on the device: rows that depend on a learning rate there, or on counts of steps there, are computed there by
+torch operations on the step's stream, in place of the rows that were sent. A CUDA graph replays these operations too.
 """
 
 from collections.abc import Sequence
@@ -64,6 +64,8 @@ class GpuEngine(TableEngine):
         ages: self.known_ages: [n_tensors] uint8; self.chosen: [n_tensors] int32.
     """
 
+    reads_counts = True
+
     def _build(self) -> None:
         super()._build()
         n = len(self.params)
@@ -85,6 +87,7 @@ class GpuEngine(TableEngine):
         self._dtype_ranges = self._ranges_by_dtype()
         self._launches_for: tuple[bytes, list[Launch]] = (b"", [])
         self._lrs: Sequence[Tensor | None] = ()  # that the host does not read
+        self._counts: Tensor | None = None  # likewise
         self._captured: list[Slot] = []  # read by CUDA graphs, for the lifetime of this engine
         if self._on_gpu:
             self._stream = torch.cuda.Stream(self.device)
@@ -125,12 +128,9 @@ class GpuEngine(TableEngine):
     def _capturing(self) -> bool:
         return self._on_gpu and torch.cuda.is_current_stream_capturing()
 
-    def _refuse_capture(self, what: str) -> None:
+    def _refuse_capture(self, what: str, instead: str = "make a step like the captured one before the capture") -> None:
         if self._capturing():
-            raise RuntimeError(
-                f"noetherperf has to {what}, which cannot be captured in a CUDA graph; "
-                "make a step like the captured one before the capture"
-            )
+            raise RuntimeError(f"noetherperf has to {what}, which cannot be captured in a CUDA graph; {instead}")
 
     def _slot(self) -> Slot:
         return Slot(self._shape, self.device, self._stream)
@@ -170,7 +170,10 @@ class GpuEngine(TableEngine):
         return inputs, is_new
 
     def _find_rows(self, inputs: DeviceInputs) -> None:
-        """Queue the computation of rows whose learning rate is on the device, where it may have changed."""
+        """Queue the computation of rows from numbers on the device, which may have changed there."""
+        if self._counts is not None:
+            self._rows.fill_own(self._counts, self._lrs, inputs.rows)
+            return
         for group, lr in enumerate(self._lrs):
             if lr is not None:
                 self._rows.find_on_device(group, lr, inputs.rows)
@@ -208,7 +211,7 @@ class GpuEngine(TableEngine):
         self._admit_to_measure(buffers)
         self._send_layouts()
         self._host.scalars.zero_()
-        self._lrs = ()
+        self._lrs, self._counts = (), None
         launches = [Launch(dtype, MEASURE, begin, end) for dtype, begin, end in self._dtype_ranges]
         with self._as_current():
             calls = self._launch(launches, self._send()[0], measuring=True, scaled=False)
@@ -230,13 +233,16 @@ class GpuEngine(TableEngine):
         if self.rule.step_key is None:
             self._host.ages.numpy()[:] = np.frombuffer(bytes(ages), np.uint8)
             self._rows.find(options, range(self.rule.n_ages))
+        elif on_device.counts is not None:
+            self._rows.make_own(options, self.device)
         else:
-            self._rows.find_counted(options, ages, self._addresses[:, GRADIENT] != 0)
+            self._refuse_capture("count steps on the host", "set capturable=True in all parameter groups")
+            self._rows.find_counted(options, ages, self._addresses[:, GRADIENT])
         if self._taken is not self._rows.numbers:
             self._take_rows()
         for lr in on_device.lrs:
             self._check_lr(lr)
-        self._lrs = on_device.lrs
+        self._lrs, self._counts = on_device.lrs, on_device.counts
         scaled = on_device.grad_scale is not None
         self._host.scalars[0] = self._float32("grad_scale", on_device.grad_scale)
         self._host.scalars[1] = self._float32("found_inf", on_device.found_inf)

@@ -1,6 +1,6 @@
 """Instruction sets of the CPU engine: which the processor has, whether each computes correctly, and which is used.
 
-The first use of a set in a process checks its kernels against plain loops (csrc/self_check.cpp), in about two
+The first use of a set in a process checks its kernels against plain loops (csrc/self_check.cpp), in about six
 milliseconds: a wrong sum would look like any other number. A set that fails is left out with a warning.
 """
 

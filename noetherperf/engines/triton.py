@@ -30,7 +30,7 @@ class TritonEngine(GpuEngine):
         super()._build()
         self._lanes = torch.cuda.get_device_properties(self.device).warp_size if self._on_gpu else 32
         self._constants = rules.constants(self.rule, *components(self.rule))
-        self._update = rules.module_of(self.rule).update
+        self._kernels = rules.module_of(self.rule)
         self._steps: dict[tuple[int, bool], rules.Step] = {(MEASURE, False): rules.measure(self.rule)}
         self._sort()
 
@@ -80,7 +80,8 @@ class TritonEngine(GpuEngine):
                 DTYPE=launch.dtype,
                 RULE=self._constants,
                 STEP=step,
-                UPDATE=self._update,
+                COEFFICIENTS=self._kernels.coefficients,
+                UPDATE=self._kernels.update,
                 KINDS=self._tile_kinds[launch.dtype],
                 **self._options(launch, step),
             )

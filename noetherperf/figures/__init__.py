@@ -13,9 +13,22 @@ from pathlib import Path
 
 import numpy as np
 
-from noetherperf.figures import budget, dynamics, errors, fields, manifolds, modified, neurons, oscillation
+from noetherperf.figures import (
+    adamw,
+    budget,
+    decay,
+    dynamics,
+    equilibrium,
+    errors,
+    fields,
+    manifolds,
+    modified,
+    neurons,
+    noise,
+    oscillation,
+)
 from noetherperf.figures.claims import Claim, Data
-from noetherperf.plots import planar, training
+from noetherperf.plots import adaptive, planar, training
 from noetherperf.plots.style import Picture, save
 
 __all__ = ["GALLERY", "Claim", "Data", "Figure", "load", "make"]
@@ -57,6 +70,12 @@ GALLERY: dict[str, Figure] = {
     "neurons": Figure(
         "single parameters are noisy, neurons are smooth", neurons.compute, training.neurons, neurons.claims
     ),
+    "noise": Figure(
+        "the noise of minibatches makes norms grow: four batch sizes, without and with momentum",
+        noise.compute,
+        training.noise,
+        noise.claims,
+    ),
     "dynamics": Figure(
         "exact dynamics of all three charges, VGG-16 with and without BatchNorm",
         dynamics.compute,
@@ -70,7 +89,7 @@ GALLERY: dict[str, Figure] = {
         oscillation.claims,
     ),
     "errors": Figure(
-        "errors of the flow law and of the discrete law over learning rate, batch size and momentum",
+        "errors of both flow laws and of the discrete law over learning rate, batch size and momentum",
         errors.compute,
         training.errors,
         errors.claims,
@@ -80,6 +99,21 @@ GALLERY: dict[str, Figure] = {
         budget.compute,
         training.budget,
         budget.claims,
+    ),
+    "adamw": Figure(
+        "the laws that AdamW keeps and those that it breaks, beside SGD", adamw.compute, adaptive.adamw, adamw.claims
+    ),
+    "equilibrium": Figure(
+        "normalised neurons go to the norm and the angular update that theory predicts, under SGD and AdamW",
+        equilibrium.compute,
+        adaptive.equilibrium,
+        equilibrium.claims,
+    ),
+    "decay": Figure(
+        "in which layers independent updates balance weight decay, and which schedule of it keeps norms",
+        decay.compute,
+        adaptive.decay,
+        decay.claims,
     ),
 }
 

@@ -1,11 +1,14 @@
 """Figure: single parameters are noisy, the column sums that they belong to are smooth."""
 
+from dataclasses import asdict
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from noetherperf.figures.claims import Claim, Data
 from noetherperf.figures.runs import series, train
+from noetherperf.optim.sgd import SGD
 from noetherperf.recipes import digits
 from noetherperf.recipes.models import digits_network
 from noetherperf.rules.sgd import Hyper
@@ -30,11 +33,11 @@ def compute(quick: bool) -> Data:
     rows = torch.arange(N_COLUMNS) % len(weight)
     wanted = [symmetry for symmetry in symmetries if symmetry.name == LAYER]
     n_steps = 300 if quick else 2000
+    optimizer = SGD(model.named_parameters(), **asdict(HYPER), symmetries=wanted)
     run = train(
         model,
-        wanted,
+        optimizer,
         digits.load(),
-        HYPER,
         n_steps,
         BATCH,
         every=2 if quick else 4,

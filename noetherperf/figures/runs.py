@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from noetherperf.measure.readout import ChargeReadout, Readout
+from noetherperf.optim.measured import MeasuredOptimizer
 from noetherperf.optim.sgd import SGD
 from noetherperf.recipes import digits
 from noetherperf.recipes.train import Loop, accuracy, charge_error
 from noetherperf.recipes.vgg import centre, vgg16
 from noetherperf.rules.sgd import Hyper
-from noetherperf.symmetry import Symmetry
 
 __all__ = ["Run", "Vgg", "series", "train", "train_vgg"]
 
@@ -28,7 +28,6 @@ class Run:
     """The data of a training run.
 
     Attributes:
-        hyper: Hyperparameters of every step.
         steps: The step of each row, [n rows].
         readouts: The readout of each row.
         probes: The probed values of each row, [n rows, n probed].
@@ -36,7 +35,6 @@ class Run:
         accuracy: Share of the test images classified correctly at the end, 0 to 1.
     """
 
-    hyper: Hyper
     steps: NDArray[np.int64]
     readouts: Sequence[Readout]
     probes: NDArray[np.float64]
@@ -46,9 +44,8 @@ class Run:
 
 def train(
     model: nn.Module,
-    symmetries: Sequence[Symmetry],
+    optimizer: MeasuredOptimizer,
     data: digits.Digits,
-    hyper: Hyper,
     n_steps: int,
     batch_size: int,
     *,
@@ -59,9 +56,8 @@ def train(
 
     Args:
         model: A network that returns logits; stays in training mode.
-        symmetries: The symmetries to measure.
+        optimizer: Its optimizer, with the symmetries to measure.
         data: Images and labels.
-        hyper: Hyperparameters of every step.
         n_steps: Number of steps.
         batch_size: Images in a batch, drawn without replacement within an epoch.
         every: Steps between readouts. The first readout is before step 1, the last after the last step.
@@ -70,7 +66,6 @@ def train(
     Raises:
         RuntimeError: The measured charges at the end are not those of the parameters.
     """
-    optimizer = SGD(model.named_parameters(), **asdict(hyper), symmetries=symmetries)
     loop = Loop(model, optimizer)
     steps, readouts, probes, losses = [0], [optimizer.readout()], [_kept(probe)], []
     order: list[Tensor] = []
@@ -88,7 +83,7 @@ def train(
             probes.append(_kept(probe))
     charge_error(optimizer)
     tests = zip(data.test_images.split(128), data.test_labels.split(128), strict=True)
-    return Run(hyper, np.array(steps), readouts, np.stack(probes), np.array(losses), accuracy(model, tests))
+    return Run(np.array(steps), readouts, np.stack(probes), np.array(losses), accuracy(model, tests))
 
 
 def series(run: Run, name: str, read: Callable[[ChargeReadout], Tensor]) -> NDArray[np.float64]:
@@ -133,7 +128,8 @@ def train_vgg(settings: Vgg) -> Run:
     data = _digits(settings.image_size)
     if not settings.batch_norm:
         centre(model, data.train_images[:N_CENTRED])
-    return train(model, symmetries, data, settings.hyper, settings.n_steps, settings.batch_size, every=settings.every)
+    optimizer = SGD(model.named_parameters(), **asdict(settings.hyper), symmetries=symmetries)
+    return train(model, optimizer, data, settings.n_steps, settings.batch_size, every=settings.every)
 
 
 @cache

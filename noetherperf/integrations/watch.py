@@ -7,49 +7,61 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from noetherperf.common.paths import local_path
 from noetherperf.measure.readout import Readout
 from noetherperf.optim.measured import MeasuredOptimizer
+from noetherperf.optim.probe import Probe, probes_of
 from noetherperf.record import Recorder, open_record
 from noetherperf.record.collect import Measured, initial_charges
 
 __all__ = ["Watch", "unwrap"]
 
 
-def _inside(optimizer: object) -> Any:
+def _inside(optimizer: object) -> list[Any]:
     """What has readouts in a wrapper, or in nested wrappers: libraries name the wrapped optimizer `.optimizer`.
 
-    The innermost one, because a wrapper may pass on every attribute of what it wraps.
+    Of the innermost one, because a wrapper may pass on every attribute of what it wraps: itself, or else its Probes.
     """
-    found = None
+    found: list[Any] = []
     while optimizer is not None:
-        found = optimizer if hasattr(optimizer, "readout") else found
+        if isinstance(optimizer, Probe):
+            return [optimizer]
+        if hasattr(optimizer, "readout"):
+            found = [optimizer]
+        elif isinstance(optimizer, Optimizer):
+            found = probes_of(optimizer) or found
         optimizer = getattr(optimizer, "optimizer", None)
     return found
 
 
-def unwrap(optimizer: object) -> MeasuredOptimizer:
+def unwrap(optimizer: object) -> MeasuredOptimizer | Probe:
     """The MeasuredOptimizer inside a library's wrapper, such as accelerate's AcceleratedOptimizer or Lightning's.
 
     Args:
-        optimizer: A noetherperf.MeasuredOptimizer, or a wrapper that holds one as `.optimizer`, directly or in another
-            wrapper.
+        optimizer: A noetherperf.MeasuredOptimizer, an optimizer with a noetherperf.Probe, or a wrapper that holds one
+            as `.optimizer`, directly or in another wrapper.
 
     Returns:
-        The noetherperf.MeasuredOptimizer, or whatever has a `readout()`.
+        The noetherperf.MeasuredOptimizer, the Probe, or whatever has a `readout()`.
 
     Raises:
         TypeError: There is none.
+        ValueError: The optimizer has several Probes.
     """
-    found: MeasuredOptimizer | None = _inside(optimizer)
-    if found is None:
+    found = _inside(optimizer)
+    if not found:
         raise TypeError(
-            f"optimizer: {type(optimizer).__qualname__} is no noetherperf.MeasuredOptimizer and wraps none; make "
-            "noetherperf.SGD(model.named_parameters(), ..., symmetries=...), or AdamW, the training's optimizer"
+            f"optimizer: {type(optimizer).__qualname__} is no noetherperf.MeasuredOptimizer and wraps none, and has no "
+            "noetherperf.Probe; make noetherperf.SGD(model.named_parameters(), ..., symmetries=...), or AdamW, the "
+            "training's optimizer, or noetherperf.Probe(optimizer, symmetries, model.named_parameters()) of another one"
         )
-    return found
+    if len(found) > 1:
+        raise ValueError(f"optimizer: {type(optimizer).__qualname__} has {len(found)} Probes; use the one you mean")
+    only: MeasuredOptimizer | Probe = found[0]
+    return only
 
 
 class Watch:
@@ -90,21 +102,23 @@ class Watch:
             remedy: How to give this library an optimizer, for the error message.
 
         Raises:
-            TypeError: None of them is a noetherperf.MeasuredOptimizer.
-            ValueError: Several are; or the record to continue is another training's.
+            TypeError: None of them is a noetherperf.MeasuredOptimizer, or has a noetherperf.Probe.
+            ValueError: Several are or have; or the record to continue is another training's.
             FileExistsError: A new training finds a record.
         """
         self.stop()  # of a training that was interrupted
-        found = [inside for inside in map(_inside, optimizers) if inside is not None]
+        found = [inside for optimizer in optimizers for inside in _inside(optimizer)]
         names = ", ".join(type(optimizer).__qualname__ for optimizer in optimizers) or "none at all"
         if not found:
             raise TypeError(
-                f"this training has no noetherperf.MeasuredOptimizer, and so no charges; it has: {names}. {remedy}"
+                "this training has no noetherperf.MeasuredOptimizer and no optimizer with a noetherperf.Probe, and so "
+                f"no charges; it has: {names}. {remedy}"
             )
         if len(found) > 1:
             raise ValueError(
-                f"this training has {len(found)} noetherperf.MeasuredOptimizer ({names}), and the callback follows "
-                "one; read and record each yourself: optimizer.readout().scalars(), nperf.Recorder(optimizer, path)"
+                f"this training has {len(found)} noetherperf.MeasuredOptimizer ({names}) or Probes, and the callback "
+                "follows one; read and record each yourself: optimizer.readout().scalars(), "
+                "nperf.Recorder(optimizer, path)"
             )
         optimizer = found[0]
         if self._record is not None:

@@ -22,6 +22,7 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 from zlib import crc32
 
+import numpy as np
 from torch import Tensor
 
 from noetherperf.measure.agreement import Digests, Kind, Mark
@@ -105,16 +106,16 @@ class Openness:
             missing: A byte per tensor: has it no gradient?
         """
         counts = self._rule.step_key is not None
-        own_ages, ages = ages, _relative(ages, missing) if counts else bytes(ages)
-        known = self._given
-        if known is not None and (options is known[0] and lrs is known[1] and (ages, missing) == known[2:]):
+        known, seen = self._given, _spread(ages, missing) if counts else bytes(ages)
+        if known is not None and (options is known[0] and lrs is known[1] and (seen, missing) == known[2:]):
             return self  # as in the step before
+        own_ages, ages = ages, _relative(ages, missing) if counts else bytes(ages)
         groups = [_Group(self._rule, *pair) for pair in zip(options, lrs, strict=True)]
         alike = [next(j for j, other in enumerate(groups) if group.acts_like(other)) for group in groups]
         pattern = (tuple(alike), ages, missing)
         without_law = {} if known is not None and options is known[0] else self._without_law(options)
         if pattern == self._last and self._digests is None and without_law.keys() <= self._by_rule.keys():
-            self._given = (options, lrs, ages, missing)
+            self._given = (options, lrs, seen, missing)
             return self
         apart = self._apart(options, ages)
         new = self.copy()
@@ -122,7 +123,7 @@ class Openness:
         if pattern != self._last:
             new._take_note(step, pattern, apart, groups)
         if self._digests is not None:
-            of_all = self._apart(options, own_ages) if counts else [int(age != 1) for age in apart]
+            of_all = self._apart(options, list(map(int, own_ages))) if counts else [int(age != 1) for age in apart]
             new._digests = self._digests.after(options, of_all, missing)
         return new
 
@@ -271,10 +272,19 @@ class Openness:
             self._digests = Digests(len(self._names), self._n_groups, digests)
 
 
+def _spread(ages: Sequence[int], missing: bytes) -> bytes:
+    """How far apart the counted ages of tensors with gradients are; compared faster than `_relative`."""
+    counted = np.asarray(ages)
+    if 1 in missing:
+        counted = counted[np.frombuffer(missing, np.uint8) == 0]
+    return bytes((counted - counted[:1]).tobytes())
+
+
 def _relative(ages: Sequence[int], missing: bytes) -> tuple[int, ...]:
     """Counted ages, so that they stay the same from step to step: 1 + the oldest's − each one's; 1 without gradient."""
-    oldest = max((age for age, no in zip(ages, missing, strict=True) if not no), default=0)
-    return tuple(1 if no else 1 + oldest - age for age, no in zip(ages, missing, strict=True))
+    counted, steps = np.asarray(ages), np.frombuffer(missing, np.uint8) == 0
+    oldest = counted.max(where=steps, initial=0)
+    return tuple(np.where(steps, 1 + oldest - counted, 1).tolist())
 
 
 class _Group(NamedTuple):

@@ -1,13 +1,11 @@
-"""AdamW and Adam: torch's, which measure their symmetries' charges, and every law's integrals, while they step.
+"""AdamW and Adam: torch's, which measure their symmetries' charges, and every law's integrals, while they step."""
 
-They run on the backend "reference"; compiled backends have no kernels of this rule yet.
-"""
-
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor
 
+from noetherperf.optim.following import labels_in
 from noetherperf.optim.measured import MeasuredOptimizer
 from noetherperf.rules import adam
 from noetherperf.rules.rule import Rule
@@ -17,31 +15,45 @@ from noetherperf.symmetry import Symmetry
 class Adam(MeasuredOptimizer):
     """torch.optim.Adam, with the charges of the model's symmetries measured in the pass that makes the step.
 
-    The step is in rules/adam.py. A drop-in: signature, defaults, errors, parameter groups, state_dict (checkpoints go
-    both ways), hooks, closures and schedulers are those of torch.optim.Adam. Arithmetic is in float32 for 16-bit
-    parameters, in their own dtype for others; measurements are float64.
+    The k-th step of a tensor, with s = −1 for maximize and +1 otherwise, and d = s g + λ θ (AdamW: d = s g, and
+    θ ← (1 − ηλ) θ first):
+
+        m ← β₁ m + (1 − β₁) d,   n ← β₂ n + (1 − β₂) d²,   θ ← θ − η u,   u = m/(1 − β₁ᵏ) / (√n/√(1 − β₂ᵏ) + ε)
+
+    with amsgrad the largest n so far in the place of n. A drop-in: signature, defaults, errors, parameter groups,
+    state_dict (step, exp_avg, exp_avg_sq, max_exp_avg_sq; checkpoints go both ways), hooks, closures and schedulers are
+    those of torch.optim.Adam. Arithmetic is in float32 for 16-bit parameters, in their own dtype for others;
+    measurements are float64.
+
+    The host knows every tensor's number of steps. So it must know of each step that torch.amp.GradScaler skips: on a
+    GPU, a step under a scaler waits for the device, unless all parameter groups are capturable. Without scaler no step
+    waits, except the first after other code, such as load_state_dict, has put counts of steps on a device.
 
     Args:
         params: Parameters or parameter groups; named (model.named_parameters()) where symmetries are given.
         lr: Learning rate η, a float or a tensor of one element.
-        betas: β₁, β₂; floats.
+        betas: β₁, β₂; two floats, or two tensors of one element.
         eps: ε.
-        weight_decay: λ. If this or eps is a tensor on a device, every step waits for it.
+        weight_decay: λ. If this, eps or a beta is a tensor on a device, every step waits for it.
         amsgrad: Divide by the largest second moment so far.
-        foreach: Accepted for compatibility.
+        foreach: Accepted for compatibility; True does not go with lr or betas as tensors, as in torch.
         maximize: Ascend instead.
-        capturable, differentiable: Not supported.
-        fused: True has it unscale gradients for torch.amp.GradScaler, and skip steps that overflow.
+        capturable: For steps in a CUDA graph: counts of steps are on the device, and every step computes there what
+            depends on them. As in torch, step() refuses parameters on the CPU, unless fused.
+        differentiable: Not supported.
+        fused: Every backend makes one fused step. True also has it unscale gradients for torch.amp.GradScaler, and
+            skip steps that overflow, as torch's fused one does; else the scaler does both. Counts of steps are on the
+            parameters' device then, as in torch.
         decoupled_weight_decay: Decay the parameter alone, as AdamW does.
         symmetries: What to measure: Translation, Scale, Rescale or Norm (neurons(model), layers(model)).
-        backend: "auto" or "reference".
+        backend: "auto", or one of noetherperf.backends() that has this rule's kernels.
 
     Raises:
-        ValueError: A hyperparameter out of range; symmetries that do not fit the parameters; an unknown backend;
-            parameters that share memory.
+        ValueError: A hyperparameter out of range; betas neither two floats nor two tensors; symmetries that do not fit
+            the parameters; an unknown backend; parameters that share memory.
         TypeError: A parameter of a kind that the backend cannot step or measure.
-        RuntimeError: The named backend cannot run here; capturable=True, differentiable=True, or betas as tensors;
-            foreach and fused both True.
+        RuntimeError: The named backend cannot run here, or has no kernels of this rule; differentiable=True; foreach
+            and fused both True.
 
     Source: Kingma & Ba (2015), "Adam: A Method for Stochastic Optimization", arXiv:1412.6980.
     """
@@ -52,7 +64,7 @@ class Adam(MeasuredOptimizer):
         self,
         params: Iterable[Any],
         lr: float | Tensor = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0,
         amsgrad: bool = False,
@@ -71,40 +83,37 @@ class Adam(MeasuredOptimizer):
                 raise ValueError("lr as a Tensor is not supported for capturable=False and foreach=True")
             if lr.numel() != 1:
                 raise ValueError("Tensor lr must be 1-element")
-        if not float(lr) >= 0.0:
+        if not lr >= 0.0:
             raise ValueError(f"Invalid learning rate: {lr}")
         if not eps >= 0.0:
             raise ValueError(f"Invalid epsilon value: {eps}")
-        for i, beta in enumerate(betas):
-            if not 0.0 <= beta < 1.0:
-                raise ValueError(f"Invalid beta parameter at index {i}: {beta}")
+        for i in range(2):
+            if not 0.0 <= betas[i] < 1.0:
+                raise ValueError(f"Invalid beta parameter at index {i}: {betas[i]}")
         if not weight_decay >= 0.0:
             raise ValueError(f"Invalid weight_decay value: {weight_decay}")
-        if any(isinstance(beta, Tensor) for beta in betas) and all(isinstance(beta, Tensor) for beta in betas):
-            raise RuntimeError(
-                f"noetherperf.{type(self).__name__} does not support betas as tensors yet; "
-                "pass floats, (float(betas[0]), float(betas[1]))"
-            )
-        if not all(isinstance(beta, float) for beta in betas):
+        if not any(all(isinstance(beta, kind) for beta in betas[:2]) for kind in (float, Tensor)):
             raise ValueError("betas must be either both floats or both Tensors")
-        if capturable:
-            raise RuntimeError(
-                f"noetherperf.{type(self).__name__} counts its steps on the host and cannot be captured in a CUDA "
-                f"graph yet; leave capturable=False, or use torch.optim.{type(self).__name__} for that"
-            )
+        for i, beta in enumerate(betas):
+            if isinstance(beta, Tensor):
+                if foreach and not capturable:
+                    raise ValueError(f"betas[{i}] as a Tensor is not supported for capturable=False and foreach=True")
+                if beta.numel() != 1:
+                    raise ValueError(f"Tensor betas[{i}] must be 1-element")
         if fused:
             if differentiable:
                 raise RuntimeError("`fused` does not support `differentiable`")
             if foreach:
                 raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
         if differentiable:
+            name = type(self).__name__
             raise RuntimeError(
-                f"noetherperf.{type(self).__name__} steps in place and is not differentiable; "
-                f"use torch.optim.{type(self).__name__} for that"
+                f"noetherperf.{name} steps in place and is not differentiable; use torch.optim.{name} for that, and "
+                f"noetherperf.Probe(torch.optim.{name}(..., differentiable=True)) to measure it"
             )
         defaults = {
             "lr": lr,
-            "betas": tuple(betas),
+            "betas": tuple(x.squeeze() if isinstance(x, Tensor) and x.ndim > 0 else x for x in betas),
             "eps": eps,
             "weight_decay": weight_decay,
             "amsgrad": amsgrad,
@@ -116,6 +125,21 @@ class Adam(MeasuredOptimizer):
             "decoupled_weight_decay": decoupled_weight_decay,
         }
         super().__init__(params, defaults, symmetries, backend)
+
+    def _step(self) -> None:
+        for group in self.param_groups:
+            if group["capturable"]:
+                self._check_capturable(group)
+        super()._step()
+
+    def _check_capturable(self, group: Mapping[str, Any]) -> None:
+        """Raise if no step of this parameter group can be captured in a CUDA graph, as torch does."""
+        for label, p in zip(labels_in([group]), group["params"], strict=True):
+            if p.grad is not None and p.device.type == "cpu" and not group["fused"]:
+                raise AssertionError(  # torch's error, and its first words
+                    "If capturable=True, params and state_steps must be on supported devices, which are GPUs, but "
+                    f"{label} is on {p.device}; set capturable=False for it"
+                )
 
 
 class AdamW(Adam):
@@ -136,7 +160,7 @@ class AdamW(Adam):
         self,
         params: Iterable[Any],
         lr: float | Tensor = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
         amsgrad: bool = False,

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -17,7 +18,8 @@ from noetherperf.measure.plan import Measurement
 from noetherperf.measure.readout import Readout, read
 from noetherperf.measure.terms import Source
 from noetherperf.optim import checkpoint
-from noetherperf.optim.buffers import Buffers, gather, new_count
+from noetherperf.optim.buffers import Buffers, gather
+from noetherperf.optim.counts import new_count
 from noetherperf.optim.distributed import local
 from noetherperf.optim.following import Change, check_symmetries, labels_in, parameters_in
 from noetherperf.optim.inference import outside_inference
@@ -51,6 +53,7 @@ class MeasuredOptimizer(Optimizer):
     """
 
     rule: ClassVar[Rule[Any]]
+    _measuring_type: ClassVar[type[Measuring]] = Measuring
 
     def __init__(
         self, params: Iterable[Any], defaults: dict[str, Any], symmetries: Sequence[Symmetry], backend: str
@@ -61,7 +64,8 @@ class MeasuredOptimizer(Optimizer):
         self._lock = threading.RLock()
         self._requested = backend
         super().__init__(params, defaults)
-        self._measuring = Measuring(self.rule, check_symmetries(symmetries, self.param_groups), self.param_groups)
+        checked = check_symmetries(symmetries, self.param_groups)
+        self._measuring = self._measuring_type(self.rule, checked, self.param_groups)
         self._prepare()
         self.register_state_dict_post_hook(_add_measurement)
 
@@ -205,26 +209,41 @@ class MeasuredOptimizer(Optimizer):
         rule, measuring = self.rule, self._measuring
         measuring.options.read(self.param_groups)
         options = measuring.options.options
-        on_device = step_inputs(meters, measuring.options.on_device, *scaler)
+        groups = self.param_groups
+        on_device = step_inputs(meters, groups, measuring.options.on_device, *scaler)
         if on_device is None:
             return
-        grads, missing = measuring.parameters.gradients()
+        grads, missing = self._gradients()
         admitted = [meter.engine.admit(meter.pick(grads)) for meter in meters]
-        buffers = gather(rule, measuring.parameters, self.state)
+        buffers = self._buffers()
         measuring.catch_up(meters, buffers)
 
         # All writes, the engines' and the host's, are carried out at once: an interrupt leaves all or none.
-        made = buffers.make(rule, measuring.parameters, options, self.state, grads)
+        there = [meter.counts_there(groups) for meter in meters]
+        inputs = grads, missing, on_device.found_inf, there
+        made = buffers.make(rule, measuring.parameters, options, groups, self.state, *inputs)
         calls = made.calls
-        for meter, taken in zip(meters, admitted, strict=True):
-            calls += meter.prepare(taken, grads, buffers.here, options, made.ages, on_device)
+        for meter, taken, is_there in zip(meters, admitted, there, strict=True):
+            unread = on_device
+            if buffers.counts is not None and is_there:
+                unread = replace(on_device, counts=buffers.counts.on_device(meter.members, meter.device))
+            calls += meter.prepare(taken, grads, buffers.here, options, made.ages, unread)
         calls += measuring.stepped(options, on_device, made, missing, buffers)
         carry_out(calls)
+
+    def _gradients(self) -> tuple[list[Tensor | None], bytes]:
+        """What `Parameters.gradients` gives for a step."""
+        return self._measuring.parameters.gradients()
 
     def _gather(self) -> Buffers:
         """The buffers in the present state; options are read too, because what buffers carry depends on them."""
         self._measuring.options.read(self.param_groups)
-        return gather(self.rule, self._measuring.parameters, self.state)
+        return self._buffers()
+
+    def _buffers(self) -> Buffers:
+        """The buffers in the present state."""
+        measuring = self._measuring
+        return gather(self.rule, measuring.parameters, measuring.counts, self.state)
 
     # ---- measuring --------------------------------------------------------------------------------------------------
 
@@ -394,16 +413,18 @@ class MeasuredOptimizer(Optimizer):
         if measured is not None:  # unpickling or copying
             self._lock = threading.RLock()
             self._requested = measured["backend"]
-            self._measuring = Measuring.of_state(self.rule, measured, self.param_groups)
+            self._measuring = self._measuring_type.of_state(self.rule, measured, self.param_groups)
             self.register_state_dict_post_hook(_add_measurement)
         for slot in self.state.values():  # a step could not write tensors made in inference mode
             slot.update({key: x.clone() for key, x in slot.items() if isinstance(x, Tensor) and x.is_inference()})
-            count = slot.get(self.rule.step_key)
-            if count is not None and not isinstance(count, Tensor):  # of an early version of torch
-                slot[self.rule.step_key] = new_count(count)
+        key = self.rule.step_key
         for group in self.param_groups:
             for option, default in self.rule.late_options:
                 group.setdefault(option, default)
+            for p in group["params"] if key is not None else ():
+                count = self.state[p].get(key) if p in self.state else None
+                if count is not None and not isinstance(count, Tensor):  # of an early version of torch
+                    self.state[p][key] = new_count(count, p, group)
 
 
 def _add_measurement(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:

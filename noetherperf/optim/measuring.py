@@ -16,6 +16,7 @@ from noetherperf.measure.plan import Measurement
 from noetherperf.measure.turning import LastStep
 from noetherperf.optim.buffers import Buffers, Made
 from noetherperf.optim.checkpoint import Saved
+from noetherperf.optim.counts import Counts
 from noetherperf.optim.distributed import Ranks, check_alike
 from noetherperf.optim.following import Group, Parameters, check_symmetries
 from noetherperf.optim.last_step import LastOptions
@@ -83,6 +84,7 @@ class Measuring:
         options: The parameter groups', as the rule reads them.
         symmetries: The measured symmetries.
         parameters: The parameters for which the meters were last made.
+        counts: Their counts of steps; None if the rule does not count.
         meters: Step and measure them; None if they must be made (anew).
         openness: Which laws are open.
         began: Whether anything has been measured.
@@ -92,6 +94,8 @@ class Measuring:
         may_be_fresh: Whether a device may have skipped a step for which a buffer was made.
     """
 
+    parameters: Parameters
+    counts: Counts | None
     openness: Openness
     began: bool
     step_count: int
@@ -101,12 +105,18 @@ class Measuring:
     def __init__(self, rule: Rule[Any], symmetries: tuple[Symmetry, ...], groups: Sequence[Group]) -> None:
         self.rule, self.symmetries = rule, symmetries
         self.options = GroupOptions(rule)
-        self.parameters = Parameters(groups)
+        self._follow(groups)
         self.meters: list[Meter] | None = None
         self.may_be_fresh = False
         self.restart()
 
     # ---- from where to where ----------------------------------------------------------------------------------------
+
+    def _follow(self, groups: Sequence[Group]) -> Parameters:
+        """Follow the parameters that the groups hold now."""
+        parameters, key = Parameters(groups), self.rule.step_key
+        self.__dict__.update(parameters=parameters, counts=None if key is None else Counts(key, parameters))
+        return parameters
 
     def restart(self) -> None:
         """Forget what was measured; measuring begins at the next step or readout."""
@@ -130,7 +140,7 @@ class Measuring:
 
     def set_up(self, groups: Sequence[Group], backend: str) -> list[Meter]:
         """Make the meters for the present parameters of these groups."""
-        self.parameters = parameters = Parameters(groups)
+        parameters = self._follow(groups)
         carried = self._carried
         meters = make_meters(
             self.rule, parameters, self.symmetries, backend, [] if carried is None else carried.tensors
@@ -218,14 +228,28 @@ class Measuring:
         carried = list(own[0])
         for i in {view.tensor for view in meter.ranks.plan.views}:
             place = meter.members[i]
-            options = self.options.options[self.parameters.group_of[place]]
-            carried[i] = self.rule.carried(tuple(of_all[i] for of_all in own), options, buffers.age(place))
+            carried[i] = self._carried_by(place, tuple(of_all[i] for of_all in own), buffers.age(place))
         return [carried, *own[1:]]
+
+    def _carried_by(self, place: int, buffers: tuple[Tensor | None, ...], age: int) -> Tensor | None:
+        """What parameter `place`, with these buffers and of this age, carries into its next step."""
+        return self.rule.carried(buffers, self.options.options[self.parameters.group_of[place]], age)
 
     def _watch(self, meters: Sequence[Meter], buffers: Buffers) -> None:
         """Watch all measured tensors from their present state on."""
         measured = sorted({meter.members[view.tensor] for meter in meters for view in meter.ranks.whole.views})
         self._watched = Watched(measured, self.parameters.all, self.parameters.here, buffers)
+
+    def written(self, buffers: Buffers) -> set[int] | None:
+        """The measured tensors that other code has written since the last step; None if nothing is known of them."""
+        if not self.began or self._watched is None:
+            return None
+        return set(itertools.chain(*self._watched.changed(buffers)))
+
+    def know_buffers(self, buffers: Buffers) -> None:
+        """Buffers that other code has written, as it should: they are as they are."""
+        if self._watched is not None:
+            self._watched.know_buffers(buffers)
 
     def catch_up(self, meters: Sequence[Meter], buffers: Buffers) -> None:
         """Begin to measure, or record changes made outside step() since."""

@@ -14,7 +14,7 @@ from noetherperf.engines.overlap import check_apart
 from noetherperf.engines.reader import unreadable
 from noetherperf.measure.plan import Measurement, make_plan
 from noetherperf.optim.distributed import Ranks
-from noetherperf.optim.following import Parameters
+from noetherperf.optim.following import Group, Parameters
 from noetherperf.rules.rule import Rule
 from noetherperf.symmetry import Symmetry
 
@@ -39,10 +39,14 @@ class Meter:
         """Whether the host can read here without waiting."""
         return self.device.type == "cpu"
 
-    @property
-    def host_knows_skips(self) -> bool:
+    def counts_there(self, groups: Sequence[Group]) -> bool:
+        """Whether steps take their counts from the device, as those in a CUDA graph must: all of its parameter groups
+        have capturable=True."""
+        return not self.is_host and self.engine.reads_counts and all(groups[i].get("capturable") for i in self.groups)
+
+    def host_knows_skips(self, groups: Sequence[Group]) -> bool:
         """Whether the host must know if a step is skipped: it can without waiting, or it counts the steps."""
-        return self.is_host or self.ranks.plan.rule.step_key is not None
+        return self.is_host or (self.ranks.plan.rule.step_key is not None and not self.counts_there(groups))
 
     def pick(self, values: Sequence[T]) -> Sequence[T]:
         """This meter's values among those of all parameters."""
@@ -63,7 +67,7 @@ class Meter:
             taken: This meter's gradients, as Engine.admit gave them.
             grads, buffers, ages: Of all parameters; a list for each of the rule's buffers.
             options: Of the rule, one per parameter group.
-            on_device: Scalars that the host has not read, on any device.
+            on_device: What the host has not read: scalars on any device, counts on this one.
         """
         options, inputs = self._bring(options, on_device)
         if self.device.type == "cuda":
@@ -82,7 +86,7 @@ class Meter:
             options = [rule.with_lr(x, read[i]) if i in read else x for i, x in enumerate(options)]
             lrs = [None] * len(options)
         here = [None if x is None else x.to(self.device, non_blocking=True) for x in (*lrs, *others)]
-        return options, OnDevice(here[:-2], *here[-2:])
+        return options, OnDevice(here[:-2], here[-2], here[-1], on_device.counts)
 
     def copy(self) -> Measurement:
         """A copy of the measurement after the last queued step, whatever its stream and the current one; on the device,
@@ -167,19 +171,20 @@ def resolve_all(rule: Rule[Any], requested: str, labels: Sequence[str], here: Se
 
 
 def step_inputs(
-    meters: Sequence[Meter], lrs: OnDevice, grad_scale: Tensor | None, found_inf: object
+    meters: Sequence[Meter], groups: Sequence[Group], lrs: OnDevice, grad_scale: Tensor | None, found_inf: object
 ) -> OnDevice | None:
     """The scalars that a step reads on devices; None if the host reads that a gradient scaler skips the step.
 
     Args:
         meters: All meters of an optimizer.
+        groups: Its parameter groups.
         lrs: The learning rates that are on a device.
         grad_scale, found_inf: The attributes that torch.amp.GradScaler sets on an optimizer during a step; no
             grad_scale if it has already unscaled.
     """
     if not isinstance(found_inf, Tensor):  # a sum over no gradients at all is no tensor
         found_inf = None
-    elif any(meter.host_knows_skips for meter in meters):
+    elif any(meter.host_knows_skips(groups) for meter in meters):
         if found_inf.item() != 0.0:  # of several devices, their sum
             return None
         found_inf = None

@@ -3,7 +3,9 @@
 {"state": {parameter's number: {name: tensor}}, "param_groups": [options of each]}
 """
 
+import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from numbers import Real
 from typing import Any
 
@@ -55,13 +57,14 @@ def check_state(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any
     names = names_in(groups)
     check_order(names_in(saved_groups), names)
     for g, group in enumerate(saved_groups):
+        place = f"param_groups[{g}]"
         for option in rule.option_names:
             if option not in group and option not in dict(rule.late_options):
-                raise _missing(f"param_groups[{g}]", option)
+                raise _missing(place, option)
         for option in rule.number_options:
-            _check_option(f"param_groups[{g}]", group, option)
+            _check_number(f"{place}[{option!r}]", _option(place, group, option))
         for option in rule.pair_options:
-            _check_pair(f"param_groups[{g}]", group, option)
+            _check_pair(f"{place}[{option!r}]", _option(place, group, option))
     ids = [i for group in saved_groups for i in group["params"]]
     places = {key: i for i, key in enumerate(ids)}
     if len(places) < len(ids):
@@ -90,32 +93,30 @@ def _missing(place: str, option: str) -> ValueError:
     return ValueError(f"state_dict: {place}[{option!r}] is missing; it is the checkpoint of another kind of optimizer")
 
 
-def _check_option(place: str, group: Mapping[str, Any], option: str) -> None:
+def _option(place: str, group: Mapping[str, Any], option: str) -> Any:
     if option not in group:
         raise _missing(place, option)
-    value = group[option]
+    return group[option]
+
+
+def _check_number(where: str, value: object) -> None:
     if isinstance(value, Tensor):
         if value.numel() != 1 or value.layout != torch.strided or value.is_complex() or value.is_meta:
-            raise ValueError(
-                f"state_dict: {place}[{option!r}] must be a number, got {kind_of(value)} of {value.numel()}"
-            )
+            raise ValueError(f"state_dict: {where} must be a number, got {kind_of(value)} of {value.numel()}")
     elif not isinstance(value, Real):
-        raise ValueError(f"state_dict: {place}[{option!r}] must be a number, got {shown(value)}")
+        raise ValueError(f"state_dict: {where} must be a number, got {shown(value)}")
     else:
         try:
             float(value)
         except OverflowError:
-            raise ValueError(f"state_dict: {place}[{option!r}] is out of range, {shown(value)}") from None
+            raise ValueError(f"state_dict: {where} is out of range, {shown(value)}") from None
 
 
-def _check_pair(place: str, group: Mapping[str, Any], option: str) -> None:
-    if option not in group:
-        raise ValueError(
-            f"state_dict: {place}[{option!r}] is missing; it is the checkpoint of another kind of optimizer"
-        )
-    pair = group[option]
-    if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(x, Real) for x in pair):
-        raise ValueError(f"state_dict: {place}[{option!r}] must be two numbers (no tensors), got {shown(pair)}")
+def _check_pair(where: str, pair: object) -> None:
+    if not isinstance(pair, list | tuple) or len(pair) != 2:
+        raise ValueError(f"state_dict: {where} must be two numbers, got {shown(pair)}")
+    for i, value in enumerate(pair):
+        _check_number(f"{where}[{i}]", value)
 
 
 def _check_slot(place: str, slot: object, p: Tensor, name: str | None, rule: Rule[Any]) -> None:
@@ -126,10 +127,13 @@ def _check_slot(place: str, slot: object, p: Tensor, name: str | None, rule: Rul
     for key, value in slot.items():
         if isinstance(value, Tensor) and value.is_meta and not p.is_meta:
             raise ValueError(f"{whose}: {shown(key)} is on meta and holds no numbers; load the checkpoint to a device")
-    if rule.step_key is not None and slot:
-        _check_count(whose, slot, rule.step_key)
+    steps = 0 if rule.step_key is None or not slot else _count(whose, slot, rule.step_key)
     for key in rule.buffers:
         buffer = slot.get(key)
+        if buffer is None and steps > 0 and key not in rule.late_buffers:
+            raise ValueError(
+                f"{whose}: {key} is missing, but its {rule.step_key!r} counts steps, which have written it"
+            )
         if buffer is None:
             continue
         if not isinstance(buffer, Tensor):
@@ -143,8 +147,8 @@ def _check_slot(place: str, slot: object, p: Tensor, name: str | None, rule: Rul
             )
 
 
-def _check_count(whose: str, slot: Mapping[str, Any], key: str) -> None:
-    """Raise if an entry does not count its parameter's steps."""
+def _count(whose: str, slot: Mapping[str, Any], key: str) -> int:
+    """The steps that an entry counts."""
     if key not in slot:
         raise ValueError(f"{whose}: {key!r} is missing; it counts the steps, and bias corrections need it")
     count = slot[key]
@@ -152,5 +156,10 @@ def _check_count(whose: str, slot: Mapping[str, Any], key: str) -> None:
         if count.numel() != 1 or count.layout != torch.strided or count.is_complex() or count.is_meta:
             raise ValueError(f"{whose}: {key} must be a number, got {kind_of(count)} of {count.numel()}")
         count = count.item()
-    if not isinstance(count, Real) or not float(count).is_integer() or count < 0:
+    steps = math.nan
+    if isinstance(count, Real):
+        with suppress(OverflowError):
+            steps = float(count)
+    if not steps.is_integer() or steps < 0:
         raise ValueError(f"{whose}: {key} must be a whole number of steps, got {shown(count)}")
+    return int(steps)

@@ -29,7 +29,7 @@ class Watched:
     def __init__(
         self, measured: Sequence[int], params: Sequence[Tensor], here: Sequence[Tensor], buffers: Buffers
     ) -> None:
-        self._params, self._here = params, list(here)
+        self._measured, self._params, self._here = measured, params, list(here)
         cut = [i for i in measured if params[i] is not here[i]]
         self._any_cut = bool(cut)
         self._of_params, self._of_here = make_watch(measured, kept=True), make_watch(cut, kept=True)
@@ -51,6 +51,15 @@ class Watched:
             self._of_params.know(i, self._params[i])
             self._of_here.know(i, self._here[i])
             carry_out(self._known(i, buffers))
+
+    def know_buffers(self, buffers: Buffers) -> None:
+        """Record the present state of all buffers."""
+        pairs = [*zip(self._of_held, buffers.held, strict=True)]
+        if self._any_cut:
+            pairs += zip(self._of_buffers, buffers.here, strict=True)
+        for watch, tensors in pairs:
+            for i in self._measured:
+                watch.know(i, tensors[i])
 
     def know_no_buffers(self, i: int) -> None:
         """The optimizer itself has taken parameter i's buffers away."""

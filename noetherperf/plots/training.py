@@ -1,4 +1,4 @@
-"""Gallery figures of training runs: neurons, dynamics, oscillation, errors, budget.
+"""Gallery figures of training runs: neurons, noise, dynamics, oscillation, errors, budget.
 
 The files of noetherperf.figures that compute the data describe its arrays.
 """
@@ -27,7 +27,7 @@ from noetherperf.plots.style import (
     styled,
 )
 
-__all__ = ["budget", "dynamics", "errors", "neurons", "oscillation"]
+__all__ = ["budget", "dynamics", "errors", "neurons", "noise", "oscillation"]
 
 Data = Mapping[str, NDArray[Any]]
 
@@ -43,6 +43,11 @@ PERIODS = {
     "frequency": "period by the flow law",
     "discrete_frequency": "by the discrete law",
     "measured": "measured",
+}
+ERROR_MARKERS: dict[str, dict[str, Any]] = {
+    "flow": {"marker": "o"},
+    "modified": {"marker": "o", "markerfacecolor": "white"},
+    "discrete": {"marker": "s"},
 }
 AVERAGED = 25  # rows of the running mean over a noisy curve
 
@@ -66,6 +71,40 @@ def neurons(data: Data) -> Figure:
     for axes in (left, right):
         label_steps(axes)
     _explain(figure)
+    return figure
+
+
+@styled
+def noise(data: Data) -> Figure:
+    """Growth of a norm under four batch sizes, without and with momentum; and the growth at the end over batch size."""
+    figure = Figure(figsize=(WIDTH, 2.9), layout="constrained")
+    *over_time, at_end = figure.subplots(1, 3)
+    markers: tuple[dict[str, Any], ...] = (
+        {"marker": "o", "markersize": 4},
+        {"marker": "s", "markersize": 8, "fillstyle": "none"},
+    )
+    for axes, name, marker in zip(over_time, ("plain", "momentum"), markers, strict=True):
+        growth, predicted, batches = (data[f"{name}/{key}"] for key in ("growth", "noise", "batch"))
+        beta, steps = data[f"{name}/momentum"], data[f"{name}/steps"]
+        for column, batch, color in zip(growth.T, batches, colors(len(batches)), strict=True):
+            axes.plot(steps, column, color=color, **MEASURED)
+            axes.annotate(f"S = {batch:g}", (steps[-1], column[-1]), xytext=(-2, 3), textcoords="offset points",
+                          ha="right", va="bottom", color=MUTED, fontsize=7)  # fmt: skip
+            at_end.plot(batch, column[-1], color=color, linestyle="", **marker)
+        axes.plot(steps, predicted, **FLOW)
+        axes.set_title(f"β = {beta:g}\nη = {data[f'{name}/lr']:g}")
+        axes.set_ylabel(r"growth of $|\theta|^2$, of its start")
+        log_axis(axes, [growth[1:]])
+        label_steps(axes)
+        at_end.plot(batches, predicted[-1], **FLOW)
+    at_end.set_xscale("log")
+    at_end.set_xticks(data["plain/batch"], [f"{batch:g}" for batch in data["plain/batch"]])
+    at_end.minorticks_off()
+    log_axis(at_end, [data["plain/growth"][-1], data["momentum/growth"][-1]])
+    at_end.set_title("growth at the end\nround: β = 0, square: β = 0.9")
+    at_end.set_xlabel("batch size S")
+    at_end.set_ylabel(r"growth of $|\theta|^2$, of its start")
+    _explain(figure, r"$\int (T/S)\,\mathrm{tr}\,GG^{\mathsf{T}}/(1-\beta)^2\,dt$")
     return figure
 
 
@@ -124,14 +163,14 @@ def _errors_over_time(axes: Axes, data: Data) -> None:
 
 @styled
 def oscillation(data: Data) -> Figure:
-    """Column sums under four settings of momentum and decay; the flow law is dotted."""
+    """Column sums under four settings of momentum and decay; the modified flow law is dotted."""
     figure = Figure(figsize=(WIDTH, 4.4), layout="constrained")
     for index, axes in enumerate(figure.subplots(2, 2).flat):
-        get = {name: data[f"{index}/{name}"] for name in ("steps", "charge", "flow", "lr", "gamma", "omega")}
+        get = {name: data[f"{index}/{name}"] for name in ("steps", "charge", "modified", "lr", "gamma", "omega")}
         steps, charge = get["steps"], get["charge"]
         for column, color in zip(charge.T, colors(charge.shape[1]), strict=True):
             axes.plot(steps, column, color=color, **MEASURED)
-        axes.plot(steps, get["flow"], **FLOW)
+        axes.plot(steps, get["modified"], **FLOW)
         axes.axhline(0.0, color="0.75", linewidth=0.6, zorder=0)
         lr = get["lr"]
         beta, decay = data[f"{index}/momentum"], data[f"{index}/weight_decay"]
@@ -143,14 +182,14 @@ def oscillation(data: Data) -> Figure:
         axes.set_ylabel(r"column sum $\langle\theta_A, 1\rangle$")
         axes.set_ylim(top=1.6 * charge.max())  # room for the note
         label_steps(axes)
-    _explain(figure)
+    _explain(figure, "modified flow law")
     return figure
 
 
 @styled
 def errors(data: Data) -> Figure:
-    """Errors over learning rate, batch size and momentum: the flow law's slope, the discrete law's floor."""
-    figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
+    """Errors over learning rate, batch size and momentum: the flow laws' slopes, the discrete law's floor."""
+    figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
     panels = figure.subplots(1, 4, sharey=True)
     sweeps = {
         "lr_plain": ("learning rate η\nβ = 0", "learning rate η"),
@@ -162,31 +201,35 @@ def errors(data: Data) -> Figure:
     for axes, (sweep, (title, label)) in zip(panels, sweeps.items(), strict=True):
         values = data[f"{sweep}/values"]
         for kind, look in KIND_LINES.items():
-            for law, marker in (("flow", "o"), ("discrete", "s")):
+            for law, marker in ERROR_MARKERS.items():
                 error = np.maximum(data[f"{sweep}/{kind}/{law}"], 1e-17)
-                axes.plot(values, error, marker=marker, markersize=3, **look)
+                axes.plot(values, error, markersize=3, **marker, **look)
                 drawn.append(error)
         if sweep != "momentum":
             axes.set_xscale("log")
             axes.set_xticks(values[::2], [f"{value:g}" for value in values[::2]])
             axes.minorticks_off()
         if sweep.startswith("lr"):
-            first = data[f"{sweep}/translation/flow"]
-            axes.plot(values, 0.3 * first[0] * values / values[0], color="0.6", linewidth=0.8)
-            axes.annotate(r"$\propto\eta$", (values[-1], 0.3 * first[0] * values[-1] / values[0]), xytext=(2, -9),
-                          textcoords="offset points", color=MUTED, fontsize=7.5)  # fmt: skip
+            for law, power, text in (("flow", 1, r"$\propto\eta$"), ("modified", 2, r"$\propto\eta^2$")):
+                last = data[f"{sweep}/translation/{law}"][-1]
+                guide = 0.3 * last * (values / values[-1]) ** power
+                axes.plot(values, guide, color="0.6", linewidth=0.8)
+                axes.annotate(text, (values[-1], guide[-1]), xytext=(2, -9), textcoords="offset points",
+                              color=MUTED, fontsize=7.5)  # fmt: skip
         axes.axhline(np.finfo(np.float64).eps, color="0.7", linewidth=0.8, zorder=0)
         axes.set_title(title)
         axes.set_xlabel(label)
     log_axis(panels[0], drawn)
     panels[0].set_ylim(bottom=1e-17)
     panels[0].set_ylabel("relative error at η·steps = 1.5")
-    panels[0].text(0.03, 0.57, "flow law", transform=panels[0].transAxes, color="0.25")
-    panels[0].text(0.03, 0.24, "discrete law", transform=panels[0].transAxes, color="0.25")
     panels[3].annotate("float64 ε", (1, np.finfo(np.float64).eps), xycoords=("axes fraction", "data"), color=MUTED,
                        fontsize=6.5, xytext=(0, -8), textcoords="offset points", ha="right")  # fmt: skip
     lines = [Line2D([], [], **look, label=kind) for kind, look in KIND_LINES.items()]
-    figure.legend(handles=lines, loc="outside lower center", ncols=3)
+    lines += [
+        Line2D([], [], **ERROR_MARKERS[law], color="0.3", linestyle="", markersize=4, label=label)
+        for law, label in (("flow", "flow law"), ("modified", "modified flow law"), ("discrete", "discrete law"))
+    ]
+    figure.legend(handles=lines, loc="outside lower center", ncols=6)
     return figure
 
 
@@ -249,9 +292,9 @@ def _running_rms(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return rms
 
 
-def _explain(figure: Figure) -> None:
+def _explain(figure: Figure, dotted: str = "flow law") -> None:
     lines = [
         Line2D([], [], color=colors(3)[1], **MEASURED, label="measured"),
-        Line2D([], [], **FLOW, label="flow law"),
+        Line2D([], [], **FLOW, label=dotted),
     ]
     figure.legend(handles=lines, loc="outside lower center", ncols=2)

@@ -25,8 +25,8 @@ Probe = Callable[[], Any]
 class Measured(Protocol):
     """An optimizer that can be recorded: it has readouts, and hooks around its steps."""
 
-    param_groups: list[dict[str, Any]]
-
+    @property
+    def param_groups(self) -> list[dict[str, Any]]: ...
     @property
     def rule(self) -> Rule[Any]: ...
     @property

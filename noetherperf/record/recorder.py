@@ -49,7 +49,7 @@ class Recorder:
     last rows and closes it, "overwrite" leaves it without a record. Any number of processes may read.
 
     Args:
-        optimizer: One with a `readout()`: `nperf.SGD`.
+        optimizer: One with a `readout()`, such as `nperf.SGD`, or an `nperf.Probe`.
         path: Directory of the record. Missing parents are made; `~` is the user's home.
         every: Steps between rows.
         exists: What to do if the path exists: "error"; "resume", continue the record of the same measurement;
@@ -77,7 +77,7 @@ class Recorder:
         if not hasattr(optimizer, "readout"):
             raise TypeError(
                 f"optimizer: {type(optimizer).__name__} measures no charges; record a noetherperf.MeasuredOptimizer, "
-                "such as noetherperf.SGD"
+                "such as noetherperf.SGD, or a noetherperf.Probe of this one"
             )
         if isinstance(every, bool) or not isinstance(every, int | np.integer) or every < 1:
             raise ValueError(f"every: must be a whole number of steps, at least 1, got {every!r}")

@@ -1,7 +1,5 @@
 """Adam and AdamW: the update of torch.optim.Adam and torch.optim.AdamW, and the laws of their charges.
 
-It runs on the backend "reference"; compiled backends have no kernels of it yet.
-
 The update of a tensor that has made k steps; s = −1 with maximize and +1 otherwise:
 
     decoupled decay (AdamW)   r = 1 − ηλ   d = s g
@@ -12,52 +10,31 @@ The update of a tensor that has made k steps; s = −1 with maximize and +1 othe
     D  = √n'/√e + ε              with amsgrad the largest n' so far in the place of n'
     u  = m'/(c D)                p' = r p − η u
 
-Budget, an identity of the update, for any group of elements:
+Laws: those of rules/carry.py. Where D is one number in the group, the same in both steps, m carries ⟨p, u⟩ and ⟨u, 1⟩
+from one step to the next, and no more comes in. y is the carried ⟨p', m'/D⟩ or ⟨m'/D, 1⟩ after a step, and the next
+step with its own β₁ and c expects w = (β₁/c) y. y has neither in it, so that β₁ may follow a schedule.
 
-    norm          x' = r² x − 2ηr ⟨p, u⟩ + η² |u|²
-    translation   x' = r x − η ⟨u, 1⟩
-
-Law: ⟨p, u⟩ and ⟨u, 1⟩ are mostly carried over by m from one step to the next. Where the symmetry holds, and D is one
-number in the group, the same in both steps, that is all of them. y is the carried ⟨p', m'/D⟩ or ⟨m'/D, 1⟩ after a step,
-and the next step with its own β₁ and c expects w = (β₁/c) y:
-
-    norm          x' = r² x − 2ηr w + η² |u|²     y' = c (r w − η |u|²) = r β₁ y − c η |u|²
-    translation   x' = r x − η w                  y' = c w = β₁ y
-
-y has neither the next step's β₁ nor its c in it, so that β₁ may follow a schedule. `free` starts from (x₀, y₀) without
-|u|², `forced` from zero with it, and `defect` is the rest of the budget: what the preconditioner lets in, because it is
-not one number in the group and changes from step to step, and what breaks the symmetry. Coupled decay goes through the
-preconditioner, and is in the defect too.
-
-A split that assumes nothing of u: with R the product of all r (of all r², for a norm),
-
-    charge = R x₀ + growth + transport + rounding
-
-    growth      r² growth + η² |u|²                         of a norm; a translation has none
-    transport   r² transport − 2ηr ⟨p, u⟩, or r transport − η ⟨u, 1⟩: the rest of the budget
-
-R is the first entry of the product of `free`'s matrices, since they are upper triangular.
-
-Flow law, the overdamped limit, with b = β₁ (1 − β₁^{k+1})/(1 − β₁^{k+2}), the share that the next step carries over:
-
-    norm          x' = e^{−2λη} x + η² |u|² (1 + b)/(1 − b)
-    translation   x' = e^{−λη} x                                (coupled decay: λ = 0 in both)
+`defect` is what the preconditioner lets in, because it is not one number in the group and changes from step to step,
+and what breaks the symmetry. Coupled decay goes through the preconditioner, and is in the defect too: r = 1, and λ = 0
+in the flow law. There, b = β₁ (1 − β₁^{k+1})/(1 − β₁^{k+2}).
 
 Source: Kingma & Ba (2015), arXiv:1412.6980; Loshchilov & Hutter (2019), arXiv:1711.05101; Reddi et al. (2018),
-arXiv:1904.09237 (amsgrad). Laws: this project.
+arXiv:1904.09237 (amsgrad). Laws: this project; docs/theory.md, section 8.
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import IntEnum
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from noetherperf.rules.arithmetic import Number, exp, times, two_sum
-from noetherperf.rules.law import Component, Law, Recursion, Shape, Step
-from noetherperf.rules.moments import COMMON, Operand, Pair
+from noetherperf.rules.arithmetic import Number
+from noetherperf.rules.carry import DOT_PU, LAWS, SUM_U, Carry, carried_numbers, step_of
+from noetherperf.rules.law import Law, Shape, Step
+from noetherperf.rules.moments import COMMON
 from noetherperf.rules.motion import Motion, decoupled
 from noetherperf.rules.rule import Buffers, Rule, device_lr
 
@@ -68,14 +45,16 @@ class AdamOptions:
 
     Attributes:
         lr: η; NaN if the learning rate is a tensor on a device, which the host does not read.
-        beta1, beta2, eps, weight_decay: β₁, β₂, ε, λ.
+        beta1, beta2: β₁, β₂. Like η, they may be float64 tensors of no dimensions, and rows are then computed where
+            these are.
+        eps, weight_decay: ε, λ.
         amsgrad, maximize: As in torch.
         decoupled: Whether weight decay acts on the parameter alone, as in AdamW.
     """
 
     lr: float
-    beta1: float = 0.9
-    beta2: float = 0.999
+    beta1: Number = 0.9
+    beta2: Number = 0.999
     eps: float = 1e-8
     weight_decay: float = 0.0
     amsgrad: bool = False
@@ -84,17 +63,8 @@ class AdamOptions:
 
     @classmethod
     def of(cls, group: Mapping[str, Any]) -> "AdamOptions":
-        """The options that an optimizer's parameter group holds now.
-
-        Raises:
-            TypeError: betas are tensors; raised because their changes would be missed.
-        """
+        """The options that an optimizer's parameter group holds now; of betas on a device, the host waits for it."""
         beta1, beta2 = group["betas"]
-        if isinstance(beta1, Tensor) or isinstance(beta2, Tensor):
-            raise TypeError(
-                "betas as tensors are not supported yet; set the parameter group's betas to floats, "
-                "(float(betas[0]), float(betas[1]))"
-            )
         return cls(
             math.nan if device_lr(group) is not None else float(group["lr"]),
             float(beta1),
@@ -116,13 +86,13 @@ class AdamOptions:
         """r."""
         return 1.0 - self.lr * self.weight_decay if self.decoupled and self.weight_decay != 0.0 else 1.0
 
-    def correction(self, n_steps: int) -> float:
+    def correction(self, n_steps: Number) -> Number:
         """c, the first moment's bias correction after so many steps."""
-        return float(1.0 - self.beta1**n_steps)
+        return 1.0 - self.beta1**n_steps
 
-    def sq_correction(self, n_steps: int) -> float:
+    def sq_correction(self, n_steps: Number) -> Number:
         """e, the second moment's."""
-        return float(1.0 - self.beta2**n_steps)
+        return 1.0 - self.beta2**n_steps
 
 
 class Coefficients(NamedTuple):
@@ -132,16 +102,19 @@ class Coefficients(NamedTuple):
     keep: Number
     decay: float
     sign: float
-    beta1: float
-    beta2: float
+    beta1: Number
+    beta2: Number
     eps: float
-    correction: float
-    root_sq_correction: float
+    correction: Number
+    root_sq_correction: Number
     amsgrad: float
 
 
-DOT_PU = Pair("dot_pu", Operand.P, Operand.U)
-SUM_U = Pair("sum_u", Operand.U, Operand.ONE)
+class Variant(IntEnum):
+    """Kernels of the update."""
+
+    PLAIN = 0
+    AMSGRAD = 1  # the largest n' so far in the place of n'
 
 
 class AdamRule(Rule[AdamOptions]):
@@ -169,23 +142,14 @@ class AdamRule(Rule[AdamOptions]):
         ("fused", None),
     )
     buffers = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+    late_buffers = ("max_exp_avg_sq",)
     n_ages = 0
     step_key = "step"
     coefficients = Coefficients._fields
     moments = (*COMMON, DOT_PU, SUM_U)
     lr_degree = 1
     idle: ClassVar[Mapping[int, int]] = {}
-    laws: ClassVar[Mapping[Law, Shape]] = {
-        Law.TRANSLATION: Shape((Component("budget", 1, ("sum_u",), compensated=True, starts=True, jumps=True),)),
-        Law.NORM: Shape(
-            (
-                Component("budget", 1, ("dot_pu", "sq_u"), compensated=True, starts=True, jumps=True),
-                Component("forced", 2, ("sq_u",)),
-                Component("growth", 1, ("sq_u",)),
-                Component("flow", 1, ("sq_u",)),
-            )
-        ),
-    }
+    laws: ClassVar[Mapping[Law, Shape]] = LAWS
 
     def options(self, group: Mapping[str, Any]) -> AdamOptions:
         return AdamOptions.of(group)
@@ -194,13 +158,13 @@ class AdamRule(Rule[AdamOptions]):
         return replace(options, lr=lr)  # type: ignore[arg-type]
 
     def variant(self, options: AdamOptions) -> int:
-        return 0
+        return Variant.AMSGRAD if options.amsgrad else Variant.PLAIN
 
     def n_written(self, options: AdamOptions) -> int:
         return 3 if options.amsgrad else 2
 
     def ages_differ(self, options: AdamOptions) -> bool:
-        return options.beta1 != 0.0 or options.beta2 != 0.0
+        return any(isinstance(beta, Tensor) or beta != 0.0 for beta in (options.beta1, options.beta2))
 
     def n_taken(self, options: AdamOptions, has_buffers: bool) -> int:
         return len(self.moments)
@@ -261,47 +225,40 @@ class AdamRule(Rule[AdamOptions]):
         scale = largest if options.amsgrad and largest is not None else mean_sq
         dtype = torch.promote_types(mean.dtype, torch.float32)
         denominator = scale.to(dtype).sqrt() / options.sq_correction(age) ** 0.5 + options.eps
-        return torch.where(mean == 0.0, 0.0, mean.to(dtype) / denominator)  # an element that never had a gradient
+        # An element that never had a gradient carries nothing, also where ε = 0.
+        return torch.where(mean == 0.0, 0.0, mean.to(dtype) / denominator).to(mean.dtype)
 
     def motion(self, options: AdamOptions) -> Motion:
         return decoupled(options.keep, options.lr)
 
     def steps(self, options: AdamOptions, age: int, laws: Collection[Law]) -> dict[Law, Step]:
-        return {law: _step(law, options, age) for law in laws}
+        carry = _carry(options, age)
+        return {law: step_of(law, options.lr, options.keep, options.flow_decay, carry) for law in laws}
+
+    def row_of_age(self, options: AdamOptions, laws: Collection[Law]) -> Callable[[int], list[Number]]:
+        fixed, starts = self.row(options, 0, laws), [(law, self.law_numbers[law]) for law in laws]
+
+        def row(age: int) -> list[Number]:
+            numbers = fixed.copy()
+            numbers[_CORRECTION] = options.correction(age + 1)
+            numbers[_ROOT] = options.sq_correction(age + 1) ** 0.5
+            carry = _carry(options, age)
+            for law, start in starts:
+                for at, x in carried_numbers(law, options.lr, options.keep, carry):
+                    numbers[start + at] = x
+            return numbers
+
+        return row
+
+
+_CORRECTION, _ROOT = map(Coefficients._fields.index, ("correction", "root_sq_correction"))
+
+
+def _carry(options: AdamOptions, age: int) -> Carry:
+    """What a step of tensors of an age carries over."""
+    kept, after = options.correction(age + 1), options.correction(age + 2)
+    return Carry(options.beta1 / kept, kept, options.beta1 * kept / after)
 
 
 #: The rule.
 ADAM = AdamRule()
-
-
-def _step(law: Law, options: AdamOptions, age: int) -> Step:
-    """One step of a law."""
-    lr, keep, beta1, correction = options.lr, options.keep, options.beta1, options.correction(age + 1)
-    flow_free = _flow_decay(law, options)
-    flow = ((flow_free, 0.0), (0.0, 1.0))
-    share = beta1 / correction  # w = share · y
-    if law == Law.TRANSLATION:
-        lost, lost_rest = two_sum(keep, -1.0)
-        budget = Recursion(((lost,),), ((-lr,),), (lost_rest,), (0.0,))
-        return Step({"free": ((keep, -lr * share), (0.0, beta1)), "flow_free": flow}, {"budget": budget})
-    sq_keep, sq_keep_rest = times((keep, 0.0), keep)
-    lost, lost_rest = two_sum(sq_keep, -1.0)  # type: ignore[type-var, arg-type]
-    of_pu, of_pu_rest = times((keep, 0.0), -2.0 * lr)
-    sq_lr, sq_lr_rest = times((lr, 0.0), lr)
-    free = ((sq_keep, of_pu * share), (0.0, keep * beta1))
-    next_share = beta1 * correction / options.correction(age + 2)
-    recursions = {
-        "budget": Recursion(((lost,),), ((of_pu, sq_lr),), (lost_rest + sq_keep_rest,), (of_pu_rest, sq_lr_rest)),
-        "forced": Recursion(free, ((sq_lr,), (-lr * correction,))),
-        "growth": Recursion(((sq_keep,),), ((sq_lr,),)),
-        "flow": Recursion(((flow_free,),), ((sq_lr * ((1.0 + next_share) / (1.0 - next_share)),),)),
-    }
-    return Step({"free": free, "flow_free": flow}, recursions)
-
-
-def _flow_decay(law: Law, options: AdamOptions) -> Number:
-    """e^{−κλη}; NaN if it leaves the range of float64."""
-    try:
-        return exp(-(law + 1.0) * options.flow_decay * options.lr)
-    except OverflowError:
-        return math.nan

@@ -122,6 +122,17 @@ class Shape:
         """Coefficients of a step."""
         return self.n_propagated + sum(component.n_numbers for component in self.components)
 
+    def place(self, name: str, row: int, column: int) -> int:
+        """Where `Step.numbers` has an entry of a component's (A B), or of the matrix of an undriven part."""
+        if name in PROPAGATED:
+            return 4 * PROPAGATED.index(name) + 2 * row + column
+        at = self.n_propagated
+        for component in self.components:
+            if component.name == name:
+                return at + row * (component.size + len(component.moments)) + column
+            at += component.n_numbers
+        raise KeyError(name)
+
     @cached_property
     def still(self) -> Sequence[Number]:
         """The coefficients of a step in which nothing moves."""

@@ -2,13 +2,15 @@
 
     ẍ + 2γẋ + ω²x = T f(t)      γ = (1−β)/(T(1+β))      ω² = 2κλ/(T(1+β))
 
-with T the time of one step, κ = 1 for a translation's sum and 2 for a norm. Nesterov adds βλη to γ's numerator. Without
-momentum the equation is ẋ = −κλx. Derivation: docs/theory.md, section 5.
+with T the time of one step, κ = 1 for a translation's sum and 2 for a norm. Nesterov adds βλη to γ's numerator.
+
+Two flow laws are made of it. The paper's starts from rest, ẋ(0) = 0, and is ẋ = −κλx without momentum. The modified
+flow law keeps the inertia of finite steps where β = 0, and starts as the steps do (`start_weights`). Derivation:
+docs/theory.md, sections 4 (start) and 5.
 
 Source: Kunin et al. (2021), "Neural Mechanics", arXiv:2012.04728.
 """
 
-import cmath
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -78,20 +80,66 @@ def damping(law: Law, h: "Hyper") -> tuple[float, float]:
     return (1.0 - h.momentum + extra) / inertia, 2.0 * kappa * h.weight_decay / inertia
 
 
-def _roots(law: Law, h: "Hyper") -> tuple[complex, complex]:
-    """Roots −γ ± √(γ² − ω²) of the oscillator, per unit of time."""
-    gamma, omega_squared = damping(law, h)
-    root = cmath.sqrt(gamma * gamma - omega_squared)
-    return -gamma + root, -gamma - root
+def start_weights(h: "Hyper", *, warm: bool = False) -> tuple[float, float]:
+    """w and w_v of the velocity θ̇(0) = −w d − w_v v with which modified flow follows the steps to O(η²).
+
+    d is the first step's direction, s g + λθ, and v the momentum buffer before it. In all, that flow goes as far beyond
+    (or short of) the slow motion −d/(1−β) as the steps do while the buffer settles.
+
+                    fresh buffer (v = 0)        warm buffer
+        momentum    w = (2/(1−τ) − 1)/(1+β)     w = 1/(1+β),        w_v = 2β/((1−τ)(1+β))
+        Nesterov    w = (1+2β)/(1+β)            w = (1+2β)/(1+β),   w_v = 2β²/(1+β)
+        plain       w = 1                       w = 1,              w_v = 0
+
+    Source: this project; derived in docs/theory.md, section 4.
+    """
+    beta = h.momentum
+    if beta == 0.0:
+        return 1.0, 0.0
+    if h.nesterov:
+        return (1.0 + 2.0 * beta) / (1.0 + beta), 2.0 * beta * beta / (1.0 + beta)
+    undamped = 1.0 - h.dampening
+    if undamped == 0.0:
+        raise ValueError(f"hyper: steps that take no time have no velocity (dampening {h.dampening})")
+    w_v = 2.0 * beta / (undamped * (1.0 + beta))
+    # A fresh buffer is written with d, not with (1−τ)d: as one that held τd/β.
+    return 1.0 / (1.0 + beta) + (0.0 if warm else w_v * h.dampening / beta), w_v
 
 
 def _free(law: Law, charge_0: Tensor, t: float, h: "Hyper") -> Tensor:
     if h.momentum == 0.0:
         return charge_0 * math.exp(-(law + 1.0) * h.weight_decay * t)
-    r1, r2 = _roots(law, h)
-    if r1 == r2:
-        return charge_0 * (cmath.exp(r1 * t) * (1.0 - r1 * t)).real
-    return charge_0 * ((r1 * cmath.exp(r2 * t) - r2 * cmath.exp(r1 * t)) / (r1 - r2)).real
+    return charge_0 * _motion(law, t, h)[0]
+
+
+def _motion(law: Law, t: float, h: "Hyper") -> tuple[float, float]:
+    """What the undriven oscillator makes in a time t of a unit of x at rest, and of a unit of velocity at x = 0."""
+    gamma, omega_squared = damping(law, h)
+    xx, s = oscillator(gamma * t, omega_squared * t * t)
+    return float(xx), t * float(s)
+
+
+def free_from_start(law: Law, charge_0: Tensor, carried: Tensor | None, t: float, h: "Hyper") -> Tensor:
+    """Charge after time t, undriven, from the steps' own start ẋ(0) = −κ(wλx₀ + w_v y₀), and with inertia if β = 0.
+
+    Solves ẍ + 2γẋ + ω²x = 0, with w and w_v of `start_weights`: what modified flow makes of the charge, where nothing
+    drives it. Valid to O(η²) over a fixed time.
+
+    Args:
+        law: κ = 1 or 2.
+        charge_0: x₀, [n], float64.
+        carried: y₀ of a buffer that is warm, ⟨v, 1⟩ or Σ c⟨θ, v⟩, [n]; None if it is fresh.
+        t: Time in units of lr · (1 − dampening) · steps.
+        h: Hyperparameters, constant over [0, t].
+
+    Source: this project; docs/theory.md, section 5.
+    """
+    w, w_v = start_weights(h, warm=carried is not None)
+    velocity = w * h.weight_decay * charge_0
+    if carried is not None:
+        velocity = velocity + w_v * carried
+    of_x, of_velocity = _motion(law, t, h)
+    return of_x * charge_0 - of_velocity * (law + 1.0) * velocity
 
 
 def free_translation(charge_0: Tensor, t: float, hyper: "Hyper") -> Tensor:
@@ -144,7 +192,4 @@ def norm_response(t: float, hyper: "Hyper") -> float:
     """
     if hyper.momentum == 0.0:
         return math.exp(-2.0 * hyper.weight_decay * t)
-    r1, r2 = _roots(Law.NORM, hyper)
-    if r1 == r2:
-        return (cmath.exp(r1 * t) * t).real
-    return ((cmath.exp(r1 * t) - cmath.exp(r2 * t)) / (r1 - r2)).real
+    return _motion(Law.NORM, t, hyper)[1]

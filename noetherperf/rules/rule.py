@@ -9,7 +9,7 @@ step takes, and the coefficients of every law. Engines read rows; only the rule 
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
@@ -66,6 +66,7 @@ class Rule(ABC, Generic[O]):
         pair_options: Options of a parameter group that are two numbers each.
         late_options: Options that checkpoints of early versions of torch lack, and their defaults.
         buffers: Keys of a tensor's buffers in torch's state of a parameter; there may be none.
+        late_buffers: Those that a tensor may lack although it has made steps, because some options do without.
         n_ages: How many ages of a tensor have rows of their own, 1 or 2. A tensor's age is the number of steps that
             have written its buffers, at most n_ages − 1: 0 if they are new (zeros). 0: ages have no bound, and are
             counted under step_key.
@@ -87,6 +88,7 @@ class Rule(ABC, Generic[O]):
     pair_options: ClassVar[tuple[str, ...]] = ()
     late_options: ClassVar[tuple[tuple[str, Any], ...]]
     buffers: ClassVar[tuple[str, ...]]
+    late_buffers: ClassVar[tuple[str, ...]] = ()
     n_ages: ClassVar[int]
     first_step: ClassVar[str] = "wrote its buffers for the first time"
     step_key: ClassVar[str | None] = None
@@ -122,7 +124,7 @@ class Rule(ABC, Generic[O]):
 
     def with_row(self, age: int) -> int:
         """The age whose row a tensor of an age takes."""
-        return age if self.step_key is not None else min(age, self.n_ages - 1)
+        return int(age) if self.step_key is not None else min(age, self.n_ages - 1)
 
     @abstractmethod
     def ages_differ(self, options: O) -> bool:
@@ -296,3 +298,23 @@ class Rule(ABC, Generic[O]):
         for law, shape in self.laws.items():
             row += steps[law].numbers(shape) if law in steps else shape.still
         return row
+
+    def row_of_age(self, options: O, laws: Collection[Law]) -> Callable[[int], list[Number]]:
+        """`row` as a function of the age, which computes what depends on the options alone only once."""
+        return lambda age: self.row(options, age, laws)
+
+    def rows(self, options: O, ages: Tensor, laws: Collection[Law] = tuple(Law)) -> Tensor:
+        """The rows of tensors whose ages are on a device, computed there without waiting: for a step in a CUDA graph.
+
+        Args:
+            options: Of the parameter group that the tensors are in; numbers of these may be on the device too.
+            ages: Counts of steps, [n_tensors], any dtype. The rule's formulas must take them in the place of a number.
+            laws: As for `row`.
+
+        Returns:
+            [n_tensors, n_numbers], float64, on the device of ages.
+        """
+        steps = ages.to(torch.float64)
+        row = self.row(options, steps, laws)  # type: ignore[arg-type]
+        numbers = [x if isinstance(x, Tensor) else steps.new_full((), x) for x in row]
+        return torch.stack([x.expand_as(steps) for x in numbers], dim=-1)

@@ -323,12 +323,25 @@ def _plain_flow(law: Law, h: Hyper) -> tuple[Matrix, Recursion]:
     return matrix, Recursion(matrix, ((decay * (h.lr * h.lr), 0.0, 0.0), (0.0, 0.0, 0.0)))
 
 
+def modified_flow_law(law: Law, h: Hyper) -> tuple[Matrix, Recursion]:
+    """The modified flow law's step of time T: `flow_law`, but with inertia, and driven by |u|², for β = 0 too.
+
+    Its start is that of the steps (`oscillator.free_from_start`).
+
+    Raises:
+        ValueError, ArithmeticError: The law does not exist, or leaves the range of float64 in one step.
+
+    Source: this project; docs/theory.md, section 5.
+    """
+    return _flows((law,), h)[law]
+
+
 def _flows(laws: Collection[Law], h: Hyper) -> dict[Law, tuple[Matrix, Recursion]]:
     """(x, ẋ)' = e^{AT} ((x, ẋ) + (0, kick))."""
     inertia, duration = 1.0 + h.momentum, h.duration
     extra = h.momentum * h.weight_decay * h.lr if h.nesterov else 0.0
     mu = (1.0 - h.momentum + extra) / inertia
-    undamped = 1.0 - h.dampening
+    undamped = 1.0 - h.dampening if h.momentum != 0.0 else 1.0
     kick_u = 2.0 * h.lr / undamped if undamped != 0.0 else math.nan  # of the velocity
     kick_gu = -h.sign * h.lr * 4.0 * h.momentum / inertia if h.nesterov else 0.0
     stiffness = [2.0 * (law + 1.0) * h.weight_decay / inertia for law in laws]  # ω²T

@@ -1,8 +1,9 @@
-"""The continuous models of SGD as code, beside the steps that they model.
+"""The continuous models of SGD as code, beside the steps that they model; and the equilibrium of decay and growth.
 
     flows        gradient flow, modified loss, modified flow, and the discrete steps themselves
     stochastic   the stochastic equation, its noise taken from the gradients of examples or minibatches
-    charges      what the models say of the conserved quantities: oscillators, closed forms, equilibrium
+    charges      what the models say of the conserved quantities: oscillators, closed forms
+    rotation     rotational equilibrium of scale-invariant groups: SGD, AdamW, Lion, signSGD
 
 Time is measured as everywhere here: one step lasts T = η(1−τ) with momentum and η without, so that a model and the
 steps it describes meet at t = kT. docs/theory.md derives every formula.
@@ -14,16 +15,24 @@ from noetherperf.theory.charges import (
     critical_decay,
     discrete_frequency,
     driven,
-    equilibrium,
     free,
     oscillator,
 )
 from noetherperf.theory.flows import descent, gradient_flow, modified_flow, modified_loss
+from noetherperf.theory.rotation import (
+    RotationalEquilibrium,
+    adamw_equilibrium,
+    equilibrium,
+    sgd_equilibrium,
+    sign_equilibrium,
+)
 from noetherperf.theory.stochastic import noise, stochastic_flow
 
 __all__ = [
     "Hyper",
     "Oscillator",
+    "RotationalEquilibrium",
+    "adamw_equilibrium",
     "critical_decay",
     "descent",
     "discrete_frequency",
@@ -35,5 +44,7 @@ __all__ = [
     "modified_loss",
     "noise",
     "oscillator",
+    "sgd_equilibrium",
+    "sign_equilibrium",
     "stochastic_flow",
 ]

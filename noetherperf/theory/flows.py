@@ -31,6 +31,7 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 from torch.func import grad
 
+from noetherperf.rules.oscillator import start_weights
 from noetherperf.rules.sgd import SGD, Hyper
 
 __all__ = ["descent", "gradient_flow", "modified_flow", "modified_loss"]
@@ -104,23 +105,25 @@ def modified_loss(loss: Loss, theta_0: Tensor, times: Times, hyper: Hyper) -> Te
     return _solve(velocity, theta_0, times)
 
 
-def modified_flow(loss: Loss, theta_0: Tensor, times: Times, hyper: Hyper) -> Tensor:
+def modified_flow(loss: Loss, theta_0: Tensor, times: Times, hyper: Hyper, *, buffer_0: Tensor | None = None) -> Tensor:
     """The step's Taylor series to second order, (1−β) θ̇ = −d − ½(1+β) T θ̈ [Nesterov: − βT Hθ̇]: a ball with mass.
 
-    Starts with θ̇(0) = −(2/(1−τ) − 1) d/(1+β), with Nesterov −(1+2β) d/(1+β): so far does a cold buffer get while it
-    fills. Valid to O(η²) over a fixed time, momentum's oscillations included.
+    Starts with θ̇(0) = −(2/(1−τ) − 1) d/(1+β), with Nesterov −(1+2β) d/(1+β): so far does a fresh buffer get while it
+    fills; from a warm buffer v with −(d + 2βv/(1−τ))/(1+β), with Nesterov −((1+2β)d + 2β²v)/(1+β). Valid to O(η²) over
+    a fixed time, momentum's oscillations included.
 
     Args:
         loss: Differentiable function of θ [n] with a scalar value, in torch; with Nesterov twice differentiable.
         theta_0: θ(0), [n]; computed in float64.
         times: Where to give θ, [n times], in units of lr · (1 − dampening) · steps.
         hyper: Of every step; its steps must take time.
+        buffer_0: The momentum buffer before the first step, [n]; None if that step makes it.
 
     Returns:
         θ at these times, [n times, n], float64.
 
     Raises:
-        ValueError: As in gradient_flow; or lr is 0 or dampening 1, so that no time passes.
+        ValueError: As in gradient_flow; or lr is 0 or dampening 1, so that no time passes; or buffer_0 is not [n].
         ArithmeticError: As in gradient_flow.
 
     Source: Kunin et al. (2021), arXiv:2012.04728, modified flow; starting velocity and Nesterov derived here.
@@ -130,8 +133,11 @@ def modified_flow(loss: Loss, theta_0: Tensor, times: Times, hyper: Hyper) -> Te
         raise ValueError(f"hyper: modified flow needs steps that take time, not lr {hyper.lr}, {hyper.dampening=}")
     d = _direction(loss, hyper)
     beta, mass = hyper.momentum, 0.5 * (1.0 + hyper.momentum) * hyper.duration
-    undamped = 1.0 - hyper.dampening if beta else 1.0
-    start = ((1.0 + 2.0 * beta) if hyper.nesterov else (2.0 / undamped - 1.0)) / (1.0 + beta)
+    theta_0, buffer_0 = _vector(theta_0), _buffer(buffer_0, theta_0)
+    w, w_v = start_weights(hyper, warm=buffer_0 is not None)
+    velocity_0 = -w * d(theta_0)
+    if buffer_0 is not None:
+        velocity_0 = velocity_0 - w_v * buffer_0
 
     def rate(state: Tensor) -> Tensor:
         theta, velocity = state.chunk(2)
@@ -140,11 +146,10 @@ def modified_flow(loss: Loss, theta_0: Tensor, times: Times, hyper: Hyper) -> Te
             force = force - beta * hyper.duration * _derivative(d, theta, velocity)
         return torch.cat([velocity, force / mass])
 
-    theta_0 = _vector(theta_0)
-    return _solve(rate, torch.cat([theta_0, -start * d(theta_0)]), times)[:, : len(theta_0)]
+    return _solve(rate, torch.cat([theta_0, velocity_0]), times)[:, : len(theta_0)]
 
 
-def descent(loss: Loss, theta_0: Tensor, n_steps: int, hyper: Hyper) -> Tensor:
+def descent(loss: Loss, theta_0: Tensor, n_steps: int, hyper: Hyper, *, buffer_0: Tensor | None = None) -> Tensor:
     """The discrete steps of SGD on the whole loss, θ' = θ − η u: what the flows model. Exact, as SGD itself.
 
     Args:
@@ -152,20 +157,23 @@ def descent(loss: Loss, theta_0: Tensor, n_steps: int, hyper: Hyper) -> Tensor:
         theta_0: θ before the first step, [n]; computed in float64.
         n_steps: How many steps.
         hyper: Of every step.
+        buffer_0: The momentum buffer before the first step, [n]; None if that step makes it.
 
     Returns:
         θ after 0, 1, …, n_steps steps, [n_steps + 1, n], float64; step k is at time k · hyper.duration.
 
     Raises:
-        ValueError: theta_0 is no vector.
+        ValueError: theta_0 is no vector, or buffer_0 is not [n].
 
     Source: torch.optim.SGD's update, `rules.sgd.SGD.update`; docs/theory.md, section 2.
     """
     gradient, p = grad(loss), _vector(theta_0)
-    v: Tensor | None = torch.zeros(theta_0.shape, dtype=torch.float64, device="cpu")
+    buffer_0 = _buffer(buffer_0, p)
+    v: Tensor | None = torch.zeros_like(p) if buffer_0 is None else buffer_0
     path = [p]
     for k in range(n_steps):
-        p, (v,), _ = SGD.update(p, gradient(p), (v,), hyper.coefficients(age=min(k, 1)))
+        age = 0 if k == 0 and buffer_0 is None else 1
+        p, (v,), _ = SGD.update(p, gradient(p), (v,), hyper.coefficients(age))
         path.append(p)
     return torch.stack(path)
 
@@ -188,6 +196,14 @@ def _vector(theta: Tensor) -> Tensor:
     return theta.detach().to("cpu", torch.float64)
 
 
+def _buffer(buffer_0: Tensor | None, theta_0: Tensor) -> Tensor | None:
+    if buffer_0 is None:
+        return None
+    if buffer_0.shape != theta_0.shape:
+        raise ValueError(f"buffer_0 must have theta_0's shape {tuple(theta_0.shape)}, not {tuple(buffer_0.shape)}")
+    return _vector(buffer_0)
+
+
 def _solve(rate: Field, state_0: Tensor, times: Times) -> Tensor:
     """Integrate ẋ = rate(x) from x(0) = state_0, by an explicit Runge–Kutta method of order 8 with error control."""
     at = np.asarray(times, dtype=np.float64)
@@ -204,9 +220,9 @@ def _solve(rate: Field, state_0: Tensor, times: Times) -> Tensor:
             )
         return rate(torch.from_numpy(state)).detach().numpy()
 
-    start = _vector(state_0).numpy()
+    first = _vector(state_0).numpy()
     end = max(float(at[-1]), np.finfo(np.float64).tiny)
-    solution = solve_ivp(right_hand_side, (0.0, end), start, "DOP853", t_eval=at, rtol=RTOL, atol=ATOL)
+    solution = solve_ivp(right_hand_side, (0.0, end), first, "DOP853", t_eval=at, rtol=RTOL, atol=ATOL)
     if not solution.success or not np.isfinite(solution.y).all():
         raise ArithmeticError(f"the flow could not be followed to time {at[-1]:g}: {solution.message}")
     return torch.from_numpy(np.ascontiguousarray(solution.y.T))

@@ -1,15 +1,18 @@
 """The stochastic equation: gradient flow with the noise that minibatches bring.
 
-    (1−β) dθ = −(g + λθ) dt + √(η/S) G(θ) dW,      G Gᵀ = covariance of one example's gradient
+    (1−β) dθ = −(g + λθ) dt + √(T/S) G(θ) dW,      G Gᵀ = covariance of one example's gradient
 
-A batch of S examples drawn with replacement has a gradient of mean g and covariance G Gᵀ/S. A step of time η multiplies
-it by η, so the noise of one step has covariance η² G Gᵀ/S, which √(η/S) G dW gathers in a time η.
+A batch of S examples drawn with replacement has a gradient of mean g and covariance G Gᵀ/S. A step lasts a time T,
+η(1−τ) with momentum and η without, and its gradient moves the parameters by T/(1−β) times itself in all, most of it in
+later steps, through the buffer. So the noise of one step has covariance T² G Gᵀ/S, times 1/(1−β)², which
+√(T/S) G dW/(1−β) gathers in a time T.
 
 G need not be found by factoring: its columns are the examples' own deviations (gᵢ − g)/√N. As each of them obeys the
 gradient constraint ⟨gᵢ, ψ⟩ = 0, so does the noise, to rounding. A sum ⟨θ, 1⟩ therefore feels no noise at all; a norm
-|θ|² does, for Itô's formula gives it (η/S) tr G Gᵀ a unit of time, though the noise is tangent to the sphere.
+|θ|² does, for Itô's formula gives it (T/S) tr G Gᵀ/(1−β)² a unit of time, though the noise is tangent to the sphere.
 
-Source: Kunin et al. (2021), arXiv:2012.04728, modeling stochasticity.
+Source: Kunin et al. (2021), arXiv:2012.04728, modeling stochasticity; momentum and dampening: derived here
+(docs/theory.md, section 4).
 """
 
 import math
@@ -57,7 +60,7 @@ def stochastic_flow(
     substeps: int = 1,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """One path of (1−β) dθ = −(g + λθ) dt + √(η/S) G dW, by Euler–Maruyama with dt = η/substeps.
+    """One path of (1−β) dθ = −(g + λθ) dt + √(T/S) G dW, by Euler–Maruyama with dt = T/substeps.
 
     As substeps grow the path becomes one of the continuous equation; with substeps = 1 and β = 0 it is SGD with
     Gaussian gradients. Valid for small η; the strong error is O(√dt).
@@ -65,14 +68,14 @@ def stochastic_flow(
     Args:
         losses: As in `noise`.
         theta_0: θ(0), [n]; computed in float64.
-        n_steps: Time of the path in units of lr.
-        hyper: lr, momentum, weight_decay, maximize of every step.
+        n_steps: Time of the path in steps, of T = hyper.duration each.
+        hyper: Of every step.
         batch_size: S, examples in a batch, drawn with replacement.
         substeps: Steps of the integrator in each step of the optimizer.
         generator: Draws W; torch's own by default.
 
     Returns:
-        θ at times 0, η, …, n_steps · η, [n_steps + 1, n], float64.
+        θ at times 0, T, …, n_steps · T, [n_steps + 1, n], float64.
 
     Raises:
         ValueError: batch_size or substeps is below 1.
@@ -84,8 +87,8 @@ def stochastic_flow(
         if value < 1:
             raise ValueError(f"{name} must be at least 1, not {value}")
     theta = theta_0.detach().to("cpu", torch.float64)
-    dt, inverse = hyper.lr / substeps, 1.0 / (1.0 - hyper.momentum)
-    size = math.sqrt(hyper.lr / batch_size * dt)
+    dt, inverse = hyper.duration / substeps, 1.0 / (1.0 - hyper.momentum)
+    size = math.sqrt(hyper.duration / batch_size * dt)
     path = [theta]
     for _ in range(n_steps):
         for _ in range(substeps):

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +17,7 @@ import pybind11
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
 BUILD = HERE.parents[1] / "build" / "cuda_emulation"
-SOURCES = [CSRC / "cuda" / "launch.cu", CSRC / "bind_cuda.cpp"]
+SOURCES = [*CSRC.glob("cuda/*.cu"), CSRC / "bind_cuda.cpp"]
 HEADERS = [*CSRC.rglob("*.h"), *CSRC.rglob("*.cuh"), *HERE.glob("*.h")]
 WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wshadow", "-Wno-unknown-pragmas"]
 FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden", *WARNINGS]
@@ -45,11 +46,18 @@ def build(sanitize: bool = False) -> Path:
     if not library.exists():
         unfinished = BUILD / f"{key}.{os.getpid()}"
         unfinished.mkdir(parents=True, exist_ok=True)
-        command = ["g++", "-shared", *flags, *includes, "-x", "c++", *map(str, SOURCES)]
-        subprocess.run([*command, "-o", str(unfinished / name)], check=True)
+
+        def compiled(source: Path) -> str:
+            made = unfinished / f"{source.name}.o"
+            subprocess.run(["g++", *flags, *includes, "-x", "c++", "-c", str(source), "-o", str(made)], check=True)
+            return str(made)
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            objects = list(pool.map(compiled, SOURCES))
+        subprocess.run(["g++", "-shared", *flags, *objects, "-o", str(unfinished / name)], check=True)
         library.parent.mkdir(exist_ok=True)
         (unfinished / name).replace(library)  # another process may have been as quick
-        unfinished.rmdir()
+        shutil.rmtree(unfinished)
     return library
 
 

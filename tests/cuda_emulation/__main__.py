@@ -22,5 +22,7 @@ if __name__ == "__main__":
     test_engines.ENGINES[name] = sanitized
     for tensor in sys.argv[2:]:
         for dtype in test_engines.DTYPES[: int(sys.argv[1])]:
-            test_engines.test_step_moments_and_laws(name, dtype, tensor)
+            for rule, kit in test_engines.KITS.items():
+                if test_engines.steps(name, kit.rule):
+                    test_engines.test_step_moments_and_laws(rule, name, dtype, tensor)
     print("clean")

@@ -3,11 +3,16 @@
 A file <name>.py here mirrors csrc/rules/<name>.h. It has
 
     rule              of noetherperf.rules: it defines the moments and the rows
-    update            (p, g, v, c, VARIANT) -> (p', v', u) in the dtype of p; v' is v where the variant writes no buffer
-    writes_buffer, reads_buffer, n_taken      of a variant
+    variants          numbered from 0; whatever may be asked of one is in the functions that follow
+    n_written, n_read of a variant: how many buffers, from the first on, a step writes and reads
+    n_taken           of a variant: how many of the moments, from the first on, a step sums
+    divides           whether p' and u of zeros may be other than zero, so that they must be masked
+    coefficients      (numbers) -> the update's coefficients, from the first numbers of a row; in float64
+    update            (p, g, buffers, c, VARIANT) -> (p', buffers', u) in the dtype of p. It is given the buffers that
+                      the variant reads, and returns as many
 
 Constants are frozen dataclasses of plain values. Triton caches kernels by their repr, so that no kernel is used for
-other numbers. An update is a constant too, and Triton caches by its source.
+other numbers. The two functions are constants too, and Triton caches by their source.
 """
 
 from collections.abc import Sequence
@@ -88,7 +93,8 @@ class Step:
         variant: Of the rule.
         updates: Whether it steps.
         scaled: Whether it divides gradients first, and stores them divided.
-        reads_buffer, writes_buffer: Whether it does.
+        n_read, n_written: How many buffers, from the first on, it reads and writes.
+        divides: Whether it may make other numbers than zeros of zeros.
         moments: The operands of the moments that it sums.
         n_moments: How many the rule has: rows of a slice of the workspace.
     """
@@ -96,8 +102,9 @@ class Step:
     variant: int
     updates: bool
     scaled: bool
-    reads_buffer: bool
-    writes_buffer: bool
+    n_read: int
+    n_written: int
+    divides: bool
     moments: tuple[Codes, ...]
     n_moments: int
 
@@ -149,8 +156,9 @@ def step(rule: Rule[Any], variant: int, *, scaled: bool = False) -> Step:
         variant,
         True,
         scaled,
-        kernels.reads_buffer(variant),
-        kernels.writes_buffer(variant),
+        kernels.n_read(variant),
+        kernels.n_written(variant),
+        kernels.divides,
         codes(rule.moments[: kernels.n_taken(variant)]),
         len(rule.moments),
     )
@@ -158,7 +166,7 @@ def step(rule: Rule[Any], variant: int, *, scaled: bool = False) -> Step:
 
 def measure(rule: Rule[Any]) -> Step:
     """No step: the common moments of p, with v in the gradient's place."""
-    return Step(-1, False, False, True, False, codes(COMMON), len(rule.moments))
+    return Step(-1, False, False, 1, 0, False, codes(COMMON), len(rule.moments))
 
 
 def codes(pairs: Sequence[Pair]) -> tuple[Codes, ...]:

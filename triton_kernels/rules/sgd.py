@@ -10,19 +10,21 @@ from noetherperf.rules.sgd import SGD as rule
 from noetherperf.rules.sgd import Coefficients
 from noetherperf.rules.sgd import Variant as variants
 
-__all__ = ["n_taken", "reads_buffer", "rule", "update", "variants", "writes_buffer"]
+__all__ = ["coefficients", "divides", "n_read", "n_taken", "n_written", "rule", "update", "variants"]
+
+divides = False
 
 PLAIN, MOMENTUM, NESTEROV, IDLE = (tl.constexpr(int(variant)) for variant in variants)
 
 
 @triton.constexpr_function
-def writes_buffer(variant):
-    return variant in (MOMENTUM.value, NESTEROV.value)
+def n_written(variant):
+    return 1 if variant in (MOMENTUM.value, NESTEROV.value) else 0
 
 
 @triton.constexpr_function
-def reads_buffer(variant):
-    return writes_buffer(variant) or variant == IDLE.value
+def n_read(variant):
+    return 1 if variant == IDLE.value else n_written(variant)
 
 
 @triton.constexpr_function
@@ -32,16 +34,21 @@ def n_taken(variant):
 
 
 @triton.jit
-def update(p, g, v, c, VARIANT: tl.constexpr):
+def coefficients(numbers):
+    return numbers
+
+
+@triton.jit
+def update(p, g, buffers, c, VARIANT: tl.constexpr):
     c = Coefficients(*c)
     # s g, s = ±1: the compiler would pair a product with λ p in vectors, which need more registers than sm_100 has
     d = tl.where(c.sign < 0.0, -g, g) + c.decay * p
-    if writes_buffer(VARIANT):
-        v = c.buffer_decay * v + c.buffer_gain * d
+    if n_written(VARIANT) > 0:
+        buffers = (c.buffer_decay * buffers[0] + c.buffer_gain * d,)
     if VARIANT == MOMENTUM:
-        u = v
+        u = buffers[0]
     elif VARIANT == NESTEROV:
-        u = d + c.mix_v * v
+        u = d + c.mix_v * buffers[0]
     else:
         u = d
-    return p - c.lr * u, v, u
+    return p - c.lr * u, buffers, u
