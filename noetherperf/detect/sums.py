@@ -211,7 +211,9 @@ class Sums:
                     return self.probe.tangents(parts, wanted, self._progress)
         if law == Law.NORM or self.at_least(wanted):
             rows = [self.value(part, law).flatten() for part in parts]
-            return np.vstack([torch.stack(rows, 1).numpy(), *self._more_losses(parts, law, wanted - self.n_losses)])
+            missing = wanted - self.n_losses
+            more = self._more_losses(parts, law, missing) if missing > 0 else []
+            return np.vstack([torch.stack(rows, 1).numpy(), *more])
         return np.stack([self.value(part, law).flatten().numpy() for part in parts], 1)
 
     def _more_losses(self, parts: Sequence[Part], law: Law, n: int) -> list[Matrix]:
