@@ -48,7 +48,7 @@ def attention(q: str, k: str, v: str, o: str) -> list[str]:
 
 def gpt2() -> list[str]:
     """Weights are [in, out]; the head is the token embedding."""
-    found = ["translation transformer.wte.weight:whole", "translation transformer.wpe.weight:0"]
+    found = ["translation transformer.wpe.weight:0"]
     for block in ("transformer.h.0", "transformer.h.1"):
         qkv, proj, down = f"{block}.attn.c_attn", f"{block}.attn.c_proj", f"{block}.mlp.c_proj"
         found += [

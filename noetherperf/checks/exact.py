@@ -115,7 +115,8 @@ class _Operations(TorchFunctionMode):
 
     Where wide, lower precisions become float64. A tensor from outside has one wide copy while the mode lasts, so that
     what is written into it is read again. Normalisations called as functions get the given eps. Weight normalisation is
-    written out, for torch's fused one has a wrong second derivative (2.13; its Hessian is not symmetric).
+    written out, for torch's fused one has a wrong second derivative (2.13; its Hessian is not symmetric), and grouped
+    products of matrices, for torch has none in float64.
     """
 
     def __init__(self, wide: bool, eps: float | None) -> None:
@@ -126,8 +127,7 @@ class _Operations(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is torch._weight_norm:
-            func = _weight_norm
+        func = _WRITTEN_OUT.get(func, func) if self._wide or func is torch._weight_norm else func
         if self._wide:
             args, kwargs = tree_map(self._widen, (args, kwargs))
             if func in _CASTS:
@@ -151,6 +151,30 @@ class _Operations(TorchFunctionMode):
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     return v * (g / torch.norm_except_dim(v, 2, dim))
 
+
+def _grouped_mm(
+    a: Tensor, b: Tensor, offs: Tensor | None = None, bias: Tensor | None = None, out_dtype: torch.dtype | None = None
+) -> Tensor:
+    """Products of matrices: [g, m, k] @ [g, k, n]; where one of them is joined along an axis, offs are the ends."""
+    if offs is None:
+        out = a @ b
+    else:
+        sizes = torch.diff(offs, prepend=offs.new_zeros(1)).tolist()
+        if a.ndim == 2 and b.ndim == 2:  # joined along k
+            out = torch.stack([x @ y for x, y in zip(a.split(sizes, 1), b.split(sizes, 0), strict=True)])
+        elif a.ndim == 2:
+            rows = [x @ y for x, y in zip(a[: sum(sizes)].split(sizes), b, strict=True)]
+            out = torch.cat([*rows, a.new_zeros(len(a) - sum(sizes), b.shape[-1])])
+        else:
+            out = torch.cat([x @ y for x, y in zip(a, b.split(sizes, 1), strict=True)], 1)
+    return out if bias is None else out + bias
+
+
+_WRITTEN_OUT = {torch._weight_norm: _weight_norm} | {
+    function: _grouped_mm
+    for place, name in ((torch, "_grouped_mm"), (F, "grouped_mm"))
+    if (function := getattr(place, name, None)) is not None
+}
 
 RandomState = tuple[Any, ...]
 

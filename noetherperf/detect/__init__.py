@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import Progress
 from torch import nn
@@ -33,6 +34,8 @@ from noetherperf.symmetry import validate
 __all__ = ["Symmetries", "find_symmetries"]
 
 TOLERANCE = 1e-9
+SMALLER_EPS = 1e-20
+SMALL = 2_000_000  # parameters
 N_LOSSES = 2  # that verify each symmetry
 
 
@@ -54,7 +57,8 @@ def find_symmetries(
     the eps of every normalisation at 1e-14, on a copy with random parameters, so a relation is a property of the
     architecture and not of the present values. Dropout is active as in training, so a relation that one mask breaks is
     not claimed. Coefficients are small integers (2 after a squared ReLU). What follows from finer relations is left
-    out. A grouped convolution that is not depthwise is matched both by block and by channel of all blocks. The model,
+    out. A grouped convolution that is not depthwise is matched both by block and by channel of all blocks. A model of
+    less than two million parameters is searched on one thread. The model,
     its buffers, gradients, mode and all random states stay as they are. Memory is about five times the parameters in
     float64.
 
@@ -64,10 +68,12 @@ def find_symmetries(
         example_inputs: Inputs of its forward: tensors, or tuples, lists and dicts of tensors. Batches like these are
             drawn at random, smaller ones where the first axis is a batch. Integers that go to an embedding are drawn
             from all its rows.
-        loss: What the loss ignores in the output. "cross_entropy": a constant added to all logits (classes on the last
-            axis, or on axis 1 of four or more). "mse" or None: nothing. A function from the model's output to a scalar
-            is differentiated with the model. Else the loss reads the first tensor of a tuple and all others of its last
-            size, or the logits of a dict or object; where it reads more, give a function.
+        loss: What the loss ignores in the output. "cross_entropy": a constant added to all logits (classes on axis 1 of
+            four or more; of three on the last, or on axis 1 where more parameters write to it). "mse" or None: nothing.
+            The loss reads the first tensor of a tuple and all others of its last size, or the logits of a dict or
+            object, and auxiliary heads; `outputs` of the result names them. Where it reads something else, give a
+            function from the model's output to a scalar, which is differentiated with the model; batches then have the
+            size of the example's, for the function may hold targets.
         verify: Check every claim on fresh parameters and batches; those with a relative defect above 1e-9 are listed
             as rejected.
         progress: Show a bar on stderr; None: if stderr is a terminal.
@@ -87,13 +93,17 @@ def find_symmetries(
         raise TypeError(f"find_symmetries takes a torch.nn.Module, got {type(model).__name__}")
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError(f"{type(model).__name__} has no trainable parameters, so there is nothing to conserve")
-    with _bar(progress) as report:
+    with _bar(progress) as report, _threads(model):
         probe = Probe(model, example_inputs, example_options, loss)
         search = Search(probe, report)
         named = name_all(search.run(), probe.model, search.shapes, loss)
         validate([item.symmetry for item in named], search.shapes)
         n_losses = 1 if search.sums.large else N_LOSSES
         defects = largest_defects([item.symmetry for item in named], probe, n_losses) if verify else {}
+        doubtful = [item.symmetry for item in named if not defects.get(item.symmetry.name, 0.0) <= TOLERANCE]
+        if doubtful:  # small activations feel an eps, however small: such a defect is in proportion to it
+            probe.normalise_with(SMALLER_EPS)
+            defects |= largest_defects(doubtful, probe, n_losses)
         report(1.0)
     rejected = {
         name: f"its relative defect is {defect:.1e} on fresh batches, above {TOLERANCE:g}"
@@ -107,6 +117,8 @@ def find_symmetries(
         defects={name: defect for name, defect in defects.items() if name not in rejected},
         unmatched=_unmatched(model, claimed, search),
         rejected=rejected,
+        outputs=probe.outputs,
+        undecided=search.undecided,
     )
 
 
@@ -116,7 +128,9 @@ def _unmatched(model: nn.Module, claimed: Sequence[Named], search: Search) -> di
     for name, p in model.named_parameters():
         if name in matched:
             continue
-        if not p.requires_grad:
+        if name in search.with_offset:
+            reasons[name] = search.with_offset[name]
+        elif not p.requires_grad:
             reasons[name] = "frozen: requires_grad is False"
         elif not p.numel():
             reasons[name] = "it has no elements"
@@ -127,6 +141,22 @@ def _unmatched(model: nn.Module, claimed: Sequence[Named], search: Search) -> di
         else:
             reasons[name] = "no sum over its rows, columns, slices or whole vanishes, alone or with others"
     return reasons
+
+
+@contextmanager
+def _threads(model: nn.Module) -> Iterator[None]:
+    """One thread for small models.
+
+    Their search is many small operations. OpenMP's threads spin while they wait for each other, so that beside other
+    busy processes each of these operations waits for a whole slice of time.
+    """
+    before = torch.get_num_threads()
+    try:
+        if sum(p.numel() for p in model.parameters() if not nn.parameter.is_lazy(p)) < SMALL:
+            torch.set_num_threads(1)
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

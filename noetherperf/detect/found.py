@@ -27,6 +27,9 @@ class Symmetries(Sequence[Symmetry]):
             find it; empty without verification.
         unmatched: Parameter name -> why it is in no symmetry.
         rejected: Symmetry name -> why the relation is not claimed.
+        outputs: Name of each tensor in the model's output -> whether these laws count on a loss that reads it; empty
+            where the loss was given as a function.
+        undecided: What was not searched to the end -> why.
     """
 
     def __init__(
@@ -37,12 +40,16 @@ class Symmetries(Sequence[Symmetry]):
         defects: Mapping[str, float] | None = None,
         unmatched: Mapping[str, str] | None = None,
         rejected: Mapping[str, str] | None = None,
+        outputs: Mapping[str, str] | None = None,
+        undecided: Mapping[str, str] | None = None,
     ) -> None:
         self._symmetries = tuple(symmetries)
         self.meanings = dict(meanings or {})
         self.defects = dict(defects or {})
         self.unmatched = dict(unmatched or {})
         self.rejected = dict(rejected or {})
+        self.outputs = dict(outputs or {})
+        self.undecided = dict(undecided or {})
 
     @overload
     def __getitem__(self, key: int | str) -> Symmetry: ...
@@ -63,7 +70,7 @@ class Symmetries(Sequence[Symmetry]):
         return iter(self._symmetries)
 
     def _data(self) -> dict[str, Any]:
-        names = ("meanings", "defects", "unmatched", "rejected")
+        names = ("meanings", "defects", "unmatched", "rejected", "outputs", "undecided")
         return {name: getattr(self, name) for name in names}
 
     def __eq__(self, other: object) -> bool:
@@ -107,7 +114,13 @@ class Symmetries(Sequence[Symmetry]):
         out = io.StringIO()
         console = Console(file=out, width=160, color_system=None)
         console.print(self.__rich__())
-        for title, reasons in (("in no symmetry", self.unmatched), ("not claimed", self.rejected)):
+        outputs = self.outputs if set(self.outputs.values()) != {"read"} else {}
+        for title, reasons in (
+            ("in no symmetry", self.unmatched),
+            ("not claimed", self.rejected),
+            ("not decided", self.undecided),
+            ("outputs", outputs),
+        ):
             if reasons:
                 console.print(f"\n{title}:")
                 for name, reason in reasons.items():

@@ -1,7 +1,7 @@
 """The parts that a parameter's axis may be cut into: slices, blocks, indices a stride apart."""
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,17 +11,16 @@ from torch import nn
 from noetherperf.detect.shapes import Shapes
 from noetherperf.symmetry import Part, Shape
 
-__all__ = ["Axis", "Mask", "foldings", "group_axes", "is_grouped", "joined", "pieces"]
+__all__ = ["Axis", "Mask", "divisors", "foldings", "group_axes", "is_grouped", "joined", "pieces"]
 
 Axis = tuple[str, int]  # a parameter's name and the number of one of its axes
 Mask = NDArray[np.bool_]  # over the indices of an axis
 
 
-def group_axes(shapes: Mapping[str, Shape], modules: Mapping[str, nn.Module]) -> Iterator[Axis]:
-    """The axes whose indices may be groups: of a kernel its channels, of other parameters every axis."""
+def group_axes(shapes: Mapping[str, Shape]) -> Iterator[Axis]:
+    """The axes whose indices may be groups."""
     for name, shape in shapes.items():
-        is_kernel = isinstance(modules[name], nn.modules.conv._ConvNd)
-        for axis, length in enumerate(shape[:2] if is_kernel else shape):
+        for axis, length in enumerate(shape):
             if length > 1:
                 yield name, axis
 
@@ -31,19 +30,27 @@ def is_grouped(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.conv._ConvNd) and module.groups != 1
 
 
+def divisors(length: int) -> Iterator[int]:
+    return (n for n in range(1, length + 1) if length % n == 0)
+
+
 def pieces(axis: Axis, length: int, seen: Shapes) -> list[Part]:
-    """An axis as it is, the slices that it may consist of, and periodic slices; each with one index per group."""
+    """An axis as it is, and the slices, periodic ones too, that it may consist of; each with one index per group."""
     name, number = axis
+    cuts = sorted(seen.slices(length), key=lambda cut: (cut.period or 0, cut.start - cut.stop, cut))
+    return [Part(name, number)] + [
+        Part(
+            name,
+            number,
+            start=cut.start or None,
+            stop=cut.stop if cut.stop < (cut.period or length) else None,
+            period=cut.period,
+        )
+        for cut in cuts
+    ]
 
-    def cut(whole: int, period: int | None = None) -> Iterator[Part]:
-        for start, stop in sorted(seen.slices(whole), key=lambda s: (s[0] - s[1], s)):
-            yield Part(name, number, start=start or None, stop=stop if stop < whole else None, period=period)
 
-    periodic = (cut(period, period) for period in sorted(seen.periods(length)))
-    return [Part(name, number), *cut(length), *itertools.chain.from_iterable(periodic)]
-
-
-def foldings(piece: Part, shape: Shape, n: int, sizes: set[int]) -> Iterator[Part]:
+def foldings(piece: Part, shape: Shape, n: int, sizes: Iterable[int]) -> Iterator[Part]:
     """Ways to make n groups of a piece: as it is, of neighbours, of indices a stride apart."""
     length = piece.n_groups(shape)
     if length == n:
@@ -58,17 +65,38 @@ def foldings(piece: Part, shape: Shape, n: int, sizes: set[int]) -> Iterator[Par
 
 
 def joined(parts: Sequence[Part], shapes: Mapping[str, Shape]) -> list[Part]:
-    """The same parts; slices with one coefficient that tile their axis or its periods become one part with a stride."""
+    """The same parts; neighbouring slices of one axis with one coefficient become one part.
+
+    In a slice whose width is fold · stride, group j holds the indices that leave the rest j when divided by the stride.
+    Slices of equal width side by side have such groups together, too.
+    """
     result: list[Part] = []
-    for key, group in itertools.groupby(parts, lambda part: (part.parameter, part.axis, part.period, part.weight)):
-        slices = list(group)
-        name, axis, period, weight = key
-        whole = Part(name, axis, weight=weight)
-        if len(slices) > 1 and axis is not None and all(part.fold == 1 for part in slices):
-            bounds = sorted(part.bounds(shapes[name]) for part in slices)
-            width = bounds[0][1]
-            tiles = [(i * width, (i + 1) * width) for i in range((period or shapes[name][axis]) // width)]
-            if bounds == tiles:
-                slices = [replace(whole, fold=len(tiles), stride=width if width > 1 else 1)]
-        result += slices
+    for part in parts:
+        for at, other in enumerate(result):
+            together = _together(other, part, shapes[part.parameter])
+            if together is not None:
+                result[at] = together
+                break
+        else:
+            result.append(part)
     return result
+
+
+def _together(a: Part, b: Part, shape: Shape) -> Part | None:
+    """Two slices as one part if they are neighbours and have groups alike, else None."""
+    if a.axis is None or (a.parameter, a.axis, a.period, a.weight) != (b.parameter, b.axis, b.period, b.weight):
+        return None
+    (start, middle), (other, stop) = a.bounds(shape), b.bounds(shape)
+    rests = [(middle - start) // a.fold, (stop - other) // b.fold]
+    strides = [rest if part.fold == 1 else part.stride for part, rest in zip((a, b), rests, strict=True)]
+    if middle != other or rests[0] != rests[1] or strides != rests:
+        return None
+    length = a.period or shape[a.axis]
+    whole = (start, stop) == (0, length)
+    return replace(
+        a,
+        stop=None if stop == length else stop,
+        period=None if whole else a.period,
+        fold=a.fold + b.fold,
+        stride=rests[0],
+    )

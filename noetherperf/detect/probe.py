@@ -9,7 +9,7 @@ model itself is only read.
 import copy
 import random
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,12 +18,15 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.forward_ad import dual_level, make_dual, unpack_dual
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from noetherperf.checks.exact import EPS, epsilons, evaluation, random_state, refuse_lazy, set_random_state
-from noetherperf.detect.outputs import Loss, class_axis, logits
+from noetherperf.detect.outputs import Loss, class_axes, read
 from noetherperf.detect.relations import Matrix
 from noetherperf.detect.shapes import Shapes
+from noetherperf.symmetry import Part
 
 __all__ = ["Probe"]
 
@@ -39,6 +42,9 @@ class Probe:
         loss: What reads the output.
         seed: Of everything drawn.
 
+    Attributes:
+        outputs: Name of each tensor in the output -> whether the loss reads it; empty if the loss is a function.
+
     Raises:
         ValueError: A parameter is lazy; an unknown loss.
         TypeError: The output has no logits.
@@ -53,39 +59,66 @@ class Probe:
         self.loss = loss
         self.inputs, self.options = tree_map_only(Tensor, _widened, (tuple(inputs), dict(options)))
         self.model = _twin(model)
+        self._epsilons = epsilons(self.model)
+        self.normalise_with(EPS)
         self.parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad and p.numel()}
         self.initial = {name: p.detach().clone() for name, p in self.parameters.items()}
         self.generator = torch.Generator("cpu").manual_seed(seed)
         self.batch: int | None = BATCH
         self._vocabulary: dict[int, int] = {}
+        self._buffers = {name: (x, x._version, x.clone()) for name, x in self.model.named_buffers()}
+        self._integers = True  # whether those that no embedding reads are drawn, too
+        self.class_axis = -1  # of logits with three axes
+        self.outputs: dict[str, str] = {}
         self.shapes = self._look()
+
+    def normalise_with(self, eps: float) -> None:
+        """Set every eps; for good, since checkpointed activations are evaluated again during backward."""
+        self.eps = eps
+        for epsilon in self._epsilons:
+            setattr(epsilon.module, epsilon.attribute, eps)
 
     def _examples(self) -> list[Tensor]:
         """The tensors among the example inputs that have an axis."""
         return [x for x in tree_leaves((self.inputs, self.options)) if isinstance(x, Tensor) and x.ndim]
 
+    @contextmanager
+    def _pass(self, seed: int = 0) -> Iterator[None]:
+        """One pass through the model: exact, with seeded generators, and with buffers as they were at first."""
+        for name, (buffer, version, content) in self._buffers.items():
+            module, _, own = name.rpartition(".")
+            if buffer._version != version:
+                with torch.no_grad():
+                    buffer.copy_(content)
+                self._buffers[name] = (buffer, buffer._version, content)
+            setattr(self.model.get_submodule(module), own, buffer)
+        with _evaluated(seed, self.eps):
+            yield
+
     def _look(self) -> Shapes:
         """One pass over the examples as they are, then one over a random batch if the model takes it."""
         shapes = Shapes()
-        with _evaluated(), shapes, torch.no_grad():
-            logits(self.model(*self.inputs, **self.options))
+        with self._pass(), shapes, torch.no_grad():
+            out = self.model(*self.inputs, **self.options)
         self._vocabulary = shapes.vocabulary
         examples = self._examples()
-        if not examples or examples[0].ndim < 2:
-            self.batch = None
-        else:
+        batched = bool(examples) and examples[0].ndim > 1 and not callable(self.loss)  # a function may hold targets
+        for self.batch, self._integers in ((BATCH, True), (None, True), (None, False)):
+            if self.batch is not None and not batched:
+                continue
             try:
-                with _evaluated(), shapes, torch.no_grad():
+                with self._pass(), shapes, torch.no_grad():
                     inputs, options = self.draw()
-                    self.model(*inputs, **options)
+                    self._read(self.model(*inputs, **options))
+                break
             except Exception:  # whatever the reason, the model has just taken the examples as they are
-                self.batch = None
-        with _evaluated(), torch.no_grad():
+                continue
+        with self._pass(), torch.no_grad():
             inputs, options = self.draw()
         outputs = []
         for _ in range(2):
-            with _evaluated(), torch.no_grad():
-                outputs.append(logits(self.model(*inputs, **options)))
+            with self._pass(), torch.no_grad():
+                outputs.append(self._read(self.model(*inputs, **options)))
         for one, two in zip(*outputs, strict=True):
             if not torch.allclose(one, two, rtol=1e-10, atol=1e-12, equal_nan=True):
                 raise RuntimeError(
@@ -97,7 +130,21 @@ class Probe:
                     f"{type(self.model).__name__} gives outputs that are not finite for inputs like the example's; "
                     "use an example with ordinary values"
                 )
+        if not callable(self.loss):
+            if self.loss == "cross_entropy" and any(len(class_axes(z)) > 1 for z in outputs[0]):
+                self._place_classes()
+            self.outputs = self._told(out)
         return shapes
+
+    def _read(self, out: Any) -> list[Tensor]:
+        """What is differentiated: the loss itself if it is a function, else the logits that it reads."""
+        if not callable(self.loss):
+            return list(read(out).read.values())
+        value = self.loss(out)
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise TypeError(f"loss= must give one number as a tensor, got {what}; give a function such as a mean")
+        return [value]
 
     def redraw(self) -> None:
         """New parameters around the initial ones, none at 0 or 1, weights so large that no signal dies out."""
@@ -128,47 +175,49 @@ class Probe:
             shape = list(x.shape)
             if self.batch is not None and shape and shape[0] == old:
                 shape[0] = self.batch
-            if x.is_floating_point():
+            if x.is_floating_point() and bool(x.isfinite().all()):
                 mean, std = float(x.double().mean()), float(x.double().std(correction=0)) or 1.0
                 return mean + std * self._normal(torch.empty(shape, device=x.device))
-            if x.dtype == torch.bool:
+            if x.dtype == torch.bool or x.is_floating_point():  # a mask
                 return x[torch.arange(shape[0], device=x.device) % len(x)] if shape else x
             low, high = int(x.min()), int(x.max()) + 1
             if x.data_ptr() in self._vocabulary:
                 low, high = 0, self._vocabulary[x.data_ptr()]
+            elif not self._integers:  # lengths in order, places in a graph
+                return x
             return torch.randint(low, high, shape, generator=self.generator, dtype=x.dtype, device="cpu").to(x.device)
 
         inputs, options = tree_map_only(Tensor, like, (self.inputs, self.options))
         return inputs, options
 
     def gradients(self, n: int) -> Iterator[dict[str, Tensor]]:
-        """Gradients of n losses on one random batch, by parameter; without those that no loss depends on.
+        """Gradients of up to n losses on one random batch, by parameter; without those that no loss depends on.
 
-        Any cotangent v of the output is the gradient of some loss. A loss that reads logits only up to a constant, as
-        cross entropy does, has cotangents with zero sum over the classes.
+        A loss given as a function is one loss. Else any cotangent v of the output is the gradient of some loss; one
+        that reads logits only up to a constant, as cross entropy does, has cotangents with zero sum over the classes.
         """
         parameters = list(self.parameters.values())
         inputs, options = self.draw()
         seed = int(torch.randint(1 << 31, (), generator=self.generator, device="cpu"))
-        with _evaluated(seed), torch.enable_grad():
-            out = self.model(*inputs, **options)
-            outputs = [self.loss(out)] if callable(self.loss) else logits(out)
-        outputs = [z for z in outputs if z.requires_grad]
+        with self._pass(seed), torch.enable_grad():
+            outputs = [z for z in self._read(self.model(*inputs, **options)) if z.requires_grad]
         if not outputs:
             return
+        if callable(self.loss):  # one scalar has one gradient, whatever it is multiplied by
+            n = 1
         for i in range(n):
             cotangents = [self._seen(self._normal(z)) for z in outputs]
             grads = torch.autograd.grad(outputs, parameters, cotangents, retain_graph=i + 1 < n, allow_unused=True)
             yield {name: g for name, g in zip(self.parameters, grads, strict=True) if g is not None}
 
-    def tangents(self, names: Sequence[str], n: int) -> Matrix:
-        """Derivatives of 2 n outputs of one random batch with respect to the scale of each tensor.
+    def tangents(self, parts: Sequence[Part], n: int, progress: Callable[[float], None]) -> Matrix:
+        """Derivatives of 2 n outputs of one random batch with respect to the scale of each part.
 
-        Column j is J θ_j, with J the Jacobian of the outputs, up to what the loss does not see. Forward mode takes one
-        pass for each tensor, where n losses would take n backward passes.
+        Column j is J ψ_j, with J the Jacobian of the outputs, up to what the loss does not see. Forward mode takes one
+        pass for each part, where n losses would take n backward passes.
 
         Returns:
-            [2 n, names].
+            [2 n, parts].
 
         Raises:
             NotImplementedError, RuntimeError: An operation has no forward derivative, or there are fewer outputs.
@@ -176,55 +225,98 @@ class Probe:
         inputs, options = self.draw()
         seed = int(torch.randint(1 << 31, (), generator=self.generator, device="cpu"))
         columns = []
-        for name in names:
-            p = self.parameters[name].detach()
+        for part in parts:
+            p = self.parameters[part.parameter].detach()
+            direction = p.clone()
+            if part.axis is not None:
+                inside = torch.zeros(p.shape[part.axis], dtype=torch.bool)
+                inside[part.gather(torch.arange(len(inside))).flatten()] = True
+                direction.movedim(part.axis, 0)[~inside.to(p.device)] = 0
             with (
                 warnings.catch_warnings(),
-                _evaluated(seed),
+                self._pass(seed),
                 torch.no_grad(),
                 sdpa_kernel(SDPBackend.MATH),
                 dual_level(),
             ):
                 warnings.filterwarnings("ignore", ".*torch.jit", DeprecationWarning)  # of torch's own derivatives
-                scaled = make_dual(p, p.clone())
-                outputs = logits(torch.func.functional_call(self.model, {name: scaled}, inputs, options))
+                scaled = make_dual(p, direction)
+                outputs = self._read(torch.func.functional_call(self.model, {part.parameter: scaled}, inputs, options))
                 tangents = [unpack_dual(z).tangent for z in outputs]
                 tangents = [torch.zeros_like(z) if t is None else t for z, t in zip(outputs, tangents, strict=True)]
             columns.append(torch.cat([self._seen(t).flatten() for t in tangents]))
             if len(columns) == 1:
                 if len(columns[0]) < 2 * n:
-                    raise RuntimeError(f"{len(columns[0])} outputs are too few to tell {len(names)} tensors apart")
+                    raise RuntimeError(f"{len(columns[0])} outputs are too few to tell {len(parts)} tensors apart")
                 some = torch.randperm(len(columns[0]), generator=self.generator, device="cpu")[: 2 * n].to(p.device)
             columns[-1] = columns[-1][some].cpu()
+            progress(0.5 + 0.4 * len(columns) / len(parts))
         matrix: Matrix = torch.stack(columns, 1).numpy()
         return matrix
 
     def _seen(self, z: Tensor) -> Tensor:
         """The part of a change of the output that the loss sees."""
-        return z - z.mean(class_axis(z), keepdim=True) if self.loss == "cross_entropy" else z
+        if self.loss != "cross_entropy":
+            return z
+        axes = class_axes(z)
+        return z - z.mean(axes[0] if len(axes) == 1 else self.class_axis, keepdim=True)
+
+    def _place_classes(self) -> None:
+        """Where logits have three axes, the classes lie on the one that more parameters write to.
+
+        A constant added to all classes is added to a parameter that writes them, so that its gradient sums to zero.
+        """
+        writers = {}
+        for axis in (1, -1):
+            self.class_axis = axis
+            gradients = list(self.gradients(1))
+            if not gradients:
+                return
+            sizes = {name: float(g.square().mean().sqrt()) for name, g in gradients[0].items()}
+            writers[axis] = sum(
+                sizes[name] > 1e-9 * max(sizes.values()) and abs(float(g.sum())) <= 1e-9 * sizes[name] * g.numel()
+                for name, g in gradients[0].items()
+            )
+        self.class_axis = 1 if writers[1] > writers[-1] else -1
+
+    def _told(self, out: Any) -> dict[str, str]:
+        """What is read of an output, and what is not, by the names of its tensors."""
+        reading = read(out)
+        told = {}
+        for name, z in reading.read.items():
+            told[name] = "read"
+            if self.loss == "cross_entropy" and len(class_axes(z)) > 1:
+                where = "the last axis" if self.class_axis == -1 else f"axis {self.class_axis}"
+                told[name] += f", with the classes on {where}; if they lie elsewhere, give loss= a function"
+        for name in reading.unread:
+            told[name] = "not read: a loss that reads it may break these laws; to count it, give loss= a function"
+        return told
 
 
 @contextmanager
-def _evaluated(seed: int = 0) -> Iterator[None]:
+def _evaluated(seed: int, eps: float) -> Iterator[None]:
     """Exact arithmetic and seeded generators inside; afterwards the random states are as before."""
     before = random_state()
     try:
         torch.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002
-        with evaluation("no_eps"):
+        with evaluation("no_eps", eps=eps):
             yield
     finally:
         set_random_state(before)
 
 
 def _twin(model: nn.Module) -> nn.Module:
-    """A float64 copy that normalises exactly; modules kept in evaluation mode stay so.
-
-    Its eps are replaced for good, since checkpointed activations are evaluated again during backward.
-    """
+    """A float64 copy; modules kept in evaluation mode stay so."""
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, WeightNorm | SpectralNorm):  # computes the weight anew in each pass
+                computed = getattr(module, hook.name)
+                memo[id(computed)] = computed.detach().clone()
     try:
-        twin = copy.deepcopy(model)
+        twin = copy.deepcopy(model, memo)
     except Exception as error:
         raise RuntimeError(
             f"{type(model).__name__} cannot be copied, and find_symmetries works on a copy: {error}"
@@ -238,8 +330,6 @@ def _twin(model: nn.Module) -> nn.Module:
     for module in twin.modules():
         if isinstance(module, nn.Embedding | nn.EmbeddingBag):
             module.sparse = False
-    for epsilon in epsilons(twin):
-        setattr(epsilon.module, epsilon.attribute, EPS)
     return twin
 
 

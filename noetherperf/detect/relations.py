@@ -2,6 +2,8 @@
 
 import itertools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,31 +48,35 @@ def reduced(matrix: Matrix, order: list[int]) -> tuple[Matrix, list[int]]:
 
 
 def independent(columns: Matrix) -> list[int]:
-    """The columns that are not linear combinations of earlier ones."""
-    kept: list[int] = []
-    basis = np.zeros((columns.shape[0], 0))
-    for i, column in enumerate((columns / np.linalg.norm(columns, axis=0)).T):
-        rest = column - basis @ (basis.T @ column)
-        rest -= basis @ (basis.T @ rest)
-        if np.linalg.norm(rest) > 1e-8:
-            kept.append(i)
-            basis = np.column_stack([basis, rest / np.linalg.norm(rest)])
-    return kept
+    """The columns that are not linear combinations of earlier ones; more rows than columns."""
+    triangle = np.linalg.qr(columns / np.maximum(np.linalg.norm(columns, axis=0), 1e-300), mode="r")
+    return np.flatnonzero(np.abs(np.diag(triangle)) > 1e-8).tolist()
 
 
-def integer_relations(null: Matrix) -> tuple[list[NDArray[np.int64]], list[Matrix]]:
-    """A basis of a null space [k, m] in small integers, with few terms.
+def integer_relations(
+    null: Matrix, known: Matrix | None = None, valid: Callable[[NDArray[np.int64]], bool] = lambda _: True
+) -> tuple[list[NDArray[np.int64]], Matrix]:
+    """Integer relations with few terms that, together with the known ones, span a null space.
+
+    Args:
+        null: A basis [k, m].
+        known: Rows that lie in the null space, [j, m]; what they span is not told again.
+        valid: Which relations are of use.
 
     Returns:
-        The integer relations, each without common divisor; and the blocks of the null space that have none.
+        The relations, each without common divisor; and vectors of the null space that these do not span.
     """
-    if not len(null):
-        return [], []
-    plain, _ = reduced(null, list(range(null.shape[1])))
+    span = _Span(null.shape[1])
+    for row in known if known is not None else ():
+        span.add(row)
     found: list[NDArray[np.int64]] = []
-    rest: list[Matrix] = []
+    if not len(null):
+        return found, null
+    plain, _ = reduced(null, list(range(null.shape[1])))
     for rows in _components(plain):
         block = plain[rows]
+        if all(span.has(row) for row in block):
+            continue
         support = np.flatnonzero(np.abs(block).sum(0))
         generator = np.random.default_rng(0)
         orders = [list(support), list(support[::-1])]
@@ -83,14 +89,32 @@ def integer_relations(null: Matrix) -> tuple[list[NDArray[np.int64]], list[Matri
                 if whole is not None:
                     candidates.setdefault(tuple(whole.tolist()), whole)
         ranked = sorted(candidates.values(), key=lambda c: (np.count_nonzero(c), np.abs(c).sum(), *(-np.abs(c))))
-        chosen: list[NDArray[np.int64]] = []
         for candidate in ranked:
-            if len(chosen) < len(rows) and np.linalg.matrix_rank(np.array([*chosen, candidate])) > len(chosen):
-                chosen.append(candidate)
-        found += chosen
-        if len(chosen) < len(rows):
-            rest.append(block)
-    return found, rest
+            if not span.has(candidate) and valid(candidate):
+                span.add(candidate)
+                found.append(candidate)
+    return found, plain[[not span.has(row) for row in plain]]
+
+
+class _Span:
+    """What vectors of one length span."""
+
+    def __init__(self, length: int) -> None:
+        self._basis = np.zeros((0, length))
+
+    def _rest(self, vector: NDArray[Any]) -> Matrix:
+        rest = vector / np.linalg.norm(vector)
+        for _ in range(2):
+            rest = rest - (self._basis @ rest) @ self._basis
+        return np.asarray(rest)
+
+    def has(self, vector: NDArray[Any]) -> bool:
+        return bool(np.linalg.norm(self._rest(vector)) < 1e-6)
+
+    def add(self, vector: NDArray[Any]) -> None:
+        rest = self._rest(vector)
+        if (size := np.linalg.norm(rest)) > 1e-6:
+            self._basis = np.vstack([self._basis, rest / size])
 
 
 def _components(matrix: Matrix) -> list[list[int]]:

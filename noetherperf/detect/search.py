@@ -2,20 +2,23 @@
 
 For every parameter and axis the products are summed for each index, batch after batch (sums.py). A part whose sums
 vanish by themselves is a scale or translation symmetry. Of the others, all parts with n groups are the columns of a
-matrix with groups × losses as rows; its null space holds the relations between them. Parts come from the finest to the
-coarsest (parts.py): whole axes, slices and folds of them, groups of indices a stride apart, and at last whole tensors
-(tensors.py). What has a relation is not tried again (claims.py).
+matrix with groups × losses as rows; its null space holds the relations between them. The number of groups goes from
+many to few, and for each number parts come from the finest to the coarsest (parts.py): whole axes, slices and folds of
+them, groups of indices a stride apart; at last whole tensors (tensors.py). Of the relations that hold, those that
+follow from earlier ones are left out (claims.py).
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from math import prod
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from noetherperf.detect.claims import Claims, Relation
-from noetherperf.detect.parts import Axis, foldings, is_grouped, joined, pieces
+from noetherperf.detect.parts import Axis, divisors, foldings, joined, pieces
 from noetherperf.detect.probe import Probe
 from noetherperf.detect.relations import Matrix, independent, integer_relations, null_space
 from noetherperf.detect.sums import SPARE, Sums
@@ -26,8 +29,8 @@ from noetherperf.symmetry import Part
 __all__ = ["Search"]
 
 MAX_ROWS = 2000
-LARGEST_FOLD = 64  # of a group inside a neighbourhood: channels before GroupNorm, query heads of a key head
-N_INVENTIONS = 64
+MAX_COLUMNS = 500  # of a matrix; where there are more, neighbourhoods and coarser choices of parts are tried
+LARGEST_FOLD = 64  # of a group at a number of groups that no axis has: query heads of a key head, rotary pairs
 
 
 class Search:
@@ -40,6 +43,8 @@ class Search:
     Attributes:
         sums: What was measured.
         fractional: Parameter name -> a relation that it has, but not in small integers.
+        with_offset: Parameter name -> a law in c + θ, which no symmetry can express.
+        undecided: Where there were too few losses to tell relations from chance -> the reason.
     """
 
     def __init__(self, probe: Probe, progress: Callable[[float], None]) -> None:
@@ -47,205 +52,216 @@ class Search:
         self.sums = Sums(probe, progress)
         self.shapes = self.sums.shapes
         self.fractional: dict[str, str] = {}
-        self._grouped = {name for name, module in self.sums.modules.items() if is_grouped(module)}
-        self._claims = Claims(self.shapes, self.sums.axes, self._grouped)
-        self._inventions: dict[Axis, Tensor] = {}
+        self.with_offset: dict[str, str] = {}
+        self.undecided: dict[str, str] = {}
+        alive = {axis: self.sums.alive(Part(*axis)).any(0) for axis in self.sums.axes}
+        self._claims = Claims(self.shapes, alive)
+        self._pieces = {axis: pieces(axis, self.sums.length(axis), probe.shapes) for axis in self.sums.axes}
+        self._sizes = {size for size in probe.shapes.sizes if size > 1} | {
+            value
+            for module in probe.model.modules()
+            for value in vars(module).values()
+            if isinstance(value, int) and not isinstance(value, bool) and value > 1
+        }
+        self._waiting: list[tuple[Law, list[Part]]] = []
+        self._scopes = list(self._neighbourhoods())
 
     def run(self) -> list[Relation]:
         """All relations, the finest first."""
         self._without_gradient()
+        related = self._counts()
+        blocks = {n for axis in self.sums.axes for n in divisors(self.sums.length(axis))}
+        for n in sorted(related | blocks, reverse=True):
+            if n == 1:
+                continue
+            for law in Law:
+                self._single(n, law)
+                if n in related:
+                    self._relate(n, law)
+        for law, parts in self._waiting:
+            if not self._claims.known_groups(law, parts).all():
+                self._claims.claim(law, parts)
         for law in Law:
-            self._single(law)
-            self._levels(law)
-            self._folded(law)
-        self._whole_translations()
-        self._neighbourhoods()
-        relate_tensors(self.sums, self._claims)
+            if not relate_tensors(self.sums, self._claims, law):
+                self._undecided(1, law)
+        self._offsets()
         return self._claims.relations
 
-    def _pieces(self, axis: Axis) -> list[Part]:
-        return pieces(axis, self.sums.length(axis), self.probe.shapes)
+    def _counts(self) -> set[int]:
+        """The numbers of groups at which parts of different tensors may be related."""
+        lengths = {part.n_groups(self.shapes[part.parameter]) for parts in self._pieces.values() for part in parts}
+        sizes = self._sizes | {a * b for a in self._sizes for b in self._sizes}
+        return lengths | {
+            n for n in sizes if any(n < length <= LARGEST_FOLD * n and length % n == 0 for length in lengths)
+        }
 
     # ---- single parts that vanish -----------------------------------------------------------------------------------
 
     def _without_gradient(self) -> None:
-        """Elements of vectors that a later operation cancels, so that they have no gradient at all."""
+        """Elements of vectors that a later operation cancels, so that they have no gradient but rounding.
+
+        Where even that is missing, no loss may reach them; but if another tensor of their unit has one, it does.
+        """
         for name, shape in self.shapes.items():
-            axis = (name, 0)
-            if len(shape) != 1 or axis not in self.sums.axes or name not in self.sums.reached:
+            if name not in self.sums.reached or prod(shape) != max(shape, default=1):
                 continue
-            alive = self.sums.alive(Part(name, 0)).any(0)
-            neighbours = [
-                self.sums.alive(Part(*other)).any(0)
-                for other in self.sums.axes
-                if other[0].rpartition(".")[0] == name.rpartition(".")[0]
-                and other[0] != name
-                and self.sums.length(other) == shape[0]
+            axis = next((axis for axis, length in enumerate(shape) if length > 1), None)
+            plain = Part(name, axis)
+            alive = self.sums.alive(plain).any(0)
+            cancelled = self.sums.rounding(plain) & ~alive
+            for other in self.sums.axes if len(shape) == 1 else ():
+                same_unit = (
+                    other[0].rpartition(".")[0] == name.rpartition(".")[0] and self.sums.length(other) == shape[0]
+                )
+                if same_unit and other[0] != name:
+                    cancelled |= ~alive & self.sums.alive(Part(*other)).any(0)
+            taken = torch.zeros_like(alive)
+            candidates = [plain] if axis is None else self._pieces[name, axis]
+            masks = [
+                (piece, torch.ones(1, dtype=torch.bool) if axis is None else self._inside(piece))
+                for piece in candidates
             ]
-            if not neighbours:
-                continue
-            cancelled = ~alive & torch.stack(neighbours).any(0)
-            for piece in self._pieces(axis):
-                inside = torch.from_numpy(self._claims.mask(piece))
-                if (
-                    self._claims.is_free(piece, Law.TRANSLATION)
-                    and not bool(alive[inside].any())
-                    and 2 * int(cancelled[inside].sum()) >= int(inside.sum())
-                ):
+            for piece, inside in sorted(masks, key=lambda pair: -int(pair[1].sum())):
+                if not bool((taken | alive)[inside].any()) and 2 * int(cancelled[inside].sum()) >= int(inside.sum()):
                     self._claims.claim(Law.TRANSLATION, [piece], without_gradient=True)
-                    self._claims.take([piece], Law.NORM)
+                    taken |= inside
 
-    def _single(self, law: Law) -> None:
-        """Axes and slices whose every index vanishes by itself."""
+    def _inside(self, part: Part) -> Tensor:
+        return torch.from_numpy(self._claims.mask(part))
+
+    def _single(self, n: int, law: Law) -> None:
+        """Parts with n groups that vanish by themselves: slices of an axis, or blocks as before GroupNorm."""
         for axis in self.sums.axes:
-            for piece in self._pieces(axis):
-                if self._claims.is_free(piece, law) and self.sums.vanishes(piece, law):
-                    self._claims.claim(law, [piece])
-
-    def _folded(self, law: Law) -> None:
-        """Blocks of neighbouring indices that vanish together, as before GroupNorm; the whole tensor at last."""
-        for axis in self.sums.axes:
-            for piece in self._pieces(axis):
-                if not self._claims.is_free(piece, law):
-                    continue
-                start, stop = piece.bounds(self.shapes[axis[0]])
-                for fold in range(2, stop - start + (piece.period is not None)):
-                    if (stop - start) % fold == 0:
-                        part = replace(piece, fold=fold)
-                        if self.sums.vanishes(part, law):
-                            self._claims.claim(law, [part])
-                            break
-
-    def _whole_translations(self) -> None:
-        """Tensors, or slices of one, whose elements move together; `relate_tensors` finds the norms of tensors."""
-        law = Law.TRANSLATION
-        for name, shape in self.shapes.items():
-            axes = [axis for axis in self.sums.axes if axis[0] == name]
-            whole = self.sums.whole(name)
-            if whole is None or not all(self._claims.is_free(Part(*axis), law) for axis in axes):
-                continue
-            if self.sums.vanishes(whole, law):
-                self._claims.claim(law, [Part(name, None)])
-                self._claims.take([whole], law)
-                continue
-            for piece in self._pieces(axes[0])[1:]:
-                start, stop = piece.bounds(shape)
-                part = replace(piece, fold=stop - start)
-                if piece.period is None and self._claims.is_free(part, law) and self.sums.vanishes(part, law):
-                    self._claims.claim(law, [part])
+            for piece in self._pieces[axis]:
+                for part in foldings(piece, self.shapes[axis[0]], n, set()):
+                    if (
+                        part.stride == 1
+                        and self.sums.vanishes(part, law)
+                        and not self._claims.known_groups(law, [part]).all()
+                    ):
+                        self._claims.claim(law, [part])
 
     # ---- relations between parts ------------------------------------------------------------------------------------
 
-    def _levels(self, law: Law) -> None:
-        """Relations between parts with as many groups as some axis has indices, from many to few."""
-        counts = {self.sums.length(axis) for axis in self.sums.axes}
-        counts |= {int(getattr(self.sums.modules[name], "groups", 1)) for name in self._grouped}
-        for n in sorted(counts, reverse=True):
-            plain = [Part(*axis) for axis in self.sums.axes if self.sums.length(axis) == n]
-            plain = [part for part in plain if self._claims.is_free(part, law)]
-            others = [part for axis in self.sums.axes for part in self._with_groups(n, axis, law)]
-            if law == Law.TRANSLATION or not self._solve(plain + others, law):
-                self._solve(plain, law)
-
-    def _with_groups(self, n: int, axis: Axis, law: Law) -> Iterator[Part]:
-        """Parts with n groups of a longer axis: slices, folds, every n-th index."""
-        length = self.sums.length(axis)
-        if length <= n:
-            return
-        name, number = axis
-        if number == 0 and len(self.shapes[name]) > 1 and name in self._grouped:
-            module = self.sums.modules[name]
-            if length % n == 0 and n in (module.groups, module.in_channels, module.out_channels):
-                yield Part(name, number, fold=length // n)
-                return
-        for piece in self._pieces(axis):
-            if piece.n_groups(self.shapes[name]) == n and self._claims.is_free(piece, law):
-                yield piece
-        whole = Part(name, number)
-        if self._claims.is_free(whole, law):
-            yield from foldings(whole, self.shapes[name], n, set())
-
-    def _neighbourhoods(self) -> None:
-        """Relations inside a module that contains other modules, at numbers of groups that no axis has.
-
-        Rotary pairs and grouped queries sum over indices a stride apart; groups of channels before GroupNorm over
-        neighbours. Strides and numbers of groups are sizes that the forward pass showed, or attributes of modules.
-        """
-        sizes = {size for size in self.probe.shapes.sizes if size > 1} | {
-            value
-            for module in self.probe.model.modules()
-            for value in vars(module).values()
-            if isinstance(value, int) and not isinstance(value, bool) and value > 1
-        }
+    def _neighbourhoods(self) -> Iterator[tuple[Axis, ...]]:
+        """The axes of each module that contains modules, two levels deep; at last all axes."""
+        axes = [axis for axis in self.sums.axes if not self.sums.is_kernel(axis)]
         prefixes = dict.fromkeys(name.rpartition(".")[0].rpartition(".")[0] for name in self.shapes)
-        for prefix in sorted(prefixes, key=lambda prefix: -prefix.count(".") - bool(prefix)):
-            inside = [a for a in self.sums.axes if not prefix or a[0].startswith(prefix + ".")]
-            inside = [a for a in inside if a[0].removeprefix(prefix).strip(".").count(".") <= 1]
-            free = [p for a in inside for p in self._pieces(a) if self._claims.is_free(p, Law.NORM)]
-            lengths = {p.n_groups(self.shapes[p.parameter]) for p in free}
-            counts = {
-                x
-                for x in sizes | {a * b for a in sizes for b in sizes}
-                if any(x < n <= LARGEST_FOLD * x and n % x == 0 for n in lengths)
-            }
-            for n in sorted(counts, reverse=True):
-                columns = [
-                    part
-                    for piece in free
-                    if self._claims.is_free(piece, Law.NORM)
-                    for part in foldings(piece, self.shapes[piece.parameter], n, sizes)
-                ]
-                if len(columns) > 1:
-                    self._solve(columns, Law.NORM)
+        for prefix in sorted(filter(None, prefixes), key=lambda prefix: -prefix.count(".")):
+            inside = [axis for axis in axes if axis[0].startswith(prefix + ".")]
+            yield tuple(a for a in inside if a[0].removeprefix(prefix + ".").count(".") <= 1)
+        yield tuple(axes)
+
+    def _relate(self, n: int, law: Law) -> None:
+        """Relations between parts with n groups: of the whole model if there are rows enough, else of each module."""
+        if self._solve(self._columns(n, self._scopes[-1], self._sizes), law):
+            return
+        for scope in self._scopes[:-1]:
+            self._solve(self._columns(n, scope, self._sizes), law)
+        everything = self._scopes[-1]
+        if not any(self.sums.length(axis) == n for axis in everything):
+            return
+        plain = [Part(*axis) for axis in everything if self.sums.length(axis) == n]
+        if not self._solve(self._columns(n, everything, set()), law) and not self._solve(plain, law):
+            self._undecided(n, law)
+
+    def _undecided(self, n: int, law: Law) -> None:
+        what = "norms" if law == Law.NORM else "sums"
+        self.undecided[f"{what} of {n} groups" if n > 1 else f"{what} of whole tensors"] = (
+            f"{self.sums.n_losses} losses are too few to tell relations between so many tensors from chance"
+        )
+
+    def _columns(self, n: int, scope: tuple[Axis, ...], sizes: set[int]) -> list[Part]:
+        """The parts with n groups, the finest first; those that mix groups with and without gradient later."""
+        parts = [
+            part
+            for axis in scope
+            for piece in self._pieces[axis]
+            for part in foldings(piece, self.shapes[axis[0]], n, sizes)
+        ]
+        return sorted(
+            dict.fromkeys(parts),
+            key=lambda part: (part.fold, not bool(self._claims.random(part, 1).all()), part.stride != 1),
+        )
 
     def _solve(self, columns: list[Part], law: Law) -> bool:
         """Claim the relations between these parts; False where there are too few rows to decide."""
-        columns = [part for part in dict.fromkeys(columns) if not self.sums.is_idle(part, law)]
-        if not columns:
+        columns = [part for part in columns if not self.sums.is_idle(part, law)]
+        if len(columns) < 2:
             return True
         n = columns[0].n_groups(self.shapes[columns[0].parameter])
-        n_losses = self.sums.n_losses
-        some = np.random.default_rng(0).permutation(n)[: max(1, MAX_ROWS // max(n_losses, 1))]
-        if n_losses * len(some) < len(columns) + SPARE:
+        columns = self._distinct(columns, n)
+        wanted = len(columns) + SPARE
+        if len(columns) > MAX_COLUMNS or not self.sums.at_least(-(-wanted // n)):
             return False
-        n_inventions = 2 * (len(columns) + SPARE) // len(some) + 1
-        inventions = [self._invented(part)[:n_inventions, some] for part in columns]
-        columns = [columns[i] for i in independent(_matrix(inventions))]
+        some = np.random.default_rng(0).permutation(n)[
+            : max(-(-wanted // self.sums.n_losses), MAX_ROWS // self.sums.n_losses)
+        ]
+        n_invented = -(-wanted // len(some))
+        invented = _matrix([self._claims.invented(part, law, n_invented)[:, some] for part in columns])
         matrix = _matrix([self.sums.value(part, law)[:, some] for part in columns])
-        present = np.flatnonzero(np.linalg.norm(matrix, axis=0))
+        present = np.flatnonzero((np.linalg.norm(matrix, axis=0) > 0) & (np.linalg.norm(invented, axis=0) > 1e-7))
         columns = [columns[i] for i in present]
-        if not columns:
+        if len(columns) < 2:
             return True
-        relations, rest = integer_relations(null_space(matrix[:, present]))
-        for coefficients in relations:
-            parts = [replace(part, weight=float(c)) for part, c in zip(columns, coefficients, strict=True) if c]
-            parts = joined(parts, self.shapes)
-            if self._claims.overlap(parts):
-                continue
-            if law == Law.TRANSLATION:
-                self._claims.add(law, parts)
+        null, known = null_space(matrix[:, present]), null_space(invented[:, present])
+        if len(null) == len(known):
+            return True
+
+        def parts_of(coefficients: NDArray[np.int64]) -> list[Part]:
+            terms = zip(columns, coefficients, strict=True)
+            return [replace(part, weight=float(c)) for part, c in terms if c]
+
+        relations, rest = integer_relations(null, known, lambda c: not self._claims.overlap(parts_of(c)))
+        for parts in [joined(parts_of(c), self.shapes) for c in relations]:
+            if self._claims.known_groups(law, parts).any():
+                # there may be one between finer parts for the groups that are new
+                self._waiting.append((law, parts))
             else:
                 self._claims.claim(law, parts)
-        for block in rest:
-            for row in block:
-                terms = [f"{c:+.4g} {columns[i].parameter}[{columns[i].axis}]" for i, c in enumerate(row) if c]
-                for i in np.flatnonzero(row):
-                    self.fractional.setdefault(columns[i].parameter, " ".join(terms))
+        for row in rest:
+            terms = [f"{c:+.4g} {columns[i].parameter}[{columns[i].axis}]" for i, c in enumerate(row) if c]
+            for i in np.flatnonzero(row):
+                self.fractional.setdefault(columns[i].parameter, " ".join(terms))
         return True
 
-    def _invented(self, part: Part) -> Tensor:
-        """Random sums of a part, as if no relation held, [N_INVENTIONS, n groups].
+    def _offsets(self) -> None:
+        """Tell the laws of vectors that count from an offset, as the gain 1 + w of a normalisation.
 
-        Parts that overlap depend on each other even then, as do parts that differ only by indices without a gradient.
+        Their generator is c + θ, so that ⟨g, c⟩ + ⟨g, θ⟩ enters a relation. Part has no offset, so none is claimed.
         """
-        assert part.axis is not None
-        axis = (part.parameter, part.axis)
-        if axis not in self._inventions:
-            generator = np.random.default_rng([len(part.parameter), *part.parameter.encode(), part.axis])
-            alive = self.sums.alive(Part(*axis)).any(0)
-            values = torch.from_numpy(generator.normal(size=(N_INVENTIONS, self.sums.length(axis))))
-            self._inventions[axis] = values * alive
-        return part.gather(self._inventions[axis]).sum(-1)
+        claimed = {part.parameter for relation in self._claims.relations for part in relation.parts}
+        for name, shape in self.shapes.items():
+            if len(shape) != 1 or name in claimed or (name, 0) not in self.sums.axes:
+                continue
+            own = Part(name, 0)
+            others = [Part(*a) for a in self._scopes[-1] if a[0] != name and self.sums.length(a) == shape[0]]
+            others = [part for part in others if not self.sums.is_idle(part, Law.NORM)]
+            columns = [self.sums.value(part, Law.NORM) for part in (own, *others)]
+            matrix = _matrix([self.sums.value(own, Law.TRANSLATION), *columns])
+            if self.sums.is_idle(own, Law.TRANSLATION) or len(matrix) < len(columns) + 1 + SPARE:
+                continue
+            for relation in integer_relations(null_space(matrix[:MAX_ROWS]))[0]:
+                offset, weight = int(relation[0]), int(relation[1])
+                if offset and weight:
+                    terms = zip(relation[2:], others, strict=True)
+                    rest = " ".join(f"{c:+d} |{part.parameter}|² along axis {part.axis}" for c, part in terms if c)
+                    self.with_offset[name] = (
+                        f"a law holds for each index: {weight:+d} |{offset / weight:g} + {name}|² {rest}; "
+                        "no Part counts from an offset, so it is not claimed"
+                    )
+
+    def _distinct(self, columns: list[Part], n: int) -> list[Part]:
+        """The parts that are not sums of finer ones, on whatever sums."""
+        by_axis: dict[Axis, list[Part]] = {}
+        for part in columns:
+            assert part.axis is not None
+            by_axis.setdefault((part.parameter, part.axis), []).append(part)
+        kept: set[Part] = set()
+        for parts in by_axis.values():
+            rows = [self._claims.random(part, -(-(len(parts) + SPARE) // n)) for part in parts]
+            kept |= {parts[i] for i in independent(_matrix(rows))}
+        return [part for part in columns if part in kept]
 
 
 def _matrix(values: list[Tensor]) -> Matrix:

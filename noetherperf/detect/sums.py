@@ -21,12 +21,18 @@ from noetherperf.symmetry import Part
 
 __all__ = ["SPARE", "Sums"]
 
-ZERO = 1e-9  # of |g_A| |ψ_A|
-DEAD = 1e-11  # of the module's root mean square: a gradient that is only rounding
+ZERO = 1e-7  # of |g_A| |ψ_A|: rounding, and what an eps leaves where activations are small; a claim is verified
+DEAD = 1e-11  # of the module's root mean square, and of the largest anywhere: a gradient that is only rounding
+SMALLEST = 1e-2
 LEAST = 1e-4  # of the largest root mean square anywhere: no module's counts as less
 N_COTANGENTS = 4
+N_LOSSES = 32
 SPARE = 8  # more rows than columns
 LARGE = 20_000_000  # parameters: a backward pass takes long
+N_LOSSES_LARGE = 8
+MOST_LOSSES = 1024
+WORK = 50_000_000  # parameters × losses that are spent where the first losses are too few
+MEMORY = 25_000_000  # numbers that the sums may take
 
 
 @dataclass
@@ -58,23 +64,44 @@ class Sums:
         self.probe, self._progress = probe, progress
         self.shapes = {name: tuple(p.shape) for name, p in probe.parameters.items()}
         self.modules = {name: probe.model.get_submodule(name.rpartition(".")[0]) for name in self.shapes}
-        self.axes = tuple(group_axes(self.shapes, self.modules))
-        self._axes_of = {name: [axis for other, axis in self.axes if other == name] for name in self.shapes}
+        self.axes = tuple(group_axes(self.shapes))
+        self._axes_of: dict[str, list[int | None]] = {name: [None] for name in self.shapes}  # None: the whole tensor
+        for name, axis in self.axes:
+            self._axes_of[name].append(axis)
         self.reached: set[str] = set()
-        self._whole: dict[str, list[float]] = {name: [] for name in self.shapes}
-        self.large = sum(map(prod, self.shapes.values())) > LARGE
-        self._n_batches = 8
+        n_parameters = sum(map(prod, self.shapes.values()))
+        self.large = n_parameters > LARGE
         if self.large:  # their axes are long, so that few losses give enough rows
-            self._n_batches = 2
             self._shrink(2)
-        self._collect()
+        lengths = sum(self.length(axis) for axis in self.axes)
+        first = N_LOSSES_LARGE if self.large else N_LOSSES
+        self._most_losses = max(first, min(MOST_LOSSES, WORK // n_parameters, MEMORY // (4 * max(lengths, 1))))
+        size = max(p.numel() for p in probe.parameters.values())
+        self._scratch = torch.empty(size, dtype=torch.float64, device=next(iter(probe.parameters.values())).device)
+        self._rows: dict[tuple[str, int | None], list[Tensor]] = {
+            (name, axis): [] for name, axes in self._axes_of.items() for axis in axes
+        }
+        self._rms: dict[str, list[float]] = {name: [] for name in self.shapes}
+        self._sums: dict[tuple[str, int | None], _AxisSums] = {}
+        self._idle: dict[tuple[Part, Law], bool] = {}
+        self._n_batches = 0
+        self.n_losses = 0
+        self._collect(first)
 
     def length(self, axis: Axis) -> int:
         return self.shapes[axis[0]][axis[1]]
 
-    @property
-    def n_losses(self) -> int:
-        return len(next(iter(self._sums.values())).sq_g)
+    def is_kernel(self, axis: Axis) -> bool:
+        """Whether an axis holds places of a convolution's kernel, which belong to no unit."""
+        return axis[1] > 1 and isinstance(self.modules[axis[0]], nn.modules.conv._ConvNd)
+
+    def at_least(self, n_losses: int) -> bool:
+        """Take more losses if there are fewer; False where that would take too long."""
+        if n_losses > self._most_losses:
+            return False
+        if n_losses > self.n_losses:
+            self._collect(n_losses)
+        return n_losses <= self.n_losses
 
     def _shrink(self, batch: int) -> None:
         """Draw smaller batches, unless something normalises over them."""
@@ -82,75 +109,82 @@ class Sums:
         if self.probe.batch is not None and not any(norms):
             self.probe.batch = batch
 
-    def _collect(self) -> None:
-        rows: dict[Axis, list[Tensor]] = {axis: [] for axis in self.axes}
-        rms: dict[str, list[float]] = {name: [] for name in self.shapes}
-        size = max(p.numel() for p in self.probe.parameters.values())
-        self._scratch = torch.empty(size, dtype=torch.float64, device=next(iter(self.probe.parameters.values())).device)
-        for batch in range(self._n_batches):
-            if batch % 2 == 0:
+    def _collect(self, n_losses: int) -> None:
+        while self.n_losses < n_losses:
+            if self._n_batches % 2 == 0 or not self.n_losses:
                 self.probe.redraw()
-                sq_p = {name: self._sums_of(name, p.detach(), p.detach()) for name, p in self.probe.parameters.items()}
+                self._sq_p = {
+                    name: self._sums_of(name, p.detach(), p.detach()) for name, p in self.probe.parameters.items()
+                }
+            before = self.n_losses
             for gradients in self.probe.gradients(N_COTANGENTS):
+                self.n_losses += 1
                 for name, p in self.probe.parameters.items():
                     g = gradients.get(name)
                     if g is not None:
                         self.reached.add(name)
-                    self._add(rows, name, p.detach(), torch.zeros_like(p) if g is None else g, sq_p[name])
-                    rms[name].append(0.0 if g is None else float(g.square().mean().sqrt()))
-            self._progress(0.5 * (batch + 1) / self._n_batches)
-        self._sums: dict[Axis, _AxisSums] = {}
-        for axis, collected in rows.items():
-            shape = self.shapes[axis[0]]
-            values = (
-                torch.stack(collected, 1)
-                if collected
-                else torch.zeros(4, 0, shape[axis[1]], dtype=torch.float64, device="cpu")
-            )
+                    self._add(name, p.detach(), torch.zeros_like(p) if g is None else g)
+            if self.n_losses == before:  # nothing depends on the parameters
+                break
+            self._n_batches += 1
+            self._progress(0.5 * min(1.0, self.n_losses / n_losses))
+        self._idle.clear()
+        for (name, axis), rows in self._rows.items():
+            length = 1 if axis is None else self.shapes[name][axis]
+            values = torch.stack(rows, 1) if rows else torch.zeros(4, 0, length, dtype=torch.float64, device="cpu")
             products = {Law.TRANSLATION: values[0], Law.NORM: values[1]}
-            self._sums[axis] = _AxisSums(products, values[2], values[3], prod(shape) // shape[axis[1]])
-        self._usual = _usual({name: torch.tensor(x, dtype=torch.float64, device="cpu") for name, x in rms.items()})
+            self._sums[name, axis] = _AxisSums(products, values[2], values[3], prod(self.shapes[name]) // length)
+        rms = torch.tensor(list(self._rms.values()), dtype=torch.float64, device="cpu")
+        self._top = rms.amax(0) if rms.numel() else torch.zeros(0, dtype=torch.float64, device="cpu")
+        self._usual = _usual(
+            {name: torch.tensor(x, dtype=torch.float64, device="cpu") for name, x in self._rms.items()}
+        )
 
     def _sums_of(self, name: str, a: Tensor, b: Tensor) -> dict[int | None, Tensor]:
         """Sums of the product over all axes but one, by that axis; None: the sum of all."""
         product = torch.mul(a, b, out=self._scratch[: a.numel()].view(a.shape))
-        sums: dict[int | None, Tensor] = {axis: _sum_but(product, axis) for axis in self._axes_of[name]}
-        return sums | {None: product.sum()}
+        return {axis: _sum_but(product, axis) for axis in self._axes_of[name]}
 
-    def _add(
-        self, rows: dict[Axis, list[Tensor]], name: str, p: Tensor, g: Tensor, sq_p: dict[int | None, Tensor]
-    ) -> None:
+    def _add(self, name: str, p: Tensor, g: Tensor) -> None:
         dot_pg, sq_g = self._sums_of(name, p, g), self._sums_of(name, g, g)
-        self._whole[name].append(float(dot_pg[None]))
         for axis in self._axes_of[name]:
-            sums = [_sum_but(g, axis), dot_pg[axis], sq_g[axis], sq_p[axis]]
-            rows[name, axis].append(torch.stack(sums).cpu())
+            sums = [_sum_but(g, axis), dot_pg[axis], sq_g[axis], self._sq_p[name][axis]]
+            self._rows[name, axis].append(torch.stack(sums).cpu())
+        self._rms[name].append(float((sq_g[None] / g.numel()).sqrt()))
 
     # ---- sums of parts ----------------------------------------------------------------------------------------------
 
-    def value(self, part: Part, law: Law) -> Tensor:
+    def value(self, part: Part, law: Law, n_losses: int | None = None) -> Tensor:
         """⟨g, ψ⟩ of each group, [losses, n_groups]."""
-        assert part.axis is not None
-        return part.gather(self._sums[part.parameter, part.axis].products[law]).sum(-1)
+        return part.gather(self._sums[part.parameter, part.axis].products[law][:n_losses]).sum(-1)
 
-    def alive(self, part: Part) -> Tensor:
+    def _mean_sq_g(self, part: Part, n_losses: int | None = None) -> tuple[Tensor, int]:
+        """|g|² of each group, [losses, n_groups], and its number of elements."""
+        sums = self._sums[part.parameter, part.axis]
+        sq_g = part.gather(sums.sq_g[:n_losses])
+        return sq_g.sum(-1), sq_g.shape[-1] * sums.n_elements
+
+    def alive(self, part: Part, n_losses: int | None = None) -> Tensor:
         """Whether each group has a gradient that is more than rounding, [losses, n_groups]."""
-        assert part.axis is not None
-        sums = self._sums[part.parameter, part.axis]
-        sq_g = part.gather(sums.sq_g).sum(-1)
-        return (sq_g / (part.fold * sums.n_elements)).sqrt() > DEAD * self._usual[part.parameter][:, None]
+        sq_g, n_elements = self._mean_sq_g(part, n_losses)
+        least = DEAD * torch.maximum(self._usual[part.parameter], SMALLEST * self._top)
+        return (sq_g / n_elements).sqrt() > least[:n_losses, None]
 
-    def _is_zero(self, part: Part, law: Law) -> Tensor:
+    def rounding(self, part: Part) -> Tensor:
+        """Whether each group ever has a gradient at all, be it rounding, [n_groups]."""
+        return (self._mean_sq_g(part)[0] > 0).any(0)
+
+    def _is_zero(self, part: Part, law: Law, n_losses: int | None = None) -> Tensor:
         """Whether each group's ⟨g, ψ⟩ is zero up to rounding, [losses, n_groups]."""
-        assert part.axis is not None
-        sums = self._sums[part.parameter, part.axis]
-        sq_g = part.gather(sums.sq_g).sum(-1)
-        n_elements = part.fold * sums.n_elements
-        sq_psi = part.gather(sums.sq_p).sum(-1) if law == Law.NORM else torch.full_like(sq_g, n_elements)
-        return self.value(part, law).abs() <= ZERO * (sq_g * sq_psi).sqrt()
+        sq_g, n_elements = self._mean_sq_g(part, n_losses)
+        sq_p = part.gather(self._sums[part.parameter, part.axis].sq_p[:n_losses]).sum(-1)
+        sq_psi = sq_p if law == Law.NORM else torch.full_like(sq_g, n_elements)
+        return self.value(part, law, n_losses).abs() <= ZERO * (sq_g * sq_psi).sqrt()
 
     def vanishes(self, part: Part, law: Law) -> bool:
         """Whether the sums of every group vanish although there is a gradient."""
+        if bool((self.alive(part, 1) & ~self._is_zero(part, law, 1)).any()):  # as a rule, one loss tells
+            return False
         alive = self.alive(part)
         if int(alive.any(0).sum()) < min(alive.shape[1], 4):
             return False
@@ -158,42 +192,47 @@ class Sums:
 
     def is_idle(self, part: Part, law: Law) -> bool:
         """Whether a part's sums vanish or have no gradient, so that a relation may contain any multiple of it."""
-        return not bool((self.alive(part) & ~self._is_zero(part, law)).any())
+        if (part, law) not in self._idle:
+            live = bool((self.alive(part, 1) & ~self._is_zero(part, law, 1)).any())  # as a rule, one loss tells
+            self._idle[part, law] = not live and not bool((self.alive(part) & ~self._is_zero(part, law)).any())
+        return self._idle[part, law]
 
-    # ---- sums of whole tensors --------------------------------------------------------------------------------------
+    # ---- sums of whole tensors and slices ---------------------------------------------------------------------------
 
-    def whole(self, name: str) -> Part | None:
-        """A tensor as one group of one of its axes; None where no axis has groups."""
-        axes = self._axes_of[name]
-        return Part(name, axes[0], fold=self.shapes[name][axes[0]]) if axes else None
-
-    def whole_products(self, names: Sequence[str]) -> Matrix:
-        """⟨θ, g⟩ of these whole tensors, [losses, tensors], for more losses than there are tensors."""
+    def totals(self, parts: Sequence[Part], law: Law) -> Matrix:
+        """⟨g, ψ⟩ of parts of one group, [losses, parts], where possible for more losses than there are parts."""
+        wanted = len(parts) + SPARE
         if self.large:
             self._shrink(1)
-        self.probe.redraw()
-        if self.large and not callable(self.probe.loss):
-            # Where an operation has no forward derivative, the losses are differentiated backward, one by one.
-            with contextlib.suppress(NotImplementedError, RuntimeError):
-                return self.probe.tangents(names, len(names) + SPARE)
-        self._more_losses(names)
-        return np.array([self._whole[name] for name in names]).T
+            self.probe.redraw()
+            if law == Law.NORM and not callable(self.probe.loss):
+                # Where an operation has no forward derivative, the losses are differentiated backward, one by one.
+                with contextlib.suppress(NotImplementedError, RuntimeError):
+                    return self.probe.tangents(parts, wanted, self._progress)
+        if law == Law.NORM or self.at_least(wanted):
+            rows = [self.value(part, law).flatten() for part in parts]
+            missing = wanted - self.n_losses
+            more = self._more_losses(parts, law, missing) if missing > 0 else []
+            return np.vstack([torch.stack(rows, 1).numpy(), *more])
+        return np.stack([self.value(part, law).flatten().numpy() for part in parts], 1)
 
-    def _more_losses(self, names: Sequence[str]) -> None:
-        """A whole tensor gives one number for each loss, so there must be more losses than tensors."""
-        have = len(self._whole[names[0]])
-        wanted = len(names) + SPARE
-        start = have
-        while have < wanted:
-            before = have
+    def _more_losses(self, parts: Sequence[Part], law: Law, n: int) -> list[Matrix]:
+        rows: list[Matrix] = []
+        while len(rows) < n:
+            before = len(rows)
+            if before % (2 * N_COTANGENTS) == 0:
+                self.probe.redraw()
             for gradients in self.probe.gradients(N_COTANGENTS):
-                for name in names:
-                    p, g = self.probe.parameters[name].detach(), gradients.get(name)
-                    self._whole[name].append(0.0 if g is None else float(torch.dot(p.flatten(), g.flatten())))
-                have += 1
-            if have == before:
-                return
-            self._progress(0.5 + 0.4 * (have - start) / max(1, wanted - start))
+                row = np.zeros(len(parts))
+                for i, part in enumerate(parts):
+                    if (g := gradients.get(part.parameter)) is not None:
+                        p, g = part.grouped(self.probe.parameters[part.parameter].detach()), part.grouped(g)
+                        row[i] = float((p * g).sum() if law == Law.NORM else g.sum())
+                rows.append(row)
+            if len(rows) == before:
+                break
+            self._progress(0.5 + 0.4 * min(1.0, len(rows) / n))
+        return rows
 
 
 def _usual(rms: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -207,5 +246,7 @@ def _usual(rms: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: torch.maximum(best[name.rpartition(".")[0]], LEAST * top) for name in rms}
 
 
-def _sum_but(x: Tensor, axis: int) -> Tensor:
+def _sum_but(x: Tensor, axis: int | None) -> Tensor:
+    if axis is None:
+        return x.sum().reshape(1)
     return x.sum([i for i in range(x.ndim) if i != axis]) if x.ndim > 1 else x.clone()

@@ -1,0 +1,217 @@
+"""How complete a list of symmetries is, measured against the gradients themselves.
+
+    report = completeness(model, inputs, loss, symmetries)
+    report.missed    # laws along axes that hold on every batch and follow from no claim, in words
+    report.false     # claims that do not hold
+
+For many random parameters and batches, the sums of θ g (norms) and of g (translations) along every axis of every tensor
+are one row of a matrix. Its null space holds all laws along axes. Three kinds of vectors in it are known: identities
+(two axes of one tensor have the same total), the claims, and indices that never have a gradient. What is left was
+missed. Nothing here knows how `find_symmetries` searches.
+"""
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from noetherperf import Symmetry
+from noetherperf.checks.exact import evaluation
+
+Matrix = NDArray[np.float64]
+Loss = str | Callable[[Any], Tensor] | None
+Inputs = Callable[[int, torch.Generator], Any]  # (batch, generator) -> one tensor or a tuple of them
+
+N_DRAWS = 12  # of parameters and of a batch, at least
+SPARE = 20  # more rows than columns
+
+
+@dataclass(frozen=True)
+class Completeness:
+    """What was missed and what is false, each law as text: `+1 a.weight[0]:3 −1 b.weight[1]:3`."""
+
+    missed: list[str]
+    false: list[str]
+
+
+def completeness(
+    model: nn.Module, inputs: Inputs, loss: Loss, symmetries: Iterable[Symmetry], seed: int = 0
+) -> Completeness:
+    """Compare the claims with the null space of all axis sums.
+
+    Args:
+        model: In float32 or float64; a copy is evaluated in float64 and training mode, eps 1e-14.
+        inputs: Gives a batch.
+        loss: "cross_entropy" (classes on the last axis), "mse", None, or a function of the output.
+        symmetries: The claims.
+        seed: Of everything drawn.
+    """
+    symmetries = list(symmetries)
+    missed: list[str] = []
+    false: list[str] = []
+    columns = _columns(model)
+    for law, (matrix, scale) in _axis_sums(model, inputs, loss, columns, seed).items():
+        alive = scale > 1e-9 * max(scale.max(), 1e-300)
+        claims = [v for s in symmetries if s.claimed and s.law == law for v in _vectors(s, columns)]
+        for vector in claims:
+            if np.linalg.norm(matrix @ vector) > 1e-8 * max(scale @ np.abs(vector), 1e-3 * scale.max()):
+                false.append(f"{law}: {_text(vector, columns)}")
+        known = np.array([*_identities(columns), *claims]).reshape(-1, len(columns))
+        null = _null_space((matrix / np.where(alive, scale, 1.0))[:, alive]) / scale[alive]
+        missed += [f"{law}: {_text(v, columns)}" for v in _beyond(null, known[:, alive], alive)]
+    return Completeness(missed, false)
+
+
+Column = tuple[str, int, int]  # parameter, axis, index
+
+
+def _columns(model: nn.Module) -> dict[Column, int]:
+    found: dict[Column, int] = {}
+    for name, p in model.named_parameters():
+        shape = p.shape or (1,)
+        for axis, length in enumerate(shape):
+            if p.requires_grad and (length > 1 or axis == 0):
+                found.update({(name, axis, i): len(found) + i for i in range(length)})
+    return found
+
+
+def _axis_sums(
+    model: nn.Module, inputs: Inputs, loss: Loss, columns: dict[Column, int], seed: int
+) -> dict[str, tuple[Matrix, Matrix]]:
+    """Law -> the sums, [rows, columns], and the size of their terms over all rows, [columns]."""
+    twin = copy.deepcopy(model).double().train()
+    for module in twin.modules():
+        for name, value in vars(module).items():
+            if "eps" in name and isinstance(value, float):
+                setattr(module, name, 1e-14)
+    parameters = {name: p for name, p in twin.named_parameters() if p.requires_grad}
+    start = {name: p.detach().clone() for name, p in parameters.items()}
+    generator = torch.Generator().manual_seed(seed)
+    rows: dict[str, list[Matrix]] = {"translation": [], "norm": []}
+    squares = {law: np.zeros(len(columns)) for law in rows}
+    wanted = len(columns) + SPARE
+    with evaluation("no_eps"):
+        while len(rows["norm"]) < wanted:
+            with torch.no_grad():
+                for name, p in parameters.items():
+                    size = 0.4 if p.ndim < 2 else max(0.3, float(start[name].std(correction=0)))
+                    p.copy_(start[name] + size * torch.randn(p.shape, generator=generator, dtype=p.dtype))
+            batch = inputs(4, generator)
+            batch = batch if isinstance(batch, tuple) else (batch,)
+            out = twin(*(x.double() if x.is_floating_point() else x for x in batch))
+            target = loss(out) if callable(loss) else out
+            # one draw gives no more independent rows than half its outputs
+            per_draw = 1 if callable(loss) else min(-(-wanted // N_DRAWS), max(1, target.numel() // 2))
+            for i in range(per_draw):
+                v = torch.randn(target.shape, generator=generator, dtype=target.dtype)
+                v = v - v.mean(-1, keepdim=True) if loss == "cross_entropy" else v
+                grads = torch.autograd.grad(
+                    target, list(parameters.values()), v, retain_graph=i + 1 < per_draw, allow_unused=True
+                )
+                for law, found in rows.items():
+                    row = np.zeros(len(columns))
+                    for (name, p), gradient in zip(parameters.items(), grads, strict=True):
+                        g = torch.zeros_like(p) if gradient is None else gradient
+                        product = (g if law == "translation" else g * p.detach()).reshape(p.shape or (1,))
+                        for axis, length in enumerate(product.shape):
+                            if length > 1 or axis == 0:
+                                at = columns[name, axis, 0]
+                                terms = product.movedim(axis, 0).reshape(length, -1)
+                                row[at : at + length] = terms.sum(1).numpy()
+                                squares[law][at : at + length] += terms.square().sum(1).numpy()
+                    found.append(row)
+    return {law: (np.array(found), np.sqrt(squares[law])) for law, found in rows.items()}
+
+
+def _vectors(symmetry: Symmetry, columns: dict[Column, int]) -> list[Matrix]:
+    """A row for each group."""
+    vectors: list[Matrix] = []
+    for part in symmetry.parts:
+        axis = part.axis or 0
+        length = sum(1 for name, number, _ in columns if (name, number) == (part.parameter, axis))
+        groups = part.gather(torch.arange(length)).flatten(1) if part.axis is not None else torch.arange(length)[None]
+        vectors = vectors or [np.zeros(len(columns)) for _ in groups]
+        for vector, group in zip(vectors, groups, strict=True):
+            for i in group.tolist():
+                vector[columns[part.parameter, axis, i]] += part.weight
+    return vectors
+
+
+def _identities(columns: dict[Column, int]) -> list[Matrix]:
+    """The totals of two axes of one tensor are equal."""
+    totals: dict[str, dict[int, Matrix]] = {}
+    for (name, axis, _), at in columns.items():
+        totals.setdefault(name, {}).setdefault(axis, np.zeros(len(columns)))[at] = 1.0
+    return [other - first for axes in totals.values() for first, *rest in [list(axes.values())] for other in rest]
+
+
+def _null_space(matrix: Matrix) -> Matrix:
+    _, values, basis = np.linalg.svd(np.linalg.qr(matrix, mode="r"))
+    rank = int((values > 1e-9 * values[0]).sum()) if len(values) else 0
+    return np.asarray(basis[rank:])
+
+
+def _rank(matrix: Matrix) -> int:
+    norms = np.linalg.norm(matrix, axis=1, keepdims=True)
+    return int(np.linalg.matrix_rank(matrix / np.where(norms > 0, norms, 1.0), tol=1e-7)) if matrix.size else 0
+
+
+def _beyond(null: Matrix, known: Matrix, alive: NDArray[np.bool_]) -> list[Matrix]:
+    """Sparse vectors of the null space that, with the known ones, span it."""
+    n_missing = len(null) - _rank(known)
+    found: list[Matrix] = []
+    if n_missing <= 0:
+        return found
+    candidates = [row for order in _orders(null.shape[1]) for row in _reduced(null, order)]
+    span = known
+    for row in sorted(candidates, key=np.count_nonzero):
+        if len(found) == n_missing:
+            break
+        longer = np.vstack([span, row])
+        if _rank(longer) > _rank(span):
+            full = np.zeros(len(alive))
+            full[alive] = row
+            span, found = longer, [*found, full]
+    return found
+
+
+def _orders(n: int) -> Sequence[Sequence[int]]:
+    generator = np.random.default_rng(0)
+    return [range(n), range(n)[::-1], *(generator.permutation(n).tolist() for _ in range(6))]
+
+
+def _reduced(matrix: Matrix, order: Sequence[int]) -> Matrix:
+    """Reduced row echelon form."""
+    rows = matrix / np.abs(matrix).max(axis=1, keepdims=True)
+    at = 0
+    for column in order:
+        if at == len(rows):
+            break
+        best = at + int(np.abs(rows[at:, column]).argmax())
+        if abs(rows[best, column]) < 1e-6:
+            continue
+        rows[[at, best]] = rows[[best, at]]
+        rows[at] /= rows[at, column]
+        rows -= np.outer(np.where(np.arange(len(rows)) == at, 0.0, rows[:, column]), rows[at])
+        at += 1
+    rows[np.abs(rows) < 1e-6] = 0.0
+    return np.asarray(rows[:at])
+
+
+def _text(vector: Matrix, columns: dict[Column, int]) -> str:
+    names = list(columns)
+    at = np.flatnonzero(vector)
+    smallest = np.abs(vector[at]).min()
+    terms: dict[tuple[str, int, float], list[int]] = {}
+    for i in at:
+        name, axis, index = names[i]
+        terms.setdefault((name, axis, round(vector[i] / smallest, 3)), []).append(index)
+    return " ".join(
+        f"{c:+g} {name}[{axis}]:{','.join(map(str, indices)) if len(indices) < 9 else f'{len(indices)} indices'}"
+        for (name, axis, c), indices in terms.items()
+    )

@@ -1,0 +1,386 @@
+"""Nothing along an axis is missed and nothing false is claimed, by the measure of completeness.py; and models with
+awkward inputs, operations and outputs are searched."""
+
+import collections
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from completeness import completeness
+from families import FAMILIES, Family
+from test_detect import Lambda, law, laws, linear, unit
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from noetherperf import Part, Translation, find_symmetries
+
+Draw = Callable[[int, torch.Generator], tuple[Tensor, ...]]
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.name)
+def test_families_are_complete(family: Family) -> None:
+    symmetries = find_symmetries(family.make(), *family.example(), loss=family.loss_name)  # type: ignore[arg-type]
+    report = completeness(family.make(), family.inputs, family.loss_name, symmetries)
+    assert report.missed == []
+    assert report.false == []
+
+
+def test_the_measure_knows_what_is_missed_and_what_is_false() -> None:
+    family = FAMILIES["mlp"]
+    found = find_symmetries(family.make(), *family.example())
+    report = completeness(family.make(), family.inputs, "cross_entropy", found[1:])
+    assert len(report.missed) == 9
+    assert "norm: +1 0.weight[0]:1 +1 0.bias[0]:1 -1 2.weight[1]:1" in report.missed
+    wrong = [*found, Translation("wrong", [Part("0.bias", 0)])]
+    assert len(completeness(family.make(), family.inputs, "cross_entropy", wrong).false) == 9
+
+
+# ---- laws between slices, folds and whole tensors -------------------------------------------------------------------
+
+
+def draws(*sizes: int) -> Draw:
+    return lambda n, generator: (torch.randn(n, *sizes, generator=generator),)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """[batch, tokens, heads, size] each -> [batch, tokens, heads · size]."""
+    y = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+    return y.transpose(1, 2).flatten(-2)
+
+
+def multi_query(m: Any, x: Tensor) -> Tensor:
+    """One key and one value head for four query heads, cut out of the axis of heads (Falcon)."""
+    heads = m.qkv(x).unflatten(-1, (6, 4))
+    q, k, v = heads[..., :-2, :], heads[..., [-2], :], heads[..., [-1], :]
+    return m.head(torch.tanh(m.o(attend(q, k.expand_as(q), v.expand_as(q)))))  # type: ignore[no-any-return]
+
+
+def grouped_queries(m: Any, x: Tensor) -> Tensor:
+    """Two query heads, their key head and their value head side by side, twice."""
+    heads = m.qkv(x).unflatten(-1, (2, 4, 4))
+    q, k, v = heads[..., :-2, :], heads[..., [-2], :], heads[..., [-1], :]
+    y = attend(*(t.expand_as(q).flatten(-3, -2) for t in (q, k, v)))
+    return m.head(torch.tanh(m.o(y)))  # type: ignore[no-any-return]
+
+
+def turned(x: Tensor) -> Tensor:
+    """Rotary positions for the first half of each head, in pairs two apart; the rest as it is."""
+    position = torch.arange(x.shape[1], dtype=x.dtype)[:, None, None]
+    a, b, rest = x.split([2, 2, 4], -1)
+    angle = position / torch.tensor([1.0, 2.0], dtype=x.dtype)
+    return torch.cat([a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin(), rest], -1)
+
+
+def partial_rotary(m: Any, x: Tensor) -> Tensor:
+    q, k, v = (f(x).unflatten(-1, (2, 8)) for f in (m.q, m.k, m.v))
+    return m.o(attend(turned(q), turned(k), v))  # type: ignore[no-any-return]
+
+
+class Cross(nn.Module):
+    """Queries of one normalised stream, keys and values of another, in one fused map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n, self.m = nn.LayerNorm(8), nn.LayerNorm(8)
+        self.attn = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        x, y = self.n(x), self.m(y)
+        return self.head(torch.tanh(self.attn(x, y, y, need_weights=False)[0]))  # type: ignore[no-any-return]
+
+
+class GroupNormBlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.a, self.b = nn.GroupNorm(2, 10), nn.Conv2d(10, 11, 1), nn.Conv2d(11, 10, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.b(torch.tanh(self.a(self.norm(x))))  # type: ignore[no-any-return]
+
+
+def shuffled(m: Any, x: Tensor) -> Tensor:
+    """The channels of two branches take turns, as after a channel shuffle."""
+    y = torch.stack([torch.relu(m.a(x)), torch.relu(m.b(x))], -1).flatten(1)
+    return m.o(torch.tanh(m.c(y)))  # type: ignore[no-any-return]
+
+
+def gated_heads(m: Any, x: Tensor) -> Tensor:
+    u = m.x(x).unflatten(-1, (3, 4))
+    y = u * torch.sigmoid(torch.einsum("nhi,hij->nhj", u, m.gate))
+    return m.head(torch.tanh(m.o(y.flatten(1))))  # type: ignore[no-any-return]
+
+
+STRUCTURES: dict[str, tuple[Callable[[], nn.Module], Draw, list[str]]] = {
+    "recurrent gates": (
+        lambda: Lambda(lambda m, x: m.o(m.r(x)[0]), r=nn.GRU(4, 5, batch_first=True), o=nn.Linear(5, 3)),
+        draws(6, 4),
+        [
+            "translation r.bias_ih_l0:0[:5] − r.bias_hh_l0:0[:5]",
+            "translation r.bias_ih_l0:0[5:10] − r.bias_hh_l0:0[5:10]",
+        ],
+    ),
+    "GLU": (
+        lambda: Lambda(lambda m, x: m.o(F.glu(m.a(x))), a=nn.Linear(6, 10), o=nn.Linear(5, 4)),
+        draws(6),
+        ["rescale a.weight:0[:5] a.bias:0[:5] > o.weight:1"],
+    ),
+    "multi-query": (
+        lambda: Lambda(multi_query, qkv=linear(9, 24), o=linear(16, 5), head=nn.Linear(5, 3)),
+        draws(5, 9),
+        ["rescale qkv.weight:0[:16]/4~4 > qkv.weight:0[16:20]", "rescale qkv.weight:0[20:] > o.weight:1/4~4"],
+    ),
+    "grouped queries in one map": (
+        lambda: Lambda(grouped_queries, qkv=linear(9, 32), o=linear(16, 5), head=nn.Linear(5, 3)),
+        draws(5, 9),
+        [
+            "rescale qkv.weight:0[:8]%16/2~4 > qkv.weight:0[8:12]%16",
+            "rescale qkv.weight:0[12:]%16 > o.weight:1/2~4",
+        ],
+    ),
+    "partial rotary": (
+        lambda: Lambda(partial_rotary, q=linear(9, 16), k=linear(9, 16), v=linear(9, 16), o=nn.Linear(16, 3)),
+        draws(5, 9),
+        [
+            "rescale q.weight:0[4:]%8 > k.weight:0[4:]%8",
+            "rescale q.weight:0[:4]%8/2~2 > k.weight:0[:4]%8/2~2",
+            "rescale v.weight:0 > o.weight:1",
+        ],
+    ),
+    "cross attention": (
+        Cross,
+        lambda n, g: (torch.randn(n, 5, 8, generator=g), torch.randn(n, 4, 8, generator=g)),
+        ["rescale n.weight:whole n.bias:whole > attn.in_proj_weight:0[:8]/8"],
+    ),
+    "key bias": (
+        lambda: Lambda(
+            lambda m, x, y: m.o(m.a(x, y, y)[0]),
+            a=nn.MultiheadAttention(8, 2, kdim=5, vdim=5, batch_first=True, add_bias_kv=True),
+            o=nn.Linear(8, 3),
+        ),
+        lambda n, g: (torch.randn(n, 5, 8, generator=g), torch.randn(n, 4, 5, generator=g)),
+        ["translation a.in_proj_bias:0[8:16] a.bias_k:2"],
+    ),
+    "GroupNorm stream": (
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 10, 1),
+            nn.Sequential(GroupNormBlock(), GroupNormBlock()),
+            nn.GroupNorm(2, 10),
+            nn.Tanh(),
+            nn.Flatten(),
+            nn.Linear(90, 4),
+        ),
+        draws(3, 3, 3),
+        ["scale 0.weight:0/5 0.bias:0/5 1.0.b.weight:0/5 1.0.b.bias:0/5 1.1.b.weight:0/5 1.1.b.bias:0/5"],
+    ),
+    "channel shuffle": (
+        lambda: Lambda(shuffled, a=nn.Linear(4, 5), b=nn.Linear(4, 5), c=nn.Linear(10, 7), o=nn.Linear(7, 3)),
+        draws(4),
+        [
+            "rescale a.weight:0 a.bias:0 > c.weight:1[:1]%2",
+            "rescale b.weight:0 b.bias:0 > c.weight:1[1:]%2",
+        ],
+    ),
+    "a gate in each head": (
+        lambda: Lambda(
+            gated_heads,
+            x=linear(5, 12),
+            gate=nn.Parameter(torch.randn(3, 4, 4)),
+            o=nn.Linear(12, 7),
+            head=nn.Linear(7, 4),
+        ),
+        draws(5),
+        ["rescale o.weight:1/4 gate:0 > x.weight:0/4"],
+    ),
+    "a shift of all logits": (
+        lambda: Lambda(lambda m, x: m.o(x) + m.t, t=nn.Parameter(torch.zeros(1)), o=nn.Linear(5, 3)),
+        draws(5),
+        ["translation t:whole"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_structures_are_complete(name: str) -> None:
+    build, draw, expected = STRUCTURES[name]
+    torch.manual_seed(0)
+    model = build()
+    symmetries = find_symmetries(model, *draw(4, torch.Generator().manual_seed(0)))
+    found = laws(symmetries)
+    assert [line for line in expected if law(line) not in found and flipped(law(line)) not in found] == []
+    report = completeness(model, draw, "cross_entropy", symmetries)
+    assert report.missed == []
+    assert report.false == []
+
+
+def flipped(one: tuple[str, frozenset[Part]]) -> tuple[str, frozenset[Part]]:
+    """The same law with the other sign."""
+    kind, parts = one
+    return kind, frozenset(Part.from_dict(p.to_dict() | {"parameter": p.parameter, "weight": -p.weight}) for p in parts)
+
+
+# ---- losses and outputs ---------------------------------------------------------------------------------------------
+
+
+def cross_entropy_as_a_function(z: Tensor) -> Tensor:
+    return F.cross_entropy(z, torch.arange(len(z)) % z.shape[1])
+
+
+def test_a_loss_as_a_function_gives_the_same_laws() -> None:
+    """One scalar has one independent gradient a batch, so there are more batches."""
+    for name in ("mlp", "vgg_bn"):
+        family = FAMILIES[name]
+        plain = find_symmetries(family.make(), *family.example())
+        given = find_symmetries(family.make(), *family.example(), loss=cross_entropy_as_a_function)
+        assert laws(given) == laws(plain)
+        assert given.outputs == {}
+        assert not any("integers" in reason for reason in given.unmatched.values())
+
+
+def test_a_function_may_read_any_output() -> None:
+    def forward(m: Any, x: Tensor) -> list[dict[str, Tensor]]:
+        hidden = torch.relu(m.a(x))
+        return [{"scores": s, "boxes": b} for s, b in zip(m.b(hidden), m.c(hidden), strict=True)]
+
+    def loss(out: list[dict[str, Tensor]]) -> Tensor:
+        losses = [F.cross_entropy(o["scores"][None], torch.tensor([1])) + o["boxes"].square().mean() for o in out]
+        return torch.stack(losses).sum()
+
+    model = Lambda(forward, a=nn.Linear(5, 8), b=nn.Linear(8, 4), c=nn.Linear(8, 3))
+    found = laws(find_symmetries(model, torch.randn(4, 5), loss=loss))
+    assert found == {
+        law(line)
+        for line in (
+            "rescale a.weight:0 a.bias:0 > b.weight:1 c.weight:1",
+            "translation b.weight:1",
+            "translation b.bias:whole",
+        )
+    }
+    with pytest.raises(TypeError, match=r"one number as a tensor, got shape \(4, 4\)"):
+        find_symmetries(nn.Linear(3, 4), torch.randn(4, 3), loss=lambda z: z)
+
+
+Outputs = collections.namedtuple("Outputs", ["logits", "aux_logits"])
+
+
+@pytest.mark.parametrize("wrap", [Outputs, lambda z, y: {"out": z, "aux": y}], ids=["namedtuple", "dict"])
+def test_auxiliary_heads_count(wrap: Callable[[Tensor, Tensor], Any]) -> None:
+    def forward(m: Any, x: Tensor) -> Any:
+        hidden = torch.relu(m.a(x))
+        return wrap(m.b(hidden), m.c(hidden))
+
+    model = Lambda(forward, a=nn.Linear(5, 8), b=nn.Linear(8, 4), c=nn.Linear(8, 4))
+    symmetries = find_symmetries(model, torch.randn(4, 5))
+    assert law("rescale a.weight:0 a.bias:0 > b.weight:1 c.weight:1") in laws(symmetries)
+    assert set(symmetries.outputs.values()) == {"read"}
+
+
+def test_outputs_that_are_not_read_are_told() -> None:
+    model = Lambda(lambda m, x: {"logits": m.a(x), "boxes": m.b(x)}, a=nn.Linear(3, 4), b=nn.Linear(3, 2))
+    symmetries = find_symmetries(model, torch.randn(4, 3))
+    assert symmetries.outputs["logits"] == "read"
+    assert "may break these laws" in symmetries.outputs["boxes"]
+    assert "boxes: not read" in str(symmetries)
+    assert set(symmetries.unmatched) == {"b.weight", "b.bias"}
+
+
+def test_the_axis_of_classes_is_where_parameters_write_them() -> None:
+    convolution = nn.Sequential(nn.Conv1d(3, 6, 3), nn.ReLU(), nn.Conv1d(6, 4, 1))
+    for model, example, axis in (
+        (convolution, torch.randn(4, 3, 9), "axis 1"),
+        (nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 4)), torch.randn(4, 9, 3), "the last axis"),
+    ):
+        symmetries = find_symmetries(model, example)
+        assert {law("translation 2.weight:1"), law("translation 2.bias:whole")} <= laws(symmetries)
+        assert axis in symmetries.outputs["output"]
+
+
+# ---- inputs and operations ------------------------------------------------------------------------------------------
+
+
+def test_a_mask_of_minus_infinity() -> None:
+    def forward(m: Any, x: Tensor, mask: Tensor) -> Tensor:
+        return m.o(F.scaled_dot_product_attention(m.q(x), m.k(x), m.v(x), attn_mask=mask))  # type: ignore[no-any-return]
+
+    model = Lambda(forward, q=linear(6, 4), k=linear(6, 4), v=linear(6, 4), o=linear(4, 3))
+    found = laws(find_symmetries(model, torch.randn(2, 5, 6), torch.full((5, 5), -torch.inf).triu(1)))
+    assert {law("rescale q.weight:0 > k.weight:0"), law("rescale v.weight:0 > o.weight:1")} <= found
+
+
+def test_sorted_lengths_stay() -> None:
+    def forward(m: Any, x: Tensor, lengths: Tensor) -> Tensor:
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True)
+        return m.o(m.r(packed)[1][0])  # type: ignore[no-any-return]
+
+    model = Lambda(forward, r=nn.GRU(4, 5, batch_first=True), o=nn.Linear(5, 3))
+    found = laws(find_symmetries(model, torch.randn(3, 6, 4), torch.tensor([6, 4, 2])))
+    assert law("translation o.weight:1") in found
+
+
+def test_one_tensor_of_ids_for_two_vocabularies() -> None:
+    model = Lambda(
+        lambda m, ids: m.o(m.a(ids) + m.b(ids)).mean(1), a=nn.Embedding(30, 6), b=nn.Embedding(7, 6), o=linear(6, 3)
+    )
+    found = laws(find_symmetries(model, torch.randint(7, (2, 5))))
+    assert law("rescale a.weight:1 b.weight:1 > o.weight:1") in found
+
+
+class Average(nn.Module):
+    """A moving average that the forward pass updates and reads."""
+
+    mean: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.o = linear(5, 6), linear(6, 3)
+        self.register_buffer("mean", torch.zeros(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.relu(self.a(x))
+        self.mean.mul_(0.9).add_(0.1 * hidden.mean(0).detach())
+        return self.o(hidden - self.mean)  # type: ignore[no-any-return]
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_what_changes_in_forward() -> None:
+    assert laws(find_symmetries(Average(), torch.randn(4, 5))) == {law("translation o.weight:1")}
+    legacy = nn.Sequential(nn.utils.weight_norm(nn.Linear(5, 6)), nn.ReLU(), nn.Linear(6, 3))
+    assert law("rescale 0.bias:0 0.weight_g:0 > 2.weight:1") in laws(find_symmetries(legacy, torch.randn(4, 5)))
+
+
+@pytest.mark.skipif(not hasattr(torch, "_grouped_mm"), reason="torch has no grouped product of matrices")
+def test_experts_in_one_product() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x, ends = m.i(x), torch.tensor([len(x) // 2, len(x)], dtype=torch.int32)
+        hidden = torch.relu(torch._grouped_mm(x.bfloat16(), m.a.bfloat16(), offs=ends))
+        return m.o(torch._grouped_mm(hidden, m.b.bfloat16(), offs=ends).to(m.o.weight.dtype))  # type: ignore[no-any-return]
+
+    a, b = nn.Parameter(torch.randn(2, 8, 16)), nn.Parameter(torch.randn(2, 16, 8))
+    found = laws(find_symmetries(Lambda(forward, i=linear(5, 8), a=a, b=b, o=linear(8, 3)), torch.randn(16, 5)))
+    assert {law("rescale i.weight:0 > a:1"), law("rescale a:2 > b:1")} <= {*found, *map(flipped, found)}
+
+
+def test_a_gain_that_counts_from_one_is_told() -> None:
+    model = Lambda(
+        lambda m, x: m.o(torch.tanh(m.a((1 + m.w) * x / x.norm(dim=-1, keepdim=True)))),
+        w=nn.Parameter(torch.zeros(6)),
+        a=linear(6, 5),
+        o=nn.Linear(5, 4),
+    )
+    assert "|1 + w|² -1 |a.weight|² along axis 1" in find_symmetries(model, torch.randn(4, 6)).unmatched["w"]
+
+
+@pytest.mark.parametrize("zero", [True, False])
+def test_a_scalar_without_effect(zero: bool) -> None:
+    """It takes no law from the others; where a loss cancels it, it has one of its own."""
+    scale = 0.0 if zero else 1.0
+    model = Lambda(
+        lambda m, x: m.o(torch.relu(m.a(x))) + scale * m.t,
+        a=nn.Linear(5, 6),
+        t=nn.Parameter(torch.ones(1)),
+        o=nn.Linear(6, 3),
+    )
+    found = find_symmetries(model, torch.randn(4, 5))
+    assert law(unit("a", "o")) in laws(found)
+    assert (law("translation t:whole") in laws(found)) is not zero
