@@ -189,6 +189,14 @@ def test_an_error_in_a_step_changes_nothing(backend: str, monkeypatch: pytest.Mo
 
 # --- disks
 
+UNKNOWN = {"growth", "transport", "angular_update", "effective_lr"}  # SGD's, or before the first step: NaN
+
+
+def is_whole(data: Any) -> bool:
+    """Whether a symmetry's arrays hold a number in every row."""
+    return not any(values.isnull().any() for name, values in data.items() if name not in UNKNOWN)
+
+
 RECORD_ON_A_BAD_DISK = """
 import sys, pathlib, warnings
 import torch, noetherperf as nperf, noetherperf.record.writer
@@ -213,13 +221,13 @@ train(other, peer, range(9))
 assert all(torch.equal(a, b) for a, b in zip(net.parameters(), other.parameters(), strict=True))
 record = nperf.open_record(folder / "record")
 assert record.steps.tolist() == before, record.steps
-assert all(not values.isnull().any() for values in record["fc2"].values())
+assert test_faults.is_whole(record["fc2"])
 mend_disk(folder)
 train(net, optimizer, range(9, 11))
 recorder.close()
 record = nperf.open_record(folder / "record")
 assert record.steps.tolist() == list(range(12)), record.steps
-assert all(not values.isnull().any() for values in record["fc2"].values())
+assert test_faults.is_whole(record["fc2"])
 print("done", told[0].message)
 """
 
