@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -246,8 +246,18 @@ def recorded(reason: str, **at: float) -> xr.Dataset:
     return data.assign_attrs(closed=not reason, reason=reason)
 
 
+class Named(dict[str, Any]):
+    """A record's symmetries and its rule."""
+
+    rule = "sgd"
+
+
+def of_sgd(symmetries: dict[str, Any]) -> Record:
+    return cast(Record, Named(symmetries))
+
+
 def test_an_open_law_is_told_with_its_reason() -> None:
-    states = law_states(cast(Record, {"a": recorded(""), "b": recorded("lr")}))
+    states = law_states(of_sgd({"a": recorded(""), "b": recorded("lr")}))
     assert "b: lr" in states
     assert "a:" not in states
     assert "closed" not in states
@@ -256,7 +266,7 @@ def test_an_open_law_is_told_with_its_reason() -> None:
 
 @pytest.mark.parametrize("at", [{"charge": np.nan}, {"discrete_defect": np.inf}, {"flow_forced": -np.inf}], ids=str)
 def test_what_is_no_longer_a_number_is_told_with_its_step(at: dict[str, float]) -> None:
-    states = law_states(cast(Record, {"a": recorded(""), "b": recorded("", **at)}))
+    states = law_states(of_sgd({"a": recorded(""), "b": recorded("", **at)}))
     assert "NaN" in states
     assert "b: from step 5 on" in states
     assert "a:" not in states

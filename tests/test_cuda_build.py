@@ -48,7 +48,8 @@ class Kernel(NamedTuple):
     @property
     def threads(self) -> int:
         """Of a block."""
-        return 128 if self.rule == "adam" else 256
+        many_sums = self.hot and (self.rule == "given" or self.variant == "nesterov")
+        return 128 if self.rule == "adam" or many_sums else 256
 
     @property
     def reads(self) -> int:

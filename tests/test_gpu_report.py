@@ -305,7 +305,7 @@ def test_large_models_have_their_known_size() -> None:
 def test_a_case_is_checked_timed_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(comparison, "MAX_COMPILED", 0)
     info = BENCH.run(SMALL)
-    assert set(info["figures"]) == {"cpu", "cpu plain", "fused", "eager", "copy"}
+    assert set(info["figures"]) == {"cpu", "cpu plain", "fused", "probed", "eager", "copy"}
     assert set(info["figures"]["cpu"]) == {"seconds", "of copy", "per fused", "per cpu", "per cpu plain"}
     assert info["figures"]["fused"]["per fused"] == [1.0, 1.0, 1.0]
     assert "compile for too long" in info["not run"]["compiled_measured"]

@@ -33,9 +33,10 @@ enum Stream : int { of_parameter, of_gradient, of_buffers };
 template <class Step>
 constexpr int n_streams = of_buffers + Step::n_read;
 
-// Threads of a block. What they have in flight must fit into the 48 KiB of shared memory that a launch has.
+// Threads of a block. What they have in flight must fit into the 48 KiB of shared memory that a launch has; and more
+// sums than the common ones need registers, which small blocks share out in smaller pieces.
 template <class Step>
-constexpr int n_threads = n_streams<Step> > 3 ? 128 : 256;
+constexpr int n_threads = n_streams<Step> > 3 || (!is_any<Step> && Step::n_taken > Step::Rule::n_common) ? 128 : 256;
 
 // Pipeline depth: the vectors of each stream that a thread has in flight, and the one that it steps.
 template <class Type, class Step>
