@@ -212,10 +212,10 @@ QUICK_STEPS = (
     "mlp-float32-both-b0.9",
     *(
         f"{model}-float32-{view}-adamw"
-        for model in ("matrix", "resnet50", "gpt2", "small2000")
+        for model in ("matrix", "resnet50", "small2000")
         for view in ("none", "rows", "columns", "both")
     ),
-    "gpt2-bfloat16-both-adamw",
+    "gpt2-float32-both-adamw",  # with its gate it takes the best part of a minute
 )
 
 
