@@ -15,7 +15,7 @@ from torch import Tensor
 
 import noetherperf as nperf
 from bench.cases import Case
-from bench.inputs import InputSet
+from bench.inputs import InputSet, make_input_set
 from bench.recipes import LR, WEIGHT_DECAY, Recipe, UpdateOf
 from bench.timing import Step
 from noetherperf.engines.floor import memory_floor
@@ -75,15 +75,19 @@ def _peer(case: Case, sets: Sequence[InputSet], **how: bool) -> list[Step]:
 
 
 def _probed(case: Case, sets: Sequence[InputSet]) -> list[Step]:
-    """torch's fused step, measured from outside by a Probe."""
+    """torch's fused step, measured from outside by a Probe.
 
-    def step(inputs: InputSet) -> Step:
+    It has tensors of its own: a Probe notices the steps that other variants make, and would measure anew each time.
+    """
+
+    def step(number: int) -> Step:
+        inputs = make_input_set(case, number, sets[number].grads[0].device)
         optimizer = peer(case, inputs, fused=True)
         probe = nperf.Probe(optimizer, case.symmetries(), dict(zip(case.names, inputs.params, strict=True)))
         probe.readout()
         return optimizer.step
 
-    return [step(inputs) for inputs in sets]
+    return [step(number) for number in range(len(sets))]
 
 
 # ---- the same measurement in torch ----------------------------------------------------------------------------------
