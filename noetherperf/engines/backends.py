@@ -30,7 +30,7 @@ class Backend:
     device: str | None
     missing: Callable[[], str | None]
     engine: Callable[..., Engine]
-    rules: tuple[Rule[Any], ...] | None = (sgd.SGD,)
+    rules: tuple[Rule[Any], ...] | None
 
     def steps(self, rule: Rule[Any]) -> bool:
         """Whether it steps by this rule; another one of the same name may be another."""
