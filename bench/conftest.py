@@ -47,7 +47,7 @@ def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, A
     cpu = output_json["machine_info"]["cpu"].get("brand_raw") or output_json["machine_info"]["machine"]
     for key in ("machine_info", "commit_info", "datetime"):
         del output_json[key]
-    # A case that was interrupted has no figures; those before it are kept.
+    # A case that failed has no figures.
     output_json["benchmarks"] = [benchmark for benchmark in output_json["benchmarks"] if benchmark["extra_info"]]
     for benchmark in output_json["benchmarks"]:
         for key in ("params", "options"):
