@@ -12,6 +12,7 @@ from noetherperf.common.printing import printable
 from noetherperf.common.table import ReportTable
 from noetherperf.symmetry import Symmetry, from_json, to_json
 from noetherperf.symmetry.explain import charge_formula
+from noetherperf.symmetry.names import find
 
 __all__ = ["Symmetries"]
 
@@ -58,9 +59,7 @@ class Symmetries(Sequence[Symmetry]):
     def __getitem__(self, key: int | str | slice) -> Symmetry | tuple[Symmetry, ...]:
         if isinstance(key, str):
             named = {symmetry.name: symmetry for symmetry in self._symmetries}
-            if key not in named:
-                raise KeyError(f"no symmetry is named {key!r}; there are: {', '.join(named) or 'none'}")
-            return named[key]
+            return named[key if key in named else find(key, self._symmetries, f"no symmetry is named {key!r}")]
         return self._symmetries[key]
 
     def __len__(self) -> int:
