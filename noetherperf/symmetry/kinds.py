@@ -76,7 +76,7 @@ class Symmetry:
 
     @property
     def content(self) -> tuple[str, tuple[Part, ...]]:
-        """What is measured, whatever it is called: kind and parts. Checkpoints and records of renamed symmetries fit."""
+        """Kind and parts: what is measured, whatever its name. A checkpoint or record of a renamed symmetry fits."""
         return self.kind, self.parts
 
     def named(self, name: str | None) -> Self:

@@ -85,7 +85,7 @@ def find(key: str, symmetries: Sequence[Named], miss: str) -> str:
 
 
 def meant(key: str, symmetries: Iterable[Named]) -> list[str]:
-    """The names of the symmetries that a key means: it is the name of their parts, or the search named them so earlier."""
+    """The symmetries that a key means: it is the name of their parts, or the one that the search gave them earlier."""
     return [symmetry.name for symmetry in symmetries if key in _aliases(symmetry)]
 
 
