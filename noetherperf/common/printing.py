@@ -1,9 +1,12 @@
-"""Printing anywhere: names with control characters, and streams that cannot encode every character."""
+"""Printing anywhere: names with control characters, streams that cannot encode every character, closed pipes."""
 
 import codecs
+import io
+import os
 from collections.abc import Iterable
+from typing import TextIO
 
-__all__ = ["encodable", "encode_everything", "printable"]
+__all__ = ["encodable", "encode_everything", "outlive_reader", "printable"]
 
 HANDLER = "noetherperf.stand_in"
 STAND_INS = {
@@ -84,6 +87,36 @@ def encode_everything(streams: Iterable[object]) -> None:
     for stream in streams:
         if (reconfigure := getattr(stream, "reconfigure", None)) is not None:
             reconfigure(errors=HANDLER)
+
+
+def outlive_reader(stream: TextIO) -> TextIO:
+    """The same stream, but once its reader is gone (`noetherperf info | head -1`), what is written goes nowhere.
+
+    Args:
+        stream: sys.stdout, say; one that is no file of the system is returned as it is.
+    """
+    if not isinstance(stream, io.TextIOWrapper) or not isinstance(getattr(stream.buffer, "raw", None), io.FileIO):
+        return stream
+    stream.flush()
+    raw = _Pipe(stream.fileno(), "w", closefd=False)
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw),
+        encoding=stream.encoding,
+        errors=stream.errors,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
+
+
+class _Pipe(io.FileIO):
+    def write(self, data: object) -> int:  # type: ignore[override]
+        try:
+            return super().write(data)  # type: ignore[arg-type]
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+            return memoryview(data).nbytes  # type: ignore[arg-type]
 
 
 def _stand_in(error: UnicodeError) -> tuple[str, int]:

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from noetherperf.common.paths import local_path
 from noetherperf.recipes import digits
+from noetherperf.recipes.settings import SettingError
 
 __all__ = ["DATASETS", "ImageData", "Images", "cifar10", "enlarged_digits", "load", "synthetic", "tiny_imagenet"]
 
@@ -330,7 +331,7 @@ def synthetic(
     """
     for name, value in (("image_size", image_size), ("n_train", n_train), ("n_test", n_test), ("n_classes", n_classes)):
         if value < 1:
-            raise ValueError(f"{name} must be at least 1, not {value}")
+            raise SettingError(name, f"must be at least 1, not {value}")
     patterns = np.random.default_rng(seed).standard_normal(
         (n_classes, channels, image_size, image_size), dtype=np.float32
     )
@@ -371,18 +372,16 @@ def load(
         FileNotFoundError: A file of the data set is missing in the folder.
     """
     if name not in DATASETS:
-        raise ValueError(f"there is no data set {name!r}; there are: {', '.join(DATASETS)}")
+        raise SettingError("dataset", f"there is no {name!r}; there are: {', '.join(DATASETS)}")
     if name in ("tiny-imagenet", "cifar10"):
         if data_dir is None:
-            raise ValueError(
-                f"data set {name!r} is read from a folder and never downloaded: say where it is (data_dir)"
-            )
+            raise SettingError("data_dir", f"{name!r} is read from a folder and never downloaded: say where it is")
         if image_size is not None:
-            raise ValueError(f"data set {name!r} has images of its own size; leave image_size out")
+            raise SettingError("image_size", f"{name!r} has images of its own size; leave it out")
         read = tiny_imagenet if name == "tiny-imagenet" else cifar10
         return read(data_dir, augment=augment is not False)
     if data_dir is not None:
-        raise ValueError(f"data set {name!r} needs no folder; leave data_dir out")
+        raise SettingError("data_dir", f"{name!r} needs no folder; leave it out")
     if name == "digits":
         return enlarged_digits(32 if image_size is None else image_size, seed=seed, augment=augment is True)
     return synthetic(64 if image_size is None else image_size, seed=seed, augment=augment is True)

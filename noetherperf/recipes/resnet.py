@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from noetherperf.recipes.settings import SettingError
 from noetherperf.symmetry import Part, Rescale, Scale, Symmetry, Translation
 
 __all__ = ["ResNet18", "resnet18"]
@@ -88,7 +89,7 @@ def resnet18(
         ValueError: image_size is below 8.
     """
     if image_size < 8:
-        raise ValueError(f"image_size must be at least 8, for ResNet-18 halves it three times; got {image_size}")
+        raise SettingError("image_size", f"must be at least 8, for ResNet-18 halves it three times; got {image_size}")
     first, second, third, fourth = (max(1, round(width * channels)) for channels in LAYERS)
     model = ResNet18(n_classes, in_channels, (first, second, third, fourth))
 

@@ -12,7 +12,7 @@ from typing import Protocol
 
 __all__ = ["find", "meant", "name_of", "nearest"]
 
-LONGEST = 40  # characters of a sum that is written out although it has more than two terms
+LONGEST = 50  # characters of a name that is written out although it has a sum of more than two terms
 LISTED = 12  # names that an error lists
 PLAIN = (".weight", ".bias")  # "fc1" says enough of them
 
@@ -50,9 +50,9 @@ def name_of(kind: str, parts: Sequence[Placed]) -> str:
         rescale         what enters, and what leaves: "fc1->fc2", "block.attn.v->o"
         translation     its modules, with signs; a bias by its own name: "fc2", "bn2.bias - downsample.1.bias"
 
-    A slice of an axis follows its parameter: "qkv[0:12]->qkv[12:24]". A sum of more than two terms and 40 characters is
-    its first term and the number of the others, and the name then ends with four hexadecimal digits of the SHA-256 of
-    the name in full: "wte + 25 more ~3fa2".
+    A slice of an axis follows its parameter: "qkv[0:12]->qkv[12:24]". In a name of more than 50 characters, a sum of
+    more than two terms is its first term and the number of the others, and the name then ends with four hexadecimal
+    digits of the SHA-256 of the name in full: "wte + 25 more ~3fa2".
 
     Args:
         kind: "translation", "scale", "rescale" or "norm".
@@ -62,8 +62,10 @@ def name_of(kind: str, parts: Sequence[Placed]) -> str:
         ASCII, where the parameters' names are.
     """
     sides = _sides(kind, parts)
-    whole, short = _arrow(sides, _sum), _arrow(sides, _shortened)
-    return whole if whole == short else f"{short} ~{hashlib.sha256(whole.encode()).hexdigest()[:4]}"
+    whole = _arrow(sides, _sum)
+    if len(whole) <= LONGEST or all(len(side) <= 2 for side in sides):
+        return whole
+    return f"{_arrow(sides, _shortened)} ~{hashlib.sha256(whole.encode()).hexdigest()[:4]}"
 
 
 def find(key: str, symmetries: Sequence[Named], miss: str) -> str:
@@ -144,8 +146,7 @@ def _sum(terms: Side) -> str:
 
 
 def _shortened(terms: Side) -> str:
-    whole = _sum(terms)
-    return whole if len(terms) <= 2 or len(whole) <= LONGEST else f"{_sum(terms[:1])} + {len(terms) - 1} more"
+    return _sum(terms) if len(terms) <= 2 else f"{_sum(terms[:1])} + {len(terms) - 1} more"
 
 
 def _arrow(sides: Sequence[Side], write: Callable[[Side], str], arrow: str = "->") -> str:
