@@ -95,12 +95,13 @@ def outlive_reader(stream: TextIO) -> TextIO:
     Args:
         stream: sys.stdout, say; one that is no file of the system is returned as it is.
     """
-    if not isinstance(stream, io.TextIOWrapper) or not isinstance(getattr(stream.buffer, "raw", None), io.FileIO):
+    buffer = getattr(stream, "buffer", None)
+    if not isinstance(stream, io.TextIOWrapper) or not isinstance(getattr(buffer, "raw", buffer), io.FileIO):
         return stream
     stream.flush()
-    raw = _Pipe(stream.fileno(), "w", closefd=False)
+    pipe = _Pipe(stream.fileno(), "w", closefd=False)
     return io.TextIOWrapper(
-        io.BufferedWriter(raw),
+        io.BufferedWriter(pipe) if isinstance(buffer, io.BufferedWriter) else pipe,  # as python -u has it
         encoding=stream.encoding,
         errors=stream.errors,
         line_buffering=stream.line_buffering,
