@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Protocol
 
 from rich.console import Console
@@ -61,6 +62,5 @@ class _Lines:
         self._last, self._told = now, done
         counted = f"{self._unit} {done:,.0f} of {self._total:,.0f}, " if self._unit else ""
         left = (now - self._begin) / (done - self._first) * (self._total - done) if done > self._first else 0.0
-        minutes, seconds = divmod(round(left), 60)
-        text = f"{self._task}: {counted}{done / self._total:.0%}, {minutes}:{seconds:02} left"
+        text = f"{self._task}: {counted}{done / self._total:.0%}, {timedelta(seconds=round(left))} left"
         print(f"{text}; {note}" if note else text, file=sys.stderr, flush=True)
