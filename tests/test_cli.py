@@ -379,7 +379,7 @@ def stopped(result: Result) -> tuple[str, list[str]]:
 def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, interrupting: Callable[[int], None], n: int) -> None:
     options = ("--weight-decay", "0.002", "--epochs", "3", "--batch-size", "100", "--every", "9")  # 15 steps an epoch
     whole = call("run", *options, "--out", tmp_path / "whole")
-    assert "training: step 45 of 45, 100%, 0:00 left; loss " in whole.stderr
+    assert "training: step 45 of 45, 100%, 0:00:00 left; loss " in whole.stderr
     interrupting(n)
     said, words = stopped(call("run", *options, "--overwrite", "--out", tmp_path / "two parts"))
     assert str(tmp_path / "two parts") in said

@@ -29,8 +29,8 @@ def test_a_log_gets_a_line_from_time_to_time(clock: list[float], capsys: pytest.
             report(step, f"loss {2000 - step}")
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 8
-    assert lines[0] == "training: step 250 of 2,000, 12%, 1:10 left; loss 1750"
-    assert lines[-1] == "training: step 2,000 of 2,000, 100%, 0:00 left; loss 0"
+    assert lines[0] == "training: step 250 of 2,000, 12%, 0:01:10 left; loss 1750"
+    assert lines[-1] == "training: step 2,000 of 2,000, 100%, 0:00:00 left; loss 0"
 
 
 def test_a_long_training_does_not_fill_a_log(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
@@ -40,7 +40,7 @@ def test_a_long_training_does_not_fill_a_log(clock: list[float], capsys: pytest.
             report(step)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 100
-    assert lines[0] == "training: step 1,000 of 100,000, 1%, 1650:00 left"
+    assert lines[0] == "training: step 1,000 of 100,000, 1%, 1 day, 3:30:00 left"
 
 
 def test_what_began_in_the_middle_is_timed_from_there(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
@@ -51,7 +51,7 @@ def test_what_began_in_the_middle_is_timed_from_there(clock: list[float], capsys
         report(100)
         report(100)
     lines = capsys.readouterr().err.splitlines()
-    assert lines == ["training: step 90 of 100, 90%, 0:20 left", "training: step 100 of 100, 100%, 0:00 left"]
+    assert lines == ["training: step 90 of 100, 90%, 0:00:20 left", "training: step 100 of 100, 100%, 0:00:00 left"]
 
 
 def test_a_share_has_no_unit(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
@@ -59,7 +59,7 @@ def test_a_share_has_no_unit(clock: list[float], capsys: pytest.CaptureFixture[s
         report(0.0)
         clock[0] = 30.0
         report(0.25)
-    assert capsys.readouterr().err == "finding symmetries: 25%, 1:30 left\n"
+    assert capsys.readouterr().err == "finding symmetries: 25%, 0:01:30 left\n"
 
 
 def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
