@@ -73,11 +73,19 @@ def check(
         if symmetries is not None:
             claimed = written_in(symmetries)
         elif claimed is None:
-            claimed = search(model, inputs_of(model, closure), loss)
+            claimed = search(model, inputs_of(model, closure), loss, progress=True)
         if explain:
             print("\n\n".join(symmetry.explain() for symmetry in claimed), end="\n\n")
         result = check_constraints(
-            model, closure, claimed, hessian=hessian, exact=exact, probes=probes, float64=float64, tolerance=tolerance
+            model,
+            closure,
+            claimed,
+            hessian=hessian,
+            exact=exact,
+            probes=probes,
+            float64=float64,
+            tolerance=tolerance,
+            progress=True,
         )
         console = Console()
         console.print(result)

@@ -23,20 +23,22 @@ class Report(Protocol):
 
 
 @contextmanager
-def progress(task: str, total: float, unit: str = "", *, shown: bool = True) -> Iterator[Report]:
+def progress(task: str, total: float, unit: str = "", *, shown: bool | None = True) -> Iterator[Report]:
     """A context that shows how far a piece of work is.
 
     Args:
         task: What is done, in a word or two.
         total: Its size, in units; 1 for a share.
         unit: What is counted; "" for a share, which is shown in per cent alone.
-        shown: Whether anything is shown.
+        shown: Whether anything is shown; None: only on a terminal.
     """
-    if not shown:
+    is_terminal = sys.stderr.isatty()
+    if not (is_terminal if shown is None else shown):
         yield lambda done, note="": None
-    elif sys.stderr.isatty():
+    elif is_terminal:
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-        with Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True)) as bar:
+        note = TextColumn("{task.fields[note]}", markup=False)
+        with Progress(*columns, note, console=Console(stderr=True), transient=True) as bar:
             number = bar.add_task(task, total=total, note="")
             yield lambda done, note="": bar.update(number, completed=done, note=note)
     else:
@@ -54,7 +56,7 @@ class _Lines:
 
     def __call__(self, done: float, note: str = "") -> None:
         if self._first is None:
-            self._first = self._told = done
+            self._first = done
         now = time.monotonic()
         is_due = now - self._last >= INTERVAL and done - self._told >= SHARE * self._total
         if not (is_due or (done >= self._total and done > self._told)):
