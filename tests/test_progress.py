@@ -5,7 +5,6 @@ import sys
 
 import pytest
 
-from noetherperf.common import progress as room
 from noetherperf.common.progress import progress
 
 
@@ -18,7 +17,7 @@ class Terminal(io.StringIO):
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The time in seconds, to be set."""
     now = [0.0]
-    monkeypatch.setattr(room.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
     return now
 
 

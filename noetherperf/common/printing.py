@@ -4,7 +4,10 @@ import codecs
 import io
 import os
 from collections.abc import Iterable
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 __all__ = ["encodable", "encode_everything", "outlive_reader", "printable"]
 
@@ -110,14 +113,14 @@ def outlive_reader(stream: TextIO) -> TextIO:
 
 
 class _Pipe(io.FileIO):
-    def write(self, data: object) -> int:  # type: ignore[override]
+    def write(self, data: "ReadableBuffer") -> int:
         try:
-            return super().write(data)  # type: ignore[arg-type]
+            return super().write(data)
         except BrokenPipeError:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self.fileno())
             os.close(nowhere)
-            return memoryview(data).nbytes  # type: ignore[arg-type]
+            return memoryview(data).nbytes
 
 
 def _stand_in(error: UnicodeError) -> tuple[str, int]:

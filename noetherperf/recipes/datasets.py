@@ -5,6 +5,7 @@ size] with mean about 0 and standard deviation about 1 over the training part, a
 images: padding by an eighth of their size, a random crop, and a horizontal flip with probability ½ (not of digits).
 """
 
+import importlib
 import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -216,7 +217,7 @@ class _NumbersUnpickler(pickle.Unpickler):
         if (module, name) not in self.ALLOWED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR-10 file holds")
         if name == "_reconstruct":  # one function with an old and a new name
-            return np._core.multiarray._reconstruct  # type: ignore[attr-defined]
+            return importlib.import_module("numpy._core.multiarray")._reconstruct
         return getattr(np, name)
 
 
