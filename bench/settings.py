@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from bench.cases import Case, selected
 
+QUICK_COMPILED = ("mlp-float32-both-b0.9", "matrix-float32-both-adamw")
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -25,7 +27,7 @@ class Settings:
     @classmethod
     def read(cls) -> "Settings":
         which = os.environ.get("BENCH") or "quick"
-        seconds = 20.0 if which == "full" else 2.2
+        seconds = 6.0 if which == "full" else 2.2
         return cls(
             which,
             os.environ.get("BENCH_CASES") or "",
@@ -38,15 +40,17 @@ class Settings:
         return selected(self.which, self.patterns)
 
     def compiles(self, case: Case) -> bool:
-        """Whether a case includes the variants that torch.compile first compiles, some of them for minutes."""
-        return self.which == "full" or bool(self.patterns) or case.name == "mlp-float32-both-b0.9"
+        """Whether a case includes the variants that torch.compile first compiles, for a minute where there are many
+        tensors."""
+        few = len(case.shapes) <= 12 and case.dtype == "float32" and case.view in ("none", "both")
+        return bool(self.patterns) or (self.which == "full" and few) or case.name in QUICK_COMPILED
 
     def seconds_for(self, case: Case) -> float:
         return self.seconds if case.suite == "step" else self.seconds / 3
 
     @property
     def least_rounds(self) -> int:
-        return 15 if self.which == "full" else 5
+        return 16 if self.which == "full" else 12
 
 
 SETTINGS = Settings.read()

@@ -88,13 +88,12 @@ class Bench:
             step()
         host = {name: host_seconds(variant, self.device) for name, variant in steps.items()}
         rounds: Rounds = GpuRounds(steps, host) if self.device.is_gpu else Rounds(steps)
-        for _ in range(rounds.calibrate(self.case_seconds, LEAST_ROUNDS)):
-            rounds.run()
+        rounds.compare("copy", self.case_seconds, LEAST_ROUNDS)
         counted = [name for name in steps if name in (*self.device.backends, "fused")]
         return {
             **case.described(),
             "input sets": len(sets),
-            "rounds": len(rounds.times["copy"]),
+            "rounds": rounds.n_rounds,
             "steps timed together": rounds.repeats,
             "figures": self.figures(rounds.times),
             "host seconds": {name: float(f"{x:.4g}") for name, x in host.items()},
