@@ -10,7 +10,7 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.cases import Case
+from bench.cases import TRAIN, Case
 from bench.correctness import check, check_in_float64
 from bench.inputs import InputSet, TooLarge, input_sets
 from bench.settings import SETTINGS
@@ -70,7 +70,7 @@ def gate(case: Case, inputs: InputSet) -> None:
 
 
 @pytest.mark.benchmark(timer=ours_seconds)
-@pytest.mark.parametrize("case", SETTINGS.cases, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [case for case in SETTINGS.cases if case.suite != TRAIN], ids=lambda case: case.name)
 def test_step(case: Case, benchmark: BenchmarkFixture) -> None:
     benchmark.group = case.suite
     try:

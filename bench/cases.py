@@ -1,7 +1,7 @@
 """Cases: shapes of known models, dtypes, views and hyperparameters, as data; and which cases a run takes."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import pairwise
@@ -89,13 +89,17 @@ class Case:
         }
 
     def symmetries(self) -> list[Symmetry]:
-        """A norm and its budget for every unit along the view's axes; tensors without such an axis are not measured."""
-        return [
-            Norm(f"{name}[{axis}]", [Part(name, axis)])
-            for axis in VIEWS[self.view]
-            for name, shape in zip(self.names, self.shapes, strict=True)
-            if axis is None or axis < len(shape)
-        ]
+        return norms(dict(zip(self.names, self.shapes, strict=True)), self.view)
+
+
+def norms(shapes: Mapping[str, Shape], view: str) -> list[Symmetry]:
+    """A norm and its budget for every unit along the view's axes; tensors without such an axis are not measured."""
+    return [
+        Norm(f"{name}[{axis}]", [Part(name, axis)])
+        for axis in VIEWS[view]
+        for name, shape in shapes.items()
+        if axis is None or axis < len(shape)
+    ]
 
 
 # ---- models ---------------------------------------------------------------------------------------------------------
@@ -159,7 +163,16 @@ LARGE_MODELS: dict[str, Shapes] = {
     "billion": ((25_000, 40_000),),
 }
 
+#: Networks of bench.networks, trained as a whole.
+TRAINED: dict[str, Shapes] = {
+    "train-resnet50": MODELS["resnet50"],
+    "train-gpt2": MODELS["gpt2"],
+    "train-mlp": tuple(_mlp(64, 84, 50, 10)),
+}
+
 # ---- cases ----------------------------------------------------------------------------------------------------------
+
+TRAIN = "train"  # the suite of whole training iterations; it compares views, so that a case has them all
 
 
 def _matrices(n: int, at_most: int = 1 << 24) -> Shapes:
@@ -189,6 +202,9 @@ def _everything() -> Iterator[Case]:
     n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for n in sorted({n_cores, *(1 << i for i in range(n_cores.bit_length()) if 1 << i <= n_cores)}):
         yield Case("threads", f"threads{n}", ((4096, 4096),), view="both", threads=n, point=n)
+    for model, shapes in TRAINED.items():
+        for rule in ("b0.9", "adamw"):
+            yield Case(TRAIN, model, shapes, view="both", rule=rule)
 
 
 EVERYTHING = tuple(_everything())
@@ -227,6 +243,8 @@ def _in_quick(case: Case) -> bool:
             return case.point <= 10_000_000
         case "groups":
             return case.point in (1, 10_000, 1_000_000)
+        case "train":
+            return case.name != "train-gpt2-float32-both-b0.9"
         case _:
             return True
 

@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 
-from bench.cases import Case, selected
+from bench.cases import TRAIN, Case, selected
 
 QUICK_COMPILED = ("mlp-float32-both-b0.9", "matrix-float32-both-adamw")
 
@@ -16,7 +16,8 @@ class Settings:
         which: "quick" or "full" (BENCH).
         patterns: Names of cases (BENCH_CASES), "" for the whole set.
         rounds: Of every case (BENCH_ROUNDS); 0: as many as fit into its seconds.
-        seconds: For the rounds of a comparison of steps (BENCH_SECONDS); a point of a curve has a third of them.
+        seconds: For the rounds of a comparison of steps (BENCH_SECONDS); a point of a curve has a third of them, and
+            training four times as much.
     """
 
     which: str
@@ -46,7 +47,7 @@ class Settings:
         return bool(self.patterns) or (self.which == "full" and few) or case.name in QUICK_COMPILED
 
     def seconds_for(self, case: Case) -> float:
-        return self.seconds if case.suite == "step" else self.seconds / 3
+        return self.seconds * {"step": 1.0, TRAIN: 4.0}.get(case.suite, 1 / 3)
 
     @property
     def least_rounds(self) -> int:

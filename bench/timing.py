@@ -36,7 +36,7 @@ class Spread(NamedTuple):
 
     def error(self, n: int) -> float:
         """Standard error of the median of n values, relative: 1.25 σ/√n, and σ of normal ones from the quartiles."""
-        return 1.25 * (self.high - self.low) / 1.35 / n**0.5 / self.median
+        return 1.25 * (self.high - self.low) / 1.35 / math.sqrt(n) / self.median
 
     def rounded(self) -> list[float]:
         """As results keep it: four digits."""
@@ -50,6 +50,7 @@ class Rounds:
         steps: Per variant one callable for each input set.
         seed: Of the orders of the variants.
         clock: Seconds.
+        counts: Steps that a variant's callable makes, if not one.
 
     Attributes:
         times: Per variant the seconds of a step in every round so far, NaN in rounds that it sat out.
@@ -61,9 +62,14 @@ class Rounds:
     max_repeats = 1000
 
     def __init__(
-        self, steps: Mapping[str, Sequence[Step]], seed: int = 0, clock: Callable[[], float] = time.perf_counter
+        self,
+        steps: Mapping[str, Sequence[Step]],
+        seed: int = 0,
+        clock: Callable[[], float] = time.perf_counter,
+        counts: Mapping[str, int] | None = None,
     ) -> None:
         self._steps = steps
+        self._counts = dict.fromkeys(steps, 1) | dict(counts or {})
         self._order = list(steps)
         self._random = random.Random(seed)
         self._clock = clock
@@ -94,7 +100,7 @@ class Rounds:
                 steps = self._steps[name]
                 turns = [steps[(self._turn + i) % len(steps)] for i in range(self.repeats)]
                 self._turn += self.repeats
-                self.times[name].append(self._seconds(name, turns) / self.repeats)
+                self.times[name].append(self._seconds(name, turns) / (self.repeats * self._counts[name]))
         finally:
             if collecting:
                 gc.enable()
@@ -133,7 +139,7 @@ class Rounds:
             How many rounds to run at most.
         """
         self.run()
-        once = {name: max(times[-1], 1e-9) for name, times in self.times.items()}
+        once = {name: max(times[-1], 1e-9) * self._counts[name] for name, times in self.times.items()}
         for times in self.times.values():
             times.clear()
         self.repeats = max(1, min(self.max_repeats, round(LEAST_SECONDS / min(once.values()))))
@@ -144,7 +150,7 @@ class Rounds:
         return n
 
     def _wall(self, once: Mapping[str, float], periods: Mapping[str, int]) -> float:
-        """Seconds that a round takes on average, from the variants' seconds for a step."""
+        """Seconds that a round takes on average, from those of each variant's callable."""
         return self.repeats * sum(x / periods[name] for name, x in once.items())
 
     def is_precise(self, baseline: str) -> bool:
