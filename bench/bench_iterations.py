@@ -10,7 +10,7 @@ from bench.cases import TRAIN, Case
 from bench.inputs import CPU, MEMORY, TooLarge, available_memory
 from bench.iterations import BASELINE, iterations
 from bench.networks import TASKS
-from bench.settings import SETTINGS
+from bench.settings import LEAST_ROUNDS, SETTINGS
 from bench.timing import figures
 
 
@@ -20,7 +20,7 @@ def test_iterations(case: Case, benchmark: BenchmarkFixture) -> None:
     gc.collect()  # networks of the case before
     try:
         with iterations(case, min(MEMORY, available_memory() * 9 // 10)) as rounds:
-            how = (BASELINE, SETTINGS.seconds_for(case), SETTINGS.least_rounds, SETTINGS.rounds)
+            how = (BASELINE, SETTINGS.seconds_for(case), LEAST_ROUNDS, SETTINGS.rounds)
             benchmark.pedantic(rounds.compare, args=how)
     except TooLarge as error:
         pytest.skip(str(error))

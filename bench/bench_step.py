@@ -13,7 +13,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from bench.cases import TRAIN, Case
 from bench.correctness import check, check_in_float64
 from bench.inputs import InputSet, TooLarge, input_sets
-from bench.settings import SETTINGS
+from bench.settings import LEAST_ROUNDS, SETTINGS
 from bench.timing import Rounds, Step, figures
 from bench.variants import FLOORS, OURS, VARIANTS, Unavailable, floor, names_for, one_line, ours
 
@@ -83,7 +83,7 @@ def test_step(case: Case, benchmark: BenchmarkFixture) -> None:
     reasons |= {name: "needs two input sets, and memory holds one" for name in FLOORS if name not in floors}
     rounds = Rounds({**floors, **steps})
     _running[:] = [rounds]
-    how = ("ours", SETTINGS.seconds_for(case), SETTINGS.least_rounds, SETTINGS.rounds)
+    how = ("ours", SETTINGS.seconds_for(case), LEAST_ROUNDS, SETTINGS.rounds)
     benchmark.pedantic(rounds.compare, args=how)
 
     info: dict[str, Any] = {

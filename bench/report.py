@@ -1,6 +1,7 @@
 """Turns a run's JSON into tables and a picture.
 
-python -m bench.report runs/bench/quick.json     keeps a run in bench/results and puts it into docs/performance.md
+python -m bench.report runs/bench/quick.json     keeps a run in bench/results and puts it into docs/performance.md, and
+                                                 what training costs into README.md
 """
 
 import json
@@ -11,14 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from bench import page
+from bench.cases import TRAIN
 from bench.cells import LABELS, NONE, Info, bandwidth_cell, figure, ratio_cell, time_cell
 from bench.checkout import RESULTS, ROOT
 from bench.environment import describe
+from bench.iterations import EVERY
 from bench.markdown import Notes, size, table
 from bench.picture import case_label, draw
 from bench.variants import MEASURING, STEPPING, VARIANTS
 
 PICTURE = ROOT / "docs" / "images" / "performance.svg"
+COMMAND = "make bench-page"
+
+#: What tables call the models that are trained, and the rules.
+NETWORKS = {"train-resnet50": "ResNet-50", "train-gpt2": "GPT-2, 124 million", "train-mlp": "MLP, 10,000 parameters"}
+RULES = {"b0.9": "SGD", "b0": "SGD, β = 0", "adamw": "AdamW"}
 
 #: Aims on two cores, Python included. By model and rule: a figure of noetherperf's step, and its upper bound for each
 #: view.
@@ -118,7 +126,7 @@ def host(infos: Sequence[Info], notes: Notes) -> str:
     rows = [
         [
             f"{info['point']:,}",
-            {"b0.9": "SGD", "adamw": "AdamW"}[info["rule"]],
+            RULES[info["rule"]],
             info["view"],
             *(time_cell(info, name) for name in ("ours", "fused", "foreach", "forloop")),
             ratio_cell(info, "ours", "per fused", notes),
@@ -130,9 +138,29 @@ def host(infos: Sequence[Info], notes: Notes) -> str:
 
 def memory(infos: Sequence[Info]) -> str:
     parts = ("moments", "law state", "workspace", "tables", "counted", "grown", "grown at peak")
-    head = ["parameters", "groups", *parts, "buffer of squared gradients"]
+    head = ["parameters", "groups", "rule", *parts, "buffer of squared gradients"]
     keys = (*parts, "buffer of squared gradients")
-    rows = [[f"{i['parameters']:,}", f"{i['groups']:,}", *(size(i[key]) for key in keys)] for i in infos]
+    rows = [
+        [f"{i['parameters']:,}", f"{i['groups']:,}", RULES[i["rule"]], *(size(i[key]) for key in keys)] for i in infos
+    ]
+    return table(head, rows)
+
+
+def training(infos: Sequence[Info], notes: Notes) -> str:
+    """Whole iterations, as multiples of those with torch's fused optimizer."""
+    variants = ("unmeasured", "rows", "both", "recorded")
+    head = ["model", "batch", "optimizer", "torch fused", "not measuring", "rows", "both"]
+    head.append(f"both, recorded every {EVERY} steps")
+    rows = [
+        [
+            NETWORKS[info["model"]],
+            info["batch"],
+            RULES[info["rule"]],
+            time_cell(info, "fused"),
+            *(ratio_cell(info, name, "per fused", notes) for name in variants),
+        ]
+        for info in infos
+    ]
     return table(head, rows)
 
 
@@ -142,6 +170,16 @@ SCALING = {
     "tensors": ("Against the number of tensors, 16,000,000 parameters, none measured", "tensors"),
     "threads": ("Against the number of threads, 4096×4096", "threads"),
 }
+
+
+def in_readme(result: Mapping[str, Any]) -> str:
+    """What training costs, for readers of README.md; "" where it was not measured."""
+    infos = [one["extra_info"] for one in result["benchmarks"] if one["extra_info"]["suite"] == TRAIN]
+    if not infos:
+        return ""
+    notes = Notes()
+    pieces = [training(infos, notes), str(notes), f"Measured on {describe(result['environment'])}."]
+    return "\n\n".join(filter(None, pieces)) + "\n"
 
 
 def report(result: Mapping[str, Any]) -> str:
@@ -165,6 +203,9 @@ def report(result: Mapping[str, Any]) -> str:
         section("The same measurement otherwise, × noetherperf", against_ours(measuring, notes))
     if aimed := aims([*stepping, *measuring]):
         section("Aims", aimed)
+    if TRAIN in suites:
+        title = "Whole training iterations: forward, backward and step, × those with torch's fused optimizer"
+        section(title, training(suites[TRAIN], notes))
     if "host" in suites:
         section("Host time of a step: tiny tensors in the cache, Python included", host(suites["host"], notes))
     for suite, (title, what) in SCALING.items():
@@ -212,7 +253,9 @@ def publish(path: Path) -> None:
     kept.with_suffix(".md").write_text(text)
     drawn = draw(result, PICTURE)
     picture = f"![Time of a step as a multiple of the memory's floor](images/{PICTURE.name})\n\n" if drawn else ""
-    page.write("results", "make bench-page", picture + text)
+    page.write("results", COMMAND, picture + text)
+    if cost := in_readme(result):
+        page.write("training", COMMAND, cost, page.README)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from bench.cases import TRAIN, Case, selected
 
+LEAST_ROUNDS = 12  # of a case, however long they take
 QUICK_COMPILED = ("mlp-float32-both-b0.9", "matrix-float32-both-adamw")
 
 
@@ -28,7 +29,7 @@ class Settings:
     @classmethod
     def read(cls) -> "Settings":
         which = os.environ.get("BENCH") or "quick"
-        seconds = 6.0 if which == "full" else 2.2
+        seconds = 3.0 if which == "full" else 2.2
         return cls(
             which,
             os.environ.get("BENCH_CASES") or "",
@@ -48,10 +49,6 @@ class Settings:
 
     def seconds_for(self, case: Case) -> float:
         return self.seconds * {"step": 1.0, TRAIN: 4.0}.get(case.suite, 1 / 3)
-
-    @property
-    def least_rounds(self) -> int:
-        return 16 if self.which == "full" else 12
 
 
 SETTINGS = Settings.read()
