@@ -10,11 +10,12 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.cases import TRAIN, Case
+from bench.cases import Case
 from bench.correctness import check, check_in_float64
 from bench.inputs import InputSet, TooLarge, input_sets
 from bench.settings import LEAST_ROUNDS, SETTINGS
 from bench.timing import Rounds, Step, figures
+from bench.training import TRAIN
 from bench.variants import FLOORS, OURS, VARIANTS, Unavailable, floor, names_for, one_line, ours
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch.compile warns about itself

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from bench.recipes import RECIPES, Recipe
+from bench.training import TRAIN
 from noetherperf import Norm, Part, Symmetry
 
 Shape = tuple[int, ...]
@@ -171,8 +172,6 @@ TRAINED: dict[str, Shapes] = {
 }
 
 # ---- cases ----------------------------------------------------------------------------------------------------------
-
-TRAIN = "train"  # the suite of whole training iterations; it compares views, so that a case has them all
 
 
 def _matrices(n: int, at_most: int = 1 << 24) -> Shapes:

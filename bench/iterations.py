@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +22,8 @@ from bench.cases import Case, norms
 from bench.correctness import Mismatch
 from bench.inputs import CPU, TooLarge
 from bench.networks import TASKS
-from bench.timing import Rounds, Step
-
-EVERY = 10  # steps between two rows of the recorded variant
+from bench.timing import Rounds, Step, figures
+from bench.training import EVERY
 
 #: Of each variant the view that it measures; None: torch's optimizer. "recorded" also writes its readouts to disk.
 VIEWS_OF: Mapping[str, str | None] = {
@@ -128,6 +128,34 @@ def iterations(case: Case, memory: int, device: torch.device = CPU) -> Iterator[
                 recorded.iterate()
 
         yield Iterations({**steps, "recorded": ten}, {"recorded": EVERY}, device)
+
+
+def timed(
+    case: Case, memory: int, seconds: float, least: int, exactly: int = 0, device: torch.device = CPU
+) -> dict[str, Any]:
+    """Time a case's iterations; what results keep of it.
+
+    Args:
+        case, memory, device: As for `iterations`.
+        seconds, least, exactly: As for Rounds.compare.
+
+    Raises:
+        TooLarge, Mismatch: As for `iterations`.
+    """
+    with iterations(case, memory, device) as rounds:
+        rounds.compare(BASELINE, seconds, least, exactly)
+    return {
+        **case.described(),
+        "threads": torch.get_num_threads(),
+        "batch": TASKS[case.model].described(device),
+        "rounds": rounds.n_rounds,
+        "iterations timed together": rounds.repeats,
+        "figures": {
+            name: {key: spread.rounded() for key, spread in found.items()}
+            for name, found in figures(rounds.times, (BASELINE, "unmeasured", "both")).items()
+        },
+        "not run": {},
+    }
 
 
 def first_steps(trainers: Mapping[str, Trainer]) -> None:

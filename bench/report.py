@@ -12,21 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from bench import page
-from bench.cases import TRAIN
 from bench.cells import LABELS, NONE, Info, bandwidth_cell, figure, ratio_cell, time_cell
 from bench.checkout import RESULTS, ROOT
 from bench.environment import describe
-from bench.iterations import EVERY
 from bench.markdown import Notes, size, table
 from bench.picture import case_label, draw
+from bench.training import RULES, TITLE, TRAIN, training_table
 from bench.variants import MEASURING, STEPPING, VARIANTS
 
 PICTURE = ROOT / "docs" / "images" / "performance.svg"
 COMMAND = "make bench-page"
-
-#: What tables call the models that are trained, and the rules.
-NETWORKS = {"train-resnet50": "ResNet-50", "train-gpt2": "GPT-2, 124 million", "train-mlp": "MLP, 10,000 parameters"}
-RULES = {"b0.9": "SGD", "b0": "SGD, β = 0", "adamw": "AdamW"}
 
 #: Aims on two cores, Python included. By model and rule: a figure of noetherperf's step, and its upper bound for each
 #: view.
@@ -146,24 +141,6 @@ def memory(infos: Sequence[Info]) -> str:
     return table(head, rows)
 
 
-def training(infos: Sequence[Info], notes: Notes) -> str:
-    """Whole iterations, as multiples of those with torch's fused optimizer."""
-    variants = ("unmeasured", "rows", "both", "recorded")
-    head = ["model", "batch", "optimizer", "torch fused", "not measuring", "rows", "both"]
-    head.append(f"both, recorded every {EVERY} steps")
-    rows = [
-        [
-            NETWORKS[info["model"]],
-            info["batch"],
-            RULES[info["rule"]],
-            time_cell(info, "fused"),
-            *(ratio_cell(info, name, "per fused", notes) for name in variants),
-        ]
-        for info in infos
-    ]
-    return table(head, rows)
-
-
 SCALING = {
     "parameters": ("Against the number of parameters", "parameters"),
     "groups": ("Against the number of groups, 16,000,000 parameters", "groups"),
@@ -178,7 +155,7 @@ def in_readme(result: Mapping[str, Any]) -> str:
     if not infos:
         return ""
     notes = Notes()
-    pieces = [training(infos, notes), str(notes), f"Measured on {describe(result['environment'])}."]
+    pieces = [training_table(infos, notes), str(notes), f"Measured on {describe(result['environment'])}."]
     return "\n\n".join(filter(None, pieces)) + "\n"
 
 
@@ -204,8 +181,7 @@ def report(result: Mapping[str, Any]) -> str:
     if aimed := aims([*stepping, *measuring]):
         section("Aims", aimed)
     if TRAIN in suites:
-        title = "Whole training iterations: forward, backward and step, × those with torch's fused optimizer"
-        section(title, training(suites[TRAIN], notes))
+        section(TITLE, training_table(suites[TRAIN], notes))
     if "host" in suites:
         section("Host time of a step: tiny tensors in the cache, Python included", host(suites["host"], notes))
     for suite, (title, what) in SCALING.items():

@@ -3,7 +3,8 @@
 import os
 from dataclasses import dataclass
 
-from bench.cases import TRAIN, Case, selected
+from bench.cases import Case, selected
+from bench.training import TRAIN
 
 LEAST_ROUNDS = 12  # of a case, however long they take
 QUICK_COMPILED = ("mlp-float32-both-b0.9", "matrix-float32-both-adamw")
