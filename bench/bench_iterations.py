@@ -1,4 +1,4 @@
-"""Whole training iterations of every variant, in interleaved rounds. pytest-benchmark's own figure is the whole time."""
+"""Whole training iterations of every variant, in interleaved rounds. pytest-benchmark's own figure means nothing."""
 
 import gc
 

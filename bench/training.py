@@ -6,6 +6,7 @@ from bench.cells import Info, ratio_cell, time_cell
 from bench.markdown import Notes, table
 
 TRAIN = "train"  # the suite; each of its cases compares all views
+STEPS = "gpu"  # the suite of steps on a GPU
 EVERY = 10  # steps between two rows of the recorded variant
 
 #: What tables call the models, and the rules.
