@@ -21,6 +21,7 @@ from noetherperf.rules.rule import Rule
 CHUNK = 1 << 18  # elements compared at a time on a CPU: their temporary copies in float64 stay in the cache
 GPU_CHUNK = 1 << 24  # and on a GPU, where a launch takes as long as a million elements
 IN_FLOAT64 = 1 << 20  # elements of a case that check_in_float64 takes
+TENSORS_IN_FLOAT64 = 200
 
 
 class Mismatch(AssertionError):
@@ -98,12 +99,15 @@ def check(case: Case, inputs: InputSet, optimizer: MeasuredOptimizer) -> None:
 def check_in_float64(case: Case) -> None:
     """The same in float64, whose kernels have other widths than those that are timed.
 
-    It takes as many of the case's tensors as fit into IN_FLOAT64 elements, the large ones with fewer rows.
+    It takes the first of the case's tensors, as many as fit into IN_FLOAT64 elements, the large ones with fewer rows.
 
     Raises:
         Mismatch: Something is beyond its bound.
     """
-    cut = [(min(shape[0], max(1, IN_FLOAT64 // (4 * prod(shape[1:])))), *shape[1:]) for shape in case.shapes]
+    cut = [
+        (min(shape[0], max(1, IN_FLOAT64 // (4 * prod(shape[1:])))), *shape[1:])
+        for shape in case.shapes[:TENSORS_IN_FLOAT64]
+    ]
     n = max(1, sum(size <= IN_FLOAT64 for size in accumulate(map(prod, cut))))
     small = replace(case, dtype="float64", shapes=tuple(cut[:n]))
     inputs = make_input_set(small, 0)
