@@ -4,6 +4,7 @@ An interrupted run keeps the cases that it has finished.
 """
 
 import signal
+import time
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,6 @@ WRITTEN = pytest.StashKey[Path]()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[NOT_TIMED] = []
-    config.addinivalue_line(
-        "filterwarnings", "ignore:Not saving anything:pytest_benchmark.logger.PytestBenchmarkWarning"
-    )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a run that is ended is interrupted
     option = config.option
     option.benchmark_quiet = True  # the report has its own tables
@@ -37,6 +35,12 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[IS_WHOLE] = not chosen and places == [ROOT / "bench"]
         RUNS.mkdir(parents=True, exist_ok=True)
         option.benchmark_json = RUNS / f"{PART}.json"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call() -> None:
+    if time.monotonic() >= SETTINGS.end:
+        pytest.skip("there was no time left for it")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -99,14 +99,15 @@ def check(case: Case, inputs: InputSet, optimizer: MeasuredOptimizer) -> None:
 def check_in_float64(case: Case) -> None:
     """The same in float64, whose kernels have other widths than those that are timed.
 
-    It takes the first of the case's tensors, as many as fit into IN_FLOAT64 elements, the large ones with fewer rows.
+    It takes the first of the case's tensors, as many as fit into IN_FLOAT64 elements, the large ones with
+    fewer rows, and longer rows cut.
 
     Raises:
         Mismatch: Something is beyond its bound.
     """
     cut = [
-        (min(shape[0], max(1, IN_FLOAT64 // (4 * prod(shape[1:])))), *shape[1:])
-        for shape in case.shapes[:TENSORS_IN_FLOAT64]
+        (min(n_rows, max(1, IN_FLOAT64 // (4 * prod(rest)))), *(min(n, IN_FLOAT64) for n in rest))
+        for n_rows, *rest in case.shapes[:TENSORS_IN_FLOAT64]
     ]
     n = max(1, sum(size <= IN_FLOAT64 for size in accumulate(map(prod, cut))))
     small = replace(case, dtype="float64", shapes=tuple(cut[:n]))

@@ -1,6 +1,8 @@
-"""Settings of a run from environment variables: BENCH, BENCH_CASES, BENCH_ROUNDS, BENCH_SECONDS."""
+"""Settings of a run from environment variables: BENCH, BENCH_CASES, BENCH_ROUNDS, BENCH_SECONDS, BENCH_MINUTES."""
 
+import math
 import os
+import time
 from dataclasses import dataclass
 
 from bench.cases import Case, selected
@@ -20,22 +22,28 @@ class Settings:
         rounds: Of every case (BENCH_ROUNDS); 0: as many as fit into its seconds.
         seconds: For the rounds of a comparison of steps (BENCH_SECONDS); a point of a curve has a third of them, and
             training four times as much.
+        end: When no case begins any more, by time.monotonic (BENCH_MINUTES from now); never, where cases are chosen.
     """
 
     which: str
     patterns: str
     rounds: int
     seconds: float
+    end: float = math.inf
 
     @classmethod
     def read(cls) -> "Settings":
         which = os.environ.get("BENCH") or "quick"
-        seconds = 3.0 if which == "full" else 2.2
+        patterns = os.environ.get("BENCH_CASES") or ""
+        seconds, minutes = (3.0, 29.0) if which == "full" else (2.2, 9.0)
+        if patterns:
+            minutes = math.inf
         return cls(
             which,
-            os.environ.get("BENCH_CASES") or "",
+            patterns,
             int(os.environ.get("BENCH_ROUNDS") or 0),
             float(os.environ.get("BENCH_SECONDS") or seconds),
+            time.monotonic() + 60.0 * float(os.environ.get("BENCH_MINUTES") or minutes),
         )
 
     @property
