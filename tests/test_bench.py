@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -31,6 +32,7 @@ from bench.markdown import ratio, seconds, size
 from bench.memory import extra_bytes
 from bench.networks import TASKS
 from bench.recipes import RECIPES, STEPS
+from bench.settings import Settings
 from bench.timing import LEAST_SECONDS, Rounds, Spread, figures, ratios
 from bench.training import TRAIN
 from bench.variants import VARIANTS, Unavailable, measured, names_for, ours, plain_sums, views_of
@@ -82,6 +84,26 @@ def test_cases_are_chosen_by_name() -> None:
         selected("quick", "gpt3")
     with pytest.raises(ValueError, match="BENCH='fast' is unknown; choose one of quick, full"):
         selected("fast")
+
+
+def test_a_set_has_an_end_and_chosen_cases_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("BENCH", "BENCH_CASES", "BENCH_MINUTES"):
+        monkeypatch.delenv(name, raising=False)
+    assert Settings.read().end <= time.monotonic() + 9 * 60
+    monkeypatch.setenv("BENCH", "full")
+    assert 9 * 60 < Settings.read().end - time.monotonic() <= 29 * 60
+    monkeypatch.setenv("BENCH_CASES", "host1-*")
+    assert Settings.read().end == math.inf
+    monkeypatch.setenv("BENCH_MINUTES", "2")
+    assert Settings.read().end <= time.monotonic() + 2 * 60
+
+
+def test_the_sets_show_adamw_and_training() -> None:
+    names = {case.name for case in selected("quick")}
+    for model in ("matrix", "resnet50", "small2000", "gpt2"):
+        assert {f"{model}-float32-{view}-adamw" for view in ("none", "rows", "both")} <= names
+    trained = {(case.model, case.rule) for case in selected("full") if case.suite == TRAIN}
+    assert trained == {(model, rule) for model in TRAINED for rule in ("b0.9", "adamw")}
 
 
 # ---- inputs ---------------------------------------------------------------------------------------------------------
