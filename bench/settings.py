@@ -21,7 +21,7 @@ class Settings:
         patterns: Names of cases (BENCH_CASES), "" for the whole set.
         rounds: Of every case (BENCH_ROUNDS); 0: as many as fit into its seconds.
         seconds: For the rounds of a comparison of steps (BENCH_SECONDS); a point of a curve has a third of them, and
-            training four times as much.
+            training twice as much.
         end: When no case begins any more, by time.monotonic (BENCH_MINUTES from now); never, where cases are chosen.
     """
 
@@ -35,7 +35,7 @@ class Settings:
     def read(cls) -> "Settings":
         which = os.environ.get("BENCH") or "quick"
         patterns = os.environ.get("BENCH_CASES") or ""
-        seconds, minutes = (3.0, 29.0) if which == "full" else (2.2, 9.0)
+        seconds, minutes = (3.0, 29.0) if which == "full" else (2.2, 8.5)
         if patterns:
             minutes = math.inf
         return cls(
@@ -57,7 +57,7 @@ class Settings:
         return bool(self.patterns) or (self.which == "full" and few) or case.name in QUICK_COMPILED
 
     def seconds_for(self, case: Case) -> float:
-        return self.seconds * {"step": 1.0, TRAIN: 4.0}.get(case.suite, 1 / 3)
+        return self.seconds * {"step": 1.0, TRAIN: 2.0}.get(case.suite, 1 / 3)
 
 
 SETTINGS = Settings.read()
