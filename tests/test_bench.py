@@ -588,7 +588,8 @@ def test_an_interrupted_run_keeps_what_it_has_measured(tmp_path: Path) -> None:
         f"--benchmark-json={out}",
     ]
     chosen = {"BENCH_CASES": "host1-float32-none-b0.9,host1-float32-rows-b0.9", "BENCH_ROUNDS": "2"}
-    environment = {**os.environ, **chosen, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}  # no worker of xdist
+    environment = {**own, **chosen, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == pytest.ExitCode.INTERRUPTED, done.stdout + done.stderr
     (benchmark,) = json.loads(out.read_text())["benchmarks"]
