@@ -32,7 +32,7 @@ from training import ours as make_ours
 import noetherperf as nperf
 import noetherperf.optim.meters
 import noetherperf.optim.options
-import noetherperf.rules.sgd
+import noetherperf.rules.numbers
 from bench.bounds import sum_eps
 from noetherperf import Norm, Part
 from noetherperf.engines import Call, OnDevice
@@ -251,7 +251,7 @@ class TestOnDevice:
 
         monkeypatch.setattr(noetherperf.optim.meters.Meter, "is_host", False)
         monkeypatch.setattr(noetherperf.optim.options, "device_lr", device_lr)
-        monkeypatch.setattr(noetherperf.rules.sgd, "device_lr", device_lr)
+        monkeypatch.setattr(noetherperf.rules.numbers, "device_lr", device_lr)
 
     @pytest.fixture
     def net(self) -> nn.Module:
