@@ -26,8 +26,8 @@ def check_number(name: str, value: Any) -> None:
     if type(value) is float:
         return
     if isinstance(value, Tensor):
-        if value.numel() != 1:  # torch's first words
-            raise ValueError(f"Tensor {name} must be 1-element, but has {value.numel()} elements; give it one number")
+        if value.numel() != 1:
+            raise ValueError(f"Tensor {name} must be 1-element")  # torch's words
         if not value.is_complex():
             return
     elif not isinstance(value, str | bytes | bytearray):
