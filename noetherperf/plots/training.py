@@ -158,7 +158,8 @@ def _errors_over_time(axes: Axes, data: Data) -> None:
     for law, height in (("modified flow law", 0.96), ("discrete law with defect", 0.06)):
         axes.text(0.98, height, law, transform=axes.transAxes, ha="right", va="center", color="0.25", fontsize=7)
     lines = [Line2D([], [], linewidth=1.1, **look, label=kind) for kind, look in KIND_LINES.items()]
-    axes.legend(handles=lines, loc="center right", bbox_to_anchor=(1.0, 0.47), fontsize=7, labelspacing=0.25)
+    axes.legend(handles=lines, loc="upper right", bbox_to_anchor=(1.0, 0.95), fontsize=7, labelspacing=0.25)
+    axes.set_ylim(top=30.0)
 
 
 @styled
