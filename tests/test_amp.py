@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from training import (
-    BACKENDS,
     KINDS,
     SYMMETRIES,
     Kind,
@@ -41,11 +40,6 @@ from noetherperf.engines import Call, OnDevice
 ours = partial(make_ours, fused=True)
 OPTIONS: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "dampening": 0.5, "weight_decay": 0.05}
 SCALE = 2.0**10
-
-
-@pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
 
 
 def scaler_for(backend: str, **options: Any) -> torch.amp.GradScaler:
