@@ -23,7 +23,7 @@ def check_number(name: str, value: Any) -> None:
         TypeError: It is none.
         ValueError: It is a tensor of several elements, or of none.
     """
-    if type(value) is float:
+    if isinstance(value, float | int):  # nearly always
         return
     if isinstance(value, Tensor):
         if value.numel() != 1:
