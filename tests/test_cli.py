@@ -341,8 +341,10 @@ def test_overwrite_deletes_records_only(tmp_path: Path) -> None:
     precious = tmp_path / "record.zarr" / "thesis.tex"
     precious.parent.mkdir()
     precious.write_text("years")
-    assert_refused(call("run", "--epochs", "1", "--out", tmp_path, "--overwrite"), "record.zarr")
-    assert precious.read_text() == "years"
+    (tmp_path / "checkpoint.pt").write_text("days")
+    result = call("run", "--epochs", "1", "--out", tmp_path, "--overwrite")
+    assert_refused(result, "error: --overwrite deletes noetherperf records only", "record.zarr")
+    assert (precious.read_text(), (tmp_path / "checkpoint.pt").read_text()) == ("years", "days")
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Errors as one line on stderr and an exit status, instead of a traceback; and what an interrupted command leaves."""
 
+import re
 import shlex
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import typer
 from noetherperf.common.printing import printable
 from noetherperf.recipes.settings import SettingError
 
-__all__ = ["again", "clean_errors", "fail", "first_line", "flag", "is_given"]
+__all__ = ["again", "as_typed", "clean_errors", "fail", "first_line", "flag", "is_given"]
 
 USAGE_ERROR, INTERRUPTED = 2, 130
 EXTRA = ("PIL", "matplotlib", "scipy", "sklearn")  # what the extra [run] installs
@@ -36,12 +37,18 @@ def clean_errors() -> Iterator[None]:
     except SettingError as error:
         fail(f"{flag(error.setting)}: {error.why}")
     except (ValueError, OSError) as error:
-        fail(str(error))
+        fail(as_typed(str(error)))
 
 
 def flag(name: str) -> str:
     """A parameter's name as the option that is typed."""
     return f"--{name.replace('_', '-')}"
+
+
+def as_typed(message: str) -> str:
+    """A library's message, its keywords as the options that are typed: --resume for exists='resume'."""
+    message = re.sub(r"\bexists=(['\"])(\w+)\1", r"--\2", message)
+    return re.sub(r"\bbackend=(['\"])(\w+)\1", r"--backend \2", message)
 
 
 def again(context: typer.Context, **changed: Any) -> str:

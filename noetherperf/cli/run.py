@@ -1,6 +1,5 @@
 """`noetherperf run`: train, record, print how well the laws held, and draw."""
 
-import re
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from noetherperf.cli.errors import again, clean_errors, fail, first_line, flag, is_given
+from noetherperf.cli.errors import again, as_typed, clean_errors, fail, first_line, flag, is_given
 from noetherperf.cli.files import completing, local, report_files
 from noetherperf.recipes.settings import OPTIMIZERS, OPTIONS, Settings
 
@@ -210,4 +209,4 @@ def check_machine(settings: Settings) -> None:
     try:
         resolve(settings.backend, torch.device(device), rule=OPTIMIZERS[settings.optimizer].make.rule)
     except (RuntimeError, ValueError) as error:
-        fail(re.sub(r"\bbackend=[\"'](\w+)[\"']", r"--backend \1", str(error)))
+        fail(as_typed(str(error)))

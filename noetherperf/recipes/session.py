@@ -92,8 +92,6 @@ class Session:
                     "overwrite it, or name another folder"
                 )
             exists = "overwrite"  # stopped in its first epoch, before a checkpoint
-        elif exists == "overwrite":
-            self._checkpoint.unlink(missing_ok=True)
 
         def counted(epoch: int) -> Iterator[Batch]:
             note = f"epoch {epoch + 1} of {n_epochs}" + (f", loss {loss:.4f}, accuracy {accuracy:.1%}" if epoch else "")
@@ -106,11 +104,13 @@ class Session:
                 progress("training", n_epochs * n_batches, "step", shown=shown) as report,
                 Recorder(optimizer, self._record, every=self._settings.every, exists=exists, probes=probes) as recorder,
             ):
+                if exists == "overwrite":  # not before the old record may go
+                    self._checkpoint.unlink(missing_ok=True)
                 while epoch < n_epochs:
                     loss, accuracy = loop.epoch(counted(epoch))
                     recorder.flush()
+                    self._save(loop, (epoch + 1, loss, accuracy))
                     epoch += 1
-                    self._save(loop, (epoch, loss, accuracy))
                     report(epoch * n_batches, f"loss {loss:.4f}, accuracy {accuracy:.1%}")
         except KeyboardInterrupt:
             raise Stopped(
