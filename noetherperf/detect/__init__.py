@@ -13,14 +13,16 @@ A symmetry is a linear relation between the products ⟨g, ψ⟩ of gradients wi
     found        the result
 """
 
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.progress import Progress
 from torch import nn
 
-from noetherperf.common.progress import progress as show_progress
 from noetherperf.detect.found import Symmetries
 from noetherperf.detect.naming import Named, name_all
 from noetherperf.detect.outputs import Loss
@@ -74,7 +76,7 @@ def find_symmetries(
             size of the example's, for the function may hold targets.
         verify: Check every claim on fresh parameters and batches; those with a relative defect above 1e-9 are listed
             as rejected.
-        progress: Show progress on stderr; None: if stderr is a terminal.
+        progress: Show a bar on stderr; None: if stderr is a terminal.
         example_options: Keyword inputs of the forward.
 
     Returns:
@@ -91,7 +93,7 @@ def find_symmetries(
         raise TypeError(f"find_symmetries takes a torch.nn.Module, got {type(model).__name__}")
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError(f"{type(model).__name__} has no trainable parameters, so there is nothing to conserve")
-    with show_progress("finding symmetries", 1.0, shown=progress) as report, _threads(model):
+    with _bar(progress) as report, _threads(model):
         probe = Probe(model, example_inputs, example_options, loss)
         search = Search(probe, report)
         named = name_all(search.run(), probe.model, search.shapes, loss)
@@ -155,3 +157,12 @@ def _threads(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def _bar(progress: bool | None) -> Iterator[Callable[[float], None]]:
+    console = Console(stderr=True)
+    shown = sys.stderr.isatty() if progress is None else progress
+    with Progress(console=console, transient=console.is_terminal, disable=not shown) as bar:
+        task = bar.add_task("finding symmetries", total=1.0)
+        yield lambda done: bar.update(task, completed=done)
