@@ -30,7 +30,7 @@ def find(
     out: Annotated[
         Path | None,
         typer.Option(
-            callback=local, help="JSON file to write: for `check --symmetries`, and for nperf.Symmetries.from_json."
+            callback=local, help="JSON file to write, which `check --symmetries` and Symmetries.from_json read."
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
