@@ -82,7 +82,7 @@ class Claims:
 
     def known_groups(self, law: Law, parts: Sequence[Part]) -> Mask:
         """Which groups of a relation between these parts follow from the relations found so far, [n groups]."""
-        terms = [part.weight * self._of_part(part, self._satisfying(law, LEAST_INVENTED)) for part in parts]
+        terms = [part.weight * self._of_part(part, self.invented(law, LEAST_INVENTED)) for part in parts]
         size = sum((term.abs() for term in terms), torch.zeros((), dtype=torch.float64, device="cpu"))
         total = sum(terms, torch.zeros((), dtype=torch.float64, device="cpu"))
         return np.asarray((total.abs() <= 1e-7 * size.clamp(min=1.0)).all(0).numpy())
@@ -99,10 +99,6 @@ class Claims:
         """Of which axes every group has a gradient, [axes]."""
         return (self.layout.sums(self._alive, grouping, length) > 0).all(-1)
 
-    def invented(self, law: Law, n: int, grouping: Part, length: int, numbers: Tensor) -> Tensor:
-        """Sums of groups that satisfy the relations found so far, else random, [n, axes, groups]."""
-        return self.layout.sums(self._satisfying(law, n), grouping, length, numbers)
-
     def _of_part(self, part: Part, vectors: Tensor) -> Tensor:
         return part.gather(vectors[:, self.layout.own((part.parameter, part.axis))]).sum(-1)
 
@@ -116,8 +112,8 @@ class Claims:
 
     # ---- projection on the relations --------------------------------------------------------------------------------
 
-    def _satisfying(self, law: Law, n: int) -> Tensor:
-        """The vectors nearest to random ones that satisfy all relations, [n, size of the layout].
+    def invented(self, law: Law, n: int) -> Tensor:
+        """Sums that satisfy the relations found so far and are else random, [n, size of the layout].
 
         Projections on one relation after another are the projection on all, as each is on a part of the space before.
         So a new relation changes only what is connected with it.

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Matrix", "independent", "integer_relations", "null_space", "reduced"]
+__all__ = ["Matrix", "independent", "integer_relations", "null_space", "nullity", "reduced"]
 
 Matrix = NDArray[np.float64]
 
@@ -23,8 +23,17 @@ def null_space(columns: Matrix) -> Matrix:
     norms = np.linalg.norm(columns, axis=0)
     triangle = np.linalg.qr(columns / norms, mode="r")
     _, values, basis = np.linalg.svd(triangle)
-    rank = int((values > ZERO * values[0]).sum()) if len(values) else 0
-    return np.asarray(basis[rank:] / norms)
+    return np.asarray(basis[_rank(values) :] / norms)
+
+
+def nullity(columns: Matrix) -> int:
+    """The number of rows of the null space; a fraction of its cost."""
+    triangle = np.linalg.qr(columns / np.linalg.norm(columns, axis=0), mode="r")
+    return columns.shape[1] - _rank(np.linalg.svd(triangle, compute_uv=False))
+
+
+def _rank(singular_values: Matrix) -> int:
+    return int((singular_values > ZERO * singular_values[0]).sum()) if len(singular_values) else 0
 
 
 def reduced(matrix: Matrix, order: list[int]) -> tuple[Matrix, list[int]]:

@@ -23,7 +23,7 @@ from noetherperf.detect.claims import Claims, Relation
 from noetherperf.detect.layout import ANY, Layout, placed
 from noetherperf.detect.parts import Axis, divisors, foldings, joined, pieces
 from noetherperf.detect.probe import Probe
-from noetherperf.detect.relations import Matrix, independent, integer_relations, null_space
+from noetherperf.detect.relations import Matrix, independent, integer_relations, null_space, nullity
 from noetherperf.detect.sums import SPARE, Sums
 from noetherperf.detect.tensors import relate_tensors
 from noetherperf.rules.law import Law
@@ -235,18 +235,16 @@ class Search:
         if len(columns) > MAX_COLUMNS or not self.sums.at_least(-(-wanted // n)):
             return False
         some = torch.from_numpy(np.random.default_rng(0).permutation(n)[: MAX_ROWS // self.sums.n_losses])
-        n_invented = -(-wanted // len(some))
-        matrix = _matrix(columns, some, self.sums.layout, lambda *groups: self.sums.values(law, *groups))
-        invented = _matrix(
-            columns, some, self._claims.layout, lambda *groups: self._claims.invented(law, n_invented, *groups)
-        )
+        matrix = _matrix(columns, some, self.sums.layout, self.sums.products(law))
+        invented = _matrix(columns, some, self._claims.layout, self._claims.invented(law, -(-wanted // len(some))))
         present = np.flatnonzero((np.linalg.norm(matrix, axis=0) > 0) & (np.linalg.norm(invented, axis=0) > 1e-7))
         columns = [columns[i] for i in present]
         if len(columns) < 2:
             return True
-        null, known = null_space(matrix[:, present]), null_space(invented[:, present])
-        if len(null) == len(known):
+        matrix, invented = matrix[:, present], invented[:, present]
+        if nullity(matrix) == nullity(invented):  # the known relations hold in both
             return True
+        null, known = null_space(matrix), null_space(invented)
 
         def parts_of(coefficients: NDArray[np.int64]) -> list[Part]:
             terms = zip(columns, coefficients, strict=True)
@@ -297,9 +295,7 @@ def _rank(column: Column) -> tuple[int, bool, bool]:
     return column.rank
 
 
-def _matrix(
-    columns: Sequence[Column], some: Tensor, layout: Layout, sums: Callable[[Part, int, Tensor], Tensor]
-) -> Matrix:
+def _matrix(columns: Sequence[Column], some: Tensor, layout: Layout, vectors: Tensor) -> Matrix:
     """[rows, columns] from the sums of some groups, taken for all axes with one grouping at once."""
     alike: dict[tuple[Part, int], list[int]] = {}
     for i, column in enumerate(columns):
@@ -307,7 +303,7 @@ def _matrix(
     parts = []
     for (grouping, length), places in alike.items():
         numbers = torch.tensor([layout.number[columns[i].axis] for i in places], device="cpu")
-        parts.append(sums(grouping, length, numbers)[:, :, some].transpose(0, 1).flatten(1))
+        parts.append(layout.sums(vectors, grouping, length, numbers)[:, :, some].transpose(0, 1).flatten(1))
     matrix = torch.empty(len(columns), parts[0].shape[1], dtype=torch.float64, device="cpu")
     matrix[list(itertools.chain(*alike.values()))] = torch.cat(parts)
     return np.ascontiguousarray(matrix.T.numpy())

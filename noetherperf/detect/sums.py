@@ -74,7 +74,7 @@ class Sums:
         size = max(p.numel() for p in probe.parameters.values())
         self._scratch = torch.empty(size, dtype=torch.float64, device=next(iter(probe.parameters.values())).device)
         self._rows: list[Tensor] = []  # per loss: [4, size of the layout]
-        self._rms: list[list[float]] = []  # per loss, of each parameter
+        self._more: list[Tensor] = []  # per loss that counts for whole tensors only: [2, size]
         order = {name: i for i, name in enumerate(self.shapes)}
         self._owners = {  # of the axes of one length: the number of their parameter
             length: torch.tensor([order[name] for name, _ in places], device="cpu")
@@ -120,15 +120,16 @@ class Sums:
             before = self.n_losses
             for gradients in self.probe.gradients(N_COTANGENTS):
                 self.n_losses += 1
-                self._add(gradients)
+                self._rows.append(self._row(gradients))
             if self.n_losses == before:  # nothing depends on the parameters
                 break
             self._n_batches += 1
             self._progress(0.5 * min(1.0, self.n_losses / n_losses))
         self._told.clear()
-        size = self.layout.size
-        self._sums = torch.stack(self._rows, 1) if self._rows else torch.zeros(4, 0, size, dtype=torch.float64)
-        rms = torch.tensor(self._rms, dtype=torch.float64, device="cpu").reshape(-1, len(self.shapes))
+        nothing = torch.zeros(4, 0, self.layout.size, dtype=torch.float64, device="cpu")
+        self._sums = torch.stack(self._rows, 1) if self._rows else nothing
+        self._rows = list(self._sums.unbind(1))  # the same memory
+        rms = (self.layout.table(self._sums[_SQ_G], 0)[..., 0] / self._n_elements[0]).sqrt()
         self._least = DEAD * torch.maximum(_usual(list(self.shapes), rms), SMALLEST * rms.amax(1, keepdim=True))
 
     def _sums_of(self, name: str, a: Tensor, b: Tensor) -> dict[int | None, Tensor]:
@@ -136,10 +137,9 @@ class Sums:
         product = torch.mul(a, b, out=self._scratch[: a.numel()].view(a.shape))
         return {axis: _sum_but(product, axis) for axis in self._axes_of[name]}
 
-    def _add(self, gradients: Mapping[str, Tensor]) -> None:
-        """The sums of one loss, and the root mean squares of its gradients."""
+    def _row(self, gradients: Mapping[str, Tensor]) -> Tensor:
+        """The sums of one loss, [4, size of the layout]."""
         row = torch.zeros(4, self.layout.size, dtype=torch.float64, device="cpu")
-        rms = []
         for name, p in self.probe.parameters.items():
             g = gradients.get(name)
             if g is not None:
@@ -150,15 +150,13 @@ class Sums:
                 if g is not None:
                     own[0], own[1], own[2] = _sum_but(g, axis), dot_pg[axis], sq_g[axis]
                 own[3] = self._sq_p[name][axis]
-            rms.append(0.0 if g is None else float((sq_g[None] / g.numel()).sqrt()))
-        self._rows.append(row)
-        self._rms.append(rms)
+        return row
 
     # ---- sums of groups, for some axes of one length: [losses, axes, groups] ----------------------------------------
 
-    def values(self, law: Law, grouping: Part, length: int, numbers: Numbers = ALL, first: bool = False) -> Tensor:
-        """⟨g, ψ⟩."""
-        return self._of(law, grouping, length, numbers, first)
+    def products(self, law: Law) -> Tensor:
+        """⟨g, ψ⟩ of each index, [losses, size of the layout]."""
+        return self._sums[law]
 
     def _of(self, row: int, grouping: Part, length: int, numbers: Numbers, first: bool = False) -> Tensor:
         vectors = self._sums[row, :1] if first else self._sums[row]
@@ -181,7 +179,7 @@ class Sums:
             sq_psi = self._of(_SQ_P, grouping, length, numbers, first)
         else:
             sq_psi = self._in_group(grouping, length, numbers).expand_as(sq_g)
-        value = self.values(law, grouping, length, numbers, first)
+        value = self._of(law, grouping, length, numbers, first)
         return alive, value.abs() <= ZERO * (sq_g * sq_psi).sqrt()
 
     def vanish(self, grouping: Part, length: int, law: Law) -> Tensor:
@@ -217,7 +215,7 @@ class Sums:
     def value(self, part: Part, law: Law) -> Tensor:
         """⟨g, ψ⟩ of each group, [losses, n_groups]."""
         grouping, length, number = self._place(part)
-        return self.values(law, grouping, length, number)[:, 0]
+        return self._of(law, grouping, length, number)[:, 0]
 
     def alive(self, part: Part) -> Tensor:
         """Whether each group has a gradient that is more than rounding, [losses, n_groups]."""
@@ -249,30 +247,25 @@ class Sums:
                 # Where an operation has no forward derivative, the losses are differentiated backward, one by one.
                 with contextlib.suppress(NotImplementedError, RuntimeError):
                     return self.probe.tangents(parts, wanted, self._progress)
-        if law == Law.NORM or self.at_least(wanted):
-            rows = [self.value(part, law).flatten() for part in parts]
-            missing = wanted - self.n_losses
-            more = self._more_losses(parts, law, missing) if missing > 0 else []
-            return np.vstack([torch.stack(rows, 1).numpy(), *more])
-        return np.stack([self.value(part, law).flatten().numpy() for part in parts], 1)
+        if law == Law.NORM or not self.large:
+            self._collect_more(wanted)
+        vectors = torch.cat([self._sums[law], *(row[law, None] for row in self._more)])
+        columns = [
+            part.gather(vectors[:, self.layout.own((part.parameter, part.axis))]).sum(-1).flatten() for part in parts
+        ]
+        return torch.stack(columns, 1).numpy()
 
-    def _more_losses(self, parts: Sequence[Part], law: Law, n: int) -> list[Matrix]:
-        rows: list[Matrix] = []
-        while len(rows) < n:
-            before = len(rows)
-            if before % (2 * N_COTANGENTS) == 0:
+    def _collect_more(self, n_losses: int) -> None:
+        """Sums of more losses, of which only ⟨g, 1⟩ and ⟨θ, g⟩ are kept."""
+        first, missing = len(self._more), n_losses - self.n_losses
+        while (before := len(self._more)) < missing:
+            if (before - first) % (2 * N_COTANGENTS) == 0:
                 self.probe.redraw()
-            for gradients in self.probe.gradients(N_COTANGENTS):
-                row = np.zeros(len(parts))
-                for i, part in enumerate(parts):
-                    if (g := gradients.get(part.parameter)) is not None:
-                        p, g = part.grouped(self.probe.parameters[part.parameter].detach()), part.grouped(g)
-                        row[i] = float((p * g).sum() if law == Law.NORM else g.sum())
-                rows.append(row)
-            if len(rows) == before:
+            self._more += [self._row(gradients)[:2].clone() for gradients in self.probe.gradients(N_COTANGENTS)]
+            if len(self._more) == before:
                 break
-            self._progress(0.5 + 0.4 * min(1.0, len(rows) / n))
-        return rows
+            self._progress(0.5 + 0.4 * min(1.0, (len(self._more) - first) / (missing - first)))
+        self._n_batches = 0  # parameters are drawn anew before other sums are taken
 
 
 def _usual(names: Sequence[str], rms: Tensor) -> Tensor:
