@@ -7,6 +7,7 @@ A symmetry is a linear relation between the products ⟨g, ψ⟩ of gradients wi
 
     probe        random batches through a float64 copy of the model, and their gradients
     sums         the products for each index of each axis, over those gradients
+    flow         which operations stand in the way of a law, for the reasons
     search       relations between the products: of parts, then of whole tensors
     naming       relations become symmetries with names and meanings
     verify       every symmetry is tested on parameters and batches that it was not found with
@@ -29,7 +30,7 @@ from noetherperf.detect.outputs import Loss
 from noetherperf.detect.probe import Probe
 from noetherperf.detect.search import Search
 from noetherperf.detect.verify import largest_defects
-from noetherperf.symmetry import validate
+from noetherperf.symmetry import Part, Symmetry, validate
 
 __all__ = ["Symmetries", "find_symmetries"]
 
@@ -115,31 +116,43 @@ def find_symmetries(
         [item.symmetry for item in claimed],
         meanings={item.symmetry.name: item.meaning for item in claimed},
         defects={name: defect for name, defect in defects.items() if name not in rejected},
-        unmatched=_unmatched(model, claimed, search),
+        unmatched=_unmatched(model, claimed, [s.symmetry for s in named if s.symmetry.name in rejected], search),
         rejected=rejected,
         outputs=probe.outputs,
         undecided=search.undecided,
     )
 
 
-def _unmatched(model: nn.Module, claimed: Sequence[Named], search: Search) -> dict[str, str]:
+def _unmatched(
+    model: nn.Module, claimed: Sequence[Named], rejected: Sequence[Symmetry], search: Search
+) -> dict[str, str]:
     matched = {part.parameter for item in claimed for part in item.symmetry.parts}
+    doubted = {part.parameter: symmetry.name for symmetry in rejected for part in symmetry.parts}
+    sums, flow = search.sums, search.probe.flow
     reasons = {}
     for name, p in model.named_parameters():
         if name in matched:
             continue
-        if name in search.with_offset:
-            reasons[name] = search.with_offset[name]
-        elif not p.requires_grad:
+        if not p.requires_grad:
             reasons[name] = "frozen: requires_grad is False"
         elif not p.numel():
             reasons[name] = "it has no elements"
-        elif name not in search.sums.reached:
-            reasons[name] = "no gradient reaches it from the output"
+        elif name in sums.not_finite:
+            reasons[name] = "its gradient is not finite"
+        elif name not in sums.reached and not flow.is_read(name):
+            reasons[name] = "the loss does not see it: the forward pass does not read it"
+        elif name not in sums.reached:
+            reasons[name] = "the loss does not see it: no gradient reaches it from the output"
+        elif not bool(sums.alive(Part(name, None)).any()):
+            reasons[name] = "the loss does not see it: its gradient is zero"
+        elif name in search.with_offset:
+            reasons[name] = search.with_offset[name]
         elif name in search.fractional:
             reasons[name] = f"a relation holds, but not in small integers: {search.fractional[name]}"
+        elif name in doubted:
+            reasons[name] = f"its law {doubted[name]!r} did not hold on fresh batches"
         else:
-            reasons[name] = "no sum over its rows, columns, slices or whole vanishes, alone or with others"
+            reasons[name] = flow.obstacles(name) or "no sum over its rows, columns, slices or whole vanishes"
     return reasons
 
 

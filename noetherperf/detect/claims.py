@@ -166,9 +166,7 @@ class Claims:
             x = x - transposed(y)
         vectors[:, used] = x.T
 
-    def _equations(
-        self, relations: Sequence[Relation], names: Collection[str]
-    ) -> tuple[Tensor, Tensor, Tensor, int]:
+    def _equations(self, relations: Sequence[Relation], names: Collection[str]) -> tuple[Tensor, Tensor, Tensor, int]:
         """A as rows, columns and values: an equation for each group of each relation, and for each pair of totals."""
         blocks: list[list[tuple[Tensor, float]]] = []  # of one block: columns [equations, terms], and their coefficient
         for relation in relations:

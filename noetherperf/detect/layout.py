@@ -9,7 +9,6 @@ from dataclasses import replace
 from functools import lru_cache
 from itertools import accumulate
 
-import torch
 from torch import Tensor
 
 from noetherperf.symmetry import Part

@@ -23,6 +23,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from noetherperf.checks.exact import EPS, epsilons, evaluation, random_state, refuse_lazy, set_random_state
+from noetherperf.detect.flow import Flow
 from noetherperf.detect.outputs import Loss, class_axes, read
 from noetherperf.detect.relations import Matrix
 from noetherperf.detect.shapes import Shapes
@@ -44,6 +45,8 @@ class Probe:
 
     Attributes:
         outputs: Name of each tensor in the output -> whether the loss reads it; empty if the loss is a function.
+        shapes: Sizes and slices in a forward pass.
+        flow: Where the scale of each parameter goes in it.
 
     Raises:
         ValueError: A parameter is lazy; an unknown loss.
@@ -70,6 +73,7 @@ class Probe:
         self._integers = True  # whether those that no embedding reads are drawn, too
         self.class_axis = -1  # of logits with three axes
         self.outputs: dict[str, str] = {}
+        self.flow = Flow(self.model)
         self.shapes = self._look()
 
     def normalise_with(self, eps: float) -> None:
@@ -98,8 +102,9 @@ class Probe:
     def _look(self) -> Shapes:
         """One pass over the examples as they are, then one over a random batch if the model takes it."""
         shapes = Shapes()
-        with self._pass(), shapes, torch.no_grad():
+        with self._pass(), shapes, self.flow, torch.no_grad():
             out = self.model(*self.inputs, **self.options)
+        self.flow.ends(tree_leaves(out) if callable(self.loss) else read(out).read.values())
         self._vocabulary = shapes.vocabulary
         examples = self._examples()
         batched = bool(examples) and examples[0].ndim > 1 and not callable(self.loss)  # a function may hold targets

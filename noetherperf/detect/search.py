@@ -10,6 +10,7 @@ follow from earlier ones are left out (claims.py).
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from math import prod
 from typing import NamedTuple
@@ -33,6 +34,7 @@ __all__ = ["Search"]
 
 MAX_ROWS = 2000
 MAX_COLUMNS = 500  # of a matrix; where there are more, neighbourhoods and coarser choices of parts are tried
+MOST_TERMS = 8  # of a relation without small integers that is told; longer ones are sums of others
 LARGEST_FOLD = 64  # of a group at a number of groups that no axis has: query heads of a key head, rotary pairs
 
 
@@ -62,7 +64,8 @@ class Search:
         sums: What was measured.
         fractional: Parameter name -> a relation that it has, but not in small integers.
         with_offset: Parameter name -> a law in c + θ, which no symmetry can express.
-        undecided: Where there were too few losses to tell relations from chance -> the reason.
+        undecided: What was not searched to the end -> the reason: too few losses to tell relations from chance, or
+            linear algebra that failed.
     """
 
     def __init__(self, probe: Probe, progress: Callable[[float], None]) -> None:
@@ -82,29 +85,40 @@ class Search:
             if isinstance(value, int) and not isinstance(value, bool) and value > 1
         }
         self._waiting: list[tuple[Law, list[Part]]] = []
-        self._scopes = list(self._neighbourhoods())
+        self._scopes = dict(self._neighbourhoods())
         self._kept: dict[tuple[int, tuple[Part, ...], bytes], list[int]] = {}
 
     def run(self) -> list[Relation]:
         """All relations, the finest first."""
-        self._without_gradient()
+        with self._attempt("elements without gradient"):
+            self._without_gradient()
         related = self._counts()
-        blocks = {n for axis in self.sums.axes for n in divisors(self.sums.length(axis))}
-        for n in sorted(related | blocks, reverse=True):
-            if n == 1:
-                continue
+        blocks = {n for length in self._pieces for n in divisors(length)}
+        for n in sorted((related | blocks) - {1}, reverse=True):
             for law in Law:
-                self._single(n, law)
+                with self._attempt(_what(n, law)):
+                    self._single(n, law)
                 if n in related:
                     self._relate(n, law)
         for law, parts in self._waiting:
-            if not self._claims.known_groups(law, parts).all():
-                self._claims.claim(law, parts)
+            with self._attempt(f"{_what(parts[0].n_groups(self.shapes[parts[0].parameter]), law)} of {parts}"):
+                if not self._claims.known_groups(law, parts).all():
+                    self._claims.claim(law, parts)
         for law in Law:
-            if not relate_tensors(self.sums, self._claims, law):
-                self._undecided(1, law)
-        self._offsets()
+            with self._attempt(_what(1, law)):
+                if not relate_tensors(self.sums, self._claims, law):
+                    self._too_few(1, law)
+        with self._attempt("laws that count from an offset"):
+            self._offsets()
         return self._claims.relations
+
+    @contextmanager
+    def _attempt(self, what: str) -> Iterator[None]:
+        """Where linear algebra fails, go on with the rest, and tell."""
+        try:
+            yield
+        except (np.linalg.LinAlgError, torch.linalg.LinAlgError) as error:
+            self.undecided[what] = f"its linear algebra failed, so that laws may be missing: {error}"
 
     def _counts(self) -> set[int]:
         """The numbers of groups at which parts of different tensors may be related."""
@@ -163,34 +177,34 @@ class Search:
 
     # ---- relations between parts ------------------------------------------------------------------------------------
 
-    def _neighbourhoods(self) -> Iterator[tuple[Axis, ...]]:
-        """The axes of each module that contains modules, two levels deep; at last all axes."""
+    def _neighbourhoods(self) -> Iterator[tuple[str, tuple[Axis, ...]]]:
+        """The axes of each module that contains modules, two levels deep; at last, without a name, all axes."""
         axes = [axis for axis in self.sums.axes if not self.sums.is_kernel(axis)]
         prefixes = dict.fromkeys(name.rpartition(".")[0].rpartition(".")[0] for name in self.shapes)
         for prefix in sorted(filter(None, prefixes), key=lambda prefix: -prefix.count(".")):
             inside = [axis for axis in axes if axis[0].startswith(prefix + ".")]
-            yield tuple(a for a in inside if a[0].removeprefix(prefix + ".").count(".") <= 1)
-        yield tuple(axes)
+            yield prefix, tuple(a for a in inside if a[0].removeprefix(prefix + ".").count(".") <= 1)
+        yield "", tuple(axes)
 
     def _relate(self, n: int, law: Law) -> None:
         """Relations between parts with n groups: of the whole model if there are rows enough, else of each module."""
-        everything = self._scopes[-1]
         columns = self._columns(n, law, self._sizes)
-        if self._solve(columns, everything, n, law):
+        if self._solve(columns, "", n, law):
             return
-        for scope in self._scopes[:-1]:
-            self._solve(columns, scope, n, law)
-        if not any(self.sums.length(axis) == n for axis in everything):
+        for scope in self._scopes:
+            if scope:
+                self._solve(columns, scope, n, law)
+        if not any(self.sums.length(axis) == n for axis in self._scopes[""]):
             return
         columns = self._columns(n, law, set())
         plain = {axis: [x for x in found if x.grouping == Part(ANY, 0)] for axis, found in columns.items()}
-        if not self._solve(columns, everything, n, law) and not self._solve(plain, everything, n, law):
-            self._undecided(n, law)
+        if not self._solve(columns, "", n, law) and not self._solve(plain, "", n, law):
+            self._too_few(n, law)
 
-    def _undecided(self, n: int, law: Law) -> None:
-        what = "norms" if law == Law.NORM else "sums"
-        self.undecided[f"{what} of {n} groups" if n > 1 else f"{what} of whole tensors"] = (
-            f"{self.sums.n_losses} losses are too few to tell relations between so many tensors from chance"
+    def _too_few(self, n: int, law: Law) -> None:
+        self.undecided.setdefault(
+            _what(n, law),
+            f"{self.sums.n_losses} losses are too few to tell relations between so many tensors from chance",
         )
 
     def _columns(self, n: int, law: Law, sizes: set[int]) -> Columns:
@@ -226,9 +240,15 @@ class Search:
             self._kept[key] = independent(np.stack(rows, 1))
         return [columns[i] for i in self._kept[key]]
 
-    def _solve(self, columns_of: Columns, scope: Sequence[Axis], n: int, law: Law) -> bool:
-        """Claim the relations between groups of these axes; False where there are too few rows to decide."""
-        columns = sorted((column for axis in scope for column in columns_of.get(axis, ())), key=_rank)
+    def _solve(self, columns_of: Columns, scope: str, n: int, law: Law) -> bool:
+        """Claim the relations between groups inside a module; False where it cannot be decided."""
+        with self._attempt(_what(n, law) + (f" in {scope}" if scope else "")):
+            chosen = (column for axis in self._scopes[scope] for column in columns_of.get(axis, ()))
+            return self._solved(sorted(chosen, key=_rank), n, law)
+        return False
+
+    def _solved(self, columns: Sequence[Column], n: int, law: Law) -> bool:
+        """Claim the relations between these columns; False where there are too few rows."""
         if len(columns) < 2:
             return True
         wanted = len(columns) + SPARE
@@ -259,9 +279,10 @@ class Search:
                 self._claims.claim(law, parts)
         for row in rest:
             at = np.flatnonzero(row)
-            terms = ["{:+.4g} {}[{}]".format(row[i], *columns[i].axis) for i in at]
-            for i in at:
-                self.fractional.setdefault(columns[i].axis[0], " ".join(terms))
+            if len(at) <= MOST_TERMS:
+                terms = ["{:+.4g} {}[{}]".format(row[i], *columns[i].axis) for i in at]
+                for i in at:
+                    self.fractional.setdefault(columns[i].axis[0], " ".join(terms))
         return True
 
     def _offsets(self) -> None:
@@ -274,7 +295,7 @@ class Search:
             if len(shape) != 1 or name in claimed or (name, 0) not in self.sums.axes:
                 continue
             own = Part(name, 0)
-            others = [Part(*a) for a in self._scopes[-1] if a[0] != name and self.sums.length(a) == shape[0]]
+            others = [Part(*a) for a in self._scopes[""] if a[0] != name and self.sums.length(a) == shape[0]]
             others = [part for part in others if not self.sums.is_idle(part, Law.NORM)]
             columns = [self.sums.value(part, Law.NORM) for part in (own, *others)]
             matrix = torch.stack([x.flatten() for x in (self.sums.value(own, Law.TRANSLATION), *columns)], 1).numpy()
@@ -285,10 +306,17 @@ class Search:
                 if offset and weight:
                     terms = zip(relation[2:], others, strict=True)
                     rest = " ".join(f"{c:+d} |{part.parameter}|² along axis {part.axis}" for c, part in terms if c)
-                    self.with_offset[name] = (
+                    law = (
                         f"a law holds for each index: {weight:+d} |{offset / weight:g} + {name}|² {rest}; "
                         "no Part counts from an offset, so it is not claimed"
                     )
+                    terms = zip(relation[2:], others, strict=True)
+                    self.with_offset |= dict.fromkeys([name, *(part.parameter for c, part in terms if c)], law)
+
+
+def _what(n: int, law: Law) -> str:
+    what = "norms" if law == Law.NORM else "sums"
+    return f"{what} of {n} groups" if n > 1 else f"{what} of whole tensors"
 
 
 def _rank(column: Column) -> tuple[int, bool, bool]:

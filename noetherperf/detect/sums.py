@@ -5,10 +5,9 @@ loss.
 """
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from math import prod
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -51,6 +50,7 @@ class Sums:
         modules: The module that owns each parameter.
         axes: The axes whose indices may be groups.
         reached: The parameters that have a gradient.
+        not_finite: Those that have one that is not finite; they count as not reached.
         large: Whether a backward pass takes so long that few are made.
     """
 
@@ -65,6 +65,7 @@ class Sums:
         for name, axis in self.axes:
             self._axes_of[name].append(axis)
         self.reached: set[str] = set()
+        self.not_finite: set[str] = set()
         n_parameters = sum(map(prod, self.shapes.values()))
         self.large = n_parameters > LARGE
         if self.large:  # their axes are long, so that few losses give enough rows
@@ -129,8 +130,17 @@ class Sums:
         nothing = torch.zeros(4, 0, self.layout.size, dtype=torch.float64, device="cpu")
         self._sums = torch.stack(self._rows, 1) if self._rows else nothing
         self._rows = list(self._sums.unbind(1))  # the same memory
+        self._forget(self.not_finite)
         rms = (self.layout.table(self._sums[_SQ_G], 0)[..., 0] / self._n_elements[0]).sqrt()
         self._least = DEAD * torch.maximum(_usual(list(self.shapes), rms), SMALLEST * rms.amax(1, keepdim=True))
+
+    def _forget(self, names: Collection[str]) -> None:
+        """Take out parameters of which one gradient was not finite."""
+        self.reached -= set(names)
+        for vectors in (self._sums, *self._more):
+            for name in names:
+                for axis in self._axes_of[name]:
+                    vectors[:_SQ_P, ..., self.layout.own((name, axis))] = 0.0
 
     def _sums_of(self, name: str, a: Tensor, b: Tensor) -> dict[int | None, Tensor]:
         """Sums of the product over all axes but one, by that axis; None: the sum of all."""
@@ -142,6 +152,10 @@ class Sums:
         row = torch.zeros(4, self.layout.size, dtype=torch.float64, device="cpu")
         for name, p in self.probe.parameters.items():
             g = gradients.get(name)
+            if g is not None and not bool(g.sum().isfinite()):
+                self.not_finite.add(name)
+            if name in self.not_finite:
+                g = None
             if g is not None:
                 self.reached.add(name)
                 dot_pg, sq_g = self._sums_of(name, p.detach(), g), self._sums_of(name, g, g)
@@ -265,6 +279,7 @@ class Sums:
             if len(self._more) == before:
                 break
             self._progress(0.5 + 0.4 * min(1.0, (len(self._more) - first) / (missing - first)))
+        self._forget(self.not_finite)
         self._n_batches = 0  # parameters are drawn anew before other sums are taken
 
 
