@@ -8,7 +8,8 @@ are the tests that pytest-benchmark runs, with settings and conftest. report tur
 markdown) and a picture, page writes those into docs/performance.md, environment and checkout say where figures come
 from.
 
-Commands of their own: kernel (arithmetic alone), phases (of a step), paper (counted, not timed), memory.
+Commands of their own: kernel (arithmetic alone), phases (of a step), paper (counted, not timed), memory, search (for
+symmetries).
 
 `make gpu-report` starts gpu_report, which builds, tests and measures on a GPU by the parts in gpu/.
 """

@@ -4,7 +4,7 @@ model never notices."""
 import copy
 import random
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -794,13 +794,13 @@ def test_large_models_are_differentiated_forward(name: str, monkeypatch: pytest.
         collect(sums, n_losses)
         sums.large = True
 
-    def backward(sums: Sums, parts: Sequence[Part], law: Any, n: int) -> None:
+    def backward(sums: Sums, n_losses: int) -> None:
         raise AssertionError("went backward")
 
     collect = Sums._collect
     monkeypatch.setattr(Sums, "_shrink", lambda sums, batch: None)
     monkeypatch.setattr(Sums, "_collect", collect_as_if_large)
-    monkeypatch.setattr(Sums, "_more_losses", backward)
+    monkeypatch.setattr(Sums, "_collect_more", backward)
     family = FAMILIES[name]
     assert laws(find_symmetries(family.make(), *family.example())) == {law(line) for line in EXPECTED[name]}
 

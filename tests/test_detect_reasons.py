@@ -42,7 +42,7 @@ def test_all_that_reads_a_unit_is_named() -> None:
 
 def test_a_shared_parameter_names_its_readers() -> None:
     model = Lambda(lambda m, x: m.second(torch.sigmoid(m.first(x))), first=linear(5, 5), second=linear(5, 5))
-    model.second.weight = model.first.weight
+    model.get_submodule("second").weight = model.get_parameter("first.weight")
     told = reasons(model, loss="mse")["first.weight"]
     assert told == "sigmoid is not homogeneous; the loss sees its scale; it is read by first and second"
 

@@ -65,7 +65,7 @@ class Probe:
         self._epsilons = epsilons(self.model)
         self.normalise_with(EPS)
         self.parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad and p.numel()}
-        self.initial = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self.initial = {name: p.detach() for name, p in model.named_parameters() if name in self.parameters}
         self.generator = torch.Generator("cpu").manual_seed(seed)
         self.batch: int | None = BATCH
         self._vocabulary: dict[int, int] = {}
@@ -156,19 +156,21 @@ class Probe:
         with torch.no_grad():
             for name, p in self.parameters.items():
                 start = self.initial[name]
+                size = float(torch.linalg.vector_norm(start, dtype=torch.float64)) / start.numel() ** 0.5
                 if p.ndim < 2:
-                    size = max(1.0, float(start.square().mean().sqrt()))
-                    p.copy_(start + 0.3 * size * (2 * self._uniform(p) - 1))
-                else:
-                    size = max(float(start.square().mean().sqrt()), (2 / p[0].numel()) ** 0.5)
-                    p.copy_((start + size * self._normal(p)) / 2**0.5)
+                    p.copy_(start + 0.3 * max(1.0, size) * (2 * self._uniform(p) - 1))
+                else:  # in place, as a copy of an embedding takes much memory
+                    size = max(size, (2 / p[0].numel()) ** 0.5)
+                    p.copy_(self._drawn(p)).mul_(size).add_(start).div_(2**0.5)
 
     def _uniform(self, like: Tensor) -> Tensor:
         return torch.rand(like.shape, generator=self.generator, dtype=torch.float64, device="cpu").to(like.device)
 
+    def _drawn(self, like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=self.generator, dtype=torch.float32, device="cpu")
+
     def _normal(self, like: Tensor) -> Tensor:
-        drawn = torch.randn(like.shape, generator=self.generator, dtype=torch.float32, device="cpu")
-        return drawn.to(like.device, torch.float64)
+        return self._drawn(like).to(like.device, torch.float64)
 
     def draw(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """A random batch like the examples."""

@@ -219,7 +219,8 @@ class Search:
                 continue
             live = torch.stack([~self.sums.idle(grouping, length, law) for grouping in groupings], 1).tolist()
             full = torch.stack([self._claims.full(grouping, length) for grouping in groupings], 1).tolist()
-            for number, axis in enumerate(self._claims.layout.places[length]):
+            for axis in (axis for axis in self.sums.axes if self.sums.length(axis) == length):
+                number = self.sums.layout.number[axis]
                 own = [
                     Column((grouping.fold, not is_full, grouping.stride != 1), axis, grouping)
                     for grouping, is_live, is_full in zip(groupings, live[number], full[number], strict=True)
@@ -244,7 +245,8 @@ class Search:
         """Claim the relations between groups inside a module; False where it cannot be decided."""
         with self._attempt(_what(n, law) + (f" in {scope}" if scope else "")):
             chosen = (column for axis in self._scopes[scope] for column in columns_of.get(axis, ()))
-            return self._solved(sorted(chosen, key=_rank), n, law)
+            if self._solved(sorted(chosen, key=_rank), n, law):
+                return True
         return False
 
     def _solved(self, columns: Sequence[Column], n: int, law: Law) -> bool:
@@ -258,7 +260,7 @@ class Search:
         matrix = _matrix(columns, some, self.sums.layout, self.sums.products(law))
         invented = _matrix(columns, some, self._claims.layout, self._claims.invented(law, -(-wanted // len(some))))
         present = np.flatnonzero((np.linalg.norm(matrix, axis=0) > 0) & (np.linalg.norm(invented, axis=0) > 1e-7))
-        columns = [columns[i] for i in present]
+        columns = [columns[i] for i in present.tolist()]
         if len(columns) < 2:
             return True
         matrix, invented = matrix[:, present], invented[:, present]
@@ -278,7 +280,7 @@ class Search:
             else:
                 self._claims.claim(law, parts)
         for row in rest:
-            at = np.flatnonzero(row)
+            at = np.flatnonzero(row).tolist()
             if len(at) <= MOST_TERMS:
                 terms = ["{:+.4g} {}[{}]".format(row[i], *columns[i].axis) for i in at]
                 for i in at:

@@ -261,7 +261,7 @@ class Sums:
                 # Where an operation has no forward derivative, the losses are differentiated backward, one by one.
                 with contextlib.suppress(NotImplementedError, RuntimeError):
                     return self.probe.tangents(parts, wanted, self._progress)
-        if law == Law.NORM or not self.large:
+        if not self.at_least(wanted) and (law == Law.NORM or not self.large):
             self._collect_more(wanted)
         vectors = torch.cat([self._sums[law], *(row[law, None] for row in self._more)])
         columns = [
