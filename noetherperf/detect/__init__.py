@@ -14,20 +14,18 @@ A symmetry is a linear relation between the products ⟨g, ψ⟩ of gradients wi
     found        the result
 """
 
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
 from torch import nn
 
 from noetherperf.detect.found import Symmetries
 from noetherperf.detect.naming import Named, name_all
 from noetherperf.detect.outputs import Loss
 from noetherperf.detect.probe import Probe
+from noetherperf.detect.progress import Stage, bar
 from noetherperf.detect.search import Search
 from noetherperf.detect.verify import largest_defects
 from noetherperf.symmetry import Part, Symmetry, validate
@@ -77,7 +75,7 @@ def find_symmetries(
             size of the example's, for the function may hold targets.
         verify: Check every claim on fresh parameters and batches; those with a relative defect above 1e-9 are listed
             as rejected.
-        progress: Show a bar on stderr; None: if stderr is a terminal.
+        progress: Show a bar with an estimate of the time left on stderr; None: if stderr is a terminal.
         example_options: Keyword inputs of the forward.
 
     Returns:
@@ -94,18 +92,19 @@ def find_symmetries(
         raise TypeError(f"find_symmetries takes a torch.nn.Module, got {type(model).__name__}")
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError(f"{type(model).__name__} has no trainable parameters, so there is nothing to conserve")
-    with _bar(progress) as report, _threads(model):
+    with bar(progress) as report, _threads(model):
         probe = Probe(model, example_inputs, example_options, loss)
         search = Search(probe, report)
         named = name_all(search.run(), probe.model, search.shapes, loss)
         validate([item.symmetry for item in named], search.shapes)
+        report(Stage.VERIFICATION, 0.0)
         n_losses = 1 if search.sums.large else N_LOSSES
         defects = largest_defects([item.symmetry for item in named], probe, n_losses) if verify else {}
         doubtful = [item.symmetry for item in named if not defects.get(item.symmetry.name, 0.0) <= TOLERANCE]
         if doubtful:  # small activations feel an eps, however small: such a defect is in proportion to it
             probe.normalise_with(SMALLER_EPS)
             defects |= largest_defects(doubtful, probe, n_losses)
-        report(1.0)
+        report(Stage.VERIFICATION, 1.0)
     rejected = {
         name: f"its relative defect is {defect:.1e} on fresh batches, above {TOLERANCE:g}"
         for name, defect in defects.items()
@@ -170,12 +169,3 @@ def _threads(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def _bar(progress: bool | None) -> Iterator[Callable[[float], None]]:
-    console = Console(stderr=True)
-    shown = sys.stderr.isatty() if progress is None else progress
-    with Progress(console=console, transient=console.is_terminal, disable=not shown) as bar:
-        task = bar.add_task("finding symmetries", total=1.0)
-        yield lambda done: bar.update(task, completed=done)

@@ -67,7 +67,9 @@ class Layout:
         """The numbers of all axes of one length: [..., size] -> [..., axes, length]."""
         places = self.places[length]
         start, width = self.start[places[0]], max(length, 1)
-        return vectors[..., start : start + width * len(places)].unflatten(-1, (len(places), width))
+        own = vectors[..., start : start + width * len(places)]
+        table: Tensor = own.unflatten(-1, (len(places), width))
+        return table
 
     def sums(self, vectors: Tensor, grouping: Part, length: int, numbers: Tensor | slice = slice(None)) -> Tensor:
         """The sums over each group of some axes of one length: [..., size] -> [..., axes, groups]."""

@@ -9,7 +9,7 @@ model itself is only read.
 import copy
 import random
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from noetherperf.checks.exact import EPS, epsilons, evaluation, random_state, refuse_lazy, set_random_state
 from noetherperf.detect.flow import Flow
 from noetherperf.detect.outputs import Loss, class_axes, read
+from noetherperf.detect.progress import Report, Stage
 from noetherperf.detect.relations import Matrix
 from noetherperf.detect.shapes import Shapes
 from noetherperf.symmetry import Part
@@ -217,7 +218,7 @@ class Probe:
             grads = torch.autograd.grad(outputs, parameters, cotangents, retain_graph=i + 1 < n, allow_unused=True)
             yield {name: g for name, g in zip(self.parameters, grads, strict=True) if g is not None}
 
-    def tangents(self, parts: Sequence[Part], n: int, progress: Callable[[float], None]) -> Matrix:
+    def tangents(self, parts: Sequence[Part], n: int, progress: Report) -> Matrix:
         """Derivatives of 2 n outputs of one random batch with respect to the scale of each part.
 
         Column j is J ψ_j, with J the Jacobian of the outputs, up to what the loss does not see. Forward mode takes one
@@ -257,7 +258,7 @@ class Probe:
                     raise RuntimeError(f"{len(columns[0])} outputs are too few to tell {len(parts)} tensors apart")
                 some = torch.randperm(len(columns[0]), generator=self.generator, device="cpu")[: 2 * n].to(p.device)
             columns[-1] = columns[-1][some].cpu()
-            progress(0.5 + 0.4 * len(columns) / len(parts))
+            progress(Stage.WHOLE_TENSORS, len(columns) / len(parts))
         matrix: Matrix = torch.stack(columns, 1).numpy()
         return matrix
 

@@ -29,7 +29,7 @@ def null_space(columns: Matrix) -> Matrix:
 def nullity(columns: Matrix) -> int:
     """The number of rows of the null space; a fraction of its cost."""
     triangle = np.linalg.qr(columns / np.linalg.norm(columns, axis=0), mode="r")
-    return columns.shape[1] - _rank(np.linalg.svd(triangle, compute_uv=False))
+    return int(columns.shape[1]) - _rank(np.linalg.svd(triangle, compute_uv=False))
 
 
 def _rank(singular_values: Matrix) -> int:

@@ -9,7 +9,7 @@ follow from earlier ones are left out (claims.py).
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from math import prod
@@ -24,6 +24,7 @@ from noetherperf.detect.claims import Claims, Relation
 from noetherperf.detect.layout import ANY, Layout, placed
 from noetherperf.detect.parts import Axis, divisors, foldings, joined, pieces
 from noetherperf.detect.probe import Probe
+from noetherperf.detect.progress import Report, Stage
 from noetherperf.detect.relations import Matrix, independent, integer_relations, null_space, nullity
 from noetherperf.detect.sums import SPARE, Sums
 from noetherperf.detect.tensors import relate_tensors
@@ -58,7 +59,7 @@ class Search:
 
     Args:
         probe: Source of gradients.
-        progress: Called with the fraction done.
+        progress: Called with the stage and the fraction of it that is done.
 
     Attributes:
         sums: What was measured.
@@ -68,8 +69,8 @@ class Search:
             linear algebra that failed.
     """
 
-    def __init__(self, probe: Probe, progress: Callable[[float], None]) -> None:
-        self.probe = probe
+    def __init__(self, probe: Probe, progress: Report) -> None:
+        self.probe, self._progress = probe, progress
         self.sums = Sums(probe, progress)
         self.shapes = self.sums.shapes
         self.fractional: dict[str, str] = {}
@@ -94,7 +95,9 @@ class Search:
             self._without_gradient()
         related = self._counts()
         blocks = {n for length in self._pieces for n in divisors(length)}
-        for n in sorted((related | blocks) - {1}, reverse=True):
+        numbers = sorted((related | blocks) - {1}, reverse=True)
+        for i, n in enumerate(numbers):
+            self._progress(Stage.RELATIONS, i / len(numbers))
             for law in Law:
                 with self._attempt(_what(n, law)):
                     self._single(n, law)
@@ -117,7 +120,7 @@ class Search:
         """Where linear algebra fails, go on with the rest, and tell."""
         try:
             yield
-        except (np.linalg.LinAlgError, torch.linalg.LinAlgError) as error:
+        except np.linalg.LinAlgError as error:
             self.undecided[what] = f"its linear algebra failed, so that laws may be missing: {error}"
 
     def _counts(self) -> set[int]:

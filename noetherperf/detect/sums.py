@@ -5,7 +5,7 @@ loss.
 """
 
 import contextlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from math import prod
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from noetherperf.detect.layout import Layout, grouping_of
 from noetherperf.detect.parts import Axis, group_axes
 from noetherperf.detect.probe import Probe
+from noetherperf.detect.progress import Report, Stage
 from noetherperf.detect.relations import Matrix
 from noetherperf.rules.law import Law
 from noetherperf.symmetry import Part
@@ -43,7 +44,7 @@ class Sums:
 
     Args:
         probe: Source of gradients.
-        progress: Called with the fraction done.
+        progress: Called with the stage and the fraction of it that is done.
 
     Attributes:
         shapes: Shape of each parameter.
@@ -54,7 +55,7 @@ class Sums:
         large: Whether a backward pass takes so long that few are made.
     """
 
-    def __init__(self, probe: Probe, progress: Callable[[float], None]) -> None:
+    def __init__(self, probe: Probe, progress: Report) -> None:
         self.probe, self._progress = probe, progress
         self.shapes = {name: tuple(p.shape) for name, p in probe.parameters.items()}
         self.modules = {name: probe.model.get_submodule(name.rpartition(".")[0]) for name in self.shapes}
@@ -125,7 +126,7 @@ class Sums:
             if self.n_losses == before:  # nothing depends on the parameters
                 break
             self._n_batches += 1
-            self._progress(0.5 * min(1.0, self.n_losses / n_losses))
+            self._progress(Stage.GRADIENTS, min(1.0, self.n_losses / n_losses))
         self._told.clear()
         nothing = torch.zeros(4, 0, self.layout.size, dtype=torch.float64, device="cpu")
         self._sums = torch.stack(self._rows, 1) if self._rows else nothing
@@ -278,7 +279,7 @@ class Sums:
             self._more += [self._row(gradients)[:2].clone() for gradients in self.probe.gradients(N_COTANGENTS)]
             if len(self._more) == before:
                 break
-            self._progress(0.5 + 0.4 * min(1.0, (len(self._more) - first) / (missing - first)))
+            self._progress(Stage.WHOLE_TENSORS, min(1.0, (len(self._more) - first) / (missing - first)))
         self._forget(self.not_finite)
         self._n_batches = 0  # parameters are drawn anew before other sums are taken
 
