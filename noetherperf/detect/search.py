@@ -120,7 +120,7 @@ class Search:
         """Where linear algebra fails, go on with the rest, and tell."""
         try:
             yield
-        except np.linalg.LinAlgError as error:
+        except (np.linalg.LinAlgError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
             self.undecided[what] = f"its linear algebra failed, so that laws may be missing: {error}"
 
     def _counts(self) -> set[int]:
