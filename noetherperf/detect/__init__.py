@@ -14,8 +14,7 @@ A symmetry is a linear relation between the products ⟨g, ψ⟩ of gradients wi
     found        the result
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ from noetherperf.detect.outputs import Loss
 from noetherperf.detect.probe import Probe
 from noetherperf.detect.progress import Stage, bar
 from noetherperf.detect.search import Search
+from noetherperf.detect.threads import threads
 from noetherperf.detect.verify import largest_defects
 from noetherperf.symmetry import Part, Symmetry, validate
 
@@ -92,7 +92,7 @@ def find_symmetries(
         raise TypeError(f"find_symmetries takes a torch.nn.Module, got {type(model).__name__}")
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError(f"{type(model).__name__} has no trainable parameters, so there is nothing to conserve")
-    with bar(progress) as report, _threads(model):
+    with bar(progress) as report, threads(_n_threads(model)):
         probe = Probe(model, example_inputs, example_options, loss)
         search = Search(probe, report)
         named = name_all(search.run(), probe.model, search.shapes, loss)
@@ -155,17 +155,7 @@ def _unmatched(
     return reasons
 
 
-@contextmanager
-def _threads(model: nn.Module) -> Iterator[None]:
-    """One thread for small models.
-
-    Their search is many small operations. OpenMP's threads spin while they wait for each other, so that beside other
-    busy processes each of these operations waits for a whole slice of time.
-    """
-    before = torch.get_num_threads()
-    try:
-        if sum(p.numel() for p in model.parameters() if not nn.parameter.is_lazy(p)) < SMALL:
-            torch.set_num_threads(1)
-        yield
-    finally:
-        torch.set_num_threads(before)
+def _n_threads(model: nn.Module) -> int:
+    """One for small models, whose search is many small operations."""
+    n_parameters = sum(p.numel() for p in model.parameters() if not nn.parameter.is_lazy(p))
+    return 1 if n_parameters < SMALL else torch.get_num_threads()

@@ -28,6 +28,7 @@ from noetherperf.detect.progress import Report, Stage
 from noetherperf.detect.relations import Matrix, independent, integer_relations, null_space, nullity
 from noetherperf.detect.sums import SPARE, Sums
 from noetherperf.detect.tensors import relate_tensors
+from noetherperf.detect.threads import threads
 from noetherperf.rules.law import Law
 from noetherperf.symmetry import Part
 
@@ -96,13 +97,14 @@ class Search:
         related = self._counts()
         blocks = {n for length in self._pieces for n in divisors(length)}
         numbers = sorted((related | blocks) - {1}, reverse=True)
-        for i, n in enumerate(numbers):
-            self._progress(Stage.RELATIONS, i / len(numbers))
-            for law in Law:
-                with self._attempt(_what(n, law)):
-                    self._single(n, law)
-                if n in related:
-                    self._relate(n, law)
+        with threads(1):
+            for i, n in enumerate(numbers):
+                self._progress(Stage.RELATIONS, i / len(numbers))
+                for law in Law:
+                    with self._attempt(_what(n, law)):
+                        self._single(n, law)
+                    if n in related:
+                        self._relate(n, law)
         for law, parts in self._waiting:
             with self._attempt(f"{_what(parts[0].n_groups(self.shapes[parts[0].parameter]), law)} of {parts}"):
                 if not self._claims.known_groups(law, parts).all():

@@ -16,6 +16,7 @@ from noetherperf.detect.parts import Axis, group_axes
 from noetherperf.detect.probe import Probe
 from noetherperf.detect.progress import Report, Stage
 from noetherperf.detect.relations import Matrix
+from noetherperf.detect.threads import threads
 from noetherperf.rules.law import Law
 from noetherperf.symmetry import Part
 
@@ -87,6 +88,7 @@ class Sums:
             for length, places in self.layout.places.items()
         }
         self._told: dict[tuple[Part, int, Law], tuple[Tensor, Tensor]] = {}
+        self._n_threads = torch.get_num_threads()  # of a backward pass
         self._n_batches = 0
         self.n_losses = 0
         self._collect(first)
@@ -103,7 +105,8 @@ class Sums:
         if n_losses > self._most_losses:
             return False
         if n_losses > self.n_losses:
-            self._collect(n_losses)
+            with threads(self._n_threads):
+                self._collect(n_losses)
         return n_losses <= self.n_losses
 
     def _shrink(self, batch: int) -> None:
