@@ -58,7 +58,7 @@ def find_symmetries(
     not claimed. Coefficients are small integers (2 after a squared ReLU). What follows from finer relations is left
     out. A grouped convolution that is not depthwise is matched both by block and by channel of all blocks. A model of
     less than two million parameters is searched on one thread. The model,
-    its buffers, gradients, mode and all random states stay as they are. Memory is about five times the parameters in
+    its buffers, gradients, mode and all random states stay as they are. Memory is about four times the parameters in
     float64.
 
     Args:
