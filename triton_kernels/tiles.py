@@ -25,6 +25,16 @@ def whole(x, UNIT: tl.constexpr):
     return x // UNIT * UNIT
 
 
+@triton.constexpr_function
+def n_stages(way):
+    """Blocks of a pipeline: one that is stepped, and those whose loads are in flight to shared memory meanwhile.
+
+    Blocks of a walk are disjoint, so a load may pass the stores before it. Elements one by one are loaded when they are
+    needed: shared memory takes no less than four bytes at a time.
+    """
+    return 3 if way == BY_VECTORS.value else 1
+
+
 @triton.jit
 def walk_run(
     x,
@@ -84,7 +94,7 @@ def walk_rows(
     for row in range(tile.row_begin, tile.row_end, R):
         rows = row + tl.arange(0, R)
         sums = zeros(len(STEP.moments), R, C // V, scalar(DTYPE))
-        for col in range(begin, col_end, C):
+        for col in tl.range(begin, col_end, C, num_stages=n_stages(WAY)):
             cols = col + tl.arange(0, C)
             mask = (rows < tile.row_end)[:, None] & (cols < col_end)[None, :]
             block = step_block(x, rows, cols, n_cols, mask, c, scale, DTYPE, STEP, UPDATE, WAY)
@@ -116,7 +126,7 @@ def walk_columns(
     for col in range(begin, col_end, C):
         cols = col + tl.arange(0, C)
         sums = zeros(len(STEP.moments), R, C, scalar(DTYPE))
-        for row in range(tile.row_begin, tile.row_end, R):
+        for row in tl.range(tile.row_begin, tile.row_end, R, num_stages=n_stages(WAY)):
             rows = row + tl.arange(0, R)
             mask = (rows < tile.row_end)[:, None] & (cols < col_end)[None, :]
             block = step_block(x, rows, cols, n_cols, mask, c, scale, DTYPE, STEP, UPDATE, WAY)

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from noetherperf.measure.plan import Measurement
+
 #: Dtypes of parameters and gradients.
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -48,6 +50,11 @@ class Engine(Protocol):
     """
 
     reads_counts: bool  # whether a step can take the counts of steps from the device
+
+    @property
+    def measurement(self) -> Measurement:
+        """The measurement after all steps so far: the device's current stream waits for them. Ask for it anew after a
+        step."""
 
     @property
     def ages(self) -> Sequence[int] | Tensor:

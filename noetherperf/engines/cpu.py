@@ -49,7 +49,7 @@ class CpuEngine(TableEngine):
 
     def _build(self) -> None:
         super()._build()
-        m = self.measurement
+        m = self._measurement
         self._clock = m.clock.numpy()
         self._row_of = self._rows.first + np.int32(self._rows.n_ages - 1)  # each tensor's row
         self._any_young = False  # whether one of them is a younger age's

@@ -9,6 +9,7 @@ from noetherperf.engines import Call
 from noetherperf.engines.device_inputs import DeviceInputs
 from noetherperf.engines.gpu import MEASURE, GpuEngine, Launch
 from noetherperf.engines.rows import components
+from noetherperf.engines.side_stream import SideStream
 from noetherperf.engines.tiling import TRITON
 from noetherperf.triton_kernels import rules
 from noetherperf.triton_kernels.options import kinds, options
@@ -54,11 +55,21 @@ class TritonEngine(GpuEngine):
         hip = torch.version.hip is not None
         return options(launch.dtype, step, self._tile_kinds[launch.dtype], self._lanes, hip)
 
-    def _launch(self, launches: Sequence[Launch], inputs: DeviceInputs, *, measuring: bool, scaled: bool) -> list[Call]:
-        return [partial(self._queue, launches, inputs, measuring, scaled)]
+    def _launch(
+        self,
+        launches: Sequence[Launch],
+        inputs: DeviceInputs,
+        *,
+        measuring: bool,
+        scaled: bool,
+        aside: SideStream | None,
+    ) -> list[Call]:
+        first, second = partial(self._stage_1, launches, inputs, scaled), partial(self._stage_2, inputs, measuring)
+        if aside is None:
+            return [first, second]
+        return [first, *aside.fork([partial(self._stage_2_there, aside, inputs)])]
 
-    def _queue(self, launches: Sequence[Launch], inputs: DeviceInputs, measuring: bool, scaled: bool) -> None:
-        n_tensors, n_spans, m = len(self.params), len(self._tables.spans), self.measurement
+    def _stage_1(self, launches: Sequence[Launch], inputs: DeviceInputs, scaled: bool) -> None:
         for launch in launches:
             step = self._step(launch.variant, scaled)
             stage_1[(launch.end - launch.begin,)](
@@ -72,11 +83,11 @@ class TritonEngine(GpuEngine):
                 inputs.addresses,
                 inputs.first,
                 inputs.ages,
-                self.known_ages,
+                self._known_ages,
                 self.chosen,
                 self._workspace,
                 launch.begin,
-                n_tensors,
+                len(self.params),
                 DTYPE=launch.dtype,
                 RULE=self._constants,
                 STEP=step,
@@ -85,6 +96,13 @@ class TritonEngine(GpuEngine):
                 KINDS=self._tile_kinds[launch.dtype],
                 **self._options(launch, step),
             )
+
+    def _stage_2_there(self, aside: SideStream, inputs: DeviceInputs) -> None:
+        with aside.here():
+            self._stage_2(inputs, measuring=False)
+
+    def _stage_2(self, inputs: DeviceInputs, measuring: bool) -> None:
+        n_spans, m = len(self._tables.spans), self._measurement
         translations, norms = m.states
         stage_2[(max(1, n_spans),)](
             self.tensors,
@@ -95,7 +113,7 @@ class TritonEngine(GpuEngine):
             inputs.groups,
             inputs.addresses,
             inputs.first,
-            self.known_ages,
+            self._known_ages,
             self.chosen,
             self._workspace,
             m.moments,
@@ -107,7 +125,7 @@ class TritonEngine(GpuEngine):
             m.propagators,
             m.clock,
             n_spans,
-            n_tensors,
+            len(self.params),
             self.n_groups,
             RULE=self._constants,
             MEASURING=measuring,
