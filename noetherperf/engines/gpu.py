@@ -128,7 +128,7 @@ class GpuEngine(TableEngine):
         The current one if nothing is measured, which takes too little time; if there is a found_inf, which is read in
         memory that is not the engine's; and from the first capture on: replays are not seen here, so they cannot join.
         """
-        if self._captured or on_device.found_inf is not None or len(self._tables.spans) == 0:
+        if self._captured or self._capturing() or on_device.found_inf is not None or len(self._tables.spans) == 0:
             return None
         return self._side
 
