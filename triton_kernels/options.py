@@ -36,14 +36,21 @@ def options(dtype: int, step: Step, kinds: int, lanes: int, hip: bool) -> dict[s
     is_strided, has_many = kinds & STRIDED.value != 0, len(step.moments) > 7
     registers = 128
     if dtype == FLOAT32:
-        registers = 168 if (is_strided or has_both) and has_many else 128
-    elif vector(dtype) == 2:
-        registers = 128 if not (has_columns and (has_many or is_strided)) else 255 if step.n_read > 2 else 168
-    elif has_both:
-        registers = 255 if step.n_read > 2 else 200 if is_strided or step.n_read > 1 else 168
+        registers = 168 if has_many and (is_strided or has_both) else 128
+    elif vector(dtype) == 8 and has_both:
+        registers = 255 if step.n_read > 1 else 200 if has_many or is_strided else 168
     elif has_columns and (has_many or is_strided):
-        registers = 200 if is_strided else 168
+        registers = 255 if step.n_read > 2 else 200 if vector(dtype) == 8 and is_strided else 168
     return {"num_warps": n_threads(dtype) // lanes} | ({} if hip else {"maxnreg": registers})
+
+
+def n_stages(hip: bool) -> int:
+    """Stages of stage 1's pipeline: a block that is stepped, and two whose loads are in flight.
+
+    Args:
+        hip: Whether the target is AMD, where what is in flight would take registers: no pipeline.
+    """
+    return 1 if hip else 3
 
 
 def kinds(tables: Any, dtype: int) -> int:

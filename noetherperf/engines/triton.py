@@ -12,7 +12,7 @@ from noetherperf.engines.rows import components
 from noetherperf.engines.side_stream import SideStream
 from noetherperf.engines.tiling import TRITON
 from noetherperf.triton_kernels import rules
-from noetherperf.triton_kernels.options import kinds, options
+from noetherperf.triton_kernels.options import kinds, n_stages, options
 from noetherperf.triton_kernels.spans import N_THREADS
 from noetherperf.triton_kernels.stage_1 import stage_1
 from noetherperf.triton_kernels.stage_2 import stage_2
@@ -29,6 +29,7 @@ class TritonEngine(GpuEngine):
 
     def _build(self) -> None:
         super()._build()
+        self._hip = torch.version.hip is not None
         self._lanes = torch.cuda.get_device_properties(self.device).warp_size if self._on_gpu else 32
         self._constants = rules.constants(self.rule, *components(self.rule))
         self._kernels = rules.module_of(self.rule)
@@ -52,8 +53,7 @@ class TritonEngine(GpuEngine):
         return self._steps[variant, scaled]
 
     def _options(self, launch: Launch, step: rules.Step) -> dict[str, int]:
-        hip = torch.version.hip is not None
-        return options(launch.dtype, step, self._tile_kinds[launch.dtype], self._lanes, hip)
+        return options(launch.dtype, step, self._tile_kinds[launch.dtype], self._lanes, self._hip)
 
     def _launch(
         self,
@@ -94,6 +94,7 @@ class TritonEngine(GpuEngine):
                 COEFFICIENTS=self._kernels.coefficients,
                 UPDATE=self._kernels.update,
                 KINDS=self._tile_kinds[launch.dtype],
+                STAGES=n_stages(self._hip),
                 **self._options(launch, step),
             )
 
