@@ -234,9 +234,11 @@ class AdamRule(Rule[AdamOptions]):
             return None
         scale = largest if options.amsgrad and largest is not None else mean_sq
         dtype = torch.promote_types(mean.dtype, torch.float32)
-        denominator = scale.to(dtype).sqrt() / options.sq_correction(age) ** 0.5 + options.eps
+        # In place, since new memory costs more than the arithmetic.
+        found = scale.to(dtype).sqrt().div_(options.sq_correction(age) ** 0.5).add_(options.eps)
+        torch.div(mean.to(dtype), found, out=found)
         # An element that never had a gradient carries nothing, also where ε = 0.
-        return torch.where(mean == 0.0, 0.0, mean.to(dtype) / denominator).to(mean.dtype)
+        return found.masked_fill_(mean == 0.0, 0.0).to(mean.dtype)
 
     def motion(self, options: AdamOptions) -> Motion:
         return decoupled(options.keep, options.lr)
