@@ -94,12 +94,12 @@ PYBIND11_MODULE(_cuda, m) {
            py::arg("rule"), py::arg("addresses"), py::kw_only(), py::arg("n_tensors"), py::arg("n_spans"),
            py::arg("n_groups"), py::arg("n_components"), py::arg("n_driving"), py::arg("n_ages"), py::arg("n_numbers"),
            py::arg("law_numbers"), py::arg("n_state_rows"), py::arg("moments_stride"), py::arg("states_stride"))
-      .def(
-          "launch", &PyEngine::launch,
-          "Queue one step on a stream: the launches (dtype, variant, first tile, last tile + 1) of the first stage, then "
-          "the second; or one of the two.",
-          py::arg("launches"), py::arg("inputs"), py::kw_only(), py::arg("scaled"), py::arg("measuring"),
-          py::arg("stream"), py::arg("first") = true, py::arg("second") = true)
+      .def("launch", &PyEngine::launch,
+           "Queue one step on a stream: the launches (dtype, variant, first tile, last tile + 1) of the first stage, "
+           "then "
+           "the second; or one of the two.",
+           py::arg("launches"), py::arg("inputs"), py::kw_only(), py::arg("scaled"), py::arg("measuring"),
+           py::arg("stream"), py::arg("first") = true, py::arg("second") = true)
       .def_property_readonly("any_variant", &PyEngine::any_variant,
                              "Instead of a variant: the kernel for all variants without their own.");
   m.attr("architectures") = NPERF_CUDA_ARCHITECTURES;

@@ -46,15 +46,16 @@ constexpr int max_row = max_across * n_slots<Step::n_taken> + 1;
 
 constexpr size_t launch_shared = 48 << 10;  // bytes of shared memory that a launch has
 
-// Pipeline depth: the vectors of each stream that a thread has in flight, and the one that it steps. Three, or two where
-// three leave no room for the rows' sums.
+// The shared memory of a pipeline of three stages, and of the rows' sums.
 template <class Type, class Step>
-constexpr int n_stages = is_any<Step> ? 1
-                         : 3 * sizeof(typename Stepper<Type, Step>::Stage) +
-                                     row_block * max_row<Step> * sizeof(typename Type::Scalar) >
-                                 launch_shared
-                             ? 2
-                             : 3;
+constexpr size_t with_three_stages =
+    3 * sizeof(typename Stepper<Type, Step>::Stage) + row_block * max_row<Step> * sizeof(typename Type::Scalar);
+
+// Pipeline depth: the vectors of each stream that a thread has in flight, and the one that it steps.
+template <class Type, class Step>
+constexpr int n_stages = is_any<Step>                                     ? 1
+                         : with_three_stages<Type, Step> <= launch_shared ? 3
+                                                                          : 2;
 
 template <class Type, class Step>
 struct TileShared {
