@@ -34,13 +34,13 @@ def options(dtype: int, step: Step, kinds: int, lanes: int, hip: bool) -> dict[s
     """
     has_columns, has_both = kinds & (COLUMNS.value | BOTH.value) != 0, kinds & BOTH.value != 0
     is_strided, has_many = kinds & STRIDED.value != 0, len(step.moments) > 7
+    is_short = vector(dtype) == 8  # 16 bits
     registers = 128
     if dtype == FLOAT32:
         registers = 168 if has_many and (is_strided or has_both) else 128
-    elif vector(dtype) == 8 and has_both:
-        registers = 255 if step.n_read > 1 else 200 if has_many or is_strided else 168
-    elif has_columns and (has_many or is_strided):
-        registers = 255 if step.n_read > 2 else 200 if vector(dtype) == 8 and is_strided else 168
+    elif has_columns and (has_many or is_strided or (has_both and is_short)):
+        more = is_short and (is_strided or (has_both and has_many))
+        registers = 255 if step.n_read > (1 if has_both else 2) else 200 if more else 168
     return {"num_warps": n_threads(dtype) // lanes} | ({} if hip else {"maxnreg": registers})
 
 
