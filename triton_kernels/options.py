@@ -25,7 +25,7 @@ def options(dtype: int, step: Step, kinds: int, lanes: int, hip: bool) -> dict[s
     Registers decide how many threads share a multiprocessor's 65,536, and so how many loads are in flight: 512 with 128
     each, 384 with 168, 320 with 200 (in programs of 64), 256 with 255. Kernels that need more than 128 get more, so
     that nothing spills: sums of columns, where a thread keeps two moments more than the common six of each element of a
-    long vector (16 bits), or in two registers each (float64); several buffers; strides.
+    long vector (16 bits), or in two registers each (float64); both sums in a pipeline; several buffers; strides.
 
     Args:
         dtype, step, kinds: As the kernel's constants.
