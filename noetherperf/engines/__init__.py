@@ -4,10 +4,14 @@ import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from noetherperf.engines.reader import Reader
 
 #: Dtypes of parameters and gradients.
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -50,6 +54,15 @@ class Engine(Protocol):
     reads_counts: bool  # whether a step can take the counts of steps from the device
 
     @property
+    def addresses(self) -> np.ndarray | None:
+        """Of the tensors, [n, 2 + buffers]: parameter, gradient, buffers, 0 where there is none; another array whenever
+        layouts have changed. None: the engine does not `prepare_again`."""
+
+    @property
+    def readers(self) -> list["Reader"]:
+        """What reads each column of the addresses."""
+
+    @property
     def ages(self) -> Sequence[int] | Tensor:
         """Each tensor's age without skipped steps: 0 if its buffers are not written yet. Empty: the host knows all."""
 
@@ -90,6 +103,13 @@ class Engine(Protocol):
             on_device: What the host has not read.
         """
 
+    def prepare_again(self, options: Sequence[Any], ages: Sequence[int]) -> list["Call"]:
+        """Prepare a step of the same tensors as the last one, whose addresses are written; there is nothing on_device.
+
+        Args:
+            options, ages: As for `prepare`.
+        """
+
     def step(
         self,
         grads: Sequence[Tensor | None],
@@ -114,9 +134,10 @@ def carry_out(calls: Iterable[Call]) -> None:
 
 
 class Stepping:
-    """The methods `measure` and `step` of an engine, made of its prepare methods."""
+    """The methods `measure` and `step` of an engine, made of its prepare methods. It prepares no step again."""
 
     reads_counts = False
+    addresses: np.ndarray | None = None
 
     def measure(self, *args: Any) -> None:
         """Measure: prepare it and carry it out."""

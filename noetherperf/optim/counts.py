@@ -79,6 +79,16 @@ class Counts:
         n = len(parameters.all)
         self._set(np.zeros(n, np.int64), [None] * n, [])
 
+    @property
+    def ages(self) -> np.ndarray:
+        """The counts as the host knows them, [n], int64; right if the watched views are as they were."""
+        return self._ages
+
+    @property
+    def watch(self) -> Watch:
+        """Of the views in the state; another one whenever the counts are read again."""
+        return self._watch
+
     def _set(self, ages: np.ndarray, views: Sequence[Tensor | None], blocks: Sequence[Block]) -> None:
         """Know these counts."""
         watch = make_watch(range(len(views)), kept=True)
