@@ -103,11 +103,13 @@ class Engine(Protocol):
             on_device: What the host has not read.
         """
 
-    def prepare_again(self, options: Sequence[Any], ages: Sequence[int]) -> list["Call"]:
-        """Prepare a step of the same tensors as the last one, whose addresses are written; there is nothing on_device.
+    def prepare_again(self, options: Sequence[Any], ages: Sequence[int], *, same_options: bool) -> list["Call"]:
+        """Prepare a step of the same tensors as the last one, one step older, after their addresses were written;
+        nothing of it is on_device.
 
         Args:
             options, ages: As for `prepare`.
+            same_options: Whether the options are those of the last step.
         """
 
     def step(

@@ -98,12 +98,21 @@ class CpuEngine(TableEngine):
         self._admit_buffers(buffers)
         # In float32, as torch unscales. The step multiplies by it, so that small 16-bit gradients do not underflow.
         unscale = 1.0 if on_device.grad_scale is None else float(np.float32(1.0 / on_device.grad_scale.item()))
-        calls = self.prepare_again(options, ages, unscale)
+        self._find_rows(options, ages)
+        calls = self._calls(unscale)
         if unscale != 1.0 and (scaled := [g for g in grads if g is not None]):
             calls.append(partial(torch._foreach_mul_, scaled, unscale))
         return calls
 
-    def prepare_again(self, options: Sequence[Any], ages: Sequence[int], unscale: float = 1.0) -> list[Call]:
+    def prepare_again(self, options: Sequence[Any], ages: Sequence[int], *, same_options: bool) -> list[Call]:
+        if not same_options:
+            self._find_rows(options, ages)
+        elif self.rule.step_key is not None:
+            self._rows.find_older()
+        return self._calls(1.0)
+
+    def _find_rows(self, options: Sequence[Any], ages: Sequence[int]) -> None:
+        """Compute the rows of a step, and each tensor's."""
         rows = self._rows
         if self.rule.step_key is None:
             oldest, young = rows.n_ages - 1, 0 in ages
@@ -114,6 +123,10 @@ class CpuEngine(TableEngine):
         else:
             rows.find_counted(options, ages, self._addresses[:, GRADIENT])
             self._row_of = rows.first
+
+    def _calls(self, unscale: float) -> list[Call]:
+        """The calls that make the step of these rows; gradients are the stored values times `unscale`."""
+        rows = self._rows
         return [
             partial(
                 self._engine.step,

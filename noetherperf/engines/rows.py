@@ -156,6 +156,12 @@ class Rows:
         numbers = np.array([row_of_age[g](age) for g, age in pairs])
         self.__dict__.update(new, numbers=numbers, _keys=keys, _pairs=pairs, _own=None)
 
+    def find_older(self) -> None:
+        """Compute the rows of the same tensors in their next step, with the same options, after `find_counted`."""
+        pairs = [(g, age + 1) for g, age in self._pairs]
+        numbers = np.array([self._row_of_age[g](age) for g, age in pairs])
+        self.__dict__.update(numbers=numbers, _keys=self._keys + 1, _pairs=pairs)
+
     def make_own(self, options: Sequence[Any], device: torch.device) -> None:
         """Make room for a row of every tensor, then one of every parameter group, which `fill_own` computes.
 

@@ -246,7 +246,7 @@ class MeasuredOptimizer(Optimizer):
             calls += meter.prepare(taken, grads, buffers.here, options, made.ages, unread)
         calls += measuring.stepped(options, on_device, made, missing, buffers if 0 in made.new else None)
         carry_out(calls)
-        measuring.repeats.remember(measuring, missing, made)
+        measuring.repeats.remember(measuring, missing, made.new)
 
     def _gradients(self) -> tuple[list[Tensor | None], bytes]:
         """What `Parameters.gradients` gives for a step."""

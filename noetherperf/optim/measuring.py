@@ -319,16 +319,23 @@ class Measuring:
             openness = openness.after(step, options, on_device.lrs, made.ages, missing)
             last, copies = LastOptions.after(last, step, options, on_device, missing)
         may_be_fresh = self.may_be_fresh or (on_device.found_inf is not None and 0 in made.new)
+        calls: list[Call] = [
+            partial(self.__dict__.update, step_count=step, may_be_fresh=may_be_fresh, openness=openness, last=last),
+            *copies,
+            *self.raise_counters(missing),
+        ]
+        if self.watched is not None and buffers is not None:
+            calls += self.watched.made(made.new, buffers)
+        return calls
+
+    def raise_counters(self, missing: bytes) -> list[Call]:
+        """The calls that raise the version counters of all parameters but the missing ones: autograd does not see the
+        engines' writes, but must detect changes of tensors saved for backward."""
         written = self.parameters.all
         if 1 in missing:
             written = [p for p, no in zip(written, missing, strict=True) if not no]
-        calls: list[Call] = [
-            partial(self.__dict__.update, step_count=step, may_be_fresh=may_be_fresh, openness=openness, last=last),
-            # Autograd does not see the engines' writes, but must detect changes of tensors saved for backward.
-            partial(torch._C._increment_version, written),
-            *copies,
-        ]
-        return calls if self.watched is None else calls + self.watched.stepped(missing, made.new, buffers)
+        calls: list[Call] = [partial(torch._C._increment_version, written)]
+        return calls if self.watched is None else [*calls, self.watched.expected(missing)]
 
     def correct(self, copies: Copies, step: int) -> None:
         """Correct the step count to the device's, `step` at the time of the copies, unless corrected since."""

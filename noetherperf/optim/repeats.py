@@ -4,7 +4,8 @@ All else goes the general way (optim/measured.py), which alone knows what a diff
 """
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +13,42 @@ from torch import Tensor
 
 from noetherperf.engines import Call
 from noetherperf.engines.reader import Glance, make_glance
+from noetherperf.measure.openness import Openness
 from noetherperf.optim.buffers import Made
+from noetherperf.optim.last_step import LastOptions
 
 if TYPE_CHECKING:
     from noetherperf.optim.measuring import Measuring
+
+
+@dataclass(frozen=True, slots=True)
+class Last:
+    """The last step, as far as the next one may be like it.
+
+    Fields:
+        missing: 1 for parameters that had no gradient.
+        new: Of Made: all 1.
+        n_written: Buffers that it wrote, for each parameter group.
+        options: One per parameter group.
+        openness, of_options: What it left in the measuring.
+        calls: Those that raise version counters.
+    """
+
+    missing: bytes
+    new: bytearray
+    n_written: list[int]
+    options: Sequence[Any]
+    openness: Openness
+    of_options: LastOptions | None
+    calls: list[Call]
+
+    def is_with(self, measuring: "Measuring") -> bool:
+        """Whether nothing but tensors can differ in the next step: there are the same options, and it was recorded."""
+        return (
+            self.options is measuring.options.options
+            and self.openness is measuring.openness
+            and self.of_options is measuring.last
+        )
 
 
 class Repeats:
@@ -27,26 +60,33 @@ class Repeats:
     def __init__(self) -> None:
         self._glance: Glance | None = None
         self._parts: tuple[object, ...] = ()  # that the glance is of
-        self._last: Made | None = None  # what the last step made; None: the next one goes the general way
-        self._missing = b""  # 1 for parameters that had no gradient in it
-        self._n_written: list[int] = []  # buffers, for each parameter group
+        self._last: Last | None = None  # None: the next step goes the general way
 
     def forget(self) -> None:
         """The next step goes the general way."""
         self._last = None
 
-    def remember(self, measuring: "Measuring", missing: bytes, made: Made) -> None:
-        """A step was made in the general way, and these were arguments of `Measuring.stepped`."""
-        if 0 in made.new or measuring.parameters.sharded or not measuring.can_repeat:
+    def remember(self, measuring: "Measuring", missing: bytes, new: bytearray) -> None:
+        """A step was made, and these were arguments of `Measuring.stepped`."""
+        if 0 in new or measuring.parameters.sharded or not measuring.can_repeat:
             return
         if not self._is_of(parts := _parts(measuring)):
             self._glance, self._parts = _glance_of(measuring), parts
-        if self._glance is not None:
-            self._last, self._missing = Made(made.new, made.ages, []), missing
-            self._n_written = list(map(measuring.rule.n_written, measuring.options.options))
+        if self._glance is None:
+            return
+        options = measuring.options.options
+        self._last = Last(
+            missing,
+            new,
+            list(map(measuring.rule.n_written, options)),
+            options,
+            measuring.openness,
+            measuring.last,
+            measuring.raise_counters(missing),
+        )
 
     def calls(
-        self, measuring: "Measuring", groups: list[dict[str, Any]], state: Mapping[Tensor, Any]
+        self, measuring: "Measuring", groups: list[dict[str, Any]], state: dict[Tensor, Any]
     ) -> list[Call] | None:
         """The calls that make the next step, with the present options; None if it must go the general way.
 
@@ -55,21 +95,32 @@ class Repeats:
             groups, state: Torch's.
         """
         last, self._last = self._last, None  # an error on the way leaves the next step to the general way
-        options, on_device, counts = measuring.options.options, measuring.options.on_device, measuring.counts
-        if last is None or self._glance is None or not on_device.is_empty or not self._is_of(_parts(measuring)):
+        if last is None or self._glance is None or not self._is_of(_parts(measuring)):
             return None
-        if list(map(measuring.rule.n_written, options)) != self._n_written:  # a buffer may have to be made
+        same = last.is_with(measuring)
+        if not same and not self._can_take_options(measuring, last):
             return None
         kept = self._glance.look(groups, state)
         if kept is None:
             return None
-        missing, made = self._missing, last
+        (meter,), counts, options = measuring.meters or (), measuring.counts, measuring.options.options
+        ages, calls = last.new if counts is None else counts.ages, []
         if counts is not None:
-            made = Made(last.new, counts.ages, counts.count(groups, state, missing, None, exact=True))
-        (meter,) = measuring.meters or ()
-        calls = made.calls + meter.engine.prepare_again(options, made.ages)
-        calls += measuring.stepped(options, on_device, made, missing, None)
-        return [*calls, partial(self.__dict__.update, _last=last), kept.clear]
+            calls += counts.count(groups, state, last.missing, None, exact=True)
+        calls += meter.engine.prepare_again(options, ages, same_options=same)
+        if same:
+            calls += [*last.calls, partial(measuring.__dict__.update, step_count=measuring.step_count + 1)]
+            then = partial(self.__dict__.update, _last=last)
+        else:
+            made = Made(last.new, ages, [])
+            calls += measuring.stepped(options, measuring.options.on_device, made, last.missing, None)
+            then = partial(self.remember, measuring, last.missing, last.new)
+        return [*calls, then, kept.clear]
+
+    def _can_take_options(self, measuring: "Measuring", last: Last) -> bool:
+        """Whether a step with the present options has the buffers that it writes, and all its options on the host."""
+        options = measuring.options
+        return options.on_device.is_empty and list(map(measuring.rule.n_written, options.options)) == last.n_written
 
     def _is_of(self, parts: tuple[object, ...]) -> bool:
         """Whether the glance is of these parts."""
