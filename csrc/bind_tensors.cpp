@@ -116,9 +116,8 @@ class PyGlance {
   PyGlance(const py::list& params, const std::vector<int64_t>& sizes, const py::object& gatherer, const py::list& readers,
            const py::list& watches, const py::list& keys, const py::object& counts, const py::object& count_key,
            py::array_t<uint64_t, py::array::c_style>& addresses)
-      : kept_(py::make_tuple(params, gatherer, readers, watches, keys, counts, count_key, addresses)),
-        glance_(checked(params, sizes, readers, watches, keys, addresses), sizes,
-                gatherer.cast<Gatherer&>(), columns(readers, watches), pointers(keys), watch(counts), count_key.ptr(),
+      : kept_(checked(sizes, params, readers, watches, keys, addresses, gatherer, counts, count_key)),
+        glance_(params.ptr(), sizes, gatherer.cast<Gatherer&>(), columns(readers, watches), pointers(keys), watch(counts), count_key.ptr(),
                 addresses.mutable_data()) {}
 
   // A list of the gradients and buffers, None if something is not as before.
@@ -135,8 +134,11 @@ class PyGlance {
   }
 
  private:
-  static PyObject* checked(const py::list& params, const std::vector<int64_t>& sizes, const py::list& readers,
-                           const py::list& watches, const py::list& keys, const py::array& addresses) {
+  // The objects that must live as long as the glance.
+  template <class... Others>
+  static py::tuple checked(const std::vector<int64_t>& sizes, const py::list& params, const py::list& readers,
+                           const py::list& watches, const py::list& keys, const py::array& addresses,
+                           const Others&... others) {
     const auto n = static_cast<int64_t>(params.size());
     const size_t n_columns = 2 + keys.size();
     if (std::accumulate(sizes.begin(), sizes.end(), int64_t(0)) != n || readers.size() != n_columns ||
@@ -146,10 +148,7 @@ class PyGlance {
                             "None, and a column of addresses for parameters, gradients and each of the buffers");
     for (const py::handle reader : readers)
       if (reader.cast<TensorReader&>().size() != n) throw py::value_error("a reader of another number of tensors");
-    for (const py::handle one : watches)
-      if (!one.is_none() && one.cast<const Watch&>().at_least() > n)
-        throw py::value_error("a watch of more tensors than there are");
-    return params.ptr();
+    return py::make_tuple(params, readers, watches, keys, addresses, others...);
   }
 
   static const Watch* watch(const py::handle& object) {
