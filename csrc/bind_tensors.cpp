@@ -113,12 +113,12 @@ void expect(Watch& watch, const py::bytes& missing) {
 // Keeps alive what a Glance refers to.
 class PyGlance {
  public:
-  PyGlance(const py::list& params, const std::vector<int64_t>& sizes, const py::object& gatherer, const py::list& readers,
-           const py::list& watches, const py::list& keys, const py::object& counts, const py::object& count_key,
-           py::array_t<uint64_t, py::array::c_style>& addresses)
+  PyGlance(const py::list& params, const std::vector<int64_t>& sizes, const py::object& gatherer,
+           const py::list& readers, const py::list& watches, const py::list& keys, const py::object& counts,
+           const py::object& count_key, py::array_t<uint64_t, py::array::c_style>& addresses)
       : kept_(checked(sizes, params, readers, watches, keys, addresses, gatherer, counts, count_key)),
-        glance_(params.ptr(), sizes, gatherer.cast<Gatherer&>(), columns(readers, watches), pointers(keys), watch(counts), count_key.ptr(),
-                addresses.mutable_data()) {}
+        glance_(params.ptr(), sizes, gatherer.cast<Gatherer&>(), columns(readers, watches), pointers(keys),
+                watch(counts), count_key.ptr(), addresses.mutable_data()) {}
 
   // A list of the gradients and buffers, None if something is not as before.
   py::object look(const py::list& groups, const py::dict& state) {
@@ -205,11 +205,11 @@ void bind_tensors(py::module_& m) {
       .def("know", &know, py::arg("i"), py::arg("tensor"))
       .def("expect", &expect, py::arg("missing"));
   py::class_<PyGlance>(m, "Glance", py::module_local())
-      .def(py::init<const py::list&, const std::vector<int64_t>&, const py::object&, const py::list&, const py::list&,
-                    const py::list&, const py::object&, const py::object&,
-                    py::array_t<uint64_t, py::array::c_style>&>(),
-           py::arg("params"), py::arg("sizes"), py::arg("gatherer"), py::arg("readers"), py::arg("watches"),
-           py::arg("keys"), py::arg("counts"), py::arg("count_key"), py::arg("addresses").noconvert())
+      .def(
+          py::init<const py::list&, const std::vector<int64_t>&, const py::object&, const py::list&, const py::list&,
+                   const py::list&, const py::object&, const py::object&, py::array_t<uint64_t, py::array::c_style>&>(),
+          py::arg("params"), py::arg("sizes"), py::arg("gatherer"), py::arg("readers"), py::arg("watches"),
+          py::arg("keys"), py::arg("counts"), py::arg("count_key"), py::arg("addresses").noconvert())
       .def("look", &PyGlance::look, py::arg("groups"), py::arg("state"));
 }
 

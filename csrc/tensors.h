@@ -152,8 +152,8 @@ class TensorReader {
 
   int64_t size() const { return static_cast<int64_t>(known_.size()); }
 
-  // Writes the address of every tensor of a list to to[i * stride]. Returns the indices of the tensors for which `see` is
-  // false.
+  // Writes the address of every tensor of a list to to[i * stride]. Returns the indices of the tensors for which `see`
+  // is false.
   std::vector<int64_t> read(PyObject* list, uint64_t* to, int64_t stride) {
     std::vector<int64_t> changed;
     for (int64_t i = 0; i < size(); ++i, to += stride) {
@@ -166,8 +166,8 @@ class TensorReader {
     return changed;
   }
 
-  // Writes the address of tensor i: 0 for None, 1 for an empty tensor. Whether its layout is the remembered one; that of
-  // a tensor that DLPack cannot describe (sparse), or that is not readable, never is, and its address is 0.
+  // Writes the address of tensor i: 0 for None, 1 for an empty tensor. Whether its layout is the remembered one; that
+  // of a tensor that DLPack cannot describe (sparse), or that is not readable, never is, and its address is 0.
   bool see(int64_t i, PyObject* object, uint64_t& to) {
     to = 0;
     if (object == Py_None) return true;

@@ -4,7 +4,7 @@ import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -54,15 +54,6 @@ class Engine(Protocol):
     reads_counts: bool  # whether a step can take the counts of steps from the device
 
     @property
-    def addresses(self) -> np.ndarray | None:
-        """Of the tensors, [n, 2 + buffers]: parameter, gradient, buffers, 0 where there is none; another array whenever
-        layouts have changed. None: the engine does not `prepare_again`."""
-
-    @property
-    def readers(self) -> list["Reader"]:
-        """What reads each column of the addresses."""
-
-    @property
     def ages(self) -> Sequence[int] | Tensor:
         """Each tensor's age without skipped steps: 0 if its buffers are not written yet. Empty: the host knows all."""
 
@@ -103,15 +94,6 @@ class Engine(Protocol):
             on_device: What the host has not read.
         """
 
-    def prepare_again(self, options: Sequence[Any], ages: Sequence[int], *, same_options: bool) -> list["Call"]:
-        """Prepare a step of the same tensors as the last one, one step older, after their addresses were written;
-        nothing of it is on_device.
-
-        Args:
-            options, ages: As for `prepare`.
-            same_options: Whether the options are those of the last step.
-        """
-
     def step(
         self,
         grads: Sequence[Tensor | None],
@@ -121,6 +103,29 @@ class Engine(Protocol):
         on_device: OnDevice,
     ) -> None:
         """Make one step: prepare it and carry it out."""
+
+
+@runtime_checkable
+class Repeating(Protocol):
+    """An engine that can step the same tensors again without a look at each in turn, after a Glance has."""
+
+    @property
+    def addresses(self) -> np.ndarray:
+        """Of the tensors, [n, 2 + buffers]: parameter, gradient, buffers, 0 where there is none; another array whenever
+        layouts have changed."""
+
+    @property
+    def readers(self) -> list["Reader"]:
+        """What reads each column of the addresses."""
+
+    def prepare_again(self, options: Sequence[Any], ages: Sequence[int], *, same_options: bool) -> list["Call"]:
+        """Prepare a step of the same tensors as the last one, one step older, after their addresses were written;
+        nothing of it is on_device.
+
+        Args:
+            options, ages: As for `prepare`.
+            same_options: Whether the options are those of the last step.
+        """
 
 
 #: A part of a step that writes: compiled code with its arguments, which executes no Python instruction.
@@ -136,10 +141,9 @@ def carry_out(calls: Iterable[Call]) -> None:
 
 
 class Stepping:
-    """The methods `measure` and `step` of an engine, made of its prepare methods. It prepares no step again."""
+    """The methods `measure` and `step` of an engine, made of its prepare methods."""
 
     reads_counts = False
-    addresses: np.ndarray | None = None
 
     def measure(self, *args: Any) -> None:
         """Measure: prepare it and carry it out."""

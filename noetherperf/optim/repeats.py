@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from noetherperf.engines import Call
+from noetherperf.engines import Call, Repeating
 from noetherperf.engines.reader import Glance, make_glance
 from noetherperf.measure.openness import Openness
 from noetherperf.optim.buffers import Made
@@ -58,8 +58,8 @@ class Repeats:
     """
 
     def __init__(self) -> None:
-        self._glance: Glance | None = None
-        self._parts: tuple[object, ...] = ()  # that the glance is of
+        self._seen: tuple[Repeating, Glance] | None = None  # the engine, and a glance at what its steps see
+        self._parts: tuple[object, ...] = ()  # that these are of
         self._last: Last | None = None  # None: the next step goes the general way
 
     def forget(self) -> None:
@@ -71,8 +71,8 @@ class Repeats:
         if 0 in new or measuring.parameters.sharded or not measuring.can_repeat:
             return
         if not self._is_of(parts := _parts(measuring)):
-            self._glance, self._parts = _glance_of(measuring), parts
-        if self._glance is None:
+            self._seen, self._parts = _seen(measuring), parts
+        if self._seen is None:
             return
         options = measuring.options.options
         self._last = Last(
@@ -95,19 +95,21 @@ class Repeats:
             groups, state: Torch's.
         """
         last, self._last = self._last, None  # an error on the way leaves the next step to the general way
-        if last is None or self._glance is None or not self._is_of(_parts(measuring)):
+        if last is None or self._seen is None or not self._is_of(_parts(measuring)):
             return None
+        engine, glance = self._seen
         same = last.is_with(measuring)
         if not same and not self._can_take_options(measuring, last):
             return None
-        kept = self._glance.look(groups, state)
+        kept = glance.look(groups, state)
         if kept is None:
             return None
-        (meter,), counts, options = measuring.meters or (), measuring.counts, measuring.options.options
-        ages, calls = last.new if counts is None else counts.ages, []
+        counts, options = measuring.counts, measuring.options.options
+        ages: Any = last.new if counts is None else counts.ages
+        calls: list[Call] = []
         if counts is not None:
             calls += counts.count(groups, state, last.missing, None, exact=True)
-        calls += meter.engine.prepare_again(options, ages, same_options=same)
+        calls += engine.prepare_again(options, ages, same_options=same)
         if same:
             calls += [*last.calls, partial(measuring.__dict__.update, step_count=measuring.step_count + 1)]
             then = partial(self.__dict__.update, _last=last)
@@ -123,26 +125,25 @@ class Repeats:
         return options.on_device.is_empty and list(map(measuring.rule.n_written, options.options)) == last.n_written
 
     def _is_of(self, parts: tuple[object, ...]) -> bool:
-        """Whether the glance is of these parts."""
+        """Whether engine and glance are of these parts."""
         return len(parts) == len(self._parts) and all(map(operator.is_, parts, self._parts))
 
 
 def _parts(measuring: "Measuring") -> tuple[object, ...]:
-    """The present objects that a glance is of."""
+    """The present objects that engine and glance are of."""
     meters, counts = measuring.meters or [], measuring.counts
     watch = None if counts is None else counts.watch
-    return measuring.meters, measuring.watched, watch, *(meter.engine.addresses for meter in meters)
+    return measuring.meters, measuring.watched, watch, *(getattr(x.engine, "addresses", None) for x in meters)
 
 
-def _glance_of(measuring: "Measuring") -> Glance | None:
-    """A glance at all that a step sees; None if no step can be repeated."""
-    if measuring.meters is None or len(measuring.meters) > 1:
+def _seen(measuring: "Measuring") -> tuple[Repeating, Glance] | None:
+    """The engine, and a glance at all that its steps see; None if steps cannot be repeated."""
+    meters, watched, counts = measuring.meters or [], measuring.watched, measuring.counts
+    parameters, rule = measuring.parameters, measuring.rule
+    engine: object = meters[0].engine if len(meters) == 1 else None
+    if not isinstance(engine, Repeating):
         return None
-    parameters, counts, rule, engine = measuring.parameters, measuring.counts, measuring.rule, measuring.meters[0].engine
-    if engine.addresses is None:
-        return None
-    watched = measuring.watched
-    return make_glance(
+    glance = make_glance(
         parameters.all,
         parameters.sizes,
         parameters.gatherer,
@@ -153,3 +154,4 @@ def _glance_of(measuring: "Measuring") -> Glance | None:
         rule.step_key,
         engine.addresses,
     )
+    return None if glance is None else (engine, glance)
