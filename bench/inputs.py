@@ -34,6 +34,16 @@ class InputSet:
         """All of them, as plain tensors."""
         return [x.detach() for x in chain(self.params, self.grads, *self.buffers)]
 
+    def alone(self) -> "InputSet":
+        """The same memory as other tensors, whose version counters no other variant's step raises.
+
+        An optimizer that measures takes a parameter that other code has written to for one that it must measure anew.
+        """
+        params = [nn.Parameter(p.data) for p in self.params]
+        for p, g in zip(params, self.grads, strict=True):
+            p.grad = g
+        return InputSet(params, self.grads, [[x.data for x in tensors] for tensors in self.buffers])
+
 
 @lru_cache(maxsize=1)
 def _numbers() -> Tensor:

@@ -67,7 +67,7 @@ def _warm(case: Case, optimizer: torch.optim.Optimizer, inputs: InputSet) -> Non
 
 
 def _ours(case: Case, sets: Sequence[InputSet], **how: Any) -> list[Step]:
-    return [ours(case, inputs, **how).step for inputs in sets]
+    return [ours(case, inputs.alone(), **how).step for inputs in sets]
 
 
 def _peer(case: Case, sets: Sequence[InputSet], **how: bool) -> list[Step]:
