@@ -5,13 +5,13 @@ Each event happens between two steps of a training, and to a second training in 
 
 import copy
 import gc
-import sys
 import weakref
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from interrupts import Interrupt
 from torch import nn
 from torch.testing._internal.two_tensor import TwoTensor
 from training import ADAMW, SGD, SYMMETRIES, Kind, assert_same, assert_same_readout, buffers, loss_of, make_net
@@ -338,31 +338,6 @@ def test_hooks_closures_and_inference_mode(kind: Kind) -> None:
 
 
 # ---- interrupts and errors
-
-
-class Interrupt:
-    """Raises KeyboardInterrupt at an event of Python code; 0: it counts them."""
-
-    def __init__(self, at: int) -> None:
-        self.at, self.count = at, 0
-
-    def __call__(self, frame: Any, event: str, arg: Any) -> "Interrupt":
-        self.count += 1
-        if self.count == self.at:
-            sys.settrace(None)
-            raise KeyboardInterrupt
-        return self
-
-    def during(self, call: Callable[[], object]) -> None:
-        before = sys.gettrace()
-        sys.settrace(self)
-        try:
-            call()
-        except KeyboardInterrupt:
-            pass
-        finally:
-            sys.settrace(before)
-            torch.set_grad_enabled(True)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # where Python drops the interrupt
