@@ -5,6 +5,7 @@
 
 #include <Python.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <utility>
 #include <vector>
@@ -37,8 +38,7 @@ class Glance {
         keys_(std::move(keys)),
         counts_(counts),
         count_key_(count_key),
-        addresses_(addresses),
-        grads_(PyList_GET_SIZE(params), nullptr) {
+        addresses_(addresses) {
     for (size_t k = 0; k < columns_.size(); ++k) places_.push_back(places_in(columns_[k].watch));
     count_places_ = places_in(counts_);
   }
@@ -53,7 +53,18 @@ class Glance {
   }
 
  private:
-  int64_t size() const { return static_cast<int64_t>(grads_.size()); }
+  // A parameter's entry of the state, a dict.
+  struct Slot {
+    int64_t place;  // of the parameter
+    PyObject* dict;
+
+    void prefetch_keys() const {
+      const auto* const keys = reinterpret_cast<const char*>(reinterpret_cast<const PyDictObject*>(dict)->ma_keys);
+      for (int line = 0; line < 3; ++line) __builtin_prefetch(keys + 64 * line);
+    }
+  };
+
+  int64_t size() const { return PyList_GET_SIZE(params_); }
   uint64_t* row(int64_t i) const { return addresses_ + i * static_cast<int64_t>(columns_.size()); }
 
   std::vector<int64_t> places_in(const Watch* watch) const {
@@ -79,8 +90,6 @@ class Glance {
   bool has_same_gradients(PyObject* name, std::vector<PyObject*>& keep) {
     for (int64_t i = 0; i < size(); ++i) {
       if (const int64_t next = i + objects_ahead; next < size()) {
-        __builtin_prefetch(PyList_GET_ITEM(params_, next));
-        __builtin_prefetch(grads_[next]);
         columns_[0].reader->prefetch(next);
         columns_[1].reader->prefetch(next);
       }
@@ -90,7 +99,7 @@ class Glance {
       if (!is_known(columns_[0].watch, places_[0][i], param)) return false;
       PyObject* const grad = PyObject_GetAttr(param, name);
       if (grad == nullptr) return false;
-      keep.push_back(grads_[i] = grad);
+      keep.push_back(grad);
       if (!is_same(1, i, grad)) return false;
     }
     return true;
@@ -103,13 +112,19 @@ class Glance {
       if (columns_[k].watch != nullptr) n_expected += columns_[k].watch->n_tensors();
       for (int64_t i = 0; i < size(); ++i) n_expected += row(i)[k] != 0;
     }
-    PyObject *key, *slot;
-    Py_ssize_t at = 0;
-    for (size_t n = 0; PyDict_Next(state, &at, &key, &slot); ++n) {
-      const int64_t i = gatherer_.place_of(n, key);
-      if (i < 0) continue;
-      if (!PyDict_CheckExact(slot)) return false;
-      for (size_t k = 0; k < n_buffers; ++k) columns_[2 + k].reader->prefetch((i + objects_ahead) % size());
+    if (!find_slots(state)) return false;
+    const size_t n_slots = slots_.size();
+    for (size_t n = 0; n < n_slots; ++n) {
+      if (n + 2 * objects_ahead < n_slots) slots_[n + 2 * objects_ahead].prefetch_keys();
+      if (n + objects_ahead < n_slots) {
+        const int64_t next = slots_[n + objects_ahead].place;
+        for (size_t k = 2; k < columns_.size(); ++k) {
+          columns_[k].reader->prefetch(next);
+          if (places_[k][next] >= 0) columns_[k].watch->prefetch(places_[k][next]);
+        }
+        if (counts_ != nullptr) counts_->prefetch(count_places_[next]);
+      }
+      const auto [i, slot] = slots_[n];
       for (size_t k = 0; k < n_buffers; ++k) {
         PyObject* const buffer = item(slot, keys_[k]);
         const int64_t place = places_[2 + k][i];
@@ -126,6 +141,20 @@ class Glance {
       }
     }
     return n_watched == n_expected;  // else the state lacks a parameter that it had
+  }
+
+  // Finds every parameter's slot. False: one is no dict.
+  bool find_slots(PyObject* state) {
+    slots_.clear();
+    PyObject *key, *slot;
+    Py_ssize_t at = 0;
+    for (size_t n = 0; PyDict_Next(state, &at, &key, &slot); ++n) {
+      const int64_t i = gatherer_.place_of(n, key);
+      if (i < 0) continue;
+      __builtin_prefetch(slot);
+      slots_.push_back({i, slot});
+    }
+    return std::all_of(slots_.begin(), slots_.end(), [](const Slot& x) { return PyDict_CheckExact(x.dict); });
   }
 
   // The item of a dict; None if there is none.
@@ -154,7 +183,7 @@ class Glance {
   const Watch* counts_;
   PyObject* count_key_;
   uint64_t* addresses_;
-  std::vector<PyObject*> grads_;              // of the last look, to prefetch them; may be dangling
+  std::vector<Slot> slots_;                   // of the state, in its order
   std::vector<std::vector<int64_t>> places_;  // per column, each tensor's place in its watch; −1 without
   std::vector<int64_t> count_places_;
 };

@@ -174,13 +174,14 @@ class TensorReader {
     dlpack::Tensor x;
     if (readable_.has_own_dispatch(object) || !describe_(object, x) || !readable_(object, x)) return false;
     to = x.data != nullptr ? reinterpret_cast<uint64_t>(x.data) + x.byte_offset : 1;
+    known_[i].object = object;
     known_[i].place = reinterpret_cast<uintptr_t>(x.shape);
     return known_[i].is_of(x);
   }
 
-  // Prefetches what `see` reads of torch's objects, if tensor i is where it was.
+  // Prefetches what `see` reads of tensor i, if it is where it was.
   void prefetch(int64_t i) const {
-    prefetch_around(known_[i].place);
+    prefetch_tensor(known_[i].object, known_[i].place);
     __builtin_prefetch(reinterpret_cast<const void*>(known_[i].storage));
     __builtin_prefetch(reinterpret_cast<const void*>(known_[i].storage + 64));
   }
@@ -201,8 +202,10 @@ class TensorReader {
     int32_t device_type = -1, device_id = 0;
     uint8_t type_code = 0, type_bits = 0;
     std::vector<int64_t> sizes;  // shape and strides
-    uintptr_t place = 0;         // address of the shape, inside torch's C++ object
-    uintptr_t storage = 0;       // address of torch's storage object
+    // Of the last tensor, to prefetch it; they may be dangling.
+    const PyObject* object = nullptr;
+    uintptr_t place = 0;    // address of the shape, inside torch's C++ object
+    uintptr_t storage = 0;  // address of torch's storage object
 
     Layout() = default;
     explicit Layout(const dlpack::Tensor& x)

@@ -43,10 +43,9 @@ class Watch {
     std::vector<int64_t> changed;
     const size_t n = known_.size();
     for (size_t k = 0; k < n; ++k) {
-      if (k + objects_ahead < n) {
-        const Known& next = known_[k + objects_ahead];
-        prefetch_tensor(PyList_GET_ITEM(list, next.number), next.shape);
-        __builtin_prefetch(next.reference);
+      if (const size_t next = k + objects_ahead; next < n) {
+        __builtin_prefetch(PyList_GET_ITEM(list, known_[next].number));
+        prefetch(next);
       }
       if (!is_known(k, PyList_GET_ITEM(list, known_[k].number))) changed.push_back(known_[k].number);
     }
@@ -63,6 +62,12 @@ class Watch {
   bool is_known(int64_t place, PyObject* object) const {
     const Known& known = known_[place];
     return object == Py_None ? known.reference == nullptr : is(known, object) && version(object) == known.version;
+  }
+
+  // Prefetches what `is_known` reads of the known tensor in this place.
+  void prefetch(int64_t place) const {
+    const Known& known = known_[place];
+    prefetch_tensor(known.reference, known.shape);
   }
 
   // How many of the known ones are no None.
