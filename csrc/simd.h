@@ -8,6 +8,8 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
+#include <utility>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -43,6 +45,12 @@ using F32Half = float __attribute__((vector_size(4 * W)));
 using U32 = uint32_t __attribute__((vector_size(8 * W)));
 using U16 = uint16_t __attribute__((vector_size(4 * W)));
 using U16Full = uint16_t __attribute__((vector_size(8 * W)));
+
+// The type of a vector's elements, and their number.
+template <class V>
+using Item = std::remove_reference_t<decltype(std::declval<V&>()[0])>;
+template <class V>
+constexpr int64_t lanes = sizeof(V) / sizeof(Item<V>);
 
 template <class V>
 inline V load_vector(const void* from) {
@@ -242,6 +250,30 @@ inline F64 as_f64(const float* from) {
   return x;
 #else
   return __builtin_convertvector(load_vector<F32Half>(from), F64);
+#endif
+}
+
+// Loads values as a vector of sums, float64 or float32.
+template <class Sum, class S>
+inline Sum load_as(const S* from) {
+  if constexpr (std::is_same_v<Sum, F64>) {
+    return as_f64(from);
+  } else {
+    return load_vector<Sum>(from);
+  }
+}
+
+// Whether an element is above a limit.
+inline bool any_above(const U32& x, uint32_t limit) {
+#if NPERF_AVX512
+  return _mm512_cmpgt_epu32_mask((__m512i)x, _mm512_set1_epi32(int(limit))) != 0;
+#elif NPERF_AVX2
+  const __m256i least = _mm256_set1_epi32(int(limit + 1));
+  return _mm256_movemask_epi8(_mm256_cmpeq_epi32(_mm256_max_epu32((__m256i)x, least), (__m256i)x)) != 0;
+#else
+  bool found = false;
+  for (int i = 0; i < 2 * W; ++i) found |= x[i] > limit;
+  return found;
 #endif
 }
 

@@ -1,4 +1,5 @@
-// Dtypes of the CPU kernel: a vector in memory (Raw), a vector of the compute type (Vec), and the conversions.
+// Dtypes of the CPU kernel: a vector in memory (Raw), a vector of the compute type (Vec), the conversions, and a vector of
+// sums over a block of elements (Sum, see sums_cpu.h).
 //
 // Each build of the kernel includes this file once; everything in it has internal linkage.
 #pragma once
@@ -16,6 +17,7 @@ struct InOrder {
 struct Float32 : InOrder {
   using Element = float;
   using Scalar = float;
+  using Sum = F64;
   using Raw = F32;
   using Vec = F32;
   static Vec widen(const Raw& x) { return x; }
@@ -25,6 +27,7 @@ struct Float32 : InOrder {
 struct Float64 : InOrder {
   using Element = double;
   using Scalar = double;
+  using Sum = F64;
   using Raw = F64;
   using Vec = F64;
   static Vec widen(const Raw& x) { return x; }
@@ -62,6 +65,7 @@ inline void store_vector(void* to, const Unpacked& x) {
 struct BFloat16 : InOrder {
   using Element = uint16_t;
   using Scalar = float;
+  using Sum = F32;
   // Rounds to the nearest upper half, ties to even. A NaN stays NaN: its lower half is zero, whether it is from
   // bfloat16 or from arithmetic, so no carry reaches the exponent.
   static U32 round(const F32& x) {
@@ -89,6 +93,7 @@ struct BFloat16 : InOrder {
 struct Float16 : InOrder {
   using Element = uint16_t;
   using Scalar = float;
+  using Sum = F32;
   using Raw = U16;
   using Vec = F32;
   static Vec widen(const Raw& x) { return widen_half(x); }
