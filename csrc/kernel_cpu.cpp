@@ -167,8 +167,8 @@ inline Line* lines_from(Line* lines, int64_t col, int n_acc) {
   return lines == nullptr ? nullptr : lines + col * int64_t(sizeof(T)) / int64_t(sizeof(Line)) * n_acc;
 }
 
-// Steps the columns of a row that do not fill a unit, with sums in float64. Not inlined: one such loop is enough for all
-// kinds of strips.
+// Steps the columns of a row that do not fill a unit, with sums in float64. Not inlined: one such loop is enough for
+// all kinds of strips.
 template <class Type, class Step, bool by_row, bool by_col>
 __attribute__((noinline)) void step_tail(const Block& b, const Coefficients<Step, typename Type::Scalar>& c,
                                          int64_t row, int64_t col, int64_t ahead, Copies<Type>& copies,

@@ -157,7 +157,7 @@ inline V maximum(const V& a, const V& b) {
   return (a > b) | (a != a) ? a : b;
 }
 
-// 16-bit values as upper halves of 32 bits, zeros below; and the lower halves of 32-bit values that fit into 16 bits.
+// 16-bit values as upper halves of 32 bits, zeros below; and the upper halves of 32-bit values.
 inline U32 upper_halves(const U16& x) {
 #if NPERF_AVX512
   return (U32)_mm512_cvtepu16_epi32((__m256i)x) << 16;
@@ -165,11 +165,12 @@ inline U32 upper_halves(const U16& x) {
   return __builtin_convertvector(x, U32) << 16;
 #endif
 }
-inline U16 lower_halves(const U32& x) {
+inline U16 take_upper_halves(const U32& x) {
 #if NPERF_AVX512
-  return (U16)_mm512_cvtepi32_epi16((__m512i)x);
+  static const uint16_t odd[32] = {1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31};
+  return (U16)_mm512_castsi512_si256(_mm512_permutexvar_epi16(_mm512_loadu_si512(odd), (__m512i)x));
 #else
-  return __builtin_convertvector(x, U16);
+  return __builtin_convertvector(x >> 16, U16);
 #endif
 }
 

@@ -130,10 +130,10 @@ class Strip {
       for (int k = 0; k < Step::n_read; ++k) buffers[k] = load(buffers_[k], r, col);
       if constexpr (measured && as_stored && keeps_p) store_vector(copies_.p + place(r, col), p);
       Step::update(p, g, buffers, u, c);
-      const Raw stored = Type::narrow(p);
-      store(p_, r, col, stored);
-      for (int k = 0; k < Step::n_written; ++k) store(buffers_[k], r, col, Type::narrow(buffers[k]));
-      if constexpr (copied) keep(copies_.p_new, r, col, Type::widen(stored));
+      Vec stored, unused;
+      store(p_, r, col, Type::narrow(p, stored));
+      for (int k = 0; k < Step::n_written; ++k) store(buffers_[k], r, col, Type::narrow(buffers[k], unused));
+      if constexpr (copied) keep(copies_.p_new, r, col, stored);
       if constexpr (copied && keeps_v) keep(copies_.v, r, col, buffers[0]);
       if constexpr (measured && !u_is_v) keep(copies_.u, r, col, u);
     }

@@ -1,14 +1,14 @@
 // Sums of moments: which of them are summed together, and in which precision.
 //
-// Elements of 32 and 64 bits are summed in float64. Elements of 16 bits carry 8 or 11 digits: their moments are summed in
-// float32 over blocks of at most block_terms terms, and the blocks' sums in float64. Each term is rounded once more than
-// a product of stored numbers, which is exact: the error of a block is at most block_terms · 2⁻²⁴ of its Σ|terms|.
+// Elements of 32 and 64 bits are summed in float64. Elements of 16 bits carry 8 or 11 digits: their moments are summed
+// in float32 over blocks of at most block_terms terms, and the blocks' sums in float64. Each term is rounded once more
+// than a product of stored numbers, which is exact: the error of a block is at most block_terms · 2⁻²⁴ of its Σ|terms|.
 //
 // That holds while no product leaves the range of float32, where the parameters' own range is as wide in bfloat16. Each
 // addition to a block's sums ends with a test of the sums, not of the elements: a sum of products that is finite and at
-// least 2⁻⁹⁶ has lost no more to underflow than to rounding, even where subnormal numbers are flushed to zero. Sums that
-// fail are not stored. Then the elements are looked at, and what float32 does not hold is summed in float64. The usual
-// reason to look is zeros.
+// least 2⁻⁹⁶ has lost no more to underflow than to rounding, even where subnormal numbers are flushed to zero. Sums
+// that fail are not stored. Then the elements are looked at, and what float32 does not hold is summed in float64. The
+// usual reason to look is zeros.
 //
 // Each build of the kernel includes this file once; everything in it has internal linkage.
 #pragma once
@@ -103,7 +103,8 @@ inline __attribute__((always_inline)) void add(Sum* sums, const Rows& x, int r, 
   accumulate<Step, Of>(sums, operands);
 }
 
-// ---- blocks of float32 ------------------------------------------------------------------------------------------------
+// ---- blocks of float32
+// ------------------------------------------------------------------------------------------------
 
 constexpr int64_t block_terms = 32;
 constexpr int64_t block_cols = 2 * W * block_terms;
