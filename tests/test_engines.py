@@ -503,22 +503,32 @@ def sizes(pattern: str, shape: tuple[int, int], which: int, power: int) -> Tenso
     small, large = 2.0**-power, 2.0**power
     every = torch.ones(shape, dtype=torch.float64)
     where = {
-        "small": (every > 0, small),
-        "large": (every > 0, large),
-        "small rows": (row % 3 == 1, small),
-        "small columns": (col % 3 == 1, small),
-        "large at last": (row + col == sum(shape) - 2, large),
-        "small at first": (row < 20, small),
-        "one small, the other not": ((row + col + which) % 2 == 0, small),
-        "no gradient": ((which == 1) & ((row % 3 == 1) | (col % 4 == 1)), 0.0),
+        "small": (every > 0, small, 1.0),
+        "large": (every > 0, large, 1.0),
+        "small rows": (row % 3 == 1, small, 1.0),
+        "small columns": (col % 3 == 1, small, 1.0),
+        "large at last": (row + col == sum(shape) - 2, large, 1.0),
+        "small at first": (row < 20, small, 1.0),
+        # Squares are large enough, products of two tensors are not.
+        "small where others are not": ((row + col + which) % 2 == 0, 2.0**-120, 2.0**-30),
+        "no gradient": ((which == 1) & ((row % 3 == 1) | (col % 4 == 1)), 0.0, 1.0),
     }
-    return torch.where(*where[pattern], 1.0) * every
+    return torch.where(*where[pattern]) * every
 
 
-SIZES = ("small", "large", "small rows", "small columns", "large at last", "small at first", "one small, the other not")
-
-
-@pytest.mark.parametrize("pattern", [*SIZES, "no gradient"])
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "small",
+        "large",
+        "small rows",
+        "small columns",
+        "large at last",
+        "small at first",
+        "small where others are not",
+        "no gradient",
+    ],
+)
 @each(*CPU_ENGINES)
 def test_products_that_float32_does_not_hold(rule: str, engine: str, pattern: str) -> None:
     """Squares of bfloat16 numbers of 2⁻⁸³ and 2⁸³, within the same bounds; Adam squares gradients in float32 itself."""
