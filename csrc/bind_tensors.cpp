@@ -197,10 +197,11 @@ void bind_tensors(py::module_& m) {
       .def("attributes", &attributes, py::arg("params"), py::arg("name"))
       .def("items", &items, py::arg("state"), py::arg("name"));
   py::class_<Watch>(m, "Watch", py::module_local())
-      .def(py::init([](const std::vector<int64_t>& which, const py::object& tensor_type, bool kept) {
-             return std::make_unique<Watch>(which, tensor_type.attr("_version").ptr(), describe(tensor_type), kept);
+      .def(py::init([](const std::vector<int64_t>& which, const py::object& tensor_type, bool kept, bool placed) {
+             PyObject* const counter = tensor_type.attr("_version").ptr();
+             return std::make_unique<Watch>(which, counter, describe(tensor_type), kept, placed);
            }),
-           py::arg("which"), py::arg("tensor_type"), py::arg("kept"))
+           py::arg("which"), py::arg("tensor_type"), py::arg("kept"), py::arg("placed"))
       .def("look", &look, py::arg("tensors"))
       .def("know", &know, py::arg("i"), py::arg("tensor"))
       .def("expect", &expect, py::arg("missing"));

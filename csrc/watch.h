@@ -12,13 +12,15 @@
 
 namespace noetherperf {
 
-// Detects tensors that were written or replaced, by identity and version counter. Keeps no tensor alive.
+// Detects tensors that were written or replaced, by identity and version counter, and if wanted tensors whose elements
+// were moved (`x.data = y` raises no counter). Keeps no tensor alive.
 class Watch {
  public:
   // which: the indices of the watched tensors. counter: the descriptor of torch.Tensor._version, whose getter is called
   // directly: a lookup for each tensor takes twice as long. kept: the caller keeps the known tensors alive.
-  Watch(const std::vector<int64_t>& which, PyObject* counter, Describe describe, bool kept)
-      : known_(which.size()), describe_(describe), kept_(kept) {
+  // placed: a tensor whose elements were moved is another.
+  Watch(const std::vector<int64_t>& which, PyObject* counter, Describe describe, bool kept, bool placed)
+      : known_(which.size()), describe_(describe), kept_(kept), placed_(placed) {
     for (size_t k = 0; k < which.size(); ++k) {
       known_[k].number = which[k];
       place_[which[k]] = k;
@@ -61,7 +63,8 @@ class Watch {
   // Whether the tensor (or None) in this place is the known one, as it was.
   bool is_known(int64_t place, PyObject* object) const {
     const Known& known = known_[place];
-    return object == Py_None ? known.reference == nullptr : is(known, object) && version(object) == known.version;
+    if (object == Py_None) return known.reference == nullptr;
+    return is(known, object) && version(object) == known.version && (!placed_ || address(object) == known.address);
   }
 
   // Prefetches what `is_known` reads of the known tensor in this place.
@@ -84,7 +87,7 @@ class Watch {
       if (now.reference == nullptr) return false;
       now.version = version(object);
       dlpack::Tensor x;
-      if (describe_(object, x)) now.shape = reinterpret_cast<uintptr_t>(x.shape);
+      if (describe_(object, x)) now.shape = reinterpret_cast<uintptr_t>(x.shape), now.address = address_in(x);
     }
     Known& known = known_[found->second];
     n_tensors_ += (now.reference != nullptr) - (known.reference != nullptr);
@@ -104,7 +107,8 @@ class Watch {
     int64_t number = 0;
     PyObject* reference = nullptr;  // the tensor if it is kept, else weak: addresses may be reused
     int64_t version = 0;
-    uintptr_t shape = 0;  // address of the shape, inside torch's C++ object
+    uintptr_t shape = 0;    // address of the shape, inside torch's C++ object
+    uintptr_t address = 0;  // of the elements
   };
 
   bool is(const Known& known, PyObject* object) const {
@@ -123,6 +127,14 @@ class Watch {
     if (!kept_) Py_XDECREF(known.reference);
   }
 
+  static uintptr_t address_in(const dlpack::Tensor& x) { return reinterpret_cast<uintptr_t>(x.data) + x.byte_offset; }
+
+  // 0 if DLPack cannot describe the tensor.
+  uintptr_t address(PyObject* object) const {
+    dlpack::Tensor x;
+    return describe_(object, x) ? address_in(x) : 0;
+  }
+
   // −1 if a tensor has no counter, like one made in inference mode.
   int64_t version(PyObject* object) const {
     PyObject* const value = type_ != nullptr && PyObject_TypeCheck(object, type_)
@@ -136,7 +148,7 @@ class Watch {
 
   std::vector<Known> known_;
   Describe describe_;
-  bool kept_;
+  bool kept_, placed_;
   std::unordered_map<int64_t, size_t> place_;
   int64_t at_least_ = 0, n_tensors_ = 0;
   PyTypeObject* type_ = nullptr;

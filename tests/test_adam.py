@@ -788,10 +788,12 @@ class TestCounts:
             lambda net, state: state[net[2].bias].update(step=torch.tensor([7.0], dtype=torch.float64)),
             lambda net, state: torch._foreach_add_([slot["step"] for slot in state.values()], 2.0),
             lambda net, state: [slot.update(step=slot["step"].clone()) for slot in state.values()],
+            lambda net, state: [setattr(x, "data", x.clone()) for slot in state.values() for x in slot.values()],
+            lambda net, state: setattr(state[net[0].weight]["step"], "data", torch.tensor(9.0)),
             lambda net, state: state.pop(net[0].bias),
             lambda net, state: state.clear(),
         ],
-        ids=["filled", "added", "replaced", "whole", "vector", "all", "clones", "one gone", "all gone"],
+        ids=["filled", "added", "replaced", "whole", "vector", "all", "clones", "moved", "elsewhere", "one gone", "all gone"],
     )
     @pytest.mark.parametrize("reads", [False, True])
     def test_changes_by_other_code(self, change: Callable[[Any, Any], object], reads: bool) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from training import ADAMW, SGD, SYMMETRIES, Kind, assert_same_readout, loss_of, make_net, train
+from training import ADAMW, SGD, SYMMETRIES, Kind, assert_same, assert_same_readout, loss_of, make_net, train
 
 import noetherperf as nperf
 
@@ -101,3 +101,27 @@ def test_what_is_no_class_is_not_known() -> None:
     net = make_net("cpu")
     with pytest.raises(ValueError, match=r"^like=\[1\] is not known; it must be one of"):
         nperf.Probe(SGD.torchs(net, lr=0.1), SYMMETRIES, net.named_parameters(), like=[1])  # type: ignore[arg-type]
+
+
+def test_a_learning_rate_that_becomes_a_tensor_is_read_as_one() -> None:
+    """A float32 tensor of 0.1 is equal to 0.1 for torch, and has another value. Nor is it compared: it may be on a
+    device, where a captured step must read it."""
+    nets = [make_net("cpu") for _ in range(2)]
+    options = {**SGD.options, "lr": 0.1}
+    optimizers = [SGD.mine(nets[0], "reference", **options), SGD.torchs(nets[1], **options)]
+    for net, optimizer in zip(nets, optimizers, strict=True):
+        train(net, optimizer, range(2))
+        optimizer.param_groups[0]["lr"] = torch.tensor(0.1)
+    for net, optimizer in zip(nets, optimizers, strict=True):
+        train(net, optimizer, range(2, 5))
+    assert_same(nets[0], optimizers[0], nets[1], optimizers[1])
+
+
+def test_equal_options_are_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = make_net("cpu")
+    optimizer = SGD.mine(net, "reference", **SGD.options)
+    train(net, optimizer, range(1))
+    optimizer.param_groups[0]["lr"] = float(str(SGD.options["lr"]))  # another object
+    with monkeypatch.context() as patch:
+        patch.setattr(type(optimizer.rule), "options", lambda *_: pytest.fail("options were read again"))
+        train(net, optimizer, range(1, 3))

@@ -184,6 +184,9 @@ def test_a_count_that_others_write_is_read() -> None:
     training.slot["step"] = torch.tensor(20.0)
     assert training.steps(2) == 1
     assert training.slot["step"].item() == 22.0
+    training.slot["step"].data = torch.tensor(30.0)  # raises no version counter
+    assert training.steps(2) == 1
+    assert training.slot["step"].item() == 32.0
 
 
 @KINDS

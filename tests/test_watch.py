@@ -72,6 +72,22 @@ def test_another_tensor_at_the_same_address_is_another(make: Make) -> None:
     pytest.skip("no tensor came to lie where another had lain")
 
 
+@pytest.mark.parametrize("placed", [True, False])
+def test_moved_elements_are_seen_if_wanted(make: Callable[..., Watch], placed: bool) -> None:
+    tensors = [torch.zeros(()) for _ in range(4)]
+    watch = make(range(4), placed=placed)
+    for i, x in enumerate(tensors):
+        watch.know(i, x)
+    tensors[1].data = tensors[1].data.clone()
+    tensors[2].data = tensors[2].data  # to the same place
+    assert watch.look(tensors) == ([1] if placed else [])
+    watch.know(1, tensors[1])
+    assert watch.look(tensors) == []
+    torch.autograd.graph.increment_version(tensors)
+    watch.expect(bytes(4))
+    assert watch.look(tensors) == []
+
+
 def test_it_keeps_nothing_alive(make: Make) -> None:
     tensors: list[Tensor | None] = [torch.zeros(3)]
     watch, dead = watched(make, tensors, [0]), weakref.ref(tensors[0])

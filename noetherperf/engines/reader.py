@@ -159,29 +159,33 @@ class Watch(Protocol):
 class PythonWatch:
     """A Watch in plain Python."""
 
-    def __init__(self, which: Sequence[int], *, kept: bool = False) -> None:
-        self._known: dict[int, tuple[Callable[[], Tensor | None] | None, int]] = dict.fromkeys(which, (None, 0))
+    def __init__(self, which: Sequence[int], *, kept: bool = False, placed: bool = False) -> None:
+        self._known: dict[int, tuple[Callable[[], Tensor | None] | None, int, int]] = dict.fromkeys(which, (None, 0, 0))
         self._refer: Callable[[Tensor], Callable[[], Tensor | None]] = _kept if kept else weakref.ref
+        self._place: Callable[[Tensor], int] = _address if placed else lambda x: 0
         self._at_least = max(which, default=-1) + 1
 
     def look(self, tensors: Sequence[Tensor | None]) -> list[int]:
         self._check(len(tensors))
         changed = []
-        for i, (reference, version) in self._known.items():
+        for i, (reference, *seen) in self._known.items():
             x, known = tensors[i], None if reference is None else reference()
-            if x is not known or (x is None) != (reference is None) or (x is not None and _version(x) != version):
+            if x is not known or (x is None) != (reference is None) or (x is not None and self._seen(x) != seen):
                 changed.append(i)
         return changed
 
     def know(self, i: int, tensor: Tensor | None) -> None:
         if i in self._known:
-            self._known[i] = (None, 0) if tensor is None else (self._refer(tensor), _version(tensor))
+            self._known[i] = (None, 0, 0) if tensor is None else (self._refer(tensor), *self._seen(tensor))
+
+    def _seen(self, x: Tensor) -> list[int]:
+        return [_version(x), self._place(x)]
 
     def expect(self, missing: bytes) -> None:
         self._check(len(missing))
-        for i, (reference, version) in self._known.items():
+        for i, (reference, version, place) in self._known.items():
             if version >= 0 and not missing[i]:
-                self._known[i] = reference, version + 1
+                self._known[i] = reference, version + 1, place
 
     def _check(self, n: int) -> None:
         if n < self._at_least:
@@ -239,18 +243,19 @@ def make_gatherer(params: list[Tensor]) -> Gatherer:
     return Gatherer(params, Tensor)
 
 
-def make_watch(which: Sequence[int], *, kept: bool = False) -> Watch:
+def make_watch(which: Sequence[int], *, kept: bool = False, placed: bool = False) -> Watch:
     """A watch over the tensors with these indices.
 
     Args:
         which: The indices, each once.
         kept: Whether the caller keeps the known tensors alive.
+        placed: Whether a tensor whose elements were moved (`x.data = y`, which raises no counter) is another.
     """
     if not _is_compiled():
-        return PythonWatch(which, kept=kept)
+        return PythonWatch(which, kept=kept, placed=placed)
     from noetherperf._cpu import Watch
 
-    return Watch(which, Tensor, kept)
+    return Watch(which, Tensor, kept, placed)
 
 
 def make_glance(
@@ -304,6 +309,14 @@ def _version(x: Tensor) -> int:
         return x._version
     except RuntimeError:
         return -1
+
+
+def _address(x: Tensor) -> int:
+    """The address of a tensor's elements; 0 if it has none, like a fake tensor."""
+    try:
+        return x.data_ptr()
+    except RuntimeError:
+        return 0
 
 
 def _layout(x: object) -> object:

@@ -10,6 +10,7 @@ Only a device knows how often a CUDA graph was replayed, and which steps it skip
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +31,11 @@ class Block(NamedTuple):
     def without(self, gone: np.ndarray) -> "Block":
         """The same tensor; the parameters that are true in `gone`, [n], are no members any more."""
         return Block(self.counts, np.where((self.members >= 0) & ~gone[self.members], self.members, -1))
+
+    def places(self) -> dict[int, int]:
+        """The address of each member's count."""
+        first, size = self.counts.data_ptr(), self.counts.element_size()
+        return {i: first + size * k for k, i in enumerate(self.members.tolist()) if i >= 0}
 
     def mask(self, grows: np.ndarray) -> Tensor:
         """[m], 1 for the members that are true in `grows`, [n], and 0 for the others.
@@ -60,7 +66,8 @@ class Place(NamedTuple):
 class Counts:
     """Every parameter's count of steps.
 
-    A tensor that other code puts into the state is replaced by a view of the same value at the next step or readout.
+    A tensor that other code puts into the state, or whose elements it moves (`step.data = ...`, as code that moves an
+    optimizer to another device does), is replaced by a view of the same value at the next step or readout.
 
     Args:
         key: Of the counts in torch's state of a parameter.
@@ -92,7 +99,7 @@ class Counts:
 
     def _set(self, ages: np.ndarray, views: Sequence[Tensor | None], blocks: Sequence[Block]) -> None:
         """Know these counts."""
-        watch = make_watch(range(len(views)), kept=True)
+        watch = make_watch(range(len(views)), kept=True, placed=True)
         for i, view in enumerate(views):
             watch.know(i, view)
         self.__dict__.update(
@@ -156,9 +163,10 @@ class Counts:
         """Read the counts that other code has written or replaced, and replace its tensors by views."""
         ages, views = self.exact().copy(), list(self._views)
         written, replaced, gone = [], [], np.zeros(len(ages), bool)
+        places = dict(chain.from_iterable(block.places().items() for block in self._blocks))
         for i in changed:
             self._check(i, held[i])
-            if held[i] is not None and held[i] is views[i]:
+            if held[i] is not None and held[i] is views[i] and held[i].data_ptr() == places[i]:
                 written.append(i)
                 continue
             ages[i], views[i], gone[i] = 0, None, True

@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from noetherperf.engines import OnDevice
@@ -23,7 +24,7 @@ class GroupOptions:
     def __init__(self, rule: Rule[Any]) -> None:
         self._rule = rule
         self._values_of = operator.itemgetter(*rule.option_names, "lr")  # of one name it would give no tuple
-        self._values: list[Any] | None = None  # of the last reading; None where one may change in place
+        self._values: list[Any] | None = None  # of all groups, at the last reading; None where one may change in place
         self.options: list[Any] = []
         self.on_device = OnDevice([])
 
@@ -33,17 +34,21 @@ class GroupOptions:
         Raises:
             TypeError, ValueError: An option is no number where it must be, or out of range.
         """
-        values = list(map(self._values_of, groups))
-        try:
-            is_unchanged = self._values is not None and values == self._values
-        except (RuntimeError, ValueError):  # of a tensor or array of several elements, which the rule will refuse
-            is_unchanged = False
-        if is_unchanged:
+        values = [*chain.from_iterable(map(self._values_of, groups))]
+        if self._values is not None and _are_known(values, self._values):
             return
         is_plain = all(map(_is_immutable, values))
         options, lrs = [self._rule.options(group) for group in groups], list(map(device_lr, groups))
         # At once, so that an interrupt cannot mix two readings.
         self.__dict__.update(options=options, on_device=OnDevice(lrs), _values=values if is_plain else None)
+
+
+def _are_known(values: Sequence[Any], known: Sequence[Any]) -> bool:
+    """Whether values are the known ones, which are immutable: nearly always the same objects. A tensor is none of them,
+    even if it is equal now; comparing it would wait for its device."""
+    if len(values) != len(known):
+        return False
+    return all(map(operator.is_, values, known)) or (all(map(_is_immutable, values)) and values == known)
 
 
 def _is_immutable(value: object) -> bool:
