@@ -10,7 +10,7 @@ from bench.cases import Case, selected
 class Settings:
     """A run's size.
 
-    Fields:
+    Attributes:
         which: "quick" or "full" (BENCH).
         patterns: Names of cases (BENCH_CASES), "" for the whole set.
         rounds: Of every case (BENCH_ROUNDS); 0: as many as fit into its seconds.

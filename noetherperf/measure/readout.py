@@ -27,7 +27,7 @@ from noetherperf.symmetry import Symmetry
 class Prediction:
     """A law's prediction of a charge, by source; float64 [n groups] each.
 
-    Fields:
+    Attributes:
         free: From the initial charge (and a warm momentum buffer) alone: decay, oscillation.
         forced: From the finite steps: |u|² (discrete law), |g|² or |θ̇|² (flow law); zero for a translation.
         defect: From the gradient constraint's violation, and from changes of parameters between steps; zero if the

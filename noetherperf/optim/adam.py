@@ -145,10 +145,7 @@ class Adam(MeasuredOptimizer):
 class AdamW(Adam):
     """torch.optim.AdamW: `Adam` whose weight decay acts on the parameter alone.
 
-    Args:
-        params, lr, betas, eps, amsgrad, maximize, foreach, capturable, differentiable, fused, symmetries, backend: As
-            in `Adam`.
-        weight_decay: λ; decoupled.
+    All arguments are those of `Adam`; weight_decay is λ, decoupled.
 
     Raises:
         ValueError, TypeError, RuntimeError: As in `Adam`.
