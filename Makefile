@@ -54,6 +54,7 @@ lint: $(READY)
 # Warnings are errors. It needs no network once its libraries are installed.
 docs: $(READY)
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[docs]'
+	$(BIN)/typer noetherperf.cli utils docs --name noetherperf --title "Command line" --output docs/reference/command-line.md
 	$(BIN)/python -m pytest tests/test_site.py $(ARGS)
 
 bench: $(READY)

@@ -15,6 +15,22 @@ from test_pages import PUBLIC
 
 pytest.importorskip("zensical", reason="the extra [docs] is not installed; `make docs` installs it")
 
+# What a user may ask, in words that a search gets, and the section that answers
+QUESTIONS = {
+    "install": "questions.html#how-do-i-install-it-and-on-what-does-it-run",
+    "which optimizer": "optimizers.html",
+    "residual large": "reading.html#a-residual-is-large-what-do-i-do",
+    "how long search": "questions.html#how-long-does-the-search-for-symmetries-take",
+    "how big record every": "recording.html#how-big-is-a-record-and-which-every",
+    "record loss": "recording.html#how-do-i-record-the-loss",
+    "compare runs": "recording.html#how-do-i-compare-two-runs",
+    "notebooks": "recording.html#notebooks",
+    "threads": "questions.html#how-many-threads-does-it-use-and-is-it-safe-with-threads-of-mine",
+    "cite": "questions.html#how-do-i-cite-it",
+    "how much slower model": "questions.html#how-much-slower-does-it-make-my-model",
+    "what log": "questions.html#what-should-i-log",
+}
+
 ROOT = Path(__file__).parents[1]
 SITE = ROOT / "build" / "site"
 
@@ -54,3 +70,17 @@ def test_every_public_name_has_a_place(said: str, name: str) -> None:
     assert inventory
     places = [page for page in (SITE / "reference").glob("*.html") if f'id="{name}"' in page.read_text()]
     assert len(places) == 1
+
+
+@pytest.mark.parametrize("words", QUESTIONS)
+def test_a_search_for_a_questions_words_finds_the_answer(sections: list[dict[str, Any]], words: str) -> None:
+    """Among the few sections whose title or text has all the words, or words that begin so."""
+
+    def has(section: dict[str, Any], word: str) -> bool:
+        text = f"{section['title']} {re.sub('<[^>]*>', ' ', section['text'])}"
+        return re.search(rf"\b{re.escape(word)}", text, re.IGNORECASE) is not None
+
+    in_titles = [x for x in sections if all(has({**x, "text": ""}, word) for word in words.split())]
+    found = in_titles or [x for x in sections if all(has(x, word) for word in words.split())]
+    assert QUESTIONS[words] in [section["location"] for section in found]
+    assert len(found) <= 6
