@@ -5,7 +5,7 @@
 #   make sanitize    run the CPU engine's tests under ASan and UBSan
 #   make test-integrations   install Lightning, transformers, accelerate and TensorBoard, and run their tests
 #   make docs        build the documentation site into build/site, and check it
-#   make bench-page  keep the last benchmarks' results and put them into docs/performance.md
+#   make bench-page  keep the last benchmarks' results and put them into docs/performance.md and README.md
 #   make gpu-report  build, test and measure on a GPU       make clean       remove .venv and everything that was built
 PYTHON ?= python3
 ARGS ?=

@@ -4,9 +4,12 @@
 
 A case: cases (shapes, dtypes, views), inputs (its tensors), variants (the steps that it compares), correctness (the
 gate before every timing; bounds: the errors that it allows), timing (interleaved rounds). bench_step and bench_memory
-are the tests that pytest-benchmark runs, with settings and conftest. report turns their JSON into tables (cells,
-markdown) and a picture, page writes those into docs/performance.md, environment and checkout say where figures come
-from.
+are tests that pytest-benchmark runs, with settings and conftest. report turns their JSON into tables (cells,
+markdown) and a picture, page writes those into docs/performance.md and README.md, environment and checkout say where
+figures come from.
+
+Whole training iterations: networks (what is trained), iterations (variants and rounds), training (their table);
+bench_iterations is their test.
 
 Commands of their own: kernel (arithmetic alone), phases (of a step), paper (counted, not timed), memory.
 

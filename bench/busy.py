@@ -18,17 +18,17 @@ import torch
 from torch.optim import Optimizer
 
 import noetherperf as nperf
+from bench.cases import norms
 from bench.environment import describe, environment
 from bench.markdown import ratio, table
 from bench.timing import Rounds, Spread, ratios
-from noetherperf import Norm, Part
 
 COMMAND = "python -m bench.busy"
 SHAPES = {
     "10,000 parameters": [(84, 64), (84,), (50, 84), (50,), (10, 50), (10,)],
     "670,000 parameters": [(512, 784), (512,), (512, 512), (512,), (10, 512), (10,)],
 }
-AXES = {"none": (), "rows": (0,), "both": (0, 1)}
+VIEWS = ("none", "rows", "both")
 ROUNDS = 20
 SECONDS = 0.02  # of the slowest variant in a round
 #: Per rule: torch's optimizer, noetherperf's, and their options.
@@ -65,10 +65,9 @@ def optimizers(rule: str, shapes: list[tuple[int, ...]]) -> dict[str, Optimizer]
         "default": torchs(named(), **options),
         "fused": torchs(named(), fused=True, **options),
     }
-    for view, axes in AXES.items():
+    for view in VIEWS:
         params = named()
-        symmetries = [Norm(f"{n}[{axis}]", [Part(n, axis)]) for n, p in params for axis in axes if axis < p.dim()]
-        found[view] = mine(params, symmetries=symmetries, **options)
+        found[view] = mine(params, symmetries=norms({name: tuple(p.shape) for name, p in params}, view), **options)
     return found
 
 
@@ -96,7 +95,7 @@ def main() -> None:
         with busy(n):
             for rule in RULES:
                 rows += [[rule, what, str(n), *measured(rule, shapes)] for what, shapes in SHAPES.items()]
-    heads = ["rule", "model", "busy processes", "default, µs", "fused", *AXES]
+    heads = ["rule", "model", "busy processes", "default, µs", "fused", *VIEWS]
     print(table(heads, rows))
     print(f"\nMultiples of torch's default step, medians (quartiles), by `{COMMAND}` on {n_cores} cores")
     print(f"with {torch.get_num_threads()} threads: {describe(environment(cpuinfo.get_cpu_info()['brand_raw']))}.")

@@ -1,7 +1,7 @@
 """Cases: shapes of known models, dtypes, views and hyperparameters, as data; and which cases a run takes."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import pairwise
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from bench.recipes import RECIPES, Recipe
+from bench.training import TRAIN
 from noetherperf import Norm, Part, Symmetry
 
 Shape = tuple[int, ...]
@@ -89,13 +90,17 @@ class Case:
         }
 
     def symmetries(self) -> list[Symmetry]:
-        """A norm and its budget for every unit along the view's axes; tensors without such an axis are not measured."""
-        return [
-            Norm(f"{name}[{axis}]", [Part(name, axis)])
-            for axis in VIEWS[self.view]
-            for name, shape in zip(self.names, self.shapes, strict=True)
-            if axis is None or axis < len(shape)
-        ]
+        return norms(dict(zip(self.names, self.shapes, strict=True)), self.view)
+
+
+def norms(shapes: Mapping[str, Shape], view: str) -> list[Symmetry]:
+    """A norm and its budget for every unit along the view's axes; tensors without such an axis are not measured."""
+    return [
+        Norm(f"{name}[{axis}]", [Part(name, axis)])
+        for axis in VIEWS[view]
+        for name, shape in shapes.items()
+        if axis is None or axis < len(shape)
+    ]
 
 
 # ---- models ---------------------------------------------------------------------------------------------------------
@@ -159,6 +164,13 @@ LARGE_MODELS: dict[str, Shapes] = {
     "billion": ((25_000, 40_000),),
 }
 
+#: Networks of bench.networks, trained as a whole.
+TRAINED: dict[str, Shapes] = {
+    "train-resnet50": MODELS["resnet50"],
+    "train-gpt2": MODELS["gpt2"],
+    "train-mlp": tuple(_mlp(64, 84, 50, 10)),
+}
+
 # ---- cases ----------------------------------------------------------------------------------------------------------
 
 
@@ -179,7 +191,7 @@ def _everything() -> Iterator[Case]:
         for rule in ("b0.9", "adamw"):
             for view in ("none", "rows"):
                 yield Case("host", f"host{count}", (shape,) * count, view=view, rule=rule, point=count)
-    for n in (10_000, 100_000, 1_000_000, 10_000_000, 100_000_000, 500_000_000):
+    for n in (10_000, 100_000, 1_000_000, 10_000_000, 100_000_000, 200_000_000):
         yield Case("parameters", f"parameters{n}", _matrices(n), view="both", point=n)
     for n in (1, 100, 10_000, 100_000, 1_000_000):
         yield Case("groups", f"groups{n}", ((n, 16_000_000 // n),), view="rows", point=n)
@@ -189,22 +201,37 @@ def _everything() -> Iterator[Case]:
     n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for n in sorted({n_cores, *(1 << i for i in range(n_cores.bit_length()) if 1 << i <= n_cores)}):
         yield Case("threads", f"threads{n}", ((4096, 4096),), view="both", threads=n, point=n)
+    for model, shapes in TRAINED.items():
+        for rule in ("b0.9", "adamw"):
+            yield Case(TRAIN, model, shapes, view="both", rule=rule)
 
 
 EVERYTHING = tuple(_everything())
 
 
 def _in_full(case: Case) -> bool:
-    """Every view of every model in float32; the other dtypes and β = 0 on none and both."""
-    if case.suite != "step" or (case.dtype == "float32" and case.rule != "b0"):
+    """Every view of every model in float32; the other dtypes and β = 0 on none and both.
+
+    Whole tensors are measured as fast as any rows, and once is enough to see it.
+    """
+    if case.suite != "step":
         return True
+    if case.view == "whole" and case.model != "resnet50":
+        return False
+    if case.rule == "b0":
+        return case.dtype == "float32" and case.view in ("none", "both") and case.model in ("matrix", "resnet50")
     if case.dtype == "float64" and case.model not in ("matrix", "mlp"):
         return False
-    return case.view in ("none", "both") and (case.rule != "b0" or case.dtype == "float32")
+    return case.dtype == "float32" or case.view in ("none", "both")
 
 
 QUICK_STEPS = (
-    *(f"{model}-float32-{view}-b0.9" for model in ("matrix", "resnet50", "vgg16", "small2000") for view in VIEWS),
+    *(
+        f"{model}-float32-{view}-b0.9"
+        for model in ("matrix", "resnet50", "vgg16", "small2000")
+        for view in ("none", "rows", "columns", "both")
+    ),
+    "resnet50-float32-whole-b0.9",
     "matrix-bfloat16-both-b0.9",
     "resnet50-bfloat16-both-b0.9",
     "resnet50-float32-both-b0",
@@ -215,18 +242,20 @@ QUICK_STEPS = (
         for model in ("matrix", "resnet50", "small2000")
         for view in ("none", "rows", "columns", "both")
     ),
-    "gpt2-float32-both-adamw",  # with its gate it takes the best part of a minute
+    *(f"gpt2-float32-{view}-adamw" for view in ("rows", "both")),
 )
 
 
 def _in_quick(case: Case) -> bool:
     match case.suite:
         case "step":
-            return case.name in QUICK_STEPS and not (case.view == "whole" and case.model != "resnet50")
+            return case.name in QUICK_STEPS
         case "parameters":
             return case.point <= 10_000_000
         case "groups":
             return case.point in (1, 10_000, 1_000_000)
+        case "train":
+            return case.name != "train-gpt2-float32-both-b0.9"
         case _:
             return True
 

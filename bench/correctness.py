@@ -18,7 +18,10 @@ from noetherperf.measure.plan import View, make_plan
 from noetherperf.optim.measured import MeasuredOptimizer
 from noetherperf.rules.rule import Rule
 
-CHUNK = 1 << 22  # elements compared at a time: float64 copies of a large model would not fit
+CHUNK = 1 << 18  # elements compared at a time on a CPU: their temporary copies in float64 stay in the cache
+GPU_CHUNK = 1 << 24  # and on a GPU, where a launch takes as long as a million elements
+IN_FLOAT64 = 1 << 20  # elements of a case that check_in_float64 takes
+TENSORS_IN_FLOAT64 = 200
 
 
 class Mismatch(AssertionError):
@@ -26,9 +29,9 @@ class Mismatch(AssertionError):
 
 
 def _rows(x: Tensor) -> Iterator[slice]:
-    """Ranges of the first axis, CHUNK elements each."""
+    """Ranges of the first axis, a chunk of elements each."""
     n = x.shape[0]
-    step = max(1, CHUNK // max(1, prod(x.shape[1:])))
+    step = max(1, (GPU_CHUNK if x.is_cuda else CHUNK) // max(1, prod(x.shape[1:])))
     return (slice(at, min(at + step, n)) for at in range(0, n, step))
 
 
@@ -96,13 +99,17 @@ def check(case: Case, inputs: InputSet, optimizer: MeasuredOptimizer) -> None:
 def check_in_float64(case: Case) -> None:
     """The same in float64, whose kernels have other widths than those that are timed.
 
-    It takes as many of the case's tensors as fit into CHUNK elements, the large ones with fewer rows.
+    It takes the first of the case's tensors, as many as fit into IN_FLOAT64 elements, the large ones with
+    fewer rows, and longer rows cut.
 
     Raises:
         Mismatch: Something is beyond its bound.
     """
-    cut = [(min(shape[0], max(1, CHUNK // (4 * prod(shape[1:])))), *shape[1:]) for shape in case.shapes]
-    n = max(1, sum(size <= CHUNK for size in accumulate(map(prod, cut))))
+    cut = [
+        (min(n_rows, max(1, IN_FLOAT64 // (4 * prod(rest)))), *(min(n, IN_FLOAT64) for n in rest))
+        for n_rows, *rest in case.shapes[:TENSORS_IN_FLOAT64]
+    ]
+    n = max(1, sum(size <= IN_FLOAT64 for size in accumulate(map(prod, cut))))
     small = replace(case, dtype="float64", shapes=tuple(cut[:n]))
     inputs = make_input_set(small, 0)
     check(small, inputs, ours(small, inputs))

@@ -1,6 +1,6 @@
 """What measuring costs in memory: the bytes that an optimizer keeps for it, and how a process grows by them.
 
-    python -m bench.memory 100000000 1000
+    python -m bench.memory adamw 100000000 1000
 
 measures one model of so many parameters in so many groups, in a process of its own, and prints JSON.
 """
@@ -27,7 +27,7 @@ def extra_bytes(case: Case, inputs: InputSet) -> dict[str, int]:
 
     Counted on an engine and a measurement that are made as the optimizer makes its own.
     """
-    plan = make_plan(case.symmetries(), case.names, case.shapes)
+    plan = make_plan(case.symmetries(), case.names, case.shapes, case.recipe.ours.rule)
     measurement = Measurement.empty(plan)
     engine = CpuEngine(plan, inputs.params, case.names, [0] * len(case.names), measurement)
     return {
@@ -54,10 +54,10 @@ def _settle() -> None:
     ctypes.CDLL(None).malloc_trim(0)
 
 
-def measure(n_parameters: int, n_groups: int) -> dict[str, int]:
+def measure(rule: str, n_parameters: int, n_groups: int) -> dict[str, str | int]:
     """Step a matrix of so many rows, each a group, and see how the process grows beyond torch's fused step."""
-    small = Case("memory", "small", ((8, 8),), view="rows")
-    case = Case("memory", "matrix", ((n_groups, n_parameters // n_groups),), view="rows")
+    small = Case("memory", "small", ((8, 8),), view="rows", rule=rule)
+    case = Case("memory", "matrix", ((n_groups, n_parameters // n_groups),), view="rows", rule=rule)
     warm = make_input_set(small, 0)
     ours(small, warm).step()  # loads what every model needs once
     inputs = make_input_set(case, 0)
@@ -72,6 +72,7 @@ def measure(n_parameters: int, n_groups: int) -> dict[str, int]:
     growth, peak = _resident() - before, _resident(peak=True) - before
     extra = extra_bytes(case, inputs)
     return {
+        "rule": rule,
         "parameters": case.n_parameters,
         "groups": n_groups,
         **extra,
@@ -84,4 +85,4 @@ def measure(n_parameters: int, n_groups: int) -> dict[str, int]:
 
 if __name__ == "__main__":
     torch.set_num_threads(min(2, torch.get_num_threads()))
-    print(json.dumps(measure(*map(int, sys.argv[1:3]))))
+    print(json.dumps(measure(sys.argv[1], *map(int, sys.argv[2:4]))))

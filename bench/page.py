@@ -1,8 +1,11 @@
-"""The documentation's page of figures: every section between two marks is written by the command that it names."""
+"""Documents with figures: every section between two marks is written by the command that it names."""
+
+from pathlib import Path
 
 from bench.checkout import ROOT
 
 DOCUMENT = ROOT / "docs" / "performance.md"
+README = ROOT / "README.md"
 
 
 def marks(section: str, command: str) -> tuple[str, str]:
@@ -23,6 +26,6 @@ def insert(document: str, section: str, command: str, text: str) -> str:
     return f"{before}{begin}\n\n{text}\n{end}{rest.partition(end)[2]}"
 
 
-def write(section: str, command: str, text: str) -> None:
-    """Put a section into the page."""
-    DOCUMENT.write_text(insert(DOCUMENT.read_text(), section, command, text))
+def write(section: str, command: str, text: str, document: Path = DOCUMENT) -> None:
+    """Put a section into a document."""
+    document.write_text(insert(document.read_text(), section, command, text))

@@ -1,6 +1,7 @@
 """Turns a run's JSON into tables and a picture.
 
-python -m bench.report runs/bench/quick.json     keeps a run in bench/results and puts it into docs/performance.md
+python -m bench.report runs/bench/quick.json     keeps a run in bench/results and puts it into docs/performance.md, and
+                                                 what training costs into README.md
 """
 
 import json
@@ -16,9 +17,11 @@ from bench.checkout import RESULTS, ROOT
 from bench.environment import describe
 from bench.markdown import Notes, size, table
 from bench.picture import case_label, draw
+from bench.training import RULES, TITLE, TRAIN, training_table
 from bench.variants import MEASURING, STEPPING, VARIANTS
 
 PICTURE = ROOT / "docs" / "images" / "performance.svg"
+COMMAND = "make bench-page"
 
 #: Aims on two cores, Python included. By model and rule: a figure of noetherperf's step, and its upper bound for each
 #: view.
@@ -118,7 +121,7 @@ def host(infos: Sequence[Info], notes: Notes) -> str:
     rows = [
         [
             f"{info['point']:,}",
-            {"b0.9": "SGD", "adamw": "AdamW"}[info["rule"]],
+            RULES[info["rule"]],
             info["view"],
             *(time_cell(info, name) for name in ("ours", "fused", "foreach", "forloop")),
             ratio_cell(info, "ours", "per fused", notes),
@@ -130,9 +133,11 @@ def host(infos: Sequence[Info], notes: Notes) -> str:
 
 def memory(infos: Sequence[Info]) -> str:
     parts = ("moments", "law state", "workspace", "tables", "counted", "grown", "grown at peak")
-    head = ["parameters", "groups", *parts, "buffer of squared gradients"]
+    head = ["parameters", "groups", "rule", *parts, "buffer of squared gradients"]
     keys = (*parts, "buffer of squared gradients")
-    rows = [[f"{i['parameters']:,}", f"{i['groups']:,}", *(size(i[key]) for key in keys)] for i in infos]
+    rows = [
+        [f"{i['parameters']:,}", f"{i['groups']:,}", RULES[i["rule"]], *(size(i[key]) for key in keys)] for i in infos
+    ]
     return table(head, rows)
 
 
@@ -142,6 +147,16 @@ SCALING = {
     "tensors": ("Against the number of tensors, 16,000,000 parameters, none measured", "tensors"),
     "threads": ("Against the number of threads, 4096×4096", "threads"),
 }
+
+
+def in_readme(result: Mapping[str, Any]) -> str:
+    """What training costs, for readers of README.md; "" where it was not measured."""
+    infos = [one["extra_info"] for one in result["benchmarks"] if one["extra_info"]["suite"] == TRAIN]
+    if not infos:
+        return ""
+    notes = Notes()
+    pieces = [training_table(infos, notes), str(notes), f"Measured on {describe(result['environment'])}."]
+    return "\n\n".join(filter(None, pieces)) + "\n"
 
 
 def report(result: Mapping[str, Any]) -> str:
@@ -165,6 +180,8 @@ def report(result: Mapping[str, Any]) -> str:
         section("The same measurement otherwise, × noetherperf", against_ours(measuring, notes))
     if aimed := aims([*stepping, *measuring]):
         section("Aims", aimed)
+    if TRAIN in suites:
+        section(TITLE, training_table(suites[TRAIN], notes))
     if "host" in suites:
         section("Host time of a step: tiny tensors in the cache, Python included", host(suites["host"], notes))
     for suite, (title, what) in SCALING.items():
@@ -212,7 +229,9 @@ def publish(path: Path) -> None:
     kept.with_suffix(".md").write_text(text)
     drawn = draw(result, PICTURE)
     picture = f"![Time of a step as a multiple of the memory's floor](images/{PICTURE.name})\n\n" if drawn else ""
-    page.write("results", "make bench-page", picture + text)
+    page.write("results", COMMAND, picture + text)
+    if cost := in_readme(result):
+        page.write("training", COMMAND, cost, page.README)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 import pytest
 import torch
+from training import BACKENDS
 
 try:
     import hypothesis
@@ -66,3 +67,9 @@ def known_state() -> Iterator[None]:
     torch.set_num_threads(N_THREADS)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    """A backend that can run here; a test whose parameters name backends gets those instead."""
+    return str(request.param)

@@ -960,8 +960,6 @@ AS_IN_TORCH: Sequence[dict[str, Any]] = (
     {"betas": (0, 0.9)},
     {"betas": (torch.tensor(1.5), torch.tensor(0.9))},
     {"betas": (torch.tensor(0.9), torch.tensor(0.9)), "foreach": True},
-    {"betas": (torch.ones(0), torch.tensor(0.9))},
-    {"betas": (torch.tensor(0.9), torch.ones(2))},
     {"lr": float("nan")},
     {"weight_decay": -0.1},
     {"fused": True, "foreach": True},

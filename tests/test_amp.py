@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from training import (
-    BACKENDS,
     KINDS,
     SYMMETRIES,
     Kind,
@@ -32,7 +31,7 @@ from training import ours as make_ours
 import noetherperf as nperf
 import noetherperf.optim.meters
 import noetherperf.optim.options
-import noetherperf.rules.sgd
+import noetherperf.rules.numbers
 from bench.bounds import sum_eps
 from noetherperf import Norm, Part
 from noetherperf.engines import Call, OnDevice
@@ -41,11 +40,6 @@ from noetherperf.engines import Call, OnDevice
 ours = partial(make_ours, fused=True)
 OPTIONS: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "dampening": 0.5, "weight_decay": 0.05}
 SCALE = 2.0**10
-
-
-@pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
 
 
 def scaler_for(backend: str, **options: Any) -> torch.amp.GradScaler:
@@ -251,7 +245,7 @@ class TestOnDevice:
 
         monkeypatch.setattr(noetherperf.optim.meters.Meter, "is_host", False)
         monkeypatch.setattr(noetherperf.optim.options, "device_lr", device_lr)
-        monkeypatch.setattr(noetherperf.rules.sgd, "device_lr", device_lr)
+        monkeypatch.setattr(noetherperf.rules.numbers, "device_lr", device_lr)
 
     @pytest.fixture
     def net(self) -> nn.Module:

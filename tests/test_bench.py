@@ -3,6 +3,10 @@
 import ast
 import json
 import math
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -13,21 +17,29 @@ import pytest
 import torch
 from torch import Tensor
 
+import noetherperf as nperf
+
 pytest.importorskip("noetherperf._cpu", reason="the benchmarks measure the compiled CPU engine, which is not built")
 
 from bench import kernel, oracle, page, paper, phases, report
-from bench.cases import EVERYTHING, MODELS, QUICK_STEPS, Case, selected
+from bench.cases import EVERYTHING, MODELS, QUICK_STEPS, TRAINED, Case, selected
 from bench.cells import LABELS
 from bench.checkout import ROOT
 from bench.correctness import Mismatch, check, check_in_float64
 from bench.inputs import TooLarge, input_sets, make_input_set, n_sets
+from bench.iterations import iterations, timed
 from bench.markdown import ratio, seconds, size
 from bench.memory import extra_bytes
+from bench.networks import TASKS
 from bench.recipes import RECIPES, STEPS
+from bench.settings import Settings
 from bench.timing import LEAST_SECONDS, Rounds, Spread, figures, ratios
+from bench.training import TRAIN
 from bench.variants import VARIANTS, Unavailable, measured, names_for, ours, plain_sums, views_of
 from noetherperf.engines.floor import memory_floor
 from noetherperf.measure.plan import View
+from noetherperf.record.pending import Entry
+from noetherperf.record.writer import Writer
 from noetherperf.rules.moments import Moment, Operand
 from noetherperf.rules.rule import Rule
 from noetherperf.rules.sgd import Hyper
@@ -72,6 +84,27 @@ def test_cases_are_chosen_by_name() -> None:
         selected("quick", "gpt3")
     with pytest.raises(ValueError, match="BENCH='fast' is unknown; choose one of quick, full"):
         selected("fast")
+
+
+def test_a_set_has_an_end_and_chosen_cases_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("BENCH", "BENCH_CASES", "BENCH_MINUTES"):
+        monkeypatch.delenv(name, raising=False)
+    assert Settings.read().end <= time.monotonic() + 9 * 60
+    monkeypatch.setenv("BENCH", "full")
+    assert 9 * 60 < Settings.read().end - time.monotonic() <= 29 * 60
+    monkeypatch.setenv("BENCH_CASES", "host1-*")
+    assert Settings.read().end == math.inf
+    monkeypatch.setenv("BENCH_MINUTES", "2")
+    assert Settings.read().end <= time.monotonic() + 2 * 60
+
+
+def test_the_sets_show_adamw_and_training() -> None:
+    names = {case.name for case in selected("quick")}
+    for model in ("matrix", "resnet50", "small2000"):
+        assert {f"{model}-float32-{view}-adamw" for view in ("none", "rows", "columns", "both")} <= names
+    assert {f"gpt2-float32-{view}-adamw" for view in ("rows", "both")} <= names  # with a Probe, at 1e8 parameters
+    trained = {(case.model, case.rule) for case in selected("full") if case.suite == TRAIN}
+    assert trained == {(model, rule) for model in TRAINED for rule in ("b0.9", "adamw")}
 
 
 # ---- inputs ---------------------------------------------------------------------------------------------------------
@@ -173,6 +206,58 @@ def test_short_steps_are_timed_together() -> None:
     assert rounds.calibrate(seconds=0.0, least=3) == 3
 
 
+def test_slow_variants_sit_out_and_are_compared_where_they_were() -> None:
+    machine = Machine()
+    seconds_of = {"floor": 1.0, "ours": 1.0, "fused": 1.5, "eager": 9.0, "norms": 4.5}
+    rounds = Rounds({name: [machine.step(name, x)] for name, x in seconds_of.items()}, clock=machine.clock)
+    n = rounds.calibrate(seconds=100.0, least=3)
+    assert rounds.periods == {"floor": 1, "ours": 1, "fused": 1, "eager": 4, "norms": 2}
+    assert n == int(100.0 / (1.0 + 1.0 + 1.5 + 9.0 / 4 + 4.5 / 2))
+    for slowness in (1.0, 3.0, 5.0, 2.0, 7.0):
+        machine.slowness = slowness
+        rounds.run()
+    assert [math.isnan(x) for x in rounds.times["eager"]] == [False, True, True, True, False]
+    assert [math.isnan(x) for x in rounds.times["norms"]] == [False, True, False, True, False]
+    found = figures(rounds.times)
+    assert found["eager"]["per ours"] == (9.0, 9.0, 9.0)
+    assert found["norms"]["seconds"] == (4.5 * 5.0, 4.5 * 3.0, 4.5 * 6.0)
+    assert rounds.total("norms") == 4.5 * 13.0
+    few = Rounds({name: [machine.step(name, x)] for name, x in seconds_of.items()}, clock=machine.clock)
+    assert few.calibrate(seconds=0.0, least=12) == 12
+    assert few.periods["eager"] == 4  # three rounds of twelve
+    few.calibrate(seconds=0.0, least=12, exactly=2)
+    assert set(few.periods.values()) == {1}
+
+
+def test_rounds_end_when_ratios_have_settled_or_time_is_up() -> None:
+    machine = Machine()
+
+    def compared(varying: float, **how: int) -> int:
+        """Rounds of two variants, one of whose times varies."""
+        turns = iter(range(10_000))
+
+        def vary() -> None:
+            machine.now += 1.0 + varying * (next(turns) % 5)
+
+        rounds = Rounds({"a": [machine.step("a", 1.0)], "b": [vary]}, clock=machine.clock)
+        rounds.compare("a", seconds=400.0, least=12, **how)
+        return rounds.n_rounds
+
+    assert compared(0.0) == 12
+    assert 12 < compared(0.01) < 100
+    assert compared(0.1) > 150
+    assert compared(0.0, exactly=30) == 30
+
+
+def test_a_callable_may_make_several_steps() -> None:
+    machine = Machine()
+    steps = {"one": [machine.step("one", 2.0)], "ten": [machine.step("ten", 20.0)]}
+    rounds = Rounds(steps, clock=machine.clock, counts={"ten": 10})
+    assert rounds.calibrate(seconds=220.0, least=1) == 10  # rounds of 22 seconds
+    rounds.run()
+    assert rounds.times == {"one": [2.0], "ten": [2.0]}
+
+
 # ---- the gate -------------------------------------------------------------------------------------------------------
 
 
@@ -188,8 +273,8 @@ def test_the_gate_admits_a_right_step(view: str, dtype: str, rule: str, monkeypa
 
 def test_every_case_of_the_quick_set_is_checked_in_float64_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """And a sum that is wrong in float64 alone is refused."""
-    monkeypatch.setattr("bench.correctness.CHUNK", 1 << 16)
-    quick = selected("quick")
+    monkeypatch.setattr("bench.correctness.IN_FLOAT64", 1 << 15)
+    quick = [case for case in selected("quick") if case.suite != TRAIN]
     for case in quick:
         check_in_float64(case)
     moments = oracle.moments
@@ -306,6 +391,52 @@ def test_a_phase_without_its_function_is_an_error() -> None:
         phases.profiled(lambda: None, measuring=False)
 
 
+# ---- whole iterations -----------------------------------------------------------------------------------------------
+
+(TRAINING,) = selected("full", "train-mlp-float32-both-adamw")
+
+
+@pytest.mark.parametrize("model", TASKS)
+def test_trained_networks_have_the_shapes_of_their_cases(model: str) -> None:
+    with torch.device("meta"):
+        network = TASKS[model].network()
+    assert sorted(tuple(p.shape) for p in network.parameters()) == sorted(TRAINED[model])
+
+
+def test_a_batch_of_text_asks_for_the_next_token() -> None:
+    inputs, classes = TASKS["train-gpt2"].data(torch.device("cpu"))
+    assert inputs.shape == classes.shape == (1, 128)
+    assert torch.equal(classes[:, :-1], inputs[:, 1:])
+    assert TASKS["train-gpt2"].described(torch.device("cpu")) == "1 × 128 tokens"
+
+
+def test_iterations_are_timed_and_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[int] = []
+    with iterations(TRAINING, GIB) as rounds:
+        append = Writer.append
+
+        def noted(self: Writer, entry: Entry) -> None:
+            rows.append(1)
+            append(self, entry)
+
+        monkeypatch.setattr(Writer, "append", noted)
+        for _ in range(3):
+            rounds.run()
+    assert len(rows) == 3  # thirty iterations
+    info = timed(TRAINING, GIB, seconds=0.0, least=2)
+    assert info["batch"] == "32 inputs of 64 numbers"
+    assert set(info["figures"]) == {"fused", "unmeasured", "rows", "both", "recorded"}
+    assert info["figures"]["fused"]["per fused"] == [1.0, 1.0, 1.0]
+    with pytest.raises(TooLarge, match="needs"):
+        timed(TRAINING, 1000, seconds=0.0, least=2)
+
+
+def test_a_wrong_iteration_has_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nperf.AdamW, "step", lambda self: None)
+    with pytest.raises(Mismatch, match=r"unmeasured: after one step 1 of its length away"):
+        timed(TRAINING, GIB, seconds=0.0, least=2)
+
+
 # ---- the report -----------------------------------------------------------------------------------------------------
 
 
@@ -377,6 +508,95 @@ def test_a_report_says_which_aims_were_met(monkeypatch: pytest.MonkeyPatch, aim:
     assert f"| mlp, rows | × fused ≤ {aim:.2f} | 0.62 | {verdict} |" in report.report(result())
 
 
+def train_result() -> dict[str, Any]:
+    """A run that trained one network too."""
+    times = {
+        "fused": [2.0, 4.0],
+        "unmeasured": [1.9, 3.8],
+        "rows": [2.0, 4.0],
+        "both": [2.1, 4.2],
+        "recorded": [3.0, 6.0],
+    }
+    info = {
+        **selected("full", "train-gpt2-float32-both-adamw")[0].described(),
+        "batch": "1 × 128 tokens",
+        "figures": {name: {k: list(s) for k, s in found.items()} for name, found in figures(times).items()},
+        "not run": {},
+    }
+    found = result()
+    return {**found, "benchmarks": [*found["benchmarks"], {"extra_info": info}]}
+
+
+TRAIN_ROW = (
+    "| GPT-2, 124 million | 1 × 128 tokens | AdamW | 3 s | 0.95 (0.95–0.95) | 1.00 (1.00–1.00) | 1.05 (1.05–1.05) |"
+)
+
+
+def test_a_kept_run_goes_into_the_page_and_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: dict[tuple[str, Path], str] = {}
+
+    def write(section: str, command: str, text: str, document: Path = page.DOCUMENT) -> None:
+        written[section, document] = page.insert(document.read_text(), section, command, text)
+
+    monkeypatch.setattr(page, "write", write)
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    monkeypatch.setattr(report, "PICTURE", tmp_path / "picture.svg")
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(train_result()))
+    report.publish(path)
+    assert set(written) == {("results", page.DOCUMENT), ("training", page.README)}
+    assert all(f"{TRAIN_ROW} 1.50 (1.50–1.50) |" in document for document in written.values())
+    kept = {file.name for file in tmp_path.iterdir()} - {"run.json", "picture.svg"}
+    assert kept == {"quick-a-avx.json", "quick-a-avx.md"}
+    written.clear()
+    path.write_text(json.dumps(result()))
+    report.publish(path)
+    assert set(written) == {("results", page.DOCUMENT)}  # README keeps what it has
+
+
+INTERRUPT = """
+import os, signal
+from bench.timing import Rounds
+
+cases, calibrate, run = [], Rounds.calibrate, Rounds.run
+
+def counted(self, *args, **kwargs):
+    n = calibrate(self, *args, **kwargs)
+    cases.append(self)
+    return n
+
+def interrupted(self):
+    if len(cases) == 2:
+        os.kill(os.getpid(), signal.SIGTERM)
+    run(self)
+
+Rounds.calibrate, Rounds.run = counted, interrupted
+"""
+
+
+def test_an_interrupted_run_keeps_what_it_has_measured(tmp_path: Path) -> None:
+    (tmp_path / "interrupt.py").write_text(INTERRUPT)
+    out = tmp_path / "found.json"
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "bench/bench_step.py",
+        "-q",
+        "-p",
+        "interrupt",
+        f"--benchmark-json={out}",
+    ]
+    chosen = {"BENCH_CASES": "host1-float32-none-b0.9,host1-float32-rows-b0.9", "BENCH_ROUNDS": "2"}
+    own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}  # no worker of xdist
+    environment = {**own, **chosen, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == pytest.ExitCode.INTERRUPTED, done.stdout + done.stderr
+    (benchmark,) = json.loads(out.read_text())["benchmarks"]
+    assert benchmark["extra_info"]["case"] == "host1-float32-none-b0.9"
+    assert "| 1 | SGD | none |" in out.with_suffix(".md").read_text()
+
+
 def test_a_section_goes_between_its_marks_again_and_again() -> None:
     begin, end = page.marks("tables", "a command")
     document = f"before\n{begin}\nold\n{end}\nafter\n"
@@ -390,14 +610,16 @@ def test_a_section_goes_between_its_marks_again_and_again() -> None:
 @pytest.mark.parametrize(
     ("section", "command"),
     [
-        ("results", "make bench-page"),
+        ("results", report.COMMAND),
         ("kernel", kernel.COMMAND),
         ("phases", phases.COMMAND),
         ("cost", paper.COMMAND),
+        ("training", report.COMMAND),
     ],
 )
-def test_the_page_has_every_section(section: str, command: str) -> None:
-    page.insert(page.DOCUMENT.read_text(), section, command, "")
+def test_the_documents_have_every_section(section: str, command: str) -> None:
+    document = page.README if section == "training" else page.DOCUMENT
+    page.insert(document.read_text(), section, command, "")
 
 
 def test_the_floor_takes_only_what_it_can_read() -> None:
@@ -458,7 +680,9 @@ def private_names(source: str) -> list[str]:
             case ast.Attribute(value=value, attr=name) if name.startswith("_") and not name.startswith("__"):
                 while isinstance(value, ast.Attribute):
                     value = value.value
-                if not (isinstance(value, ast.Name) and value.id in ("self", "torch")):
+                if isinstance(value, ast.Call):  # super()
+                    value = value.func
+                if not (isinstance(value, ast.Name) and value.id in ("self", "super", "torch")):
                     found.append(name)
     return found
 
@@ -469,7 +693,8 @@ def test_private_names_are_seen() -> None:
         "_tables",
         "_prepare",
     ]
-    assert private_names("self._x.y = torch.cuda._sleep(1).__class__") == []
+    assert private_names("self._x.y = torch.cuda._sleep(1).__class__ + super()._z()") == []
+    assert private_names("optimizer.engine()._tables") == ["_tables"]
 
 
 def test_benchmarks_measure_through_what_is_public() -> None:

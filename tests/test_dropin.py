@@ -56,11 +56,6 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 @pytest.fixture(params=list(CASES.values()), ids=list(CASES))
 def case(request: pytest.FixtureRequest) -> dict[str, Any]:
     return dict(request.param)

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,17 +24,21 @@ pytest.importorskip("noetherperf._cpu", reason="the benchmarks measure the compi
 from bench import gpu_report, page
 from bench.cases import LARGE_MODELS, Case
 from bench.gpu import comparison, tables
-from bench.gpu.cases import CASES, chosen
+from bench.gpu.cases import CASES, CASES_OF, chosen, expected_seconds
 from bench.gpu.comparison import LEAST_ROUNDS, Bench
 from bench.gpu.device import Device, count_launches
 from bench.gpu.machine import Machine, find_machine, find_nvcc, nvidia_smi
 from bench.gpu.memcheck import find_sanitizer
 from bench.gpu.process import Part, run
+from bench.gpu.results import BENCHES, PARTS, merge_bench
+from bench.gpu.results import main as merge_records
 from bench.gpu.run import compile_kernels
 from bench.gpu.run import run as run_cases
 from bench.gpu.session import Session
 from bench.gpu.suite import judge_tests
 from bench.gpu.targets import judged
+from bench.markdown import Notes
+from bench.training import TITLE, TRAIN, training_table
 
 ROOT = Path(__file__).parents[1]
 
@@ -218,44 +223,118 @@ def bench_result(**changes: Any) -> dict[str, Any]:
     return {"backends": ["cuda", "triton"], "cases": [info], "not timed": [{"case": "billion", "reason": "no time"}]}
 
 
-def test_a_report_keeps_what_was_run_before(
+def step_part(session: Session, name: str, case: str, **changes: Any) -> Part:
+    """A part that measured one case."""
+    found = bench_result(case=case, **changes)
+    session.bench = merge_bench(session.bench, found)
+    return Part(name, "passed", 4.0, "1 cases timed")
+
+
+def test_every_part_alone_adds_to_one_record(
     pretended: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def tests(session: Session) -> Any:
+    def tests(session: Session, name: str) -> Any:
         yield Part("engine cuda", "failed", 3.0, "9 passed, 1 failed", "AssertionError: parameters")
 
-    def benchmarks(session: Session) -> Any:
-        session.bench = bench_result()
-        yield Part("bench", "passed", 4.0, "1 cases timed")
+    def benchmarks(session: Session, name: str) -> Any:
+        yield step_part(session, name, f"case of {name}", view="none")
 
-    monkeypatch.setitem(gpu_report.RUN, "tests", tests)
-    monkeypatch.setitem(gpu_report.RUN, "bench", benchmarks)
-    assert gpu_report.main(["--only", "tests", "--out", str(tmp_path)], [pretended], tmp_path / "build") == 1
-    assert gpu_report.main(["--only", "bench", "--out", str(tmp_path)], [pretended], tmp_path / "build") == 0
+    def alone(part: str) -> int:
+        return gpu_report.main(["--only", part, "--out", str(tmp_path)], [pretended], tmp_path / "build")
+
+    monkeypatch.setitem(gpu_report.RUN, "tests-cuda", tests)
+    for part in BENCHES:
+        monkeypatch.setitem(gpu_report.RUN, part, benchmarks)
+    assert alone("tests-cuda") == 1
+    assert [alone(part) for part in ("bench-small", "bench-adamw")] == [0, 0]
     result = json.loads((tmp_path / "gpu.json").read_text())
-    assert [(part["phase"], part["status"]) for part in result["parts"]] == [("tests", "failed"), ("bench", "passed")]
+    states = [(part["phase"], part["status"]) for part in result["parts"]]
+    assert states == [("tests-cuda", "failed"), ("bench-adamw", "passed"), ("bench-small", "passed")]
+    assert {case["case"] for case in result["bench"]["cases"]} == {"case of bench-small", "case of bench-adamw"}
     assert result["environment"]["device"] == "NVIDIA H200"
     text = (tmp_path / "gpu.md").read_text()
     assert "NVIDIA H200 (compute capability 90, 150 GiB)" in text
     assert "| engine cuda | failed | 3 s | 9 passed, 1 failed |" in text
     assert "AssertionError: parameters" in text
-    assert capsys.readouterr().out.count("### Targets, as measured") == 1
+    assert capsys.readouterr().out.count("### Targets, as measured") == 2
+    assert alone("bench") == 0
+    assert len(json.loads((tmp_path / "gpu.json").read_text())["bench"]["cases"]) == len(BENCHES)
+
+
+def test_a_part_has_less_than_four_minutes(pretended: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left: dict[str, float] = {}
+
+    def noted(session: Session, name: str) -> Any:
+        left[name] = session.left
+        yield Part(name, "passed")
+
+    for part in PARTS:
+        monkeypatch.setitem(gpu_report.RUN, part, noted)
+    assert gpu_report.main(["--out", str(tmp_path)], [pretended], tmp_path / "build") == 0
+    assert list(left) == list(PARTS)
+    assert all(225 < seconds <= 230 for seconds in left.values())
+    short = ["--out", str(tmp_path), "--only", "memcheck", "--minutes", "2"]
+    gpu_report.main(short, [pretended], tmp_path / "build")
+    assert 100 < left["memcheck"] <= 110
 
 
 def test_what_the_build_lacks_is_not_run(pretended: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "build" / "ready").unlink()
     monkeypatch.setitem(
-        gpu_report.RUN, "build", lambda session: iter([Part("build", "failed", 1.0, "exit code 1", "no nvcc")])
+        gpu_report.RUN, "build", lambda session, name: iter([Part(name, "failed", 1.0, "exit code 1", "no nvcc")])
     )
-    assert gpu_report.main(["--only", "bench", "--out", str(tmp_path)], [pretended], tmp_path / "build") == 1
+    assert gpu_report.main(["--only", "bench-sgd", "--out", str(tmp_path)], [pretended], tmp_path / "build") == 1
     parts = json.loads((tmp_path / "gpu.json").read_text())["parts"]
-    assert [(part["part"], part["status"]) for part in parts] == [("build", "failed"), ("bench", "not run")]
+    assert [(part["part"], part["status"]) for part in parts] == [("build", "failed"), ("bench-sgd", "not run")]
+
+
+def test_parts_are_chosen_by_name() -> None:
+    assert gpu_report.read_arguments(["--only", "bench, tests-cuda"]).only == ["tests-cuda", *BENCHES]
+    assert gpu_report.read_arguments(["--only", "bench-small"]).minutes == 4.0
+    everything = gpu_report.read_arguments([])
+    assert everything.only == list(PARTS)
+    assert everything.minutes == 4.0 * (len(PARTS) - 1)
 
 
 def test_unknown_parts_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        gpu_report.main(["--only", "dance"], [])
-    assert "there is no part dance; choose of build, tests, memcheck, bench" in capsys.readouterr().err
+        gpu_report.main(["--only", "bench,dance"], [])
+    assert f"there is no part dance; choose of {', '.join(PARTS)}" in capsys.readouterr().err
+
+
+def test_a_case_is_kept_as_it_was_measured_last() -> None:
+    first, second = bench_result(case="a"), bench_result(case="b")
+    first["not timed"] = [{"case": "b", "reason": "no time"}, {"case": "c", "reason": "no time"}]
+    second["not timed"] = [{"case": "a", "reason": "no time"}]
+    merged = merge_bench(first, second)
+    assert merged is not None
+    assert [case["case"] for case in merged["cases"]] == ["a", "b"]
+    assert merged["not timed"] == [{"case": "c", "reason": "no time"}]
+    again = bench_result(case="a", tensors=1)
+    merged = merge_bench(merged, again)
+    assert merged is not None
+    assert [(case["case"], case["tensors"]) for case in merged["cases"]] == [("a", 1), ("b", 148)]
+    assert merge_bench(None, first) is first
+    assert merge_bench(first, None) is first
+
+
+def test_records_of_other_machines_are_merged_or_refused(pretended: Path, tmp_path: Path) -> None:
+    environment = {**Machine(pretended, FOUND).describe(), "date": "today"}
+    paths = []
+    for part in ("bench-small", "bench-adamw"):
+        path = tmp_path / f"{part}.json"
+        parts = [{"phase": part, **asdict(Part(part, "passed"))}]
+        path.write_text(json.dumps({"environment": environment, "parts": parts, "bench": bench_result(case=part)}))
+        paths.append(str(path))
+    merge_records([str(tmp_path / "all"), *paths])
+    merged = json.loads((tmp_path / "all" / "gpu.json").read_text())
+    assert [part["phase"] for part in merged["parts"]] == ["bench-adamw", "bench-small"]
+    assert {case["case"] for case in merged["bench"]["cases"]} == {"bench-adamw", "bench-small"}
+    other = json.loads(Path(paths[1]).read_text())
+    other["environment"]["commit"] = "another"
+    Path(paths[1]).write_text(json.dumps(other))
+    with pytest.raises(SystemExit, match=r"bench-adamw.json differs from .*bench-small.json in commit"):
+        merge_records([str(tmp_path / "all"), *paths])
 
 
 def test_targets_are_judged_as_measured() -> None:
@@ -284,6 +363,31 @@ def test_tables_say_what_is_missing_and_why() -> None:
     assert "triton: parameter w0: 1 beyond its bound" in sections["Without a time"]
 
 
+def test_training_has_a_table_of_its_own() -> None:
+    variants = ("fused", "unmeasured", "rows", "both", "recorded")
+    trained = {
+        "case": "train-gpt2-float32-both-adamw",
+        "suite": TRAIN,
+        "model": "train-gpt2",
+        "rule": "adamw",
+        "batch": "64 × 128 tokens",
+        "figures": {name: {"seconds": [0.03] * 3, "per fused": [1.01, 1.0, 1.02]} for name in variants},
+        "host seconds": {},
+        "launches": {},
+    }
+    bench = bench_result()
+    bench["cases"].append({**bench["cases"][0], **trained})
+    sections = dict(tables.bench_sections(bench))
+    assert "| GPT-2, 124 million | 64 × 128 tokens | AdamW | 30 ms | 1.01 (1.00–1.02) |" in sections[TITLE]
+    titles = [title for title, text in sections.items() if "train-gpt2" in text or "GPT-2, 124" in text]
+    assert titles == [TITLE]
+    environment = {**dict.fromkeys(["driver", "nvcc", "triton", "commit", "dirty"]), "memory": 0}
+    environment |= dict.fromkeys(["device", "capability", "torch", "cuda", "python", "date"], "?")
+    assert sections[TITLE] in tables.section({"environment": environment, "bench": bench})
+    bench["cases"].pop()
+    assert TITLE not in dict(tables.bench_sections(bench))
+
+
 def test_the_documentation_shows_the_run_that_is_kept() -> None:
     text = tables.section(json.loads(tables.RESULT.read_text()))
     document = page.DOCUMENT.read_text()
@@ -294,6 +398,19 @@ def test_the_documentation_shows_the_run_that_is_kept() -> None:
 
 SMALL = Case("gpu", "small", ((64, 33), (17,)), view="both")
 BENCH = Bench(Device(torch.device("cpu"), ("cpu",)), case_seconds=0.01)
+
+
+def test_parts_fit_into_their_time_the_most_wanted_first() -> None:
+    assert tuple(CASES_OF) == BENCHES
+    assert set(PARTS) == set(gpu_report.RUN)
+    for cases in CASES_OF.values():
+        assert sum(map(expected_seconds, cases)) <= 100.0  # of 230; the build and the compilers take the rest
+    assert {case.rule for case in CASES_OF["bench-adamw"] if case.dtype == "float32"} == {"adamw"}
+    names = {case.name for case in CASES}
+    for model in ("gpt2", "matrix", "resnet50", "billion", "small2000", "gpt2-xl"):
+        for rule in ("b0.9", "adamw"):
+            assert {f"{model}-float32-{view}-{rule}" for view in ("none", "rows", "both")} <= names
+    assert {case.suite for case in CASES_OF["bench-train"]} == {TRAIN}
 
 
 def test_large_models_have_their_known_size() -> None:
@@ -320,6 +437,20 @@ def test_a_case_is_checked_timed_and_told(monkeypatch: pytest.MonkeyPatch) -> No
         }
     )
     assert SMALL.name in text
+
+
+def test_training_is_timed_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparison, "TRAIN_SECONDS", 0.0)
+    (case,) = chosen("train-mlp-*-adamw")
+    info = BENCH.run(case)
+    assert info["batch"] == "32 inputs of 64 numbers"
+    assert set(info["figures"]) == {"fused", "unmeasured", "rows", "both", "recorded"}
+    assert info["wrong"] == {}
+    monkeypatch.setattr(nperf.AdamW, "step", lambda self: None)
+    wrong = BENCH.run(case)
+    assert "after one step" in wrong["wrong"]["cpu"]
+    text = training_table([wrong], Notes())
+    assert "—" in text
 
 
 def test_a_wrong_step_has_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -349,6 +480,10 @@ def test_cases_are_chosen_by_name() -> None:
     assert {case.model for case in chosen("gpt2-xl-*, billion*")} == {"gpt2-xl", "billion"}
     with pytest.raises(ValueError, match="no case is called 'gpt3'"):
         chosen("gpt3")
+    assert {case.rule for case in chosen("small2000-*,matrix-*", "bench-small")} == {"b0.9", "adamw"}
+    assert chosen("small2000-*", "bench-sgd") == []
+    with pytest.raises(ValueError, match="there is no part 'bench'; choose one of bench-adamw"):
+        chosen("", "bench")
 
 
 def test_kernels_are_compiled_by_one_step(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,11 +43,6 @@ NORMS: list[Symmetry] = [
 SYMMETRIES = [*EXACT, *NORMS]
 
 
-@pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     """The net is too small to share."""

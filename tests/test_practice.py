@@ -37,11 +37,6 @@ OPTIONS: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.05}
 EXACT = 1e-12
 
 
-@pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 def terms(law: nperf.ChargeReadout) -> torch.Tensor:
     """What the charge is made of, before anything cancels; never less than the parts' own norms."""
     prediction = law.discrete

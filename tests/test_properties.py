@@ -1,32 +1,49 @@
 """Whatever model, layout, symmetries and schedule: the CPU engine against the reference, nothing written beside them.
 
-And whatever JSON: a clear error, or symmetries that a step measures. The same few in every run of the tests; many
-more, and others each time, with
+Whatever options change between two steps: torch's trajectory, a budget that closes, a checkpoint that continues. And
+whatever JSON: a clear error, or symmetries that a step measures. The same few in every run of the tests; many more,
+and others each time, with
 
     python -m pytest tests/test_properties.py --hypothesis-profile fuzz
 """
 
 import copy
 import json
-from typing import Any
+import math
+from dataclasses import asdict
+from itertools import chain
+from typing import Any, NamedTuple
 
 import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
-from test_engines import DTYPES, ENGINES, HOST, Arena, joined
+from test_engines import CPU_ENGINES, DTYPES, ENGINES, HOST, KITS, Arena, joined
+from training import (
+    ADAM,
+    ADAMW,
+    SGD,
+    SYMMETRIES,
+    Kind,
+    assert_identities,
+    assert_same,
+    assert_same_readout,
+    loss_of,
+    make_net,
+)
 
 import noetherperf as nperf
 from bench import oracle
 from bench.bounds import assert_close, of_moments, of_step, of_stored, sum_eps
 from noetherperf import Norm, Part, Symmetry, Translation
 from noetherperf.measure.plan import Measurement, make_plan
+from noetherperf.rules.adam import AdamOptions
+from noetherperf.rules.given import GivenOptions
 from noetherperf.rules.law import Law
 from noetherperf.rules.moments import Moment
-from noetherperf.rules.sgd import SGD, Hyper
+from noetherperf.rules.sgd import Hyper
 from noetherperf.symmetry import from_json, to_json, validate
 
-CPU_ENGINES = [name for name in ENGINES if name.startswith("cpu")]
 pytestmark = pytest.mark.skipif(not CPU_ENGINES, reason="noetherperf._cpu is not built")
 
 
@@ -45,7 +62,7 @@ def shapes(draw: st.DrawFn) -> tuple[int, ...]:
     shape = draw(st.lists(sizes, max_size=4))
     if draw(st.booleans()) and shape:
         shape[draw(st.integers(0, len(shape) - 1))] = draw(st.sampled_from([257, 512, 1031]))
-    while torch.Size(shape).numel() > 60_000:
+    while math.prod(max(1, size) for size in shape) > 60_000:  # an empty tensor has strides too
         shape.pop()
     return tuple(shape)
 
@@ -86,31 +103,58 @@ def parts(draw: st.DrawFn, name: str, shape: tuple[int, ...]) -> Part:
     return Part(name, axis, start=start, stop=stop, fold=fold, stride=stride, period=period, weight=weight)
 
 
+LRS, DECAYS = st.sampled_from([0.0, 1e-3, 0.1, 1.0]), st.sampled_from([0.0, 5e-4, 0.3])
+
+
 @st.composite
 def hypers(draw: st.DrawFn) -> Hyper:
     """One step of any schedule."""
     momentum = draw(st.sampled_from([0.0, 0.0, 0.5, 0.9, 0.99]))
     nesterov = momentum > 0 and draw(st.booleans())
     return Hyper(
-        lr=draw(st.sampled_from([0.0, 1e-3, 0.1, 1.0])),
+        lr=draw(LRS),
         momentum=momentum,
         dampening=0.0 if nesterov else draw(st.sampled_from([0.0, 0.0, 0.4])),
-        weight_decay=draw(st.sampled_from([0.0, 5e-4, 0.3])),
+        weight_decay=draw(DECAYS),
         nesterov=nesterov,
         maximize=draw(st.booleans()),
     )
 
 
+BETAS = st.sampled_from([0.0, 0.5, 0.9])
+STEPS: dict[str, st.SearchStrategy[Any]] = {
+    "sgd": hypers(),
+    "adam": st.builds(
+        AdamOptions,
+        lr=LRS,
+        beta1=BETAS,
+        beta2=st.sampled_from([0.5, 0.99, 0.999]),
+        eps=st.sampled_from([1e-8, 1e-3]),
+        weight_decay=DECAYS,
+        amsgrad=st.booleans(),
+        maximize=st.booleans(),
+        decoupled=st.booleans(),
+    ),
+    "given": st.builds(GivenOptions, lr=LRS, decay=DECAYS, carry=BETAS, corrected=st.booleans()),
+}
+
+
 @pytest.mark.parametrize("engine", CPU_ENGINES)
-@settings(max_examples=examples(60), suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=examples(120), suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(data=st.data())
 def test_any_model_and_schedule(engine: str, data: st.DataObject) -> None:
+    """Of any rule; tensors wait, and some come late."""
+    which = data.draw(st.sampled_from(sorted(STEPS)))
+    kit = KITS[which]
+    rule = kit.rule
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**32 - 1)))
     n = data.draw(st.integers(1, 3))
     names = [f"w{i}" for i in range(n)]
     of = [data.draw(shapes()) for _ in names]
     dtypes = [data.draw(st.sampled_from(DTYPES)) for _ in names]
-    p, g, v = ([data.draw(arenas(*x, generator)) for x in zip(of, dtypes, strict=True)] for _ in range(3))
+    p, g, *v = (
+        [data.draw(arenas(*x, generator)) for x in zip(of, dtypes, strict=True)] for _ in range(2 + len(rule.buffers))
+    )
     symmetries: list[Symmetry] = []
     for i, (name, shape) in enumerate(zip(names, of, strict=True)):
         for j in range(data.draw(st.integers(0, 3))):
@@ -119,73 +163,85 @@ def test_any_model_and_schedule(engine: str, data: st.DataObject) -> None:
     validate(symmetries, dict(zip(names, of, strict=True)))
     groups = [data.draw(st.integers(0, 1)) for _ in names]
 
-    plan = make_plan(symmetries, names, of)
+    plan = make_plan(symmetries, names, of, rule)
     measurement = Measurement.empty(plan, n_groups=2)
     for tensor in measurement.tensors():
         tensor.fill_(torch.nan)
     made = ENGINES[engine](plan, [a.tensor for a in p], names, groups, measurement)
-    warm = [False] * n
-    for a in v:
-        a.tensor.zero_()
-    made.measure([[None] * n])
-    measurement.start(plan, warm)
+    n_there, ages = [kit.n_needed] * n, [0] * n  # of each tensor: buffers from the first on, and steps that wrote them
+    if kit.n_needed == 0:
+        for a in chain(*v):
+            a.tensor.zero_()
+    made.measure([[None] * n for _ in rule.buffers])
+    measurement.start(plan, [False] * n)
     for _ in range(data.draw(st.integers(1, 4))):
-        schedule = [data.draw(hypers()) for _ in range(2)]
+        schedule = [data.draw(STEPS[which]) for _ in range(2)]
         missing = [data.draw(st.sampled_from([False, False, False, True])) for _ in names]
         of_tensor = [schedule[i] for i in groups]
-        first = [h.momentum != 0 and not w and not m for h, w, m in zip(of_tensor, warm, missing, strict=True)]
-        warm = [w or f for w, f in zip(warm, first, strict=True)]
-        ages = [int(not f) for f in first]
-        before = [[a.tensor.to(torch.float64, copy=True) for a in arena] for arena in (p, g, v)]
-        stored = [[a.tensor.clone() for a in arena] for arena in (p, g, v)]
-        outside = [[a.outside().clone() for a in arena] for arena in (p, g, v)]
+        n_there = [
+            k if m else max(k, rule.n_written(options))
+            for k, m, options in zip(n_there, missing, of_tensor, strict=True)
+        ]
+        if kit.n_needed > 0:  # the buffer is what another optimizer has made of the parameter
+            for a, b in zip(p, v[0], strict=True):
+                b.tensor.copy_(a.tensor + 0.1 * torch.randn(a.tensor.shape, generator=generator, dtype=torch.float64))
+        before = [[a.tensor.to(torch.float64, copy=True) for a in arena] for arena in (p, g, *v)]
+        stored = [[a.tensor.clone() for a in arena] for arena in (p, g, *v)]
+        outside = [[a.outside().clone() for a in arena] for arena in (p, g, *v)]
         states = [state.clone() for state in measurement.states]
         was = measurement.moments.clone()
 
         grads = [None if m else a.tensor for a, m in zip(g, missing, strict=True)]
         made.admit(grads)
-        of_all = [a.tensor if w else None for a, w in zip(v, warm, strict=True)]
-        made.step(grads, [of_all], schedule, ages, HOST)
+        of_all = [
+            [a.tensor if k < there else None for a, there in zip(a_v, n_there, strict=True)] for k, a_v in enumerate(v)
+        ]
+        made.step(grads, of_all, schedule, ages, HOST)
 
-        for arena, kept in zip((p, g, v), outside, strict=True):
+        for arena, kept in zip((p, g, *v), outside, strict=True):
             for a, rest in zip(arena, kept, strict=True):
                 assert torch.equal(a.outside(), rest), "wrote out of bounds"
-        for i, hyper in enumerate(of_tensor):
+        for i, options in enumerate(of_tensor):
             views = [view for view in plan.views if view.tensor == i]
             assert torch.equal(g[i].tensor, stored[1][i])
             if missing[i]:
                 assert torch.equal(p[i].tensor, stored[0][i])
-                assert torch.equal(v[i].tensor, stored[2][i])
+                for a_v, kept in zip(v, stored[2:], strict=True):
+                    assert torch.equal(a_v[i].tensor, kept[i])
                 for view in views:
                     segments = slice(view.segment, view.segment + view.n_segments)
                     assert torch.equal(measurement.moments[: Moment.SUM_G, segments], was[: Moment.SUM_G, segments])
                     assert (measurement.moments[Moment.SUM_G :, segments] == 0).all()
                 continue
-            c = hyper.coefficients(ages[i])
-            p64, g64, v64 = before[0][i], before[1][i], before[2][i] if warm[i] else None
-            stepped = oracle.step(SGD, p64, g64, (v64,), c)
-            errors = of_step(SGD, p64, g64, (v64,), c, dtypes[i])
+            c = rule.coefficients_of(options, ages[i])
+            p64, g64 = before[0][i], before[1][i]
+            v64 = tuple(x[i] if k < n_there[i] else None for k, x in enumerate(before[2:]))
+            stepped = oracle.step(rule, p64, g64, v64, c)
+            errors = of_step(rule, p64, g64, v64, c, dtypes[i])
             assert_close(p[i].tensor, stepped.p, of_stored(stepped.p, errors.p, dtypes[i]), f"parameter {i}")
-            (v_new,), (of_v,) = stepped.buffers, errors.buffers
-            if c.mix_v != 0.0 and v_new is not None and of_v is not None:
-                assert_close(v[i].tensor, v_new, of_stored(v_new, of_v, dtypes[i]), f"buffer {i}")
-            else:
-                assert torch.equal(v[i].tensor, stored[2][i])
+            for k, (v_new, of_v) in enumerate(zip(stepped.buffers, errors.buffers, strict=True)):
+                if k < rule.n_written(options) and v_new is not None and of_v is not None:
+                    bound = of_stored(v_new, of_v, dtypes[i])
+                    assert_close(v[k][i].tensor, v_new, bound, f"{rule.buffers[k]} {i}")
+                else:
+                    assert torch.equal(v[k][i].tensor, stored[2 + k][i])
             for view in views:
                 sums = measurement.moments[:, view.segment : view.segment + view.n_segments]
                 factors = oracle.operands(p[i].tensor, p64, g64, stepped)
-                expected = oracle.moments(SGD, hyper, view, factors)
-                bound = of_moments(SGD, hyper, view, factors, errors, sum_eps(engine, dtypes[i]))
+                expected = oracle.moments(rule, options, view, factors)
+                bound = of_moments(rule, options, view, factors, errors, sum_eps(engine, dtypes[i]))
                 assert_close(sums, expected, bound, f"moments of {view}")
                 for law in Law:
                     at = view.law_segment[law]
                     if at >= 0:
                         state = states[law][:, at : at + view.n_segments]
-                        oracle.advance(SGD, law, state, sums, hyper, ages[i])
+                        oracle.advance(rule, law, state, sums, options, ages[i])
                         actual = measurement.states[law][:, at : at + view.n_segments]
                         torch.testing.assert_close(
-                            joined(SGD, law, actual), joined(SGD, law, state), rtol=1e-13, atol=1e-13
+                            joined(rule, law, actual), joined(rule, law, state), rtol=1e-13, atol=1e-13
                         )
+            if rule.ages(options):
+                ages[i] = rule.older(ages[i])
     for symmetry in symmetries:  # what the readout sums over views are the part's own groups
         (planned,) = plan.parts[symmetry.name]
         view, part = plan.views[planned.view], planned.part
@@ -194,6 +250,102 @@ def test_any_model_and_schedule(engine: str, data: st.DataObject) -> None:
         sums = measurement.moments[:, view.segment : view.segment + view.n_segments]
         bound = 1e-12 * (groups_of * groups_of).sum(1)
         assert_close(planned.reduce(sums[Moment.SQ_P]), (groups_of * groups_of).sum(1), bound, f"charge of {part}")
+
+
+# ---- optimizers
+
+
+class Plan(NamedTuple):
+    """A run's steps: the options of both parameter groups, and the parameters that have no gradient.
+
+    Fields:
+        kind: The optimizer.
+        probed: Whether it is torch's, with a Probe.
+        amsgrad: Of Adam and AdamW.
+        steps: The steps.
+    """
+
+    kind: Kind
+    probed: bool
+    amsgrad: bool
+    steps: list[tuple[list[Any], set[str]]]
+
+
+@st.composite
+def runs(draw: st.DrawFn) -> Plan:
+    kind = draw(st.sampled_from([SGD, ADAM, ADAMW]))
+    options = STEPS["sgd" if kind is SGD else "adam"]
+    late = st.sets(st.sampled_from(["fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias"]), max_size=2)
+    steps = draw(st.lists(st.tuples(st.lists(options, min_size=2, max_size=2), late), min_size=1, max_size=6))
+    return Plan(kind, draw(st.booleans()), draw(st.booleans()), steps)
+
+
+def as_in_torch(options: Any) -> dict[str, Any]:
+    """What a rule's options are in a parameter group, but for those that are the optimizer's for good."""
+    group = asdict(options)
+    if isinstance(options, AdamOptions):
+        group["betas"] = group.pop("beta1"), group.pop("beta2")
+        del group["amsgrad"], group["decoupled"]
+    return group
+
+
+class Training:
+    """A network in two parameter groups, its optimizer, and what measures."""
+
+    def __init__(self, plan: Plan, measured: bool = True) -> None:
+        self.plan, self.net = plan, make_net("cpu")
+        named = list(self.net.named_parameters())
+        groups = [{"params": named[:2]}, {"params": named[2:]}]
+        options: dict[str, Any] = {} if plan.kind is SGD else {"amsgrad": plan.amsgrad}
+        self.optimizer: torch.optim.Optimizer
+        self.measured: Any = None
+        if measured and not plan.probed:
+            options |= {"symmetries": SYMMETRIES, "backend": "cpu"}
+            self.optimizer = self.measured = plan.kind.ours(groups, **options)
+            return
+        self.optimizer = plan.kind.theirs(groups, foreach=False, **options)
+        if measured:
+            self.measured = nperf.Probe(self.optimizer, SYMMETRIES, named, backend="cpu")
+
+    def step(self, number: int) -> None:
+        options, late = self.plan.steps[number]
+        for group, of_group in zip(self.optimizer.param_groups, options, strict=True):
+            group.update(as_in_torch(of_group))
+        self.optimizer.zero_grad()
+        loss_of(self.net, number).backward()
+        for name, p in self.net.named_parameters():
+            if name in late:
+                p.grad = None
+        self.optimizer.step()
+
+    def reloaded(self) -> "Training":
+        """Another one, that continues from this one's checkpoint."""
+        other = Training(self.plan)
+        other.net.load_state_dict(self.net.state_dict())
+        other.optimizer.load_state_dict(self.optimizer.state_dict())
+        if self.plan.probed:
+            other.measured.load_state_dict(self.measured.state_dict())
+        return other
+
+
+@settings(max_examples=examples(60))
+@given(plan=runs(), data=st.data())
+def test_any_schedule_of_any_optimizer(plan: Plan, data: st.DataObject) -> None:
+    """Torch's trajectory, a budget that closes, and the same bits from a checkpoint at any step."""
+    reload_at = data.draw(st.integers(0, len(plan.steps)))
+    run, other, peer = Training(plan), Training(plan), Training(plan, measured=False)
+    for number in range(len(plan.steps)):
+        if number == reload_at:
+            other = other.reloaded()
+        for one in (run, other, peer):
+            one.step(number)
+        assert_identities(run.measured)
+    if plan.probed:
+        assert all(map(torch.equal, run.net.parameters(), peer.net.parameters()))
+    else:
+        assert_same(run.net, run.optimizer, peer.net, peer.optimizer, tolerance=1e-11)
+    assert all(map(torch.equal, run.net.parameters(), other.net.parameters()))
+    assert_same_readout(run.measured.readout(), other.measured.readout())
 
 
 # ---- symmetries by strangers
@@ -240,7 +392,7 @@ def hostile(draw: st.DrawFn) -> str:
     return json.dumps(data)
 
 
-def measured(text: str) -> nperf.SGD:
+def measured(text: str, kind: Kind) -> nperf.MeasuredOptimizer:
     """Steps that measure the symmetries of a text, guards around the parameters; ValueError where they do not fit."""
     torch.manual_seed(0)
     symmetries = from_json(text)
@@ -251,7 +403,8 @@ def measured(text: str) -> nperf.SGD:
         params[name] = storages[name][16 : 16 + torch.Size(shape).numel()].view(shape)
         params[name].copy_(torch.randn(shape))
         params[name].grad = torch.randn(shape)
-    optimizer = nperf.SGD(params.items(), lr=0.1, momentum=0.9, weight_decay=0.1, symmetries=symmetries, backend="cpu")
+    options = {"lr": 0.1, "weight_decay": 0.1, **({"momentum": 0.9} if kind is SGD else {})}
+    optimizer: nperf.MeasuredOptimizer = kind.ours(params.items(), symmetries=symmetries, backend="cpu", **options)
     for _ in range(2):
         optimizer.step()
     for name, storage in storages.items():
@@ -261,11 +414,12 @@ def measured(text: str) -> nperf.SGD:
 
 
 @settings(max_examples=examples(400))
-@given(text=hostile())
-@example(text=json.dumps(VALID))
-def test_hostile_symmetries(text: str) -> None:
+@given(text=hostile(), kind=st.sampled_from([SGD, ADAMW]))
+@example(text=json.dumps(VALID), kind=SGD)
+@example(text=json.dumps(VALID), kind=ADAMW)
+def test_hostile_symmetries(text: str, kind: Kind) -> None:
     try:
-        optimizer = measured(text)
+        optimizer = measured(text, kind)
     except ValueError:
         return
     for name, law in optimizer.readout().items():

@@ -215,7 +215,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("noetherperf.optim.meters.Meter.is_host", False)
     monkeypatch.setattr("noetherperf.optim.options.device_lr", device_lr)
-    monkeypatch.setattr("noetherperf.rules.sgd.device_lr", device_lr)
+    monkeypatch.setattr("noetherperf.rules.numbers.device_lr", device_lr)
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")

@@ -20,11 +20,6 @@ two_tensor = pytest.importorskip("torch.testing._internal.two_tensor")
 OPTIONS: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "dampening": 0.2, "weight_decay": 0.05}
 
 
-@pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 def ones(backend: str, *shape: int, **options: Any) -> Tensor:
     return torch.ones(shape, device=device_of(backend), **options)
 

@@ -80,11 +80,6 @@ LAYOUTS = {
 }
 
 
-@pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 @pytest.fixture(params=inputs_of(SGD), ids=lambda sample: sample.desc)
 def options(request: pytest.FixtureRequest) -> dict[str, Any]:
     """The keyword arguments of one of torch's inputs; a tensor among them is the test's own."""

@@ -1,6 +1,6 @@
 """The benchmarks on a GPU: the same cases and peers as on a CPU, timed by the device's own events.
 
-    python -m bench.gpu --out gpu.json [--seconds 200] [--cases 'resnet50-*'] [--device cuda]
+    python -m bench.gpu --out gpu.json [--part bench-adamw] [--seconds 200] [--cases 'resnet50-*'] [--device cuda]
 
 The device's time of a step is what lies between two events of its stream. A pause queued before the first one lets the
 host run ahead, so that no launch is waited for in between; what the host takes for a step is timed apart. Input sets
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import noetherperf as nperf
-from bench.gpu.cases import chosen
+from bench.gpu.cases import CASES_OF, chosen
 from bench.gpu.comparison import Bench
 from bench.gpu.device import Device
 from bench.gpu.run import compile_kernels, run
@@ -30,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     what.add_argument("--compile", metavar="I/N", help="only compile, for every N-th case from the I-th on")
     parser.add_argument("--seconds", type=float, default=200.0, help="after so many no case begins")
     parser.add_argument("--case-seconds", type=float, default=Bench.case_seconds, help="for the rounds of each case")
+    parser.add_argument("--part", default="", help=f"the cases of one part, of {', '.join(CASES_OF)}")
     parser.add_argument("--cases", default="", help="names or patterns of names, separated by commas")
     parser.add_argument("--device", default="cuda")
     options = parser.parse_args(arguments)
@@ -40,15 +41,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"bench.gpu: no backend can run on {options.device} ({reasons})", file=sys.stderr)
         return 1
 
+    cases = chosen(options.cases, options.part)
     if options.compile:
         first, step = map(int, options.compile.split("/"))
-        compile_kernels(chosen(options.cases)[first::step], device)
+        compile_kernels(cases[first::step], device)
         return 0
 
     def write(result: dict[str, Any]) -> None:
         options.out.write_text(json.dumps(result))
 
-    result = run(chosen(options.cases), Bench(device, options.case_seconds), options.seconds, write)
+    result = run(cases, Bench(device, options.case_seconds), options.seconds, write)
     for case in result["cases"]:
         for name, reason in case["wrong"].items():
             print(f"{case['case']}, {name}: {reason}", file=sys.stderr)

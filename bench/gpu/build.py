@@ -8,24 +8,24 @@ from bench.gpu.process import Part
 from bench.gpu.session import Session
 
 
-def build(session: Session) -> Iterator[Part]:
+def build(session: Session, name: str) -> Iterator[Part]:
     """The package with noetherperf._cuda for this device alone; without it where that fails."""
     session.ready.unlink(missing_ok=True)
     made = session.run(
-        "build venv", [session.machine.python, "-m", "venv", "--clear", "--without-pip", session.venv], 60.0
+        f"{name} venv", [session.machine.python, "-m", "venv", "--clear", "--without-pip", session.venv], 60.0
     )
     if made.status != "passed":
         yield made
         return
     site = next((session.venv / "lib").glob("python3.*/site-packages"))
     (site / "borrowed.pth").write_text("".join(f"{path}\n" for path in borrowed(session.machine.found["path"])))
-    part = session.run("build", _install(session, "ON"), min(180.0, session.left))
+    part = session.run(name, _install(session, "ON"), min(180.0, session.left))
     if part.status == "passed":
         part.detail = f"noetherperf._cuda for compute capability {session.machine.capability}"
         session.ready.touch()
     yield part
     if part.status != "passed":
-        part = session.run("build without CUDA", _install(session, "OFF"), min(90.0, session.left))
+        part = session.run(f"{name} without CUDA", _install(session, "OFF"), min(90.0, session.left))
         if part.status == "passed":
             part.detail = "for Triton alone"
             session.ready.touch()

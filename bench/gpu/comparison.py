@@ -9,13 +9,17 @@ import torch
 from bench.cases import Case
 from bench.cells import PLAIN
 from bench.correctness import Mismatch, check
+from bench.gpu.cases import MAX_COMPILED
 from bench.gpu.device import Device, GpuRounds, host_seconds, launches
 from bench.inputs import InputSet, make_input_set, n_sets
+from bench.iterations import timed
+from bench.networks import TASKS
 from bench.timing import Rounds, Step, figures, ratios
+from bench.training import TRAIN
 from bench.variants import VARIANTS, Unavailable, Variant, one_line, ours
 
-MAX_COMPILED = 20  # tensors: compiling takes seconds for each, and the whole run has minutes
 LEAST_ROUNDS = 7
+TRAIN_SECONDS = 5.0  # for the rounds of training
 
 PEERS = ("fused", "foreach", "compiled")
 MEASURING_PEERS = ("fused", "probed", "eager", "compiled_measured")
@@ -68,12 +72,16 @@ class Bench:
     def sets(self, case: Case) -> list[InputSet]:
         key = (case.shapes, case.dtype, case.recipe.is_squared)
         if key != self._key:
-            self._key, self._sets = (), []
-            self.device.forget()
+            self.forget()
             n = n_sets(case, 2 * self.device.cache, self.device.memory)
             self._sets = [make_input_set(case, i, self.device.device) for i in range(n)]
             self._key = key
         return self._sets
+
+    def forget(self) -> None:
+        """Free the input sets."""
+        self._key, self._sets = (), []
+        self.device.forget()
 
     def run(self, case: Case) -> dict[str, Any]:
         """Check and time one case.
@@ -81,6 +89,8 @@ class Bench:
         Raises:
             TooLarge: It does not fit into the device's memory.
         """
+        if case.suite == TRAIN:
+            return self.train(case)
         sets = self.sets(case)
         steps, reasons, wrong = self.admit(case, sets)
         steps["copy"] = copies(case, self.device)
@@ -88,13 +98,12 @@ class Bench:
             step()
         host = {name: host_seconds(variant, self.device) for name, variant in steps.items()}
         rounds: Rounds = GpuRounds(steps, host) if self.device.is_gpu else Rounds(steps)
-        for _ in range(rounds.calibrate(self.case_seconds, LEAST_ROUNDS)):
-            rounds.run()
+        rounds.compare("copy", self.case_seconds, LEAST_ROUNDS)
         counted = [name for name in steps if name in (*self.device.backends, "fused")]
         return {
             **case.described(),
             "input sets": len(sets),
-            "rounds": len(rounds.times["copy"]),
+            "rounds": rounds.n_rounds,
             "steps timed together": rounds.repeats,
             "figures": self.figures(rounds.times),
             "host seconds": {name: float(f"{x:.4g}") for name, x in host.items()},
@@ -102,6 +111,22 @@ class Bench:
             "not run": reasons,
             "wrong": wrong,
         }
+
+    def train(self, case: Case) -> dict[str, Any]:
+        """Time whole iterations.
+
+        Raises:
+            TooLarge: They do not fit into the device's memory.
+        """
+        self.forget()
+        batch = TASKS[case.model].described(self.device.device)
+        empty: dict[str, Any] = {"batch": batch, "figures": {}, "host seconds": {}, "launches": {}, "not run": {}}
+        try:
+            found = timed(case, self.device.memory, TRAIN_SECONDS, LEAST_ROUNDS, device=self.device.device)
+        except Mismatch as error:
+            wrong = {name: str(error) for name in self.device.backends[:1]}
+            return {**case.described(), **empty, "wrong": wrong}
+        return {**case.described(), **empty, **found, "wrong": {}}
 
     def figures(self, times: Mapping[str, Sequence[float]]) -> dict[str, dict[str, list[float]]]:
         """Per variant its seconds, what fraction of the copy's bandwidth it reaches, and its multiples of others."""

@@ -79,8 +79,7 @@ class GpuRounds(Rounds):
         self._cycles = cycles / (self._begin.elapsed_time(self._end) / 1e3)
 
     def _seconds(self, name: str, turns: Sequence[Step]) -> float:
-        pause = min(LONGEST_PAUSE, 1.5 * self._host[name] * len(turns) + 5e-5)
-        torch.cuda._sleep(int(pause * self._cycles))
+        torch.cuda._sleep(int(self._pause(name, len(turns)) * self._cycles))
         self._begin.record()
         for step in turns:
             step()
@@ -88,11 +87,13 @@ class GpuRounds(Rounds):
         self._end.synchronize()
         return float(self._begin.elapsed_time(self._end)) / 1e3
 
-    def calibrate(self, seconds: float, least: int) -> int:
-        begin = time.perf_counter()
-        super().calibrate(seconds, least)
-        wall = time.perf_counter() - begin  # of one round, which takes longer than its steps
-        return max(least, int(seconds / (wall * self.repeats)))
+    def _pause(self, name: str, n_steps: int) -> float:
+        """Seconds in which the host gets ahead by so many steps."""
+        return min(LONGEST_PAUSE, 1.5 * self._host[name] * n_steps + 5e-5)
+
+    def _wall(self, once: Mapping[str, float], periods: Mapping[str, int]) -> float:
+        pauses = sum(self._pause(name, self.repeats) / period for name, period in periods.items())
+        return super()._wall(once, periods) + pauses
 
 
 def host_seconds(steps: Sequence[Step], device: Device, seconds: float = 0.1) -> float:

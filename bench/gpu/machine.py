@@ -52,6 +52,11 @@ class Machine:
         return f"{major}{minor}"
 
     @property
+    def is_exclusive(self) -> bool:
+        """Whether the device takes one process at a time."""
+        return "Exclusive" in (nvidia_smi(ask_nvidia_smi())["compute mode"] or "")
+
+    @property
     def nvcc(self) -> Path | None:
         return find_nvcc(os.environ, self.found["path"])
 

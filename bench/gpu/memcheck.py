@@ -10,17 +10,17 @@ from bench.gpu.process import Part
 from bench.gpu.session import Session
 
 
-def memcheck(session: Session) -> Iterator[Part]:
+def memcheck(session: Session, name: str) -> Iterator[Part]:
     """A small set under compute-sanitizer: accesses out of bounds or misaligned, memory that was never written."""
     checker = find_sanitizer(session.machine.nvcc)
     if checker is None:
-        yield Part("memcheck", "not run", detail="compute-sanitizer is not here")
+        yield Part(name, "not run", detail="compute-sanitizer is not here")
         return
     tests = ["tests/test_gpu.py", "-k", "memory_checker and cuda", "-q", "--tb=short", "-p", "no:cacheprovider"]
     command: list[str | Path] = [checker, "--tool", "memcheck", "--error-exitcode", "86"]
     command += [session.python, "-m", "pytest", *tests]
-    part = session.run("memcheck", command, min(75.0, session.left), PYTORCH_NO_CUDA_MEMORY_CACHING="1")
-    summary = re.findall(r"ERROR SUMMARY: .*", session.log("memcheck").read_text(errors="replace"))
+    part = session.run(name, command, min(75.0, session.left), PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+    summary = re.findall(r"ERROR SUMMARY: .*", session.log(name).read_text(errors="replace"))
     part.detail = "; ".join(filter(None, [part.detail, summary[-1] if summary else "no summary"]))
     if part.status == "passed" and not summary:
         part.status = "failed"

@@ -10,6 +10,7 @@ from bench.cases import LARGE_MODELS, Case
 from bench.gpu.comparison import Bench
 from bench.gpu.device import Device
 from bench.inputs import TooLarge, make_input_set
+from bench.training import TRAIN
 from bench.variants import one_line, ours
 
 
@@ -42,10 +43,10 @@ def run(
 def compile_kernels(cases: Sequence[Case], device: Device) -> None:
     """Make a step of each case by every backend, with and without its measurement.
 
-    Not of the largest models, whose kernels are those of smaller ones.
+    Not of the largest models, whose kernels are those of smaller ones, and not of those that are trained.
     """
     for case in cases:
-        if case.model in LARGE_MODELS:
+        if case.model in LARGE_MODELS or case.suite == TRAIN:
             continue
         inputs = make_input_set(case, 0, device.device)
         for backend in device.backends:

@@ -20,12 +20,12 @@ class Session:
     Args:
         machine: The one that is measured.
         out: Where the results go.
-        deadline: When everything must have ended, by time.monotonic.
+        deadline: When the present part must have ended, by time.monotonic.
         cases: For the benchmarks (--cases).
         work: Where the build goes, and what parts leave for each other.
 
     Attributes:
-        bench: What the benchmarks measured; None before.
+        bench: What the benchmarks have measured so far; None before.
     """
 
     machine: Machine
@@ -53,11 +53,6 @@ class Session:
     def ready(self) -> Path:
         """A file that is there when the build is whole."""
         return self.work / "ready"
-
-    @property
-    def chosen_cases(self) -> list[str]:
-        """Options of bench.gpu."""
-        return ["--cases", self.cases] if self.cases else []
 
     def log(self, part: str) -> Path:
         return self.out / f"gpu-{part.replace(' ', '-')}.log"

@@ -1,22 +1,13 @@
-"""Part "tests": all tests of both GPU backends, by the machine's pytest."""
+"""Parts "tests-…": all tests of both GPU backends, by the machine's pytest."""
 
 import os
 import re
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
-from bench.gpu.machine import ask_nvidia_smi, nvidia_smi
 from bench.gpu.process import Part
 from bench.gpu.session import Session
-
-BENCH_SECONDS = 120.0  # that tests leave to the benchmarks
-
-#: Backends, and which share of the cores takes their tests: Triton compiles many kernels.
-BACKENDS = {"cuda": 0.25, "triton": 0.75}
 
 #: Tests that every backend passes, with what they need beside torch, numpy and pytest.
 SUITE = {
@@ -26,25 +17,25 @@ SUITE = {
     "tests/test_practice.py": ["hypothesis"],
     "tests/test_laws_end_to_end.py": ["hypothesis"],
 }
+ENGINES = ["tests/test_engines.py", "tests/test_gpu.py"]
+
+#: Per part the backend and its tests. Triton compiles many kernels, so that its tests take two parts.
+TESTS = {
+    "tests-cuda": ("cuda", [*ENGINES, *SUITE]),
+    "tests-triton-engines": ("triton", ENGINES),
+    "tests-triton-optimizers": ("triton", list(SUITE)),
+}
 
 
-def tests(session: Session) -> Iterator[Part]:
-    """Run the tests of both backends side by side; meanwhile Triton compiles what the benchmarks will time."""
-    limit = session.left - BENCH_SECONDS if session.left > 2 * BENCH_SECONDS else session.left / 2
-    suite = [path for path in SUITE if path not in _unfit(session)]
-    paths = ["tests/test_engines.py", "tests/test_gpu.py", *suite]
-    alone = nvidia_smi(ask_nvidia_smi())
-    n_cores = 1 if "Exclusive" in (alone["compute mode"] or "") else os.cpu_count() or 1
-    end = time.monotonic() + limit
-    jobs: list[Callable[[], Part]] = [
-        partial(_pytest, session, backend, paths, int(share * n_cores), end) for backend, share in BACKENDS.items()
-    ]
-    n = max(1, n_cores // 4)
-    jobs += [partial(_compile, session, f"{i}/{n}", end) for i in range(n) if session.machine.found["triton"]]
-    with ThreadPoolExecutor(len(jobs) if n_cores > 1 else 1) as pool:
-        yield from pool.map(lambda job: job(), jobs)
-    for path, missing in _unfit(session).items():
-        yield Part(path, "not run", detail=f"needs {' and '.join(missing)}, which is not here")
+def tests(session: Session, name: str) -> Iterator[Part]:
+    """Run a part's tests on all cores."""
+    backend, paths = TESTS[name]
+    unfit = _unfit(session)
+    n_cores = 1 if session.machine.is_exclusive else os.cpu_count() or 1
+    yield _pytest(session, name, backend, [path for path in paths if path not in unfit], n_cores)
+    for path in paths:
+        if path in unfit:
+            yield Part(path, "not run", detail=f"needs {' and '.join(unfit[path])}, which is not here")
 
 
 def _unfit(session: Session) -> dict[str, list[str]]:
@@ -55,12 +46,9 @@ def _unfit(session: Session) -> dict[str, list[str]]:
     return {path: missing for path, missing in lacking.items() if missing}
 
 
-def _pytest(session: Session, backend: str, paths: Sequence[str], n_workers: int, end: float) -> Part:
+def _pytest(session: Session, name: str, backend: str, paths: Sequence[str], n_workers: int) -> Part:
     """A backend's tests, by n_workers processes where pytest-xdist is there."""
-    name, limit = f"tests {backend}", end - time.monotonic()
-    if limit < 1.0:
-        return Part(name, "not run", detail="there was no time left for it")
-    results = session.work / f"{name.replace(' ', '-')}.xml"
+    results = session.work / f"{name}.xml"
     results.unlink(missing_ok=True)
     # Versions that were never tried may warn: shown, but no error.
     options = ["-v", "--maxfail=20", "--tb=short", "-rfE", "-Wdefault", "-pno:cacheprovider", "-pno:benchmark"]
@@ -68,17 +56,8 @@ def _pytest(session: Session, backend: str, paths: Sequence[str], n_workers: int
     if n_workers > 1 and "xdist" in session.machine.found["modules"]:
         options += ["-n", str(n_workers)]
     chosen = ["-k", f"{backend} and not emulated and not interpreted"]
-    part = session.run(name, [session.python, "-m", "pytest", *paths, *chosen, *options], limit)
+    part = session.run(name, [session.python, "-m", "pytest", *paths, *chosen, *options], session.left - 5.0)
     return judge_tests(part, results, session.log(name))
-
-
-def _compile(session: Session, share: str, end: float) -> Part:
-    """Compile Triton's kernels of a share of the benchmarks; the benchmarks compile what there was no time for."""
-    command: list[str | Path] = [session.python, "-m", "bench.gpu", "--compile", share, *session.chosen_cases]
-    part = session.run(f"compile {share}".replace("/", " of "), command, end - time.monotonic())
-    if part.status == "timed out":
-        part.status, part.output = "passed", ""
-    return part
 
 
 def judge_tests(part: Part, results: Path, log: Path) -> Part:

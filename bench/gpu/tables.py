@@ -1,12 +1,14 @@
 """A GPU run as Markdown: targets, tables, failures. Needs nothing but Python.
 
-    python -m bench.gpu.tables
+    python -m bench.gpu.tables [runs/bench/gpu.json]
 
-puts bench/results/gpu.json into the documentation's page of figures.
+keeps a record in bench/results, if one is named, and puts the one that is kept there into the page of figures.
 """
 
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from bench import page
@@ -14,6 +16,7 @@ from bench.cells import LABELS, NONE, PLAIN, Info, bandwidth_cell, ratio_cell, t
 from bench.checkout import RESULTS, describe_commit
 from bench.gpu.targets import targets_table
 from bench.markdown import Notes, seconds, table
+from bench.training import STEPS, TITLE, TRAIN, training_table
 
 RESULT = RESULTS / "gpu.json"
 COMMAND = "python -m bench.gpu.tables"
@@ -93,7 +96,8 @@ def host_table(infos: Sequence[Info], backends: Sequence[str]) -> str:
 
 def bench_sections(bench: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     backends, infos, notes = bench["backends"], bench["cases"], Notes()
-    timed = [info for info in infos if info["suite"] != "host"]
+    timed = [info for info in infos if info["suite"] == STEPS]
+    trained = [info for info in infos if info["suite"] == TRAIN]
     stepping = [info for info in timed if info["view"] == "none"]
     measuring = [info for info in timed if info["view"] != "none"]
     yield "Targets, as measured", targets_table(bench)
@@ -101,10 +105,12 @@ def bench_sections(bench: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "The step alone", step_table(stepping, backends, notes)
     if measuring:
         yield "The step with its measurement", measured_table(measuring, backends, notes)
+    if trained:
+        yield TITLE, training_table(trained, notes)
     if str(notes):
         yield "Notes", str(notes)
-    if infos:
-        yield "Host time of a step, and kernels + copies launched", host_table(infos, backends)
+    if stepped := [info for info in infos if info["suite"] != TRAIN]:
+        yield "Host time of a step, and kernels + copies launched", host_table(stepped, backends)
     failures = [*bench["not timed"]]
     failures += [{"case": i["case"], "reason": f"{name}: {why}"} for i in infos for name, why in i["wrong"].items()]
     if failures:
@@ -162,13 +168,26 @@ def short_table(infos: Sequence[Info], backends: Sequence[str], notes: Notes) ->
 def section(result: Mapping[str, Any]) -> str:
     """The part of a run that the documentation shows."""
     bench, notes = result["bench"], Notes()
-    timed = [info for info in bench["cases"] if info["suite"] != "host"]
-    pieces = [targets_table(bench), short_table(timed, bench["backends"], notes), str(notes)]
+    timed = [info for info in bench["cases"] if info["suite"] == STEPS]
+    trained = [info for info in bench["cases"] if info["suite"] == TRAIN]
+    pieces = [targets_table(bench), short_table(timed, bench["backends"], notes)]
+    if trained:
+        pieces += [f"{TITLE}:", training_table(trained, notes)]
+    pieces.append(str(notes))
     source = (
         f"Written by `make gpu-report` on {describe(result['environment'])}; all of it is in `bench/results/gpu.md`."
     )
     return "\n\n".join(piece for piece in [*pieces, source] if piece) + "\n"
 
 
-if __name__ == "__main__":
+def publish(arguments: Sequence[str]) -> None:
+    """Keep the record that is named, if one is, and write the page's section."""
+    if arguments:
+        record = Path(arguments[0])
+        RESULT.write_text(record.read_text())
+        RESULT.with_suffix(".md").write_text(record.with_suffix(".md").read_text())
     page.write("gpu", COMMAND, section(json.loads(RESULT.read_text())))
+
+
+if __name__ == "__main__":
+    publish(sys.argv[1:])

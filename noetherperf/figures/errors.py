@@ -10,9 +10,8 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from noetherperf import theory
 from noetherperf.figures.claims import Claim, Data, slope
-from noetherperf.figures.runs import Run, series, train
+from noetherperf.figures.runs import modified_flow, train
 from noetherperf.optim.sgd import SGD
 from noetherperf.recipes import digits
 from noetherperf.recipes.models import digits_network
@@ -69,27 +68,18 @@ def _errors(hyper: Hyper, batch: int) -> dict[tuple[str, str], float]:
             module.eps = 1e-30  # the scale symmetry is exact in the limit eps → 0
     n_steps = round(TIME / hyper.lr)
     optimizer = SGD(model.named_parameters(), **asdict(hyper), symmetries=symmetries)
-    run = train(model, optimizer, digits.load(dtype=torch.float64), n_steps, batch)
+    data = digits.load(dtype=torch.float64)
+    run = train(model, optimizer, data, n_steps, batch, every=n_steps, with_updates=True)
     found: dict[tuple[str, str], list[NDArray[np.float64]]] = {}
     for name, law in run.readouts[-1].items():
         predictions = {
             "flow": (law.flow.free, law.flow.forced),
-            "modified": _modified_flow(run, name, hyper),
+            "modified": tuple(term[-1] for term in modified_flow(run, name, hyper)),
             "discrete": (law.discrete.free, law.discrete.forced),
         }
         for which, (free, forced) in predictions.items():
             found.setdefault((law.symmetry.kind, which), []).append(_relative(law.charge, free, forced))
     return {(kind, law): float(LAWS[law](np.concatenate(errors))) for (kind, law), errors in found.items()}
-
-
-def _modified_flow(run: Run, name: str, hyper: Hyper) -> tuple[Tensor, Tensor]:
-    """Free and forced of the modified flow law at the end, from what each step adds to a norm."""
-    law, time = run.readouts[0][name], [run.readouts[-1].time]
-    free = theory.free(law.symmetry.law, law.charge, time, hyper, flow="modified")[0]
-    if law.symmetry.law == "translation":
-        return free, torch.zeros_like(free)
-    sq_update = torch.from_numpy(series(run, name, lambda law: law.moments["sq_u"])[1:])
-    return free, theory.driven(law.charge, sq_update, hyper, flow="modified")[-1] - free
 
 
 def _relative(charge: Tensor, free: Tensor, forced: Tensor) -> NDArray[np.float64]:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from noetherperf import theory
 from noetherperf.figures.claims import Claim, Data
-from noetherperf.figures.runs import Vgg, series, train_vgg
+from noetherperf.figures.runs import Vgg, modified_flow, series, train_vgg
 from noetherperf.rules.sgd import Hyper
 
 __all__ = ["claims", "compute", "measured_frequency"]
@@ -47,13 +47,12 @@ def compute(quick: bool) -> Data:
         run, motion = train_vgg(vgg), theory.oscillator("translation", vgg.hyper)
         charge = series(run, LAYER, lambda law: law.charge)
         columns = np.argsort(charge[0])[np.linspace(0, charge.shape[1] - 1, N_COLUMNS).round().astype(int)]
-        initial, times = run.readouts[0][LAYER].charge, [readout.time for readout in run.readouts]
-        modified = theory.free("translation", initial, times, vgg.hyper, flow="modified").numpy()
+        modified, _ = modified_flow(run, LAYER, vgg.hyper)
         arrays = {
             "steps": run.steps,
             "charge": charge[:, columns],
             "flow": series(run, LAYER, lambda law: law.flow.total)[:, columns],
-            "modified": modified[:, columns],
+            "modified": modified.numpy()[:, columns],
             "accuracy": run.accuracy,
             "loss": run.losses,
             "lr": vgg.hyper.lr,

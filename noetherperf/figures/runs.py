@@ -1,7 +1,7 @@
 """Training runs for the gallery: an ordinary loop that keeps the optimizer's readout every few steps."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cache
 
 import numpy as np
@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from noetherperf import theory
 from noetherperf.measure.readout import ChargeReadout, Readout
 from noetherperf.optim.measured import MeasuredOptimizer
 from noetherperf.optim.sgd import SGD
@@ -17,8 +18,7 @@ from noetherperf.recipes.train import Loop, accuracy, charge_error
 from noetherperf.recipes.vgg import centre, vgg16
 from noetherperf.rules.sgd import Hyper
 
-__all__ = ["Run", "Vgg", "series", "train", "train_vgg"]
-
+__all__ = ["Run", "Vgg", "modified_flow", "series", "train", "train_vgg"]
 
 N_CENTRED = 128
 
@@ -33,6 +33,7 @@ class Run:
         probes: The probed values of each row, [n rows, n probed].
         losses: Training loss of each step's batch, [n steps].
         accuracy: Share of the test images classified correctly at the end, 0 to 1.
+        sq_updates: Where it was asked for, |u|² of each step by the symmetry's name, [n steps, n groups].
     """
 
     steps: NDArray[np.int64]
@@ -40,6 +41,7 @@ class Run:
     probes: NDArray[np.float64]
     losses: NDArray[np.float64]
     accuracy: float
+    sq_updates: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def train(
@@ -51,6 +53,7 @@ def train(
     *,
     every: int = 1,
     probe: Callable[[], Tensor] = lambda: torch.empty(0),
+    with_updates: bool = False,
 ) -> Run:
     """Train with cross-entropy on batches drawn with torch's global seed, with a readout every few steps.
 
@@ -62,12 +65,14 @@ def train(
         batch_size: Images in a batch, drawn without replacement within an epoch.
         every: Steps between readouts. The first readout is before step 1, the last after the last step.
         probe: Called at each readout; returns a vector.
+        with_updates: Whether to keep |u|² of every step, which `modified_flow` needs of norms.
 
     Raises:
         RuntimeError: The measured charges at the end are not those of the parameters.
     """
     loop = Loop(model, optimizer)
     steps, readouts, probes, losses = [0], [optimizer.readout()], [_kept(probe)], []
+    sq_updates: dict[str, list[Tensor]] = {name: [] for name in readouts[0]} if with_updates else {}
     order: list[Tensor] = []
     for step in range(1, n_steps + 1):
         if not order:  # full batches only, so that the noise does not vary
@@ -77,13 +82,19 @@ def train(
         rows = order.pop()
         loop.step(data.train_images[rows], data.train_labels[rows])
         losses.append(loop.loss.item())
-        if step % every == 0 or step == n_steps:
+        is_row = step % every == 0 or step == n_steps
+        if is_row or with_updates:
+            readout = optimizer.readout()
+        for name, kept in sq_updates.items():
+            kept.append(readout[name].moments["sq_u"])
+        if is_row:
             steps.append(step)
-            readouts.append(optimizer.readout())
+            readouts.append(readout)
             probes.append(_kept(probe))
     charge_error(optimizer)
     tests = zip(data.test_images.split(128), data.test_labels.split(128), strict=True)
-    return Run(np.array(steps), readouts, np.stack(probes), np.array(losses), accuracy(model, tests))
+    all_updates = {name: torch.stack(kept) for name, kept in sq_updates.items()}
+    return Run(np.array(steps), readouts, np.stack(probes), np.array(losses), accuracy(model, tests), all_updates)
 
 
 def series(run: Run, name: str, read: Callable[[ChargeReadout], Tensor]) -> NDArray[np.float64]:
@@ -92,13 +103,29 @@ def series(run: Run, name: str, read: Callable[[ChargeReadout], Tensor]) -> NDAr
     return found
 
 
+def modified_flow(run: Run, name: str, hyper: Hyper) -> tuple[Tensor, Tensor]:
+    """Free and forced of a symmetry's modified flow law at each row, [n rows, n groups] each.
+
+    Args:
+        run: From cold buffers; `with_updates`, unless it is a translation.
+        name: The symmetry's.
+        hyper: The run's.
+    """
+    law, times = run.readouts[0][name], [readout.time for readout in run.readouts]
+    free = theory.free(law.symmetry.law, law.charge, times, hyper, flow="modified")
+    if law.symmetry.law == "translation":
+        return free, torch.zeros_like(free)
+    driven = theory.driven(law.charge, run.sq_updates[name], hyper, flow="modified")
+    return free, driven[torch.from_numpy(run.steps)] - free
+
+
 @dataclass(frozen=True)
 class Vgg:
     """Settings for training a VGG-16 on the enlarged digits.
 
     Attributes:
         batch_norm, width, image_size, dropout: As in recipes.vgg.vgg16.
-        hyper, n_steps, batch_size, every: As in `train`.
+        hyper, n_steps, batch_size, every, with_updates: As in `train`.
     """
 
     batch_norm: bool
@@ -109,6 +136,7 @@ class Vgg:
     batch_size: int = 16
     every: int = 5
     dropout: float = 0.5
+    with_updates: bool = False
 
 
 @cache
@@ -129,7 +157,15 @@ def train_vgg(settings: Vgg) -> Run:
     if not settings.batch_norm:
         centre(model, data.train_images[:N_CENTRED])
     optimizer = SGD(model.named_parameters(), **asdict(settings.hyper), symmetries=symmetries)
-    return train(model, optimizer, data, settings.n_steps, settings.batch_size, every=settings.every)
+    return train(
+        model,
+        optimizer,
+        data,
+        settings.n_steps,
+        settings.batch_size,
+        every=settings.every,
+        with_updates=settings.with_updates,
+    )
 
 
 @cache

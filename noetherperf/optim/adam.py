@@ -8,6 +8,7 @@ from torch import Tensor
 from noetherperf.optim.following import labels_in
 from noetherperf.optim.measured import MeasuredOptimizer
 from noetherperf.rules import adam
+from noetherperf.rules.numbers import check_betas, check_number
 from noetherperf.rules.rule import Rule
 from noetherperf.symmetry import Symmetry
 
@@ -49,9 +50,9 @@ class Adam(MeasuredOptimizer):
         backend: "auto", or one of noetherperf.backends() that has this rule's kernels.
 
     Raises:
-        ValueError: A hyperparameter out of range; betas neither two floats nor two tensors; symmetries that do not fit
-            the parameters; an unknown backend; parameters that share memory.
-        TypeError: A parameter of a kind that the backend cannot step or measure.
+        ValueError: A hyperparameter out of range, or a tensor of several elements; betas neither two floats nor two
+            tensors; symmetries that do not fit the parameters; an unknown backend; parameters that share memory.
+        TypeError: A hyperparameter that is no number; a parameter of a kind that the backend cannot step or measure.
         RuntimeError: The named backend cannot run here, or has no kernels of this rule; differentiable=True; foreach
             and fused both True.
 
@@ -78,11 +79,11 @@ class Adam(MeasuredOptimizer):
         symmetries: Sequence[Symmetry] = (),
         backend: str = "auto",
     ) -> None:
-        if isinstance(lr, Tensor):
-            if foreach and not capturable:
-                raise ValueError("lr as a Tensor is not supported for capturable=False and foreach=True")
-            if lr.numel() != 1:
-                raise ValueError("Tensor lr must be 1-element")
+        if isinstance(lr, Tensor) and foreach and not capturable:
+            raise ValueError("lr as a Tensor is not supported for capturable=False and foreach=True")
+        for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
+            check_number(name, value)
+        check_betas(betas)
         if not lr >= 0.0:
             raise ValueError(f"Invalid learning rate: {lr}")
         if not eps >= 0.0:
@@ -95,11 +96,8 @@ class Adam(MeasuredOptimizer):
         if not any(all(isinstance(beta, kind) for beta in betas[:2]) for kind in (float, Tensor)):
             raise ValueError("betas must be either both floats or both Tensors")
         for i, beta in enumerate(betas):
-            if isinstance(beta, Tensor):
-                if foreach and not capturable:
-                    raise ValueError(f"betas[{i}] as a Tensor is not supported for capturable=False and foreach=True")
-                if beta.numel() != 1:
-                    raise ValueError(f"Tensor betas[{i}] must be 1-element")
+            if isinstance(beta, Tensor) and foreach and not capturable:
+                raise ValueError(f"betas[{i}] as a Tensor is not supported for capturable=False and foreach=True")
         if fused:
             if differentiable:
                 raise RuntimeError("`fused` does not support `differentiable`")

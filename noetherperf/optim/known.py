@@ -31,10 +31,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from noetherperf.common.untrusted import shown
 from noetherperf.optim import adam, sgd
 from noetherperf.optim.following import Group
 from noetherperf.rules.adam import ADAM, AdamOptions
 from noetherperf.rules.law import Law
+from noetherperf.rules.numbers import betas_in, check_number, number_in
 
 #: An option by hand: a number, or a function that reads it from a parameter group.
 ByHand = float | Callable[[Group], float]
@@ -66,7 +68,7 @@ class Known:
 
 def _coupled(group: Group, through: str) -> str:
     """The reason why coupled weight decay leaves a law open; empty without weight decay."""
-    if group["weight_decay"] == 0:
+    if number_in(group, "weight_decay") == 0.0:
         return ""
     return f"weight decay goes through the {through}, so that free + forced leaves out what it takes away"
 
@@ -76,9 +78,9 @@ def _buffer(slot: Mapping[str, Any], age: int) -> Tensor | None:
 
 
 def _sgd(group: Group) -> Known:
-    momentum = float(group["momentum"])
+    momentum = number_in(group, "momentum")
     if momentum == 0.0:
-        return Known(decay=float(group["weight_decay"]))  # u = g: coupled and decoupled decay are one
+        return Known(decay=number_in(group, "weight_decay"))  # u = g: coupled and decoupled decay are one
     reason = _coupled(group, "momentum buffer")
     if group["nesterov"]:
         reason = "an update with Nesterov momentum is no decaying sum of gradients"
@@ -86,7 +88,7 @@ def _sgd(group: Group) -> Known:
 
 
 def _rmsprop(group: Group) -> Known:
-    return Known(carry=float(group["momentum"]), reason=_coupled(group, "preconditioner"), carried=_buffer)
+    return Known(carry=number_in(group, "momentum"), reason=_coupled(group, "preconditioner"), carried=_buffer)
 
 
 def _decoupled(group: Group) -> bool:
@@ -94,9 +96,9 @@ def _decoupled(group: Group) -> bool:
 
 
 def _adam(group: Group) -> Known:
-    beta1, beta2 = map(float, group["betas"])
-    decay, amsgrad = float(group["weight_decay"]), bool(group.get("amsgrad"))
-    options = AdamOptions(0.0, beta1, beta2, float(group["eps"]), decay, amsgrad, decoupled=_decoupled(group))
+    beta1, beta2 = betas_in(group)
+    decay, amsgrad = number_in(group, "weight_decay"), bool(group.get("amsgrad"))
+    options = AdamOptions(0.0, beta1, beta2, number_in(group, "eps"), decay, amsgrad, decoupled=_decoupled(group))
 
     def carried(slot: Mapping[str, Any], age: int) -> Tensor | None:
         return ADAM.carried(tuple(map(slot.get, ADAM.buffers)), options, age)
@@ -115,7 +117,7 @@ def _adamax(group: Group) -> Known:
         return None if mean is None or scale is None else torch.where(mean == 0.0, 0.0, mean / scale)
 
     reason = _coupled(group, "preconditioner")
-    return Known(0.0, float(group["betas"][0]), corrected=True, reason=reason, carried=carried)
+    return Known(0.0, betas_in(group)[0], corrected=True, reason=reason, carried=carried)
 
 
 def _without_memory(group: Group) -> Known:
@@ -123,20 +125,20 @@ def _without_memory(group: Group) -> Known:
 
 
 def _adafactor(group: Group) -> Known:
-    return Known(decay=float(group["weight_decay"]))
+    return Known(decay=number_in(group, "weight_decay"))
 
 
 def _open(what: str) -> Callable[[Group], Known]:
     """Of an optimizer that decays decoupled if it is asked to."""
 
     def known(group: Group) -> Known:
-        return Known(float(group["weight_decay"]) if _decoupled(group) else 0.0, reason=what)
+        return Known(number_in(group, "weight_decay") if _decoupled(group) else 0.0, reason=what)
 
     return known
 
 
 def _muon(group: Group) -> Known:
-    return Known(float(group["weight_decay"]), reason="Muon's update is orthogonalized, and no sum of gradients")
+    return Known(number_in(group, "weight_decay"), reason="Muon's update is orthogonalized, and no sum of gradients")
 
 
 #: The optimizers that are known, each with a function of a parameter group.
@@ -167,15 +169,15 @@ class Knowledge:
         carry, decay: By hand, in the place of what the table says.
 
     Raises:
-        ValueError: A number is out of range, or `like` is not in the table.
+        ValueError: `like` is not in the table.
     """
 
     def __init__(
         self, optimizer: Optimizer, like: type[Optimizer] | None, carry: ByHand | None, decay: ByHand | None
     ) -> None:
-        if like is not None and like not in TABLE:
+        if like is not None and not (isinstance(like, type) and like in TABLE):
             names = ", ".join(dict.fromkeys(kind.__name__ for kind in TABLE))
-            raise ValueError(f"like={like!r} is not known; it must be one of torch.optim's {names}")
+            raise ValueError(f"like={shown(like)} is not known; it must be one of torch.optim's {names}")
         self._name = type(optimizer).__name__
         self._of = TABLE.get(like or _kind(type(optimizer)) or Optimizer, self._unknown)
         self._carry, self._decay = carry, decay
@@ -190,7 +192,8 @@ class Knowledge:
         """What is known of the steps of a parameter group with its present options.
 
         Raises:
-            ValueError: A number by hand is out of range.
+            TypeError: An option, or what is given by hand, is no number.
+            ValueError: It is out of range, or a tensor of several elements.
         """
         known = self._of(group)
         if self._carry is not None:
@@ -201,7 +204,9 @@ class Knowledge:
         return known
 
     def _number(self, name: str, given: ByHand, group: Group, below: float = float("inf")) -> float:
-        value = float(given(group) if callable(given) else given)
+        found = given(group) if callable(given) else given
+        check_number(name, found)
+        value = float(found)
         if not 0.0 <= value < below:
             raise ValueError(f"{name} must be at least 0" + (" and below 1" if below == 1.0 else "") + f", got {value}")
         return value

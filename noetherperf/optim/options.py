@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from noetherperf.engines import OnDevice
-from noetherperf.rules.rule import Rule, device_lr
+from noetherperf.rules.numbers import device_lr
+from noetherperf.rules.rule import Rule
 
 
 class GroupOptions:
@@ -27,9 +28,17 @@ class GroupOptions:
         self.on_device = OnDevice([])
 
     def read(self, groups: Sequence[Mapping[str, Any]]) -> None:
-        """Read them."""
+        """Read them.
+
+        Raises:
+            TypeError, ValueError: An option is no number where it must be, or out of range.
+        """
         values = list(map(self._values_of, groups))
-        if self._values is not None and values == self._values:
+        try:
+            is_unchanged = self._values is not None and values == self._values
+        except (RuntimeError, ValueError):  # of a tensor or array of several elements, which the rule will refuse
+            is_unchanged = False
+        if is_unchanged:
             return
         is_plain = all(map(_is_immutable, values))
         options, lrs = [self._rule.options(group) for group in groups], list(map(device_lr, groups))

@@ -59,7 +59,7 @@ class Probe:
 
     Raises:
         TypeError: It is no optimizer of torch, or its steps have no hooks; a parameter of a kind that cannot be
-            measured.
+            measured; carry or decay is no number.
         ValueError: There are no symmetries, they do not fit the parameters, or need some that the optimizer does not
             step; carry, decay or like is invalid; an unknown backend.
         RuntimeError: The named backend cannot run here.

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from noetherperf.optim.measured import MeasuredOptimizer
 from noetherperf.rules import sgd
+from noetherperf.rules.numbers import check_number
 from noetherperf.rules.rule import Rule
 from noetherperf.symmetry import Symmetry
 
@@ -38,9 +39,9 @@ class SGD(MeasuredOptimizer):
         backend: "auto", or one of noetherperf.engines.backends().
 
     Raises:
-        ValueError: A hyperparameter out of range; symmetries that do not fit the parameters; an unknown backend;
-            parameters that share memory.
-        TypeError: A parameter of a kind that the backend cannot step or measure.
+        ValueError: A hyperparameter out of range, or a tensor of several elements; symmetries that do not fit the
+            parameters; an unknown backend; parameters that share memory.
+        TypeError: A hyperparameter that is no number; a parameter of a kind that the backend cannot step or measure.
         RuntimeError: The named backend cannot run here; differentiable=True; foreach and fused both True.
 
     Source: Kunin et al. (2021), "Neural Mechanics", arXiv:2012.04728; Sutskever et al. (2013) for the momentum.
@@ -64,8 +65,9 @@ class SGD(MeasuredOptimizer):
         symmetries: Sequence[Symmetry] = (),
         backend: str = "auto",
     ) -> None:
-        if isinstance(lr, Tensor) and lr.numel() != 1:
-            raise ValueError("Tensor lr must be 1-element")
+        numbers = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay}
+        for name, value in numbers.items():
+            check_number(name, value)
         if not float(lr) >= 0.0:
             raise ValueError(f"Invalid learning rate: {lr}")
         if not momentum >= 0.0:

@@ -63,14 +63,14 @@ def neurons(data: Data) -> Figure:
         left.plot(steps, data["parameters"][:, index], color=color, linewidth=0.7)
         right.plot(steps, data["charges"][:, index], color=color, **MEASURED)
     for index in order:
-        right.plot(steps, data["flow"][:, index], **FLOW)
+        right.plot(steps, data["modified"][:, index], **FLOW)
     left.set_title("parameters\none weight of each of ten columns")
     left.set_ylabel(r"$\theta_i$")
     right.set_title("neurons\nthe sums of these columns")
     right.set_ylabel(r"column sum $\langle\theta_A, 1\rangle$")
     for axes in (left, right):
         label_steps(axes)
-    _explain(figure)
+    _explain(figure, "modified flow law")
     return figure
 
 
@@ -128,17 +128,17 @@ def dynamics(data: Data) -> Figure:
     names = {"bn": "with BatchNorm", "plain": "without BatchNorm"}
     for (network, kind), axes in panels.items():
         stem, steps = f"{network}/{kind}", data[f"{network}/steps"]
-        charge, flow = data[f"{stem}/charge"], data[f"{stem}/flow"]
+        charge, modified = data[f"{stem}/charge"], data[f"{stem}/modified"]
         for column, color in zip(charge.T, colors(charge.shape[1]), strict=True):
             axes.plot(steps, column, color=color, **MEASURED)
-        axes.plot(steps, flow, **FLOW)
+        axes.plot(steps, modified, **FLOW)
         what, label = labels[kind]
         some = "columns of the last layer" if kind == "translation" else "layers, dark: first"
         axes.set_title(f"{what}, {names[network]}\n{charge.shape[1]} {some}")
         axes.set_ylabel(label)
         label_steps(axes)
     _errors_over_time(below[2], data)
-    _explain(figure)
+    _explain(figure, "modified flow law")
     return figure
 
 
@@ -146,7 +146,7 @@ def _errors_over_time(axes: Axes, data: Data) -> None:
     drawn = []
     for network, faded in (("bn", 1.0), ("plain", 0.55)):
         for kind, look in KIND_LINES.items():
-            for law in ("flow", "budget"):
+            for law in ("modified", "budget"):
                 key = f"{network}/{kind}/{law}_error"
                 if key in data:
                     axes.plot(data[f"{network}/steps"], data[key], alpha=faded, linewidth=1.1, **look)
@@ -155,10 +155,11 @@ def _errors_over_time(axes: Axes, data: Data) -> None:
     axes.set_title("error of the worst group\nfaint: without BatchNorm")
     axes.set_ylabel("error / largest initial charge")
     label_steps(axes)
-    for law, height in (("flow law", 0.96), ("discrete law with defect", 0.06)):
+    for law, height in (("modified flow law", 0.96), ("discrete law with defect", 0.06)):
         axes.text(0.98, height, law, transform=axes.transAxes, ha="right", va="center", color="0.25", fontsize=7)
     lines = [Line2D([], [], linewidth=1.1, **look, label=kind) for kind, look in KIND_LINES.items()]
-    axes.legend(handles=lines, loc="center right", bbox_to_anchor=(1.0, 0.47), fontsize=7, labelspacing=0.25)
+    axes.legend(handles=lines, loc="upper right", bbox_to_anchor=(1.0, 0.95), fontsize=7, labelspacing=0.25)
+    axes.set_ylim(top=30.0)
 
 
 @styled
@@ -292,7 +293,7 @@ def _running_rms(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return rms
 
 
-def _explain(figure: Figure, dotted: str = "flow law") -> None:
+def _explain(figure: Figure, dotted: str) -> None:
     lines = [
         Line2D([], [], color=colors(3)[1], **MEASURED, label="measured"),
         Line2D([], [], **FLOW, label=dotted),

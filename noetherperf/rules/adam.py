@@ -22,7 +22,6 @@ Source: Kingma & Ba (2015), arXiv:1412.6980; Loshchilov & Hutter (2019), arXiv:1
 arXiv:1904.09237 (amsgrad). Laws: this project; docs/theory.md, section 8.
 """
 
-import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
@@ -36,7 +35,8 @@ from noetherperf.rules.carry import DOT_PU, LAWS, SUM_U, Carry, carried_numbers,
 from noetherperf.rules.law import Law, Shape, Step
 from noetherperf.rules.moments import COMMON
 from noetherperf.rules.motion import Motion, decoupled
-from noetherperf.rules.rule import Buffers, Rule, device_lr
+from noetherperf.rules.numbers import betas_in, lr_in, number_in
+from noetherperf.rules.rule import Buffers, Rule
 
 
 @dataclass(frozen=True)
@@ -66,21 +66,15 @@ class AdamOptions:
         """The options that an optimizer's parameter group holds now; of betas on a device, the host waits for it.
 
         Raises:
-            ValueError: A beta that is not in [0, 1).
+            TypeError, ValueError: One is no number; a beta is not in [0, 1).
         """
-        beta1, beta2 = group["betas"]
-        for i, beta in enumerate((beta1, beta2)):
-            if not 0.0 <= float(beta) < 1.0:
-                raise ValueError(
-                    f"betas[{i}] of a parameter group is {float(beta)}, but must be at least 0 and below 1; "
-                    "set group['betas'] to two such numbers"
-                )
+        beta1, beta2 = betas_in(group)
         return cls(
-            math.nan if device_lr(group) is not None else float(group["lr"]),
-            float(beta1),
-            float(beta2),
-            float(group["eps"]),
-            float(group["weight_decay"]),
+            lr_in(group),
+            beta1,
+            beta2,
+            number_in(group, "eps"),
+            number_in(group, "weight_decay"),
             bool(group["amsgrad"]),
             bool(group["maximize"]),
             bool(group["decoupled_weight_decay"]),

@@ -35,7 +35,8 @@ from noetherperf.rules.carry import DOT_PU, LAWS, SUM_U, Carry, step_of
 from noetherperf.rules.law import Law, Shape, Step
 from noetherperf.rules.moments import COMMON
 from noetherperf.rules.motion import Motion, decoupled
-from noetherperf.rules.rule import Buffers, Rule, device_lr
+from noetherperf.rules.numbers import lr_in, number_in
+from noetherperf.rules.rule import Buffers, Rule
 
 
 @dataclass(frozen=True)
@@ -102,9 +103,9 @@ class GivenRule(Rule[GivenOptions]):
 
     def options(self, group: Mapping[str, Any]) -> GivenOptions:
         return GivenOptions(
-            math.nan if device_lr(group) is not None else float(group["lr"]),
-            float(group["decay"]),
-            float(group["carry"]),
+            lr_in(group),
+            number_in(group, "decay"),
+            number_in(group, "carry"),
             bool(group["corrected"]),
             str(group["reason"]),
         )

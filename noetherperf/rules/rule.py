@@ -21,6 +21,7 @@ from noetherperf.rules.arithmetic import Number
 from noetherperf.rules.law import Law, Shape, Step
 from noetherperf.rules.moments import COMMON, Pair
 from noetherperf.rules.motion import UNKNOWN, Motion
+from noetherperf.rules.numbers import number_in
 
 
 class Options(Protocol):
@@ -37,12 +38,6 @@ class Options(Protocol):
 O = TypeVar("O", bound=Options)  # noqa: E741
 
 
-def device_lr(group: Mapping[str, Any]) -> Tensor | None:
-    """A parameter group's learning rate if it is a tensor on a device, where reading it would wait for the device."""
-    lr = group["lr"]
-    return lr if isinstance(lr, Tensor) and lr.device.type != "cpu" else None
-
-
 #: A tensor's buffers, for `Rule.update`; None if it has none.
 Buffers = tuple[Tensor | None, ...]
 
@@ -52,7 +47,7 @@ def numbers_of(rule: "Rule[Any]", group: Mapping[str, Any]) -> dict[str, float]:
 
     A learning rate on a device is read, which waits for the device.
     """
-    options = {**asdict(rule.options(group)), "lr": float(group["lr"])}
+    options = {**asdict(rule.options(group)), "lr": number_in(group, "lr")}
     return {name: float(x) if isinstance(x, int | float) else math.nan for name, x in options.items()}
 
 
@@ -100,7 +95,11 @@ class Rule(ABC, Generic[O]):
 
     @abstractmethod
     def options(self, group: Mapping[str, Any]) -> O:
-        """The options that an optimizer's parameter group holds now."""
+        """The options that an optimizer's parameter group holds now.
+
+        Raises:
+            TypeError, ValueError: One is no number where it must be (rules/numbers.py).
+        """
 
     @abstractmethod
     def with_lr(self, options: O, lr: Number) -> O:

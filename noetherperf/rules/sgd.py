@@ -49,8 +49,9 @@ from noetherperf.rules.arithmetic import Number, exp, times, two_sum
 from noetherperf.rules.law import Component, Law, Matrix, Recursion, Shape, Step
 from noetherperf.rules.moments import COMMON, Operand, Pair
 from noetherperf.rules.motion import CARRIED, Motion
+from noetherperf.rules.numbers import lr_in, number_in
 from noetherperf.rules.oscillator import oscillators
-from noetherperf.rules.rule import Buffers, Rule, device_lr
+from noetherperf.rules.rule import Buffers, Rule
 
 
 @dataclass(frozen=True)
@@ -79,12 +80,16 @@ class Hyper:
 
     @classmethod
     def of(cls, group: Mapping[str, Any]) -> "Hyper":
-        """The hyperparameters that an optimizer's parameter group holds now."""
+        """The hyperparameters that an optimizer's parameter group holds now.
+
+        Raises:
+            TypeError, ValueError: One is no number.
+        """
         return cls(
-            math.nan if device_lr(group) is not None else float(group["lr"]),
-            float(group["momentum"]),
-            float(group["dampening"]),
-            float(group["weight_decay"]),
+            lr_in(group),
+            number_in(group, "momentum"),
+            number_in(group, "dampening"),
+            number_in(group, "weight_decay"),
             bool(group["nesterov"]),
             bool(group["maximize"]),
         )
