@@ -1,5 +1,5 @@
-"""The pages and README print what they say; links lead somewhere; docs/optimizers.md names every optimizer of torch, the
-reference every public name and command, and the site's menu every page."""
+"""The pages and README print what they say; links lead somewhere; docs/optimizers.md names every optimizer of torch,
+the reference every public name and command, and the site's menu every page."""
 
 import ast
 import io
