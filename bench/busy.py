@@ -18,15 +18,18 @@ import torch
 from torch.optim import Optimizer
 
 import noetherperf as nperf
-from bench.cases import norms
+from bench.cases import MODELS, norms
 from bench.environment import describe, environment
 from bench.markdown import ratio, table
 from bench.timing import Rounds, Spread, ratios
 
 COMMAND = "python -m bench.busy"
-SHAPES = {
+SHAPES: dict[str, list[tuple[int, ...]]] = {
     "10,000 parameters": [(84, 64), (84,), (50, 84), (50,), (10, 50), (10,)],
     "670,000 parameters": [(512, 784), (512,), (512, 512), (512,), (10, 512), (10,)],
+    "2,000 tensors of 64×64": [(64, 64)] * 2000,
+    "ResNet-50": list(MODELS["resnet50"]),
+    "a matrix of 4096×4096": [(4096, 4096)],
 }
 VIEWS = ("none", "rows", "both")
 ROUNDS = 20

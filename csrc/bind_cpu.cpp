@@ -6,15 +6,13 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <memory>
 #include <stdexcept>
 #include <string>
-#include <string_view>
 
+#include "bind_tensors.h"
 #include "floor_cpu.h"
 #include "self_check.h"
 #include "step_cpu.h"
-#include "tensors.h"
 
 namespace py = pybind11;
 
@@ -131,93 +129,6 @@ class PyEngine {
   Engine engine_;
 };
 
-// The newest table of DLPack 1 that a tensor type has.
-const dlpack::ExchangeTable& exchange_table(const py::object& tensor_type) {
-  const py::object capsule = tensor_type.attr("__dlpack_c_exchange_api__");
-  const auto* header =
-      static_cast<const dlpack::ExchangeHeader*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
-  if (header == nullptr) throw py::error_already_set();
-  while (header != nullptr && header->major != 1) header = header->previous;
-  const auto* const found = reinterpret_cast<const dlpack::ExchangeTable*>(header);
-  if (found == nullptr || found->describe == nullptr)
-    throw py::attribute_error("the tensor type does not describe its tensors by DLPack 1");
-  return *found;
-}
-
-Describe describe(const py::object& tensor_type) { return Describe(exchange_table(tensor_type)); }
-
-Readable readable(const py::object& tensor_type, const py::object& usual, const py::list& plain,
-                  const py::list& negated) {
-  if (plain.size() != negated.size()) throw py::value_error("expected as many negated tensors as plain ones");
-  const Readable made(tensor_type.ptr(), usual.ptr(), plain.ptr(), negated.ptr(), describe(tensor_type));
-  if (PyErr_Occurred()) throw py::error_already_set();
-  return made;
-}
-
-std::vector<int64_t> read(TensorReader& reader, const py::list& tensors,
-                          py::array_t<uint64_t, py::array::c_style>& addresses, int64_t column) {
-  if (static_cast<int64_t>(tensors.size()) != reader.size() || addresses.ndim() != 2 ||
-      addresses.shape(0) != reader.size() || column < 0 || column >= addresses.shape(1))
-    throw py::value_error("expected " + std::to_string(reader.size()) + " tensors, and a row of addresses for each");
-  const std::vector<int64_t> changed =
-      reader.read(tensors.ptr(), addresses.mutable_data() + column, addresses.shape(1));
-  if (PyErr_Occurred()) throw py::error_already_set();
-  return changed;
-}
-
-void remember(TensorReader& reader, int64_t i, const py::object& tensor) {
-  if (i < 0 || i >= reader.size()) throw py::index_error("tensor " + std::to_string(i));
-  if (!reader.remember(i, tensor.ptr())) throw py::type_error("DLPack does not describe this tensor");
-  reader.hint(i, py::getattr(tensor.attr("untyped_storage")(), "_cdata", py::int_(0)).cast<uintptr_t>());
-}
-
-// The list that fill(list) fills, and a byte for each item: 1 if it is None.
-template <class Fill>
-py::tuple gather(const Gatherer& gatherer, Fill fill) {
-  const int64_t n = gatherer.size();
-  py::list found(n);
-  for (int64_t i = 0; i < n; ++i) {
-    Py_INCREF(Py_None);
-    PyList_SET_ITEM(found.ptr(), i, Py_None);
-  }
-  if (!fill(found.ptr())) throw py::error_already_set();
-  std::string missing(n, '\0');
-  for (int64_t i = 0; i < n; ++i) missing[i] = PyList_GET_ITEM(found.ptr(), i) == Py_None;
-  return py::make_tuple(found, py::bytes(missing));
-}
-
-py::tuple attributes(Gatherer& gatherer, const py::list& params, const py::str& name) {
-  if (static_cast<int64_t>(params.size()) != gatherer.size())
-    throw py::value_error("expected " + std::to_string(gatherer.size()) + " parameters, got " +
-                          std::to_string(params.size()));
-  return gather(gatherer, [&](PyObject* to) { return gatherer.attributes(params.ptr(), name.ptr(), to); });
-}
-
-py::tuple items(Gatherer& gatherer, const py::dict& state, const py::str& name) {
-  return gather(gatherer, [&](PyObject* to) { return gatherer.items(state.ptr(), name.ptr(), to); });
-}
-
-void check_length(const Watch& watch, size_t n) {
-  if (static_cast<int64_t>(n) < watch.at_least())
-    throw py::value_error("expected at least " + std::to_string(watch.at_least()) + " tensors, got " +
-                          std::to_string(n));
-}
-
-std::vector<int64_t> look(const Watch& watch, const py::list& tensors) {
-  check_length(watch, tensors.size());
-  return watch.look(tensors.ptr());
-}
-
-void know(Watch& watch, int64_t i, const py::object& tensor) {
-  if (!watch.know(i, tensor.ptr())) throw py::error_already_set();
-}
-
-void expect(Watch& watch, const py::bytes& missing) {
-  const std::string_view view = missing;
-  check_length(watch, view.size());
-  watch.expect(view.data());
-}
-
 // Field offsets, so that a test can compare the Python dtypes with these structs.
 #define FIELD(Struct, name) layout[#name] = py::make_tuple(offsetof(Struct, name), sizeof(Struct::name))
 
@@ -295,31 +206,7 @@ PYBIND11_MODULE(_cpu, m) {
            py::arg("n_threads"), py::arg("unscale") = 1.0)
       .def("measure", &PyEngine::measure, py::arg("addresses"), py::arg("n_threads"))
       .def_property_readonly("isa", &PyEngine::isa);
-  py::class_<Readable>(m, "Readable", py::module_local())
-      .def(py::init(&readable), py::arg("tensor_type"), py::arg("usual"), py::arg("plain"), py::arg("negated"))
-      .def_property_readonly("is_quick", &Readable::is_quick);
-  py::class_<TensorReader>(m, "TensorReader", py::module_local())
-      .def(py::init([](int64_t n, const py::object& tensor_type, const Readable& readable) {
-             return TensorReader(n, describe(tensor_type), readable);
-           }),
-           py::arg("n"), py::arg("tensor_type"), py::arg("readable"))
-      .def("read", &read, py::arg("tensors"), py::arg("addresses").noconvert(), py::arg("column"))
-      .def("remember", &remember, py::arg("i"), py::arg("tensor"));
-  py::class_<Gatherer>(m, "Gatherer", py::module_local())
-      .def(py::init([](const py::list& params, const py::object& tensor_type) {
-             return Gatherer(params.ptr(), describe(tensor_type));
-           }),
-           py::arg("params"), py::arg("tensor_type"))
-      .def("attributes", &attributes, py::arg("params"), py::arg("name"))
-      .def("items", &items, py::arg("state"), py::arg("name"));
-  py::class_<Watch>(m, "Watch", py::module_local())
-      .def(py::init([](const std::vector<int64_t>& which, const py::object& tensor_type, bool kept) {
-             return std::make_unique<Watch>(which, tensor_type.attr("_version").ptr(), describe(tensor_type), kept);
-           }),
-           py::arg("which"), py::arg("tensor_type"), py::arg("kept"))
-      .def("look", &look, py::arg("tensors"))
-      .def("know", &know, py::arg("i"), py::arg("tensor"))
-      .def("expect", &expect, py::arg("missing"));
+  bind_tensors(m);
   m.def("isas", [] { return names_of(&Kernels::isa); });
   m.def("rules", &rules, "Every rule that has kernels: its moments and how many coefficients and buffers it has.");
   m.def("self_check", &check, "What is wrong with the kernels of an instruction set here; empty if all is right.",

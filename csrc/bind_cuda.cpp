@@ -58,12 +58,14 @@ class PyEngine {
                  pointer<int32_t>(at["chosen"])} {}
 
   void launch(const std::vector<std::tuple<int, int, int64_t, int64_t>>& launches, const py::dict& at, bool scaled,
-              bool measuring, uint64_t stream) const {
+              bool measuring, uint64_t stream, bool first, bool second) const {
     std::vector<Launch> wanted;
     for (const auto& [dtype, variant, begin, end] : launches) wanted.push_back({dtype, variant, begin, end});
     const DeviceInputs given = inputs(at, scaled, measuring);
     py::gil_scoped_release release;
-    kernels_.launch(problem_, given, wanted, reinterpret_cast<void*>(stream));
+    void* const on = reinterpret_cast<void*>(stream);
+    if (first) kernels_.first_stage(problem_, given, wanted, on);
+    if (second) kernels_.second_stage(problem_, given, on);
   }
 
   int any_variant() const { return kernels_.any_variant; }
@@ -92,12 +94,12 @@ PYBIND11_MODULE(_cuda, m) {
            py::arg("rule"), py::arg("addresses"), py::kw_only(), py::arg("n_tensors"), py::arg("n_spans"),
            py::arg("n_groups"), py::arg("n_components"), py::arg("n_driving"), py::arg("n_ages"), py::arg("n_numbers"),
            py::arg("law_numbers"), py::arg("n_state_rows"), py::arg("moments_stride"), py::arg("states_stride"))
-      .def(
-          "launch", &PyEngine::launch,
-          "Put one step on a stream: the launches (dtype, variant, first tile, last tile + 1) of the first stage, then "
-          "the second.",
-          py::arg("launches"), py::arg("inputs"), py::kw_only(), py::arg("scaled"), py::arg("measuring"),
-          py::arg("stream"))
+      .def("launch", &PyEngine::launch,
+           "Queue one step on a stream: the launches (dtype, variant, first tile, last tile + 1) of the first stage, "
+           "then "
+           "the second; or one of the two.",
+           py::arg("launches"), py::arg("inputs"), py::kw_only(), py::arg("scaled"), py::arg("measuring"),
+           py::arg("stream"), py::arg("first") = true, py::arg("second") = true)
       .def_property_readonly("any_variant", &PyEngine::any_variant,
                              "Instead of a variant: the kernel for all variants without their own.");
   m.attr("architectures") = NPERF_CUDA_ARCHITECTURES;

@@ -1,4 +1,4 @@
-"""Types of the compiled CPU module (csrc/bind_cpu.cpp)."""
+"""Types of the compiled CPU module (csrc/bind_cpu.cpp, csrc/bind_tensors.cpp)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -62,6 +62,21 @@ class Watch:
     def look(self, tensors: Sequence[Tensor | None]) -> list[int]: ...
     def know(self, i: int, tensor: Tensor | None) -> None: ...
     def expect(self, missing: bytes) -> None: ...
+
+class Glance:
+    def __init__(
+        self,
+        params: list[Tensor],
+        sizes: Sequence[int],
+        gatherer: Gatherer,
+        readers: list[TensorReader],
+        watches: list[Watch | None],
+        keys: list[str],
+        counts: Watch | None,
+        count_key: str | None,
+        addresses: np.ndarray,
+    ) -> None: ...
+    def look(self, groups: list[Any], state: dict[Tensor, Any]) -> list[Tensor | None] | None: ...
 
 def isas() -> list[str]: ...
 def rules() -> dict[str, dict[str, Any]]: ...

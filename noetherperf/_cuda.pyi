@@ -30,6 +30,8 @@ class Engine:
         scaled: bool,
         measuring: bool,
         stream: int,
+        first: bool = True,
+        second: bool = True,
     ) -> None: ...
 
 def n_devices() -> int: ...

@@ -54,10 +54,14 @@ class OnGpu(Stepping):
     ) -> None:
         self._device = torch.device(device)
         self._here = measurement
-        self._there = Measurement.empty(plan, self._device, measurement.clock.numel() - 1)
         self._params = [Mirror(p, self._device) for p in params]
         self._grads: Mirrors = []
-        self._engine = make(plan, [p.tensor for p in self._params], names, group_index, self._there)
+        there = Measurement.empty(plan, self._device, measurement.clock.numel() - 1)
+        self._engine = make(plan, [p.tensor for p in self._params], names, group_index, there)
+
+    @property
+    def measurement(self) -> Measurement:
+        return self._here
 
     @property
     def ages(self) -> Sequence[int] | Tensor:
@@ -67,13 +71,12 @@ class OnGpu(Stepping):
         return [None if x is None else Mirror(x, self._device) for x in values]
 
     def _call(self, mirrors: Mirrors, call: Callable[[], Any]) -> None:
-        pairs = list(zip(self._here.tensors(), self._there.tensors(), strict=True))
-        for here, there in pairs:
+        for here, there in zip(self._here.tensors(), self._engine.measurement.tensors(), strict=True):
             there.copy_(here)
         for p in self._params:
             p.send()
         call()
-        for here, there in pairs:
+        for here, there in zip(self._here.tensors(), self._engine.measurement.tensors(), strict=True):
             here.copy_(there)
         for mirror in (*self._params, *mirrors):
             if mirror is not None:

@@ -24,6 +24,7 @@ import pytest
 import sanitized
 import torch
 from google_crc32c import value as crc32c
+from interrupts import Interrupt
 from training import ADAMW, BACKENDS, SGD, Kind, buffers, each, loss_of, make_net, ours, theirs, train
 
 import noetherperf as nperf
@@ -56,31 +57,6 @@ def test_killed_training_resumes_bit_for_bit(tmp_path: Path) -> None:
 
 
 # --- interrupts
-
-
-class Interrupt:
-    """Raises KeyboardInterrupt at an event (a call, a line, a return) of Python code; 0: it counts them."""
-
-    def __init__(self, at: int) -> None:
-        self.at, self.count = at, 0
-
-    def __call__(self, frame: Any, event: str, arg: Any) -> "Interrupt":
-        self.count += 1
-        if self.count == self.at:
-            sys.settrace(None)
-            raise KeyboardInterrupt
-        return self
-
-    def during(self, call: Callable[[], object]) -> None:
-        before = sys.gettrace()
-        sys.settrace(self)
-        try:
-            call()
-        except KeyboardInterrupt:
-            pass
-        finally:
-            sys.settrace(before)
-            torch.set_grad_enabled(True)  # torch's no_grad may be left half open
 
 
 class Interrupted:

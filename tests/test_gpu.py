@@ -327,6 +327,43 @@ def test_a_captured_step_is_replayed(backend: str, options: dict[str, Any]) -> N
     assert captured.optimizer.readout().step == 8
 
 
+@pytest.fixture
+def side_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOETHERPERF_SIDE_STREAM", "1")
+
+
+def test_a_side_stream_changes_no_number(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps with other work between them, readouts, a copy, and a capture."""
+    models = []
+    for value in ("0", "1"):
+        monkeypatch.setenv("NOETHERPERF_SIDE_STREAM", value)
+        model = SteppedModel(backend, torch.float32)
+        busy = torch.randn(2048, 2048, device=DEVICE)
+        found = []
+        for step in range(12):
+            model.optimizer.step()
+            busy = (busy @ busy).sin()  # as a forward pass: the second stage runs beside it
+            model.new_gradients()
+            if step % 4 == 3:
+                found += model.everything()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            model.optimizer.step()
+        for _ in range(3):
+            graph.replay()
+            model.optimizer.step()
+        models.append([*found, *model.everything()])
+    for a, b in zip(*models, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
+def test_a_step_with_a_side_stream_neither_waits_nor_allocates(
+    backend: str, side_stream: None, waiting_is_an_error: None
+) -> None:
+    test_a_step_neither_waits_nor_allocates(backend, "host", None)
+
+
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_a_capturable_step_counts_on_the_device(backend: str, waiting_is_an_error: None) -> None:
     """Without waiting for it, also where a scaler has it skip a step; with the numbers of counts on the host."""

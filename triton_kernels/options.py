@@ -25,7 +25,7 @@ def options(dtype: int, step: Step, kinds: int, lanes: int, hip: bool) -> dict[s
     Registers decide how many threads share a multiprocessor's 65,536, and so how many loads are in flight: 512 with 128
     each, 384 with 168, 320 with 200 (in programs of 64), 256 with 255. Kernels that need more than 128 get more, so
     that nothing spills: sums of columns, where a thread keeps two moments more than the common six of each element of a
-    long vector (16 bits), or in two registers each (float64); several buffers; strides.
+    long vector (16 bits), or in two registers each (float64); both sums in a pipeline; several buffers; strides.
 
     Args:
         dtype, step, kinds: As the kernel's constants.
@@ -34,15 +34,23 @@ def options(dtype: int, step: Step, kinds: int, lanes: int, hip: bool) -> dict[s
     """
     has_columns, has_both = kinds & (COLUMNS.value | BOTH.value) != 0, kinds & BOTH.value != 0
     is_strided, has_many = kinds & STRIDED.value != 0, len(step.moments) > 7
+    is_short = vector(dtype) == 8  # 16 bits
     registers = 128
     if dtype == FLOAT32:
-        registers = 168 if is_strided and has_many else 128
-    elif has_columns and (has_many or is_strided):
-        if vector(dtype) == 8:
-            registers = 200 if is_strided or (has_both and step.n_read > 1) else 168
-        else:
-            registers = 255 if step.n_read > 2 else 168
+        registers = 168 if has_many and (is_strided or has_both) else 128
+    elif has_columns and (has_many or is_strided or (has_both and is_short)):
+        more = is_short and (is_strided or (has_both and has_many))
+        registers = 255 if step.n_read > (1 if has_both else 2) else 200 if more else 168
     return {"num_warps": n_threads(dtype) // lanes} | ({} if hip else {"maxnreg": registers})
+
+
+def n_stages(hip: bool) -> int:
+    """Stages of stage 1's pipeline: a block that is stepped, and two whose loads are in flight.
+
+    Args:
+        hip: Whether the target is AMD, where what is in flight would take registers: no pipeline.
+    """
+    return 1 if hip else 3
 
 
 def kinds(tables: Any, dtype: int) -> int:

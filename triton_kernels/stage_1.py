@@ -57,6 +57,7 @@ def stage_1(
     COEFFICIENTS: tl.constexpr,
     UPDATE: tl.constexpr,
     KINDS: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """Steps one tile."""
     program = tl.program_id(0)
@@ -91,11 +92,15 @@ def stage_1(
         if occurs(KINDS, STRIDED):
             x = Matrix(load_places(at, DTYPE, STEP, False), dims + tensor.dims * N_DIM_WORDS, tensor.n_dims)
             walk_tile(
-                x, tile, tensor, views, by_row, by_col, workspace, c, scale, DTYPE, STEP, UPDATE, KINDS, BY_STRIDES
+                x, tile, tensor, views, by_row, by_col, workspace, c, scale, DTYPE, STEP, UPDATE, KINDS, BY_STRIDES, 1
             )
     elif vectors:
         x = Matrix(load_places(at, DTYPE, STEP, True), dims, tensor.n_dims)
-        walk_tile(x, tile, tensor, views, by_row, by_col, workspace, c, scale, DTYPE, STEP, UPDATE, KINDS, BY_VECTORS)
+        walk_tile(
+            x, tile, tensor, views, by_row, by_col, workspace, c, scale, DTYPE, STEP, UPDATE, KINDS, BY_VECTORS, STAGES
+        )
     else:
         x = Matrix(load_places(at, DTYPE, STEP, False), dims, tensor.n_dims)
-        walk_tile(x, tile, tensor, views, by_row, by_col, workspace, c, scale, DTYPE, STEP, UPDATE, KINDS, BY_ELEMENTS)
+        walk_tile(
+            x, tile, tensor, views, by_row, by_col, workspace, c, scale, DTYPE, STEP, UPDATE, KINDS, BY_ELEMENTS, 1
+        )

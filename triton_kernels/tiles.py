@@ -4,6 +4,10 @@ The order depends on the sums. If a tile sums only rows, the inner loop is over 
 it sums columns too, the inner loop is over rows, with the columns' sums in registers and a reduction of each block's
 rows. A single row, or a tensor without views, is walked as one contiguous run.
 
+Blocks of rows and columns go through a pipeline of STAGES: the loads of the next ones are in flight to shared memory
+while one is stepped. The blocks of a walk are disjoint, so a load may pass the stores before it. Runs need no
+pipeline, and elements one by one cannot have one: shared memory is filled four bytes at a time at least.
+
 A tensor is walked in vectors if its addresses and rows have an alignment of 16 bytes, else element by element; and
 through its strides if its layout is not dense.
 """
@@ -77,6 +81,7 @@ def walk_rows(
     STEP: tl.constexpr,
     UPDATE: tl.constexpr,
     WAY: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """A tile that sums rows only: along R rows to their end, then the next R rows."""
     V: tl.constexpr = n_together(DTYPE, WAY)
@@ -84,7 +89,7 @@ def walk_rows(
     for row in range(tile.row_begin, tile.row_end, R):
         rows = row + tl.arange(0, R)
         sums = zeros(len(STEP.moments), R, C // V, scalar(DTYPE))
-        for col in range(begin, col_end, C):
+        for col in tl.range(begin, col_end, C, num_stages=STAGES):
             cols = col + tl.arange(0, C)
             mask = (rows < tile.row_end)[:, None] & (cols < col_end)[None, :]
             block = step_block(x, rows, cols, n_cols, mask, c, scale, DTYPE, STEP, UPDATE, WAY)
@@ -110,13 +115,14 @@ def walk_columns(
     STEP: tl.constexpr,
     UPDATE: tl.constexpr,
     WAY: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """A tile that sums columns, and rows too if BY_ROW: down C columns to their end, then the next C columns."""
     begin = whole(tile.col_begin, 64)
     for col in range(begin, col_end, C):
         cols = col + tl.arange(0, C)
         sums = zeros(len(STEP.moments), R, C, scalar(DTYPE))
-        for row in range(tile.row_begin, tile.row_end, R):
+        for row in tl.range(tile.row_begin, tile.row_end, R, num_stages=STAGES):
             rows = row + tl.arange(0, R)
             mask = (rows < tile.row_end)[:, None] & (cols < col_end)[None, :]
             block = step_block(x, rows, cols, n_cols, mask, c, scale, DTYPE, STEP, UPDATE, WAY)
@@ -146,6 +152,7 @@ def walk_matrix(
     UPDATE: tl.constexpr,
     KINDS: tl.constexpr,
     WAY: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     R: tl.constexpr = block_rows(DTYPE, SLIM, WAY)
     C: tl.constexpr = block_cols(DTYPE, SLIM, WAY)
@@ -155,16 +162,48 @@ def walk_matrix(
         col_end = whole(col_end, vector(DTYPE))
     if occurs(KINDS, ROWS):
         if by_row & (not by_col):
-            walk_rows(x, tile, n_rows, n_cols, col_end, row_slice, c, scale, R, C, DTYPE, STEP, UPDATE, WAY)
+            walk_rows(x, tile, n_rows, n_cols, col_end, row_slice, c, scale, R, C, DTYPE, STEP, UPDATE, WAY, STAGES)
     if occurs(KINDS, COLUMNS):
         if by_col & (not by_row):
             walk_columns(
-                x, tile, n_rows, n_cols, col_end, row_slice, col_slice, c, scale, False, R, C, DTYPE, STEP, UPDATE, WAY
+                x,
+                tile,
+                n_rows,
+                n_cols,
+                col_end,
+                row_slice,
+                col_slice,
+                c,
+                scale,
+                False,
+                R,
+                C,
+                DTYPE,
+                STEP,
+                UPDATE,
+                WAY,
+                STAGES,
             )
     if occurs(KINDS, BOTH):
         if by_col & by_row:
             walk_columns(
-                x, tile, n_rows, n_cols, col_end, row_slice, col_slice, c, scale, True, R, C, DTYPE, STEP, UPDATE, WAY
+                x,
+                tile,
+                n_rows,
+                n_cols,
+                col_end,
+                row_slice,
+                col_slice,
+                c,
+                scale,
+                True,
+                R,
+                C,
+                DTYPE,
+                STEP,
+                UPDATE,
+                WAY,
+                STAGES,
             )
 
 
@@ -184,6 +223,7 @@ def walk_tile(
     UPDATE: tl.constexpr,
     KINDS: tl.constexpr,
     WAY: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """Steps a tile and writes its sums to its slices of the workspace."""
     MEASURED: tl.constexpr = occurs(KINDS, VIEWED)
@@ -215,6 +255,7 @@ def walk_tile(
                     UPDATE,
                     KINDS,
                     WAY,
+                    STAGES,
                 )
         if occurs(KINDS, WIDE):
             if tensor.n_cols > block_cols(DTYPE, False) // 2:
@@ -234,6 +275,7 @@ def walk_tile(
                     UPDATE,
                     KINDS,
                     WAY,
+                    STAGES,
                 )
     else:
         if occurs(KINDS, RUNS):

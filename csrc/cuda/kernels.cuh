@@ -10,11 +10,13 @@
 
 namespace noetherperf {
 
+// Throws what went wrong with the launches so far.
+inline void check_launches() {
 #if defined(__CUDACC__)
-inline void check(cudaError_t error) {
+  const cudaError_t error = cudaGetLastError();
   if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
-}
 #endif
+}
 
 template <class Type, class Step>
 void launch_step(const DeviceProblem& problem, const DeviceInputs& inputs, const Launch& launch, void* stream) {
@@ -34,8 +36,8 @@ void launch_tiles(const DeviceProblem& problem, const DeviceInputs& inputs, cons
 }
 
 template <class Rule>
-void launch_all(const DeviceProblem& problem, const DeviceInputs& inputs, const std::vector<Launch>& launches,
-                void* stream) {
+void first_stage(const DeviceProblem& problem, const DeviceInputs& inputs, const std::vector<Launch>& launches,
+                 void* stream) {
   constexpr std::make_integer_sequence<int, Rule::n_hot> hot{};
   for (const Launch& launch : launches) {
     switch (launch.dtype) {
@@ -53,16 +55,19 @@ void launch_all(const DeviceProblem& problem, const DeviceInputs& inputs, const 
         break;
     }
   }
+  check_launches();
+}
+
+template <class Rule>
+void second_stage(const DeviceProblem& problem, const DeviceInputs& inputs, void* stream) {
   const size_t shared = SpanShared::n_bytes(problem, Rule::n_moments);
   LAUNCH(finish_spans<Rule>, unsigned(problem.n_spans + 1), n_finishers, shared, stream, problem, inputs);
-#if defined(__CUDACC__)
-  check(cudaGetLastError());
-#endif
+  check_launches();
 }
 
 template <class Rule>
 constexpr Kernels kernels_of() {
-  return {Rule::name, Rule::n_hot, launch_all<Rule>};
+  return {Rule::name, Rule::n_hot, first_stage<Rule>, second_stage<Rule>};
 }
 
 }  // namespace noetherperf

@@ -19,9 +19,10 @@ struct Launch {
 struct Kernels {
   const char* rule;
   int any_variant;  // instead of a variant: the kernel for all variants without their own
-  // Queues a step on a stream: the first stage's launches, then the second stage. Throws std::runtime_error.
-  void (*launch)(const DeviceProblem& problem, const DeviceInputs& inputs, const std::vector<Launch>& launches,
-                 void* stream);
+  // Queue a stage of a step on a stream: the first one's launches, then the second one. They throw std::runtime_error.
+  void (*first_stage)(const DeviceProblem& problem, const DeviceInputs& inputs, const std::vector<Launch>& launches,
+                      void* stream);
+  void (*second_stage)(const DeviceProblem& problem, const DeviceInputs& inputs, void* stream);
 };
 
 // Each rule's, defined in launch_<rule>.cu.

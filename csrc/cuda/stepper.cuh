@@ -38,12 +38,6 @@ constexpr int n_streams = of_buffers + Step::n_read;
 template <class Step>
 constexpr int n_threads = n_streams<Step> > 3 || (!is_any<Step> && Step::n_taken > Step::Rule::n_common) ? 128 : 256;
 
-// Pipeline depth: the vectors of each stream that a thread has in flight, and the one that it steps.
-template <class Type, class Step>
-constexpr int n_stages = is_any<Step>                                                   ? 1
-                         : sizeof(typename Type::Element) == 8 && n_threads<Step> > 128 ? 2
-                                                                                        : 3;
-
 template <class Type, class Step>
 struct Stepper {
   using Rule = typename Step::Rule;

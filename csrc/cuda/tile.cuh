@@ -40,11 +40,27 @@ struct Place {
   NPERF_D int n_rows() const { return down * (32 / group); }  // at a time
 };
 
+// The sums of a row: a set of slots for each warp that shares it, padded against bank conflicts.
+template <class Step>
+constexpr int max_row = max_across * n_slots<Step::n_taken> + 1;
+
+constexpr size_t launch_shared = 48 << 10;  // bytes of shared memory that a launch has
+
+// The shared memory of a pipeline of three stages, and of the rows' sums.
+template <class Type, class Step>
+constexpr size_t with_three_stages =
+    3 * sizeof(typename Stepper<Type, Step>::Stage) + row_block * max_row<Step> * sizeof(typename Type::Scalar);
+
+// Pipeline depth: the vectors of each stream that a thread has in flight, and the one that it steps.
+template <class Type, class Step>
+constexpr int n_stages = is_any<Step>                                     ? 1
+                         : with_three_stages<Type, Step> <= launch_shared ? 3
+                                                                          : 2;
+
 template <class Type, class Step>
 struct TileShared {
   using Scalar = typename Type::Scalar;
   using Stage = typename Stepper<Type, Step>::Stage;
-  static constexpr int max_row = max_across * n_slots<Step::n_taken> + 1;  // padded, against bank conflicts
   // Moments of all columns that the threads own, as many as fit into the memory of their vectors.
   static constexpr int n_cols = n_threads<Step> * VectorOf<Type>::L;
   static constexpr int n_col_moments = sizeof(Stage[n_stages<Type, Step>]) / (n_cols * sizeof(Scalar));
@@ -52,7 +68,7 @@ struct TileShared {
     Stage stages[n_stages<Type, Step>];
     Scalar cols[n_col_moments][n_cols];  // after all vectors are stepped
   };
-  Scalar rows[row_block * max_row];
+  Scalar rows[row_block * max_row<Step>];
 };
 
 template <class Type, class Step>

@@ -4,10 +4,16 @@ import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from noetherperf.measure.plan import Measurement
+
+if TYPE_CHECKING:
+    from noetherperf.engines.reader import Reader
 
 #: Dtypes of parameters and gradients.
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -48,6 +54,11 @@ class Engine(Protocol):
     """
 
     reads_counts: bool  # whether a step can take the counts of steps from the device
+
+    @property
+    def measurement(self) -> Measurement:
+        """The measurement after all steps so far: the device's current stream waits for them. Ask for it anew after a
+        step."""
 
     @property
     def ages(self) -> Sequence[int] | Tensor:
@@ -99,6 +110,29 @@ class Engine(Protocol):
         on_device: OnDevice,
     ) -> None:
         """Make one step: prepare it and carry it out."""
+
+
+@runtime_checkable
+class Repeating(Protocol):
+    """An engine that can step the same tensors again without a look at each in turn, after a Glance has."""
+
+    @property
+    def addresses(self) -> np.ndarray:
+        """Of the tensors, [n, 2 + buffers]: parameter, gradient, buffers, 0 where there is none; another array whenever
+        layouts have changed."""
+
+    @property
+    def readers(self) -> list["Reader"]:
+        """What reads each column of the addresses."""
+
+    def prepare_again(self, options: Sequence[Any], ages: Sequence[int], *, same_options: bool) -> list["Call"]:
+        """Prepare a step of the same tensors as the last one, one step older, after their addresses were written;
+        nothing of it is on_device.
+
+        Args:
+            options, ages: As for `prepare`.
+            same_options: Whether the options are those of the last step.
+        """
 
 
 #: A part of a step that writes: compiled code with its arguments, which executes no Python instruction.

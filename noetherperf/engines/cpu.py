@@ -12,6 +12,7 @@ from torch import Tensor
 from noetherperf import _cpu
 from noetherperf.engines import Call, OnDevice
 from noetherperf.engines.isa import choose
+from noetherperf.engines.reader import Reader
 from noetherperf.engines.rows import components
 from noetherperf.engines.tables import GRADIENT, TableEngine
 from noetherperf.engines.tiling import CPU
@@ -49,7 +50,7 @@ class CpuEngine(TableEngine):
 
     def _build(self) -> None:
         super()._build()
-        m = self.measurement
+        m = self._measurement
         self._clock = m.clock.numpy()
         self._row_of = self._rows.first + np.int32(self._rows.n_ages - 1)  # each tensor's row
         self._any_young = False  # whether one of them is a younger age's
@@ -74,6 +75,14 @@ class CpuEngine(TableEngine):
             self.rule.name,
         )
 
+    @property
+    def addresses(self) -> np.ndarray:
+        return self._addresses
+
+    @property
+    def readers(self) -> list[Reader]:
+        return self._readers
+
     def prepare_to_measure(self, buffers: Sequence[Sequence[Tensor | None]]) -> list[Call]:
         self._admit_to_measure(buffers)
         return [partial(self._engine.measure, self._addresses, torch.get_num_threads())]
@@ -87,6 +96,23 @@ class CpuEngine(TableEngine):
         on_device: OnDevice,
     ) -> list[Call]:
         self._admit_buffers(buffers)
+        # In float32, as torch unscales. The step multiplies by it, so that small 16-bit gradients do not underflow.
+        unscale = 1.0 if on_device.grad_scale is None else float(np.float32(1.0 / on_device.grad_scale.item()))
+        self._find_rows(options, ages)
+        calls = self._calls(unscale)
+        if unscale != 1.0 and (scaled := [g for g in grads if g is not None]):
+            calls.append(partial(torch._foreach_mul_, scaled, unscale))
+        return calls
+
+    def prepare_again(self, options: Sequence[Any], ages: Sequence[int], *, same_options: bool) -> list[Call]:
+        if not same_options:
+            self._find_rows(options, ages)
+        elif self.rule.step_key is not None:
+            self._rows.find_older()
+        return self._calls(1.0)
+
+    def _find_rows(self, options: Sequence[Any], ages: Sequence[int]) -> None:
+        """Compute the rows of a step, and each tensor's."""
         rows = self._rows
         if self.rule.step_key is None:
             oldest, young = rows.n_ages - 1, 0 in ages
@@ -97,9 +123,11 @@ class CpuEngine(TableEngine):
         else:
             rows.find_counted(options, ages, self._addresses[:, GRADIENT])
             self._row_of = rows.first
-        # In float32, as torch unscales. The step multiplies by it, so that small 16-bit gradients do not underflow.
-        unscale = 1.0 if on_device.grad_scale is None else float(np.float32(1.0 / on_device.grad_scale.item()))
-        calls: list[Call] = [
+
+    def _calls(self, unscale: float) -> list[Call]:
+        """The calls that make the step of these rows; gradients are the stored values times `unscale`."""
+        rows = self._rows
+        return [
             partial(
                 self._engine.step,
                 self._addresses,
@@ -111,6 +139,3 @@ class CpuEngine(TableEngine):
             ),
             partial(np.add, self._clock, rows.tick, self._clock),
         ]
-        if unscale != 1.0 and (scaled := [g for g in grads if g is not None]):
-            calls.append(partial(torch._foreach_mul_, scaled, unscale))
-        return calls

@@ -12,6 +12,7 @@ from noetherperf.engines import Call
 from noetherperf.engines.device_inputs import DeviceInputs
 from noetherperf.engines.gpu import GpuEngine, Launch
 from noetherperf.engines.rows import COMPONENT
+from noetherperf.engines.side_stream import SideStream
 from noetherperf.engines.tiling import CUDA
 
 
@@ -85,7 +86,7 @@ class CudaEngine(GpuEngine):
 
     def _build(self) -> None:
         super()._build()
-        m, t = self.measurement, self._tables
+        m, t = self._measurement, self._tables
         held = {
             "tensors": self.tensors,
             "dims": self.dims,
@@ -100,7 +101,7 @@ class CudaEngine(GpuEngine):
             "norm": m.states[1],
             "propagators": m.propagators,
             "clock": m.clock,
-            "ages": self.known_ages,
+            "ages": self._known_ages,
             "chosen": self.chosen,
         }
         self._engine = self._module.Engine(
@@ -132,14 +133,26 @@ class CudaEngine(GpuEngine):
             self._wanted_for = [], []
         super()._send_layouts()
 
-    def _launch(self, launches: Sequence[Launch], inputs: DeviceInputs, *, measuring: bool, scaled: bool) -> list[Call]:
+    def _launch(
+        self,
+        launches: Sequence[Launch],
+        inputs: DeviceInputs,
+        *,
+        measuring: bool,
+        scaled: bool,
+        aside: SideStream | None,
+    ) -> list[Call]:
         if launches is not self._wanted_for[0]:
             last = self._engine.any_variant
             wanted = {(x.dtype, x.variant if 0 <= x.variant < last else last, x.begin, x.end) for x in launches}
             wanted |= {(x.dtype, last, x.begin, x.end) for x in launches if x.dtype in self._strided}
             self._wanted_for = launches, sorted(wanted)
-        how = {"scaled": scaled, "measuring": measuring, "stream": self._queue()}
-        return [partial(self._engine.launch, self._wanted_for[1], inputs.pointers, **how)]
+        how = {"scaled": scaled, "measuring": measuring}
+        launch = partial(self._engine.launch, self._wanted_for[1], inputs.pointers, **how)
+        if aside is None:
+            return [partial(launch, stream=self._queue())]
+        first = partial(launch, stream=self._queue(), second=False)
+        return [first, *aside.fork([partial(launch, stream=aside.address, first=False)])]
 
     def _queue(self) -> int:
         """The current stream."""

@@ -11,6 +11,9 @@ device. Stage 1 chooses each tensor's row by its age (noetherperf/engines/rows.p
 `chosen`, which stage 2 reads. Stage 2 alone writes the ages. So no block reads what another block of its kernel writes.
 Of a rule that counts ages in torch's state, a tensor has one row to choose from: that of its count.
 
+Streams. Both stages are queued on the current stream, or stage 2 on a stream beside it (side_stream.py). What stage 2
+touches is reached by others through `measurement` and `ages` alone.
+
 Numbers on the device: rows that depend on a learning rate there, or on counts of steps there, are computed there by
 torch operations on the step's stream, in place of the rows that were sent. A CUDA graph replays these operations too.
 """
@@ -28,7 +31,9 @@ from torch import Tensor
 from noetherperf.engines import Call, OnDevice, carry_out
 from noetherperf.engines.device_inputs import DeviceInputs, InputsShape, Slot
 from noetherperf.engines.rows import components
+from noetherperf.engines.side_stream import SideStream, wanted
 from noetherperf.engines.tables import BUFFER, GRADIENT, TableEngine
+from noetherperf.measure.plan import Measurement
 
 #: Instead of a rule's variant: no step, only the moments.
 MEASURE = -1
@@ -61,7 +66,7 @@ class GpuEngine(TableEngine):
     Memory on the device for _launch, besides the measurement and the workspace (self._workspace):
         tables: self.tensors, dims, views, tiles, spans, components: the tables' bytes, as int64 [n_words]; at least one
             word. self.driving: int32.
-        ages: self.known_ages: [n_tensors] uint8; self.chosen: [n_tensors] int32.
+        ages: self._known_ages: [n_tensors] uint8; self.chosen: [n_tensors] int32.
     """
 
     reads_counts = True
@@ -69,18 +74,20 @@ class GpuEngine(TableEngine):
     def _build(self) -> None:
         super()._build()
         n = len(self.params)
-        self.device = self.measurement.moments.device
+        self.device = self._measurement.moments.device
         self._on_gpu = self.device.type != "cpu"
+        if not hasattr(self, "_side"):
+            self._side = self._make_side()
         self._refuse_capture("make its tables")
-        self.n_groups = self.measurement.clock.numel() - 1
+        self.n_groups = self._measurement.clock.numel() - 1
         t = self._tables
         self.tensors, self.dims, self.views, self.tiles, self.spans = (
             _words(table).to(self.device) for table in (t.tensors, t.dims, t.views, t.tiles, t.spans)
         )
         table, driving = components(self.rule)
         self.components, self.driving = _words(table).to(self.device), torch.from_numpy(driving).to(self.device)
-        if not hasattr(self, "known_ages"):  # else the tables are rebuilt, and the ages stay
-            self.known_ages = torch.full((n,), self._rows.n_ages - 1, dtype=torch.uint8, device=self.device)
+        if not hasattr(self, "_known_ages"):  # else the tables are rebuilt, and the ages stay
+            self._known_ages = torch.full((n,), self._rows.n_ages - 1, dtype=torch.uint8, device=self.device)
             self.chosen = torch.zeros(n, dtype=torch.int32, device=self.device)
         self._layouts_changed = False
         self._tile_counts = np.bincount(t.tiles["tensor"], minlength=n) if len(t.tiles) else np.zeros(n, np.int64)
@@ -91,12 +98,49 @@ class GpuEngine(TableEngine):
         self._captured: list[Slot] = []  # read by CUDA graphs, for the lifetime of this engine
         if self._on_gpu:
             self._stream = torch.cuda.Stream(self.device)
+        tables = (self.tensors, self.dims, self.views, self.tiles, self.spans, self.components, self.driving)
+        self._keep(*tables, self._known_ages, self.chosen, self._workspace, *self._measurement.tensors())
         self._make_inputs()
         self._take_rows()  # already computed if the tables are rebuilt
 
+    # ---- what a step may have left in flight ------------------------------------------------------------------------
+
+    def _make_side(self) -> SideStream | None:
+        return SideStream(self.device) if self._on_gpu and wanted() else None
+
+    def _keep(self, *tensors: Tensor) -> None:
+        """Memory that the second stage touches."""
+        if self._side is not None:
+            self._side.keep(*tensors)
+
+    def _join(self) -> None:
+        """Have the current stream wait for the second stages so far.
+
+        A stream that captures must not wait for what is not captured. It need not: torch.cuda.graph waits for the
+        device before a capture begins.
+        """
+        if self._side is not None and not self._capturing():
+            self._side.join()
+
+    def _aside(self, on_device: OnDevice) -> SideStream | None:
+        """The stream for a step's second stage, None: the current one.
+
+        The current one if nothing is measured, which takes too little time; if there is a found_inf, which is read in
+        memory that is not the engine's; and from the first capture on: replays are not seen here, so they cannot join.
+        """
+        if self._captured or self._capturing() or on_device.found_inf is not None or len(self._tables.spans) == 0:
+            return None
+        return self._side
+
+    @property
+    def measurement(self) -> Measurement:
+        self._join()
+        return super().measurement
+
     @property
     def ages(self) -> Sequence[int] | Tensor:
-        return self.known_ages if self.rule.step_key is None else ()
+        self._join()
+        return self._known_ages if self.rule.step_key is None else ()
 
     def _make_inputs(self) -> None:
         """Make the inputs' memory on both sides, with room for as many rows as there are now."""
@@ -108,6 +152,7 @@ class GpuEngine(TableEngine):
         self._addresses[:] = addresses
         self._host.ages[:] = 1
         self.inputs = DeviceInputs.empty(self._shape, self.device)  # of an engine on the CPU
+        self._keep(self.inputs.block)
         self._ring = [self._slot() for _ in range(RING)] if self._on_gpu else []
         self._turn = 0
         self._held = b""  # the contents of the current slot
@@ -133,7 +178,9 @@ class GpuEngine(TableEngine):
             raise RuntimeError(f"noetherperf has to {what}, which cannot be captured in a CUDA graph; {instead}")
 
     def _slot(self) -> Slot:
-        return Slot(self._shape, self.device, self._stream)
+        slot = Slot(self._shape, self.device, self._stream)
+        self._keep(slot.inputs.block)
+        return slot
 
     def _send(self) -> tuple[DeviceInputs, bool]:
         """Queue a copy of the host's inputs to the device, if they changed.
@@ -208,13 +255,14 @@ class GpuEngine(TableEngine):
 
     def prepare_to_measure(self, buffers: Sequence[Sequence[Tensor | None]]) -> list[Call]:
         self._refuse_capture("begin to measure")
+        self._join()
         self._admit_to_measure(buffers)
         self._send_layouts()
         self._host.scalars.zero_()
         self._lrs, self._counts = (), None
         launches = [Launch(dtype, MEASURE, begin, end) for dtype, begin, end in self._dtype_ranges]
         with self._as_current():
-            calls = self._launch(launches, self._send()[0], measuring=True, scaled=False)
+            calls = self._launch(launches, self._send()[0], measuring=True, scaled=False, aside=None)
         self._sent = b""  # the next step has other launches, even with the same inputs
         return calls if self._is_current() else [partial(self._carry_out_here, calls)]
 
@@ -228,6 +276,7 @@ class GpuEngine(TableEngine):
     ) -> list[Call]:
         if 0 in ages:
             self._refuse_capture("make a tensor's buffers")
+        self._join()
         self._admit_buffers(buffers)
         self._send_layouts()
         if self.rule.step_key is None:
@@ -250,7 +299,8 @@ class GpuEngine(TableEngine):
             inputs, is_new = self._send()
             launches = self._launches() if is_new else self._launches_for[1]
             self._sent = self._held
-            calls = self._launch(launches, inputs, measuring=False, scaled=scaled)
+            aside = self._aside(on_device)
+            calls = self._launch(launches, inputs, measuring=False, scaled=scaled, aside=aside)
         return calls if self._is_current() else [partial(self._carry_out_here, calls)]
 
     def _take_rows(self) -> None:
@@ -293,14 +343,23 @@ class GpuEngine(TableEngine):
             raise TypeError(f"{name} is {x.dtype} on {x.device}; it must be a float32 tensor on {self.device}")
         return x.data_ptr()
 
-    def _launch(self, launches: Sequence[Launch], inputs: DeviceInputs, *, measuring: bool, scaled: bool) -> list[Call]:
-        """The calls that queue both stages on the device's current stream.
+    def _launch(
+        self,
+        launches: Sequence[Launch],
+        inputs: DeviceInputs,
+        *,
+        measuring: bool,
+        scaled: bool,
+        aside: SideStream | None,
+    ) -> list[Call]:
+        """The calls that queue both stages on the device's current stream, or the second one aside.
 
         Args:
             launches: Stage 1's kernels, in any order; may be none.
             inputs: The inputs of the step, on the device.
             measuring: Only take moments of all tensors (MEASURE): stage 2 advances neither laws, clock nor ages.
             scaled: Gradients are divided by grad_scale first, and stored divided.
+            aside: The stream of the second stage, if it is not the current one.
         """
         raise NotImplementedError
 

@@ -1,7 +1,7 @@
 """Fast reads of thousands of tensors in a step, by compiled code if it is built.
 
 A Gatherer gathers gradients and momentum buffers. A Reader reads the tensors' addresses and layouts. A Watch detects
-tensors that other code has written or replaced.
+tensors that other code has written or replaced. A Glance does all of this at once, where nothing is new.
 """
 
 import functools
@@ -188,6 +188,27 @@ class PythonWatch:
             raise ValueError(f"expected at least {self._at_least} tensors, got {n}")
 
 
+class Glance(Protocol):
+    """Recognises a step that sees the same tensors as the step before, wherever its gradients and buffers are.
+
+    It tells no more, so that there is none in Python.
+    """
+
+    def look(self, groups: list[Any], state: dict[Tensor, Any]) -> list[Tensor | None] | None:
+        """Compare all that a step reads of tensors, and write the addresses of gradients and buffers.
+
+        Args:
+            groups: Torch's parameter groups.
+            state: Torch's, by parameter.
+
+        Returns:
+            The gradients and buffers, which the caller keeps alive until the step is made. None if anything is not as
+            before: other groups or parameters, one of which has moved; a gradient or buffer where there was none, or
+            none where there was one; another layout; a watched tensor that was written or replaced. Some addresses are
+            written then.
+        """
+
+
 def make_reader(n: int) -> Reader:
     """A reader of n tensors."""
     if not _is_compiled():
@@ -230,6 +251,37 @@ def make_watch(which: Sequence[int], *, kept: bool = False) -> Watch:
     from noetherperf._cpu import Watch
 
     return Watch(which, Tensor, kept)
+
+
+def make_glance(
+    params: list[Tensor],
+    sizes: Sequence[int],
+    gatherer: Gatherer,
+    readers: list[Reader],
+    watches: list[Watch | None],
+    keys: Sequence[str],
+    counts: Watch | None,
+    count_key: str | None,
+    addresses: np.ndarray,
+) -> Glance | None:
+    """A glance at these parameters; None if what it needs is not compiled.
+
+    Args:
+        params: The parameters.
+        sizes: How many of them are in each parameter group.
+        gatherer: Theirs.
+        readers, watches: Of parameters, gradients, and the buffers under each of these keys; None: not watched.
+        keys: In the state of a parameter.
+        counts: Watches the counts of steps, if there are any.
+        count_key: Their key in the state of a parameter.
+        addresses: [n, 2 + buffers], as the step before had them; changes in place.
+    """
+    if not _is_compiled() or isinstance(gatherer, PythonGatherer):
+        return None
+    from noetherperf import _cpu
+
+    parts: Any = (params, sizes, gatherer, readers, watches, list(keys), counts, count_key, addresses)
+    return _cpu.Glance(*parts)
 
 
 def _is_compiled() -> bool:

@@ -96,6 +96,7 @@ class Rows:
         self._seen, self._part = b"", np.zeros(0, bool)  # the last `part` as bytes, and as a mask
         self._keys = np.zeros(0, np.int64)  # of the tensors that take part
         self._pairs: Sequence[tuple[int, int]] = ()  # each row's parameter group and age
+        self._older = 0  # steps by which the rows are older than that
         self._own: Sequence[Tensor] | None = None  # of each group the numbers of its rows, if every tensor has its own
 
     def find(self, options: Sequence[Any], ages: Collection[int]) -> None:
@@ -154,7 +155,13 @@ class Rows:
             new.update(self._of_groups(options, [of_group[g] for g in range(len(options))]))
         row_of_age = new.get("_row_of_age", self._row_of_age)
         numbers = np.array([row_of_age[g](age) for g, age in pairs])
-        self.__dict__.update(new, numbers=numbers, _keys=keys, _pairs=pairs, _own=None)
+        self.__dict__.update(new, numbers=numbers, _keys=keys, _pairs=pairs, _older=0, _own=None)
+
+    def find_older(self) -> None:
+        """Compute the rows of the same tensors in their next step, with the same options, after `find_counted`."""
+        older = self._older + 1
+        numbers = np.array([self._row_of_age[g](age + older) for g, age in self._pairs])
+        self.__dict__.update(numbers=numbers, _older=older)
 
     def make_own(self, options: Sequence[Any], device: torch.device) -> None:
         """Make room for a row of every tensor, then one of every parameter group, which `fill_own` computes.
@@ -211,7 +218,7 @@ class Rows:
         if self._rule.step_key is not None:
             for i, (g, age) in enumerate(self._pairs):
                 if g == group:
-                    self._find_on_device(options, age, rows[i])
+                    self._find_on_device(options, age + self._older, rows[i])
             return
         own = rows[group * self.n_ages : (group + 1) * self.n_ages]
         newest = 0 if self._rule.ages_differ(options) else self.n_ages - 1

@@ -38,17 +38,21 @@ class TableEngine(Stepping):
         measurement: Measurement,
     ) -> None:
         self.plan, self.params, self.names, self.group_index = plan, params, names, group_index
-        self.measurement = measurement
+        self._measurement = measurement
         self.rule = plan.rule
         self._rows = Rows(self.rule, group_index, measurement.clock.numel() - 1, plan.laws)
         self._places = b""
         self._build()
 
+    @property
+    def measurement(self) -> Measurement:
+        return self._measurement
+
     def _build(self) -> None:
         """Make the tables for the parameters' present layouts."""
         n = len(self.params)
         self._tables = make_tables(self.plan, self.params, self.group_index, self.tiling)
-        device = self.measurement.moments.device
+        device = self._measurement.moments.device
         self._workspace = torch.full((self._tables.workspace,), torch.nan, dtype=torch.float64, device=device)
         n_columns = BUFFER + len(self.rule.buffers)
         self._addresses = np.zeros((n, n_columns), np.uint64)

@@ -128,9 +128,9 @@ TRITON = Tiling(
     tile_elements=(1 << 13, 1 << 17),
     tiles=8192,  # many per multiprocessor of a large GPU, so that few finish late
     block_rows=8,
-    min_tile_rows=64,
+    min_tile_rows=128,
     max_slices=4096,
-    tile_cols=2048,
+    tile_cols=1024,
     min_cols=128,
     short_run=2,
     span_segments=(32, 128),
@@ -138,7 +138,7 @@ TRITON = Tiling(
     by_line=True,
 )
 
-CUDA = replace(TRITON, min_tile_rows=128, tile_cols=1024, span_segments=(8, 64))
+CUDA = replace(TRITON, span_segments=(8, 64))
 
 
 @dataclass

@@ -9,9 +9,10 @@ from noetherperf.engines import Call
 from noetherperf.engines.device_inputs import DeviceInputs
 from noetherperf.engines.gpu import MEASURE, GpuEngine, Launch
 from noetherperf.engines.rows import components
+from noetherperf.engines.side_stream import SideStream
 from noetherperf.engines.tiling import TRITON
 from noetherperf.triton_kernels import rules
-from noetherperf.triton_kernels.options import kinds, options
+from noetherperf.triton_kernels.options import kinds, n_stages, options
 from noetherperf.triton_kernels.spans import N_THREADS
 from noetherperf.triton_kernels.stage_1 import stage_1
 from noetherperf.triton_kernels.stage_2 import stage_2
@@ -28,6 +29,7 @@ class TritonEngine(GpuEngine):
 
     def _build(self) -> None:
         super()._build()
+        self._hip = torch.version.hip is not None
         self._lanes = torch.cuda.get_device_properties(self.device).warp_size if self._on_gpu else 32
         self._constants = rules.constants(self.rule, *components(self.rule))
         self._kernels = rules.module_of(self.rule)
@@ -51,14 +53,23 @@ class TritonEngine(GpuEngine):
         return self._steps[variant, scaled]
 
     def _options(self, launch: Launch, step: rules.Step) -> dict[str, int]:
-        hip = torch.version.hip is not None
-        return options(launch.dtype, step, self._tile_kinds[launch.dtype], self._lanes, hip)
+        return options(launch.dtype, step, self._tile_kinds[launch.dtype], self._lanes, self._hip)
 
-    def _launch(self, launches: Sequence[Launch], inputs: DeviceInputs, *, measuring: bool, scaled: bool) -> list[Call]:
-        return [partial(self._queue, launches, inputs, measuring, scaled)]
+    def _launch(
+        self,
+        launches: Sequence[Launch],
+        inputs: DeviceInputs,
+        *,
+        measuring: bool,
+        scaled: bool,
+        aside: SideStream | None,
+    ) -> list[Call]:
+        first, second = partial(self._stage_1, launches, inputs, scaled), partial(self._stage_2, inputs, measuring)
+        if aside is None:
+            return [first, second]
+        return [first, *aside.fork([partial(self._stage_2_there, aside, inputs)])]
 
-    def _queue(self, launches: Sequence[Launch], inputs: DeviceInputs, measuring: bool, scaled: bool) -> None:
-        n_tensors, n_spans, m = len(self.params), len(self._tables.spans), self.measurement
+    def _stage_1(self, launches: Sequence[Launch], inputs: DeviceInputs, scaled: bool) -> None:
         for launch in launches:
             step = self._step(launch.variant, scaled)
             stage_1[(launch.end - launch.begin,)](
@@ -72,19 +83,27 @@ class TritonEngine(GpuEngine):
                 inputs.addresses,
                 inputs.first,
                 inputs.ages,
-                self.known_ages,
+                self._known_ages,
                 self.chosen,
                 self._workspace,
                 launch.begin,
-                n_tensors,
+                len(self.params),
                 DTYPE=launch.dtype,
                 RULE=self._constants,
                 STEP=step,
                 COEFFICIENTS=self._kernels.coefficients,
                 UPDATE=self._kernels.update,
                 KINDS=self._tile_kinds[launch.dtype],
+                STAGES=n_stages(self._hip),
                 **self._options(launch, step),
             )
+
+    def _stage_2_there(self, aside: SideStream, inputs: DeviceInputs) -> None:
+        with aside.here():
+            self._stage_2(inputs, measuring=False)
+
+    def _stage_2(self, inputs: DeviceInputs, measuring: bool) -> None:
+        n_spans, m = len(self._tables.spans), self._measurement
         translations, norms = m.states
         stage_2[(max(1, n_spans),)](
             self.tensors,
@@ -95,7 +114,7 @@ class TritonEngine(GpuEngine):
             inputs.groups,
             inputs.addresses,
             inputs.first,
-            self.known_ages,
+            self._known_ages,
             self.chosen,
             self._workspace,
             m.moments,
@@ -107,7 +126,7 @@ class TritonEngine(GpuEngine):
             m.propagators,
             m.clock,
             n_spans,
-            n_tensors,
+            len(self.params),
             self.n_groups,
             RULE=self._constants,
             MEASURING=measuring,

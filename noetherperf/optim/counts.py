@@ -46,6 +46,7 @@ class Addition(NamedTuple):
     missing: bytes
     grows: np.ndarray  # [n], false where one is missing
     masks: Sequence[Tensor]  # one for each block
+    calls: list[Call]  # that add, where nothing is skipped
 
 
 class Place(NamedTuple):
@@ -78,6 +79,16 @@ class Counts:
         self._key, self._parameters = key, parameters
         n = len(parameters.all)
         self._set(np.zeros(n, np.int64), [None] * n, [])
+
+    @property
+    def ages(self) -> np.ndarray:
+        """The counts as the host knows them, [n], int64; right if the watched views are as they were."""
+        return self._ages
+
+    @property
+    def watch(self) -> Watch:
+        """Of the views in the state; another one whenever the counts are read again."""
+        return self._watch
 
     def _set(self, ages: np.ndarray, views: Sequence[Tensor | None], blocks: Sequence[Block]) -> None:
         """Know these counts."""
@@ -214,19 +225,23 @@ class Counts:
                         views[i] = view
                         calls.append(partial(state[self._parameters.all[i]].__setitem__, self._key, view))
             grows = np.frombuffer(missing, np.uint8) == 0
-            addition = Addition(missing, grows, [block.mask(grows) for block in blocks])
-        added = addition.masks
+            masks = [block.mask(grows) for block in blocks]
+            addition = Addition(missing, grows, masks, self._adding(blocks, masks))
+        added = addition.calls
         if found_inf is not None:
-            counted = [found_inf.to(mask.device, non_blocking=True) == 0.0 for mask in added]
-            added = [mask * one.to(mask.dtype) for mask, one in zip(added, counted, strict=True)]
-        calls += [partial(block.counts.add_, mask) for block, mask in zip(blocks, added, strict=True)]
+            counted = [found_inf.to(mask.device, non_blocking=True) == 0.0 for mask in addition.masks]
+            masks = [mask * one.to(mask.dtype) for mask, one in zip(addition.masks, counted, strict=True)]
+            added = self._adding(blocks, masks)
         ages = self._ages + addition.grows
-        new = {"_ages": ages, "_views": views, "_blocks": blocks, "_addition": addition, "_is_exact": exact}
-        calls += [
-            partial(self.__dict__.update, **new, **({"_places": {}} if late else {})),
-            partial(self._watch.expect, bytes(len(missing))),  # an addition raises the counters of all views
-        ]
+        calls += [partial(self.__dict__.update, _ages=ages, _addition=addition, _is_exact=exact), *added]
+        if late:
+            calls.append(partial(self.__dict__.update, _views=views, _blocks=blocks, _places={}))
         return calls + [partial(self._watch.know, i, views[i]) for i in late]
+
+    def _adding(self, blocks: Sequence[Block], masks: Sequence[Tensor]) -> list[Call]:
+        """The calls that add these masks; they raise the counters of all views."""
+        calls: list[Call] = [partial(block.counts.add_, mask) for block, mask in zip(blocks, masks, strict=True)]
+        return [*calls, partial(self._watch.expect, bytes(len(self._views)))]
 
     def _begin(self, which: Sequence[int], groups: Sequence[Group]) -> list[Block]:
         """Blocks of zeros for parameters that have no count yet."""

@@ -34,6 +34,7 @@ class Parameters:
         labels: The name of each in error messages.
         group_of: The number of each one's parameter group.
         n_groups: The number of groups.
+        sizes: How many of the parameters are in each group.
         here: The part of each in this rank's memory.
         sharded: Whether any of them is sharded over ranks.
         gatherer: Gathers their gradients and buffers.
@@ -41,7 +42,7 @@ class Parameters:
 
     def __init__(self, groups: Sequence[Group]) -> None:
         self.all = parameters_in(groups)
-        self._sizes = [len(group["params"]) for group in groups]
+        self.sizes = [len(group["params"]) for group in groups]
         self._kinds = list(map(_kind, self.all))
         self.names, self.labels = names_in(groups), labels_in(groups)
         self.group_of = [g for g, group in enumerate(groups) for _ in group["params"]]
@@ -60,7 +61,7 @@ class Parameters:
         known = groups[: self.n_groups]  # after those come added ones
         now = itertools.chain.from_iterable(group["params"] for group in known)
         if (
-            [len(group["params"]) for group in known] != self._sizes
+            [len(group["params"]) for group in known] != self.sizes
             or not all(map(operator.is_, now, self.all))
             or (not stepped and list(map(_kind, self.all)) != self._kinds)
         ):

@@ -202,16 +202,28 @@ class MeasuredOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
 
-        with self._lock, torch.no_grad():
+        with self._lock:
             self._step()
         return loss
 
     def _step(self) -> None:
         """Make one step; the lock is held."""
-        meters = self._prepare()
-        scaler = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)  # torch.amp.GradScaler sets them
-        rule, measuring = self.rule, self._measuring
+        measuring = self._measuring
         measuring.options.read(self.param_groups)
+        scaler = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)  # torch.amp.GradScaler sets them
+        if scaler[0] is None and scaler[1] is None:
+            calls = measuring.repeats.calls(measuring, self.param_groups, self.state)
+            if calls is not None:
+                carry_out(calls)
+                return
+        with torch.no_grad():
+            self._step_in_general(*scaler)
+
+    def _step_in_general(self, *scaler: Any) -> None:
+        """Make one step, with a look at all that may have changed; scaler: grad_scale and found_inf."""
+        rule, measuring = self.rule, self._measuring
+        measuring.repeats.forget()
+        meters = self._prepare()
         options = measuring.options.options
         groups = self.param_groups
         on_device = step_inputs(meters, groups, measuring.options.on_device, *scaler)
@@ -232,8 +244,9 @@ class MeasuredOptimizer(Optimizer):
             if buffers.counts is not None and is_there:
                 unread = replace(on_device, counts=buffers.counts.on_device(meter.members, meter.device))
             calls += meter.prepare(taken, grads, buffers.here, options, made.ages, unread)
-        calls += measuring.stepped(options, on_device, made, missing, buffers)
+        calls += measuring.stepped(options, on_device, made, missing, buffers if 0 in made.new else None)
         carry_out(calls)
+        measuring.repeats.remember(measuring, missing, made.new)
 
     def _gradients(self) -> tuple[list[Tensor | None], bytes]:
         """What `Parameters.gradients` gives for a step."""

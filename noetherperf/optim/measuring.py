@@ -5,7 +5,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from noetherperf.optim.following import Group, Parameters, check_symmetries
 from noetherperf.optim.last_step import LastOptions
 from noetherperf.optim.meters import Meter, make_meters
 from noetherperf.optim.options import GroupOptions
+from noetherperf.optim.repeats import Repeats
 from noetherperf.optim.watched import Watched
 from noetherperf.rules.rule import Rule
 from noetherperf.symmetry import Symmetry
@@ -92,6 +93,9 @@ class Measuring:
         last: The last step's options; None before the first step since measuring began or was loaded.
         id: A new one whenever measuring starts anew.
         may_be_fresh: Whether a device may have skipped a step for which a buffer was made.
+        watched: The measured tensors; None before there is something to compare with.
+        repeats: Recognises steps like the last one.
+        can_repeat: Whether gradients and buffers are the parameters' own.
     """
 
     parameters: Parameters
@@ -101,6 +105,7 @@ class Measuring:
     step_count: int
     last: LastOptions | None
     id: str
+    can_repeat: ClassVar[bool] = True
 
     def __init__(self, rule: Rule[Any], symmetries: tuple[Symmetry, ...], groups: Sequence[Group]) -> None:
         self.rule, self.symmetries = rule, symmetries
@@ -108,6 +113,7 @@ class Measuring:
         self._follow(groups)
         self.meters: list[Meter] | None = None
         self.may_be_fresh = False
+        self.repeats = Repeats()
         self.restart()
 
     # ---- from where to where ----------------------------------------------------------------------------------------
@@ -126,7 +132,7 @@ class Measuring:
         self._n_corrections = 0  # how often the step count was corrected for skipped steps
         self.id = uuid.uuid4().hex
         self._carried: Carried | None = None
-        self._watched: Watched | None = None  # none before there is something to compare with
+        self.watched: Watched | None = None
 
     def replace(self, groups: Sequence[Group]) -> None:
         """Measure the parameters that the groups hold now, as torch's optimizers step them; accelerate shards this way.
@@ -155,8 +161,8 @@ class Measuring:
         )
         if carried is not None:
             openness.load_state_dict(carried.openness)
-        if self._watched is not None:
-            self._watched.know_moved(parameters.here)
+        if self.watched is not None:
+            self.watched.know_moved(parameters.here)
         # At once, because an interrupt between would lose what was carried, which the meters' measurements now hold.
         self.__dict__.update(openness=openness, meters=meters, _carried=None)
         return meters
@@ -238,28 +244,28 @@ class Measuring:
     def _watch(self, meters: Sequence[Meter], buffers: Buffers) -> None:
         """Watch all measured tensors from their present state on."""
         measured = sorted({meter.members[view.tensor] for meter in meters for view in meter.ranks.whole.views})
-        self._watched = Watched(measured, self.parameters.all, self.parameters.here, buffers)
+        self.watched = Watched(measured, self.parameters.all, self.parameters.here, buffers)
 
     def written(self, buffers: Buffers) -> set[int] | None:
         """The measured tensors that other code has written since the last step; None if nothing is known of them."""
-        if not self.began or self._watched is None:
+        if not self.began or self.watched is None:
             return None
-        return set(itertools.chain(*self._watched.changed(buffers)))
+        return set(itertools.chain(*self.watched.changed(buffers)))
 
     def know_buffers(self, buffers: Buffers) -> None:
         """Buffers that other code has written, as it should: they are as they are."""
-        if self._watched is not None:
-            self._watched.know_buffers(buffers)
+        if self.watched is not None:
+            self.watched.know_buffers(buffers)
 
     def catch_up(self, meters: Sequence[Meter], buffers: Buffers) -> None:
         """Begin to measure, or record changes made outside step() since."""
         if not self.began:
             self.begin(meters, buffers)
-        elif self._watched is None:
+        elif self.watched is None:
             if self.symmetries:  # loaded, or a copy: there is nothing yet to compare with
                 self._watch(meters, buffers)
         else:
-            parameters, others = self._watched.changed(buffers)
+            parameters, others = self.watched.changed(buffers)
             if not parameters and not others:
                 return
             if self.step_count == 0:  # no law has begun to run
@@ -270,7 +276,7 @@ class Measuring:
             self._follow_changes(meters, which, buffers)
             self.openness.changed(self.step_count, parameters, others)
             self.last = self.last and self.last.with_changed(which)
-            self._watched.know(which, buffers)
+            self.watched.know(which, buffers)
 
     def _follow_changes(self, meters: Sequence[Meter], which: set[int], buffers: Buffers) -> None:
         """Measure tensors changed outside step(), and continue the laws from there."""
@@ -297,7 +303,7 @@ class Measuring:
         on_device: OnDevice,
         made: Made,
         missing: bytes,
-        buffers: Buffers,
+        buffers: Buffers | None,
     ) -> list[Call]:
         """The calls that record a step.
 
@@ -305,7 +311,7 @@ class Measuring:
             options, on_device: As Meter.prepare has them.
             made: What the step makes in torch's state.
             missing: 1 if a parameter has no gradient.
-            buffers: Including those that the step makes.
+            buffers: Including those that the step makes; None if it makes none.
         """
         step, openness, last = self.step_count + 1, self.openness, self.last
         copies: list[Call] = []
@@ -313,16 +319,23 @@ class Measuring:
             openness = openness.after(step, options, on_device.lrs, made.ages, missing)
             last, copies = LastOptions.after(last, step, options, on_device, missing)
         may_be_fresh = self.may_be_fresh or (on_device.found_inf is not None and 0 in made.new)
+        calls: list[Call] = [
+            partial(self.__dict__.update, step_count=step, may_be_fresh=may_be_fresh, openness=openness, last=last),
+            *copies,
+            *self.raise_counters(missing),
+        ]
+        if self.watched is not None and buffers is not None:
+            calls += self.watched.made(made.new, buffers)
+        return calls
+
+    def raise_counters(self, missing: bytes) -> list[Call]:
+        """The calls that raise the version counters of all parameters but the missing ones: autograd does not see the
+        engines' writes, but must detect changes of tensors saved for backward."""
         written = self.parameters.all
         if 1 in missing:
             written = [p for p, no in zip(written, missing, strict=True) if not no]
-        calls: list[Call] = [
-            partial(self.__dict__.update, step_count=step, may_be_fresh=may_be_fresh, openness=openness, last=last),
-            # Autograd does not see the engines' writes, but must detect changes of tensors saved for backward.
-            partial(torch._C._increment_version, written),
-            *copies,
-        ]
-        return calls if self._watched is None else calls + self._watched.stepped(missing, made.new, buffers)
+        calls: list[Call] = [partial(torch._C._increment_version, written)]
+        return calls if self.watched is None else [*calls, self.watched.expected(missing)]
 
     def correct(self, copies: Copies, step: int) -> None:
         """Correct the step count to the device's, `step` at the time of the copies, unless corrected since."""
@@ -349,8 +362,8 @@ class Measuring:
                     for i in itertools.compress(meter.members, (age == 0 for age in of_meter)):
                         for key in self.rule.buffers:
                             state.get(self.parameters.all[i], {}).pop(key, None)
-                        if self._watched is not None:
-                            self._watched.know_no_buffers(i)
+                        if self.watched is not None:
+                            self.watched.know_no_buffers(i)
                 self.may_be_fresh = False
 
     def copy(self, meters: Sequence[Meter]) -> Copies:

@@ -29,10 +29,14 @@ class Meter:
     members: list[int]  # their indices among all parameters
     groups: frozenset[int]  # the parameter groups that they are in
     ranks: Ranks  # and the plan
-    measurement: Measurement  # of this rank's shards
     engine: Engine
     alone: bool  # there is no other meter
     stream: "torch.cuda.Stream | None" = None  # of the last step, on a GPU
+
+    @property
+    def measurement(self) -> Measurement:
+        """Of this rank's shards, after all steps so far; Engine.measurement describes it."""
+        return self.engine.measurement
 
     @property
     def is_host(self) -> bool:
@@ -140,7 +144,7 @@ def make_meters(
         for mine, known in zip(measurement.tensors(), carried[number], strict=True) if number < len(carried) else ():
             mine[: len(known)].copy_(known)
         engine = backends[members[0]].engine(ranks.plan, here, labels, groups, measurement)
-        meters.append(Meter(device, members, frozenset(groups), ranks, measurement, engine, len(by_place) == 1))
+        meters.append(Meter(device, members, frozenset(groups), ranks, engine, len(by_place) == 1))
     return meters
 
 

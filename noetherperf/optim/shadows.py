@@ -29,8 +29,9 @@ from noetherperf.symmetry import Symmetry
 
 
 class ShadowMeasuring(Measuring):
-    """The measuring of shadows: what one carries is in the followed optimizer's state."""
+    """The measuring of shadows: what one carries is in the followed optimizer's state, its gradients are of others."""
 
+    can_repeat = False
     shadows: "Shadows"
 
     def _carried_by(self, place: int, buffers: tuple[Tensor | None, ...], age: int) -> Tensor | None:

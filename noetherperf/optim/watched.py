@@ -37,6 +37,10 @@ class Watched:
         self._of_held, self._of_buffers = [make_watch(measured) for _ in n], [make_watch(cut) for _ in n]
         self.know(measured, buffers)
 
+    def watches(self) -> list[Watch | None]:
+        """The watches of whole tensors: of parameters, None for gradients, of each of the rule's buffers."""
+        return [self._of_params, None, *self._of_held]
+
     def changed(self, buffers: Buffers) -> tuple[list[int], list[int]]:
         """The indices of parameters, and of parameters with buffers, that other code has written or replaced since."""
         parameters, others = self._of_params.look(self._params), _look(self._of_held, buffers.held)
@@ -78,14 +82,13 @@ class Watched:
                 self._here[i] = new
                 self._of_here.know(i, new)
 
-    def stepped(self, missing: bytes, new: bytearray, buffers: Buffers) -> list[Call]:
-        """The calls that record a step: it raises the counters of all parameters but the missing ones, and makes
-        buffers of those that are 0 in `new`."""
-        calls: list[Call] = [partial(self._of_params.expect, missing)]
-        if 0 in new:
-            for i in (i for i, old in enumerate(new) if old == 0):
-                calls += self._known(i, buffers)
-        return calls
+    def expected(self, missing: bytes) -> Call:
+        """The call that records a step, which raises the counters of all parameters but the missing ones."""
+        return partial(self._of_params.expect, missing)
+
+    def made(self, new: bytearray, buffers: Buffers) -> list[Call]:
+        """The calls that record that a step makes buffers of the parameters that are 0 in `new`."""
+        return [call for i, old in enumerate(new) if old == 0 for call in self._known(i, buffers)]
 
 
 def _look(watches: Sequence[Watch], of_all: Sequence[Tensors]) -> list[int]:
