@@ -11,7 +11,8 @@ figures come from.
 Whole training iterations: networks (what is trained), iterations (variants and rounds), training (their table);
 bench_iterations is their test.
 
-Commands of their own: kernel (arithmetic alone), phases (of a step), paper (counted, not timed), memory.
+Commands of their own: kernel (arithmetic alone), phases (of a step), paper (counted, not timed), memory, search (for
+symmetries).
 
 `make gpu-report` starts gpu_report, which builds, tests and measures on a GPU by the parts in gpu/.
 """

@@ -18,7 +18,7 @@ from noetherperf import Norm, Part
 from noetherperf.engines.floor import memory_floor
 
 COMMAND = "python -m bench.kernel"
-N_TENSORS = 64  # a step; all have the same memory, so that each finds its data in the cache
+REPEATS = 256  # steps that are timed together; all but the first find their data in the cache
 LARGE = 1 << 25  # elements of the floor: 400 MB, far outside of every cache
 VIEWS = {"none": (), "rows": (0,), "columns": (1,), "both": (0, 1)}
 ROUNDS = 60
@@ -32,20 +32,19 @@ def shape_in_cache() -> tuple[int, int]:
 
 def optimizer(shape: tuple[int, int], dtype: torch.dtype, axes: tuple[int, ...], momentum: float) -> nperf.SGD:
     p, g, v = (torch.randn(shape).to(dtype) for _ in range(3))
-    params = {f"p{i}": torch.nn.Parameter(p) for i in range(N_TENSORS)}
-    for param in params.values():
-        param.grad = g
-    symmetries = [Norm(f"{name}[{axis}]", [Part(name, axis)]) for name in params for axis in axes]
-    made = nperf.SGD(params.items(), lr=1e-6, momentum=momentum, symmetries=symmetries, backend="cpu")
+    param = torch.nn.Parameter(p)
+    param.grad = g
+    symmetries = [Norm(f"p[{axis}]", [Part("p", axis)]) for axis in axes]
+    made = nperf.SGD([("p", param)], lr=1e-6, momentum=momentum, symmetries=symmetries, backend="cpu")
     if momentum:
-        made.state.update({param: {"momentum_buffer": v} for param in params.values()})
+        made.state[param] = {"momentum_buffer": v}
     return made
 
 
 def spreads(dtype: torch.dtype, momentum: float, n_threads: int) -> dict[str, Spread]:
     """Nanoseconds an element takes one thread: the floor, with the bandwidth shared by all, and the kernel by view.
 
-    The kernel's time is that of a step, less that of a step of tensors with one element.
+    The kernel's time is that of a step, less that of a step of a tensor with one element.
     """
     shape = shape_in_cache()
     optimizers = {view: optimizer(shape, dtype, axes, momentum) for view, axes in VIEWS.items()}
@@ -61,7 +60,7 @@ def spreads(dtype: torch.dtype, momentum: float, n_threads: int) -> dict[str, Sp
     memory.run()
     for times in (*kernel.times.values(), *memory.times.values()):
         times.clear()
-    kernel.repeats = 4  # the first tensor of the first of them finds the cache cold
+    kernel.repeats = REPEATS
     for _ in range(ROUNDS):
         kernel.run()
         memory.run()
@@ -71,7 +70,7 @@ def spreads(dtype: torch.dtype, momentum: float, n_threads: int) -> dict[str, Sp
     found = {"floor": Spread.of([t * per_element for t in memory.times["floor"]])}
     for view in VIEWS:
         pairs = zip(kernel.times[view], kernel.times[f"{view} call"], strict=True)
-        found[view] = Spread.of([(step - call) * 1e9 / (N_TENSORS * shape[0] * shape[1]) for step, call in pairs])
+        found[view] = Spread.of([(step - call) * 1e9 / (shape[0] * shape[1]) for step, call in pairs])
     return found
 
 

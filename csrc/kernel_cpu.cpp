@@ -6,16 +6,18 @@
 // Everything except the one exported table has internal linkage, so that the linker cannot replace one build's code by
 // another's.
 //
-// Arithmetic is in float32 (float64 for float64 parameters), sums in float64. N elements are one vector of the compute
-// type; W float64 are one register.
+// Arithmetic is in float32 (float64 for float64 parameters), sums in float64 (of blocks in float32 for 16-bit ones, see
+// sums_cpu.h). N elements are one vector of the compute type; W float64 are one register.
 
 #include "kernel_cpu.h"
 
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
 #include "strip.h"
+#include "sums_cpu.h"
 #include "types_cpu.h"
 
 // After the functions of vectors that an update calls.
@@ -31,140 +33,91 @@ using NPERF_RULE::Rule;
 
 static_assert(2 * W <= 16, "a vector past the width must fit into the padding of col_sums");
 
-// Moments are summed in two halves: those of the gradient and the parameter before the step, and those of the results.
-enum class Half { before, after };
-
-// The moments of a half that a step sums, as bits.
-template <class Step, Half half>
-constexpr uint64_t bits_of() {
-  uint64_t bits = 0;
-  for (int m = 0; m < Step::n_taken; ++m)
-    bits |= uint64_t(is_of_results(Step::Rule::moments[m]) == (half == Half::after)) << m;
-  return bits;
-}
-constexpr int count(uint64_t bits) { return bits == 0 ? 0 : int(bits & 1) + count(bits >> 1); }
-
-// The sums of a half by row and by position stay in registers if these are enough. Otherwise the half is summed in
-// groups of moments, one group after the other.
-template <class Step, Half half>
-constexpr int n_groups(bool by_row, int n_rows, int n_parts) {
-  constexpr int n_registers = W == 8 ? 32 : 16, n_operands = 4, n = count(bits_of<Step, half>());
-  const int at_once = (n_registers - n_operands) / (by_row * n_rows + n_parts);
-  return n == 0 ? 1 : (n + at_once - 1) / at_once;
-}
-
-// The moments of one of n groups, which are equally large.
-constexpr uint64_t group_of(uint64_t bits, int n, int group) {
-  uint64_t found = 0;
-  for (int m = 0, place = 0; m < 64; ++m)
-    if (bits >> m & 1) found |= uint64_t(place++ * n / count(bits) == group) << m;
-  return found;
-}
-
-// Selects the moments of a half, or of one group of it if there are several.
-template <class Step, Half of_half, int n = 1, int group = 0>
-struct Selected {
-  static constexpr Half half = of_half;
-  static constexpr uint64_t bits = group_of(bits_of<Step, half>(), n, group);
-  static constexpr bool takes(int m) { return (bits >> m & 1) != 0; }
-  // Whether one of them needs an operand.
-  static constexpr bool needs(Operand operand) {
-    for (int m = 0; m < Step::n_taken; ++m)
-      if (takes(m) && Step::Rule::moments[m].has(operand)) return true;
-    return false;
-  }
-};
-
-// Adds W elements of row r to the selected moments: those of the vector at col, from element i on.
-template <class Of, class Type, class Step, bool whole, int n_rows, bool one_run>
-inline __attribute__((always_inline)) void add(F64* sums, const Strip<Type, Step, whole, n_rows, one_run>& x, int r,
-                                               int64_t col, int64_t i) {
-  const auto value = [at = col + Type::order(i)](const auto* row) { return as_f64(row + at); };
-  Operands<F64> operands{};
-  if constexpr (Of::needs(Operand::p)) operands.p = value(Of::half == Half::after ? x.p_kept(r) : x.p(r));
-  if constexpr (Of::needs(Operand::p_new)) operands.p_new = value(x.p_new(r));
-  if constexpr (Of::needs(Operand::g)) operands.g = value(x.g(r));
-  if constexpr (Step::updates && Of::needs(Operand::u)) operands.u = value(x.u(r));
-  if constexpr (Of::needs(Operand::v)) operands.v = value(x.v(r));
-  accumulate<Step, Of>(sums, operands);
-}
-
 // Adds a group of a half of the moments to the sums by position and, with by_row, to those of n_rows rows, which stay
 // in registers.
 template <Half half, int n_parts, int n, int group, bool by_row, class Type, class Step, bool whole, int n_rows,
-          bool one_run>
-inline __attribute__((always_inline)) void add_group(const Strip<Type, Step, whole, n_rows, one_run>& x, Line* lines,
-                                                     F64 (*row_acc)[Step::n_taken]) {
+          bool one_run, class Sum>
+inline __attribute__((always_inline)) void add_group(const Strip<Type, Step, whole, n_rows, one_run>& x,
+                                                     const Sums<Step, Sum>& to) {
   constexpr int n_acc = Step::n_taken;
+  constexpr bool in_blocks = !std::is_same_v<Sum, F64>;
+  constexpr int64_t L = lanes<Sum>;
   using Of = Selected<Step, half, n, group>;
   const auto taken = [](int m) { return Of::takes(m); };
-  const auto line = [&](int64_t i, int m) { return lines[i / 8 * n_acc + m].at + i % 8; };
-  F64 row_sums[n_rows][n_acc];
+  const auto line = [&](int64_t col, int m) { return place_of<Item<Sum>>(to.block_lines, col, m, n_acc); };
+  Sum row_sums[n_rows][n_acc];
   if constexpr (by_row)
 #pragma GCC unroll 4
     for (int r = 0; r < n_rows; ++r)
 #pragma GCC unroll 16
-      for (int m = 0; m < n_acc; ++m) row_sums[r][m] = taken(m) ? row_acc[r][m] : F64{};
-  for (int64_t unit = 0; unit < x.width(); unit += unit_cols<Type>, lines += unit_cols<Type> / 8 * n_acc) {
+      for (int m = 0; m < n_acc; ++m) row_sums[r][m] = taken(m) ? to.block_rows[r][m] : Sum{};
+  for (int64_t unit = 0; unit < x.width(); unit += unit_cols<Type>) {
 #pragma GCC unroll 4
     for (int r = 0; r < n_rows; ++r) {
       if constexpr (half == Half::before && group == 0) x.prefetch_p(r, unit);
       if constexpr (half == Half::after && group == 0) x.prefetch_buffers(r, unit);
     }
 #pragma GCC unroll 4
-    for (int64_t i = 0; i < unit_cols<Type>; i += n_parts * W) {
-      F64 sums[n_parts][n_acc];
-#pragma GCC unroll 2
-      for (int part = 0; part < n_parts; ++part)
-#pragma GCC unroll 16
-        for (int m = 0; m < n_acc; ++m) sums[part][m] = taken(m) ? load_vector<F64>(line(i + part * W, m)) : F64{};
-#pragma GCC unroll 4
-      for (int r = 0; r < n_rows; ++r)
-#pragma GCC unroll 2
-        for (int part = 0; part < n_parts; ++part) {
-          add<Of>(sums[part], x, r, unit, i + part * W);
-          if constexpr (by_row) add<Of>(row_sums[r], x, r, unit, i + part * W);
-        }
+    for (int64_t i = 0; i < unit_cols<Type>; i += n_parts * L) {
+      Sum sums[n_parts][n_acc];
 #pragma GCC unroll 2
       for (int part = 0; part < n_parts; ++part)
 #pragma GCC unroll 16
         for (int m = 0; m < n_acc; ++m)
-          if (taken(m)) store_vector(line(i + part * W, m), sums[part][m]);
+          sums[part][m] = taken(m) ? load_vector<Sum>(line(unit + i + part * L, m)) : Sum{};
+#pragma GCC unroll 4
+      for (int r = 0; r < n_rows; ++r)
+#pragma GCC unroll 2
+        for (int part = 0; part < n_parts; ++part) {
+          add<Of, Type, Step>(sums[part], x, r, unit, i + part * L);
+          if constexpr (by_row) add<Of, Type, Step>(row_sums[r], x, r, unit, i + part * L);
+        }
+      U32 worst{};
+      if constexpr (in_blocks)
+        for (int part = 0; part < n_parts; ++part) look_at<Of, Step>(worst, sums[part]);
+      const bool held = !in_blocks || !any_above(worst, limit);
+#pragma GCC unroll 2
+      for (int part = 0; part < n_parts; ++part) {
+        if constexpr (in_blocks)
+          if (__builtin_expect(!held, 0) && widen_positions<Of>(x.copied(), n_rows, unit, i + part * L, to.lines))
+            continue;
+#pragma GCC unroll 16
+        for (int m = 0; m < n_acc; ++m)
+          if (taken(m)) store_vector(line(unit + i + part * L, m), sums[part][m]);
+      }
     }
   }
-  if constexpr (by_row)
-#pragma GCC unroll 4
-    for (int r = 0; r < n_rows; ++r)
-#pragma GCC unroll 16
-      for (int m = 0; m < n_acc; ++m)
-        if (taken(m)) row_acc[r][m] = row_sums[r][m];
+  if constexpr (by_row) keep_rows<Of>(x, row_sums, to);
 }
 
 // Adds a half of the moments of a strip.
-template <Half half, bool by_row, class Type, class Step, bool whole, int n_rows, bool one_run>
+template <Half half, bool by_row, class Type, class Step, bool whole, int n_rows, bool one_run, class Sum>
 inline __attribute__((always_inline)) void add_by_position(const Strip<Type, Step, whole, n_rows, one_run>& x,
-                                                           Line* lines, F64 (*row_acc)[Step::n_taken]) {
-  constexpr int n_parts = unit_cols<Type> < 2 * W ? 1 : 2;  // vectors of sums in registers at a time
-  static_assert(unit_cols<Type> % (n_parts * W) == 0, "a unit is whole vectors");
+                                                           const Sums<Step, Sum>& to) {
+  constexpr int n_parts = unit_cols<Type> < 2 * lanes<Sum> ? 1 : 2;  // vectors of sums in registers at a time
+  static_assert(unit_cols<Type> % (n_parts * lanes<Sum>) == 0, "a unit is whole vectors");
   constexpr int n = n_groups<Step, half>(by_row, n_rows, n_parts);
   static_assert(n <= 3, "each group is summed below");
-  add_group<half, n_parts, n, 0, by_row>(x, lines, row_acc);
-  if constexpr (n > 1) add_group<half, n_parts, n, 1, by_row>(x, lines, row_acc);
-  if constexpr (n > 2) add_group<half, n_parts, n, 2, by_row>(x, lines, row_acc);
+  add_group<half, n_parts, n, 0, by_row>(x, to);
+  if constexpr (n > 1) add_group<half, n_parts, n, 1, by_row>(x, to);
+  if constexpr (n > 2) add_group<half, n_parts, n, 2, by_row>(x, to);
 }
 
-// Steps row r; with by_row, adds its moments to row_acc, those after the step `lag` vectors behind.
-template <bool measured, bool by_row, bool alone, class Type, class Step, bool whole, int n_rows, bool one_run>
+// Steps row r; with by_row, adds its moments to the sums of the row, those after the step `lag` vectors behind.
+template <bool measured, bool by_row, bool alone, class Type, class Step, bool whole, int n_rows, bool one_run,
+          class Sum>
 inline __attribute__((always_inline)) void step_row(Strip<Type, Step, whole, n_rows, one_run>& x, int r,
                                                     const Coefficients<Step, typename Type::Scalar>& coefficients,
-                                                    F64* row_acc) {
+                                                    const Sums<Step, Sum>& to) {
   const Coefficients<Step, typename Type::Scalar> c = coefficients;  // a local copy, which no store can alias
   constexpr int n_acc = Step::n_taken;
-  constexpr int64_t N = n_lanes<Type>;
-  F64 sums[n_acc];
+  constexpr int64_t N = n_lanes<Type>, L = lanes<Sum>;
+  using Before = Selected<Step, Half::before>;
+  using After = Selected<Step, Half::after>;
+  Sum sums[n_rows][n_acc];
   if constexpr (by_row)
 #pragma GCC unroll 16
-    for (int m = 0; m < n_acc; ++m) sums[m] = row_acc[m];
+    for (int m = 0; m < n_acc; ++m) sums[r][m] = to.block_rows[r][m];
   const auto step = [&](int64_t col) __attribute__((always_inline)) {
     if constexpr (alone && (measured || sizeof(typename Type::Element) == 2)) {
       x.prefetch_p(r, col);
@@ -173,13 +126,13 @@ inline __attribute__((always_inline)) void step_row(Strip<Type, Step, whole, n_r
     if constexpr (measured || sizeof(typename Type::Element) == 2) x.prefetch_g(r, col);
     if constexpr (by_row)
 #pragma GCC unroll 4
-      for (int64_t i = 0; i < N; i += W) add<Selected<Step, Half::before>>(sums, x, r, col, i);
+      for (int64_t i = 0; i < N; i += L) add<Before, Type, Step>(sums[r], x, r, col, i);
     x.template step<measured>(r, col, c);
   };
   const auto behind = [&](int64_t col) __attribute__((always_inline)) {
     if constexpr (by_row)
 #pragma GCC unroll 4
-      for (int64_t i = 0; i < N; i += W) add<Selected<Step, Half::after>>(sums, x, r, col, i);
+      for (int64_t i = 0; i < N; i += L) add<After, Type, Step>(sums[r], x, r, col, i);
   };
   const int64_t width = x.width(), start = !by_row ? width : width < lag * N ? width : lag * N;
   for (int64_t col = 0; col < start; col += N) step(col);
@@ -188,40 +141,53 @@ inline __attribute__((always_inline)) void step_row(Strip<Type, Step, whole, n_r
     behind(col - start);
   }
   for (int64_t col = width - start; by_row && col < width; col += N) behind(col);
-  if constexpr (by_row)
-#pragma GCC unroll 16
-    for (int m = 0; m < n_acc; ++m) row_acc[m] = sums[m];
+  if constexpr (by_row) {
+    static_assert(n_rows == 1, "row by row");
+    keep_rows<Before>(x, sums, to);
+    keep_rows<After>(x, sums, to);
+  }
 }
 
-// Steps n_rows rows of a strip; their row sums are added to row_acc, position sums to the block's col_sums.
-template <class Type, class Step, bool by_row, bool by_col, int n_rows, bool whole, bool one_run>
+// Steps n_rows rows of a strip and adds their moments to sums.
+template <class Type, class Step, bool by_row, bool by_col, int n_rows, bool whole, bool one_run, class Sum>
 inline void step_strip(const Block& b, const Coefficients<Step, typename Type::Scalar>& c, int64_t row, int64_t col,
-                       int64_t width, int64_t ahead, Copies<typename Type::Scalar>& copies,
-                       F64 (*row_acc)[Step::n_taken]) {
+                       int64_t width, int64_t ahead, Copies<Type>& copies, const Sums<Step, Sum>& to) {
   constexpr bool measured = by_row || by_col;
   Strip<Type, Step, whole, n_rows, one_run> strip(b, row, col, width, ahead, copies);
-  Line* const lines = by_col ? b.col_sums + col / 8 * Step::n_taken : nullptr;
   if constexpr (measured)
     for (int r = 0; r < n_rows; ++r) strip.copy(r);
-  if constexpr (by_col) add_by_position<Half::before, by_row>(strip, lines, row_acc);
-  for (int r = 0; r < n_rows; ++r) step_row<measured, by_row && !by_col, !by_col>(strip, r, c, row_acc[r]);
-  if constexpr (by_col) add_by_position<Half::after, by_row>(strip, lines, row_acc);
+  if constexpr (by_col) add_by_position<Half::before, by_row>(strip, to);
+  for (int r = 0; r < n_rows; ++r) step_row<measured, by_row && !by_col, !by_col>(strip, r, c, to);
+  if constexpr (by_col) add_by_position<Half::after, by_row>(strip, to);
 }
 
-// Steps the columns of a row that do not fill a unit. Not inlined: one such loop is enough for all kinds of strips.
+// The lines of positions from `col` on.
+template <class T>
+inline Line* lines_from(Line* lines, int64_t col, int n_acc) {
+  return lines == nullptr ? nullptr : lines + col * int64_t(sizeof(T)) / int64_t(sizeof(Line)) * n_acc;
+}
+
+// Steps the columns of a row that do not fill a unit, with sums in float64. Not inlined: one such loop is enough for
+// all kinds of strips.
 template <class Type, class Step, bool by_row, bool by_col>
 __attribute__((noinline)) void step_tail(const Block& b, const Coefficients<Step, typename Type::Scalar>& c,
-                                         int64_t row, int64_t col, int64_t ahead, Copies<typename Type::Scalar>& copies,
+                                         int64_t row, int64_t col, int64_t ahead, Copies<Type>& copies,
                                          F64 (*row_acc)[Step::n_taken]) {
-  step_strip<Type, Step, by_row, by_col, 1, false, false>(b, c, row, col, b.width - col, ahead, copies, row_acc);
+  Line* const lines = lines_from<double>(b.col_sums, col, Step::n_taken);
+  const Sums<Step, F64> to{row_acc, row_acc, lines, lines};
+  step_strip<Type, Step, by_row, by_col, 1, false, false>(b, c, row, col, b.width - col, ahead, copies, to);
 }
 
+// Steps n_rows rows; their sums are added to row_acc, position sums to the block's.
 template <class Type, class Step, bool by_row, bool by_col, int n_rows, bool one_run>
 inline void step_rows(const Block& b, const Coefficients<Step, typename Type::Scalar>& c, int64_t row,
-                      Copies<typename Type::Scalar>& copies, F64 (*row_acc)[Step::n_taken]) {
-  constexpr bool in_strips = by_col || (by_row && Strip<Type, Step, true, n_rows, one_run>::needs_copies);
+                      Copies<Type>& copies, F64 (*row_acc)[Step::n_taken]) {
+  using Rows = Strip<Type, Step, true, n_rows, one_run>;
+  using Sum = typename Type::Sum;
+  constexpr bool in_blocks = !std::is_same_v<Sum, F64>;
+  constexpr bool in_strips = by_col || (by_row && Rows::needs_copies);
   const int64_t end = b.width / unit_cols<Type> * unit_cols<Type>;
-  const int64_t widest = in_strips ? strip_cols(n_rows) : end;
+  const int64_t widest = in_strips ? Rows::cols : end;
   // The prefetch distance. With moments to sum or 16 bits to convert, out-of-order execution keeps too few loads in
   // flight to saturate memory. After one row comes the next. Several rows are as many streams, which the hardware
   // prefetches, but it starts late: at the end of the rows, the beginning of the next ones is prefetched.
@@ -231,9 +197,24 @@ inline void step_rows(const Block& b, const Coefficients<Step, typename Type::Sc
     if (one_run) return ahead + col * (n_rows - 1);
     return n_rows == 1 || col + ahead < b.width ? ahead : ahead + n_rows * b.row_stride - b.width;
   };
-  for (int64_t col = 0; col < end; col += widest)
-    step_strip<Type, Step, by_row, by_col, n_rows, true, one_run>(
-        b, c, row, col, end - col < widest ? end - col : widest, from(col), copies, row_acc);
+  Sum block_rows[in_blocks ? n_rows : 1][Step::n_taken] = {};
+  Sums<Step, Sum> to{row_acc, nullptr, b.col_sums, b.col_sums};
+  if constexpr (in_blocks) {
+    to.block_rows = block_rows;
+    to.block_lines = b.block_lines;
+  } else {
+    to.block_rows = row_acc;
+  }
+  Line *const lines = to.lines, *const block_lines = to.block_lines;
+  for (int64_t col = 0; col < end; col += widest) {
+    const int64_t width = end - col < widest ? end - col : widest;
+    to.lines = lines_from<double>(lines, col, Step::n_taken);
+    to.block_lines = lines_from<Item<Sum>>(block_lines, col, Step::n_taken);
+    step_strip<Type, Step, by_row, by_col, n_rows, true, one_run>(b, c, row, col, width, from(col), copies, to);
+    if constexpr (in_blocks && by_row)
+      if (col + width == end || (col + width) % block_cols == 0)
+        for (int r = 0; r < n_rows; ++r) close_row<Step>(block_rows[r], row_acc[r]);
+  }
   for (int r = 0; r < n_rows && end < b.width; ++r)
     step_tail<Type, Step, by_row, by_col>(b, c, row + r, end, from(end), copies, row_acc + r);
 }
@@ -251,8 +232,10 @@ void step_block(const Block& block) {
   const int together = by_col && hot ? rows_together(b.width, n_acc, row_bytes) : 1;
   // Several streams within one page confuse the hardware prefetchers.
   const bool one_run = b.row_stride == b.width && most_rows * row_bytes <= page;
-  Copies<S> copies;
+  Copies<Type> copies;
+  constexpr bool in_blocks = by_col && !std::is_same_v<typename Type::Sum, F64>;
   if (by_col && b.fresh) std::memset(b.col_sums, 0, n_lines(b.width, n_acc) * sizeof(Line));
+  if (in_blocks) std::memset(b.block_lines, 0, n_block_lines(b.width, n_acc) * sizeof(Line));
   for (int64_t bank = 0; bank < b.rows; bank += W) {  // W rows: one vector of row sums
     const int64_t rows = b.rows - bank < W ? b.rows - bank : W;
     F64 acc[W][n_acc];
@@ -270,6 +253,9 @@ void step_block(const Block& block) {
         step_rows<Type, Step, by_row, by_col, 2, false>(b, c, bank + row, copies, acc + row);
     }
     for (; row < rows; ++row) step_rows<Type, Step, by_row, by_col, 1, false>(b, c, bank + row, copies, acc + row);
+    if constexpr (in_blocks)
+      if (bank + rows == b.rows || (bank + rows) % block_terms == 0)
+        close_positions<Type, Step>(b.block_lines, b.col_sums, b.width / unit_cols<Type> * unit_cols<Type>);
     if constexpr (by_row) {
       for (int m = 0; m < n_acc; ++m) {
         F64 column[W];

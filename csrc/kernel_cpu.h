@@ -32,13 +32,16 @@ struct Block {
   const double* row;  // the step's row of numbers, which begins with the update's coefficients
   double unscale;     // the gradient is the stored value times this
   double* row_sums;
-  Line* col_sums;  // padded: whole vectors past the width are loaded and stored
+  Line* col_sums;     // padded: whole vectors past the width are loaded and stored
+  Line* block_lines;  // n_block_lines that the kernel uses
   int64_t row_sums_stride;
   bool fresh;  // col_sums is not initialized
 };
 
 // The lines that hold the sums of `width` positions, with padding for a vector past the width.
 constexpr int64_t n_lines(int64_t width, int n_acc) { return (width / 8 + 2) * n_acc; }
+// The same of float32 sums.
+constexpr int64_t n_block_lines(int64_t width, int n_acc) { return (width / 16 + 2) * n_acc; }
 
 using BlockKernel = void (*)(const Block&);
 

@@ -178,9 +178,10 @@ std::string fault(BlockKernel kernel, const Expected& e, const Matrices& given, 
   std::vector<Matrix> buffers = given.buffers;
   const Shape& shape = e.shape;
   std::vector<double> rows(n_acc * shape.rows, 1.0);
-  std::vector<Line> lines(n_lines(shape.width, n_acc));
-  for (Line& line : lines)
-    for (double& x : line.at) x = NAN;
+  Line nothing;
+  for (double& x : nothing.at) x = NAN;
+  std::vector<Line> lines(n_lines(shape.width, n_acc), nothing);
+  std::vector<Line> block_lines(n_block_lines(shape.width, n_acc), nothing);
 
   Block block{};
   block.p = p.data();
@@ -194,6 +195,7 @@ std::string fault(BlockKernel kernel, const Expected& e, const Matrices& given, 
   block.row_sums = rows.data();
   block.row_sums_stride = shape.rows;
   block.col_sums = lines.data();
+  block.block_lines = block_lines.data();
   block.fresh = true;
   kernel(block);
 

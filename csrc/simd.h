@@ -8,6 +8,8 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
+#include <utility>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -43,6 +45,12 @@ using F32Half = float __attribute__((vector_size(4 * W)));
 using U32 = uint32_t __attribute__((vector_size(8 * W)));
 using U16 = uint16_t __attribute__((vector_size(4 * W)));
 using U16Full = uint16_t __attribute__((vector_size(8 * W)));
+
+// The type of a vector's elements, and their number.
+template <class V>
+using Item = std::remove_reference_t<decltype(std::declval<V&>()[0])>;
+template <class V>
+constexpr int64_t lanes = sizeof(V) / sizeof(Item<V>);
 
 template <class V>
 inline V load_vector(const void* from) {
@@ -149,7 +157,7 @@ inline V maximum(const V& a, const V& b) {
   return (a > b) | (a != a) ? a : b;
 }
 
-// 16-bit values as upper halves of 32 bits, zeros below; and the lower halves of 32-bit values that fit into 16 bits.
+// 16-bit values as upper halves of 32 bits, zeros below; and the upper halves of 32-bit values.
 inline U32 upper_halves(const U16& x) {
 #if NPERF_AVX512
   return (U32)_mm512_cvtepu16_epi32((__m256i)x) << 16;
@@ -157,11 +165,12 @@ inline U32 upper_halves(const U16& x) {
   return __builtin_convertvector(x, U32) << 16;
 #endif
 }
-inline U16 lower_halves(const U32& x) {
+inline U16 take_upper_halves(const U32& x) {
 #if NPERF_AVX512
-  return (U16)_mm512_cvtepi32_epi16((__m512i)x);
+  static const uint16_t odd[32] = {1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31};
+  return (U16)_mm512_castsi512_si256(_mm512_permutexvar_epi16(_mm512_loadu_si512(odd), (__m512i)x));
 #else
-  return __builtin_convertvector(x, U16);
+  return __builtin_convertvector(x >> 16, U16);
 #endif
 }
 
@@ -242,6 +251,30 @@ inline F64 as_f64(const float* from) {
   return x;
 #else
   return __builtin_convertvector(load_vector<F32Half>(from), F64);
+#endif
+}
+
+// Loads values as a vector of sums, float64 or float32.
+template <class Sum, class S>
+inline Sum load_as(const S* from) {
+  if constexpr (std::is_same_v<Sum, F64>) {
+    return as_f64(from);
+  } else {
+    return load_vector<Sum>(from);
+  }
+}
+
+// Whether an element is above a limit.
+inline bool any_above(const U32& x, uint32_t limit) {
+#if NPERF_AVX512
+  return _mm512_cmpgt_epu32_mask((__m512i)x, _mm512_set1_epi32(int(limit))) != 0;
+#elif NPERF_AVX2
+  const __m256i least = _mm256_set1_epi32(int(limit + 1));
+  return _mm256_movemask_epi8(_mm256_cmpeq_epi32(_mm256_max_epu32((__m256i)x, least), (__m256i)x)) != 0;
+#else
+  bool found = false;
+  for (int i = 0; i < 2 * W; ++i) found |= x[i] > limit;
+  return found;
 #endif
 }
 

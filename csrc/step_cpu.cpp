@@ -173,6 +173,7 @@ void run_tile(const Job& job) {
   }
   if (n_col_views > 0) {
     block.col_sums = job.scratch.col_sums.data();
+    block.block_lines = job.scratch.block_lines.data();
   }
 
   // Clears the segments of this tile's slice to which position sums are added.
@@ -314,6 +315,7 @@ void Engine::run(const Inputs& inputs, int n_threads) {
     for (Scratch& scratch : scratch_) {
       scratch.row_sums.resize(kernels_.n_moments * max_tile_rows_);
       scratch.col_sums.resize(n_lines(chunk_cols, kernels_.n_moments));
+      scratch.block_lines.resize(n_block_lines(chunk_cols, kernels_.n_moments));
       scratch.positions.resize(chunk_cols);
       scratch.staging.resize(n_columns * staging_rows * staging_cols);
     }

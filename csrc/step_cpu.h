@@ -45,7 +45,7 @@ struct Inputs {
 // One thread's scratch memory, allocated before the first tile.
 struct Scratch {
   std::vector<double> row_sums, positions;
-  std::vector<Line> col_sums;
+  std::vector<Line> col_sums, block_lines;
   std::vector<uint64_t> staging;
 };
 

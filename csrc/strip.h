@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "kernel_cpu.h"
 #include "types_cpu.h"
@@ -35,18 +36,39 @@ constexpr int rows_together(int64_t width, int n_sums, int64_t row_bytes) {
   return width <= near_cols && n_sums <= few_sums ? 1 : row_bytes % page == 0 ? 2 : most_rows;
 }
 
-// The columns of a strip of n_rows rows. A strip stays in the L1 between its passes. Every pass prefetches a part of
-// what follows, so that memory traffic is even.
-constexpr int64_t strip_size = 128;
-constexpr int64_t strip_cols(int n_rows) { return strip_size / n_rows; }
+// The elements of a strip. It stays in the L1 between its passes. Every pass prefetches a part of what follows, so that
+// memory traffic is even.
+template <class Type>
+constexpr int64_t strip_size = sizeof(typename Type::Element) == 2 && W >= 4 ? 256 : 128;
 
 // The latency of a store, in vectors: after it the value is in the cache, and a load of it does not stall.
 constexpr int64_t lag = 4;
 
 // Values of a strip that no tensor stores in the compute type, row after row.
-template <class Scalar>
+template <class Type>
 struct Copies {
-  alignas(64) Scalar p[strip_size], p_new[strip_size], g[strip_size], u[strip_size], v[strip_size];
+  using Values = typename Type::Scalar[strip_size<Type>];
+  alignas(64) Values p, p_new, g, u, v;
+};
+
+// The copies of a strip's rows; they have all values if no tensor stores the compute type.
+template <class Type, class Step>
+class CopiedRows {
+ public:
+  using Scalar = typename Type::Scalar;
+
+  CopiedRows(const Copies<Type>& copies, int64_t stride) : copies_(copies), stride_(stride) {}
+
+  const Scalar* p(int r) const { return copies_.p + r * stride_; }
+  const Scalar* p_kept(int r) const { return p(r); }
+  const Scalar* p_new(int r) const { return (Step::updates ? copies_.p_new : copies_.p) + r * stride_; }
+  const Scalar* g(int r) const { return copies_.g + r * stride_; }
+  const Scalar* u(int r) const { return (Step::u_is_v ? copies_.v : copies_.u) + r * stride_; }
+  const Scalar* v(int r) const { return copies_.v + r * stride_; }
+
+ private:
+  const Copies<Type>& copies_;
+  int64_t stride_;
 };
 
 // Some rows of a block. Moments are summed from memory: from the tensors if these store the compute type and still have
@@ -59,13 +81,15 @@ class Strip {
   using Scalar = typename Type::Scalar;
   using Raw = typename Type::Raw;
   using Vec = typename Type::Vec;
+  using Sum = std::conditional_t<whole, typename Type::Sum, F64>;
+  static constexpr int64_t cols = strip_size<Type> / n_rows;  // most of a strip
   static constexpr bool as_stored = whole && sizeof(Element) == sizeof(Scalar);
   static constexpr bool u_is_v = Step::u_is_v;
   static constexpr bool needs_copies = !as_stored || !(u_is_v || !Step::updates);
   // Whether a moment needs the buffer after the step, or after it the parameter before it.
   static constexpr bool keeps_v = u_is_v || takes<Step>(Operand::v), keeps_p = takes<Step>(Operand::p, true);
 
-  Strip(const Block& b, int64_t row, int64_t col, int64_t width, int64_t ahead, Copies<Scalar>& copies)
+  Strip(const Block& b, int64_t row, int64_t col, int64_t width, int64_t ahead, Copies<Type>& copies)
       : p_(static_cast<Element*>(b.p) + row * b.row_stride + col),
         g_(static_cast<const Element*>(Step::updates ? b.g : b.buffers[0]) + row * b.row_stride + col),
         stride_(b.row_stride),
@@ -84,6 +108,8 @@ class Strip {
   const Scalar* p_kept(int r) const { return copies_.p + place(r, 0); }
   const Scalar* v(int r) const { return values(buffers_[0], copies_.v, r); }
   const Scalar* u(int r) const { return u_is_v ? v(r) : copies_.u + place(r, 0); }
+
+  CopiedRows<Type, Step> copied() const { return {copies_, cols}; }
 
   void copy(int r) {
     if constexpr (as_stored) return;
@@ -104,10 +130,10 @@ class Strip {
       for (int k = 0; k < Step::n_read; ++k) buffers[k] = load(buffers_[k], r, col);
       if constexpr (measured && as_stored && keeps_p) store_vector(copies_.p + place(r, col), p);
       Step::update(p, g, buffers, u, c);
-      const Raw stored = Type::narrow(p);
-      store(p_, r, col, stored);
-      for (int k = 0; k < Step::n_written; ++k) store(buffers_[k], r, col, Type::narrow(buffers[k]));
-      if constexpr (copied) keep(copies_.p_new, r, col, Type::widen(stored));
+      Vec stored, unused;
+      store(p_, r, col, Type::narrow(p, stored));
+      for (int k = 0; k < Step::n_written; ++k) store(buffers_[k], r, col, Type::narrow(buffers[k], unused));
+      if constexpr (copied) keep(copies_.p_new, r, col, stored);
       if constexpr (copied && keeps_v) keep(copies_.v, r, col, buffers[0]);
       if constexpr (measured && !u_is_v) keep(copies_.u, r, col, u);
     }
@@ -125,7 +151,7 @@ class Strip {
   }
 
  private:
-  static int64_t place(int r, int64_t col) { return r * strip_cols(n_rows) + col; }
+  static int64_t place(int r, int64_t col) { return r * cols + col; }
 
   const Scalar* values(const Element* tensor, const Scalar* copy, int r) const {
     return as_stored ? reinterpret_cast<const Scalar*>(tensor + r * stride_) : copy + place(r, 0);
@@ -169,7 +195,7 @@ class Strip {
   const Element* g_;
   Element* buffers_[most_buffers] = {};  // those that the step reads
   int64_t stride_, width_, ahead_;
-  Copies<Scalar>& copies_;
+  Copies<Type>& copies_;
 };
 
 }  // namespace

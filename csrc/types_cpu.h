@@ -1,4 +1,5 @@
-// Dtypes of the CPU kernel: a vector in memory (Raw), a vector of the compute type (Vec), and the conversions.
+// Dtypes of the CPU kernel: a vector in memory (Raw), a vector of the compute type (Vec), the conversions, and a vector
+// of sums over a block of elements (Sum, see sums_cpu.h). narrow(x, stored) also returns x as it is stored.
 //
 // Each build of the kernel includes this file once; everything in it has internal linkage.
 #pragma once
@@ -16,19 +17,21 @@ struct InOrder {
 struct Float32 : InOrder {
   using Element = float;
   using Scalar = float;
+  using Sum = F64;
   using Raw = F32;
   using Vec = F32;
   static Vec widen(const Raw& x) { return x; }
-  static Raw narrow(const Vec& x) { return x; }
+  static Raw narrow(const Vec& x, Vec& stored) { return stored = x; }
 };
 
 struct Float64 : InOrder {
   using Element = double;
   using Scalar = double;
+  using Sum = F64;
   using Raw = F64;
   using Vec = F64;
   static Vec widen(const Raw& x) { return x; }
-  static Raw narrow(const Vec& x) { return x; }
+  static Raw narrow(const Vec& x, Vec& stored) { return stored = x; }
 };
 
 #if NPERF_WIDTH == 4
@@ -62,11 +65,12 @@ inline void store_vector(void* to, const Unpacked& x) {
 struct BFloat16 : InOrder {
   using Element = uint16_t;
   using Scalar = float;
-  // Rounds to the nearest upper half, ties to even. A NaN stays NaN: its lower half is zero, whether it is from
-  // bfloat16 or from arithmetic, so no carry reaches the exponent.
+  using Sum = F32;
+  // Rounds to the nearest upper half, ties to even, zeros below. A NaN stays NaN: its lower half is zero, whether it is
+  // from bfloat16 or from arithmetic, so no carry reaches the exponent.
   static U32 round(const F32& x) {
     const U32 bits = (U32)x;
-    return (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    return (bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u;
   }
 #if NPERF_WIDTH == 4
   using Raw = U16Full;
@@ -76,23 +80,36 @@ struct BFloat16 : InOrder {
     unpack_upper_halves(x, lo, hi);
     return {(F32)lo, (F32)hi};
   }
-  static Raw narrow(const Vec& x) { return pack_lower_halves(round(x.lo), round(x.hi)); }
+  static Raw narrow(const Vec& x, Vec& stored) {
+    const U32 lo = round(x.lo), hi = round(x.hi);
+    stored = {(F32)lo, (F32)hi};
+    return pack_lower_halves(lo >> 16, hi >> 16);
+  }
   static constexpr int64_t order(int64_t i) { return i == 4 ? 8 : i == 8 ? 4 : i; }
 #else
   using Raw = U16;
   using Vec = F32;
   static Vec widen(const Raw& x) { return (Vec)upper_halves(x); }
-  static Raw narrow(const Vec& x) { return lower_halves(round(x)); }
+  static Raw narrow(const Vec& x, Vec& stored) {
+    const U32 rounded = round(x);
+    stored = (Vec)rounded;
+    return take_upper_halves(rounded);
+  }
 #endif
 };
 
 struct Float16 : InOrder {
   using Element = uint16_t;
   using Scalar = float;
+  using Sum = F32;
   using Raw = U16;
   using Vec = F32;
   static Vec widen(const Raw& x) { return widen_half(x); }
-  static Raw narrow(const Vec& x) { return narrow_half(x); }
+  static Raw narrow(const Vec& x, Vec& stored) {
+    const Raw raw = narrow_half(x);
+    stored = widen_half(raw);
+    return raw;
+  }
 };
 
 // Elements of a vector, and columns of a unit: sums by position are walked in whole cache lines and whole vectors.

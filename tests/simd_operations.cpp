@@ -30,7 +30,10 @@ EXPORT void pack_lower(const uint32_t* lo, const uint32_t* hi, uint16_t* to) {
 #endif
 
 EXPORT void upper(const uint16_t* from, uint32_t* to) { store_vector(to, upper_halves(load_vector<U16>(from))); }
-EXPORT void lower(const uint32_t* from, uint16_t* to) { store_vector(to, lower_halves(load_vector<U32>(from))); }
+EXPORT void take_upper(const uint32_t* from, uint16_t* to) {
+  store_vector(to, take_upper_halves(load_vector<U32>(from)));
+}
+EXPORT bool above(const uint32_t* from, int64_t limit) { return any_above(load_vector<U32>(from), uint32_t(limit)); }
 EXPORT void widen(const uint16_t* from, float* to) { store_vector(to, widen_half(load_vector<U16>(from))); }
 EXPORT void narrow(const float* from, uint16_t* to) { store_vector(to, narrow_half(load_vector<F32>(from))); }
 EXPORT void to_float64(const float* from, double* to) { store_vector(to, as_f64(from)); }

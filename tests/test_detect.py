@@ -4,7 +4,7 @@ model never notices."""
 import copy
 import random
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -322,7 +322,7 @@ def test_what_is_not_homogeneous_conserves_nothing(activation: Callable[[Tensor]
     symmetries = find_symmetries(two_layers(activation), X)
     assert laws(symmetries) == {law(line) for line in softmax("b")}
     assert set(symmetries.unmatched) == {"a.weight", "a.bias"}
-    assert "vanishes" in symmetries.unmatched["a.weight"]
+    assert "is not homogeneous" in symmetries.unmatched["a.weight"]
 
 
 @pytest.mark.parametrize("loss", ["mse", None, lambda out: out.square().mean()], ids=["mse", "none", "function"])
@@ -733,14 +733,15 @@ def test_parameters_that_take_no_part_say_why() -> None:
     symmetries = find_symmetries(model, X)
     assert symmetries.unmatched["a.weight"] == "frozen: requires_grad is False"
     assert symmetries.unmatched["nothing"] == "it has no elements"
-    assert symmetries.unmatched["c.bias"] == "no gradient reaches it from the output"
+    assert symmetries.unmatched["c.bias"] == "the loss does not see it: the forward pass does not read it"
     assert set(symmetries.unmatched) >= {"a.weight", "nothing", "c.weight", "c.bias"}
 
 
 def test_an_output_without_gradient_leaves_every_parameter_over() -> None:
     symmetries = find_symmetries(Lambda(lambda m, x: x, a=nn.Linear(6, 5)), X)
     assert len(symmetries) == 0
-    assert symmetries.unmatched == dict.fromkeys(["a.weight", "a.bias"], "no gradient reaches it from the output")
+    unread = "the loss does not see it: the forward pass does not read it"
+    assert symmetries.unmatched == dict.fromkeys(["a.weight", "a.bias"], unread)
 
 
 def test_progress_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
@@ -793,13 +794,13 @@ def test_large_models_are_differentiated_forward(name: str, monkeypatch: pytest.
         collect(sums, n_losses)
         sums.large = True
 
-    def backward(sums: Sums, parts: Sequence[Part], law: Any, n: int) -> None:
+    def backward(sums: Sums, n_losses: int) -> None:
         raise AssertionError("went backward")
 
     collect = Sums._collect
     monkeypatch.setattr(Sums, "_shrink", lambda sums, batch: None)
     monkeypatch.setattr(Sums, "_collect", collect_as_if_large)
-    monkeypatch.setattr(Sums, "_more_losses", backward)
+    monkeypatch.setattr(Sums, "_collect_more", backward)
     family = FAMILIES[name]
     assert laws(find_symmetries(family.make(), *family.example())) == {law(line) for line in EXPECTED[name]}
 

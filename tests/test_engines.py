@@ -494,6 +494,102 @@ def test_every_number_of_16_bits_is_rounded_as_torch_rounds_it(engine: str, dtyp
     assert torch.equal(p[~p.isnan()], expected[~p.isnan()])
 
 
+# ---- 16-bit numbers whose products leave the range of float32 --------------------------------------------------------
+
+
+def sizes(pattern: str, shape: tuple[int, int], which: int, power: int) -> Tensor:
+    """What the elements of a tensor are multiplied by: of the parameter (which = 0), the gradient (1) or a buffer."""
+    row, col = torch.arange(shape[0])[:, None], torch.arange(shape[1])[None]
+    small, large = 2.0**-power, 2.0**power
+    every = torch.ones(shape, dtype=torch.float64)
+    where = {
+        "small": (every > 0, small, 1.0),
+        "large": (every > 0, large, 1.0),
+        "small rows": (row % 3 == 1, small, 1.0),
+        "small columns": (col % 3 == 1, small, 1.0),
+        "large at last": (row + col == sum(shape) - 2, large, 1.0),
+        "small at first": (row < 20, small, 1.0),
+        # Squares are large enough, products of two tensors are not.
+        "small where others are not": ((row + col + which) % 2 == 0, 2.0**-120, 2.0**-30),
+        "no gradient": ((which == 1) & ((row % 3 == 1) | (col % 4 == 1)), 0.0, 1.0),
+    }
+    return torch.where(*where[pattern]) * every
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "small",
+        "large",
+        "small rows",
+        "small columns",
+        "large at last",
+        "small at first",
+        "small where others are not",
+        "no gradient",
+    ],
+)
+@each(*CPU_ENGINES)
+def test_products_that_float32_does_not_hold(rule: str, engine: str, pattern: str) -> None:
+    """Squares of bfloat16 numbers of 2⁻⁸³ and 2⁸³, within the same bounds; Adam squares gradients in float32 itself."""
+    kit = KITS[rule]
+    dtype, power = torch.bfloat16, 55 if rule == "adam" else 83
+    for shape, which in [
+        ((37, 272), "rows and columns"),
+        ((5, 1024), "rows and columns"),
+        ((3, 530), "rows"),
+        ((70, 21), "columns"),
+    ]:
+        tensors = [
+            (torch.randn(shape, dtype=torch.float64) * sizes(pattern, shape, i, power)).to(dtype)
+            for i in range(2 + len(kit.signed))
+        ]
+        check_sums(kit, engine, tensors, which, kit.usual, f"{shape}, {which}")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("lr", [1e-30, 1e30])
+@each(*CPU_ENGINES, rules=["given"])
+def test_squares_of_updates_that_float32_does_not_hold(rule: str, engine: str, lr: float, dtype: torch.dtype) -> None:
+    """An update is not stored: it may have any size whatever the dtype."""
+    for which in ("rows", "columns", "rows and columns"):
+        tensors = [torch.randn(37, 272).to(dtype) for _ in range(3)]
+        check_sums(KITS[rule], engine, tensors, which, GivenOptions(lr=lr), which)
+
+
+def check_sums(kit: Kit, engine: str, tensors: Tensors, parts: str, options: Any, where: str) -> None:
+    """The moments of a step of one tensor, and of the pass that only measures it."""
+    rule, age = kit.rule, 1
+    for x, signed in zip(tensors[2:], kit.signed, strict=True):
+        x.copy_(x if signed else x.abs())
+    p, g, *buffers = tensors
+    p64, g64, *before = (x.double() for x in tensors)
+    expected = oracle.step(rule, p64, g64, tuple(before), rule.coefficients_of(options, age))
+    errors = of_step(rule, p64, g64, tuple(before), rule.coefficients_of(options, age), p.dtype)
+    shape = tuple(p.shape)
+    plan = make_plan(symmetries_for(shape, parts), ["w"], [shape], rule)
+    measurement, eps = poisoned(plan), sum_eps(engine, p.dtype)
+    made = ENGINES[engine](plan, [p], ["w"], [0], measurement)
+    made.measure([[x] for x in buffers])
+    for view in plan.views:
+        sums = measurement.moments[:, view.segment : view.segment + view.n_segments]
+        for moment, terms in (
+            (Moment.SQ_P, p64 * p64),
+            (Moment.SQ_G, before[0] ** 2),
+            (Moment.DOT_PG, p64 * before[0]),
+        ):
+            x = view.grouped(terms)
+            assert_close(sums[moment], x.sum((0, 2)), eps * x.abs().sum((0, 2)), f"measured {moment}, {where}")
+    measurement.start(plan, [True])
+    made.admit([g])
+    made.step([g], [[x] for x in buffers], [options], [age], HOST)
+    factors = oracle.operands(p, p64, g64, expected)
+    for view in plan.views:
+        sums = measurement.moments[:, view.segment : view.segment + view.n_segments]
+        bound = of_moments(rule, options, view, factors, errors, eps)
+        assert_close(sums, oracle.moments(rule, options, view, factors), bound, f"moments, {where}")
+
+
 # ---- rules that count steps -----------------------------------------------------------------------------------------
 
 
@@ -583,11 +679,12 @@ def test_nothing_outside_of_a_tensor_is_touched(rule: str, engine: str, dtype: t
                     torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @each()
-def test_what_is_not_finite_stays_in_its_own_segments(rule: str, engine: str, bad: float) -> None:
+def test_what_is_not_finite_stays_in_its_own_segments(rule: str, engine: str, bad: float, dtype: torch.dtype) -> None:
     kit = KITS[rule]
-    p, g, buffers, plan, names = model(torch.float32, kit)
+    p, g, buffers, plan, names = model(dtype, kit)
     g[0][5, 700] = bad
     measurement = poisoned(plan)
     made = ENGINES[engine](plan, p, names, [0] * len(p), measurement)

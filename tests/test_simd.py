@@ -89,7 +89,7 @@ def test_halves_of_32_bits(made: ctypes.CDLL) -> None:
         wide, back = np.empty(2 * w, np.uint32), np.empty(2 * w, np.uint16)
         call(made.upper, halves, wide)
         assert (wide == halves.astype(np.uint32) << 16).all()
-        call(made.lower, halves.astype(np.uint32), back)
+        call(made.take_upper, wide + 0x1234, back)
         assert (back == halves).all()
     if w == 4:
         order = [0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 12, 13, 14, 15]
@@ -100,6 +100,16 @@ def test_halves_of_32_bits(made: ctypes.CDLL) -> None:
             assert (wide == halves[order].astype(np.uint32) << 16).all()
             call(made.pack_lower, wide[: 2 * w] >> 16, wide[2 * w :] >> 16, back)
             assert (back == halves).all()
+
+
+def test_an_element_above_a_limit_is_seen(made: ctypes.CDLL) -> None:
+    made.above.restype = ctypes.c_bool
+    for limit in (0, 7, 2**31 - 1, 2**31, 2**32 - 2):
+        for at in range(2 * made.width()):
+            x = np.full(2 * made.width(), limit, np.uint32)
+            assert not made.above(ctypes.c_void_p(x.ctypes.data), ctypes.c_int64(limit))
+            x[at] += 1
+            assert made.above(ctypes.c_void_p(x.ctypes.data), ctypes.c_int64(limit))
 
 
 def test_float16_widens_and_narrows_as_numpy_says(made: ctypes.CDLL) -> None:

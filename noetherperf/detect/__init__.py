@@ -7,29 +7,28 @@ A symmetry is a linear relation between the products ⟨g, ψ⟩ of gradients wi
 
     probe        random batches through a float64 copy of the model, and their gradients
     sums         the products for each index of each axis, over those gradients
+    flow         which operations stand in the way of a law, for the reasons
     search       relations between the products: of parts, then of whole tensors
     naming       relations become symmetries with names and meanings
     verify       every symmetry is tested on parameters and batches that it was not found with
     found        the result
 """
 
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
 from torch import nn
 
 from noetherperf.detect.found import Symmetries
 from noetherperf.detect.naming import Named, name_all
 from noetherperf.detect.outputs import Loss
 from noetherperf.detect.probe import Probe
+from noetherperf.detect.progress import Stage, bar
 from noetherperf.detect.search import Search
+from noetherperf.detect.threads import threads
 from noetherperf.detect.verify import largest_defects
-from noetherperf.symmetry import validate
+from noetherperf.symmetry import Part, Symmetry, validate
 
 __all__ = ["Symmetries", "find_symmetries"]
 
@@ -59,7 +58,7 @@ def find_symmetries(
     not claimed. Coefficients are small integers (2 after a squared ReLU). What follows from finer relations is left
     out. A grouped convolution that is not depthwise is matched both by block and by channel of all blocks. A model of
     less than two million parameters is searched on one thread. The model,
-    its buffers, gradients, mode and all random states stay as they are. Memory is about five times the parameters in
+    its buffers, gradients, mode and all random states stay as they are. Memory is about four times the parameters in
     float64.
 
     Args:
@@ -76,7 +75,7 @@ def find_symmetries(
             size of the example's, for the function may hold targets.
         verify: Check every claim on fresh parameters and batches; those with a relative defect above 1e-9 are listed
             as rejected.
-        progress: Show a bar on stderr; None: if stderr is a terminal.
+        progress: Show a bar with an estimate of the time left on stderr; None: if stderr is a terminal.
         example_options: Keyword inputs of the forward.
 
     Returns:
@@ -93,18 +92,19 @@ def find_symmetries(
         raise TypeError(f"find_symmetries takes a torch.nn.Module, got {type(model).__name__}")
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError(f"{type(model).__name__} has no trainable parameters, so there is nothing to conserve")
-    with _bar(progress) as report, _threads(model):
+    with bar(progress) as report, threads(_n_threads(model)):
         probe = Probe(model, example_inputs, example_options, loss)
         search = Search(probe, report)
         named = name_all(search.run(), probe.model, search.shapes, loss)
         validate([item.symmetry for item in named], search.shapes)
+        report(Stage.VERIFICATION, 0.0)
         n_losses = 1 if search.sums.large else N_LOSSES
         defects = largest_defects([item.symmetry for item in named], probe, n_losses) if verify else {}
         doubtful = [item.symmetry for item in named if not defects.get(item.symmetry.name, 0.0) <= TOLERANCE]
         if doubtful:  # small activations feel an eps, however small: such a defect is in proportion to it
             probe.normalise_with(SMALLER_EPS)
             defects |= largest_defects(doubtful, probe, n_losses)
-        report(1.0)
+        report(Stage.VERIFICATION, 1.0)
     rejected = {
         name: f"its relative defect is {defect:.1e} on fresh batches, above {TOLERANCE:g}"
         for name, defect in defects.items()
@@ -115,54 +115,47 @@ def find_symmetries(
         [item.symmetry for item in claimed],
         meanings={item.symmetry.name: item.meaning for item in claimed},
         defects={name: defect for name, defect in defects.items() if name not in rejected},
-        unmatched=_unmatched(model, claimed, search),
+        unmatched=_unmatched(model, claimed, [s.symmetry for s in named if s.symmetry.name in rejected], search),
         rejected=rejected,
         outputs=probe.outputs,
         undecided=search.undecided,
     )
 
 
-def _unmatched(model: nn.Module, claimed: Sequence[Named], search: Search) -> dict[str, str]:
+def _unmatched(
+    model: nn.Module, claimed: Sequence[Named], rejected: Sequence[Symmetry], search: Search
+) -> dict[str, str]:
     matched = {part.parameter for item in claimed for part in item.symmetry.parts}
+    doubted = {part.parameter: symmetry.name for symmetry in rejected for part in symmetry.parts}
+    sums, flow = search.sums, search.probe.flow
     reasons = {}
     for name, p in model.named_parameters():
         if name in matched:
             continue
-        if name in search.with_offset:
-            reasons[name] = search.with_offset[name]
-        elif not p.requires_grad:
+        if not p.requires_grad:
             reasons[name] = "frozen: requires_grad is False"
         elif not p.numel():
             reasons[name] = "it has no elements"
-        elif name not in search.sums.reached:
-            reasons[name] = "no gradient reaches it from the output"
+        elif name in sums.not_finite:
+            reasons[name] = "its gradient is not finite"
+        elif name not in sums.reached and not flow.is_read(name):
+            reasons[name] = "the loss does not see it: the forward pass does not read it"
+        elif name not in sums.reached:
+            reasons[name] = "the loss does not see it: no gradient reaches it from the output"
+        elif not bool(sums.alive(Part(name, None)).any()):
+            reasons[name] = "the loss does not see it: its gradient is zero"
+        elif name in search.with_offset:
+            reasons[name] = search.with_offset[name]
         elif name in search.fractional:
             reasons[name] = f"a relation holds, but not in small integers: {search.fractional[name]}"
+        elif name in doubted:
+            reasons[name] = f"its law {doubted[name]!r} did not hold on fresh batches"
         else:
-            reasons[name] = "no sum over its rows, columns, slices or whole vanishes, alone or with others"
+            reasons[name] = flow.obstacles(name) or "no sum over its rows, columns, slices or whole vanishes"
     return reasons
 
 
-@contextmanager
-def _threads(model: nn.Module) -> Iterator[None]:
-    """One thread for small models.
-
-    Their search is many small operations. OpenMP's threads spin while they wait for each other, so that beside other
-    busy processes each of these operations waits for a whole slice of time.
-    """
-    before = torch.get_num_threads()
-    try:
-        if sum(p.numel() for p in model.parameters() if not nn.parameter.is_lazy(p)) < SMALL:
-            torch.set_num_threads(1)
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
-def _bar(progress: bool | None) -> Iterator[Callable[[float], None]]:
-    console = Console(stderr=True)
-    shown = sys.stderr.isatty() if progress is None else progress
-    with Progress(console=console, transient=console.is_terminal, disable=not shown) as bar:
-        task = bar.add_task("finding symmetries", total=1.0)
-        yield lambda done: bar.update(task, completed=done)
+def _n_threads(model: nn.Module) -> int:
+    """One for small models, whose search is many small operations."""
+    n_parameters = sum(p.numel() for p in model.parameters() if not nn.parameter.is_lazy(p))
+    return 1 if n_parameters < SMALL else torch.get_num_threads()

@@ -6,14 +6,14 @@ ones, and a relation is new if it holds for the model's and not for these.
 """
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import prod
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from noetherperf.detect.layout import Layout
 from noetherperf.detect.parts import Axis, Mask
 from noetherperf.rules.law import Law
 from noetherperf.symmetry import Part, Shape
@@ -46,15 +46,18 @@ class Claims:
     """
 
     def __init__(self, shapes: Mapping[str, Shape], alive: Mapping[Axis, Tensor]) -> None:
-        self._shapes, self._alive = shapes, dict(alive)
+        self._shapes = shapes
+        self.layout = Layout({axis: len(x) for axis, x in alive.items()})
         self.relations: list[Relation] = []
         self._masks: dict[Part, Mask] = {}
-        lengths = [len(x) for x in self._alive.values()]
-        self._offsets = dict(zip(self._alive, np.cumsum([0, *lengths[:-1]]).tolist(), strict=True))
-        self._length = sum(lengths)
-        self._mask = torch.cat([*self._alive.values(), torch.zeros(0, dtype=torch.bool, device="cpu")]).double()
-        self._free = torch.zeros(0, self._length, dtype=torch.float64, device="cpu")
-        self._invented: dict[tuple[Law, int], Tensor] = {}  # by law and number of relations
+        self._alive = torch.zeros(self.layout.size, dtype=torch.float64, device="cpu")
+        self._axes_of: dict[str, list[Axis]] = {}
+        for axis, x in alive.items():
+            self._alive[self.layout.own(axis)] = x.double()
+            self._axes_of.setdefault(axis[0], []).append(axis)
+        self._drawn = torch.zeros(0, self.layout.size, dtype=torch.float64, device="cpu")
+        self._generator = torch.Generator("cpu").manual_seed(0)
+        self._invented = {law: _Invented(self._drawn, 0) for law in Law}
 
     def mask(self, part: Part) -> Mask:
         """The indices that a part covers on its axis."""
@@ -79,54 +82,73 @@ class Claims:
 
     def known_groups(self, law: Law, parts: Sequence[Part]) -> Mask:
         """Which groups of a relation between these parts follow from the relations found so far, [n groups]."""
-        terms = [part.weight * self.invented(part, law, LEAST_INVENTED) for part in parts]
+        terms = [part.weight * self._of_part(part, self.invented(law, LEAST_INVENTED)) for part in parts]
         size = sum((term.abs() for term in terms), torch.zeros((), dtype=torch.float64, device="cpu"))
         total = sum(terms, torch.zeros((), dtype=torch.float64, device="cpu"))
         return np.asarray((total.abs() <= 1e-7 * size.clamp(min=1.0)).all(0).numpy())
 
     def random(self, part: Part, n: int) -> Tensor:
         """Sums of a part as if no relation held, [n, n groups]: parts that overlap depend on each other even so."""
-        return self._gathered(part, self._random(n))
+        return self._of_part(part, self._random(n))
 
-    def invented(self, part: Part, law: Law, n: int) -> Tensor:
-        """Sums of a part that satisfy the relations found so far, else random, [n, n groups]."""
-        key = (law, sum(relation.law == law for relation in self.relations))
-        known = self._invented.get(key)
-        if known is None or len(known) < n:
-            self._invented = {other: x for other, x in self._invented.items() if other[0] != law}
-            known = self._invented[key] = self._consistent(law, self._random(max(n, LEAST_INVENTED)))
-        return self._gathered(part, known[:n])
+    def alive(self, axis: Axis) -> Tensor:
+        """Which indices have a gradient, [length]."""
+        return self._alive[self.layout.own(axis)] > 0
 
-    def _gathered(self, part: Part, vectors: Tensor) -> Tensor:
-        assert part.axis is not None
-        start = self._offsets[part.parameter, part.axis]
-        own = vectors[:, start : start + self._shapes[part.parameter][part.axis]]
-        return part.gather(own).sum(-1)
+    def full(self, grouping: Part, length: int) -> Tensor:
+        """Of which axes every group has a gradient, [axes]."""
+        return (self.layout.sums(self._alive, grouping, length) > 0).all(-1)
+
+    def _of_part(self, part: Part, vectors: Tensor) -> Tensor:
+        return part.gather(vectors[:, self.layout.own((part.parameter, part.axis))]).sum(-1)
 
     def _random(self, n: int) -> Tensor:
-        if len(self._free) < n:
-            generator = torch.Generator("cpu").manual_seed(0)
-            shape = (n, self._length)
-            self._free = self._mask * torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
-        return self._free[:n]
+        missing = n - len(self._drawn)
+        if missing > 0:
+            shape = (missing, self.layout.size)
+            drawn = torch.randn(shape, generator=self._generator, dtype=torch.float64, device="cpu")
+            self._drawn = torch.cat([self._drawn, self._alive * drawn])
+        return self._drawn[:n]
 
     # ---- projection on the relations --------------------------------------------------------------------------------
 
-    def _consistent(self, law: Law, vectors: Tensor) -> Tensor:
-        """The nearest sums that satisfy A x = 0, by conjugate gradients on A Aᵀ y = A x, x ← x − Aᵀ y."""
-        rows, columns, values, n_rows = self._equations(law)
-        if not n_rows:
-            return vectors
+    def invented(self, law: Law, n: int) -> Tensor:
+        """Sums that satisfy the relations found so far and are else random, [n, size of the layout].
+
+        Projections on one relation after another are the projection on all, as each is on a part of the space before.
+        So a new relation changes only what is connected with it.
+        """
+        known = self._invented[law]
+        own = [relation for relation in self.relations if relation.law == law]
+        if len(own) > known.n_relations:
+            changed = _connected([{part.parameter for part in relation.parts} for relation in own], known.n_relations)
+            self._project(known.vectors, own, changed)
+            known.n_relations = len(own)
+        if len(known.vectors) < n:
+            added = self._random(max(n, LEAST_INVENTED))[len(known.vectors) :].clone()
+            self._project(added, own, set(self._axes_of))
+            known.vectors = torch.cat([known.vectors, added])
+        return known.vectors[:n]
+
+    def _project(self, vectors: Tensor, relations: Sequence[Relation], names: Collection[str]) -> None:
+        """Take the nearest vectors with A x = 0, by conjugate gradients on A Aᵀ y = A x, x ← x − Aᵀ y; in place.
+
+        A holds the equations of what these parameters have.
+        """
+        rows, columns, values, n_rows = self._equations(relations, names)
+        if not n_rows or not len(vectors):
+            return
+        used, columns = columns.unique(return_inverse=True)
 
         def apply(x: Tensor) -> Tensor:
             y = torch.zeros(n_rows, x.shape[1], dtype=x.dtype, device="cpu")
             return y.index_add_(0, rows, x[columns] * values)
 
         def transposed(y: Tensor) -> Tensor:
-            x = torch.zeros(self._length, y.shape[1], dtype=y.dtype, device="cpu")
+            x = torch.zeros(len(used), y.shape[1], dtype=y.dtype, device="cpu")
             return x.index_add_(0, columns, y[rows] * values)
 
-        x = vectors.T.contiguous()
+        x = vectors[:, used].T.contiguous()
         for _ in range(2):  # the second pass takes out what rounding left
             residual = apply(x)
             y, direction = torch.zeros_like(residual), residual.clone()
@@ -142,17 +164,17 @@ class Claims:
                 before, size = size, residual.square().sum(0)
                 direction = residual + size / before.clamp(min=1e-300) * direction
             x = x - transposed(y)
-        return x.T.contiguous()
+        vectors[:, used] = x.T
 
-    def _equations(self, law: Law) -> tuple[Tensor, Tensor, Tensor, int]:
+    def _equations(self, relations: Sequence[Relation], names: Collection[str]) -> tuple[Tensor, Tensor, Tensor, int]:
         """A as rows, columns and values: an equation for each group of each relation, and for each pair of totals."""
         blocks: list[list[tuple[Tensor, float]]] = []  # of one block: columns [equations, terms], and their coefficient
-        for relation in self.relations:
-            if relation.law == law:
-                blocks.append([(self._places(part), part.weight) for part in relation.parts if self._has_axis(part)])
-        for name in self._shapes:
-            axes = [axis for axis in self._alive if axis[0] == name]
-            totals = [self._places(Part(*axis, fold=self._shapes[name][axis[1]])) for axis in axes]
+        for relation in relations:
+            if relation.parts[0].parameter in names:
+                parts = [part for part in relation.parts if part.parameter in self._axes_of]
+                blocks.append([(self._indices(part), part.weight) for part in parts])
+        for name in filter(names.__contains__, self._axes_of):
+            totals = [self._all(axis) for axis in self._axes_of[name]]
             blocks += [[(totals[0], 1.0), (other, -1.0)] for other in totals[1:]]
         rows, columns, values = [], [], []
         n_rows = 0
@@ -169,18 +191,35 @@ class Claims:
             nothing = torch.zeros(0, dtype=torch.long, device="cpu")
             return nothing, nothing, nothing.double(), 0
         row, column, value = torch.cat(rows), torch.cat(columns), torch.cat(values)
-        value = value * self._mask[column]
+        value = value * self._alive[column]
         norm = torch.zeros(n_rows, dtype=torch.float64, device="cpu").index_add_(0, row, value.square()).sqrt()
         return row, column, (value / norm.clamp(min=1e-300)[row])[:, None], n_rows
 
-    def _has_axis(self, part: Part) -> bool:
-        return part.axis is not None or any(axis[0] == part.parameter for axis in self._alive)
-
-    def _places(self, part: Part) -> Tensor:
+    def _indices(self, part: Part) -> Tensor:
         """The columns of the sums of each group, [n groups, indices of one]."""
-        axis = part.axis
-        if axis is None:
-            axis = next(axis for name, axis in self._alive if name == part.parameter)
-            part = Part(part.parameter, axis, fold=prod(self._shapes[part.parameter][axis : axis + 1]))
-        length = self._shapes[part.parameter][axis]
-        return part.gather(torch.arange(length, device="cpu") + self._offsets[part.parameter, axis])
+        if part.axis is None:
+            return self._all(self._axes_of[part.parameter][0])
+        return part.gather(self._all((part.parameter, part.axis))[0])
+
+    def _all(self, axis: Axis) -> Tensor:
+        """The columns of an axis, [1, length]."""
+        own = self.layout.own(axis)
+        return torch.arange(own.start, own.stop, device="cpu")[None]
+
+
+@dataclass
+class _Invented:
+    """Vectors that satisfy the first of the relations of one law."""
+
+    vectors: Tensor
+    n_relations: int
+
+
+def _connected(sets: Sequence[set[str]], first: int) -> set[str]:
+    """All that is connected by these sets with one of the sets from the first on."""
+    reached: set[str] = set().union(*sets[first:])
+    rest = list(sets[:first])
+    while touching := [x for x in rest if not reached.isdisjoint(x)]:
+        rest = [x for x in rest if reached.isdisjoint(x)]
+        reached.update(*touching)
+    return reached

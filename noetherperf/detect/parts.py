@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from noetherperf.detect.layout import ANY
 from noetherperf.detect.shapes import Shapes
 from noetherperf.symmetry import Part, Shape
 
@@ -34,14 +35,13 @@ def divisors(length: int) -> Iterator[int]:
     return (n for n in range(1, length + 1) if length % n == 0)
 
 
-def pieces(axis: Axis, length: int, seen: Shapes) -> list[Part]:
-    """An axis as it is, and the slices, periodic ones too, that it may consist of; each with one index per group."""
-    name, number = axis
+def pieces(length: int, seen: Shapes) -> list[Part]:
+    """Groupings of an axis: as it is, and slices, periodic ones too, that it may consist of; one index per group."""
     cuts = sorted(seen.slices(length), key=lambda cut: (cut.period or 0, cut.start - cut.stop, cut))
-    return [Part(name, number)] + [
+    return [Part(ANY, 0)] + [
         Part(
-            name,
-            number,
+            ANY,
+            0,
             start=cut.start or None,
             stop=cut.stop if cut.stop < (cut.period or length) else None,
             period=cut.period,
@@ -50,15 +50,15 @@ def pieces(axis: Axis, length: int, seen: Shapes) -> list[Part]:
     ]
 
 
-def foldings(piece: Part, shape: Shape, n: int, sizes: Iterable[int]) -> Iterator[Part]:
+def foldings(piece: Part, length: int, n: int, sizes: Iterable[int]) -> Iterator[Part]:
     """Ways to make n groups of a piece: as it is, of neighbours, of indices a stride apart."""
-    length = piece.n_groups(shape)
-    if length == n:
+    n_indices = piece.n_groups((length,))
+    if n_indices == n:
         yield piece
-    if length <= n or length % n:
+    if n_indices <= n or n_indices % n:
         return
-    fold = length // n
-    start, stop = piece.bounds(shape)
+    fold = n_indices // n
+    start, stop = piece.bounds((length,))
     for stride in sorted({1} | {size for size in itertools.chain(sizes, (n,)) if n % size == 0}):
         if (stop - start) % (fold * stride) == 0:
             yield replace(piece, fold=fold, stride=stride)

@@ -9,7 +9,7 @@ model itself is only read.
 import copy
 import random
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,7 +23,9 @@ from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from noetherperf.checks.exact import EPS, epsilons, evaluation, random_state, refuse_lazy, set_random_state
+from noetherperf.detect.flow import Flow
 from noetherperf.detect.outputs import Loss, class_axes, read
+from noetherperf.detect.progress import Report, Stage
 from noetherperf.detect.relations import Matrix
 from noetherperf.detect.shapes import Shapes
 from noetherperf.symmetry import Part
@@ -44,6 +46,8 @@ class Probe:
 
     Attributes:
         outputs: Name of each tensor in the output -> whether the loss reads it; empty if the loss is a function.
+        shapes: Sizes and slices in a forward pass.
+        flow: Where the scale of each parameter goes in it.
 
     Raises:
         ValueError: A parameter is lazy; an unknown loss.
@@ -62,7 +66,7 @@ class Probe:
         self._epsilons = epsilons(self.model)
         self.normalise_with(EPS)
         self.parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad and p.numel()}
-        self.initial = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self.initial = {name: p.detach() for name, p in model.named_parameters() if name in self.parameters}
         self.generator = torch.Generator("cpu").manual_seed(seed)
         self.batch: int | None = BATCH
         self._vocabulary: dict[int, int] = {}
@@ -70,6 +74,7 @@ class Probe:
         self._integers = True  # whether those that no embedding reads are drawn, too
         self.class_axis = -1  # of logits with three axes
         self.outputs: dict[str, str] = {}
+        self.flow = Flow(self.model)
         self.shapes = self._look()
 
     def normalise_with(self, eps: float) -> None:
@@ -98,8 +103,9 @@ class Probe:
     def _look(self) -> Shapes:
         """One pass over the examples as they are, then one over a random batch if the model takes it."""
         shapes = Shapes()
-        with self._pass(), shapes, torch.no_grad():
+        with self._pass(), shapes, self.flow, torch.no_grad():
             out = self.model(*self.inputs, **self.options)
+        self.flow.ends(tree_leaves(out) if callable(self.loss) else read(out).read.values())
         self._vocabulary = shapes.vocabulary
         examples = self._examples()
         batched = bool(examples) and examples[0].ndim > 1 and not callable(self.loss)  # a function may hold targets
@@ -151,19 +157,21 @@ class Probe:
         with torch.no_grad():
             for name, p in self.parameters.items():
                 start = self.initial[name]
+                size = float(torch.linalg.vector_norm(start, dtype=torch.float64)) / start.numel() ** 0.5
                 if p.ndim < 2:
-                    size = max(1.0, float(start.square().mean().sqrt()))
-                    p.copy_(start + 0.3 * size * (2 * self._uniform(p) - 1))
-                else:
-                    size = max(float(start.square().mean().sqrt()), (2 / p[0].numel()) ** 0.5)
-                    p.copy_((start + size * self._normal(p)) / 2**0.5)
+                    p.copy_(start + 0.3 * max(1.0, size) * (2 * self._uniform(p) - 1))
+                else:  # in place, as a copy of an embedding takes much memory
+                    size = max(size, (2 / p[0].numel()) ** 0.5)
+                    p.copy_(self._drawn(p)).mul_(size).add_(start).div_(2**0.5)
 
     def _uniform(self, like: Tensor) -> Tensor:
         return torch.rand(like.shape, generator=self.generator, dtype=torch.float64, device="cpu").to(like.device)
 
+    def _drawn(self, like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=self.generator, dtype=torch.float32, device="cpu")
+
     def _normal(self, like: Tensor) -> Tensor:
-        drawn = torch.randn(like.shape, generator=self.generator, dtype=torch.float32, device="cpu")
-        return drawn.to(like.device, torch.float64)
+        return self._drawn(like).to(like.device, torch.float64)
 
     def draw(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """A random batch like the examples."""
@@ -210,7 +218,7 @@ class Probe:
             grads = torch.autograd.grad(outputs, parameters, cotangents, retain_graph=i + 1 < n, allow_unused=True)
             yield {name: g for name, g in zip(self.parameters, grads, strict=True) if g is not None}
 
-    def tangents(self, parts: Sequence[Part], n: int, progress: Callable[[float], None]) -> Matrix:
+    def tangents(self, parts: Sequence[Part], n: int, progress: Report) -> Matrix:
         """Derivatives of 2 n outputs of one random batch with respect to the scale of each part.
 
         Column j is J ψ_j, with J the Jacobian of the outputs, up to what the loss does not see. Forward mode takes one
@@ -250,7 +258,7 @@ class Probe:
                     raise RuntimeError(f"{len(columns[0])} outputs are too few to tell {len(parts)} tensors apart")
                 some = torch.randperm(len(columns[0]), generator=self.generator, device="cpu")[: 2 * n].to(p.device)
             columns[-1] = columns[-1][some].cpu()
-            progress(0.5 + 0.4 * len(columns) / len(parts))
+            progress(Stage.WHOLE_TENSORS, len(columns) / len(parts))
         matrix: Matrix = torch.stack(columns, 1).numpy()
         return matrix
 

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-__all__ = ["Matrix", "independent", "integer_relations", "null_space", "reduced"]
+__all__ = ["Matrix", "decomposed", "independent", "integer_relations", "null_space", "nullity", "reduced"]
 
 Matrix = NDArray[np.float64]
 
@@ -21,10 +22,33 @@ N_ORDERS = 64
 def null_space(columns: Matrix) -> Matrix:
     """All c with columns @ c = 0: a basis [k, m] for columns [rows, m], none of them zero, rows >= m."""
     norms = np.linalg.norm(columns, axis=0)
-    triangle = np.linalg.qr(columns / norms, mode="r")
-    _, values, basis = np.linalg.svd(triangle)
-    rank = int((values > ZERO * values[0]).sum()) if len(values) else 0
-    return np.asarray(basis[rank:] / norms)
+    _, values, basis = decomposed(triangle(columns / norms))
+    return np.asarray(basis[_rank(values) :] / norms)
+
+
+def nullity(columns: Matrix) -> int:
+    """The number of rows of the null space; a fraction of its cost."""
+    values = torch.linalg.svdvals(torch.from_numpy(triangle(columns / np.linalg.norm(columns, axis=0)))).numpy()
+    return int(columns.shape[1]) - _rank(values)
+
+
+# In torch, whose number of threads is set with that of the rest. NumPy's threads wait for each other beside busy
+# processes.
+
+
+def triangle(columns: Matrix) -> Matrix:
+    """R of the decomposition QR."""
+    return np.asarray(torch.linalg.qr(torch.from_numpy(columns), mode="r").R.numpy())
+
+
+def decomposed(matrix: Matrix) -> tuple[Matrix, Matrix, Matrix]:
+    """U, the values, and Vᵀ with all its rows."""
+    u, values, basis = torch.linalg.svd(torch.from_numpy(matrix))
+    return u.numpy(), values.numpy(), basis.numpy()
+
+
+def _rank(singular_values: Matrix) -> int:
+    return int((singular_values > ZERO * singular_values[0]).sum()) if len(singular_values) else 0
 
 
 def reduced(matrix: Matrix, order: list[int]) -> tuple[Matrix, list[int]]:
@@ -49,8 +73,8 @@ def reduced(matrix: Matrix, order: list[int]) -> tuple[Matrix, list[int]]:
 
 def independent(columns: Matrix) -> list[int]:
     """The columns that are not linear combinations of earlier ones; more rows than columns."""
-    triangle = np.linalg.qr(columns / np.maximum(np.linalg.norm(columns, axis=0), 1e-300), mode="r")
-    return np.flatnonzero(np.abs(np.diag(triangle)) > 1e-8).tolist()
+    diagonal = np.diag(triangle(columns / np.maximum(np.linalg.norm(columns, axis=0), 1e-300)))
+    return np.flatnonzero(np.abs(diagonal) > 1e-8).tolist()
 
 
 def integer_relations(

@@ -8,9 +8,12 @@ them, groups of indices a stride apart; at last whole tensors (tensors.py). Of t
 follow from earlier ones are left out (claims.py).
 """
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from math import prod
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,11 +21,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from noetherperf.detect.claims import Claims, Relation
+from noetherperf.detect.layout import ANY, Layout, placed
 from noetherperf.detect.parts import Axis, divisors, foldings, joined, pieces
 from noetherperf.detect.probe import Probe
-from noetherperf.detect.relations import Matrix, independent, integer_relations, null_space
+from noetherperf.detect.progress import Report, Stage
+from noetherperf.detect.relations import Matrix, independent, integer_relations, null_space, nullity
 from noetherperf.detect.sums import SPARE, Sums
 from noetherperf.detect.tensors import relate_tensors
+from noetherperf.detect.threads import threads
 from noetherperf.rules.law import Law
 from noetherperf.symmetry import Part
 
@@ -30,7 +36,23 @@ __all__ = ["Search"]
 
 MAX_ROWS = 2000
 MAX_COLUMNS = 500  # of a matrix; where there are more, neighbourhoods and coarser choices of parts are tried
+MOST_TERMS = 8  # of a relation without small integers that is told; longer ones are sums of others
 LARGEST_FOLD = 64  # of a group at a number of groups that no axis has: query heads of a key head, rotary pairs
+
+
+class Column(NamedTuple):
+    """The sums of the groups of one axis, as a column of a matrix."""
+
+    rank: tuple[int, bool, bool]  # finer ones come first; those that mix groups with and without gradient later
+    axis: Axis
+    grouping: Part
+
+    @property
+    def part(self) -> Part:
+        return placed(self.grouping, self.axis)
+
+
+Columns = Mapping[Axis, Sequence[Column]]
 
 
 class Search:
@@ -38,17 +60,18 @@ class Search:
 
     Args:
         probe: Source of gradients.
-        progress: Called with the fraction done.
+        progress: Called with the stage and the fraction of it that is done.
 
     Attributes:
         sums: What was measured.
         fractional: Parameter name -> a relation that it has, but not in small integers.
         with_offset: Parameter name -> a law in c + θ, which no symmetry can express.
-        undecided: Where there were too few losses to tell relations from chance -> the reason.
+        undecided: What was not searched to the end -> the reason: too few losses to tell relations from chance, or
+            linear algebra that failed.
     """
 
-    def __init__(self, probe: Probe, progress: Callable[[float], None]) -> None:
-        self.probe = probe
+    def __init__(self, probe: Probe, progress: Report) -> None:
+        self.probe, self._progress = probe, progress
         self.sums = Sums(probe, progress)
         self.shapes = self.sums.shapes
         self.fractional: dict[str, str] = {}
@@ -56,7 +79,7 @@ class Search:
         self.undecided: dict[str, str] = {}
         alive = {axis: self.sums.alive(Part(*axis)).any(0) for axis in self.sums.axes}
         self._claims = Claims(self.shapes, alive)
-        self._pieces = {axis: pieces(axis, self.sums.length(axis), probe.shapes) for axis in self.sums.axes}
+        self._pieces = {length: pieces(length, probe.shapes) for length in map(self.sums.length, self.sums.axes)}
         self._sizes = {size for size in probe.shapes.sizes if size > 1} | {
             value
             for module in probe.model.modules()
@@ -64,32 +87,47 @@ class Search:
             if isinstance(value, int) and not isinstance(value, bool) and value > 1
         }
         self._waiting: list[tuple[Law, list[Part]]] = []
-        self._scopes = list(self._neighbourhoods())
+        self._scopes = dict(self._neighbourhoods())
+        self._kept: dict[tuple[int, tuple[Part, ...], bytes], list[int]] = {}
 
     def run(self) -> list[Relation]:
         """All relations, the finest first."""
-        self._without_gradient()
+        with self._attempt("elements without gradient"):
+            self._without_gradient()
         related = self._counts()
-        blocks = {n for axis in self.sums.axes for n in divisors(self.sums.length(axis))}
-        for n in sorted(related | blocks, reverse=True):
-            if n == 1:
-                continue
-            for law in Law:
-                self._single(n, law)
-                if n in related:
-                    self._relate(n, law)
+        blocks = {n for length in self._pieces for n in divisors(length)}
+        numbers = sorted((related | blocks) - {1}, reverse=True)
+        with threads(1):
+            for i, n in enumerate(numbers):
+                self._progress(Stage.RELATIONS, i / len(numbers))
+                for law in Law:
+                    with self._attempt(_what(n, law)):
+                        self._single(n, law)
+                    if n in related:
+                        self._relate(n, law)
         for law, parts in self._waiting:
-            if not self._claims.known_groups(law, parts).all():
-                self._claims.claim(law, parts)
+            with self._attempt(f"{_what(parts[0].n_groups(self.shapes[parts[0].parameter]), law)} of {parts}"):
+                if not self._claims.known_groups(law, parts).all():
+                    self._claims.claim(law, parts)
         for law in Law:
-            if not relate_tensors(self.sums, self._claims, law):
-                self._undecided(1, law)
-        self._offsets()
+            with self._attempt(_what(1, law)):
+                if not relate_tensors(self.sums, self._claims, law):
+                    self._too_few(1, law)
+        with self._attempt("laws that count from an offset"):
+            self._offsets()
         return self._claims.relations
+
+    @contextmanager
+    def _attempt(self, what: str) -> Iterator[None]:
+        """Where linear algebra fails, go on with the rest, and tell."""
+        try:
+            yield
+        except (np.linalg.LinAlgError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
+            self.undecided[what] = f"its linear algebra failed, so that laws may be missing: {error}"
 
     def _counts(self) -> set[int]:
         """The numbers of groups at which parts of different tensors may be related."""
-        lengths = {part.n_groups(self.shapes[part.parameter]) for parts in self._pieces.values() for part in parts}
+        lengths = {piece.n_groups((length,)) for length, found in self._pieces.items() for piece in found}
         sizes = self._sizes | {a * b for a in self._sizes for b in self._sizes}
         return lengths | {
             n for n in sizes if any(n < length <= LARGEST_FOLD * n and length % n == 0 for length in lengths)
@@ -116,7 +154,9 @@ class Search:
                 if same_unit and other[0] != name:
                     cancelled |= ~alive & self.sums.alive(Part(*other)).any(0)
             taken = torch.zeros_like(alive)
-            candidates = [plain] if axis is None else self._pieces[name, axis]
+            candidates = [plain]
+            if axis is not None:
+                candidates = [placed(piece, (name, axis)) for piece in self._pieces[shape[axis]]]
             masks = [
                 (piece, torch.ones(1, dtype=torch.bool) if axis is None else self._inside(piece))
                 for piece in candidates
@@ -131,86 +171,111 @@ class Search:
 
     def _single(self, n: int, law: Law) -> None:
         """Parts with n groups that vanish by themselves: slices of an axis, or blocks as before GroupNorm."""
-        for axis in self.sums.axes:
-            for piece in self._pieces[axis]:
-                for part in foldings(piece, self.shapes[axis[0]], n, set()):
-                    if (
-                        part.stride == 1
-                        and self.sums.vanishes(part, law)
-                        and not self._claims.known_groups(law, [part]).all()
-                    ):
+        for length, found in self._pieces.items():
+            for grouping in dict.fromkeys(x for piece in found for x in foldings(piece, length, n, ())):
+                if grouping.stride != 1:
+                    continue
+                for number in self.sums.vanish(grouping, length, law).nonzero().flatten().tolist():
+                    part = placed(grouping, self.sums.layout.places[length][number])
+                    if not self._claims.known_groups(law, [part]).all():
                         self._claims.claim(law, [part])
 
     # ---- relations between parts ------------------------------------------------------------------------------------
 
-    def _neighbourhoods(self) -> Iterator[tuple[Axis, ...]]:
-        """The axes of each module that contains modules, two levels deep; at last all axes."""
+    def _neighbourhoods(self) -> Iterator[tuple[str, tuple[Axis, ...]]]:
+        """The axes of each module that contains modules, two levels deep; at last, without a name, all axes."""
         axes = [axis for axis in self.sums.axes if not self.sums.is_kernel(axis)]
         prefixes = dict.fromkeys(name.rpartition(".")[0].rpartition(".")[0] for name in self.shapes)
         for prefix in sorted(filter(None, prefixes), key=lambda prefix: -prefix.count(".")):
             inside = [axis for axis in axes if axis[0].startswith(prefix + ".")]
-            yield tuple(a for a in inside if a[0].removeprefix(prefix + ".").count(".") <= 1)
-        yield tuple(axes)
+            yield prefix, tuple(a for a in inside if a[0].removeprefix(prefix + ".").count(".") <= 1)
+        yield "", tuple(axes)
 
     def _relate(self, n: int, law: Law) -> None:
         """Relations between parts with n groups: of the whole model if there are rows enough, else of each module."""
-        if self._solve(self._columns(n, self._scopes[-1], self._sizes), law):
+        columns = self._columns(n, law, self._sizes)
+        if self._solve(columns, "", n, law):
             return
-        for scope in self._scopes[:-1]:
-            self._solve(self._columns(n, scope, self._sizes), law)
-        everything = self._scopes[-1]
-        if not any(self.sums.length(axis) == n for axis in everything):
+        for scope in self._scopes:
+            if scope:
+                self._solve(columns, scope, n, law)
+        if not any(self.sums.length(axis) == n for axis in self._scopes[""]):
             return
-        plain = [Part(*axis) for axis in everything if self.sums.length(axis) == n]
-        if not self._solve(self._columns(n, everything, set()), law) and not self._solve(plain, law):
-            self._undecided(n, law)
+        columns = self._columns(n, law, set())
+        plain = {axis: [x for x in found if x.grouping == Part(ANY, 0)] for axis, found in columns.items()}
+        if not self._solve(columns, "", n, law) and not self._solve(plain, "", n, law):
+            self._too_few(n, law)
 
-    def _undecided(self, n: int, law: Law) -> None:
-        what = "norms" if law == Law.NORM else "sums"
-        self.undecided[f"{what} of {n} groups" if n > 1 else f"{what} of whole tensors"] = (
-            f"{self.sums.n_losses} losses are too few to tell relations between so many tensors from chance"
+    def _too_few(self, n: int, law: Law) -> None:
+        self.undecided.setdefault(
+            _what(n, law),
+            f"{self.sums.n_losses} losses are too few to tell relations between so many tensors from chance",
         )
 
-    def _columns(self, n: int, scope: tuple[Axis, ...], sizes: set[int]) -> list[Part]:
-        """The parts with n groups, the finest first; those that mix groups with and without gradient later."""
-        parts = [
-            part
-            for axis in scope
-            for piece in self._pieces[axis]
-            for part in foldings(piece, self.shapes[axis[0]], n, sizes)
-        ]
-        return sorted(
-            dict.fromkeys(parts),
-            key=lambda part: (part.fold, not bool(self._claims.random(part, 1).all()), part.stride != 1),
-        )
+    def _columns(self, n: int, law: Law, sizes: set[int]) -> Columns:
+        """What a relation between parts with n groups may contain of each axis.
 
-    def _solve(self, columns: list[Part], law: Law) -> bool:
-        """Claim the relations between these parts; False where there are too few rows to decide."""
-        columns = [part for part in columns if not self.sums.is_idle(part, law)]
+        Left out are parts whose sums vanish, and those that are sums of finer ones on whatever sums.
+        """
+        columns = {}
+        for length, found in self._pieces.items():
+            groupings = list(dict.fromkeys(x for piece in found for x in foldings(piece, length, n, sizes)))
+            if not groupings:
+                continue
+            live = torch.stack([~self.sums.idle(grouping, length, law) for grouping in groupings], 1).tolist()
+            full = torch.stack([self._claims.full(grouping, length) for grouping in groupings], 1).tolist()
+            for axis in (axis for axis in self.sums.axes if self.sums.length(axis) == length):
+                number = self.sums.layout.number[axis]
+                own = [
+                    Column((grouping.fold, not is_full, grouping.stride != 1), axis, grouping)
+                    for grouping, is_live, is_full in zip(groupings, live[number], full[number], strict=True)
+                    if is_live
+                ]
+                columns[axis] = self._distinct(sorted(own, key=_rank), n)
+        return columns
+
+    def _distinct(self, columns: Sequence[Column], n: int) -> Sequence[Column]:
+        """Those of one axis that are not sums of earlier ones."""
+        if len(columns) < 2:
+            return columns
+        alive = self._claims.alive(columns[0].axis)
+        key = (len(alive), tuple(column.grouping for column in columns), alive.numpy().tobytes())
+        if key not in self._kept:
+            n_random = -(-(len(columns) + SPARE) // n)
+            rows = [self._claims.random(column.part, n_random).flatten().numpy() for column in columns]
+            self._kept[key] = independent(np.stack(rows, 1))
+        return [columns[i] for i in self._kept[key]]
+
+    def _solve(self, columns_of: Columns, scope: str, n: int, law: Law) -> bool:
+        """Claim the relations between groups inside a module; False where it cannot be decided."""
+        with self._attempt(_what(n, law) + (f" in {scope}" if scope else "")):
+            chosen = (column for axis in self._scopes[scope] for column in columns_of.get(axis, ()))
+            if self._solved(sorted(chosen, key=_rank), n, law):
+                return True
+        return False
+
+    def _solved(self, columns: Sequence[Column], n: int, law: Law) -> bool:
+        """Claim the relations between these columns; False where there are too few rows."""
         if len(columns) < 2:
             return True
-        n = columns[0].n_groups(self.shapes[columns[0].parameter])
-        columns = self._distinct(columns, n)
         wanted = len(columns) + SPARE
         if len(columns) > MAX_COLUMNS or not self.sums.at_least(-(-wanted // n)):
             return False
-        some = np.random.default_rng(0).permutation(n)[
-            : max(-(-wanted // self.sums.n_losses), MAX_ROWS // self.sums.n_losses)
-        ]
-        n_invented = -(-wanted // len(some))
-        invented = _matrix([self._claims.invented(part, law, n_invented)[:, some] for part in columns])
-        matrix = _matrix([self.sums.value(part, law)[:, some] for part in columns])
+        some = torch.from_numpy(np.random.default_rng(0).permutation(n)[: MAX_ROWS // self.sums.n_losses])
+        matrix = _matrix(columns, some, self.sums.layout, self.sums.products(law))
+        invented = _matrix(columns, some, self._claims.layout, self._claims.invented(law, -(-wanted // len(some))))
         present = np.flatnonzero((np.linalg.norm(matrix, axis=0) > 0) & (np.linalg.norm(invented, axis=0) > 1e-7))
-        columns = [columns[i] for i in present]
+        columns = [columns[i] for i in present.tolist()]
         if len(columns) < 2:
             return True
-        null, known = null_space(matrix[:, present]), null_space(invented[:, present])
-        if len(null) == len(known):
+        matrix, invented = matrix[:, present], invented[:, present]
+        if nullity(matrix) == nullity(invented):  # the known relations hold in both
             return True
+        null, known = null_space(matrix), null_space(invented)
 
         def parts_of(coefficients: NDArray[np.int64]) -> list[Part]:
             terms = zip(columns, coefficients, strict=True)
-            return [replace(part, weight=float(c)) for part, c in terms if c]
+            return [replace(column.part, weight=float(c)) for column, c in terms if c]
 
         relations, rest = integer_relations(null, known, lambda c: not self._claims.overlap(parts_of(c)))
         for parts in [joined(parts_of(c), self.shapes) for c in relations]:
@@ -220,9 +285,11 @@ class Search:
             else:
                 self._claims.claim(law, parts)
         for row in rest:
-            terms = [f"{c:+.4g} {columns[i].parameter}[{columns[i].axis}]" for i, c in enumerate(row) if c]
-            for i in np.flatnonzero(row):
-                self.fractional.setdefault(columns[i].parameter, " ".join(terms))
+            at = np.flatnonzero(row).tolist()
+            if len(at) <= MOST_TERMS:
+                terms = ["{:+.4g} {}[{}]".format(row[i], *columns[i].axis) for i in at]
+                for i in at:
+                    self.fractional.setdefault(columns[i].axis[0], " ".join(terms))
         return True
 
     def _offsets(self) -> None:
@@ -235,10 +302,10 @@ class Search:
             if len(shape) != 1 or name in claimed or (name, 0) not in self.sums.axes:
                 continue
             own = Part(name, 0)
-            others = [Part(*a) for a in self._scopes[-1] if a[0] != name and self.sums.length(a) == shape[0]]
+            others = [Part(*a) for a in self._scopes[""] if a[0] != name and self.sums.length(a) == shape[0]]
             others = [part for part in others if not self.sums.is_idle(part, Law.NORM)]
             columns = [self.sums.value(part, Law.NORM) for part in (own, *others)]
-            matrix = _matrix([self.sums.value(own, Law.TRANSLATION), *columns])
+            matrix = torch.stack([x.flatten() for x in (self.sums.value(own, Law.TRANSLATION), *columns)], 1).numpy()
             if self.sums.is_idle(own, Law.TRANSLATION) or len(matrix) < len(columns) + 1 + SPARE:
                 continue
             for relation in integer_relations(null_space(matrix[:MAX_ROWS]))[0]:
@@ -246,24 +313,32 @@ class Search:
                 if offset and weight:
                     terms = zip(relation[2:], others, strict=True)
                     rest = " ".join(f"{c:+d} |{part.parameter}|² along axis {part.axis}" for c, part in terms if c)
-                    self.with_offset[name] = (
+                    law = (
                         f"a law holds for each index: {weight:+d} |{offset / weight:g} + {name}|² {rest}; "
                         "no Part counts from an offset, so it is not claimed"
                     )
-
-    def _distinct(self, columns: list[Part], n: int) -> list[Part]:
-        """The parts that are not sums of finer ones, on whatever sums."""
-        by_axis: dict[Axis, list[Part]] = {}
-        for part in columns:
-            assert part.axis is not None
-            by_axis.setdefault((part.parameter, part.axis), []).append(part)
-        kept: set[Part] = set()
-        for parts in by_axis.values():
-            rows = [self._claims.random(part, -(-(len(parts) + SPARE) // n)) for part in parts]
-            kept |= {parts[i] for i in independent(_matrix(rows))}
-        return [part for part in columns if part in kept]
+                    terms = zip(relation[2:], others, strict=True)
+                    self.with_offset |= dict.fromkeys([name, *(part.parameter for c, part in terms if c)], law)
 
 
-def _matrix(values: list[Tensor]) -> Matrix:
-    """Columns of a matrix from tensors [losses, groups]."""
-    return np.stack([x.flatten().numpy() for x in values], axis=1)
+def _what(n: int, law: Law) -> str:
+    what = "norms" if law == Law.NORM else "sums"
+    return f"{what} of {n} groups" if n > 1 else f"{what} of whole tensors"
+
+
+def _rank(column: Column) -> tuple[int, bool, bool]:
+    return column.rank
+
+
+def _matrix(columns: Sequence[Column], some: Tensor, layout: Layout, vectors: Tensor) -> Matrix:
+    """[rows, columns] from the sums of some groups, taken for all axes with one grouping at once."""
+    alike: dict[tuple[Part, int], list[int]] = {}
+    for i, column in enumerate(columns):
+        alike.setdefault((column.grouping, layout.lengths[column.axis]), []).append(i)
+    parts = []
+    for (grouping, length), places in alike.items():
+        numbers = torch.tensor([layout.number[columns[i].axis] for i in places], device="cpu")
+        parts.append(layout.sums(vectors, grouping, length, numbers)[:, :, some].transpose(0, 1).flatten(1))
+    matrix = torch.empty(len(columns), parts[0].shape[1], dtype=torch.float64, device="cpu")
+    matrix[list(itertools.chain(*alike.values()))] = torch.cat(parts)
+    return np.ascontiguousarray(matrix.T.numpy())

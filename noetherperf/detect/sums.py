@@ -5,17 +5,18 @@ loss.
 """
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 from math import prod
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from noetherperf.detect.layout import Layout, grouping_of
 from noetherperf.detect.parts import Axis, group_axes
 from noetherperf.detect.probe import Probe
+from noetherperf.detect.progress import Report, Stage
 from noetherperf.detect.relations import Matrix
+from noetherperf.detect.threads import threads
 from noetherperf.rules.law import Law
 from noetherperf.symmetry import Part
 
@@ -34,15 +35,9 @@ MOST_LOSSES = 1024
 WORK = 50_000_000  # parameters × losses that are spent where the first losses are too few
 MEMORY = 25_000_000  # numbers that the sums may take
 
-
-@dataclass
-class _AxisSums:
-    """Per index of one axis and per loss, [losses, length]: ⟨g, 1⟩ and ⟨θ, g⟩ by law, and the squares |g|², |θ|²."""
-
-    products: dict[Law, Tensor]
-    sq_g: Tensor
-    sq_p: Tensor
-    n_elements: int  # of one index
+Numbers = Tensor | slice  # of axes among those of their length
+ALL = slice(None)
+_SQ_G, _SQ_P = 2, 3  # rows |g|² and |θ|², after ⟨g, 1⟩ and ⟨θ, g⟩ by law
 
 
 class Sums:
@@ -50,40 +45,50 @@ class Sums:
 
     Args:
         probe: Source of gradients.
-        progress: Called with the fraction done.
+        progress: Called with the stage and the fraction of it that is done.
 
     Attributes:
         shapes: Shape of each parameter.
         modules: The module that owns each parameter.
         axes: The axes whose indices may be groups.
         reached: The parameters that have a gradient.
+        not_finite: Those that have one that is not finite; they count as not reached.
         large: Whether a backward pass takes so long that few are made.
     """
 
-    def __init__(self, probe: Probe, progress: Callable[[float], None]) -> None:
+    def __init__(self, probe: Probe, progress: Report) -> None:
         self.probe, self._progress = probe, progress
         self.shapes = {name: tuple(p.shape) for name, p in probe.parameters.items()}
         self.modules = {name: probe.model.get_submodule(name.rpartition(".")[0]) for name in self.shapes}
         self.axes = tuple(group_axes(self.shapes))
+        lengths = {axis: self.length(axis) for axis in self.axes}
+        self.layout = Layout(lengths | {(name, None): 0 for name in self.shapes})
         self._axes_of: dict[str, list[int | None]] = {name: [None] for name in self.shapes}  # None: the whole tensor
         for name, axis in self.axes:
             self._axes_of[name].append(axis)
         self.reached: set[str] = set()
+        self.not_finite: set[str] = set()
         n_parameters = sum(map(prod, self.shapes.values()))
         self.large = n_parameters > LARGE
         if self.large:  # their axes are long, so that few losses give enough rows
             self._shrink(2)
-        lengths = sum(self.length(axis) for axis in self.axes)
         first = N_LOSSES_LARGE if self.large else N_LOSSES
-        self._most_losses = max(first, min(MOST_LOSSES, WORK // n_parameters, MEMORY // (4 * max(lengths, 1))))
+        self._most_losses = max(first, min(MOST_LOSSES, WORK // n_parameters, MEMORY // (4 * self.layout.size)))
         size = max(p.numel() for p in probe.parameters.values())
         self._scratch = torch.empty(size, dtype=torch.float64, device=next(iter(probe.parameters.values())).device)
-        self._rows: dict[tuple[str, int | None], list[Tensor]] = {
-            (name, axis): [] for name, axes in self._axes_of.items() for axis in axes
+        self._rows: list[Tensor] = []  # per loss: [4, size of the layout]
+        self._more: list[Tensor] = []  # per loss that counts for whole tensors only: [2, size]
+        order = {name: i for i, name in enumerate(self.shapes)}
+        self._owners = {  # of the axes of one length: the number of their parameter
+            length: torch.tensor([order[name] for name, _ in places], device="cpu")
+            for length, places in self.layout.places.items()
         }
-        self._rms: dict[str, list[float]] = {name: [] for name in self.shapes}
-        self._sums: dict[tuple[str, int | None], _AxisSums] = {}
-        self._idle: dict[tuple[Part, Law], bool] = {}
+        self._n_elements = {  # of one index
+            length: torch.tensor([prod(self.shapes[name]) / (length or 1) for name, _ in places], device="cpu").double()
+            for length, places in self.layout.places.items()
+        }
+        self._told: dict[tuple[Part, int, Law], tuple[Tensor, Tensor]] = {}
+        self._n_threads = torch.get_num_threads()  # of a backward pass
         self._n_batches = 0
         self.n_losses = 0
         self._collect(first)
@@ -100,7 +105,8 @@ class Sums:
         if n_losses > self._most_losses:
             return False
         if n_losses > self.n_losses:
-            self._collect(n_losses)
+            with threads(self._n_threads):
+                self._collect(n_losses)
         return n_losses <= self.n_losses
 
     def _shrink(self, batch: int) -> None:
@@ -119,83 +125,133 @@ class Sums:
             before = self.n_losses
             for gradients in self.probe.gradients(N_COTANGENTS):
                 self.n_losses += 1
-                for name, p in self.probe.parameters.items():
-                    g = gradients.get(name)
-                    if g is not None:
-                        self.reached.add(name)
-                    self._add(name, p.detach(), torch.zeros_like(p) if g is None else g)
+                self._rows.append(self._row(gradients))
             if self.n_losses == before:  # nothing depends on the parameters
                 break
             self._n_batches += 1
-            self._progress(0.5 * min(1.0, self.n_losses / n_losses))
-        self._idle.clear()
-        for (name, axis), rows in self._rows.items():
-            length = 1 if axis is None else self.shapes[name][axis]
-            values = torch.stack(rows, 1) if rows else torch.zeros(4, 0, length, dtype=torch.float64, device="cpu")
-            products = {Law.TRANSLATION: values[0], Law.NORM: values[1]}
-            self._sums[name, axis] = _AxisSums(products, values[2], values[3], prod(self.shapes[name]) // length)
-        rms = torch.tensor(list(self._rms.values()), dtype=torch.float64, device="cpu")
-        self._top = rms.amax(0) if rms.numel() else torch.zeros(0, dtype=torch.float64, device="cpu")
-        self._usual = _usual(
-            {name: torch.tensor(x, dtype=torch.float64, device="cpu") for name, x in self._rms.items()}
-        )
+            self._progress(Stage.GRADIENTS, min(1.0, self.n_losses / n_losses))
+        self._told.clear()
+        nothing = torch.zeros(4, 0, self.layout.size, dtype=torch.float64, device="cpu")
+        self._sums = torch.stack(self._rows, 1) if self._rows else nothing
+        self._rows = list(self._sums.unbind(1))  # the same memory
+        self._forget(self.not_finite)
+        rms = (self.layout.table(self._sums[_SQ_G], 0)[..., 0] / self._n_elements[0]).sqrt()
+        self._least = DEAD * torch.maximum(_usual(list(self.shapes), rms), SMALLEST * rms.amax(1, keepdim=True))
+
+    def _forget(self, names: Collection[str]) -> None:
+        """Take out parameters of which one gradient was not finite."""
+        self.reached -= set(names)
+        for vectors in (self._sums, *self._more):
+            for name in names:
+                for axis in self._axes_of[name]:
+                    vectors[:_SQ_P, ..., self.layout.own((name, axis))] = 0.0
 
     def _sums_of(self, name: str, a: Tensor, b: Tensor) -> dict[int | None, Tensor]:
         """Sums of the product over all axes but one, by that axis; None: the sum of all."""
         product = torch.mul(a, b, out=self._scratch[: a.numel()].view(a.shape))
         return {axis: _sum_but(product, axis) for axis in self._axes_of[name]}
 
-    def _add(self, name: str, p: Tensor, g: Tensor) -> None:
-        dot_pg, sq_g = self._sums_of(name, p, g), self._sums_of(name, g, g)
-        for axis in self._axes_of[name]:
-            sums = [_sum_but(g, axis), dot_pg[axis], sq_g[axis], self._sq_p[name][axis]]
-            self._rows[name, axis].append(torch.stack(sums).cpu())
-        self._rms[name].append(float((sq_g[None] / g.numel()).sqrt()))
+    def _row(self, gradients: Mapping[str, Tensor]) -> Tensor:
+        """The sums of one loss, [4, size of the layout]."""
+        row = torch.zeros(4, self.layout.size, dtype=torch.float64, device="cpu")
+        for name, p in self.probe.parameters.items():
+            g = gradients.get(name)
+            if g is not None and not bool(g.sum().isfinite()):
+                self.not_finite.add(name)
+            if name in self.not_finite:
+                g = None
+            if g is not None:
+                self.reached.add(name)
+                dot_pg, sq_g = self._sums_of(name, p.detach(), g), self._sums_of(name, g, g)
+            for axis in self._axes_of[name]:
+                own = row[:, self.layout.own((name, axis))]
+                if g is not None:
+                    own[0], own[1], own[2] = _sum_but(g, axis), dot_pg[axis], sq_g[axis]
+                own[3] = self._sq_p[name][axis]
+        return row
 
-    # ---- sums of parts ----------------------------------------------------------------------------------------------
+    # ---- sums of groups, for some axes of one length: [losses, axes, groups] ----------------------------------------
 
-    def value(self, part: Part, law: Law, n_losses: int | None = None) -> Tensor:
+    def products(self, law: Law) -> Tensor:
+        """⟨g, ψ⟩ of each index, [losses, size of the layout]."""
+        return self._sums[law]
+
+    def _of(self, row: int, grouping: Part, length: int, numbers: Numbers, first: bool = False) -> Tensor:
+        vectors = self._sums[row, :1] if first else self._sums[row]
+        return self.layout.sums(vectors, grouping, length, numbers)
+
+    def _sizes(self, grouping: Part, length: int, numbers: Numbers, first: bool) -> tuple[Tensor, Tensor]:
+        """|g|² and whether it is more than rounding."""
+        sq_g = self._of(_SQ_G, grouping, length, numbers, first)
+        least = self._least[: len(sq_g), self._owners[length][numbers], None]
+        return sq_g, (sq_g / self._in_group(grouping, length, numbers)).sqrt() > least
+
+    def _in_group(self, grouping: Part, length: int, numbers: Numbers) -> Tensor:
+        """The number of elements in one group, [axes, 1]."""
+        return grouping.fold * self._n_elements[length][numbers, None]
+
+    def _states(self, grouping: Part, length: int, law: Law, numbers: Numbers, first: bool) -> tuple[Tensor, Tensor]:
+        """Whether there is a gradient, and whether ⟨g, ψ⟩ is zero up to rounding."""
+        sq_g, alive = self._sizes(grouping, length, numbers, first)
+        if law == Law.NORM:
+            sq_psi = self._of(_SQ_P, grouping, length, numbers, first)
+        else:
+            sq_psi = self._in_group(grouping, length, numbers).expand_as(sq_g)
+        value = self._of(law, grouping, length, numbers, first)
+        return alive, value.abs() <= ZERO * (sq_g * sq_psi).sqrt()
+
+    def vanish(self, grouping: Part, length: int, law: Law) -> Tensor:
+        """Of which axes the sums of every group vanish although there is a gradient, [axes]."""
+        return self._tell(grouping, length, law)[0]
+
+    def idle(self, grouping: Part, length: int, law: Law) -> Tensor:
+        """Of which axes the sums vanish or have no gradient, so that a relation may contain any multiple, [axes]."""
+        return self._tell(grouping, length, law)[1]
+
+    def _tell(self, grouping: Part, length: int, law: Law) -> tuple[Tensor, Tensor]:
+        key = (grouping, length, law)
+        if key not in self._told:
+            alive, zero = self._states(grouping, length, law, ALL, first=True)
+            idle = ~(alive & ~zero).any(-1).any(0)  # as a rule, one loss tells
+            vanish = torch.zeros_like(idle)
+            rest = idle.nonzero().flatten()
+            if len(rest):
+                alive, zero = self._states(grouping, length, law, rest, first=False)
+                idle[rest] = ~(alive & ~zero).any(-1).any(0)
+                enough = alive.any(0).sum(-1) >= min(alive.shape[-1], 4)
+                vanish[rest] = enough & (zero | ~alive).all(-1).all(0)
+            self._told[key] = vanish, idle
+        return self._told[key]
+
+    # ---- sums of one part -------------------------------------------------------------------------------------------
+
+    def _place(self, part: Part) -> tuple[Part, int, Tensor]:
+        place = (part.parameter, part.axis)
+        length = 0 if part.axis is None else self.shapes[part.parameter][part.axis]
+        return grouping_of(part), length, torch.tensor([self.layout.number[place]], device="cpu")
+
+    def value(self, part: Part, law: Law) -> Tensor:
         """⟨g, ψ⟩ of each group, [losses, n_groups]."""
-        return part.gather(self._sums[part.parameter, part.axis].products[law][:n_losses]).sum(-1)
+        grouping, length, number = self._place(part)
+        return self._of(law, grouping, length, number)[:, 0]
 
-    def _mean_sq_g(self, part: Part, n_losses: int | None = None) -> tuple[Tensor, int]:
-        """|g|² of each group, [losses, n_groups], and its number of elements."""
-        sums = self._sums[part.parameter, part.axis]
-        sq_g = part.gather(sums.sq_g[:n_losses])
-        return sq_g.sum(-1), sq_g.shape[-1] * sums.n_elements
-
-    def alive(self, part: Part, n_losses: int | None = None) -> Tensor:
+    def alive(self, part: Part) -> Tensor:
         """Whether each group has a gradient that is more than rounding, [losses, n_groups]."""
-        sq_g, n_elements = self._mean_sq_g(part, n_losses)
-        least = DEAD * torch.maximum(self._usual[part.parameter], SMALLEST * self._top)
-        return (sq_g / n_elements).sqrt() > least[:n_losses, None]
+        return self._sizes(*self._place(part), first=False)[1][:, 0]
 
     def rounding(self, part: Part) -> Tensor:
         """Whether each group ever has a gradient at all, be it rounding, [n_groups]."""
-        return (self._mean_sq_g(part)[0] > 0).any(0)
-
-    def _is_zero(self, part: Part, law: Law, n_losses: int | None = None) -> Tensor:
-        """Whether each group's ⟨g, ψ⟩ is zero up to rounding, [losses, n_groups]."""
-        sq_g, n_elements = self._mean_sq_g(part, n_losses)
-        sq_p = part.gather(self._sums[part.parameter, part.axis].sq_p[:n_losses]).sum(-1)
-        sq_psi = sq_p if law == Law.NORM else torch.full_like(sq_g, n_elements)
-        return self.value(part, law, n_losses).abs() <= ZERO * (sq_g * sq_psi).sqrt()
+        return (self._sizes(*self._place(part), first=False)[0][:, 0] > 0).any(0)
 
     def vanishes(self, part: Part, law: Law) -> bool:
         """Whether the sums of every group vanish although there is a gradient."""
-        if bool((self.alive(part, 1) & ~self._is_zero(part, law, 1)).any()):  # as a rule, one loss tells
-            return False
-        alive = self.alive(part)
-        if int(alive.any(0).sum()) < min(alive.shape[1], 4):
-            return False
-        return bool(self._is_zero(part, law)[alive].all())
+        grouping, length, number = self._place(part)
+        return bool(self.vanish(grouping, length, law)[number])
 
     def is_idle(self, part: Part, law: Law) -> bool:
         """Whether a part's sums vanish or have no gradient, so that a relation may contain any multiple of it."""
-        if (part, law) not in self._idle:
-            live = bool((self.alive(part, 1) & ~self._is_zero(part, law, 1)).any())  # as a rule, one loss tells
-            self._idle[part, law] = not live and not bool((self.alive(part) & ~self._is_zero(part, law)).any())
-        return self._idle[part, law]
+        grouping, length, number = self._place(part)
+        return bool(self.idle(grouping, length, law)[number])
 
     # ---- sums of whole tensors and slices ---------------------------------------------------------------------------
 
@@ -209,41 +265,36 @@ class Sums:
                 # Where an operation has no forward derivative, the losses are differentiated backward, one by one.
                 with contextlib.suppress(NotImplementedError, RuntimeError):
                     return self.probe.tangents(parts, wanted, self._progress)
-        if law == Law.NORM or self.at_least(wanted):
-            rows = [self.value(part, law).flatten() for part in parts]
-            missing = wanted - self.n_losses
-            more = self._more_losses(parts, law, missing) if missing > 0 else []
-            return np.vstack([torch.stack(rows, 1).numpy(), *more])
-        return np.stack([self.value(part, law).flatten().numpy() for part in parts], 1)
+        if not self.at_least(wanted) and (law == Law.NORM or not self.large):
+            self._collect_more(wanted)
+        vectors = torch.cat([self._sums[law], *(row[law, None] for row in self._more)])
+        columns = [
+            part.gather(vectors[:, self.layout.own((part.parameter, part.axis))]).sum(-1).flatten() for part in parts
+        ]
+        return torch.stack(columns, 1).numpy()
 
-    def _more_losses(self, parts: Sequence[Part], law: Law, n: int) -> list[Matrix]:
-        rows: list[Matrix] = []
-        while len(rows) < n:
-            before = len(rows)
-            if before % (2 * N_COTANGENTS) == 0:
+    def _collect_more(self, n_losses: int) -> None:
+        """Sums of more losses, of which only ⟨g, 1⟩ and ⟨θ, g⟩ are kept."""
+        first, missing = len(self._more), n_losses - self.n_losses
+        while (before := len(self._more)) < missing:
+            if (before - first) % (2 * N_COTANGENTS) == 0:
                 self.probe.redraw()
-            for gradients in self.probe.gradients(N_COTANGENTS):
-                row = np.zeros(len(parts))
-                for i, part in enumerate(parts):
-                    if (g := gradients.get(part.parameter)) is not None:
-                        p, g = part.grouped(self.probe.parameters[part.parameter].detach()), part.grouped(g)
-                        row[i] = float((p * g).sum() if law == Law.NORM else g.sum())
-                rows.append(row)
-            if len(rows) == before:
+            self._more += [self._row(gradients)[:2].clone() for gradients in self.probe.gradients(N_COTANGENTS)]
+            if len(self._more) == before:
                 break
-            self._progress(0.5 + 0.4 * min(1.0, len(rows) / n))
-        return rows
+            self._progress(Stage.WHOLE_TENSORS, min(1.0, (len(self._more) - first) / (missing - first)))
+        self._forget(self.not_finite)
+        self._n_batches = 0  # parameters are drawn anew before other sums are taken
 
 
-def _usual(rms: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The usual size of a gradient for each parameter and loss: the largest root mean square in its module, but not
-    less than LEAST of the largest anywhere."""
-    top = torch.stack(list(rms.values())).amax(0) if rms else torch.zeros(0, dtype=torch.float64, device="cpu")
-    best: dict[str, Tensor] = {}
-    for name, x in rms.items():
-        module = name.rpartition(".")[0]
-        best[module] = torch.maximum(best.get(module, x), x)
-    return {name: torch.maximum(best[name.rpartition(".")[0]], LEAST * top) for name in rms}
+def _usual(names: Sequence[str], rms: Tensor) -> Tensor:
+    """The usual size of a gradient for each loss and parameter: the largest root mean square in its module, but not
+    less than LEAST of the largest anywhere. [losses, parameters]."""
+    modules = [name.rpartition(".")[0] for name in names]
+    numbers = {module: i for i, module in enumerate(dict.fromkeys(modules))}
+    owner = torch.tensor([numbers[module] for module in modules], device="cpu").expand_as(rms)
+    best = torch.zeros(len(rms), len(numbers), dtype=rms.dtype, device="cpu").scatter_reduce(1, owner, rms, "amax")
+    return torch.maximum(best.gather(1, owner), LEAST * rms.amax(1, keepdim=True))
 
 
 def _sum_but(x: Tensor, axis: int | None) -> Tensor:

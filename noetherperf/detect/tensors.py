@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from noetherperf.detect.claims import Claims, Relation
 from noetherperf.detect.parts import Axis
-from noetherperf.detect.relations import Matrix, independent, integer_relations, null_space
+from noetherperf.detect.relations import Matrix, decomposed, independent, integer_relations, null_space
 from noetherperf.detect.sums import SPARE, Sums
 from noetherperf.rules.law import Law
 from noetherperf.symmetry import Part
@@ -132,7 +132,7 @@ def _invented(parts: Sequence[Part], claims: Claims, law: Law) -> Matrix:
     for row, equation in zip(matrix, equations, strict=False):
         for place, value in equation.items():
             row[place] = value
-    _, values, basis = np.linalg.svd(matrix)
+    _, values, basis = decomposed(matrix)
     free = basis[int((values > 1e-9).sum()) :]
     random = np.random.default_rng(0).normal(size=(len(parts) + SPARE, len(free))) @ free
     columns = []

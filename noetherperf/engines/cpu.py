@@ -22,7 +22,8 @@ from noetherperf.measure.plan import Measurement, Plan
 class CpuEngine(TableEngine):
     """Engine of noetherperf._cpu: one call a step, on torch.get_num_threads() threads.
 
-    Computes in float32, in float64 for float64 parameters; moments and laws in float64. Results do not depend on the
+    Computes in float32, in float64 for float64 parameters; moments and laws in float64 (moments of 16-bit
+    parameters in float32 over blocks of up to 32 terms, csrc/sums_cpu.h). Results do not depend on the
     number of threads.
 
     Args:
