@@ -82,16 +82,17 @@ class Charges:
         initial: Q when measuring began.
         discrete: The discrete law's prediction, exact to rounding where the symmetry holds.
         flow: The flow law's, the continuous-time dynamics of the paper.
-        growth, transport: What the updates did to the charge, whatever the law: their own squares, and their overlap
-            with the generator. With weight decay p' = r p − η u and R the product of all r² (of all r, for a
-            translation), charge = R initial + growth + transport + rounding;
+        growth: What the updates' own squares added to the charge, whatever the law. With weight decay θ' = r θ − η u
+            and R the product of all r² (of all r, for a translation), charge = R initial + growth + transport +
+            rounding;
 
                 growth      r² growth + η² |u|²;                0 for a translation
                 transport   r² transport − 2ηr Σ c⟨θ, u⟩;       r transport − η Σ c⟨u, 1⟩ for a translation
 
-            Changes of parameters between steps are in transport. Growth of a rescale is its inward parts' less its
-            outward parts'. None for a rule whose decay passes through the momentum buffer (SGD): it has no r, and
-            discrete.forced is what |u|² drove, exactly.
+            Growth of a rescale is its inward parts' less its outward parts'. None for a rule whose decay passes through
+            the momentum buffer (SGD): it has no r, and discrete.forced is what |u|² drove, exactly.
+        transport: What the updates' overlap with the generator added, and changes of parameters between steps. None
+            where growth is.
         defect: The last step's gradient constraint, Σ c⟨g, 1⟩ or Σ c⟨g, θ⟩; zero where the symmetry holds.
         relative_defect: |defect| / (|g_A| |ψ_A|), ψ the generator (c or cθ, θ taken after the step); 0 where g is 0.
             |g_A| counts as no less than a thousandth of the average |g| of a group of that size, over all that is
