@@ -72,7 +72,7 @@ def find_symmetries(
             The loss reads the first tensor of a tuple and all others of its last size, or the logits of a dict or
             object, and auxiliary heads; `outputs` of the result names them. Where it reads something else, give a
             function from the model's output to a scalar, which is differentiated with the model; batches then have the
-            size of the example's, for the function may hold targets.
+            size of the example's, because the function may hold targets.
         verify: Check every claim on fresh parameters and batches; those with a relative defect above 1e-9 are listed
             as rejected.
         progress: Show a bar with an estimate of the time left on stderr; None: if stderr is a terminal.
