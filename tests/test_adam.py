@@ -793,7 +793,19 @@ class TestCounts:
             lambda net, state: state.pop(net[0].bias),
             lambda net, state: state.clear(),
         ],
-        ids=["filled", "added", "replaced", "whole", "vector", "all", "clones", "moved", "elsewhere", "one gone", "all gone"],
+        ids=[
+            "filled",
+            "added",
+            "replaced",
+            "whole",
+            "vector",
+            "all",
+            "clones",
+            "moved",
+            "elsewhere",
+            "one gone",
+            "all gone",
+        ],
     )
     @pytest.mark.parametrize("reads", [False, True])
     def test_changes_by_other_code(self, change: Callable[[Any, Any], object], reads: bool) -> None:
