@@ -463,3 +463,35 @@ def test_the_document_prints_what_it_says(capsys: pytest.CaptureFixture[str]) ->
     for mine, told in zip(*(map(float, number.findall(table)) for table in (ours, printed)), strict=True):
         noise = max(abs(mine), abs(told)) < 1e-11  # rounding of float64
         assert noise or 0.5 <= mine / told <= 2.0, (mine, told)
+
+
+@torch.inference_mode()
+def made_in_inference_mode(x: Tensor) -> Tensor:
+    return x.clone()
+
+
+@each(KINDS)
+@pytest.mark.parametrize(
+    ("odd", "error"),
+    [(lambda x: x[0, 0].expand(x.shape), "share memory"), (made_in_inference_mode, "made in inference mode")],
+    ids=["expanded", "inference"],
+)
+def test_gradients_that_cannot_be_divided_are_refused(
+    kind: Kind, backend: str, odd: Callable[[Tensor], Tensor], error: str
+) -> None:
+    net = make_net(backend)
+    optimizer = kind.mine(net, backend, fused=True)
+    train(net, optimizer, range(3))
+    weight = dict(net.named_parameters())["fc1.weight"]
+    assert weight.grad is not None
+    weight.grad = odd(weight.grad)
+    before = copy.deepcopy((list(net.parameters()), [x for x in buffers(optimizer) if x is not None]))
+    gradient = weight.grad.clone()
+    optimizer.grad_scale, optimizer.found_inf = (torch.tensor(x, device=device_of(backend)) for x in (8.0, 0.0))
+    with pytest.raises(RuntimeError, match=rf"fc1\.weight: .*{error}.*clone it before step"):
+        optimizer.step()
+    after = list(net.parameters()), [x for x in buffers(optimizer) if x is not None]
+    for x, y in zip([*before[0], *before[1]], [*after[0], *after[1]], strict=True):
+        assert torch.equal(x, y)
+    assert torch.equal(weight.grad, gradient)
+    assert optimizer.step_count == 3

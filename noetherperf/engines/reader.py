@@ -170,7 +170,7 @@ class PythonWatch:
         changed = []
         for i, (reference, *seen) in self._known.items():
             x, known = tensors[i], None if reference is None else reference()
-            if x is not known or (x is None) != (reference is None) or (x is not None and self._seen(x) != seen):
+            if x is not known or (x is None) != (reference is None) or (x is not None and [*self._seen(x)] != seen):
                 changed.append(i)
         return changed
 
@@ -178,8 +178,8 @@ class PythonWatch:
         if i in self._known:
             self._known[i] = (None, 0, 0) if tensor is None else (self._refer(tensor), *self._seen(tensor))
 
-    def _seen(self, x: Tensor) -> list[int]:
-        return [_version(x), self._place(x)]
+    def _seen(self, x: Tensor) -> tuple[int, int]:
+        return _version(x), self._place(x)
 
     def expect(self, missing: bytes) -> None:
         self._check(len(missing))

@@ -24,7 +24,7 @@ from noetherperf.optim.distributed import local
 from noetherperf.optim.following import Change, check_symmetries, labels_in, parameters_in
 from noetherperf.optim.inference import outside_inference
 from noetherperf.optim.measuring import Copies, Measuring
-from noetherperf.optim.meters import Meter, resolve_all, resolve_one, step_inputs
+from noetherperf.optim.meters import Meter, check_divisible, resolve_all, resolve_one, step_inputs
 from noetherperf.optim.names import names_in
 from noetherperf.optim.observed import where_observed
 from noetherperf.optim.torch_state import check_state
@@ -231,6 +231,8 @@ class MeasuredOptimizer(Optimizer):
             return
         grads, missing = self._gradients()
         admitted = [meter.engine.admit(meter.pick(grads)) for meter in meters]
+        if on_device.grad_scale is not None:
+            check_divisible(measuring.parameters.labels, grads)
         buffers = self._buffers()
         measuring.catch_up(meters, buffers)
 

@@ -197,6 +197,32 @@ def step_inputs(
     return OnDevice(lrs.lrs, grad_scale, found_inf)
 
 
+def check_divisible(labels: Sequence[str], grads: Sequence[Tensor | None]) -> None:
+    """Raise unless a step can divide gradients by a scale where they are, as torch's fused ones do.
+
+    Args:
+        labels: Of the parameters.
+        grads: Theirs, None where there is none.
+
+    Raises:
+        RuntimeError: A gradient's elements share memory, or it was made in inference mode.
+    """
+    present = [g for g in grads if g is not None]
+    if all(map(Tensor.is_contiguous, present)) and not any(map(Tensor.is_inference, present)):  # nearly always
+        return
+    for label, g in zip(labels, grads, strict=True):
+        if g is None:
+            continue
+        reason = "was made in inference mode" if g.is_inference() else ""
+        if any(stride == 0 and size > 1 for size, stride in zip(g.shape, g.stride(), strict=True)):
+            reason = "has elements that share memory, as expand() makes them"
+        if reason:
+            raise RuntimeError(
+                f"{label}: the gradient scaler's scale is divided out of gradients in place, and this gradient "
+                f"{reason}; clone it before step() (p.grad = p.grad.clone())"
+            )
+
+
 def _leave_divided(grads: Sequence[Tensor | None], taken: Sequence[Tensor | None]) -> list[Call]:
     """The calls that copy gradients that a step materialized, and divided, back to their lazy originals."""
     pairs = zip(grads, taken, strict=True) if taken is not grads else ()
