@@ -1,4 +1,4 @@
-# Everything runs in .venv, which every target sets up first. Needs Python >= 3.11, a C++ compiler and make.
+# Everything runs in .venv, which every target sets up first. Needs Python >= 3.11, a C++ compiler, bash and make.
 #   make demo        train on real images, measure every charge, draw pictures into runs/demo (options: ARGS="--nesterov")
 #   make test        run the tests, except slow ones        make test-all    run every test
 #   make lint        run ruff, mypy, clang-format           make bench       run the benchmarks
@@ -10,8 +10,15 @@ PYTHON ?= python3
 ARGS ?=
 JOBS ?= 2
 
+NPERF_CUDA ?= AUTO
+SHELL := bash
+
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --no-compile -c constraints.txt
+INSTALL := $(PIP) --no-build-isolation --no-deps -e . -C cmake.define.NPERF_CPU=ON -C cmake.define.NPERF_CUDA=$(NPERF_CUDA)
+# Two stamps: what the demo needs, built for this machine alone; and what development needs, which has all of that too.
 READY := .venv/.ready
+READY_DEMO := .venv/.ready-demo
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-all test-integrations sanitize lint bench bench-page gpu-report clean
@@ -21,17 +28,33 @@ help:
 
 setup: $(READY)
 
-# Runs again whenever a requirement or a C++ source changes; pip and ninja then do only what has changed.
-$(READY): pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/* csrc/*/*)
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
-	  "noetherperf needs Python >= 3.11 and $(PYTHON) is " + sys.version.split()[0] + "; name another one: make PYTHON=python3.12")'
-	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -c constraints.txt cmake ninja pybind11 scikit-build-core
-	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[dev]'
+# Run again whenever a requirement or a C++ source changes; pip and ninja then do only what has changed. Each part says
+# how long it took; a line of a rule is a shell of its own, whose SECONDS begin at 0. torch comes before the build,
+# which asks it for CUDA.
+SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/* csrc/*/*)
+
+define venv
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+  "noetherperf needs Python >= 3.11 and $(PYTHON) is " + sys.version.split()[0] + "; name another one: make PYTHON=python3.12")'
+test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+@$(PIP) torch cmake ninja pybind11 scikit-build-core && echo "set-up: torch and build tools, $$SECONDS s"
+endef
+
+$(READY): $(SOURCES)
+	$(venv)
+	@$(INSTALL) -C cmake.define.NPERF_ISAS=ALL && echo "set-up: compiled modules, $$SECONDS s"
+	@$(PIP) 'noetherperf[dev]' && echo "set-up: libraries and tools of development, $$SECONDS s"
+	@touch $@ $(READY_DEMO)
+
+$(READY_DEMO): $(SOURCES)
+	$(venv)
+	@$(INSTALL) -C cmake.define.NPERF_ISAS=NATIVE && echo "set-up: compiled module, $$SECONDS s"
+	@$(PIP) 'noetherperf[run]' && echo "set-up: libraries, $$SECONDS s"
 	@touch $@
 
-demo: $(READY)
-	$(BIN)/noetherperf run --out runs/demo --overwrite $(ARGS)
+# In an environment of development, what was built for it is used.
+demo: $(if $(wildcard $(READY)),$(READY),$(READY_DEMO))
+	@$(BIN)/noetherperf run --out runs/demo --overwrite $(ARGS) && echo "run: $$SECONDS s"
 
 test: $(READY)
 	$(BIN)/python -m pytest -n $(JOBS) -m "not slow" $(ARGS)
