@@ -8,28 +8,24 @@ law = optimizer.readout()["features.3"]    # charge, discrete and flow law, resi
 """
 
 import importlib
-import sys
+import importlib.util
 from typing import TYPE_CHECKING, Any
-
-from noetherperf.engines.backends import backends
-from noetherperf.engines.cost import Cost, cost
-from noetherperf.measure.readout import ChargeReadout, Prediction, Readout
-from noetherperf.optim import control, distributed
-from noetherperf.optim.adam import Adam, AdamW
-from noetherperf.optim.measured import MeasuredOptimizer
-from noetherperf.optim.probe import Probe
-from noetherperf.optim.sgd import SGD
-from noetherperf.symmetry import Norm, Part, Rescale, Scale, Symmetry, Translation, layers, neurons
 
 if TYPE_CHECKING:
     from noetherperf.checks import Constraints, check_constraints
     from noetherperf.detect import Symmetries, find_symmetries
+    from noetherperf.engines.backends import backends
+    from noetherperf.engines.cost import Cost, cost
+    from noetherperf.measure.readout import ChargeReadout, Prediction, Readout
+    from noetherperf.optim import control, distributed
+    from noetherperf.optim.adam import Adam, AdamW
+    from noetherperf.optim.measured import MeasuredOptimizer
+    from noetherperf.optim.probe import Probe
+    from noetherperf.optim.sgd import SGD
     from noetherperf.record import Record, Recorder, open_record
+    from noetherperf.symmetry import Norm, Part, Rescale, Scale, Symmetry, Translation, layers, neurons
 
 __version__ = "0.1.0"
-
-# Public modules are imported by their public names too: from noetherperf.control import ...
-sys.modules[f"{__name__}.control"], sys.modules[f"{__name__}.distributed"] = control, distributed
 
 __all__ = [
     "SGD",
@@ -62,33 +58,37 @@ __all__ = [
     "open_record",
 ]
 
-#: What is loaded when asked for, and where it is: stepping and reading out need torch and numpy alone, and these need
-#: xarray, zarr and rich, scipy, or matplotlib.
-_LAZY = {
-    "Constraints": "checks",
-    "Record": "record",
-    "Recorder": "record",
-    "Symmetries": "detect",
-    "check_constraints": "checks",
-    "find_symmetries": "detect",
-    "open_record": "record",
+#: Where the names are. They are loaded when asked for: the command line's help needs no torch, stepping and reading out
+#: need torch and numpy alone, and other rooms xarray, zarr and rich, scipy, or matplotlib.
+_HOMES = {
+    "checks": ("Constraints", "check_constraints"),
+    "detect": ("Symmetries", "find_symmetries"),
+    "engines.backends": ("backends",),
+    "engines.cost": ("Cost", "cost"),
+    "measure.readout": ("ChargeReadout", "Prediction", "Readout"),
+    "optim.adam": ("Adam", "AdamW"),
+    "optim.measured": ("MeasuredOptimizer",),
+    "optim.probe": ("Probe",),
+    "optim.sgd": ("SGD",),
+    "record": ("Record", "Recorder", "open_record"),
+    "symmetry": ("Norm", "Part", "Rescale", "Scale", "Symmetry", "Translation", "layers", "neurons"),
 }
-_LAZY_MODULES = {
-    "constraints": "checks",
-    "detect": "detect",
-    "plots": "plots",
-    "recorder": "record",
-    "theory": "theory",
-}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+_MODULES = ("control", "detect", "distributed", "plots", "theory")
+_ALIASES = {"constraints": "checks", "recorder": "record"}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY_MODULES:
-        return importlib.import_module(f"{__name__}.{_LAZY_MODULES[name]}")
-    if name in _LAZY:
-        return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in _HOME:
+        found: Any = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    else:
+        module = f"{__name__}.{_ALIASES.get(name, name)}"
+        if name.startswith("_") or importlib.util.find_spec(module) is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        found = importlib.import_module(module)
+    globals()[name] = found  # asked for once
+    return found
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_LAZY_MODULES})
+    return sorted({*globals(), *__all__, *_MODULES, *_ALIASES})

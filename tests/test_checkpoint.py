@@ -254,7 +254,7 @@ MEASUREMENTS: list[tuple[Edit, str]] = [
         for v in values("", "{", "[]", "{}", "null", "[" * 100_000, '{"version": 1, "symmetries": [[]]}')
     ),
     (lambda m: m.update(symmetries=m["symmetries"].replace('"scale"', '"warp"').replace("rescale", "w")), "cannot be"),
-    (lambda m: m.update(symmetries=m["symmetries"].replace("columns", "rows")), "with other symmetries"),
+    (lambda m: m.update(symmetries=m["symmetries"].replace('"axis": 1', '"axis": 0')), "with other symmetries"),
     *((put("names", v), r'\["names"\] must be') for v in values(None, "abc", {}, [1, 2, 3], [["a"]] * 3)),
     *((put("names", v), r'\["names"\] has \d names') for v in values([], ["a"], [None] * 4)),
     *((put("openness", v), r'\["openness"\] must be of type dict') for v in values(None, [], "x")),

@@ -4,9 +4,12 @@ import io
 import itertools
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,8 +19,10 @@ import torch
 import typer
 import xarray as xr
 from rich.console import Console
+from torch import nn
 from typer.testing import CliRunner, Result
 
+import noetherperf as nperf
 from noetherperf import cli, plots
 from noetherperf.cli.errors import clean_errors, fail
 from noetherperf.cli.laws import LAWS, law_states, law_table, worst
@@ -195,6 +200,7 @@ for command in ([], *([c.name or c.callback.__name__] for c in app.registered_co
         main()
     except SystemExit as end:
         assert not end.code, end.code
+assert not {"torch", "numpy", "xarray", "matplotlib"} & set(sys.modules), "help is slow"
 sys.argv = ["noetherperf", "check", "made:make", "--explain", "--no-hessian"]
 main()
 """
@@ -228,6 +234,28 @@ def test_run_ends_well_whatever_surrounds_it(tmp_path: Path) -> None:
     shown = in_another_encoding(f"import os; os.chdir({str(tmp_path)!r}); {code}", **surroundings)
     assert shown.returncode == 0, shown.stderr
     assert len([path for path in (tmp_path / "out").iterdir() if path.suffix in {".png", ".pdf"}]) == 8
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    """As in `noetherperf info | head -1`: the command ends as if it had been read."""
+    code = """
+import sys
+from noetherperf.cli import main
+try:
+    sys.argv = ["noetherperf", *sys.argv[1:]]
+    main()
+finally:
+    print("to the end", file=sys.stderr)
+"""
+    for words in (["-c", code, "run", "--help"], ["-u", "-c", code, "--version"]):
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+        process = subprocess.Popen(
+            [sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        )
+        assert process.stdout is not None
+        process.stdout.close()
+        _, errors = process.communicate()
+        assert (process.returncode, errors) == (0, "to the end\n")
 
 
 def test_what_cannot_be_written_is_no_mistake_of_the_user() -> None:
@@ -296,7 +324,8 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_run_keeps_a_record_that_exists(done: tuple[Path, Result]) -> None:
     out, _ = done
     before = open_record(out / "record.zarr").steps
-    assert_refused(call("run", "--epochs", "1", "--out", out), "--out", str(out / "record.zarr"), "--overwrite")
+    words = ("--out", str(out / "record.zarr"), "--resume", "--overwrite")
+    assert_refused(call("run", "--epochs", "1", "--out", out), *words)
     np.testing.assert_array_equal(open_record(out / "record.zarr").steps, before)
 
 
@@ -312,8 +341,114 @@ def test_overwrite_deletes_records_only(tmp_path: Path) -> None:
     precious = tmp_path / "record.zarr" / "thesis.tex"
     precious.parent.mkdir()
     precious.write_text("years")
-    assert_refused(call("run", "--epochs", "1", "--out", tmp_path, "--overwrite"), "record.zarr")
-    assert precious.read_text() == "years"
+    (tmp_path / "checkpoint.pt").write_text("days")
+    result = call("run", "--epochs", "1", "--out", tmp_path, "--overwrite")
+    assert_refused(result, "error: --overwrite deletes noetherperf records only", "record.zarr")
+    assert (precious.read_text(), (tmp_path / "checkpoint.pt").read_text()) == ("years", "days")
+
+
+@pytest.fixture
+def interrupting(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Have a training interrupted at its n-th loss from now on."""
+    loss = nn.functional.cross_entropy
+
+    def interrupt(n: int) -> None:
+        calls = itertools.count(1)
+
+        def counted(*args: Any) -> Any:
+            if next(calls) == n:
+                raise KeyboardInterrupt
+            return loss(*args)
+
+        monkeypatch.setattr(nn.functional, "cross_entropy", counted)
+
+    return interrupt
+
+
+def stopped(result: Result) -> tuple[str, list[str]]:
+    """What an interrupted command says, and the command that it says to type."""
+    assert result.exit_code == 130
+    line = result.stderr.strip().splitlines()[-1]
+    assert line.startswith("noetherperf: interrupted ")
+    said, _, way = line.partition("; go on with: ")
+    program, *words = shlex.split(way)
+    assert program == "noetherperf"
+    return said, words
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize("n", [10, 22], ids=["first epoch", "second epoch"])
+def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, interrupting: Callable[[int], None], n: int) -> None:
+    options = ("--weight-decay", "0.002", "--epochs", "3", "--batch-size", "100", "--every", "9")  # 15 steps an epoch
+    whole = call("run", *options, "--out", tmp_path / "whole")
+    assert "training: step 45 of 45, 100%, 0:00:00 left; loss " in whole.stderr
+    interrupting(n)
+    said, words = stopped(call("run", *options, "--overwrite", "--out", tmp_path / "two parts"))
+    assert str(tmp_path / "two parts") in said
+    assert ("in the first epoch, before a checkpoint" if n < 15 else "after step 21 of 45") in said
+    assert ("a checkpoint of 1 of 3 epochs" in said) == (n > 15)
+    assert words == ["run", "--resume", *options, "--out", str(tmp_path / "two parts")]
+    interrupting(10_000)
+    assert "all laws are closed" in call(*words).stdout
+    one, two = (open_record(tmp_path / name / "record.zarr") for name in ("whole", "two parts"))
+    assert two.steps.tolist() == [0, 9, 18, 27, 36, 45]
+    for name in ("charge", "discrete_budget", "probe_0", "probe_1"):
+        np.testing.assert_array_equal(one.dataset[name], two.dataset[name])
+    finished = call(*words)
+    accuracies = [re.findall(r"accuracy: train \S+%, test \S+%", result.output) for result in (whole, finished)]
+    assert accuracies[0] == accuracies[1] != []
+    assert "0 steps in" in finished.stdout
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_finished_record_without_a_checkpoint_is_not_overwritten_by_resuming(tmp_path: Path) -> None:
+    call("run", "--epochs", "2", "--out", tmp_path)
+    (tmp_path / "checkpoint.pt").unlink()
+    assert_refused(call("run", "--epochs", "2", "--out", tmp_path, "--resume"), "no checkpoint to go on from")
+    assert open_record(tmp_path / "record.zarr").steps[-1] == 90
+
+
+def test_interrupted_while_drawing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(plots, "save_all", interrupted)
+    result = call("run", "--epochs", "1", "--batch-size", "500", "--out", tmp_path)
+    assert result.exit_code == 130
+    assert f"the record is complete; draw it with: noetherperf plot {tmp_path}/record.zarr" in result.stderr
+    assert "all laws are closed" in result.stdout
+
+
+def test_interrupted_figures_tell_which_are_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def make(name: str, *_: object, **__: object) -> tuple[list[Any], list[Path]]:
+        if name == "noise":
+            raise KeyboardInterrupt
+        return [], [tmp_path / name]
+
+    monkeypatch.setattr("noetherperf.figures.make", make)
+    said, words = stopped(call("figures", "fields", "noise", "decay", "--quick", "--out", tmp_path))
+    assert f"in 'noise'; those before it are in {str(tmp_path)!r}" in said
+    assert words == ["figures", "noise", "decay", "--out", str(tmp_path), "--quick"]
+
+
+def test_a_signal_to_end_is_an_interruption(tmp_path: Path) -> None:
+    """As a batch system sends it: where the training was, a status, and a record that can be read."""
+    code = "import sys; from noetherperf.cli import main; sys.argv[0] = 'noetherperf'; main()"
+    words = ["run", "--epochs", "10000", "--out", str(tmp_path)]
+    process = subprocess.Popen([sys.executable, "-c", code, *words], stderr=subprocess.PIPE, text=True)
+    try:
+        while not (tmp_path / "checkpoint.pt").exists():
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.terminate()
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert re.search(r"^noetherperf: interrupted after step \d+ of 450,000; ", errors.splitlines()[-1])
+    assert errors.rstrip().endswith(f"go on with: noetherperf run --resume {shlex.join(words[1:])}")
+    assert "Traceback" not in errors
+    assert len(open_record(tmp_path / "record.zarr").steps) > 9
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -360,7 +495,7 @@ def test_another_optimizer(
         (("--betas", "0.9", "0.99"), ("--betas: sgd has no betas", "--momentum")),
         (("--optimizer", "lion"), ("--optimizer: there is no 'lion'", "sgd, adam, adamw")),
         (("--optimizer", "adamw", "--preset", "paper"), ("--preset: the paper's experiment is trained with sgd",)),
-        (("--optimizer", "adamw", "--betas", "0.9", "1.5"), ("beta", "1.5")),
+        (("--optimizer", "adamw", "--betas", "0.9", "1.5"), ("--betas: both must be at least 0 and below 1", "1.5")),
     ],
 )
 def test_options_of_another_optimizer_are_refused(
@@ -379,9 +514,12 @@ def test_a_training_that_went_wrong_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "word"),
     [
-        (("--lr", "-1"), "-1"),
-        (("--nesterov", "--momentum", "0"), "momentum"),
-        (("--backend", "abacus"), "abacus"),
+        (("--lr", "-1"), "--lr: must be at least 0, got -1.0"),
+        (("--lr", "nan"), "--lr: must be at least 0, got nan"),
+        (("--momentum", "-0.1"), "--momentum: must be at least 0"),
+        (("--weight-decay", "-1"), "--weight-decay: must be at least 0"),
+        (("--nesterov", "--momentum", "0"), "--nesterov: needs a momentum above 0"),
+        (("--backend", "abacus"), "error: --backend abacus is unknown; choose one of auto, "),
         (("--device", "toaster"), "--device: 'toaster'"),
         pytest.param(
             ("--device", "cuda"),
@@ -444,7 +582,7 @@ def test_plot_of_no_record_is_refused(tmp_path: Path) -> None:
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    for module in ("digits", "train"):
+    for module in ("digits", "main_job"):
         monkeypatch.delitem(sys.modules, f"noetherperf.recipes.{module}", raising=False)
         monkeypatch.delattr(sys.modules["noetherperf.recipes"], module, raising=False)
     assert_refused(call("run", "--out", tmp_path), "sklearn", "noetherperf[run]")
@@ -477,6 +615,12 @@ def make_bad():
 
 def make_nothing():
     pass
+
+def make_input():
+    return model, x
+
+def make_options():
+    return model, {"input": x}
 """
 
 
@@ -555,6 +699,60 @@ def test_check_reads_symmetries_from_a_file(made: Path) -> None:
     (made / "s.json").write_text(to_json([Scale("from the file", [Part("0.weight", 0)])]))
     assert_refused(call("check", "made:make", "--symmetries", made / "s.json"), "from the file", status=1)
     assert_refused(call("check", "made:make", "--symmetries", made / "absent.json"), "absent.json")
+    (made / "no.json").write_text("[]")
+    assert_refused(call("check", "made:make", "--symmetries", made / "no.json"), "--symmetries: ", "must be an object")
+
+
+@pytest.mark.parametrize("target", ["made:make_two", "made:make_input", "made:make_options"])
+def test_find_prints_the_laws(made: Path, target: str) -> None:
+    result = call("find", target)
+    assert result.exit_code == 0, result.output
+    lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
+    assert lines[0] == "symmetry kind conserved, for each group meaning"
+    assert lines[1].startswith("0->2 rescale |0.weight[i]|² + |0.bias[i]|² − |2.weight[:,i]|² unit: ")
+    assert [line.split()[:2] for line in lines[2:4]] == [["2", "translation"], ["2.bias", "translation"]]
+    assert not [path for path in made.iterdir() if path.suffix == ".json"]
+
+
+def test_find_writes_json_that_check_reads(made: Path) -> None:
+    result = call("find", "made:make_two", "--explain", "--out", made / "new" / "laws.json")
+    assert str(made / "new" / "laws.json") in result.stdout
+    assert "Rescale “0->2”" in result.stdout
+    found = nperf.Symmetries.from_json((made / "new" / "laws.json").read_text())
+    assert [symmetry.name for symmetry in found] == ["0->2", "2", "2.bias"]
+    assert found.meanings
+    assert nperf.Symmetries.from_json(call("find", "made:make_two", "--json").stdout) == found
+    checked = call("check", "made:make", "--symmetries", made / "new" / "laws.json")
+    assert checked.exit_code == 0, checked.output
+    assert "3 of 3 symmetries hold" in checked.stdout
+
+
+def test_finds_options_reach_the_search(made: Path) -> None:
+    found = json.loads(call("find", "made:make_two", "--loss", "mse", "--no-verify", "--json").stdout)
+    assert [symmetry["name"] for symmetry in found["symmetries"]] == ["0->2"]
+    assert found["defects"] == {}
+
+
+def test_find_tells_what_is_in_no_law(made: Path) -> None:
+    (made / "tanh.py").write_text(
+        "from torch import nn, ones\n"
+        "def make():\n    return nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2)), ones(4, 2)\n"
+    )
+    result = call("find", "tanh:make")
+    assert "in no symmetry:" in result.stdout
+    assert any(line.startswith("  0.weight: ") for line in result.stdout.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("made:model", ("made:model must return (model, input, …) or (model, closure), got (Sequential)",)),
+        ("made:make_nothing", ("got (NoneType)",)),
+        ("nowhere:make", ("no module 'nowhere'",)),
+    ],
+)
+def test_a_target_that_find_cannot_use_is_refused(made: Path, target: str, words: tuple[str, ...]) -> None:
+    assert_refused(call("find", target), *words)
 
 
 @pytest.mark.parametrize(
@@ -589,6 +787,50 @@ def test_info_tells_versions_and_backends() -> None:
     for name, state in backends().items():
         (line,) = (line for line in result.stdout.splitlines() if line.startswith(f"backend {name} "))
         assert state in line
+
+
+def test_info_as_json_says_the_same() -> None:
+    found = json.loads(call("info", "--json").stdout)
+    assert found["versions"]["torch"] == torch.__version__
+    assert found["threads"] == torch.get_num_threads()
+    assert {name: reason or "available" for name, reason in found["backends"].items()} == backends()
+    assert (found["used"] in found["instructions"]) == (backends()["cpu"] == "available")
+
+
+def test_the_version() -> None:
+    assert call("--version").stdout == f"noetherperf {nperf.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("", "check figures find info plot run"),
+        ("run --optimizer a", "adam adamw"),
+        ("run --model ", "resnet18 small vgg16 vgg16-bn"),
+        ("run --dataset ", "cifar10 digits synthetic tiny-imagenet"),
+        ("run --backend c", "cpu cuda"),
+        ("find made:make --loss ", "cross_entropy mse none"),
+        ("info --j", "--json"),
+    ],
+)
+def test_a_shell_completes(typed: str, offered: str) -> None:
+    words = f"noetherperf {typed}"
+    environment = {
+        "_NOETHERPERF_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split(" ")) - 1),
+    }
+    result = CliRunner(env=environment).invoke(cli.app, prog_name="noetherperf")
+    assert sorted(result.stdout.split()) == offered.split()
+
+
+def test_what_completes_is_what_there_is() -> None:
+    from noetherperf.cli import run
+    from noetherperf.recipes import datasets, experiment
+
+    assert {*run.DATASETS} == {*datasets.DATASETS}
+    assert {*run.MODELS} == {"small", *experiment.MODELS}
+    assert {*run.BACKENDS} == {"auto", *backends()}
 
 
 @pytest.mark.skipif(backends()["cpu"] != "available", reason="the compiled engine is not here")

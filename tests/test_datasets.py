@@ -347,11 +347,11 @@ def test_workers_read_what_one_process_reads(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("imagenet", {}, r"no data set 'imagenet'; there are: tiny-imagenet, cifar10, digits, synthetic"),
+        ("imagenet", {}, r"dataset: there is no 'imagenet'; there are: tiny-imagenet, cifar10, digits, synthetic"),
         ("cifar10", {}, r"'cifar10' is read from a folder and never downloaded"),
         ("tiny-imagenet", {"data_dir": "x", "image_size": 32}, r"images of its own size"),
         ("digits", {"data_dir": "x"}, r"'digits' needs no folder"),
-        ("synthetic", {"image_size": 0}, r"image_size must be at least 1, not 0"),
+        ("synthetic", {"image_size": 0}, r"image_size: must be at least 1, not 0"),
     ],
 )
 def test_what_does_not_fit_a_data_set_is_told(name: str, options: dict[str, Any], message: str) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from noetherperf import detect, find_symmetries
-from noetherperf.detect import search
+from noetherperf.detect import relations
 from noetherperf.detect.sums import Sums
 
 X = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
@@ -24,7 +24,7 @@ def model() -> nn.Module:
 def test_threads(small: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Gradients of a large model take all threads, the rest takes one; afterwards there are as many as before."""
     seen: dict[str, set[int]] = {"gradients": set(), "relations": set()}
-    row, nullity = Sums._row, search.nullity
+    row, nullity = Sums._row, relations.nullity
 
     def seen_row(sums: Sums, gradients: Mapping[str, Tensor]) -> Tensor:
         seen["gradients"].add(torch.get_num_threads())
@@ -35,7 +35,7 @@ def test_threads(small: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         return nullity(columns)
 
     monkeypatch.setattr(Sums, "_row", seen_row)
-    monkeypatch.setattr(search, "nullity", seen_nullity)
+    monkeypatch.setattr("noetherperf.detect.search.nullity", seen_nullity)
     monkeypatch.setattr(detect, "SMALL", 1000 if small else 0)
     before = torch.get_num_threads()
     try:

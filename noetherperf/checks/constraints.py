@@ -33,14 +33,13 @@ measure/defect.py, with the average over the whole model.
 Source: Kunin et al. (2021), arXiv:2012.04728, for weights of ±1; weights, the projection and the scales derived here.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 import xarray as xr
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor, nn
 
 from noetherperf.checks.closure import check_same, evaluate
@@ -48,6 +47,7 @@ from noetherperf.checks.derivatives import Point, Vector, check_symmetric, squar
 from noetherperf.checks.exact import EPS, Stage, refuse_lazy
 from noetherperf.checks.report import Constraints
 from noetherperf.checks.workbench import Workbench
+from noetherperf.common.progress import progress as show_progress
 from noetherperf.measure.defect import Numbers, floored, quotient, relative_defect
 from noetherperf.symmetry import Symmetry, validate
 
@@ -68,7 +68,7 @@ def check_constraints(
     eps: float = EPS,
     tolerance: float | None = None,
     seed: int = 0,
-    progress: bool = True,
+    progress: bool | None = None,
 ) -> Constraints:
     """Check the gradient and Hessian constraints of symmetries on one batch, per group.
 
@@ -91,7 +91,7 @@ def check_constraints(
         tolerance: Largest relative defect with which a symmetry holds. Default 1e-9 where the last stage is in float64,
             which is above all rounding and below every broken symmetry; else √ε of the coarsest dtype.
         seed: Of the probes.
-        progress: Show a bar on a terminal.
+        progress: Show progress on stderr; None: if stderr is a terminal.
 
     Returns:
         Constraints: float64 arrays [stage, group] for each symmetry.
@@ -122,12 +122,11 @@ def check_constraints(
     n_products = (probes + exact * sum(one.n_groups for one in groups)) * hessian
     defects: dict[Stage, list[_Defects]] = {}
     losses: dict[Stage, float] = {}
-    console = Console(stderr=True)
+    done = itertools.count(1)
     with (
         Workbench(model, eps) as bench,
-        Progress(console=console, transient=True, disable=not (progress and console.is_terminal)) as bar,
+        show_progress("checking", len(stages) * n_products, "Hessian-vector product", shown=progress) as report,
     ):
-        task = bar.add_task("Hessian-vector products", total=len(stages) * n_products)
         with bench.stage("as_is"):
             first = evaluate(closure, "as_is").detach()
         for stage in stages:
@@ -147,10 +146,10 @@ def check_constraints(
                     usual = point.mean_square(product)
                     for one in defects[stage]:
                         one.project(x, product, usual)
-                    bar.advance(task)
+                    report(next(done))
                 for one in defects[stage] if exact and hessian else ():
                     for _ in one.each_group():
-                        bar.advance(task)
+                        report(next(done))
     return Constraints(
         symmetries,
         {one.symmetry.name: _dataset([defects[stage][i] for stage in stages], stages) for i, one in enumerate(groups)},

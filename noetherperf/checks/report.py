@@ -13,6 +13,7 @@ from noetherperf.checks.exact import Stage
 from noetherperf.common.printing import printable
 from noetherperf.common.table import ReportTable
 from noetherperf.symmetry import Symmetry
+from noetherperf.symmetry.names import find
 
 __all__ = ["Constraints"]
 
@@ -71,11 +72,9 @@ class Constraints(Mapping[str, xr.Dataset]):
         self.unused = tuple(unused)
 
     def __getitem__(self, name: str) -> xr.Dataset:
-        try:
-            return self._data[name]
-        except KeyError:
-            known = ", ".join(self._data) or "none"
-            raise KeyError(f"no symmetry {name!r} was checked; there are: {known}") from None
+        if name not in self._data:
+            name = find(name, self.symmetries, f"no symmetry {name!r} was checked")
+        return self._data[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._data)

@@ -1,31 +1,46 @@
-"""The command line: `noetherperf run | plot | check | figures | info`, the same as `python -m noetherperf`.
+"""The command line: `noetherperf run | plot | find | check | figures | info`, the same as `python -m noetherperf`.
 
-A file for each command. They arrange and print what other rooms compute. Libraries that only one command needs
-(matplotlib, scikit-learn) are imported inside it, so that `info` also works without the extra `[run]`.
+A file for each command. They arrange and print what other rooms compute. What takes long to import (torch, and the
+libraries of one command) is imported inside the commands, so that help and completion are quick and `info` also works
+without the extra `[run]`.
 """
 
+import importlib.metadata
+import signal
 import sys
+from typing import Annotated
 
 import typer
 
-from noetherperf.cli import check, figures, info, plot, run
-from noetherperf.cli.laws import law_table
-from noetherperf.common.printing import encode_everything
+from noetherperf.cli import check, figures, find, info, plot, run
+from noetherperf.common.printing import encode_everything, outlive_reader
 
-__all__ = ["app", "law_table", "main"]
+__all__ = ["app", "main"]
 
-app = typer.Typer(
-    name="noetherperf",
-    help="Measure the Noether charges of a network during training, with the theory beside them.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-for command in (run.run, plot.plot, check.check, figures.figures, info.info):
+
+app = typer.Typer(name="noetherperf", no_args_is_help=True, pretty_exceptions_enable=False)
+for command in (run.run, plot.plot, find.find, check.check, figures.figures, info.info):
     app.command()(command)
 
 
+def show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"noetherperf {importlib.metadata.version('noetherperf')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Measure the Noether charges of a network during training, with the theory beside them."""
+
+
 def main() -> None:
-    """The console entry point."""
+    """The console entry point. A signal to end is an interruption; a reader of the output that goes away is none."""
+    sys.stdout, sys.stderr = map(outlive_reader, (sys.stdout, sys.stderr))
     encode_everything((sys.stdout, sys.stderr))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     app()

@@ -1,32 +1,24 @@
 """`noetherperf check`: the gradient and Hessian constraints of a user's model on one batch."""
 
-import functools
-import importlib
 import json
-import sys
 from collections.abc import Callable, Sequence
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from torch import Tensor, nn
 
-from noetherperf.checks import check_constraints
 from noetherperf.cli.errors import clean_errors, fail
 from noetherperf.cli.files import local, report_files
+from noetherperf.cli.target import SearchLoss, inputs_of, made_by, search
 from noetherperf.common.printing import printable
-from noetherperf.detect import Symmetries, find_symmetries
-from noetherperf.symmetry import Symmetry, from_json
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from noetherperf.symmetry import Symmetry
 
 __all__ = ["check"]
-
-
-class SearchLoss(StrEnum):
-    cross_entropy = "cross_entropy"
-    mse = "mse"
-    none = "none"
 
 
 def check(
@@ -41,7 +33,7 @@ def check(
     ],
     symmetries: Annotated[
         Path | None,
-        typer.Option(callback=local, help="JSON file (`to_json`) of symmetries, instead of the callable's."),
+        typer.Option(callback=local, help="JSON file of symmetries (from `find --out`), instead of the callable's."),
     ] = None,
     loss: Annotated[
         SearchLoss, typer.Option(help="For a search, the loss that follows the output: softmax, squared error, or any.")
@@ -74,16 +66,26 @@ def check(
     """
     if tolerance is not None and not tolerance > 0:
         fail(f"--tolerance: must be positive, got {tolerance}")
-    model, closure, claimed = made_by(target)
+    model, closure, claimed = checked(target)
     with clean_errors():
+        from noetherperf.checks import check_constraints
+
         if symmetries is not None:
-            claimed = from_json(symmetries.read_bytes())
+            claimed = written_in(symmetries)
         elif claimed is None:
-            claimed = found_by_search(model, closure, loss)
+            claimed = search(model, inputs_of(model, closure), loss, progress=True)
         if explain:
             print("\n\n".join(symmetry.explain() for symmetry in claimed), end="\n\n")
         result = check_constraints(
-            model, closure, claimed, hessian=hessian, exact=exact, probes=probes, float64=float64, tolerance=tolerance
+            model,
+            closure,
+            claimed,
+            hessian=hessian,
+            exact=exact,
+            probes=probes,
+            float64=float64,
+            tolerance=tolerance,
+            progress=True,
         )
         console = Console()
         console.print(result)
@@ -99,40 +101,23 @@ def check(
         fail(f"the constraints of {', '.join(map(printable, result.failed))} do not hold", status=1)
 
 
-def made_by(target: str) -> tuple[nn.Module, Callable[[], Tensor], Sequence[Symmetry] | None]:
-    """Model, closure and perhaps symmetries, as "module:callable" returns them; fails where it does not."""
-    module_name, colon, name = target.partition(":")
-    if not (module_name and colon and name):
-        fail(f"{target!r} is no MODULE:CALLABLE; write it as in mypackage.training:make")
-    sys.path.insert(0, str(Path.cwd()))  # as for `python -m`
-    try:
-        make = functools.reduce(getattr, name.split("."), importlib.import_module(module_name))
-    except ModuleNotFoundError as error:
-        if not f"{module_name}.".startswith(f"{error.name}."):
-            raise
-        fail(f"there is no module {error.name!r} here; run this in the module's folder, or install it")
-    except AttributeError:
-        fail(f"module {module_name!r} has no {name!r}")
-    made = make() if callable(make) and not isinstance(make, nn.Module) else make
-    model, closure, claimed = (*made, None)[:3] if isinstance(made, tuple) and len(made) in (2, 3) else (None,) * 3
+def checked(target: str) -> "tuple[nn.Module, Callable[[], Tensor], Sequence[Symmetry] | None]":
+    """The model, closure and perhaps symmetries that a target returns."""
+    from torch import nn
+
+    made = made_by(target)
+    model, closure, claimed = (*made, None)[:3] if len(made) in (2, 3) else (None,) * 3
     if not (isinstance(model, nn.Module) and callable(closure)):
-        fail(f"{target} must return (model, closure) or (model, closure, symmetries), got {type(made).__name__}")
+        got = type(made[0]).__name__ if len(made) == 1 else f"({', '.join(type(one).__name__ for one in made)})"
+        fail(f"{target} must return (model, closure) or (model, closure, symmetries), got {got}")
     return model, closure, claimed
 
 
-def found_by_search(model: nn.Module, closure: Callable[[], Tensor], loss: SearchLoss) -> Symmetries:
-    """The symmetries that a search finds, with the inputs that the closure gives the model as the example."""
-    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-    hook = model.register_forward_pre_hook(lambda _, args, options: calls.append((args, options)), with_kwargs=True)
+def written_in(path: Path) -> "Sequence[Symmetry]":
+    """The symmetries of a JSON file: of a search, or written by hand."""
+    from noetherperf.detect import Symmetries
+
     try:
-        closure()
-    finally:
-        hook.remove()
-    if not calls:
-        fail("closure() never called the model returned beside it, so the model's inputs are not known")
-    args, options = calls[0]
-    after: dict[SearchLoss, Literal["cross_entropy", "mse"]] = {
-        SearchLoss.cross_entropy: "cross_entropy",
-        SearchLoss.mse: "mse",
-    }
-    return find_symmetries(model, *args, loss=after.get(loss), **options)
+        return Symmetries.from_json(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        fail(f"--symmetries: {str(path)!r}: {error}")

@@ -4,16 +4,16 @@ import time
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
-from noetherperf.cli.errors import clean_errors, fail
+from noetherperf.cli.errors import again, clean_errors, fail
 from noetherperf.cli.files import local, report_files
 
 __all__ = ["figures"]
 
 
 def figures(
+    context: typer.Context,
     names: Annotated[
         list[str] | None, typer.Argument(metavar="[NAME]...", help="Figures to make; by default all.")
     ] = None,
@@ -30,16 +30,25 @@ def figures(
 
     The status is 1 if a claim does not hold.
     """
-    torch.set_num_threads(threads)
     with clean_errors():
+        import torch
+
         from noetherperf.figures import GALLERY, make
 
+        torch.set_num_threads(threads)
         if unknown := [name for name in names or [] if name not in GALLERY]:
             fail(f"there is no figure {unknown[0]!r}; there are: {', '.join(GALLERY)}")
-        broken = 0
-        for name in names or GALLERY:
-            start = time.perf_counter()
-            claims, files = make(name, out, quick=quick, redraw=redraw)
+        broken, left = 0, list(names or GALLERY)
+        while left:
+            name, start = left[0], time.perf_counter()
+            try:
+                claims, files = make(name, out, quick=quick, redraw=redraw)
+            except KeyboardInterrupt:
+                way = again(context, names=left)
+                raise KeyboardInterrupt(
+                    f"in {name!r}; those before it are in {str(out)!r}; go on with: {way}"
+                ) from None
+            left = left[1:]
             broken += sum(not claim.holds for claim in claims)
             print(f"{name}: {GALLERY[name].title} ({time.perf_counter() - start:.0f} s)")
             for claim in claims:

@@ -7,7 +7,6 @@ import typer
 
 from noetherperf.cli.errors import clean_errors
 from noetherperf.cli.files import local, report_files
-from noetherperf.record import open_record
 
 __all__ = ["plot"]
 
@@ -23,6 +22,7 @@ def plot(
     """Draw the pictures of a record again."""
     with clean_errors():
         from noetherperf import plots
+        from noetherperf.record import open_record
 
         opened = open_record(record)
         report_files(plots.save_all(opened, out or opened.path.parent))

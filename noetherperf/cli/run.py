@@ -3,24 +3,27 @@
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
 from rich.console import Console
 
-from noetherperf.cli.errors import clean_errors, fail, first_line
-from noetherperf.cli.files import local, report_files
-from noetherperf.cli.laws import law_states, law_table
-from noetherperf.engines.backends import resolve
+from noetherperf.cli.errors import again, as_typed, clean_errors, fail, first_line, flag, is_given
+from noetherperf.cli.files import completing, local, report_files
 from noetherperf.recipes.settings import OPTIMIZERS, OPTIONS, Settings
-from noetherperf.record import open_record
-from noetherperf.rules.rule import Rule
+
+if TYPE_CHECKING:
+    from noetherperf.recipes.session import Exists
+    from noetherperf.recipes.train import Result
 
 __all__ = ["run"]
 
 DEFAULTS = Settings()
 EXPECTED_ACCURACY = 0.95
+DATASETS = ("digits", "synthetic", "cifar10", "tiny-imagenet")
+MODELS = ("small", "vgg16", "vgg16-bn", "resnet18")
+BACKENDS = ("auto", "cpu", "cuda", "triton", "reference")
+LARGE_ONLY = ("data_dir", "image_size", "width", "workers")
 
 
 class Precision(StrEnum):
@@ -45,21 +48,27 @@ def default(option: str) -> str:
 
 def run(
     context: typer.Context,
-    dataset: Annotated[str, typer.Option(help="digits, synthetic, cifar10, tiny-imagenet.")] = "digits",
+    dataset: Annotated[
+        str, typer.Option(autocompletion=completing(DATASETS), help=f"{', '.join(DATASETS)}.")
+    ] = "digits",
     data_dir: Annotated[
         Path | None, typer.Option(callback=local, help="Folder of cifar10 or tiny-imagenet, unpacked.")
     ] = None,
     image_size: Annotated[
         int | None, typer.Option(min=1, help="Pixels of a side of digits or synthetic images.")
     ] = None,
-    model: Annotated[str, typer.Option(help="small (for digits, 8×8), vgg16, vgg16-bn, resnet18.")] = "small",
+    model: Annotated[
+        str, typer.Option(autocompletion=completing(MODELS), help="small (for digits, 8×8), vgg16, vgg16-bn, resnet18.")
+    ] = "small",
     width: Annotated[float, typer.Option(help="Channels of a large network times this.")] = 1.0,
     preset: Annotated[
         Preset, typer.Option(help="paper: η 0.1, β 0, λ 1e-4, batches of 128, 100 epochs; other options still count.")
     ] = Preset.default,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read a large network's images.")] = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue a large network's stopped run in --out.")] = False,
-    optimizer: Annotated[str, typer.Option(help=f"{', '.join(OPTIMIZERS)}.")] = DEFAULTS.optimizer,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the stopped run in --out.")] = False,
+    optimizer: Annotated[
+        str, typer.Option(autocompletion=completing(OPTIMIZERS), help=f"{', '.join(OPTIMIZERS)}.")
+    ] = DEFAULTS.optimizer,
     lr: Annotated[float | None, typer.Option(help=f"Learning rate η; {default('lr')}.")] = None,
     momentum: Annotated[float | None, typer.Option(help=f"Momentum β; {default('momentum')}.")] = None,
     nesterov: Annotated[bool, typer.Option("--nesterov", help="Nesterov's momentum (sgd).")] = False,
@@ -71,7 +80,8 @@ def run(
         int, typer.Option(min=0, help="Draws the data split, initial parameters, batches and dropout.")
     ] = DEFAULTS.seed,
     backend: Annotated[
-        str, typer.Option(help="What makes the step; `noetherperf info` lists them.")
+        str,
+        typer.Option(autocompletion=completing(BACKENDS), help="What makes the step; `noetherperf info` lists them."),
     ] = DEFAULTS.backend,
     every: Annotated[int, typer.Option(min=1, help="Steps between two records.")] = DEFAULTS.every,
     out: Annotated[Path, typer.Option(callback=local, help="Folder for the record and the pictures.")] = Path(
@@ -87,40 +97,40 @@ def run(
     """Train, record every charge, print the errors of the laws, and draw the pictures.
 
     Without options, a small network on scikit-learn's digits; the status is 1 if it classifies 95 % of the test images
-    or fewer. With --model, a VGG-16 or ResNet-18 on any of the data sets, with a checkpoint after every epoch.
+    or fewer. With --model, a VGG-16 or ResNet-18 on any of the data sets. A checkpoint is kept after every epoch.
     """
     small = model == "small"
 
     def chosen(name: str) -> bool:
-        return getattr(context.get_parameter_source(name), "name", "") != "DEFAULT"
+        return is_given(context, name)
 
-    if small:
-        large_only = ("data_dir", "image_size", "width", "workers", "resume")
-        if dataset != "digits" or any(map(chosen, large_only)):
-            wrong = next((name for name in large_only if chosen(name)), "dataset").replace("_", "-")
-            fail(f"--{wrong}: the small network takes digits of 8×8 pixels only; add --model vgg16-bn, for example")
-    elif resume and overwrite:
+    if small and (dataset != "digits" or any(map(chosen, LARGE_ONLY))):
+        wrong = next(filter(chosen, LARGE_ONLY), "dataset")
+        fail(f"{flag(wrong)}: the small network takes digits of 8×8 pixels only; add --model vgg16-bn, for example")
+    if resume and overwrite:
         fail("--resume: continues the run that --overwrite would replace; leave one of them out")
-    elif not chosen("out"):
+    if not small and not chosen("out"):
         out = Path("runs") / f"{dataset}-{model}"
     if optimizer not in OPTIMIZERS:
         fail(f"--optimizer: there is no {optimizer!r}; there are: {', '.join(OPTIMIZERS)}")
     choice = OPTIMIZERS[optimizer]
     if foreign := next((name for name in OPTIONS if chosen(name) and name not in choice.options), None):
-        own = ", ".join(f"--{name.replace('_', '-')}" for name in choice.options)
-        fail(f"--{foreign.replace('_', '-')}: {optimizer} has no {foreign}; its options are {own}")
+        fail(f"{flag(foreign)}: {optimizer} has no {foreign}; its options are {', '.join(map(flag, choice.options))}")
     if preset == Preset.paper and choice is not OPTIMIZERS["sgd"]:
         fail(f"--preset: the paper's experiment is trained with sgd; leave out --optimizer {optimizer}")
+    exists: Exists = "resume" if resume else "overwrite" if overwrite else "error"
     record_path = out / "record.zarr"
-    if record_path.exists() and not (overwrite or resume):
-        way = "--overwrite to replace it" if small else "--resume to continue, --overwrite to replace it"
-        fail(f"--out: {str(record_path)!r} exists; add {way}, or name another folder")
-    check_machine(device, backend, choice.make.rule)
-    torch.set_num_threads(threads)
+    if record_path.exists() and exists == "error":
+        fail(
+            f"--out: {str(record_path)!r} exists; add --resume to continue, --overwrite to replace it, or name another "
+            "folder"
+        )
     with clean_errors():
-        from noetherperf import plots
+        import torch
+
         from noetherperf.recipes import experiment
-        from noetherperf.recipes.train import train
+        from noetherperf.recipes.main_job import train
+        from noetherperf.recipes.session import Stopped
 
         paper = experiment.PAPER if preset == Preset.paper else {}
         settings = Settings(
@@ -136,30 +146,23 @@ def run(
             backend=backend,
             every=every,
             device=device,
-            dtype=getattr(torch, dtype.value),
+            dtype=dtype.value,
         )
         settings = replace(settings, **{name: value for name, value in paper.items() if not chosen(name)})
-        if small:
-            result = train(record_path, settings, exists="overwrite" if overwrite else "error")
-        else:
-            what = experiment.Experiment(
-                dataset=dataset, data_dir=data_dir, image_size=image_size, model=model, width=width
-            )
-            exists: Literal["error", "resume", "overwrite"] = (
-                "resume" if resume else "overwrite" if overwrite else "error"
-            )
-            result = experiment.run(out, what, settings, exists=exists, workers=workers)
-        console = Console()
-        console.print(
-            f"accuracy: train {result.train_accuracy:.2%}, test {result.test_accuracy:.2%}; "
-            f"{result.steps} steps in {result.seconds:.1f} s, backend {result.backend}\n"
-            f"charges at the end equal plain sums over the parameters to {result.charge_error:.1e}",
-            highlight=False,
-        )
-        record = open_record(record_path)
-        console.print(law_table(record))
-        console.print(law_states(record), highlight=False, markup=False, emoji=False, soft_wrap=True)
-        report_files([record_path, *plots.save_all(record, out)])
+        check_machine(settings)
+        torch.set_num_threads(threads)
+        try:
+            if small:
+                result = train(out, settings, exists=exists)
+            else:
+                what = experiment.Experiment(
+                    dataset=dataset, data_dir=data_dir, image_size=image_size, model=model, width=width
+                )
+                result = experiment.run(out, what, settings, exists=exists, workers=workers)
+        except Stopped as stopped:
+            way = again(context, resume=True, overwrite=False)
+            raise KeyboardInterrupt(f"{stopped}; go on with: {way}") from None
+        report(result, record_path)
     if small and not result.test_accuracy > EXPECTED_ACCURACY:
         fail(
             f"test accuracy is {result.test_accuracy:.2%}, but a good training reaches more than "
@@ -168,13 +171,42 @@ def run(
         )
 
 
-def check_machine(device: str, backend: str, rule: Rule[Any]) -> None:
-    """Fail where torch cannot put a tensor on the device, or the backend cannot make the rule's steps there."""
+def report(result: "Result", path: Path) -> None:
+    """Print what came out, and how well the laws held, and draw the record's pictures."""
+    from noetherperf import plots
+    from noetherperf.cli.laws import law_states, law_table
+    from noetherperf.record import open_record
+
+    console = Console()
+    console.print(
+        f"accuracy: train {result.train_accuracy:.2%}, test {result.test_accuracy:.2%}; "
+        f"{result.steps} steps in {result.seconds:.1f} s, backend {result.backend}\n"
+        f"charges at the end equal plain sums over the parameters to {result.charge_error:.1e}",
+        highlight=False,
+    )
+    record = open_record(path)
+    console.print(law_table(record))
+    console.print(law_states(record), highlight=False, markup=False, emoji=False, soft_wrap=True)
+    try:
+        report_files([path, *plots.save_all(record, path.parent)])
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"while drawing; the record is complete; draw it with: noetherperf plot {path}"
+        ) from None
+
+
+def check_machine(settings: Settings) -> None:
+    """Fail where torch cannot put a tensor on the device, or the backend cannot make the optimizer's steps there."""
+    import torch
+
+    from noetherperf.engines.backends import resolve
+
+    device = settings.device
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:  # torch raises either, with a message of several lines
         fail(f"--device: {device!r} cannot be used here ({first_line(error)}); try --device cpu")
     try:
-        resolve(backend, torch.device(device), rule=rule)
+        resolve(settings.backend, torch.device(device), rule=OPTIMIZERS[settings.optimizer].make.rule)
     except (RuntimeError, ValueError) as error:
-        fail(str(error))
+        fail(as_typed(str(error)))

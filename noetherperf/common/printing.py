@@ -1,9 +1,15 @@
-"""Printing anywhere: names with control characters, and streams that cannot encode every character."""
+"""Printing anywhere: names with control characters, streams that cannot encode every character, closed pipes."""
 
 import codecs
+import io
+import os
 from collections.abc import Iterable
+from typing import TYPE_CHECKING, TextIO
 
-__all__ = ["encodable", "encode_everything", "printable"]
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+__all__ = ["encodable", "encode_everything", "outlive_reader", "printable"]
 
 HANDLER = "noetherperf.stand_in"
 STAND_INS = {
@@ -84,6 +90,37 @@ def encode_everything(streams: Iterable[object]) -> None:
     for stream in streams:
         if (reconfigure := getattr(stream, "reconfigure", None)) is not None:
             reconfigure(errors=HANDLER)
+
+
+def outlive_reader(stream: TextIO) -> TextIO:
+    """The same stream, but once its reader is gone (`noetherperf info | head -1`), what is written goes nowhere.
+
+    Args:
+        stream: sys.stdout, say; one that is no file of the system is returned as it is.
+    """
+    buffer = getattr(stream, "buffer", None)
+    if not isinstance(stream, io.TextIOWrapper) or not isinstance(getattr(buffer, "raw", buffer), io.FileIO):
+        return stream
+    stream.flush()
+    pipe = _Pipe(stream.fileno(), "w", closefd=False)
+    return io.TextIOWrapper(
+        io.BufferedWriter(pipe) if isinstance(buffer, io.BufferedWriter) else pipe,  # as python -u has it
+        encoding=stream.encoding,
+        errors=stream.errors,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
+
+
+class _Pipe(io.FileIO):
+    def write(self, data: "ReadableBuffer") -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+            return memoryview(data).nbytes
 
 
 def _stand_in(error: UnicodeError) -> tuple[str, int]:

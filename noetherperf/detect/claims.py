@@ -87,6 +87,11 @@ class Claims:
         total = sum(terms, torch.zeros((), dtype=torch.float64, device="cpu"))
         return np.asarray((total.abs() <= 1e-7 * size.clamp(min=1.0)).all(0).numpy())
 
+    def live_groups(self, parts: Sequence[Part]) -> Mask:
+        """Which groups of a relation between these parts have a gradient, [n groups]."""
+        sizes = [self._of_part(part, self._alive[None])[0] for part in parts if part.parameter in self._axes_of]
+        return np.asarray((torch.stack(sizes).sum(0) > 0).numpy())
+
     def random(self, part: Part, n: int) -> Tensor:
         """Sums of a part as if no relation held, [n, n groups]: parts that overlap depend on each other even so."""
         return self._of_part(part, self._random(n))

@@ -5,13 +5,14 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, overload
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 from noetherperf.common.printing import printable
 from noetherperf.common.table import ReportTable
 from noetherperf.symmetry import Symmetry, from_json, to_json
 from noetherperf.symmetry.explain import charge_formula
+from noetherperf.symmetry.names import find
 
 __all__ = ["Symmetries"]
 
@@ -58,9 +59,7 @@ class Symmetries(Sequence[Symmetry]):
     def __getitem__(self, key: int | str | slice) -> Symmetry | tuple[Symmetry, ...]:
         if isinstance(key, str):
             named = {symmetry.name: symmetry for symmetry in self._symmetries}
-            if key not in named:
-                raise KeyError(f"no symmetry is named {key!r}; there are: {', '.join(named) or 'none'}")
-            return named[key]
+            return named[key if key in named else find(key, self._symmetries, f"no symmetry is named {key!r}")]
         return self._symmetries[key]
 
     def __len__(self) -> int:
@@ -100,7 +99,7 @@ class Symmetries(Sequence[Symmetry]):
                 raise ValueError(f"symmetries file: {name} must be an object, got {value!r}")
         return Symmetries(from_json(json.dumps(data)), **extra)
 
-    def __rich__(self) -> ReportTable:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         table = ReportTable(box=None, header_style="bold", pad_edge=False, padding=(0, 1))
         for title in ("symmetry", "kind", "conserved, for each group", "meaning"):
             table.add_column(title, folds=title != "kind")
@@ -108,12 +107,7 @@ class Symmetries(Sequence[Symmetry]):
             formula = charge_formula(symmetry.kind, symmetry.parts)
             cells = (symmetry.name, symmetry.kind, formula, self.meanings.get(symmetry.name, ""))
             table.add_row(*cells)
-        return table
-
-    def __str__(self) -> str:
-        out = io.StringIO()
-        console = Console(file=out, width=160, color_system=None)
-        console.print(self.__rich__())
+        yield table
         outputs = self.outputs if set(self.outputs.values()) != {"read"} else {}
         for title, reasons in (
             ("in no symmetry", self.unmatched),
@@ -122,9 +116,13 @@ class Symmetries(Sequence[Symmetry]):
             ("outputs", outputs),
         ):
             if reasons:
-                console.print(f"\n{title}:")
+                yield Text(f"\n{title}:")
                 for name, reason in reasons.items():
-                    console.print(Text(printable(f"  {name}: {reason}")), soft_wrap=True)
+                    yield Text(printable(f"  {name}: {reason}"), overflow="fold")
+
+    def __str__(self) -> str:
+        out = io.StringIO()
+        Console(file=out, width=160, color_system=None).print(self, soft_wrap=True)
         return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
     def __repr__(self) -> str:

@@ -1,7 +1,7 @@
-"""Relations become symmetries, named after the model's modules, each with its meaning."""
+"""Relations become symmetries, named after their parts, each with its meaning."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -37,24 +37,23 @@ def name_all(relations: list[Relation], model: nn.Module, shapes: Mapping[str, S
         else:
             found.append(_norm(_with_idle_biases(parts, idle, modules, shapes), modules, shapes))
     found.sort(key=lambda named: (min(order[part.parameter] for part in named.symmetry.parts), named.symmetry.law))
-    taken: set[str] = set()
-    unique = []
-    for named in found:
-        name = next(name for name in _variants(named.symmetry) if name not in taken)
+    return _distinct(found)
+
+
+def _distinct(found: list[Named]) -> list[Named]:
+    """The same with distinct names; of several with one name, a norm's law keeps it rather than a translation's."""
+    distinct, taken = list(found), set[str]()
+    for i in sorted(range(len(found)), key=lambda i: found[i].symmetry.law):
+        symmetry = found[i].symmetry
+        name = next(name for name in _variants(symmetry) if name not in taken)
         taken.add(name)
-        unique.append(replace(named, symmetry=_renamed(named.symmetry, name)))
-    return unique
+        distinct[i] = replace(found[i], symmetry=symmetry.named(name))
+    return distinct
 
 
-def _variants(symmetry: Symmetry) -> list[str]:
-    plain = symmetry.name
-    return [plain, f"{plain} ({symmetry.kind})", *(f"{plain} ({symmetry.kind} {i})" for i in range(2, 1000))]
-
-
-def _renamed(symmetry: Symmetry, name: str) -> Symmetry:
-    if isinstance(symmetry, Rescale):
-        return Rescale(name, symmetry.inward, symmetry.outward)
-    return type(symmetry)(name, symmetry.parts)
+def _variants(symmetry: Symmetry) -> Iterator[str]:
+    plain, kind = symmetry.name, symmetry.kind
+    return itertools.chain((plain, f"{plain} ({kind})"), (f"{plain} ({kind} {i})" for i in itertools.count(2)))
 
 
 def _with_idle_biases(
@@ -84,10 +83,6 @@ def _translation(
 ) -> Named:
     if parts[0].weight < 0:
         parts = [replace(part, weight=-part.weight) for part in parts]
-    name = " ".join(
-        ("" if i == 0 and part.weight > 0 else "+ " if part.weight > 0 else "− ") + _place(part)
-        for i, part in enumerate(parts)
-    )
     if relation.without_gradient:
         meaning = "cancelled: a normalisation or softmax takes it out"
     elif len(parts) > 1:
@@ -96,7 +91,7 @@ def _translation(
         meaning = "softmax: the same for all classes"
     else:
         meaning = "mean removed by a normalisation or softmax"
-    return Named(Translation(name, parts), meaning)
+    return Named(Translation(None, parts), meaning)
 
 
 def _is_last(parameter: str, shapes: Mapping[str, Shape]) -> bool:
@@ -111,18 +106,20 @@ def _norm(parts: list[Part], modules: Mapping[str, nn.Module], shapes: Mapping[s
     signs = {part.weight > 0 for part in parts}
     if len(signs) == 1:
         parts = [replace(part, weight=abs(part.weight)) for part in parts]
-        places = _places(parts)
-        if len(places) == 1:
-            return Named(Scale(places[0], parts), "scale: a normalisation divides it out")
-        if parts[0].axis is None:
-            return Named(Scale(_listed(places), parts), "stream: all that is added to it, read through normalisations")
-        return Named(Scale(_listed(places), parts), "scale: a normalisation divides it out")
+        if parts[0].axis is None and len({_owner(part) for part in parts}) > 1:
+            return Named(Scale(None, parts), "stream: all that is added to it, read through normalisations")
+        return Named(Scale(None, parts), "scale: a normalisation divides it out")
     if _outwardness(parts, modules, shapes) < 0:
         parts = [replace(part, weight=-part.weight) for part in parts]
     inward = [part for part in parts if part.weight > 0]
     outward = [replace(part, weight=-part.weight) for part in parts if part.weight < 0]
-    sources, targets = _places(inward), _places(outward)
-    return Named(Rescale(_arrow(sources, targets), inward, outward), _rescale_meaning(inward, outward, modules, shapes))
+    return Named(Rescale(None, inward, outward), _rescale_meaning(inward, outward, modules, shapes))
+
+
+def _owner(part: Part) -> str:
+    """The module of a weight or bias, else the parameter."""
+    module, _, own = part.parameter.rpartition(".")
+    return module if own in ("weight", "bias") else part.parameter
 
 
 def _writes(part: Part, modules: Mapping[str, nn.Module], shapes: Mapping[str, Shape]) -> bool | None:
@@ -164,38 +161,3 @@ def _rescale_meaning(
     if len(writers) > 1:
         return f"stream: all its writers and all its readers{degree}"
     return f"unit: what enters it, and what leaves it{degree}"
-
-
-def _place(part: Part) -> str:
-    """The parameter of a part, and its slice if it is one."""
-    slice_ = ""
-    if part.start is not None or part.stop is not None:
-        every = f" of {part.period}" if part.period is not None else ""
-        slice_ = f"[{part.start or 0}:{'' if part.stop is None else part.stop}{every}]"
-    return part.parameter + slice_
-
-
-def _places(parts: list[Part]) -> list[str]:
-    """The modules of these parts, each once; a parameter that is neither weight nor bias by its own name."""
-    names = []
-    for part in parts:
-        place = _place(part)
-        module, _, own = part.parameter.rpartition(".")
-        if own in ("weight", "bias") and module:
-            place = module + place[len(part.parameter) :]
-        names.append(place)
-    return list(dict.fromkeys(names))
-
-
-def _listed(places: list[str]) -> str:
-    return " + ".join(places) if len(places) <= 2 else f"{places[0]} + {len(places) - 2} more + {places[-1]}"
-
-
-def _arrow(sources: list[str], targets: list[str]) -> str:
-    """`block.attn.v → o`: the common beginning of both sides stands once."""
-    source, target = _listed(sources), _listed(targets)
-    alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(source, target, strict=False))
-    shared = "".join(a for a, _ in alike)
-    shared = shared[: shared.rfind(".") + 1]
-    rest = target[len(shared) :]
-    return f"{source} → {target}" if not shared or rest[:1].isdigit() or " + " in rest else f"{source} → {rest}"

@@ -1,12 +1,11 @@
-"""How far a search is: a bar on stderr, with an estimate of the time that is left."""
+"""How far a search is, in stages, with an estimate of the time that is left."""
 
-import sys
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
 
-from rich.console import Console
-from rich.progress import Progress
+from noetherperf.common.progress import progress
 
 __all__ = ["Report", "Stage", "bar"]
 
@@ -24,21 +23,17 @@ Report = Callable[[Stage, float], None]  # of a stage, and the fraction of it th
 
 
 @contextmanager
-def bar(progress: bool | None) -> Iterator[Report]:
-    """A bar that is shown if asked for; None: if stderr is a terminal. It never goes back."""
-    console = Console(stderr=True)
-    shown = sys.stderr.isatty() if progress is None else progress
-    before = {}
+def bar(shown: bool | None) -> Iterator[Report]:
+    """Progress that is shown if asked for; None: if stderr is a terminal. It never goes back."""
+    *starts, total = itertools.accumulate((stage.value[1] for stage in Stage), initial=0.0)
+    before = dict(zip(Stage, starts, strict=True))
     done = 0.0
-    for stage in Stage:
-        before[stage] = done
-        done += stage.value[1]
-    with Progress(console=console, transient=console.is_terminal, disable=not shown) as shown_bar:
-        task = shown_bar.add_task("finding symmetries", total=done)
+    with progress("finding symmetries", total, shown=shown) as show:
 
         def report(stage: Stage, fraction: float) -> None:
+            nonlocal done
             name, share = stage.value
-            reached = max(shown_bar.tasks[task].completed, before[stage] + share * fraction)
-            shown_bar.update(task, completed=reached, description=f"finding symmetries: {name}")
+            done = max(done, before[stage] + share * fraction)
+            show(done, name)
 
         yield report

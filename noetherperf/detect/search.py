@@ -279,7 +279,7 @@ class Search:
 
         relations, rest = integer_relations(null, known, lambda c: not self._claims.overlap(parts_of(c)))
         for parts in [joined(parts_of(c), self.shapes) for c in relations]:
-            if self._claims.known_groups(law, parts).any():
+            if (self._claims.known_groups(law, parts) & self._claims.live_groups(parts)).any():
                 # there may be one between finer parts for the groups that are new
                 self._waiting.append((law, parts))
             else:

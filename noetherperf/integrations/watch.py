@@ -203,7 +203,7 @@ def _is_of(path: str, readout: Readout) -> bool:
         record = open_record(path)
     except ValueError:  # no record; beginning one there raises
         return False
-    if [law.symmetry for law in readout.values()] != list(record.symmetries):
+    if [law.symmetry.content for law in readout.values()] != [symmetry.content for symmetry in record.symmetries]:
         return False
     same = np.array_equal(record.dataset["initial"].to_numpy(), initial_charges(readout), equal_nan=True)
     return same and (readout.step > 0 or record.steps.tolist() in ([], [0]))

@@ -21,6 +21,7 @@ from noetherperf.measure.turning import LastStep, Moved, angular_update, effecti
 from noetherperf.rules.law import X0, Y0, Law
 from noetherperf.rules.moments import Moment
 from noetherperf.symmetry import Symmetry
+from noetherperf.symmetry.names import find, nearest
 
 
 @dataclass(frozen=True)
@@ -239,10 +240,14 @@ class Readout(Mapping[str, ChargeReadout]):
         """The groups of all symmetries side by side, in their order."""
         return Charges(self._table, has_growth=self._has_growth)
 
+    @property
+    def _symmetries(self) -> list[Symmetry]:
+        return [symmetry for symmetry, _ in self._places.values()]
+
     def __getitem__(self, name: str) -> ChargeReadout:
         if name not in self._places:
-            known = ", ".join(self) or "none; give the optimizer symmetries to measure"
-            raise KeyError(f"no symmetry {name!r} is measured; there are: {known}")
+            nothing = "" if self else " (give the optimizer symmetries to measure)"
+            name = find(name, self._symmetries, f"no symmetry {name!r} is measured{nothing}")
         symmetry, groups = self._places[name]
         # A copy, so that keeping one symmetry's charges does not keep the whole table in memory.
         rows, reason = self._table[:, groups].copy(), self._reasons.get(name, "")
@@ -256,6 +261,21 @@ class Readout(Mapping[str, ChargeReadout]):
 
     def __repr__(self) -> str:
         return f"Readout(step={self.step}, time={self.time:g}, symmetries=[{', '.join(self)}])"
+
+    def by_parameter(self, parameter: str) -> dict[str, ChargeReadout]:
+        """The symmetries that a parameter takes part in, by name: `by_parameter("blocks.0.mlp.0.weight")`.
+
+        Args:
+            parameter: Its name, as in `model.named_parameters()`.
+
+        Raises:
+            KeyError: No measured symmetry has it; the message has the nearest names.
+        """
+        having = {s.name: s for s in self._symmetries if any(part.parameter == parameter for part in s.parts)}
+        if not having:
+            known = dict.fromkeys(part.parameter for s in self._symmetries for part in s.parts)
+            raise KeyError(f"no measured symmetry has the parameter {parameter!r}; {nearest(parameter, known)}")
+        return {name: self[name] for name in having}
 
     def scalars(self) -> dict[str, float]:
         """A few numbers per symmetry for a logger, as a flat dict.

@@ -164,8 +164,9 @@ def _check_symmetries(text: str, symmetries: Sequence[Symmetry]) -> dict[str, st
     except ValueError as error:
         raise _refused('["symmetries"]', f"cannot be read: {error}") from error
     own = from_json(unwrapped(to_json(symmetries)))
-    if saved != own:
-        differ = {s.name for s in saved} ^ {s.name for s in own} or {s.name for s in set(saved) ^ set(own)}
+    if [s.content for s in saved] != [s.content for s in own]:  # their names may have changed
+        common = {s.content for s in saved} & {s.content for s in own}
+        differ = {s.name for s in (*saved, *own) if s.content not in common}
         raise ValueError(
             f"state_dict: it was measured with other symmetries (they differ in: {', '.join(sorted(differ)) or 'order'}"
             f"); make the optimizer with the same ones, or {_DROP}"

@@ -21,9 +21,11 @@ from torch.optim.lr_scheduler import LRScheduler
 from noetherperf.optim.measured import MeasuredOptimizer
 from noetherperf.rules.sgd import SgdRule
 from noetherperf.symmetry import Scale, Symmetry
+from noetherperf.symmetry.names import find, meant
 
 __all__ = ["EffectiveLearningRate", "groups"]
 
+BY_NAME = ("_group", "_charges", "_scaled", "targets")  # in a state_dict: by symmetry
 PRESENT = "present_lrs"  # in a state_dict: the groups' learning rates, whichever scheduler set them
 
 
@@ -114,9 +116,12 @@ class EffectiveLearningRate(LRScheduler):
             raise ValueError(f"every: must be a whole number of steps, at least 1, got {every!r}")
         if isinstance(targets, str):
             raise ValueError(f"targets: give a list of names, [{targets!r}], or a dict of name and target")
-        given: dict[str, float | None] = {**targets} if isinstance(targets, Mapping) else dict.fromkeys(targets)
-        if not given:
+        asked: dict[str, float | None] = {**targets} if isinstance(targets, Mapping) else dict.fromkeys(targets)
+        if not asked:
             raise ValueError("targets: name at least one Scale symmetry to hold")
+        given = {_name(optimizer, name): target for name, target in asked.items()}
+        if len(given) < len(asked):
+            raise ValueError(f"targets: two of {', '.join(asked)} name one symmetry; give each once, by its name")
         self.every = every
         self._factor = factor
         self._group = {name: _group_of(optimizer, name) for name in given}
@@ -214,12 +219,16 @@ class EffectiveLearningRate(LRScheduler):
         Raises:
             ValueError: It is of other symmetries or other parameter groups; raised before anything is changed.
         """
-        if state_dict["_group"] != self._group:
+        symmetries = self.optimizer.symmetries  # type: ignore[attr-defined]
+        renamed = {name: names[0] for name in state_dict["_group"] if len(names := meant(name, symmetries)) == 1}
+        own = {key: value for key, value in state_dict.items() if key != PRESENT}
+        for key in BY_NAME:
+            own[key] = {renamed.get(name, name): value for name, value in own[key].items()}
+        if own["_group"] != self._group:
             raise ValueError(
                 f"state_dict: it holds {_shown(state_dict['_group'])}, and this scheduler {_shown(self._group)}; "
-                "make it with the same names and parameter groups"
+                "make it with the same symmetries and parameter groups"
             )
-        own = {name: value for name, value in state_dict.items() if name != PRESENT}
         super().load_state_dict(own)
         # Not _last_lr: other schedulers may have changed the rates, and before its milestone this one has set none.
         for group, lr in zip(self.optimizer.param_groups, state_dict.get(PRESENT, self._last_lr), strict=True):
@@ -232,12 +241,15 @@ class EffectiveLearningRate(LRScheduler):
 _SCHEDULERS: WeakKeyDictionary[Optimizer, WeakSet[EffectiveLearningRate]] = WeakKeyDictionary()  # by their optimizer
 
 
+def _name(optimizer: MeasuredOptimizer, key: str) -> str:
+    """The name of the symmetry that is meant by a key, which may be an earlier name."""
+    is_name = any(symmetry.name == key for symmetry in optimizer.symmetries)
+    return key if is_name else find(key, optimizer.symmetries, f"no symmetry {key!r} is measured")
+
+
 def _group_of(optimizer: MeasuredOptimizer, name: str) -> int:
     """The number of the one parameter group that all parts of a Scale are in."""
-    symmetry = next((s for s in optimizer.symmetries if s.name == name), None)
-    if symmetry is None:
-        known = ", ".join(s.name for s in optimizer.symmetries) or "none; give the optimizer symmetries to measure"
-        raise KeyError(f"no symmetry {name!r} is measured; there are: {known}")
+    symmetry = next(symmetry for symmetry in optimizer.symmetries if symmetry.name == name)
     if not isinstance(symmetry, Scale):
         raise ValueError(
             f"targets: {name!r} is a {symmetry.kind}, and an effective learning rate η/|θ|² is that of a scale symmetry"

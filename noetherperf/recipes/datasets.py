@@ -5,6 +5,7 @@ size] with mean about 0 and standard deviation about 1 over the training part, a
 images: padding by an eighth of their size, a random crop, and a horizontal flip with probability ½ (not of digits).
 """
 
+import importlib
 import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from noetherperf.common.paths import local_path
 from noetherperf.recipes import digits
+from noetherperf.recipes.settings import SettingError
 
 __all__ = ["DATASETS", "ImageData", "Images", "cifar10", "enlarged_digits", "load", "synthetic", "tiny_imagenet"]
 
@@ -215,7 +217,7 @@ class _NumbersUnpickler(pickle.Unpickler):
         if (module, name) not in self.ALLOWED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR-10 file holds")
         if name == "_reconstruct":  # one function with an old and a new name
-            return np._core.multiarray._reconstruct  # type: ignore[attr-defined]
+            return importlib.import_module("numpy._core.multiarray")._reconstruct
         return getattr(np, name)
 
 
@@ -330,7 +332,7 @@ def synthetic(
     """
     for name, value in (("image_size", image_size), ("n_train", n_train), ("n_test", n_test), ("n_classes", n_classes)):
         if value < 1:
-            raise ValueError(f"{name} must be at least 1, not {value}")
+            raise SettingError(name, f"must be at least 1, not {value}")
     patterns = np.random.default_rng(seed).standard_normal(
         (n_classes, channels, image_size, image_size), dtype=np.float32
     )
@@ -371,18 +373,16 @@ def load(
         FileNotFoundError: A file of the data set is missing in the folder.
     """
     if name not in DATASETS:
-        raise ValueError(f"there is no data set {name!r}; there are: {', '.join(DATASETS)}")
+        raise SettingError("dataset", f"there is no {name!r}; there are: {', '.join(DATASETS)}")
     if name in ("tiny-imagenet", "cifar10"):
         if data_dir is None:
-            raise ValueError(
-                f"data set {name!r} is read from a folder and never downloaded: say where it is (data_dir)"
-            )
+            raise SettingError("data_dir", f"{name!r} is read from a folder and never downloaded: say where it is")
         if image_size is not None:
-            raise ValueError(f"data set {name!r} has images of its own size; leave image_size out")
+            raise SettingError("image_size", f"{name!r} has images of its own size; leave it out")
         read = tiny_imagenet if name == "tiny-imagenet" else cifar10
         return read(data_dir, augment=augment is not False)
     if data_dir is not None:
-        raise ValueError(f"data set {name!r} needs no folder; leave data_dir out")
+        raise SettingError("data_dir", f"{name!r} needs no folder; leave it out")
     if name == "digits":
         return enlarged_digits(32 if image_size is None else image_size, seed=seed, augment=augment is True)
     return synthetic(64 if image_size is None else image_size, seed=seed, augment=augment is True)

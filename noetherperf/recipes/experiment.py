@@ -1,25 +1,21 @@
 """The paper's experiment: a large network on an image data set, every charge recorded. It can be resumed."""
 
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
-from noetherperf.common.paths import local_path
-from noetherperf.optim.measured import MeasuredOptimizer
 from noetherperf.recipes import datasets
 from noetherperf.recipes.resnet import resnet18
-from noetherperf.recipes.settings import Settings
+from noetherperf.recipes.session import Exists, Session
+from noetherperf.recipes.settings import SettingError, Settings
 from noetherperf.recipes.train import Batch, Loop, Result, accuracy, charge_error, make_optimizer
 from noetherperf.recipes.vgg import vgg16
-from noetherperf.record import Recorder
 from noetherperf.symmetry import Symmetry
 
 __all__ = ["MODELS", "PAPER", "Experiment", "run"]
@@ -34,8 +30,6 @@ MODELS: dict[str, Callable[..., tuple[nn.Module, list[Symmetry]]]] = {
 #: (github.com/danielkunin/neural-mechanics, scripts/fo_vgg16_bn_gpu4.sh: plain SGD, λ of 0, 10⁻⁴, 10⁻³ and 10⁻²). The
 #: script does not say which λ and batch size the figures on Tiny ImageNet had.
 PAPER: dict[str, Any] = {"lr": 0.1, "momentum": 0.0, "weight_decay": 1e-4, "batch_size": 128, "epochs": 100}
-CHECKPOINT = "checkpoint.pt"
-RECORD = "record.zarr"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +52,9 @@ class Experiment:
 
     def __post_init__(self) -> None:
         if self.model not in MODELS:
-            raise ValueError(f"there is no model {self.model!r}; there are: {', '.join(MODELS)}")
+            raise SettingError("model", f"there is no {self.model!r}; there are: {', '.join(MODELS)}")
         if not self.width > 0:
-            raise ValueError(f"width must be positive, not {self.width}")
+            raise SettingError("width", f"must be positive, not {self.width}")
 
 
 def run(
@@ -68,15 +62,14 @@ def run(
     experiment: Experiment,
     settings: Settings,
     *,
-    exists: Literal["error", "resume", "overwrite"] = "error",
+    exists: Exists = "error",
     workers: int = 0,
     progress: bool = True,
 ) -> Result:
     """Train, record all charges to folder/record.zarr, and keep a checkpoint of the last complete epoch beside it.
 
-    A resumed run makes the same steps as one that was never stopped: batches, augmentation and dropout of an epoch are
-    drawn from the seed and the epoch's number, and rows recorded after the checkpoint are recorded again. (With another
-    number of workers, augmentation is drawn in another order.)
+    It can be stopped and resumed, as `Session` says. Batches, augmentation and dropout of an epoch are drawn from the
+    seed and the epoch's number. (With another number of workers, augmentation is drawn in another order.)
 
     Args:
         folder: Folder of the record and the checkpoint.
@@ -95,10 +88,7 @@ def run(
         FileNotFoundError: A file of the data set is missing.
         ValueError: Options contradict each other, or the run to be resumed had other settings.
     """
-    folder = local_path(folder, "folder")
-    checkpoint_path, record_path = folder / CHECKPOINT, folder / RECORD
-    if exists == "error" and (checkpoint_path.exists() or record_path.exists()):
-        raise FileExistsError(f"{str(folder)!r} holds a run already; resume or overwrite it, or name another folder")
+    session = Session(folder, asdict(experiment), settings, exists)
     torch.manual_seed(settings.seed)
     data = datasets.load(experiment.dataset, experiment.data_dir, image_size=experiment.image_size, seed=settings.seed)
     model, symmetries = MODELS[experiment.model](
@@ -107,30 +97,19 @@ def run(
         image_size=data.image_size,
         width=experiment.width,
     )
-    model.to(settings.device, settings.dtype)
+    model.to(settings.device, getattr(torch, settings.dtype))
     optimizer = make_optimizer(model, symmetries, settings)
     loop = Loop(model, optimizer)
     pinned = torch.device(settings.device).type == "cuda"
     train, test = data.loaders(settings.batch_size, workers=workers, pin_memory=pinned)
-    identity = _identity(experiment, settings)
-    first_epoch, mean_loss, train_accuracy = 0, math.nan, math.nan
-    if exists == "resume" and checkpoint_path.exists():
-        first_epoch, mean_loss, train_accuracy = _resume(checkpoint_path, identity, model, optimizer)
-    elif exists == "resume" and record_path.exists():
-        exists = "overwrite"  # stopped in its first epoch, before a checkpoint
-    elif exists == "overwrite":
-        checkpoint_path.unlink(missing_ok=True)
+
+    def batches(epoch: int) -> Iterator[Batch]:
+        torch.manual_seed(settings.seed * 1_000_003 + epoch + 1)
+        return _moved(train, settings)
 
     start = time.perf_counter()
-    with Recorder(
-        optimizer, record_path, every=settings.every, exists=exists, probes={"loss": lambda: loop.loss}
-    ) as recorder:
-        for epoch in range(first_epoch, settings.epochs):
-            torch.manual_seed(settings.seed * 1_000_003 + epoch + 1)
-            batches = tqdm(train, desc=f"epoch {epoch + 1}", unit="step", disable=not progress)
-            mean_loss, train_accuracy = loop.epoch(_moved(batches, settings))
-            recorder.flush()
-            _save(checkpoint_path, identity, (epoch + 1, mean_loss, train_accuracy), model, optimizer)
+    probes = {"loss": lambda: loop.loss}
+    mean_loss, train_accuracy = session.train(loop, batches, len(train), probes=probes, shown=progress)
     return Result(
         train_accuracy=train_accuracy,
         test_accuracy=accuracy(model, _moved(test, settings)),
@@ -142,46 +121,11 @@ def run(
     )
 
 
-def _identity(experiment: Experiment, settings: Settings) -> dict[str, Any]:
-    """The settings that a resumed run must share with the stopped one, as plain data."""
-    may_differ = ("data_dir", "epochs", "device", "backend")
-    options = asdict(experiment) | settings.plain
-    return {name: str(value) for name, value in options.items() if name not in may_differ}
-
-
-def _save(
-    path: Path,
-    identity: dict[str, Any],
-    progress: tuple[int, float, float],
-    model: nn.Module,
-    optimizer: MeasuredOptimizer,
-) -> None:
-    """Replace the checkpoint atomically: a process that is killed here leaves the previous one."""
-    state = {"run": identity, "progress": progress, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    partial.replace(path)
-
-
-def _resume(
-    path: Path, identity: dict[str, Any], model: nn.Module, optimizer: MeasuredOptimizer
-) -> tuple[int, float, float]:
-    """Load the checkpoint; returns its number of epochs, and the last epoch's mean loss and accuracy."""
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    saved = {"optimizer": "sgd", **state["run"]}  # the first checkpoints do not have it
-    if changed := [name for name, value in identity.items() if saved.get(name) != value]:
-        shown = ", ".join(f"{name} ({saved.get(name)}, now {identity[name]})" for name in changed)
-        raise ValueError(f"{path}: the run to be resumed had another {shown}; use the same settings, or another folder")
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    epoch, loss, share = state["progress"]
-    return int(epoch), float(loss), float(share)
-
-
 def _moved(batches: Iterable[Batch], settings: Settings) -> Iterator[Batch]:
     """The batches on the device of the settings, the images in their dtype."""
+    dtype = getattr(torch, settings.dtype)
     for images, labels in batches:
         yield (
-            images.to(settings.device, settings.dtype, non_blocking=True),
+            images.to(settings.device, dtype, non_blocking=True),
             labels.to(settings.device, non_blocking=True),
         )

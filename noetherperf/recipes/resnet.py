@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from noetherperf.recipes.settings import SettingError
 from noetherperf.symmetry import Part, Rescale, Scale, Symmetry, Translation
 
 __all__ = ["ResNet18", "resnet18"]
@@ -88,7 +89,7 @@ def resnet18(
         ValueError: image_size is below 8.
     """
     if image_size < 8:
-        raise ValueError(f"image_size must be at least 8, for ResNet-18 halves it three times; got {image_size}")
+        raise SettingError("image_size", f"must be at least 8, for ResNet-18 halves it three times; got {image_size}")
     first, second, third, fourth = (max(1, round(width * channels)) for channels in LAYERS)
     model = ResNet18(n_classes, in_channels, (first, second, third, fourth))
 
@@ -100,41 +101,40 @@ def resnet18(
         for block in (f"{layer}.0", f"{layer}.1"):
             symmetries += [
                 _scale(f"{block}.conv1"),
-                Rescale(f"{block}.bn1->conv2", inward=_affine(f"{block}.bn1"), outward=[_columns(f"{block}.conv2")]),
+                Rescale(None, inward=_affine(f"{block}.bn1"), outward=[_columns(f"{block}.conv2")]),
                 _scale(f"{block}.conv2"),
             ]
+            writers.append(f"{block}.bn2")
             if block.endswith(".0") and index > 1:
                 shortcut = f"{block}.downsample"
                 symmetries += [
                     _scale(f"{shortcut}.0"),
                     Translation(
-                        f"{block}.shifts",
-                        [Part(f"{block}.bn2.bias", axis=0), Part(f"{shortcut}.1.bias", axis=0, weight=-1.0)],
+                        None, [Part(f"{block}.bn2.bias", axis=0), Part(f"{shortcut}.1.bias", axis=0, weight=-1.0)]
                     ),
                 ]
                 writers.append(f"{shortcut}.1")
             else:
                 readers.append(f"{block}.conv1")
-            writers.append(f"{block}.bn2")
         following = f"layer{index + 1}.0"
         readers += ["fc"] if index == len(LAYERS) else [f"{following}.conv1", f"{following}.downsample.0"]
         symmetries.append(
             Rescale(
-                f"{layer}.stream",
+                None,
                 inward=[part for writer in writers for part in _affine(writer)],
                 outward=[_columns(reader) for reader in readers],
             )
         )
         writers = []
     symmetries += [
-        Translation("fc", [Part("fc.weight", axis=1)]),
-        Translation("fc.bias", [Part("fc.bias", axis=None)]),
+        Translation(None, [Part("fc.weight", axis=1)]),
+        Translation(None, [Part("fc.bias", axis=None)]),
     ]
     return model, symmetries
 
 
 def _scale(convolution: str) -> Scale:
-    return Scale(convolution, [Part(f"{convolution}.weight", axis=0)])
+    return Scale(None, [Part(f"{convolution}.weight", axis=0)])
 
 
 def _affine(norm: str) -> list[Part]:

@@ -1,30 +1,51 @@
-"""The settings of a training run."""
+"""The settings of a training run: plain data, which need no torch, so that the command line's help is quick."""
 
+import importlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
+if TYPE_CHECKING:
+    from noetherperf.optim.adam import Adam
+    from noetherperf.optim.sgd import SGD
 
-from noetherperf.optim.adam import Adam, AdamW
-from noetherperf.optim.sgd import SGD
+__all__ = ["OPTIMIZERS", "OPTIONS", "SettingError", "Settings"]
 
-__all__ = ["OPTIMIZERS", "Settings"]
+
+class SettingError(ValueError):
+    """A setting cannot be used.
+
+    Args:
+        setting: Its name.
+        why: Why not, and what to do.
+    """
+
+    def __init__(self, setting: str, why: str) -> None:
+        super().__init__(f"{setting}: {why}")
+        self.setting, self.why = setting, why
 
 
 class Choice(NamedTuple):
-    """An optimizer, and its options with the values for a training of these recipes."""
+    """An optimizer, by its home and name, and its options with the values for a training of these recipes."""
 
-    make: type[SGD] | type[Adam]
+    home: str
+    name: str
     options: Mapping[str, Any]
+
+    @property
+    def make(self) -> "type[SGD] | type[Adam]":
+        """The optimizer's class."""
+        made: type[SGD] | type[Adam] = getattr(importlib.import_module(f"noetherperf.optim.{self.home}"), self.name)
+        return made
 
 
 OPTIMIZERS: Mapping[str, Choice] = {
-    "sgd": Choice(SGD, {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-3, "nesterov": False}),
-    "adam": Choice(Adam, {"lr": 1e-3, "betas": (0.9, 0.999), "weight_decay": 0.0}),
-    "adamw": Choice(AdamW, {"lr": 1e-3, "betas": (0.9, 0.999), "weight_decay": 1e-2}),
+    "sgd": Choice("sgd", "SGD", {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-3, "nesterov": False}),
+    "adam": Choice("adam", "Adam", {"lr": 1e-3, "betas": (0.9, 0.999), "weight_decay": 0.0}),
+    "adamw": Choice("adam", "AdamW", {"lr": 1e-3, "betas": (0.9, 0.999), "weight_decay": 1e-2}),
 }
 OPTIONS = tuple(dict.fromkeys(name for choice in OPTIMIZERS.values() for name in choice.options))
+DTYPES = ("float32", "float64")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +61,10 @@ class Settings:
         backend: One of `noetherperf.backends()`, or "auto".
         every: Steps between two records of the charges.
         device: Where to train.
-        dtype: Dtype of parameters and images.
+        dtype: Dtype of parameters and images, one of DTYPES.
 
     Raises:
-        ValueError: A number is out of range; there is no such optimizer, or it has no such option.
+        SettingError: A number is out of range, the optimizer or dtype is unknown, or the optimizer has no such option.
     """
 
     optimizer: str = "sgd"
@@ -58,18 +79,26 @@ class Settings:
     backend: str = "auto"
     every: int = 5
     device: str = "cpu"
-    dtype: torch.dtype = torch.float32
+    dtype: str = "float32"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "every"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.optimizer not in OPTIMIZERS:
-            raise ValueError(f"there is no optimizer {self.optimizer!r}; there are: {', '.join(OPTIMIZERS)}")
+                raise SettingError(name, f"must be at least 1, not {getattr(self, name)}")
+        for name, known in (("optimizer", OPTIMIZERS), ("dtype", DTYPES)):
+            if getattr(self, name) not in known:
+                raise SettingError(name, f"there is no {getattr(self, name)!r}; there are: {', '.join(known)}")
         own = OPTIMIZERS[self.optimizer].options
         for name in self._given:
             if name not in own:
-                raise ValueError(f"{self.optimizer} has no {name}; it has {', '.join(own)}")
+                raise SettingError(name, f"{self.optimizer} has none; it has {', '.join(own)}")
+        for name in ("lr", "momentum", "weight_decay"):
+            if not self.options.get(name, 0.0) >= 0:
+                raise SettingError(name, f"must be at least 0, got {self.options[name]}")
+        if not all(0 <= beta < 1 for beta in self.options.get("betas", ())):
+            raise SettingError("betas", f"both must be at least 0 and below 1, got {self.options['betas']}")
+        if self.nesterov and self.options["momentum"] == 0:
+            raise SettingError("nesterov", "needs a momentum above 0")
 
     @property
     def _given(self) -> dict[str, Any]:

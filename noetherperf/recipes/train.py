@@ -1,24 +1,17 @@
-"""The training loop of all recipes, an ordinary one, and the main job: this loop with a recorder."""
+"""The training loop of all recipes, an ordinary one; and what is checked and told after it."""
 
 import math
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from noetherperf.optim.measured import MeasuredOptimizer
-from noetherperf.recipes import digits
-from noetherperf.recipes.models import digits_network
 from noetherperf.recipes.settings import OPTIMIZERS, Settings
-from noetherperf.record import Recorder
 from noetherperf.symmetry import Symmetry
 
-__all__ = ["Batch", "Loop", "Result", "accuracy", "make_optimizer", "train"]
+__all__ = ["Batch", "Loop", "Result", "accuracy", "charge_error", "make_optimizer"]
 
 #: Images [n, channels, height, width] and their labels [n].
 Batch = tuple[Tensor, Tensor]
@@ -133,69 +126,3 @@ class Result:
     steps: int
     backend: str
     charge_error: float
-
-
-def train(
-    path: Path | str,
-    settings: Settings | None = None,
-    *,
-    exists: Literal["error", "overwrite"] = "error",
-    progress: bool = True,
-) -> Result:
-    """Train the network of `digits_network` on the digits and record all its charges.
-
-    Sets torch's global seed.
-
-    Args:
-        path: Path of the record.
-        settings: Settings of the run; by default `Settings()`.
-        exists: What to do if there is a record already: "error" or "overwrite".
-        progress: Show a progress bar with loss and accuracy.
-
-    Returns:
-        Result of the whole run.
-
-    Raises:
-        FileExistsError: There is a record at `path`, and `exists` is "error".
-        ValueError: A setting is out of its range, or the backend is unknown or does not serve the device.
-        RuntimeError: The backend cannot run on this machine.
-    """
-    settings = settings or Settings()
-    torch.manual_seed(settings.seed)
-    data = digits.load(settings.seed, device=settings.device, dtype=settings.dtype)
-    model, symmetries = digits_network()
-    model.to(settings.device, settings.dtype)
-    optimizer = make_optimizer(model, symmetries, settings)
-    loop = Loop(model, optimizer)
-    head = model.get_parameter("fc2.weight")
-    probes = {
-        "loss": lambda: loop.loss,
-        "parameters": lambda: head[0],  # one parameter of each group of the symmetry "fc2"
-    }
-
-    n_images = len(data.train_labels)
-    steps_per_epoch = math.ceil(n_images / settings.batch_size)
-    start = time.perf_counter()
-    with (
-        Recorder(optimizer, path, every=settings.every, exists=exists, probes=probes),
-        tqdm(total=settings.epochs * steps_per_epoch, unit="step", disable=not progress) as bar,
-    ):
-
-        def batches() -> Iterator[Batch]:
-            for rows in torch.randperm(n_images).split(settings.batch_size):
-                yield data.train_images[rows], data.train_labels[rows]
-                bar.update()
-
-        for _ in range(settings.epochs):
-            mean_loss, share = loop.epoch(batches())
-            bar.set_postfix(loss=f"{mean_loss:.4f}", accuracy=f"{share:.1%}")
-    seconds = time.perf_counter() - start
-    return Result(
-        train_accuracy=accuracy(model, [(data.train_images, data.train_labels)]),
-        test_accuracy=accuracy(model, [(data.test_images, data.test_labels)]),
-        loss=mean_loss,
-        seconds=seconds,
-        steps=loop.n_steps,
-        backend=optimizer.backend,
-        charge_error=charge_error(optimizer),
-    )

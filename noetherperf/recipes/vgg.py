@@ -5,6 +5,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
+from noetherperf.recipes.settings import SettingError
 from noetherperf.symmetry import Part, Rescale, Scale, Symmetry, Translation
 
 __all__ = ["centre", "vgg16"]
@@ -44,7 +45,7 @@ def vgg16(
         ValueError: image_size is no multiple of 32.
     """
     if image_size < 32 or image_size % 32:
-        raise ValueError(f"image_size must be a multiple of 32, for VGG-16 halves it five times; got {image_size}")
+        raise SettingError("image_size", f"must be a multiple of 32, for VGG-16 halves it five times; got {image_size}")
     modules: OrderedDict[str, nn.Module] = OrderedDict()
     layers: list[tuple[str, bool]] = []  # name, and whether a BatchNorm follows
     channels = in_channels

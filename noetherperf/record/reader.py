@@ -29,6 +29,7 @@ from noetherperf.record.layout import (
 )
 from noetherperf.record.metadata import arrays_of, check_attributes, read_metadata
 from noetherperf.symmetry import Symmetry
+from noetherperf.symmetry.names import find
 
 
 class Record(Mapping[str, xr.Dataset]):
@@ -65,7 +66,7 @@ class Record(Mapping[str, xr.Dataset]):
 
     def __getitem__(self, name: str) -> xr.Dataset:
         if name not in self._slices:
-            raise KeyError(f"no symmetry {name!r} in {str(self.path)!r}; recorded: {', '.join(map(repr, self))}")
+            name = find(name, self.symmetries, f"no symmetry {name!r} is recorded in {str(self.path)!r}")
         index, groups = self._slices[name]
         recorded = [series for series in SERIES if series in self.dataset]
         data = self.dataset[["initial", *recorded]].drop_vars(["symmetry", "position"]).isel(group=groups).load()

@@ -13,6 +13,7 @@ from noetherperf.record.lock import lock_record
 from noetherperf.record.pending import Row
 from noetherperf.record.reader import Record, read_record
 from noetherperf.record.writer import Writer, writer_of
+from noetherperf.symmetry import Symmetry
 
 
 def resume(
@@ -82,8 +83,13 @@ def _check_alike(record: Record, attributes: Mapping[str, Any], probe_shapes: Ma
             f"exists='resume': {path!r} records {min(missing)!r} of every parameter group, which this optimizer's rule "
             "does not read; record to another path, or say exists='overwrite'"
         )
-    for key, what in (("symmetries", "symmetries"), ("n_groups", "numbers of groups"), ("probes", "probes")):
-        if record.attrs[key] != attributes[key]:
+    own = [Symmetry.from_dict(data).content for data in attributes["symmetries"]]  # their names may have changed
+    for what, is_alike in (
+        ("symmetries", [symmetry.content for symmetry in record.symmetries] == own),
+        ("numbers of groups", record.attrs["n_groups"] == attributes["n_groups"]),
+        ("probes", record.attrs["probes"] == attributes["probes"]),
+    ):
+        if not is_alike:
             raise ValueError(
                 f"exists='resume': {path!r} records other {what} than this optimizer and recorder have; "
                 "record to another path, or say exists='overwrite'"

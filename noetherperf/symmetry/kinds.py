@@ -8,16 +8,18 @@ Source: Kunin et al. (2021), Neural Mechanics: Symmetry and Broken Conservation 
 arXiv:2012.04728; docs/theory.md, section 1.
 """
 
+import copy
 import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
 from noetherperf.common.untrusted import check_fields, shown
 from noetherperf.symmetry.explain import Explanation, explain
+from noetherperf.symmetry.names import name_of
 from noetherperf.symmetry.part import Part
 
 __all__ = ["Norm", "Quantity", "Rescale", "Scale", "Symmetry", "Translation"]
@@ -46,15 +48,16 @@ class Symmetry:
     law: ClassVar[Quantity] = "norm"
     claimed: ClassVar[bool] = True
 
-    def __init__(self, name: str, parts: Iterable[Part]) -> None:
+    def __init__(self, name: str | None, parts: Iterable[Part]) -> None:
         if type(self) is Symmetry:
             raise TypeError("Symmetry has no charge of its own: use Translation, Scale, Rescale or Norm")
-        if not isinstance(name, str):
+        if not isinstance(name, str | None):
             raise TypeError(f"{type(self).__name__}: name must be a str, got {shown(name)}")
-        if not name:
+        if name == "":
             raise ValueError(f"{type(self).__name__}: name is empty, but the readout lists charges by name")
-        object.__setattr__(self, "name", name)
-        object.__setattr__(self, "parts", self._checked(parts, "parts"))
+        parts = self._checked(parts, "parts")
+        object.__setattr__(self, "name", name_of(self.kind, parts) if name is None else name)
+        object.__setattr__(self, "parts", parts)
 
     @classmethod
     def _checked(cls, parts: object, role: str) -> tuple[Part, ...]:
@@ -70,6 +73,17 @@ class Symmetry:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, {list(self.parts)!r})"
+
+    @property
+    def content(self) -> tuple[str, tuple[Part, ...]]:
+        """Kind and parts: what is measured, whatever its name. A checkpoint or record of a renamed symmetry fits."""
+        return self.kind, self.parts
+
+    def named(self, name: str | None) -> Self:
+        """The same symmetry with another name; None: the name of its parts."""
+        renamed = copy.copy(self)
+        object.__setattr__(renamed, "name", name_of(*self.content) if name is None else name)
+        return renamed
 
     def explain(self) -> Explanation:
         """The symmetry, its generator, constraints, charge and laws in words and formulas, with its parameters' names.
@@ -140,7 +154,7 @@ class Translation(Symmetry):
     biases before BatchNorm. A part's weight is the factor of the number added to it, and may be negative.
 
     Args:
-        name: Its key in the readout.
+        name: Its key in the readout; None: the name of its parts, as the search gives it ("fc2").
         parts: Groups with the same index move together.
 
     Raises:
@@ -165,7 +179,7 @@ class Scale(Symmetry):
     limit where the normalisation's eps goes to 0.
 
     Args:
-        name: Its key in the readout.
+        name: Its key in the readout; None: the name of its parts, as the search gives it ("fc2").
         parts: Groups with the same index scale together; weights positive.
 
     Raises:
@@ -177,7 +191,7 @@ class Scale(Symmetry):
 
     kind = "scale"
 
-    def __init__(self, name: str, parts: Iterable[Part]) -> None:
+    def __init__(self, name: str | None, parts: Iterable[Part]) -> None:
         super().__init__(name, parts)
         for part in self.parts:
             if part.weight < 0:
@@ -197,7 +211,7 @@ class Rescale(Symmetry):
     generator is (θ_A1, −k θ_A2), and Q = |θ_A1|² − k|θ_A2|².
 
     Args:
-        name: Its key in the readout.
+        name: Its key in the readout; None: the name of its parts, as the search gives it ("fc1->fc2").
         inward: Parameters into the unit; weights positive.
         outward: Parameters out of it; weights positive here, negated in `parts`.
 
@@ -210,7 +224,7 @@ class Rescale(Symmetry):
 
     kind = "rescale"
 
-    def __init__(self, name: str, inward: Iterable[Part], outward: Iterable[Part]) -> None:
+    def __init__(self, name: str | None, inward: Iterable[Part], outward: Iterable[Part]) -> None:
         inward, outward = self._checked(inward, "inward"), self._checked(outward, "outward")
         for part in (*inward, *outward):
             if part.weight < 0:
@@ -248,7 +262,7 @@ class Norm(Symmetry):
     It holds on any network. The defect is here a quantity of interest, no error.
 
     Args:
-        name: Its key in the readout.
+        name: Its key in the readout; None: the name of its parts, as the search gives it ("fc2").
         parts: Groups with the same index are summed.
 
     Raises:

@@ -1,0 +1,65 @@
+"""`noetherperf find`: search for the conservation laws of a user's model."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from noetherperf.cli.errors import clean_errors, fail
+from noetherperf.cli.files import local, report_files
+from noetherperf.cli.target import Inputs, SearchLoss, inputs_of, made_by, search
+
+__all__ = ["find"]
+
+
+def find(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODULE:CALLABLE",
+            help="A function without arguments that returns (model, input, …), a dict being keyword inputs; or (model, "
+            "closure), where closure() calls the model on one batch. The module may be in the current folder.",
+        ),
+    ],
+    loss: Annotated[
+        SearchLoss, typer.Option(help="The loss that follows the output: softmax, squared error, or any.")
+    ] = SearchLoss.cross_entropy,
+    verify: Annotated[bool, typer.Option(help="Test each law on parameters and batches it was not found with.")] = True,
+    explain: Annotated[bool, typer.Option("--explain", help="Print every law in words and formulas too.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            callback=local, help="JSON file to write, which `check --symmetries` and Symmetries.from_json read."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Find the conservation laws of a model, and print them."""
+    model, inputs = searched(target, made_by(target))
+    with clean_errors():
+        found = search(model, inputs, loss, verify=verify, progress=True)
+        if as_json:
+            print(found.to_json())
+        else:
+            Console().print(found, highlight=False)
+        if explain:
+            print("", *(symmetry.explain() for symmetry in found), sep="\n\n")
+        if out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_text(found.to_json() + "\n", encoding="utf-8")
+            report_files([out])
+
+
+def searched(target: str, made: tuple[Any, ...]) -> tuple[Any, Inputs]:
+    """The model and its inputs, of what a target returned."""
+    from torch import nn
+
+    model, *others = made
+    if not (isinstance(model, nn.Module) and others):
+        returned = ", ".join(type(one).__name__ for one in made)
+        fail(f"{target} must return (model, input, …) or (model, closure), got ({returned})")
+    if callable(others[0]):
+        return model, inputs_of(model, others[0])
+    options = others.pop() if isinstance(others[-1], dict) else {}
+    return model, (tuple(others), options)
