@@ -69,8 +69,8 @@ def _cuda_missing() -> str | None:
 def _cpu_missing() -> str | None:
     if find_spec("noetherperf._cpu") is None:
         return (
-            "the compiled module noetherperf._cpu is not there: this install is Python alone, and the backend reference "
-            "steps in its place, slowly; install a wheel, or again where there is a C++17 compiler "
+            "the compiled module noetherperf._cpu is not there: this install is Python alone, and the backend "
+            "reference steps in its place, slowly; install a wheel, or again where there is a C++17 compiler "
             "(pip install --force-reinstall --no-deps --no-cache-dir noetherperf)"
         )
     from noetherperf.engines.isa import unusable
