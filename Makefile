@@ -66,7 +66,7 @@ test-all: $(READY)
 
 # Not part of `setup`: these libraries are larger than everything that it installs beside torch.
 test-integrations: $(READY)
-	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[integrations]'
+	$(PIP) 'noetherperf[integrations]'
 	$(BIN)/python -m pytest tests/test_integrations.py $(ARGS)
 
 sanitize: $(READY)
