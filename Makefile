@@ -4,6 +4,7 @@
 #   make lint        run ruff, mypy, clang-format           make bench       run the benchmarks
 #   make sanitize    run the CPU engine's tests under ASan and UBSan
 #   make test-integrations   install Lightning, transformers, accelerate and TensorBoard, and run their tests
+#   make docs        build the documentation site into build/site, and check it
 #   make bench-page  keep the last benchmarks' results and put them into docs/performance.md and README.md
 #   make wheel       build a wheel into dist, and try it in an empty environment (PYTHON=python3.12 for another Python)
 #   make check-metadata   check what a package index and a citation show: README, sdist, CITATION.cff
@@ -23,7 +24,7 @@ READY := .venv/.ready
 READY_DEMO := .venv/.ready-demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-integrations sanitize lint bench bench-page wheel wheels python-alone sdist check-metadata publish gpu-report clean
+.PHONY: help setup demo test test-all test-integrations sanitize lint docs bench bench-page wheel wheels python-alone sdist check-metadata publish gpu-report clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -74,6 +75,12 @@ sanitize: $(READY)
 
 lint: $(READY)
 	$(BIN)/pre-commit run --all-files
+
+# Warnings are errors. It needs no network once its libraries are installed.
+docs: $(READY)
+	$(PIP) 'noetherperf[docs]'
+	$(BIN)/typer noetherperf.cli utils docs --name noetherperf --title "Command line" --output docs/reference/command-line.md
+	$(BIN)/python -m pytest tests/test_site.py $(ARGS)
 
 bench: $(READY)
 	$(BIN)/python -m pytest bench -v $(ARGS)
