@@ -22,7 +22,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from noetherperf.checks.exact import EPS, epsilons, evaluation, random_state, refuse_lazy, set_random_state
+from noetherperf.checks.exact import epsilons, evaluation, random_state, refuse_lazy, set_random_state
 from noetherperf.detect.flow import Flow
 from noetherperf.detect.outputs import Loss, class_axes, read
 from noetherperf.detect.progress import Report, Stage
@@ -32,6 +32,7 @@ from noetherperf.symmetry import Part
 
 __all__ = ["Probe"]
 
+EPS = 1e-20  # even variances of 1e-8 do not feel it; it still guards a variance of zero
 BATCH = 4  # so many that BatchNorm leaves a gradient, and few units are dead on all of them
 
 
@@ -63,8 +64,8 @@ class Probe:
         self.loss = loss
         self.inputs, self.options = tree_map_only(Tensor, _widened, (tuple(inputs), dict(options)))
         self.model = _twin(model)
-        self._epsilons = epsilons(self.model)
-        self.normalise_with(EPS)
+        for epsilon in epsilons(self.model):  # for good: checkpointed activations are evaluated again during backward
+            setattr(epsilon.module, epsilon.attribute, EPS)
         self.parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad and p.numel()}
         self.initial = {name: p.detach() for name, p in model.named_parameters() if name in self.parameters}
         self.generator = torch.Generator("cpu").manual_seed(seed)
@@ -76,12 +77,6 @@ class Probe:
         self.outputs: dict[str, str] = {}
         self.flow = Flow(self.model)
         self.shapes = self._look()
-
-    def normalise_with(self, eps: float) -> None:
-        """Set every eps; for good, since checkpointed activations are evaluated again during backward."""
-        self.eps = eps
-        for epsilon in self._epsilons:
-            setattr(epsilon.module, epsilon.attribute, eps)
 
     def _examples(self) -> list[Tensor]:
         """The tensors among the example inputs that have an axis."""
@@ -97,7 +92,7 @@ class Probe:
                     buffer.copy_(content)
                 self._buffers[name] = (buffer, buffer._version, content)
             setattr(self.model.get_submodule(module), own, buffer)
-        with _evaluated(seed, self.eps):
+        with _evaluated(seed):
             yield
 
     def _look(self) -> Shapes:
@@ -302,14 +297,14 @@ class Probe:
 
 
 @contextmanager
-def _evaluated(seed: int, eps: float) -> Iterator[None]:
+def _evaluated(seed: int) -> Iterator[None]:
     """Exact arithmetic and seeded generators inside; afterwards the random states are as before."""
     before = random_state()
     try:
         torch.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002
-        with evaluation("no_eps", eps=eps):
+        with evaluation("no_eps", eps=EPS):
             yield
     finally:
         set_random_state(before)
