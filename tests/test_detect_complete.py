@@ -270,6 +270,25 @@ def flipped(one: tuple[str, frozenset[Part]]) -> tuple[str, frozenset[Part]]:
     return kind, frozenset(Part.from_dict(p.to_dict() | {"parameter": p.parameter, "weight": -p.weight}) for p in parts)
 
 
+def test_laws_of_matrices_are_told() -> None:
+    """Two heads of four units mix inside each; units between linear maps mix all; behind a ReLU none does."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        q, k, v = (f(x).unflatten(-1, (2, 4)) for f in (m.q, m.k, m.v))
+        return m.d(torch.relu(m.c(m.b(torch.tanh(m.o(attend(q, k, v)))))))  # type: ignore[no-any-return]
+
+    shapes = {"q": (6, 8), "k": (6, 8), "v": (6, 8), "o": (8, 5), "b": (5, 7), "c": (7, 9), "d": (9, 3)}
+    model = Lambda(forward, **{name: nn.Linear(*shape) for name, shape in shapes.items()})
+    meanings = find_symmetries(model, torch.randn(4, 5, 6)).meanings
+    told = {
+        name: int(text.partition("any mix of ")[2].split()[0])
+        for name, text in meanings.items()
+        if "a law of matrices" in text
+    }
+    assert told == {"q->k": 4, "v->o": 4, "b->c": 7}
+    assert "c->d" in meanings
+
+
 # ---- losses and outputs ---------------------------------------------------------------------------------------------
 
 

@@ -11,16 +11,18 @@ A symmetry is a linear relation between the products ⟨g, ψ⟩ of gradients wi
     search       relations between the products: of parts, then of whole tensors
     naming       relations become symmetries with names and meanings
     verify       every symmetry is tested on parameters and batches that it was not found with
+    mixes        laws of matrices, which are told but not claimed
     found        the result
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from noetherperf.detect.found import Symmetries
+from noetherperf.detect.mixes import mixing_units
 from noetherperf.detect.naming import Named, name_all
 from noetherperf.detect.outputs import Loss
 from noetherperf.detect.probe import Probe
@@ -73,7 +75,7 @@ def find_symmetries(
             function from the model's output to a scalar, which is differentiated with the model; batches then have the
             size of the example's, for the function may hold targets.
         verify: Check every claim on fresh parameters and batches; those with a relative defect above 1e-9 are listed
-            as rejected.
+            as rejected. The meanings then tell which rescales are the diagonal of a law of matrices.
         progress: Show a bar with an estimate of the time left on stderr; None: if stderr is a terminal.
         example_options: Keyword inputs of the forward.
 
@@ -99,6 +101,7 @@ def find_symmetries(
         report(Stage.VERIFICATION, 0.0)
         n_losses = 1 if search.sums.large else N_LOSSES
         defects = largest_defects([item.symmetry for item in named], probe, n_losses) if verify else {}
+        mixing = mixing_units([item.symmetry for item in named], probe) if verify else {}
         report(Stage.VERIFICATION, 1.0)
     rejected = {
         name: f"its relative defect is {defect:.1e} on fresh batches, above {TOLERANCE:g}"
@@ -108,12 +111,19 @@ def find_symmetries(
     claimed = [item for item in named if item.symmetry.name not in rejected]
     return Symmetries(
         [item.symmetry for item in claimed],
-        meanings={item.symmetry.name: item.meaning for item in claimed},
+        meanings={item.symmetry.name: _meaning(item, mixing) for item in claimed},
         defects={name: defect for name, defect in defects.items() if name not in rejected},
         unmatched=_unmatched(model, claimed, [s.symmetry for s in named if s.symmetry.name in rejected], search),
         rejected=rejected,
         outputs=probe.outputs,
         undecided=search.undecided,
+    )
+
+
+def _meaning(item: Named, mixing: Mapping[str, int]) -> str:
+    n = mixing.get(item.symmetry.name, 1)
+    return item.meaning + (
+        f"; any mix of {n} units keeps the loss: a law of matrices, claimed unit by unit" if n > 1 else ""
     )
 
 
