@@ -4,6 +4,7 @@
 #   make lint        run ruff, mypy, clang-format           make bench       run the benchmarks
 #   make sanitize    run the CPU engine's tests under ASan and UBSan
 #   make test-integrations   install Lightning, transformers, accelerate and TensorBoard, and run their tests
+#   make docs        build the documentation site into build/site, and check it
 #   make bench-page  keep the last benchmarks' results and put them into docs/performance.md and README.md
 #   make gpu-report  build, test and measure on a GPU       make clean       remove .venv and everything that was built
 PYTHON ?= python3
@@ -14,7 +15,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-integrations sanitize lint bench bench-page gpu-report clean
+.PHONY: help setup demo test test-all test-integrations sanitize lint docs bench bench-page gpu-report clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -49,6 +50,12 @@ sanitize: $(READY)
 
 lint: $(READY)
 	$(BIN)/pre-commit run --all-files
+
+# Warnings are errors. It needs no network once its libraries are installed.
+docs: $(READY)
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[docs]'
+	$(BIN)/typer noetherperf.cli utils docs --name noetherperf --title "Command line" --output docs/reference/command-line.md
+	$(BIN)/python -m pytest tests/test_site.py $(ARGS)
 
 bench: $(READY)
 	$(BIN)/python -m pytest bench -v $(ARGS)

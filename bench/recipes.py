@@ -29,7 +29,7 @@ UpdateOf = Callable[[Tensor, Tensor, Buffers], Tensor]
 class Recipe:
     """One update rule with its options.
 
-    Fields:
+    Attributes:
         ours, torch: Both optimizers' classes.
         options: Of both.
         buffers: Keys of the buffers in torch's state of a parameter.

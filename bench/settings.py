@@ -16,7 +16,7 @@ QUICK_COMPILED = ("mlp-float32-both-b0.9", "matrix-float32-both-adamw")
 class Settings:
     """A run's size.
 
-    Fields:
+    Attributes:
         which: "quick" or "full" (BENCH).
         patterns: Names of cases (BENCH_CASES), "" for the whole set.
         rounds: Of every case (BENCH_ROUNDS); 0: as many as fit into its seconds.

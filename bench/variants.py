@@ -275,7 +275,7 @@ def floor(case: Case, sets: Sequence[InputSet]) -> dict[str, list[Step]]:
 class Variant:
     """One contender.
 
-    Fields:
+    Attributes:
         make: Makes its steps, one for each input set.
         how: Keyword arguments of make.
         note: What a reader of its figures must know.

@@ -3,5 +3,6 @@
 import sys
 
 from noetherperf.optim import control
+from noetherperf.optim.control import *  # noqa: F403 (seen by what reads code without running it)
 
 sys.modules[__name__] = control

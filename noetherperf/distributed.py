@@ -3,5 +3,6 @@
 import sys
 
 from noetherperf.optim import distributed
+from noetherperf.optim.distributed import *  # noqa: F403 (seen by what reads code without running it)
 
 sys.modules[__name__] = distributed

@@ -24,7 +24,7 @@ EXACT_EPS = 1e-14
 class Family:
     """One model family.
 
-    Fields:
+    Attributes:
         name: Its key in FAMILIES.
         build: Makes the model in float32 with torch's global generator.
         inputs: Makes the example inputs of a batch of n from a generator; floating ones in float64.

@@ -183,7 +183,7 @@ GIVENS = {
 class Kit:
     """How a rule is tested.
 
-    Fields:
+    Attributes:
         rule: The rule.
         options: Cases of its options.
         most: The label of one that writes all buffers and takes all moments.

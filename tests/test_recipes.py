@@ -282,7 +282,8 @@ def test_the_readmes_swap_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """The lines are executed as they stand, around a loop of one step; and those with AdamW."""
     monkeypatch.chdir(tmp_path)
     readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    (swap,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    section = readme.partition("\n## The swap\n")[2].partition("\n## ")[0]
+    (swap,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
 
     def one_epoch(model: nn.Module, optimizer: SGD) -> None:
         model(torch.rand(4, 1, 8, 8)).square().mean().backward()

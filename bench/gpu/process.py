@@ -19,7 +19,7 @@ OUTPUT = 4000  # characters of a failed part's output that the report shows
 class Part:
     """The result of a part.
 
-    Fields:
+    Attributes:
         part: Its name.
         status: "passed", "failed", "timed out" or "not run".
         seconds: Its duration.

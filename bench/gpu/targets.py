@@ -16,7 +16,7 @@ Found = tuple[float, Info]  # a figure and the case it is of
 class Target:
     """One target.
 
-    Fields:
+    Attributes:
         text: In words.
         limit: The figure to reach: at most, or with `least` at least.
         applies: Whether a case counts.

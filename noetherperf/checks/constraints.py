@@ -72,7 +72,7 @@ def check_constraints(
 ) -> Constraints:
     """Check the gradient and Hessian constraints of symmetries on one batch, per group.
 
-        ⟨g, ψ_A⟩ = 0          H ψ_A + C_A g = 0          (the module's docstring derives them)
+        ⟨g, ψ_A⟩ = 0          H ψ_A + C_A g = 0          (docs/theory.md, section 1)
 
     The model's parameters, gradients, buffers, mode and the random states of torch, numpy and Python stay exactly as
     they are. Each evaluation starts from the same state, so dropout keeps its mask. Attention uses torch's math kernel,

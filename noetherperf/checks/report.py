@@ -30,10 +30,12 @@ class Constraints(Mapping[str, xr.Dataset]):
     """How well the constraints of each symmetry hold: a mapping from its name to an xarray Dataset.
 
     A Dataset has the dimensions `stage` and `group`, and in float64 the variables
+
         gradient           ⟨g, ψ_A⟩, with its sign          gradient_relative   its absolute value, relative
         hessian            |H ψ_A + C_A g|                  hessian_relative    relative       (with hessian=True)
 
     Stages separate the causes of a defect. All have the same parameters, batch and probes:
+
         as_is              the model as it is
         float64            in float64: what this removes was rounding
         no_eps             also with the eps of every normalisation near 0: what this removes was eps; the rest breaks

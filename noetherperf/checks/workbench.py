@@ -21,7 +21,7 @@ class Workbench:
     """A model whose closure can be evaluated at will, and which is as it was when the bench is left.
 
     Every evaluation starts from the same buffers, mode and random state, so that a closure with dropout is a fixed
-    function of the parameters. Attention takes torch's math kernel, for the fused ones have no second derivative.
+    function of the parameters. Attention takes torch's math kernel, because the fused ones have no second derivative.
 
     Args:
         model: Whose parameters the closure uses; none of them is copied before the bench is entered.

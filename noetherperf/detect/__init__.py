@@ -57,10 +57,10 @@ def find_symmetries(
     the eps of every normalisation at 1e-20, on a copy with random parameters, so a relation is a property of the
     architecture and not of the present values. Dropout is active as in training, so a relation that one mask breaks is
     not claimed. Coefficients are small integers (2 after a squared ReLU). What follows from finer relations is left
-    out. A grouped convolution that is not depthwise is matched both by block and by channel of all blocks. A model of
-    less than two million parameters is searched on one thread. The model,
-    its buffers, gradients, mode and all random states stay as they are. Memory is about four times the parameters in
-    float64.
+    out. A grouped convolution that is not depthwise is matched both by block and by channel of all blocks.
+
+    The model, its buffers, gradients, mode and all random states stay as they are. Memory is about four times the
+    parameters in float64. A model of less than two million parameters is searched on one thread.
 
     Args:
         model: Any module. If it is in training mode, its modules in evaluation mode stay so; if it is in evaluation
@@ -73,7 +73,7 @@ def find_symmetries(
             The loss reads the first tensor of a tuple and all others of its last size, or the logits of a dict or
             object, and auxiliary heads; `outputs` of the result names them. Where it reads something else, give a
             function from the model's output to a scalar, which is differentiated with the model; batches then have the
-            size of the example's, for the function may hold targets.
+            size of the example's, because the function may hold targets.
         verify: Check every claim on fresh parameters and batches; those with a relative defect above 1e-9 are listed
             as rejected. The meanings then tell which rescales are the diagonal of a law of matrices.
         progress: Show a bar with an estimate of the time left on stderr; None: if stderr is a terminal.

@@ -25,7 +25,7 @@ class OnDevice:
 
     The host reads what it can without waiting: for parameters on the CPU, lrs and found_inf are always None.
 
-    Fields:
+    Attributes:
         lrs: One per parameter group: the learning rate that replaces the one of its options (then NaN), or None.
         grad_scale: Every gradient is divided by it first, and stored divided. The quotient is the gradient of the step
             and its moments. None: 1.

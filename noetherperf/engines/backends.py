@@ -18,7 +18,7 @@ from noetherperf.rules.rule import Rule
 class Backend:
     """One way to make the step.
 
-    Fields:
+    Attributes:
         name: The name that users pass.
         device: Type of the devices whose tensors it steps; None: any.
         missing: Returns the reason why it cannot run here, None if it can.

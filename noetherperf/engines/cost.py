@@ -23,7 +23,7 @@ FLOAT64 = 8
 class Cost:
     """Bytes of one step of the CPU engine, and of what it keeps; all integers but the overhead.
 
-    Fields:
+    Attributes:
         n_parameters: Σ numel.
         n_segments: How many sums of each moment are taken.
         step: Moved by the step itself: 3 reads and 2 writes of every parameter's size with momentum (parameter,

@@ -12,7 +12,7 @@ from noetherperf.engines.rows import GROUP
 class InputsShape(NamedTuple):
     """The lengths of a step's inputs.
 
-    Fields:
+    Attributes:
         n_tensors, n_columns: Tensors, and addresses of each.
         n_groups: Parameter groups.
         n_rows, n_numbers: Rows of numbers, and numbers of each.
@@ -45,7 +45,7 @@ class DeviceInputs:
         block: The bytes.
         shape: Its parts' lengths.
 
-    Fields:
+    Attributes:
         block: All of it, uint8.
         scalars: [2] int64: addresses of the float32 grad_scale and found_inf; null: 1 and 0.
         rows: [n_rows, n_numbers] float64 (rows.py). If a group's learning rate is on the device, its rows are computed
@@ -85,7 +85,7 @@ class Slot:
         device: The destination.
         stream: The stream of the copies; the same for all slots.
 
-    Fields:
+    Attributes:
         pinned: The source of the copy, in pinned memory.
         inputs: The inputs on the device.
         sent: An event after the copy.

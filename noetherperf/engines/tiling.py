@@ -83,7 +83,7 @@ DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 
 class Tiling:
     """How an engine's tiles, slices and spans are cut.
 
-    Fields:
+    Attributes:
         tile_elements: Elements of a tile: the least and the most.
         tiles: The number of tiles of a model, as far as their sizes allow.
         block_rows: Rows that are walked together.

@@ -28,13 +28,13 @@ from noetherperf.symmetry.names import find, nearest
 class Prediction:
     """A law's prediction of a charge, by source; float64 [n groups] each.
 
-    Fields:
-        free: From the initial charge (and a warm momentum buffer) alone: decay, oscillation.
-        forced: From the finite steps: |u|² (discrete law), |g|² or |θ̇|² (flow law); zero for a translation.
-        defect: From the gradient constraint's violation, and from changes of parameters between steps; zero if the
+    Attributes:
+        free: What the initial charge alone (and a warm momentum buffer) has become: it decays, or oscillates.
+        forced: What finite steps have added: |u|² (discrete law), |g|² or |θ̇|² (flow law). Zero for a translation.
+        defect: What a violated gradient constraint has let in, and changes of parameters between steps. Zero if the
             symmetry holds and nothing was changed, and always zero in the flow law.
         budget: free + forced + defect. In the discrete law it is an identity of the update, up to rounding, for any
-            set of parameters. It is accumulated by itself, since its parts may be large and cancel.
+            set of parameters. It is accumulated by itself, because its parts may be large and cancel.
     """
 
     free: Tensor
@@ -83,16 +83,17 @@ class Charges:
         initial: Q when measuring began.
         discrete: The discrete law's prediction, exact to rounding where the symmetry holds.
         flow: The flow law's, the continuous-time dynamics of the paper.
-        growth, transport: What the updates did to the charge, whatever the law: their own squares, and their overlap
-            with the generator. With weight decay p' = r p − η u and R the product of all r² (of all r, for a
-            translation), charge = R initial + growth + transport + rounding;
+        growth: What the updates' own squares added to the charge, whatever the law. With weight decay θ' = r θ − η u
+            and R the product of all r² (of all r, for a translation), charge = R initial + growth + transport +
+            rounding;
 
                 growth      r² growth + η² |u|²;                0 for a translation
                 transport   r² transport − 2ηr Σ c⟨θ, u⟩;       r transport − η Σ c⟨u, 1⟩ for a translation
 
-            Changes of parameters between steps are in transport. Growth of a rescale is its inward parts' less its
-            outward parts'. None for a rule whose decay passes through the momentum buffer (SGD): it has no r, and
-            discrete.forced is what |u|² drove, exactly.
+            Growth of a rescale is its inward parts' less its outward parts'. None for a rule whose decay passes through
+            the momentum buffer (SGD): it has no r, and discrete.forced is what |u|² drove, exactly.
+        transport: What the updates' overlap with the generator added, and changes of parameters between steps. None
+            where growth is.
         defect: The last step's gradient constraint, Σ c⟨g, 1⟩ or Σ c⟨g, θ⟩; zero where the symmetry holds.
         relative_defect: |defect| / (|g_A| |ψ_A|), ψ the generator (c or cθ, θ taken after the step); 0 where g is 0.
             |g_A| counts as no less than a thousandth of the average |g| of a group of that size, over all that is
@@ -101,11 +102,12 @@ class Charges:
             coefficients play no role. Each part has its own η; a part without gradient did not move.
         angular_update: The angle in radians by which the last step turned that vector, as computed (not as rounded to
             the stored dtype). NaN where θ was nearly zero: |θ| or |θ'| a thousandth of the other.
-        effective_lr: The last step's learning rate over what makes it large or small for a loss that does not feel the
-            scale of θ: η/Q for SGD, whose update falls as 1/|θ|, and η/√Q for Adam; Q is the charge. NaN for a
-            rescale, and where parts have different η.
-            All three are NaN for a translation; and where the last step is not known: before the first, after loading,
-            where parameters were changed since, and where a device has skipped every step since options changed.
+        effective_lr: The last step's learning rate, as a loss feels it that does not feel the length of θ: η/Q for
+            SGD, whose update falls as 1/|θ|, and η/√Q for Adam; Q is the charge. NaN for a rescale, and where parts
+            have different η.
+            All three are NaN for a translation. They are NaN, too, where the last step is not known: before the first
+            step, after loading, where parameters were changed since, and where a device has skipped every step since
+            options changed.
         moments: sum_p, sq_p, sum_g, sq_g, dot_pg, sq_u of the last step, summed over parts with their coefficients.
         residual: charge − discrete.total: defect and rounding.
         rounding: charge − discrete.budget: the loss by rounding to the stored dtype.
@@ -280,10 +282,11 @@ class Readout(Mapping[str, ChargeReadout]):
     def scalars(self) -> dict[str, float]:
         """A few numbers per symmetry for a logger, as a flat dict.
 
-        "<name>/charge" is the mean over groups; "<name>/residual", "<name>/rounding" and "<name>/relative_defect" are
-        the largest absolute values over groups; "<name>/angular_update" and "<name>/effective_lr" are medians over
-        groups, left out where they are NaN. Names are made safe for loggers: characters other than letters, digits,
-        spaces and `_ - . / :` become `_`; if two names become equal, the later one gets the suffix ".2".
+        Of a symmetry "conv1", "conv1/charge" is the mean over groups. "conv1/residual", "conv1/rounding" and
+        "conv1/relative_defect" are the largest absolute values over groups. "conv1/angular_update" and
+        "conv1/effective_lr" are medians over groups, and left out where they are NaN. Names are made safe for loggers:
+        characters other than letters, digits, spaces and `_ - . / :` become `_`. If two names become equal, the later
+        one gets the suffix ".2".
         """
         flat: dict[str, float] = {"step": float(self.step), "time": self.time}
         if not self:

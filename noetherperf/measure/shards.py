@@ -29,7 +29,7 @@ Cut = tuple[tuple[int, ...], ...]
 class _Links:
     """Links columns of a local array [rows, n_local] to those of the whole array [rows, n_whole].
 
-    Fields:
+    Attributes:
         local, whole: A local column, and the column of the whole that it is a part of.
         owned: Whether the local column has the first element of the whole's segment.
     """

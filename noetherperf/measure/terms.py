@@ -30,7 +30,7 @@ class Terms(NamedTuple):
 
     A share is the contribution of one part to one group. Its terms are segments.
 
-    Fields:
+    Attributes:
         segment: Index of each term in the moments of all sources side by side, [n terms].
         state: Index of each term in the laws' components of all sources, translations first in each, [n terms].
         share: First term of each share, [n shares].

@@ -36,7 +36,7 @@ SMALLEST = 1e-6
 class LastStep(NamedTuple):
     """How a plan's tensors made their last step.
 
-    Fields:
+    Attributes:
         motions: The different ones.
         of: The index of each tensor's motion.
     """

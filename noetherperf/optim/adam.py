@@ -26,8 +26,8 @@ class Adam(MeasuredOptimizer):
     those of torch.optim.Adam. Arithmetic is in float32 for 16-bit parameters, in their own dtype for others;
     measurements are float64.
 
-    The host knows every tensor's number of steps. So it must know of each step that torch.amp.GradScaler skips: on a
-    GPU, a step under a scaler waits for the device, unless all parameter groups are capturable. Without scaler no step
+    The host counts every tensor's steps, so it must know which steps torch.amp.GradScaler skips. On a GPU, a step
+    under a scaler therefore waits for the device, unless all parameter groups are capturable. Without a scaler no step
     waits, except the first after other code, such as load_state_dict, has put counts of steps on a device.
 
     Args:
@@ -143,10 +143,7 @@ class Adam(MeasuredOptimizer):
 class AdamW(Adam):
     """torch.optim.AdamW: `Adam` whose weight decay acts on the parameter alone.
 
-    Args:
-        params, lr, betas, eps, amsgrad, maximize, foreach, capturable, differentiable, fused, symmetries, backend: As
-            in `Adam`.
-        weight_decay: λ; decoupled.
+    All arguments are those of `Adam`; weight_decay is λ, decoupled.
 
     Raises:
         ValueError, TypeError, RuntimeError: As in `Adam`.

@@ -31,7 +31,7 @@ class Made(NamedTuple):
 class Buffers:
     """Every parameter's buffers as the state holds them at one moment; a list for each of the rule's.
 
-    Fields:
+    Attributes:
         held: The buffer, None if there is none.
         here: The part of each in this rank's memory.
         unwritten: 1 if there is none.

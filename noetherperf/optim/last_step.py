@@ -20,7 +20,7 @@ from noetherperf.rules.rule import Rule
 class LastOptions:
     """The options of the last step.
 
-    Fields:
+    Attributes:
         options: One per parameter group.
         lrs: For each group a copy of its learning rate as the step read it, if it is on a device; else None. The user's
             own may have changed since.

@@ -31,21 +31,21 @@ class Probe:
         ...                                                  # the training loop as it was
         law = probe.readout()["features.3"]
 
-    A step from θ to θ' is taken as θ' = r θ − η u. η is the parameter group's learning rate before the step; where it
-    has none, or 0, η counts as 1, and u is the displacement. r is 1 − ηλ where the optimizer is known to decay
-    decoupled, otherwise 1. Charges, growth, transport and the budget need no more, and are exact for any optimizer. The
-    law, free + forced, needs b, the share of u that the next step carries over. Where u is no decaying sum of
-    gradients, or not known to be one, the law is open and says so. optim/known.py lists what is known.
+    A step from θ to θ' is written as θ' = r θ − η u. η is the parameter group's learning rate before the step; where it
+    has none, or 0, η counts as 1, and u is the displacement. r is 1 − ηλ if the optimizer is known to decay the
+    parameter alone, otherwise 1. Charges, growth, transport and the budget need no more, and are exact for any
+    optimizer. The law, free + forced, needs b, the share of u that the next step carries over. Where u is no decaying
+    sum of gradients, or not known to be one, the law is open, and `reason` says so. optim/known.py lists what is known.
 
-    Hooks before and after `step` do this, with a copy of the measured parameters and one pass after each step, which
-    reads copy, parameter and gradient and writes the copy. The gradient is what p.grad holds after the step: the last
-    that a closure left there, and as the optimizer left it. It is in sum_g, sq_g, dot_pg and the defect of the
-    constraint, and in no law. A parameter that has moved without a gradient counts as one whose gradient is zero; one
-    that has not moved takes no part. Parameters that are changed between steps are noticed by their version counters;
-    a change that raises none (p.data) counts as part of the next step's u.
+    The Probe keeps a copy of the measured parameters. Hooks run before and after `step`, with one pass after each step
+    that reads copy, parameter and gradient, and writes the copy. The gradient is what p.grad holds after the step, as
+    the optimizer left it; of several closures' gradients it is the last. It shows in sum_g, sq_g, dot_pg and the
+    constraint's defect, and in no law. A parameter that has moved without a gradient counts as having gradient zero.
+    One that has not moved takes no part. Version counters tell which parameters were changed between steps; a change
+    that raises none (p.data) counts as part of the next step's u.
 
-    Not supported: optimizers that step inside backward, without step(); steps that a CUDA graph replays, for hooks do
-    not run there; sparse gradients.
+    Not supported: optimizers that step inside backward, without step(); steps that a CUDA graph replays, because hooks
+    do not run there; sparse gradients.
 
     Args:
         optimizer: A torch.optim.Optimizer. If a library wraps it, the one inside.

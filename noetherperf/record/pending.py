@@ -24,7 +24,7 @@ class Entry(NamedTuple):
 class Batch(NamedTuple):
     """The joint effect of several entries, in their order.
 
-    Fields:
+    Attributes:
         rows: The rows that remain.
         keep: Rows before the batch that are of later steps are dropped.
         initial: The initial charges, if a measurement begins in the batch.

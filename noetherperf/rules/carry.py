@@ -65,7 +65,7 @@ LAWS: Mapping[Law, Shape] = {
 class Carry(NamedTuple):
     """What a step carries over.
 
-    Fields:
+    Attributes:
         share: a.
         kept: c.
         next: b; not 1.

@@ -53,7 +53,7 @@ PROPAGATED = ("free", "flow_free")
 class Component:
     """One recursion of a law.
 
-    Fields:
+    Attributes:
         name: "budget" (all sources together), "forced", "defect" (of which one is kept and the other is the rest), and
             "flow" (the flow law's sources) are what a readout looks for; and "growth" (what the updates' own squares
             added to a norm), which a rule has whose weight decay acts on the parameter alone: p' = r p − η u. Its

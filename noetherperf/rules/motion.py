@@ -10,7 +10,7 @@ CARRIED = "y"
 class Motion(NamedTuple):
     """One step p' = r p − η w of any group of elements; w is the update, or what remains of it if decay is in r.
 
-    Fields:
+    Attributes:
         keep: r.
         lr: η.
         square: The moment |w|².

@@ -65,8 +65,11 @@ class Hyper:
 
     Attributes:
         lr: η; NaN if the learning rate is a tensor on a device, which the host does not read.
-        momentum, dampening, weight_decay: β, τ, λ.
-        nesterov, maximize: As in torch.
+        momentum: β.
+        dampening: τ.
+        weight_decay: λ.
+        nesterov: As in torch.
+        maximize: As in torch.
 
     Source: Sutskever et al. (2013); docs/theory.md, section 2.
     """

@@ -153,7 +153,7 @@ class Translation(Symmetry):
     its bias, under softmax with cross-entropy; for everything that writes to a stream that only LayerNorm reads; for
     biases before BatchNorm. A part's weight is the factor of the number added to it, and may be negative.
 
-    Args:
+    Attributes:
         name: Its key in the readout; None: the name of its parts, as the search gives it ("fc2").
         parts: Groups with the same index move together.
 
@@ -261,7 +261,7 @@ class Norm(Symmetry):
     The identity of the update splits every change of Q into decay, the gradient's part ⟨g, θ⟩ (the defect) and |u|².
     It holds on any network. The defect is here a quantity of interest, no error.
 
-    Args:
+    Attributes:
         name: Its key in the readout; None: the name of its parts, as the search gives it ("fc2").
         parts: Groups with the same index are summed.
 

@@ -216,7 +216,8 @@ def driven(
         sq_update: |u_k|², [n steps, n] (differences for a rescale). Of the paper's law for β = 0, |g_k|² of the loss's
             gradient alone.
         hyper: Constant over the steps.
-        flow, carried: As in `free`.
+        flow: As in `free`.
+        carried: As in `free`.
         dot_gu: ⟨g_k, u_k⟩, [n steps, n], with Nesterov; not looked at without.
 
     Returns:

@@ -13,8 +13,8 @@ Modified flow is the step's own Taylor series: with θ(t ± T) = θ ± T θ̇ + 
 right of modified flow and takes β/(1−β) from c.
 
 Gradient flow errs by O(T) over a fixed time. Modified loss errs by O(T²) without momentum; with momentum only once the
-buffer is warm, for the slow motion has no room for its filling. Modified flow errs by O(T²) from a cold buffer too, if
-it starts with the velocity that makes the distance covered while the buffer fills come out right; this one does.
+buffer is warm, because the slow motion has no room for its filling. Modified flow errs by O(T²) from a cold buffer too,
+if it starts with the velocity that makes the distance covered while the buffer fills come out right; this one does.
 
 Source: Kunin et al. (2021), arXiv:2012.04728: equations of learning; momentum in the modified loss, Nesterov and the
 starting velocity: derived here (docs/theory.md, section 4).

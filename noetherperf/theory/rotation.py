@@ -117,7 +117,9 @@ def adamw_equilibrium(n_elements: int, lr: float, weight_decay: float, beta1: fl
 
     Args:
         n_elements: n, elements of the group.
-        lr, weight_decay, beta1: η, λ, β₁.
+        lr: η.
+        weight_decay: λ.
+        beta1: β₁.
 
     Returns:
         The equilibrium: |θ|², |u|², φ in radians, times in steps.
@@ -147,8 +149,10 @@ def sign_equilibrium(
 
     Args:
         n_elements: n, elements of the group.
-        lr, weight_decay: η, λ.
-        beta1, beta2: Lion's betas.
+        lr: η.
+        weight_decay: λ.
+        beta1: Lion's β₁.
+        beta2: Lion's β₂.
 
     Returns:
         The equilibrium: |θ|², |u|², φ in radians, times in steps.
