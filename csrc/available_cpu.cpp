@@ -35,8 +35,10 @@ std::vector<const Kernels*> find() {
 #define NPERF_OFFER_AVX2(rule) offer(kernels_avx2_##rule, avx2);
   NPERF_EACH_RULE(NPERF_OFFER_AVX2)
 #endif
+#if defined(NPERF_HAS_BASELINE)
 #define NPERF_OFFER(rule) offer(kernels_baseline_##rule, true);
   NPERF_EACH_RULE(NPERF_OFFER)
+#endif
   return found;
 }
 

@@ -41,8 +41,8 @@ void memory_floor(float* const* streams, int n_read, int n_written, int64_t n, i
   const Stream run = find<most_streams, most_streams - 1>(n_read, n_written);
 #pragma omp parallel num_threads(n_threads)
   {
-    const int64_t me = omp_get_thread_num();
-    run(streams, n * me / n_threads, n * (me + 1) / n_threads);
+    const int64_t me = omp_get_thread_num(), of = omp_get_num_threads();  // perhaps fewer than asked for
+    run(streams, n * me / of, n * (me + 1) / of);
   }
 }
 

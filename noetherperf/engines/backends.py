@@ -58,8 +58,8 @@ def _cuda_engine(*args: object, **kwargs: object) -> Engine:
 def _cuda_missing() -> str | None:
     if find_spec("noetherperf._cuda") is None:
         return (
-            "the compiled module noetherperf._cuda is not there; install again where nvcc is on PATH "
-            "(CMAKE_ARGS=-DNPERF_CUDA=ON pip install -e . tells why it is left out)"
+            "the compiled module noetherperf._cuda is not there; install again from source where nvcc is on PATH "
+            "(CMAKE_ARGS=-DNPERF_CUDA=ON pip install -e . builds it, or tells why it cannot)"
         )
     from noetherperf.engines.cuda import unsupported
 
@@ -68,7 +68,11 @@ def _cuda_missing() -> str | None:
 
 def _cpu_missing() -> str | None:
     if find_spec("noetherperf._cpu") is None:
-        return "the compiled module noetherperf._cpu is not there; install with a C++17 compiler (pip install -e .)"
+        return (
+            "the compiled module noetherperf._cpu is not there: this install is Python alone, and the backend "
+            "reference steps in its place, slowly; install a wheel, or again where there is a C++17 compiler "
+            "(pip install --force-reinstall --no-deps --no-cache-dir noetherperf)"
+        )
     from noetherperf.engines.isa import unusable
 
     return unusable()
