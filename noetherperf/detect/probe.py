@@ -243,7 +243,7 @@ class Probe:
                 def outputs(changed: dict[str, Tensor]) -> tuple[Tensor, ...]:
                     return tuple(self._read(torch.func.functional_call(self.model, changed, inputs, options)))
 
-                _, tangents = torch.func.jvp(outputs, (values,), (directions,))
+                tangents = torch.func.jvp(outputs, (values,), (directions,))[1]
                 return torch.cat([self._seen(t).flatten() for t in tangents])
 
             with warnings.catch_warnings(), self._pass(seed), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
