@@ -195,10 +195,8 @@ TOKENS_OF: dict[str, tuple[str, dict[str, Any]]] = {
     "DistilBert": ("ForSequenceClassification", DISTIL | {"max_position_embeddings": 8}),
 }
 CONVNEXT = {"num_labels": 4, "hidden_sizes": [4, 6], "depths": [1, 1], "num_stages": 2, "patch_size": 2}
-BOTTLENECKS = {"embedding_size": 6, "hidden_sizes": [4, 8], "depths": [1, 2], "layer_type": "bottleneck"}
 IMAGES_OF: dict[str, tuple[str, dict[str, Any]]] = {
     "ConvNext": ("ForImageClassification", CONVNEXT),
-    "ResNet": ("ForImageClassification", BOTTLENECKS | {"num_labels": 4}),
 }
 
 
