@@ -29,6 +29,7 @@ Inputs = Callable[[int, torch.Generator], Any]  # (batch, generator) -> one tens
 
 N_DRAWS = 12  # of parameters and of a batch, at least
 SPARE = 20  # more rows than columns
+EPS = 1e-20  # a weight that a normalisation divides out has a gradient in proportion to eps / variance: none here
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def completeness(
     """Compare the claims with the null space of all axis sums.
 
     Args:
-        model: In float32 or float64; a copy is evaluated in float64 and training mode, eps 1e-14.
+        model: In float32 or float64; a copy is evaluated in float64 and training mode, eps 1e-20.
         inputs: Gives a batch.
         loss: "cross_entropy" (classes on the last axis), "mse", None, or a function of the output.
         symmetries: The claims.
@@ -88,19 +89,22 @@ def _axis_sums(
     for module in twin.modules():
         for name, value in vars(module).items():
             if "eps" in name and isinstance(value, float):
-                setattr(module, name, 1e-14)
+                setattr(module, name, EPS)
     parameters = {name: p for name, p in twin.named_parameters() if p.requires_grad}
     start = {name: p.detach().clone() for name, p in parameters.items()}
     generator = torch.Generator().manual_seed(seed)
     rows: dict[str, list[Matrix]] = {"translation": [], "norm": []}
     squares = {law: np.zeros(len(columns)) for law in rows}
     wanted = len(columns) + SPARE
-    with evaluation("no_eps"):
+    with evaluation("no_eps", eps=EPS):
         while len(rows["norm"]) < wanted:
             with torch.no_grad():
                 for name, p in parameters.items():
-                    size = 0.4 if p.ndim < 2 else max(0.3, float(start[name].std(correction=0)))
-                    p.copy_(start[name] + size * torch.randn(p.shape, generator=generator, dtype=p.dtype))
+                    if p.ndim < 2:  # bounded: behind a unit that is dead, a normalisation divides rounding by √eps
+                        p.copy_(start[name] + 0.4 * (2 * torch.rand(p.shape, generator=generator, dtype=p.dtype) - 1))
+                    else:
+                        size = max(0.3, float(start[name].std(correction=0)))
+                        p.copy_(start[name] + size * torch.randn(p.shape, generator=generator, dtype=p.dtype))
             batch = inputs(4, generator)
             batch = batch if isinstance(batch, tuple) else (batch,)
             out = twin(*(x.double() if x.is_floating_point() else x for x in batch))

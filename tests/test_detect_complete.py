@@ -112,6 +112,30 @@ def gated_heads(m: Any, x: Tensor) -> Tensor:
     return m.head(torch.tanh(m.o(y.flatten(1))))  # type: ignore[no-any-return]
 
 
+def block(n: int, middle: int, out: int) -> nn.Sequential:
+    """A bottleneck. Behind a middle of one unit, the last map's weights are divided out one by one."""
+    return nn.Sequential(
+        nn.Conv2d(n, middle, 1, bias=False),
+        nn.BatchNorm2d(middle),
+        nn.ReLU(),
+        nn.Conv2d(middle, out, 1, bias=False),
+        nn.BatchNorm2d(out),
+    )
+
+
+def bottlenecks(m: Any, x: Tensor) -> Tensor:
+    x = torch.relu(m.a(x) + m.skip(x))
+    return m.o(torch.relu(x + m.b(x)).mean((-2, -1)))  # type: ignore[no-any-return]
+
+
+def dense(m: Any, x: Tensor) -> Tensor:
+    """Each block reads all earlier ones, through a normalisation of its own (DenseNet)."""
+    x = torch.relu(m.n0(m.c0(x)))
+    for c, n in ((m.c1, m.n1), (m.c2, m.n2)):
+        x = torch.cat([x, c(torch.relu(n(x)))], 1)
+    return m.o(torch.relu(m.n(x)).mean((-2, -1)))  # type: ignore[no-any-return]
+
+
 STRUCTURES: dict[str, tuple[Callable[[], nn.Module], Draw, list[str]]] = {
     "recurrent gates": (
         lambda: Lambda(lambda m, x: m.o(m.r(x)[0]), r=nn.GRU(4, 5, batch_first=True), o=nn.Linear(5, 3)),
@@ -193,6 +217,32 @@ STRUCTURES: dict[str, tuple[Callable[[], nn.Module], Draw, list[str]]] = {
         draws(5),
         ["rescale o.weight:1/4 gate:0 > x.weight:0/4"],
     ),
+    "bottlenecks of one unit and of two": (
+        lambda: Lambda(
+            bottlenecks,
+            a=block(3, 1, 4),
+            skip=nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4)),
+            b=block(4, 2, 4),
+            o=nn.Linear(4, 5),
+        ),
+        draws(3, 5, 5),
+        ["translation a.4.bias:0 − skip.1.bias:0", "translation a.3.weight:0", "scale a.0.weight:whole"],
+    ),
+    "dense blocks": (
+        lambda: Lambda(
+            dense,
+            c0=nn.Conv2d(3, 4, 3, bias=False),
+            n0=nn.BatchNorm2d(4),
+            n1=nn.BatchNorm2d(4),
+            c1=nn.Conv2d(4, 2, 3, padding=1, bias=False),
+            n2=nn.BatchNorm2d(6),
+            c2=nn.Conv2d(6, 2, 3, padding=1, bias=False),
+            n=nn.BatchNorm2d(8),
+            o=nn.Linear(8, 5),
+        ),
+        draws(3, 6, 6),
+        ["scale n0.weight:0 n0.bias:0", "scale c0.weight:0", "scale c1.weight:0", "scale c2.weight:0"],
+    ),
     "a shift of all logits": (
         lambda: Lambda(lambda m, x: m.o(x) + m.t, t=nn.Parameter(torch.zeros(1)), o=nn.Linear(5, 3)),
         draws(5),
@@ -218,6 +268,25 @@ def flipped(one: tuple[str, frozenset[Part]]) -> tuple[str, frozenset[Part]]:
     """The same law with the other sign."""
     kind, parts = one
     return kind, frozenset(Part.from_dict(p.to_dict() | {"parameter": p.parameter, "weight": -p.weight}) for p in parts)
+
+
+def test_laws_of_matrices_are_told() -> None:
+    """Two heads of four units mix inside each; units between linear maps mix all; behind a ReLU none does."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        q, k, v = (f(x).unflatten(-1, (2, 4)) for f in (m.q, m.k, m.v))
+        return m.d(torch.relu(m.c(m.b(torch.tanh(m.o(attend(q, k, v)))))))  # type: ignore[no-any-return]
+
+    shapes = {"q": (6, 8), "k": (6, 8), "v": (6, 8), "o": (8, 5), "b": (5, 7), "c": (7, 9), "d": (9, 3)}
+    model = Lambda(forward, **{name: nn.Linear(*shape) for name, shape in shapes.items()})
+    meanings = find_symmetries(model, torch.randn(4, 5, 6)).meanings
+    told = {
+        name: int(text.partition("any mix of ")[2].split()[0])
+        for name, text in meanings.items()
+        if "a law of matrices" in text
+    }
+    assert told == {"q->k": 4, "v->o": 4, "b->c": 7}
+    assert "c->d" in meanings
 
 
 # ---- losses and outputs ---------------------------------------------------------------------------------------------

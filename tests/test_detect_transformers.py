@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from completeness import completeness
 from test_detect import law, laws, unit
 
 from noetherperf import find_symmetries
@@ -174,6 +175,57 @@ def test_models_from_elsewhere(name: str) -> None:
 def test_nothing_is_missed_in_the_llama_family(name: str) -> None:
     kind, config, inputs, expected = MODELS[name]
     assert laws(find_symmetries(model(name, kind, **config), **inputs)) == {law(line) for line in expected}
+
+
+TINY = SMALL | {"vocab_size": 23, "num_hidden_layers": 1, "hidden_size": 8}
+TINY |= {"intermediate_size": 6, "max_position_embeddings": 8, "num_labels": 4}
+HEADS = TINY | {"hidden_size": 16, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4}
+FALCON = {"vocab_size": 23, "num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2}
+OPT_TINY = FALCON | {"ffn_dim": 6, "max_position_embeddings": 8, "word_embed_proj_dim": 8}
+DISTIL = {"vocab_size": 23, "dim": 8, "n_layers": 1, "n_heads": 2, "hidden_dim": 6, "num_labels": 4}
+TOKENS_OF: dict[str, tuple[str, dict[str, Any]]] = {
+    "GPT2": ("LMHeadModel", {"vocab_size": 23, "n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 8}),
+    "GPTNeoX": ("ForCausalLM", TINY),
+    "Llama": ("ForCausalLM", HEADS),
+    "Qwen3": ("ForCausalLM", HEADS),
+    "Gemma": ("ForCausalLM", HEADS),
+    "Falcon": ("ForCausalLM", FALCON),
+    "OPT": ("ForCausalLM", OPT_TINY),
+    "Bert": ("ForSequenceClassification", TINY),
+    "DistilBert": ("ForSequenceClassification", DISTIL | {"max_position_embeddings": 8}),
+}
+CONVNEXT = {"num_labels": 4, "hidden_sizes": [4, 6], "depths": [1, 1], "num_stages": 2, "patch_size": 2}
+IMAGES_OF: dict[str, tuple[str, dict[str, Any]]] = {
+    "ConvNext": ("ForImageClassification", CONVNEXT),
+}
+
+
+class Logits(torch.nn.Module):
+    """A model with one input, whose output is the logits."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x).logits  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("name", [*TOKENS_OF, *IMAGES_OF])
+def test_default_layers_are_complete(name: str) -> None:
+    kind, config = (TOKENS_OF | IMAGES_OF)[name]
+
+    def draw(n: int, generator: torch.Generator) -> torch.Tensor:
+        if name in IMAGES_OF:
+            return torch.randn(n, 3, 16, 16, generator=generator)
+        return torch.randint(0, 23, (n, 6), generator=generator)
+
+    wrapped = Logits(model(name, kind, **config))
+    symmetries = find_symmetries(wrapped, draw(4, torch.Generator().manual_seed(1)))
+    report = completeness(wrapped, draw, "cross_entropy", symmetries)
+    assert report.missed == []
+    assert report.false == []
+    assert symmetries.rejected == {}
 
 
 def test_dropout_after_a_projection_leaves_it_no_translation() -> None:

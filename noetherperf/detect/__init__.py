@@ -11,16 +11,18 @@ A symmetry is a linear relation between the products ⟨g, ψ⟩ of gradients wi
     search       relations between the products: of parts, then of whole tensors
     naming       relations become symmetries with names and meanings
     verify       every symmetry is tested on parameters and batches that it was not found with
+    mixes        laws of matrices, which are told but not claimed
     found        the result
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from noetherperf.detect.found import Symmetries
+from noetherperf.detect.mixes import mixing_units
 from noetherperf.detect.naming import Named, name_all
 from noetherperf.detect.outputs import Loss
 from noetherperf.detect.probe import Probe
@@ -33,7 +35,6 @@ from noetherperf.symmetry import Part, Symmetry, validate
 __all__ = ["Symmetries", "find_symmetries"]
 
 TOLERANCE = 1e-9
-SMALLER_EPS = 1e-20
 SMALL = 2_000_000  # parameters
 N_LOSSES = 2  # that verify each symmetry
 
@@ -53,7 +54,7 @@ def find_symmetries(
         ⟨g, ψ⟩ = 0 on every batch.
 
     These relations are the null vectors of the matrix of products over random batches. It is evaluated in float64, with
-    the eps of every normalisation at 1e-14, on a copy with random parameters, so a relation is a property of the
+    the eps of every normalisation at 1e-20, on a copy with random parameters, so a relation is a property of the
     architecture and not of the present values. Dropout is active as in training, so a relation that one mask breaks is
     not claimed. Coefficients are small integers (2 after a squared ReLU). What follows from finer relations is left
     out. A grouped convolution that is not depthwise is matched both by block and by channel of all blocks.
@@ -74,7 +75,7 @@ def find_symmetries(
             function from the model's output to a scalar, which is differentiated with the model; batches then have the
             size of the example's, because the function may hold targets.
         verify: Check every claim on fresh parameters and batches; those with a relative defect above 1e-9 are listed
-            as rejected.
+            as rejected. The meanings then tell which rescales are the diagonal of a law of matrices.
         progress: Show a bar with an estimate of the time left on stderr; None: if stderr is a terminal.
         example_options: Keyword inputs of the forward.
 
@@ -100,10 +101,7 @@ def find_symmetries(
         report(Stage.VERIFICATION, 0.0)
         n_losses = 1 if search.sums.large else N_LOSSES
         defects = largest_defects([item.symmetry for item in named], probe, n_losses) if verify else {}
-        doubtful = [item.symmetry for item in named if not defects.get(item.symmetry.name, 0.0) <= TOLERANCE]
-        if doubtful:  # small activations feel an eps, however small: such a defect is in proportion to it
-            probe.normalise_with(SMALLER_EPS)
-            defects |= largest_defects(doubtful, probe, n_losses)
+        mixing = mixing_units([item.symmetry for item in named], probe) if verify else {}
         report(Stage.VERIFICATION, 1.0)
     rejected = {
         name: f"its relative defect is {defect:.1e} on fresh batches, above {TOLERANCE:g}"
@@ -113,12 +111,19 @@ def find_symmetries(
     claimed = [item for item in named if item.symmetry.name not in rejected]
     return Symmetries(
         [item.symmetry for item in claimed],
-        meanings={item.symmetry.name: item.meaning for item in claimed},
+        meanings={item.symmetry.name: _meaning(item, mixing) for item in claimed},
         defects={name: defect for name, defect in defects.items() if name not in rejected},
         unmatched=_unmatched(model, claimed, [s.symmetry for s in named if s.symmetry.name in rejected], search),
         rejected=rejected,
         outputs=probe.outputs,
         undecided=search.undecided,
+    )
+
+
+def _meaning(item: Named, mixing: Mapping[str, int]) -> str:
+    n = mixing.get(item.symmetry.name, 1)
+    return item.meaning + (
+        f"; any mix of {n} units keeps the loss: a law of matrices, claimed unit by unit" if n > 1 else ""
     )
 
 

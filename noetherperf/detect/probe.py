@@ -16,13 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.autograd.forward_ad import dual_level, make_dual, unpack_dual
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from noetherperf.checks.exact import EPS, epsilons, evaluation, random_state, refuse_lazy, set_random_state
+from noetherperf.checks.exact import epsilons, evaluation, random_state, refuse_lazy, set_random_state
 from noetherperf.detect.flow import Flow
 from noetherperf.detect.outputs import Loss, class_axes, read
 from noetherperf.detect.progress import Report, Stage
@@ -32,7 +31,10 @@ from noetherperf.symmetry import Part
 
 __all__ = ["Probe"]
 
+EPS = 1e-20  # even variances of 1e-8 do not feel it; it still guards a variance of zero
 BATCH = 4  # so many that BatchNorm leaves a gradient, and few units are dead on all of them
+MOST_TANGENTS = 8  # of one forward pass
+TANGENT_NUMBERS = 20_000_000  # that they take
 
 
 class Probe:
@@ -63,8 +65,8 @@ class Probe:
         self.loss = loss
         self.inputs, self.options = tree_map_only(Tensor, _widened, (tuple(inputs), dict(options)))
         self.model = _twin(model)
-        self._epsilons = epsilons(self.model)
-        self.normalise_with(EPS)
+        for epsilon in epsilons(self.model):  # for good: checkpointed activations are evaluated again during backward
+            setattr(epsilon.module, epsilon.attribute, EPS)
         self.parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad and p.numel()}
         self.initial = {name: p.detach() for name, p in model.named_parameters() if name in self.parameters}
         self.generator = torch.Generator("cpu").manual_seed(seed)
@@ -76,12 +78,6 @@ class Probe:
         self.outputs: dict[str, str] = {}
         self.flow = Flow(self.model)
         self.shapes = self._look()
-
-    def normalise_with(self, eps: float) -> None:
-        """Set every eps; for good, since checkpointed activations are evaluated again during backward."""
-        self.eps = eps
-        for epsilon in self._epsilons:
-            setattr(epsilon.module, epsilon.attribute, eps)
 
     def _examples(self) -> list[Tensor]:
         """The tensors among the example inputs that have an axis."""
@@ -97,7 +93,7 @@ class Probe:
                     buffer.copy_(content)
                 self._buffers[name] = (buffer, buffer._version, content)
             setattr(self.model.get_submodule(module), own, buffer)
-        with _evaluated(seed, self.eps):
+        with _evaluated(seed):
             yield
 
     def _look(self) -> Shapes:
@@ -222,7 +218,7 @@ class Probe:
         """Derivatives of 2 n outputs of one random batch with respect to the scale of each part.
 
         Column j is J ψ_j, with J the Jacobian of the outputs, up to what the loss does not see. Forward mode takes one
-        pass for each part, where n losses would take n backward passes.
+        pass for a few parts, which share the model's own values, where n losses would take n backward passes.
 
         Returns:
             [2 n, parts].
@@ -232,35 +228,60 @@ class Probe:
         """
         inputs, options = self.draw()
         seed = int(torch.randint(1 << 31, (), generator=self.generator, device="cpu"))
-        columns = []
-        for part in parts:
-            p = self.parameters[part.parameter].detach()
-            direction = p.clone()
-            if part.axis is not None:
-                inside = torch.zeros(p.shape[part.axis], dtype=torch.bool)
-                inside[part.gather(torch.arange(len(inside))).flatten()] = True
-                direction.movedim(part.axis, 0)[~inside.to(p.device)] = 0
-            with (
-                warnings.catch_warnings(),
-                self._pass(seed),
-                torch.no_grad(),
-                sdpa_kernel(SDPBackend.MATH),
-                dual_level(),
-            ):
+        columns: list[Tensor] = []
+        for chunk in self._chunks(parts):
+            values = {part.parameter: self.parameters[part.parameter].detach() for part in chunk}
+
+            def changed(steps: Tensor, chunk: Sequence[Part] = chunk, values: dict[str, Tensor] = values) -> Tensor:
+                """The change of the outputs, up to what the loss does not see, for a step along each direction."""
+                directions: dict[str, Tensor] = {}
+                for step, part in zip(steps, chunk, strict=True):
+                    own = step * self._direction(part)
+                    before = directions.get(part.parameter)
+                    directions[part.parameter] = own if before is None else before + own
+
+                def outputs(changed: dict[str, Tensor]) -> tuple[Tensor, ...]:
+                    return tuple(self._read(torch.func.functional_call(self.model, changed, inputs, options)))
+
+                tangents = torch.func.jvp(outputs, (values,), (directions,))[1]
+                return torch.cat([self._seen(t).flatten() for t in tangents])
+
+            with warnings.catch_warnings(), self._pass(seed), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
                 warnings.filterwarnings("ignore", ".*torch.jit", DeprecationWarning)  # of torch's own derivatives
-                scaled = make_dual(p, direction)
-                outputs = self._read(torch.func.functional_call(self.model, {part.parameter: scaled}, inputs, options))
-                tangents = [unpack_dual(z).tangent for z in outputs]
-                tangents = [torch.zeros_like(z) if t is None else t for z, t in zip(outputs, tangents, strict=True)]
-            columns.append(torch.cat([self._seen(t).flatten() for t in tangents]))
-            if len(columns) == 1:
-                if len(columns[0]) < 2 * n:
-                    raise RuntimeError(f"{len(columns[0])} outputs are too few to tell {len(parts)} tensors apart")
-                some = torch.randperm(len(columns[0]), generator=self.generator, device="cpu")[: 2 * n].to(p.device)
-            columns[-1] = columns[-1][some].cpu()
+                device = next(iter(values.values())).device
+                steps = torch.eye(len(chunk), dtype=torch.float64, device=device)
+                found = torch.func.vmap(changed, randomness="same")(steps)
+            if not columns:
+                if found.shape[1] < 2 * n:
+                    raise RuntimeError(f"{found.shape[1]} outputs are too few to tell {len(parts)} tensors apart")
+                some = torch.randperm(found.shape[1], generator=self.generator, device="cpu")[: 2 * n].to(device)
+            columns += found[:, some].cpu()
             progress(Stage.WHOLE_TENSORS, len(columns) / len(parts))
         matrix: Matrix = torch.stack(columns, 1).numpy()
         return matrix
+
+    def _chunks(self, parts: Sequence[Part]) -> Iterator[list[Part]]:
+        """Neighbours, as many as one forward pass takes: each tensor has a tangent for each part of its chunk."""
+        chunk: list[Part] = []
+        for part in parts:
+            longer = [*chunk, part]
+            n_numbers = len(longer) * sum(self.parameters[x].numel() for x in {y.parameter for y in longer})
+            if chunk and (len(longer) > MOST_TANGENTS or n_numbers > TANGENT_NUMBERS):
+                yield chunk
+                longer = [part]
+            chunk = longer
+        if chunk:
+            yield chunk
+
+    def _direction(self, part: Part) -> Tensor:
+        """The parameter, with zeros outside the part."""
+        p = self.parameters[part.parameter].detach()
+        if part.axis is None:
+            return p
+        inside = torch.zeros(p.shape[part.axis], dtype=p.dtype, device="cpu")
+        inside[part.gather(torch.arange(len(inside), device="cpu")).flatten()] = 1.0
+        shape = [-1 if axis == part.axis else 1 for axis in range(p.ndim)]
+        return p * inside.to(p.device).view(shape)
 
     def _seen(self, z: Tensor) -> Tensor:
         """The part of a change of the output that the loss sees."""
@@ -302,14 +323,14 @@ class Probe:
 
 
 @contextmanager
-def _evaluated(seed: int, eps: float) -> Iterator[None]:
+def _evaluated(seed: int) -> Iterator[None]:
     """Exact arithmetic and seeded generators inside; afterwards the random states are as before."""
     before = random_state()
     try:
         torch.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002
-        with evaluation("no_eps", eps=eps):
+        with evaluation("no_eps", eps=EPS):
             yield
     finally:
         set_random_state(before)
