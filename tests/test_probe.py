@@ -664,7 +664,7 @@ def test_a_checkpoint_goes_on() -> None:
             assert torch.equal(getattr(law.discrete, part), getattr(expected.discrete, part)), part
     with pytest.raises(ValueError, match="'measurement' is missing"):
         second.load_state_dict(state)
-    others = (nperf.Scale("others", [nperf.Part(ROWS, 0)]), SYMMETRIES[1])
+    others = (nperf.Scale("rows", [nperf.Part(ROWS, 1)]), SYMMETRIES[1])
     with pytest.raises(ValueError, match="measured with other symmetries"):
         nperf.Probe(one.optimizer, others, whole.named_parameters()).load_state_dict(measured)
 

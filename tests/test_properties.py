@@ -248,7 +248,7 @@ def test_any_model_and_schedule(engine: str, data: st.DataObject) -> None:
         i = names.index(part.parameter)
         groups_of = part.grouped(p[i].tensor.double())
         sums = measurement.moments[:, view.segment : view.segment + view.n_segments]
-        bound = 1e-12 * (groups_of * groups_of).sum(1)
+        bound = max(1e-12, sum_eps(engine, dtypes[i])) * (groups_of * groups_of).sum(1)
         assert_close(planned.reduce(sums[Moment.SQ_P]), (groups_of * groups_of).sum(1), bound, f"charge of {part}")
 
 

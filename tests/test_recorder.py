@@ -1308,6 +1308,7 @@ def script(path: Path, end: str) -> subprocess.CompletedProcess[str]:
     """A training of five steps that ends without close()."""
     code = f"""
 import gc, os, signal, sys, threading, pathlib, test_recorder
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background of a shell ignores it
 optimizer = test_recorder.fake()
 recorder = test_recorder.Recorder(optimizer, pathlib.Path({str(path)!r}))
 test_recorder.train(optimizer, 5)

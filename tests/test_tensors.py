@@ -495,10 +495,10 @@ class TestDefaults:
                 loss().backward()
                 optimizer.step()
         optimizer.load_state_dict(optimizer.state_dict())
-        report = nperf.check_constraints(net, loss, [*symmetries, *nperf.neurons(net)])
+        reports = [str(nperf.check_constraints(net, loss, some)) for some in (symmetries, nperf.neurons(net))]
         charges = {name: law.charge.tolist() for name, law in optimizer.readout().items()}
         recorded = [nperf.open_record(path)[name].charge.to_numpy().tolist() for name in charges]
-        return [list(symmetries), charges, recorded, str(report), [p.tolist() for p in net.parameters()]]
+        return [list(symmetries), charges, recorded, reports, [p.tolist() for p in net.parameters()]]
 
     @pytest.mark.parametrize("default", ["meta", torch.float64, torch.float16], ids=str)
     def test_change_nothing(self, default: Any, tmp_path: Any) -> None:
