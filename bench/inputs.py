@@ -117,16 +117,17 @@ def available_memory() -> int:
 def n_sets(case: Case, cache: int, memory: int) -> int:
     """Number of input sets: as many as fill twice the last cache, and as memory holds; two for host time alone.
 
-    Memory must also hold the floor's streams beside each set and, earlier, the gate's copies of one set's parameters
-    and buffers.
+    Memory must also hold the floor's streams and a Probe's own tensors beside each set and, earlier, the gate's copies
+    of one set's parameters and buffers.
 
     Raises:
         TooLarge: One set is too many.
     """
     streams = case.bytes_held
+    of_probe = case.bytes_held if case.suite == "step" and case.view != "none" else 0
 
     def needed(n: int) -> int:
-        return n * case.bytes_held + max(n * streams, case.bytes_held)
+        return n * (case.bytes_held + of_probe) + max(n * streams, case.bytes_held)
 
     n = min(2 if case.suite == "host" else MAX_SETS, max(2, -(-2 * cache // case.bytes_held)))
     while n and needed(n) > memory:
