@@ -3,6 +3,7 @@
 pytest-benchmark's own figure is the time that noetherperf's steps took together.
 """
 
+import gc
 from collections.abc import Iterator
 from typing import Any
 
@@ -74,6 +75,8 @@ def gate(case: Case, inputs: InputSet) -> None:
 @pytest.mark.parametrize("case", [case for case in SETTINGS.cases if case.suite != TRAIN], ids=lambda case: case.name)
 def test_step(case: Case, benchmark: BenchmarkFixture) -> None:
     benchmark.group = case.suite
+    _running.clear()
+    gc.collect()  # optimizers of the case before, which hold tensors of their own in cycles
     try:
         sets = input_sets(case)
     except TooLarge as error:
