@@ -1,4 +1,4 @@
-"""What an install without compiled modules can do, and what a build that must have them refuses."""
+"""What an install without compiled modules can do, what a build that must have them refuses, what an index shows."""
 
 import importlib.util
 import re

@@ -16,7 +16,8 @@ def plot(
         Path, typer.Argument(callback=local, help="Folder of a record, such as runs/digits/record.zarr.")
     ],
     out: Annotated[
-        Path | None, typer.Option(callback=local, help="Folder for the pictures; by default the record's own folder.")
+        Path | None,
+        typer.Option(callback=local, help="Folder for the pictures. Default: the folder that the record is in."),
     ] = None,
 ) -> None:
     """Draw the pictures of a record again."""

@@ -141,9 +141,11 @@ class Adam(MeasuredOptimizer):
 
 
 class AdamW(Adam):
-    """torch.optim.AdamW: `Adam` whose weight decay acts on the parameter alone.
+    """torch.optim.AdamW, with the charges measured: `Adam` whose weight decay acts on the parameter alone.
 
-    All arguments are those of `Adam`; weight_decay is λ, decoupled.
+        θ ← (1 − ηλ) θ − η u,   u as in `Adam`, of the gradient without weight decay
+
+    Arguments are those of `Adam`. weight_decay is λ, 0.01 by default.
 
     Raises:
         ValueError, TypeError, RuntimeError: As in `Adam`.

@@ -79,7 +79,10 @@ class SGD(MeasuredOptimizer):
         if foreach and fused:
             raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
         if differentiable:
-            raise RuntimeError("noetherperf.SGD steps in place and is not differentiable; use torch.optim.SGD for that")
+            raise RuntimeError(
+                "noetherperf.SGD steps in place and is not differentiable; use torch.optim.SGD for that, and "
+                "noetherperf.Probe(torch.optim.SGD(..., differentiable=True)) to measure it"
+            )
         defaults = {
             "lr": lr,
             "momentum": momentum,
