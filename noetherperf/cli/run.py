@@ -73,12 +73,14 @@ def run(
         Preset,
         typer.Option(
             help="Default values of the other options. paper: --lr 0.1 --momentum 0 --weight-decay 1e-4 --batch-size "
-            "128 --epochs 100. An option that you give counts more."
+            "128 --epochs 100. Options that you give win."
         ),
     ] = Preset.default,
     workers: Annotated[
         int,
-        typer.Option(min=0, help="Processes that load images for a large network; 0: none beside the training's own."),
+        typer.Option(
+            min=0, help="Processes that load images for a large network; with 0 the training's own loads them."
+        ),
     ] = 0,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the stopped run in --out from its last checkpoint.")
