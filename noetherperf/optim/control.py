@@ -164,7 +164,10 @@ class EffectiveLearningRate(LRScheduler):
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[float | Tensor]:
-        """The learning rates for the next step, one per parameter group; step() calls this.
+        """The learning rates for the next step; step() calls this.
+
+        Returns:
+            One for each parameter group.
 
         Raises:
             FloatingPointError: A charge is NaN or infinite: the training has diverged.
