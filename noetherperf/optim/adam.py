@@ -1,4 +1,4 @@
-"""AdamW and Adam: torch's, which measure their symmetries' charges, and every law's integrals, while they step."""
+"""AdamW and Adam: the steps of torch's, which also measure the charges of symmetries and advance their laws."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar

@@ -1,4 +1,4 @@
-"""SGD: torch.optim.SGD that measures its symmetries' charges, and every law's integrals, while it steps."""
+"""SGD: the steps of torch.optim.SGD, which also measure the charges of symmetries and advance their laws."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
