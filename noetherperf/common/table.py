@@ -1,5 +1,6 @@
 """A table that truncates nothing: where the terminal is too narrow, columns go below each other, or rows become blocks."""
 
+import io
 from typing import Any
 
 from rich.box import SIMPLE
@@ -9,7 +10,7 @@ from rich.text import Text
 
 from noetherperf.common.printing import encodable, printable
 
-__all__ = ["ReportTable"]
+__all__ = ["ReportTable", "as_text"]
 
 LEAST = 16  # the smallest width to which a column of text is folded, in characters
 
@@ -95,3 +96,13 @@ class ReportTable:
             for heading, cell in zip(headings[1:], others, strict=True):
                 if cell:
                     yield Text(f"  {heading} {cell}" if heading else f"  {cell}", overflow="fold")
+
+
+def as_text(renderable: object, width: int) -> str:
+    """What rich prints of something, as plain text without spaces at the ends of lines.
+
+    In a notebook, too, where a Console of rich would show it instead of writing to its file.
+    """
+    file = io.StringIO()
+    Console(file=file, width=width, color_system=None, force_jupyter=False).print(renderable)
+    return "\n".join(line.rstrip() for line in file.getvalue().splitlines())

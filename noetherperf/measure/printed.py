@@ -1,7 +1,6 @@
 """A readout's table for people: text, a rich renderable, and HTML for a notebook."""
 
 import html
-import io
 import math
 import shutil
 from collections.abc import Iterator, Sequence
@@ -10,7 +9,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 from noetherperf.common.printing import printable
-from noetherperf.common.table import ReportTable
+from noetherperf.common.table import ReportTable, as_text
 from noetherperf.measure.table import Row, Spread
 from noetherperf.measure.verdict import number
 
@@ -91,11 +90,7 @@ class ReadoutTable:
             yield Text(printable(note), overflow="fold")
 
     def __str__(self) -> str:
-        width = shutil.get_terminal_size((WIDTH, 24)).columns
-        console = Console(file=io.StringIO(), width=width, color_system=None)
-        console.print(self)
-        assert isinstance(console.file, io.StringIO)
-        return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+        return as_text(self, shutil.get_terminal_size((WIDTH, 24)).columns)
 
     def __repr__(self) -> str:
         return f"<ReadoutTable of {len(self.rows)} symmetries; print it>"
