@@ -1,4 +1,4 @@
-"""A table that truncates nothing: where the terminal is too narrow, columns go below each other, or rows become blocks."""
+"""A table that truncates nothing: on a narrow terminal its columns go below each other, or its rows become blocks."""
 
 import io
 from typing import Any

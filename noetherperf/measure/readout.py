@@ -323,26 +323,28 @@ class Readout(Mapping[str, ChargeReadout]):
         Of a symmetry "conv1", "conv1/abs_charge" and "conv1/abs_charge_p90" are the median and the 90 % quantile of
         |charge| over groups. "conv1/residual", "conv1/rounding" and "conv1/relative_defect" are the largest absolute
         values over groups. "conv1/angular_update" and "conv1/effective_lr" are medians over groups, and left out where
-        they are NaN. Quantiles leave out groups that are NaN; a largest value is then NaN. A symmetry without groups
-        has no numbers. Names are made safe for loggers: characters other than letters, digits, spaces and
-        `_ - . / :` become `_`. If two names become equal, the later one gets the suffix ".2".
+        they are NaN. Quantiles leave out groups that are NaN; a largest value is then NaN. Names are made safe for
+        loggers: characters other than letters, digits, spaces and `_ - . / :` become `_`. If two names become equal,
+        the later one gets the suffix ".2".
         """
         flat: dict[str, float] = {"step": float(self.step), "time": self.time}
-        names = dict(zip(self, logged(list(self)), strict=True))
-        places = {names[name]: groups for name, (_, groups) in self._places.items() if groups.start < groups.stop}
-        if not places:
+        if not self:
             return flat
-        starts, stops = np.array([(groups.start, groups.stop) for groups in places.values()]).T
+        starts, stops = np.array([(groups.start, groups.stop) for _, groups in self._places.values()]).T
         charges = self.together
         sizes = charges.charge.abs().numpy()
-        columns = {"abs_charge": quantiles(sizes, starts, stops), "abs_charge_p90": quantiles(sizes, starts, stops, 0.9)}
+        columns = {
+            "abs_charge": quantiles(sizes, starts, stops),
+            "abs_charge_p90": quantiles(sizes, starts, stops, 0.9),
+        }
         for quantity in ("residual", "rounding", "relative_defect"):
             columns[quantity] = np.maximum.reduceat(getattr(charges, quantity).abs().numpy(), starts)
-        for name, *values in zip(places, *(column.tolist() for column in columns.values()), strict=True):
+        names = logged(list(self))
+        for name, *values in zip(names, *(column.tolist() for column in columns.values()), strict=True):
             flat.update(zip((f"{name}/{quantity}" for quantity in columns), values, strict=True))
         for quantity in ("angular_update", "effective_lr"):
             of_step = quantiles(getattr(charges, quantity).numpy(), starts, stops).tolist()
-            flat.update({f"{name}/{quantity}": x for name, x in zip(places, of_step, strict=True) if not math.isnan(x)})
+            flat.update({f"{name}/{quantity}": x for name, x in zip(names, of_step, strict=True) if not math.isnan(x)})
         return flat
 
 

@@ -63,9 +63,9 @@ class Row:
             max(|charge|, |initial|, |free| + |forced|); NaN where the law is open.
         defect_share, rounding_share: Σ|defect| and Σ|rounding| over groups, relative to
             Σ (|decay| + |growth| + |defect|); 0 to 1 for the first.
-        closed, reason: Whether free + forced is a prediction, and why not. Where it is none, and the rule has growth and
-            transport (AdamW, Adam, Probe), these are the growth and the defect here, and decay is the rest: a split
-            that needs no law.
+        closed, reason: Whether free + forced is a prediction, and why not. Where it is none, and the rule has growth
+            and transport (AdamW, Adam, Probe), these are the growth and the defect here, and decay is the rest: a
+            split that needs no law.
         verdict: What happened, in words.
         rank: Sorts rows, worst first.
     """

@@ -2,30 +2,36 @@
 
 All sums are over the groups of one symmetry, of absolute values, so that nothing cancels:
 
-    did     Σ (|decay| + |growth| + |defect|)             all that the steps did to the charges
-    size    Σ max(|charge|, |initial|, |free| + |forced|)   the numbers that the charges are made of
+    did     Σ (|decay| + |growth| + |defect|)              all that the steps did to the charges
+    size    Σ max(|charge|, |initial|, |free| + |forced|)    the numbers that the charges are made of
 
 A part of the change counts if its sum is more than NOTABLE of `did` and more than NOISE of `size`: less is rounding of
-float32, or a group whose charge hardly moved. The sentences, and what proves them:
+float32, or a group whose charge hardly moved. The sentences, and what proves each:
 
-    NaN or infinite in 3 of 16 groups       the charge, the budget or a part of it is not finite there
-    no step yet                             the readout's step is 0
-    unchanged                               charge = initial, and decay, growth, defect and rounding are 0, in all groups
-    changed, but not by steps               rounding counts and did = 0: the values stored now are others than those that
-                                            steps with no effect have left
-    bfloat16 lost 9 % of the decay          Σ|rounding| / did, of opposite sign to what the steps did ("added" if of the
-                                            same sign); all parameters are stored as bfloat16 ("rounding" if not, or not
-                                            known); decay is DOMINANT of `did` ("change" if neither it nor growth is)
-    the gradient breaks it: 0.3 %           Σ|defect| / did, in SGD's law, which nothing but ⟨g, ψ⟩ ≠ 0 drives
-    eps of a normalisation: 0.3 %           the same, and `check_constraints` found that an eps makes DOMINANT of ⟨g, ψ⟩
-    Adam's preconditioner: 12 %             Σ|defect| / did, in Adam's law, which ⟨g, ψ⟩ ≠ 0 and the preconditioner drive,
-                                            and the gradient of the last step is too nearly orthogonal to ψ to have made
-                                            it (`_reach`)
-    Adam's preconditioner or the gradient: 12 %    the same, without that
-    the optimizer's updates: 12 %           both, for a Probe, which sees no preconditioner
-    open                                    free + forced is no prediction; the row's reason says why
-    grew by 12 %, shrank by 12 %            Σ charge / Σ initial − 1, where no symmetry is claimed and no charge is negative
-    holds to 2e-6                           the largest |residual|, relative to size / n groups; nothing of the above
+    "NaN or infinite in 3 of 16 groups"
+        The charge, the budget or a part of it is not finite there.
+    "no step yet", "unchanged"
+        The readout's step is 0; or charge = initial, and decay, growth, defect and residual are 0, in all groups.
+    "changed, but not by steps"
+        Rounding counts and did = 0: the stored values are others than those that steps without effect have left.
+    "bfloat16 lost 9 % of the decay"
+        Σ|rounding| / did, of opposite sign to what the steps did ("added" if of the same sign). All parameters are
+        stored as bfloat16 ("rounding" if not, or not known). Decay is DOMINANT of `did` ("change" if neither it nor
+        growth is).
+    "the gradient breaks it: 0.3 %"
+        Σ|defect| / did, in SGD's law, whose defect nothing but ⟨g, ψ⟩ ≠ 0 drives.
+    "eps of a normalisation: 0.3 %"
+        The same, and `check_constraints` found that an eps makes DOMINANT of ⟨g, ψ⟩, on the batch that it was given.
+    "Adam's preconditioner: 12 %"
+        Σ|defect| / did, in Adam's law, which ⟨g, ψ⟩ ≠ 0 and the preconditioner drive; and the gradient of the last step
+        is too nearly orthogonal to ψ to have made it (`_reach`). Without that: "Adam's preconditioner or the gradient".
+        A Probe sees no preconditioner: "the optimizer's updates".
+    "open"
+        free + forced is no prediction; the row's reason says why.
+    "grew by 12 %", "shrank by 12 %", "grew to 3 times"
+        Σ charge / Σ initial, where no symmetry is claimed and no charge is negative.
+    "holds to 2e-6"
+        The largest |residual|, relative to size / n groups, and nothing of the above.
 
 A gradient's sentence says what broke the law, not why the gradient did: an eps, a GELU, or its own rounding.
 `check_constraints` separates these.
@@ -77,7 +83,7 @@ class Change(NamedTuple):
         decay, growth, defect, rounding: The parts; see `Row` (measure/table.py).
         predicted: |free| + |forced|.
         residual: charge − discrete.total.
-        cosine, angle, sq_gradient: relative_defect, angular_update and the moment sq_g of the last step; NaN: not known.
+        cosine, angle, sq_gradient: relative_defect, angular_update and moment sq_g of the last step; NaN: not known.
     """
 
     charge: Numbers
@@ -152,12 +158,12 @@ def give(
     if causes:
         state = [] if closed else ["open"] if kind != "norm" else [_grown(change)]
         return Verdict((1, -max(causes.values())), "; ".join([*causes, *filter(None, state)]))
-    if not any(part.any() for part in (change.did, change.rounding)):
+    if not any(part.any() for part in (change.charge - change.initial, change.did, change.residual)):
         return Verdict((5, 0.0), "unchanged")
     if not closed:
         return Verdict((4, 0.0), _grown(change) or "no claim") if kind == "norm" else Verdict((2, 0.0), "open")
     error = held_to(change)
-    return Verdict((3, -error), f"holds to {number(max(error, EPSILON), '.1g')}")
+    return Verdict((3, -error), f"holds to {number(max(error, EPSILON), '.0e')}")
 
 
 def held_to(change: Change) -> float:
@@ -211,7 +217,7 @@ def _of_rounding(change: Change, dtypes: Collection[str], share: float) -> str:
     if math.isinf(share):
         return "changed, but not by steps"
     steps = change.decay + change.growth + change.defect
-    verb = "lost" if float((change.rounding * np.sign(steps)).sum()) < 0.0 else "added"
+    verb = "lost" if float((change.rounding * steps).sum()) < 0.0 else "added"
     parts = {"decay": change.decay, "growth": change.growth}
     what = next((name for name, part in parts.items() if change.share(part) >= DOMINANT), "change")
     return f"{next(iter(dtypes)) if len(dtypes) == 1 else 'rounding'} {verb} {percent(share)} of the {what}"
@@ -222,6 +228,8 @@ def _grown(change: Change) -> str:
     if (change.initial < 0.0).any() or (change.charge < 0.0).any() or not (before := float(change.initial.sum())):
         return ""
     grown = float(change.charge.sum()) / before - 1.0
+    if grown == 0.0:
+        return ""
     if grown > 1.0:
         return f"grew to {number(1.0 + grown)} times"
     return f"{'grew' if grown > 0.0 else 'shrank'} by {percent(abs(grown))}"
