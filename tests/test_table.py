@@ -75,9 +75,9 @@ def test_rows_are_what_a_loop_over_groups_says(name: str) -> None:
             did += sum(abs(float(group[part])) for part in ("decay", "growth", "defect"))
         for part, values in parts.items():
             spread = getattr(of, part)
-            assert spread.median == pytest.approx(statistics.median(values), abs=1e-14)
-            assert spread.size == pytest.approx(statistics.median(map(abs, values)), abs=1e-14)
-            assert (spread.lowest, spread.highest) == pytest.approx((min(values), max(values)), abs=1e-14)
+            assert spread.median == pytest.approx(statistics.median(values), abs=1e-13)
+            assert spread.size == pytest.approx(statistics.median(map(abs, values)), abs=1e-13)
+            assert (spread.lowest, spread.highest) == pytest.approx((min(values), max(values)), abs=1e-13)
         assert of.charge.median == statistics.median(law.charge.tolist())
         assert of.change.size == pytest.approx(statistics.median((law.charge - law.initial).abs().tolist()))
         assert of.defect_share == pytest.approx(sum(map(abs, parts["defect"])) / did)
@@ -273,8 +273,7 @@ def verdicts(readout: nperf.Readout, **options: Any) -> dict[str, str]:
 
 def test_exact_laws_hold() -> None:
     model = mlp()
-    options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-3}
-    optimizer = nperf.SGD(model.named_parameters(), symmetries=LAWS, **options)
+    optimizer = nperf.SGD(model.named_parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3, symmetries=LAWS)
     assert set(verdicts(optimizer.readout()).values()) == {"no step yet"}
     for found in trained(model, optimizer, 60).table().rows:
         assert found.verdict.startswith("holds to ")
@@ -338,7 +337,7 @@ def test_a_write_that_nobody_saw_is_no_rounding() -> None:
     model = mlp()
     optimizer = nperf.SGD(model.named_parameters(), lr=0.0, symmetries=LAWS)
     assert set(verdicts(trained(model, optimizer, 2)).values()) == {"unchanged"}
-    model[0].weight.data.mul_(1.5)  # raises no version counter
+    dict(model.named_parameters())["0.weight"].data.mul_(1.5)  # raises no version counter
     found = verdicts(trained(model, optimizer, 1))
     assert found["first"] == "changed, but not by steps"
     assert found["hidden"] == "unchanged"
@@ -370,8 +369,9 @@ def test_training_that_diverged_has_a_table() -> None:
     model = mlp()
     optimizer = nperf.SGD(model.named_parameters(), lr=0.1, symmetries=LAWS)
     loss_of(model, 0).backward()
-    assert model[0].weight.grad is not None
-    model[0].weight.grad[3, 0] = float("nan")
+    gradient = dict(model.named_parameters())["0.weight"].grad
+    assert gradient is not None
+    gradient[3, 0] = float("nan")
     optimizer.step()
     first, *others = optimizer.readout().table().rows
     assert (first.name, first.verdict) == ("first", "NaN or infinite in 1 of 16 groups")

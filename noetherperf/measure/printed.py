@@ -129,7 +129,7 @@ def _range(x: Spread) -> str:
 
 def _signed(x: Spread) -> str:
     """The median absolute value, with the sign of all groups, or ±."""
-    if math.isnan(x.size) or not (x.lowest or x.highest):
+    if not x.size or math.isnan(x.size):
         return _number(x.size)
     return f"{'+' if x.lowest >= 0.0 else '-' if x.highest <= 0.0 else '±'}{_number(x.size)}"
 

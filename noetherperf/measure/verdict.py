@@ -42,6 +42,7 @@ from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from noetherperf.measure.defect import Numbers
 
@@ -99,9 +100,9 @@ class Change(NamedTuple):
     sq_gradient: Numbers
 
     @property
-    def finite(self) -> np.ndarray:
+    def finite(self) -> NDArray[np.bool_]:
         """The groups without NaN and infinity, [n groups], bool; what is of the last step may be NaN."""
-        found: np.ndarray = np.isfinite(np.stack(self[:8])).all(0)
+        found: NDArray[np.bool_] = np.logical_and.reduce(np.isfinite(np.stack(self[:8])))
         return found
 
     @property
