@@ -159,6 +159,8 @@ def test_a_law_that_holds() -> None:
         ({"forced": 0.1, "rounding": -0.095}, ["float16"], "float16 lost 95 % of the growth"),
         ({"decay": (0.05, -0.05), "forced": 0.05, "rounding": -0.01}, [], "rounding lost 10 % of the change"),
         ({"forced": 0.1, "rounding": -0.009}, ["bfloat16", "float32"], "rounding lost 9 % of the growth"),
+        ({"decay": -0.1, "rounding": 0.106}, ["bfloat16"], "bfloat16 lost 106 % of the decay"),
+        ({"decay": -0.1, "rounding": 0.26}, ["bfloat16"], "bfloat16 moved it 2.6 times as far as the steps"),
         ({"rounding": 0.1}, ["float32"], "changed, but not by steps"),
     ],
 )

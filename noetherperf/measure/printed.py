@@ -33,7 +33,7 @@ FOLDED = ("symmetry", "verdict")
 #: Where there is no terminal.
 WIDTH = 120
 
-_STYLE = "text-align: {}; padding: 0 0.6em; vertical-align: top"
+_STYLE = "text-align: {}; white-space: {}; padding: 0 0.6em; vertical-align: top"
 
 
 class ReadoutTable:
@@ -135,7 +135,7 @@ def _signed(x: Spread) -> str:
 
 
 def _line(tag: str, texts: Sequence[str]) -> str:
-    styles = (_STYLE.format("left" if is_text else "right") for is_text in COLUMNS.values())
+    styles = (_STYLE.format(*(("left", "normal") if is_text else ("right", "nowrap"))) for is_text in COLUMNS.values())
     columns = zip(texts, styles, strict=True)
     return "<tr>" + "".join(f'<{tag} style="{style}">{_escaped(text)}</{tag}>' for text, style in columns) + "</tr>"
 

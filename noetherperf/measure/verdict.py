@@ -17,7 +17,7 @@ float32, or a group whose charge hardly moved. The sentences, and what proves ea
     "bfloat16 lost 9 % of the decay"
         Σ|rounding| / did, of opposite sign to what the steps did ("added" if of the same sign). All parameters are
         stored as bfloat16 ("rounding" if not, or not known). Decay is DOMINANT of `did` ("change" if neither it nor
-        growth is).
+        growth is). Where the share is more than ALL: "bfloat16 moved it 2.6 times as far as the steps".
     "the gradient breaks it: 0.3 %"
         Σ|defect| / did, in SGD's law, whose defect nothing but ⟨g, ψ⟩ ≠ 0 drives.
     "eps of a normalisation: 0.3 %"
@@ -54,6 +54,8 @@ NOTABLE = 1e-3
 NOISE = 1e-6
 #: Of a whole, a part that is nearly all of it.
 DOMINANT = 0.9
+#: Of a whole, more than can be called lost.
+ALL = 1.5
 #: A cosine that rounding of float32 leaves of zero.
 ORTHOGONAL = 1e-6
 #: Of the defect, what the gradient may have made if the sentence names the preconditioner.
@@ -217,11 +219,14 @@ def _reach(change: Change, kind: str) -> float:
 def _of_rounding(change: Change, dtypes: Collection[str], share: float) -> str:
     if math.isinf(share):
         return "changed, but not by steps"
+    stored = next(iter(dtypes)) if len(dtypes) == 1 else "rounding"
+    if share > ALL:
+        return f"{stored} moved it {number(share)} times as far as the steps"
     steps = change.decay + change.growth + change.defect
     verb = "lost" if float((change.rounding * steps).sum()) < 0.0 else "added"
     parts = {"decay": change.decay, "growth": change.growth}
     what = next((name for name, part in parts.items() if change.share(part) >= DOMINANT), "change")
-    return f"{next(iter(dtypes)) if len(dtypes) == 1 else 'rounding'} {verb} {percent(share)} of the {what}"
+    return f"{stored} {verb} {percent(share)} of the {what}"
 
 
 def _grown(change: Change) -> str:
