@@ -217,6 +217,7 @@ def test_verdicts_on_what_is_no_law() -> None:
     assert verdict(decay=-0.004, **norm) == "shrank by 0.4 %"
     assert verdict(defect=2.5, **norm) == "grew to 3.5 times"
     assert verdict(defect=0.1, rounding=-0.05, **norm) == "float32 lost 50 % of the change; grew by 5 %"
+    assert verdict(defect=0.1, **{**norm, "initial": 0.0}) == "grew from 0"
     assert verdict(defect=0.1, **{**norm, "initial": (1.0, -1.0)}) == "no claim"
     empty = {name: x[:0] for name, x in arrays(forced=1.0).items()}
     nothing = row("x", "scale", empty, rule="sgd", step=3)
@@ -506,13 +507,12 @@ def test_html_has_the_same_cells_and_names_are_only_text() -> None:
     names = ["<img src=x onerror=alert(1)>", 'a"b&c', "two\nlines"]
     readout = many(3, names.__getitem__)
     page = Cells(readout._repr_html_())
-    assert page.rows == [list(COLUMNS), *map(cells, rows(readout))][:1] + [
-        [text.replace("\n", "\\n") for text in cells(row)] for row in rows(readout)
-    ]
+    shown = [[text.replace("\n", "\\n").replace(" %", "\xa0%") for text in cells(found)] for found in rows(readout)]
+    assert page.rows == [list(COLUMNS), *shown]
     assert page.tags == {"table", "caption", "thead", "tbody", "tr", "th", "td"}
     assert "two\\nlines" in str(readout)
-    shown = ReadoutTable(rows(many(30)), 1, 20)._repr_html_()
-    assert "<p>and 10 more: print(readout.table(rows=None))</p>" in shown
+    longer = ReadoutTable(rows(many(30)), 1, 20)._repr_html_()
+    assert "<p>and 10 more: print(readout.table(rows=None))</p>" in longer
 
 
 def test_numbers_are_short_and_signs_are_those_of_all_groups() -> None:

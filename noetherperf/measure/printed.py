@@ -40,8 +40,8 @@ class ReadoutTable:
     """The symmetries of a readout as a table, worst first. `str()` and `print` give text, a notebook shows HTML.
 
     `charge` is the median over groups and the range. `decay`, `growth`, `defect` and `rounding` are the parts of its
-    change since measuring began, by absolute value: their medians, with the sign, or ± where groups differ in it. An
-    `angle` is in radians. What a verdict says, and what proves it, is in measure/verdict.py.
+    change since measuring began, by absolute value: their medians, with the sign, or ± where groups differ in it; of an
+    open law `growth` and `defect` are growth and transport, where the rule has them. An `angle` is in radians. What a verdict says, and what proves it, is in measure/verdict.py.
 
     Attributes:
         rows: All rows, as data (measure/table.py).
@@ -137,7 +137,7 @@ def _signed(x: Spread) -> str:
 def _line(tag: str, texts: Sequence[str]) -> str:
     styles = (_STYLE.format(*(("left", "normal") if is_text else ("right", "nowrap"))) for is_text in COLUMNS.values())
     columns = zip(texts, styles, strict=True)
-    return "<tr>" + "".join(f'<{tag} style="{style}">{_escaped(text)}</{tag}>' for text, style in columns) + "</tr>"
+    return "<tr>" + "".join(f'<{tag} style="{style}">{_escaped(text).replace(" %", "&nbsp;%")}</{tag}>' for text, style in columns) + "</tr>"
 
 
 def _escaped(text: str) -> str:

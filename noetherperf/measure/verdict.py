@@ -28,7 +28,7 @@ float32, or a group whose charge hardly moved. The sentences, and what proves ea
         A Probe sees no preconditioner: "the optimizer's updates".
     "open"
         free + forced is no prediction; the row's reason says why.
-    "grew by 12 %", "shrank by 12 %", "grew to 3 times"
+    "grew by 12 %", "shrank by 12 %", "grew to 3 times", "grew from 0"
         Σ charge / Σ initial, where no symmetry is claimed and no charge is negative.
     "holds to 2e-6"
         The largest |residual|, relative to size / n groups, and nothing of the above.
@@ -231,11 +231,12 @@ def _of_rounding(change: Change, dtypes: Collection[str], share: float) -> str:
 
 def _grown(change: Change) -> str:
     """How norms have grown or shrunk, all groups together; "" if that says nothing."""
-    if (change.initial < 0.0).any() or (change.charge < 0.0).any() or not (before := float(change.initial.sum())):
+    before, after = float(change.initial.sum()), float(change.charge.sum())
+    if (change.initial < 0.0).any() or (change.charge < 0.0).any() or before == after:
         return ""
-    grown = float(change.charge.sum()) / before - 1.0
-    if grown == 0.0:
-        return ""
+    if before == 0.0:
+        return "grew from 0"
+    grown = after / before - 1.0
     if grown > 1.0:
         return f"grew to {number(1.0 + grown)} times"
     return f"{'grew' if grown > 0.0 else 'shrank'} by {percent(abs(grown))}"
