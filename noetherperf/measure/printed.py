@@ -40,8 +40,9 @@ class ReadoutTable:
     """The symmetries of a readout as a table, worst first. `str()` and `print` give text, a notebook shows HTML.
 
     `charge` is the median over groups and the range. `decay`, `growth`, `defect` and `rounding` are the parts of its
-    change since measuring began, by absolute value: their medians, with the sign, or ± where groups differ in it; of an
-    open law `growth` and `defect` are growth and transport, where the rule has them. An `angle` is in radians. What a verdict says, and what proves it, is in measure/verdict.py.
+    change since measuring began, by absolute value: their medians, with the sign, or ± where groups differ in it. Of an
+    open law `growth` and `defect` are growth and transport, where the rule has them. An `angle` is in radians. What a
+    verdict says, and what proves it, is in measure/verdict.py.
 
     Attributes:
         rows: All rows, as data (measure/table.py).
@@ -135,9 +136,11 @@ def _signed(x: Spread) -> str:
 
 
 def _line(tag: str, texts: Sequence[str]) -> str:
-    styles = (_STYLE.format(*(("left", "normal") if is_text else ("right", "nowrap"))) for is_text in COLUMNS.values())
-    columns = zip(texts, styles, strict=True)
-    return "<tr>" + "".join(f'<{tag} style="{style}">{_escaped(text).replace(" %", "&nbsp;%")}</{tag}>' for text, style in columns) + "</tr>"
+    line = []
+    for text, is_text in zip(texts, COLUMNS.values(), strict=True):
+        style = _STYLE.format("left" if is_text else "right", "normal" if is_text else "nowrap")
+        line.append(f'<{tag} style="{style}">{_escaped(text).replace(" %", "&nbsp;%")}</{tag}>')
+    return f"<tr>{''.join(line)}</tr>"
 
 
 def _escaped(text: str) -> str:
