@@ -126,8 +126,9 @@ def run(
 ) -> None:
     """Train a network, record its charges, print how well each law held, and draw pictures.
 
-    Without options it trains a small network on scikit-learn's digits. Then the exit status is 1 if the network
-    classifies 95 % of the test images or fewer. --model chooses a VGG-16 or a ResNet-18, for any of the data sets.
+    Without options it trains a small network on scikit-learn's digits.
+    The exit status is then 1 if that network classifies 95 % of the test images or fewer.
+    --model chooses a VGG-16 or a ResNet-18, for any of the data sets.
     Every epoch ends with a checkpoint, from which --resume goes on.
     """
     small = model == "small"
