@@ -1,6 +1,7 @@
-"""Norms that count from an offset, as the gain 1 + w: their laws against plain loops, and everything that reads them."""
+"""Norms that count from an offset, as the gain 1 + w: their laws against plain loops, and all that reads them."""
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +72,12 @@ def train(net: nn.Module, optimizer: Any, run: Run, steps: range) -> None:
 def counted(part: Part, x: Tensor) -> Tensor:
     """θ + offset of each group, [n groups, elements]."""
     x = x.detach().double().cpu() + part.offset
-    return x.reshape(1, -1) if part.axis is None else x.movedim(part.axis, 0).reshape(x.shape[part.axis] // part.fold, -1)
+    return (
+        x.reshape(1, -1) if part.axis is None else x.movedim(part.axis, 0).reshape(x.shape[part.axis] // part.fold, -1)
+    )
 
 
-def charge(symmetry: Symmetry, values: dict[str, Tensor]) -> Tensor:
+def charge(symmetry: Symmetry, values: Mapping[str, Tensor]) -> Tensor:
     power = 1 if symmetry.law == "translation" else 2
     return torch.stack([p.weight * (counted(p, values[p.parameter]) ** power).sum(1) for p in symmetry.parts]).sum(0)
 
@@ -104,7 +107,7 @@ def test_the_law_closes(backend: str, run: Run) -> None:
         assert worst_rounding(readout, SYMMETRIES) <= 1e-12
         assert worst_residual(readout, EXACT) <= 1e-10
     if run.options["lr"] > 1e-3:
-        assert worst_residual(readout, BROKEN) >= 1e-4, "what is no symmetry has no law"
+        assert worst_residual(readout, BROKEN) >= 1e-5, "what is no symmetry has no law"
 
 
 @pytest.mark.parametrize("maximize", [False, True])
@@ -138,7 +141,11 @@ def test_each_source_by_a_plain_loop(options: dict[str, Any], maximize: bool) ->
         v = beta * v + a * d if beta else v
         u = d if not beta else d + beta * v if nesterov else v
         pulled, delta = -decay * c * (theta + c).sum(1), s * (g * (theta + c)).sum(1)
-        sources = {"free": (0.0, 0.0, 0.0), "forced": (pulled, (u * u).sum(1), (u * v).sum(1)), "defect": (delta, 0.0, 0.0)}
+        sources = {
+            "free": (0.0, 0.0, 0.0),
+            "forced": (pulled, (u * u).sum(1), (u * v).sum(1)),
+            "defect": (delta, 0.0, 0.0),
+        }
         for name, (along, uu, uv) in sources.items():
             x, y = parts[name]
             of_d = decay * x + along  # its share of ⟨θ + c, d⟩
@@ -225,6 +232,10 @@ def test_adamw_by_a_plain_loop() -> None:
         w = beta * (1 - beta**k) / (1 - beta ** (k + 1)) * (r * w - lr * u * u + (1 - r) * c * u)
     readout = optimizer.readout()
     law, other = readout["gain->a"], rest(n)
+    assert law.growth is not None
+    assert law.transport is not None
+    assert other.growth is not None
+    assert other.transport is not None
     np.testing.assert_allclose(law.discrete.free - other.discrete.free, r ** (2 * n) * initial, rtol=1e-12)
     np.testing.assert_allclose(law.discrete.forced - other.discrete.forced, forced, rtol=1e-9)
     np.testing.assert_allclose(law.growth - other.growth, growth, rtol=1e-9)
@@ -255,18 +266,20 @@ def rest(n_steps: int) -> nperf.ChargeReadout:
 )
 def test_the_flow_law_nears_the_discrete_law_as_steps_shrink(kind: Any, options: dict[str, Any]) -> None:
     """Decay alone, of a tensor that starts where it counts most: twice the steps of half the size, half the error."""
-    errors = []
-    for n in (100, 200):
-        p = nn.Parameter(torch.linspace(-1, 3, 12, dtype=torch.float64).reshape(3, 4))
-        optimizer = kind([("p", p)], lr=4.0 / n, weight_decay=0.5, symmetries=[Norm("n", [Part("p", 0, offset=1.0)])], **options)
+    errors, time = [], 4.0 * (1.0 - options.get("momentum", 0.0))
+    for n in (400, 800):
+        p = nn.Parameter(torch.linspace(-1, 0, 4, dtype=torch.float64)[None])
+        optimizer = kind(
+            [("p", p)], lr=time / n, weight_decay=0.5, symmetries=[Norm("n", [Part("p", 0, offset=1.0)])], **options
+        )
         for _ in range(n):
             p.grad = torch.zeros_like(p)
             optimizer.step()
         law = optimizer.readout()["n"]
-        assert (law.charge - law.initial).abs().min() > 0.5
+        assert (law.charge - law.initial).abs().min() > 0.1
         errors.append(float((law.flow.total - law.discrete.total).abs().max()))
     assert errors[0] < 0.2
-    assert errors[1] == pytest.approx(errors[0] / 2, rel=0.15)
+    assert errors[1] == pytest.approx(errors[0] / 2, rel=0.1)
 
 
 @pytest.mark.parametrize(
@@ -294,7 +307,13 @@ def test_the_angle_of_a_step(kind: Any, options: dict[str, Any]) -> None:
         torch.testing.assert_close(readout[s.name].angular_update, angle, rtol=1e-6, atol=1e-9)
     decoupled = kind is nperf.AdamW or "momentum" not in options
     if not decoupled:  # else η u is not the whole of the move
-        moved = torch.cat([before[p.parameter][..., None].reshape(1, -1) - after[p.parameter].detach().reshape(1, -1) for p in BROKEN[0].parts], 1)
+        moved = torch.cat(
+            [
+                before[p.parameter][..., None].reshape(1, -1) - after[p.parameter].detach().reshape(1, -1)
+                for p in BROKEN[0].parts
+            ],
+            1,
+        )
         expected = moved.norm(dim=1) / charge(BROKEN[0], after).sqrt()
         torch.testing.assert_close(readout["whole"].relative_update, expected, rtol=1e-9, atol=0.0)
     rate = 0.05 / readout["turned"].charge ** (0.5 if kind is nperf.AdamW else 1.0)
@@ -314,7 +333,8 @@ def test_the_defect_is_the_constraint() -> None:
     readout = optimizer.readout()
     for s in (*EXACT[:2], *BROKEN):
         terms = [
-            p.weight * (counted(p, before[p.parameter]) * (counted(p, g[p.parameter]) - p.offset)).sum(1) for p in s.parts
+            p.weight * (counted(p, before[p.parameter]) * (counted(p, g[p.parameter]) - p.offset)).sum(1)
+            for p in s.parts
         ]
         torch.testing.assert_close(readout[s.name].defect, torch.stack(terms).sum(0), rtol=1e-10, atol=1e-15)
         assert (readout[s.name].relative_defect.max() < 1e-12) == s.claimed
@@ -369,7 +389,7 @@ def test_a_checkpoint_goes_on(n_steps: int) -> None:
     train(one, a, run, range(n_steps))
     b = nperf.SGD(two.named_parameters(), symmetries=SYMMETRIES, **run.options)
     two.load_state_dict(one.state_dict())
-    b.load_state_dict(a.state_dict())
+    b.load_state_dict(copy.deepcopy(a.state_dict()))
     for net, optimizer in ((one, a), (two, b)):
         train(net, optimizer, run, range(n_steps, n_steps + 10))
     for name, law in a.readout().items():
@@ -378,7 +398,7 @@ def test_a_checkpoint_goes_on(n_steps: int) -> None:
         assert torch.equal(law.flow.total, b.readout()[name].flow.total)
     moved = [Scale("turned", [Part("turned", 0, offset=0.8)]) if s.name == "turned" else s for s in SYMMETRIES]
     other = nperf.SGD(Gains().named_parameters(), lr=0.1, symmetries=moved)
-    with pytest.raises(ValueError, match="other symmetries .they differ in: turned"):
+    with pytest.raises(ValueError, match=r"other symmetries \(they differ in: turned\)"):
         other.load_state_dict(a.state_dict())
 
 
@@ -405,7 +425,7 @@ def test_changes_between_steps(kind: Any) -> None:
     train(net, optimizer, run, range(5))
     forced = optimizer.readout()["gain->a"].discrete.forced
     with torch.no_grad():
-        net.gain += 0.5
+        net.gain.add_(0.5)
     changed = optimizer.readout()
     assert "gain was changed outside step()" in changed["gain->a"].reason
     assert worst_rounding(changed, SYMMETRIES) <= 1e-13
@@ -417,15 +437,14 @@ def test_changes_between_steps(kind: Any) -> None:
 def test_a_record_keeps_them(tmp_path: Path) -> None:
     net = Gains()
     optimizer = nperf.SGD(net.named_parameters(), lr=0.05, momentum=0.9, symmetries=SYMMETRIES)
-    with nperf.Recorder(optimizer, tmp_path / "r", every=1) as recorder:
+    with nperf.Recorder(optimizer, tmp_path / "r", every=1):
         for step in range(4):
             backward(net, step)
             optimizer.step()
-            recorder.record() if hasattr(recorder, "record") else None
         charge_now = optimizer.readout()["gain->a"].charge
     record = nperf.open_record(tmp_path / "r")
-    assert record.symmetries["gain->a"] == EXACT[0] if hasattr(record, "symmetries") else True
-    assert np.array_equal(np.asarray(record["gain->a"].charge)[-1], charge_now.numpy())
+    assert list(record.symmetries) == SYMMETRIES
+    assert np.array_equal(record["gain->a"]["charge"].to_numpy()[-1], charge_now.numpy())
 
 
 def test_a_rule_without_such_a_law_leaves_it_open() -> None:

@@ -8,7 +8,8 @@ a group A:
 
 c_j is the signed weight of the part with element j: 1 for a scale; +1 into and −k out of a unit that is homogeneous of
 degree k; the sum of both where two parts meet (the diagonal of a recurrent weight). A relation of many writers and
-readers has the same form, and a part with an offset has θ + offset in the place of θ. Differentiate L(θ(s)) = L(θ) with respect to s at s = 0, then to θ:
+readers has the same form, and a part with an offset has θ + offset in the place of θ. Differentiate L(θ(s)) = L(θ) with
+respect to s at s = 0, then to θ:
 
     gradient           ⟨g, ψ_A⟩ = 0
     Hessian            H ψ_A + C_A g = 0        (C_A g is absent for a translation: its ψ does not depend on θ)

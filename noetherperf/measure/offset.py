@@ -6,10 +6,10 @@ A norm's law is linear, so each of its numbers (initial, free, forced, defect, b
 
     that of |θ|²  +  c · that of 2⟨θ, 1⟩  +  c² n · that of 1
 
-all three moved by the norm's matrices. Their initial values and budgets are those of the charges themselves: the norm's,
-twice the translation's, and 1, which no step changes. Their free part is a product of matrices times the start. Defect
-or forced is kept: the norm's, the component `offset`, and for 1 it follows, because nothing but decay moves it. So
-views with such a part keep both laws, and norms have two components more, which sum ⟨g, 1⟩, or ⟨θ, 1⟩ and ⟨u, 1⟩.
+all three moved by the norm's matrices. Their budgets are those of the charges themselves: the norm's, twice the
+translation's, and 1, which no step changes. Their free part is a product of matrices times the start. Of defect and
+forced one is kept: the norm's, the component `offset`, and for 1 it follows, because nothing but decay moves it. So a
+view with such a part keeps both laws, and norms have two components more, driven by ⟨g, 1⟩, or ⟨θ, 1⟩ and ⟨u, 1⟩.
 
 Derived in docs/theory.md, section 3.
 

@@ -242,17 +242,18 @@ class Measurement:
                 y_jump = torch.where(jumps, now - state[budget_y], 0.0)
             if law == Law.TRANSLATION:
                 of_sums[:, segment] = torch.stack([x_jump, y_jump])
+            of_offset = 2.0 * of_sums[0, segment], of_sums[1, segment]
             for component in shape.components:
                 if component.jumps:
                     row, y_row = shape.rows[component.name], shape.y_row(component.name)
-                    x, y = (2.0 * of_sums[0, segment], of_sums[1, segment]) if component.name == OFFSET else (x_jump, y_jump)
+                    dx, dy = of_offset if component.name == OFFSET else (x_jump, y_jump)
                     if component.compensated:
-                        state[row], rest = two_sum(state[row], x)
+                        state[row], rest = two_sum(state[row], dx)
                         state[row + 1] += rest
                     else:
-                        state[row] += x
+                        state[row] += dx
                     if y_row is not None:
-                        state[y_row] += y
+                        state[y_row] += dy
         return new
 
 

@@ -116,12 +116,12 @@ def find_terms(symmetries: Sequence[Symmetry], sources: Sequence[Source]) -> tup
                 parts.append((number, len(own), n_measured[i] + view.segment, state, planned.n_elements))
                 coefficients.append((part.weight, part.offset))
         n_groups.append(n)
-    symmetry_of, lengths, *offsets, n_elements = np.array(parts, dtype=np.int64).reshape(-1, 5).T
+    symmetry_of, lengths, *starts, n_elements = np.array(parts, dtype=np.int64).reshape(-1, 5).T
     first_group = np.cumsum([0, *n_groups])
     group = np.concatenate([_NONE, *groups]) + np.repeat(first_group[symmetry_of], lengths)
     order = np.argsort(group, kind="stable")
     group, of_part = group[order], np.repeat(np.arange(len(parts)), lengths)[order]
-    segment, state = ((np.concatenate([_NONE, *segments]) + np.repeat(offset, lengths))[order] for offset in offsets)
+    segment, state = ((np.concatenate([_NONE, *segments]) + np.repeat(start, lengths))[order] for start in starts)
     share = _changes(group, of_part)
     shares_group, shares_part = group[share], of_part[share]
     first_share = _changes(shares_group)

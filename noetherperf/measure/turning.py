@@ -6,7 +6,8 @@ A part's step p' = r p − η w moves it by Δ = p' − p = (1 − 1/r) p' − (
     ⟨p', Δ⟩ = (1 − 1/r) |p'|² − (η/r) ⟨p', w⟩
 
 Both are sums over elements, so they add up over parts with their own η and r. A rule gives ⟨p', w⟩ (`Rule.motion`).
-Where a part counts from an offset c, ⟨p' + c, Δ⟩ needs ⟨Δ, 1⟩ too, which follows from ⟨w, 1⟩. With A = ⟨θ', Δ⟩ of the whole group, |θ'|² |Δ|² − A² is the squared area between its vectors before and after, and
+Where a part counts from an offset c, ⟨p' + c, Δ⟩ has c⟨Δ, 1⟩ too, which follows from ⟨w, 1⟩ as Δ from w. With
+A = ⟨θ', Δ⟩ of the whole group, |θ'|² |Δ|² − A² is the squared area between its vectors before and after, and
 
     angular update = atan2(√(|θ'|² |Δ|² − A²), |θ'|² − A)
 
@@ -87,12 +88,12 @@ def moved(plan: Plan, measurement: Measurement, last: LastStep, law: Law) -> Num
 
     def carried() -> Numbers:
         assert y_row is not None, "the budget of this rule has no second number"
-        return state[y_row]
+        return np.asarray(state[y_row])
 
     def carried_sums() -> Numbers:
         y = plan.rule.laws[Law.TRANSLATION].y_row("budget")
         assert y is not None, "the budget of this rule has no second number"
-        return measurement.states[Law.TRANSLATION][y, plan.translation_of].numpy()
+        return np.asarray(measurement.states[Law.TRANSLATION][y, plan.translation_of].numpy())
 
     square = total([{m.square: 1.0} for m in last.motions], carried)
     along = total([m.along for m in last.motions], carried)

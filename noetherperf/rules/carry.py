@@ -32,7 +32,7 @@ Flow law, the overdamped limit, with b the share of u that the next step carries
 
 It leaves out y₀, and takes w as settled while the buffer still fills, which adds 2bη²|u|²/(1 − b)² too much in all.
 
-A norm with an offset, x = |p + c|² and w that of ⟨p + c, u⟩, gains what decay does, because it draws p to 0. `forced` has
+A norm with an offset, x = |p + c|² and w for ⟨p + c, u⟩, gains what decay does, because it draws p to 0. In `forced`
 
     x' gains 2(1 − r) c⟨p', 1⟩ + (1 − r²) c²n        y' gains c_k (1 − r) c⟨u, 1⟩        (c_k: the c of above)
     flow: x' gains (1 − e^{−2λη}) c⟨p' + c, 1⟩

@@ -17,9 +17,9 @@ so that the recursion is exact to one rounding of x, however many steps are made
 
 The rows of a law's state [n rows, n segments] are the start x₀, y₀, then each component's numbers.
 
-A norm may count from an offset c: |p + c|² = |p|² + 2c⟨p, 1⟩ + c²n. Its numbers are sums of three: those of |p|²; c times
-those of 2⟨p, 1⟩, which the translation's law keeps or, where a norm's matrices move them, a component `offset`; and c²n
-times those of 1 (measure/offset.py).
+A norm may count from an offset c: |p + c|² = |p|² + 2c⟨p, 1⟩ + c²n. Its numbers are sums of three: those of |p|²; c
+times those of 2⟨p, 1⟩, which the translation's law keeps or, where a norm's matrices move them, a component `offset`;
+and c²n times those of 1 (measure/offset.py).
 """
 
 from collections.abc import Mapping, Sequence

@@ -160,7 +160,7 @@ class Translation(Symmetry):
 
     Raises:
         TypeError: name is no str, or parts is no sequence of Part.
-        ValueError: name or parts is empty, or a part has an offset, which no difference of sums feels.
+        ValueError: name or parts is empty, or a part has an offset.
 
     Source: Kunin et al. (2021), arXiv:2012.04728, translation symmetry.
     """
@@ -173,7 +173,8 @@ class Translation(Symmetry):
         for part in self.parts:
             if part.offset:
                 raise ValueError(
-                    f"Translation: {part!r} has an offset, but what is added to a sum is no part of its law; leave it out"
+                    f"Translation: {part!r} has an offset, but a sum has the same law wherever it counts from; "
+                    "leave the offset out"
                 )
 
 
