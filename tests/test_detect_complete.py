@@ -64,6 +64,12 @@ def grouped_queries(m: Any, x: Tensor) -> Tensor:
     return m.head(torch.tanh(m.o(y)))  # type: ignore[no-any-return]
 
 
+def shared_key(m: Any, x: Tensor) -> Tensor:
+    """Each head holds its queries and its values side by side; one key serves all."""
+    q, v = m.qv(x).unflatten(-1, (-1, 8)).split(4, -1)
+    return m.head(torch.tanh(m.o(attend(q, m.k(x)[..., None, :].expand_as(q), v))))  # type: ignore[no-any-return]
+
+
 def turned(x: Tensor) -> Tensor:
     """Rotary positions for the first half of each head, in pairs two apart; the rest as it is."""
     position = torch.arange(x.shape[1], dtype=x.dtype)[:, None, None]
@@ -162,6 +168,16 @@ STRUCTURES: dict[str, tuple[Callable[[], nn.Module], Draw, list[str]]] = {
             "rescale qkv.weight:0[:8]%16/2~4 > qkv.weight:0[8:12]%16",
             "rescale qkv.weight:0[12:]%16 > o.weight:1/2~4",
         ],
+    ),
+    "one key for the queries of every head": (
+        lambda: Lambda(shared_key, qv=linear(9, 24), k=linear(9, 4), o=linear(12, 5), head=nn.Linear(5, 3)),
+        draws(5, 9),
+        ["rescale qv.weight:0[:4]%8/3~4 > k.weight:0", "rescale qv.weight:0[4:]%8 > o.weight:1"],
+    ),
+    "one key for the queries of more heads": (
+        lambda: Lambda(shared_key, qv=linear(9, 56), k=linear(9, 4), o=linear(28, 5), head=nn.Linear(5, 3)),
+        draws(5, 9),
+        ["rescale qv.weight:0[:4]%8/7~4 > k.weight:0", "rescale qv.weight:0[4:]%8 > o.weight:1"],
     ),
     "partial rotary": (
         lambda: Lambda(partial_rotary, q=linear(9, 16), k=linear(9, 16), v=linear(9, 16), o=nn.Linear(16, 3)),
