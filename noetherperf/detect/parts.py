@@ -83,10 +83,7 @@ def joined(parts: Sequence[Part], shapes: Mapping[str, Shape]) -> list[Part]:
 
 
 def _of_all_periods(parts: Sequence[Part], shapes: Mapping[str, Shape]) -> list[Part]:
-    """The same parts; slices of one width and one distance that fill an axis become one part, in the place of the first.
-
-    Group j holds place j of every slice.
-    """
+    """The same parts; equal slices in all periods of an axis become one part, of which group j holds their places j."""
     slices: dict[object, list[Part]] = {}
     for part in parts:
         alone = part.axis is None or part.period is not None or part.fold != 1
