@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_engines import ENGINES, HOST
 from test_laws_end_to_end import RUNS, Run, size, worst_residual, worst_rounding
 from test_rules import Lion
 from torch import Tensor, nn
@@ -15,6 +16,9 @@ from torch.nn.functional import cross_entropy
 
 import noetherperf as nperf
 from noetherperf import Norm, Part, Rescale, Scale, Symmetry, Translation
+from noetherperf.measure.plan import Measurement, make_plan
+from noetherperf.rules.adam import ADAM, AdamOptions
+from noetherperf.rules.sgd import SGD, Hyper
 
 BACKENDS = [name for name, status in nperf.backends().items() if status == "available" and name != "auto"]
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
@@ -477,6 +481,34 @@ def worst_rounding_of(law: nperf.ChargeReadout) -> float:
 def test_refuses(build: Callable[[], object], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         build()
+
+
+@pytest.mark.parametrize("rule", [SGD, ADAM], ids=lambda rule: rule.name)
+@pytest.mark.parametrize("engine", [name for name in ENGINES if name != "reference"])
+def test_kernels_keep_what_the_reference_keeps(engine: str, rule: Any) -> None:
+    """All numbers of all laws, which are data to kernels, after steps with different options."""
+    symmetries = [Norm("rows", [Part("w", 0, offset=0.5)]), Norm("columns", [Part("w", 1)])]
+    plan = make_plan(symmetries, ["w"], [(7, 9)], rule)
+    found = []
+    for name in ("reference", engine):
+        generator = torch.Generator().manual_seed(0)
+        w, *buffers = (torch.rand(7, 9, generator=generator, dtype=torch.float64) for _ in range(1 + len(rule.buffers)))
+        made = ENGINES[name](plan, [w], ["w"], [0], Measurement.empty(plan))
+        made.measure([[v] for v in buffers])
+        made.measurement.start(plan, [True])
+        for step in range(4):
+            g = [torch.rand(7, 9, generator=generator, dtype=torch.float64)]
+            options = (
+                Hyper(0.1, 0.9, 0.0, 0.05, nesterov=step % 2 == 0)
+                if rule is SGD
+                else AdamOptions(0.1, weight_decay=0.3, decoupled=True)
+            )
+            made.admit(g)
+            made.step(g, [[v] for v in buffers], [options], [step + 1 if rule is ADAM else 1], HOST)
+        found.append(made.measurement)
+    assert len(found[0].states[1]) > len(Measurement.empty(make_plan(symmetries[1:], ["w"], [(7, 9)], rule)).states[1])
+    for one, two in zip(*(x.tensors() for x in found), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-13)
 
 
 def test_offsets_of_nothing_cost_nothing() -> None:
