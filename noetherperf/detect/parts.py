@@ -12,7 +12,7 @@ from noetherperf.detect.layout import ANY
 from noetherperf.detect.shapes import Shapes
 from noetherperf.symmetry import Part, Shape
 
-__all__ = ["Axis", "Mask", "divisors", "foldings", "group_axes", "is_grouped", "joined", "pieces"]
+__all__ = ["Axis", "Mask", "crosses_periods", "divisors", "foldings", "group_axes", "is_grouped", "joined", "pieces"]
 
 Axis = tuple[str, int]  # a parameter's name and the number of one of its axes
 Mask = NDArray[np.bool_]  # over the indices of an axis
@@ -62,6 +62,12 @@ def foldings(piece: Part, length: int, n: int, sizes: Iterable[int]) -> Iterator
     for stride in sorted({1} | {size for size in itertools.chain(sizes, (n, stop - start)) if n % size == 0}):
         if (stop - start) % (fold * stride) == 0 or stride == stop - start:
             yield replace(piece, fold=fold, stride=stride)
+
+
+def crosses_periods(grouping: Part, length: int) -> bool:
+    """Whether its groups have indices of several periods."""
+    start, stop = grouping.bounds((length,))
+    return grouping.period is not None and grouping.fold * grouping.stride > stop - start
 
 
 def joined(parts: Sequence[Part], shapes: Mapping[str, Shape]) -> list[Part]:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from noetherperf.detect.claims import Claims, Relation
 from noetherperf.detect.layout import ANY, Layout, placed
-from noetherperf.detect.parts import Axis, divisors, foldings, joined, pieces
+from noetherperf.detect.parts import Axis, crosses_periods, divisors, foldings, joined, pieces
 from noetherperf.detect.probe import Probe
 from noetherperf.detect.progress import Report, Stage
 from noetherperf.detect.relations import Matrix, independent, integer_relations, null_space, nullity
@@ -43,7 +43,7 @@ LARGEST_FOLD = 64  # of a group at a number of groups that no axis has: query he
 class Column(NamedTuple):
     """The sums of the groups of one axis, as a column of a matrix."""
 
-    rank: tuple[int, bool, bool]  # finer ones come first; those that mix groups with and without gradient later
+    rank: tuple[bool, int, bool, bool]  # finer ones first; later those that mix groups with and without gradient
     axis: Axis
     grouping: Part
 
@@ -232,7 +232,11 @@ class Search:
             for axis in (axis for axis in self.sums.axes if self.sums.length(axis) == length):
                 number = self.sums.layout.number[axis]
                 own = [
-                    Column((grouping.fold, not is_full, grouping.stride != 1), axis, grouping)
+                    Column(
+                        (crosses_periods(grouping, length), grouping.fold, not is_full, grouping.stride != 1),
+                        axis,
+                        grouping,
+                    )
                     for grouping, is_live, is_full in zip(groupings, live[number], full[number], strict=True)
                     if is_live
                 ]
@@ -326,7 +330,7 @@ def _what(n: int, law: Law) -> str:
     return f"{what} of {n} groups" if n > 1 else f"{what} of whole tensors"
 
 
-def _rank(column: Column) -> tuple[int, bool, bool]:
+def _rank(column: Column) -> tuple[bool, int, bool, bool]:
     return column.rank
 
 
