@@ -36,7 +36,8 @@ class Prediction:
 
     Attributes:
         free: What the initial charge alone (and a warm momentum buffer) has become: it decays, or oscillates.
-        forced: What finite steps have added: |u|² (discrete law), |g|² or |θ̇|² (flow law). Zero for a translation.
+        forced: What finite steps have added: |u|² (discrete law), |g|² or |θ̇|² (flow law). Zero for a translation. With
+            an offset also what decay leaves, because it draws θ, not θ + offset, to 0.
         defect: What a violated gradient constraint has let in, and changes of parameters between steps. Zero if the
             symmetry holds and nothing was changed, and always zero in the flow law.
         budget: free + forced + defect. In the discrete law it is an identity of the update, up to rounding, for any
