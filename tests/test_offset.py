@@ -381,6 +381,9 @@ def test_json_and_text() -> None:
         "C = 1·⟨1 + gain[i], 1⟩",
     ):
         assert formula in text, formula
+    budget = " ".join(BROKEN[1].explain().split())
+    assert "Q = 2·|0.25 + turned[5i:5+5i]|² + |1 + gain|²" in budget
+    assert "θ counts as 0.25 + turned[5i:5+5i] and 1 + gain in ⟨θ, u⟩" in budget
     assert "−2·(0.5 + b)" in Rescale("r", [Part("w", None)], [Part("b", None, offset=0.5, weight=2)]).explain()
 
 

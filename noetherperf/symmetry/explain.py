@@ -75,7 +75,7 @@ def explain(kind: str, name: str, parts: Sequence[Described]) -> Explanation:
         ", a law for each group i = 0, 1, 2, …" if many else ", one law"
     )
     if kind == "norm":
-        sections = [_charge(kind, parts), *_BUDGET]
+        sections = [_charge(kind, parts), *_BUDGET, *_offset_of_norm(parts)]
     else:
         sections = [
             ("symmetry", _transformation(kind, parts)),
@@ -210,6 +210,16 @@ def _place(part: Described, *, in_words: bool = False) -> str:
     else:
         index = f"{f'{start}+' if start else ''}{fold}i:{start + fold}+{fold}i"
     return f"{printable(part.parameter)}[{':,' * part.axis}{index}]"
+
+
+def _offset_of_norm(parts: Sequence[Described]) -> list[tuple[str, str]]:
+    """What θ is in the budget where a part counts from an offset; nothing if none does."""
+    counted = [_counted(part) for part in parts if part.offset]
+    if not counted:
+        return []
+    return [
+        ("offset", f"θ counts as {_listed(counted)} in ⟨θ, u⟩ and ⟨g, θ⟩; the formula without momentum needs λ = 0")
+    ]
 
 
 def _counted(part: Described, *, in_words: bool = False) -> str:
