@@ -25,23 +25,24 @@ from noetherperf.measure.terms import Source, Terms
 from noetherperf.rules.law import OFFSET, OFFSET_FLOW, X0, Y0, Law
 from noetherperf.rules.moments import Moment
 
-__all__ = ["count_from_offset", "split"]
+__all__ = ["count_from_offset", "propagators_of", "split"]
 
 _FLOW_FREE, _FLOW_FORCED = 5, 6  # rows of `split`
 
 
+def propagators_of(source: Source, law: Law) -> Numbers:
+    """A law's propagators of each of its segments' tensors, [n segments, PROPAGATED, 2, 2]."""
+    tensor, *law_segments = (x.numpy() for x in source.plan.indices)
+    return np.asarray(source.measurement.propagators.numpy()[tensor[law_segments[law]], law])
+
+
 def split(
-    source: Source,
-    law: Law,
-    start: tuple[Numbers, Numbers],
-    budget: Numbers,
-    kept: Mapping[str, Numbers | None],
+    propagators: Numbers, start: tuple[Numbers, Numbers], budget: Numbers, kept: Mapping[str, Numbers | None]
 ) -> Numbers:
     """The numbers of a law's segments by source, [9, n segments].
 
     Args:
-        source: The plan and its measurement.
-        law: Whose matrices and segments.
+        propagators: The law's, of each segment's tensor, [n segments, PROPAGATED, 2, 2].
         start: x₀ and y₀.
         budget: Free + forced + defect.
         kept: "forced" or "defect", the other being the rest of the budget, "flow" and "growth"; None: 0.
@@ -49,8 +50,6 @@ def split(
     Returns:
         Rows: initial; discrete free, forced, defect, budget; flow free, forced; growth, transport.
     """
-    tensor, *law_segments = (x.numpy() for x in source.plan.indices)
-    propagators = source.measurement.propagators.numpy()[tensor[law_segments[law]], law]
     (xx, xy), flow_xx = propagators[:, 0, 0].T, propagators[:, 1, 0, 0]
     x0, y0 = start
     free, nothing = xx * x0 + xy * y0, np.zeros_like(x0)
@@ -104,8 +103,9 @@ def _of_sums(source: Source) -> tuple[Numbers, Numbers]:
 
     side = "defect" if "defect" in shapes[Law.NORM].rows else "forced"
     kept = {side: component(OFFSET), "flow": component(OFFSET_FLOW)}
-    crossing = split(source, Law.NORM, (x0, y0), 2.0 * budget.numpy(), kept)
-    still = split(source, Law.NORM, (one, nothing), one, {"defect": nothing})
+    propagators = propagators_of(source, Law.NORM)
+    crossing = split(propagators, (x0, y0), 2.0 * budget.numpy(), kept)
+    still = split(propagators, (one, nothing), one, {"defect": nothing})
     still[_FLOW_FORCED] = 1.0 - still[_FLOW_FREE]
     before = np.zeros((len(still), translations.shape[1]))
     return np.concatenate([before, crossing], axis=1), np.concatenate([before, still], axis=1)

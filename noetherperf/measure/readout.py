@@ -17,7 +17,7 @@ from torch import Tensor
 
 from noetherperf.measure.defect import floored, mean_square, relative_defect
 from noetherperf.measure.logged import logged, quantiles
-from noetherperf.measure.offset import count_from_offset, split
+from noetherperf.measure.offset import count_from_offset, propagators_of, split
 from noetherperf.measure.terms import Source, Terms, find_terms
 from noetherperf.measure.turning import LastStep, Moved, angular_update, effective_lr, moved
 from noetherperf.rules.law import X0, Y0, Law
@@ -363,7 +363,7 @@ def _components(source: Source, law: Law) -> NDArray[np.float64]:
     budget = component("budget")
     assert budget is not None, "every law keeps its budget"
     kept = {name: component(name) for name in ("forced", "defect", "flow", "growth")}
-    return split(source, law, (state[X0].numpy(), state[Y0].numpy()), budget, kept)
+    return split(propagators_of(source, law), (state[X0].numpy(), state[Y0].numpy()), budget, kept)
 
 
 def _has_growth(source: Source) -> bool:
