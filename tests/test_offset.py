@@ -514,6 +514,12 @@ def test_kernels_keep_what_the_reference_keeps(engine: str, rule: Any) -> None:
         torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-13)
 
 
+def test_a_parameter_has_one_offset() -> None:
+    parts = [Part("w", 0, offset=1.0), Part("w", 1)]
+    with pytest.raises(ValueError, match=r"symmetry 'n': the parts of 'w' have offsets 0\.0 and 1\.0"):
+        nperf.SGD([("w", nn.Parameter(torch.ones(3, 3)))], symmetries=[Norm("n", parts)])
+
+
 def test_offsets_of_nothing_cost_nothing() -> None:
     """Rows of a law's state are more only where some part has an offset."""
     net = Gains()

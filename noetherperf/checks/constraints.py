@@ -7,9 +7,9 @@ a group A:
     scale, rescale     θ_j → e^{c_j s} θ_j      ψ_A = C_A θ,   C_A = diag(c_j), zero outside A
 
 c_j is the signed weight of the part with element j: 1 for a scale; +1 into and −k out of a unit that is homogeneous of
-degree k; the sum of both where two parts meet (the diagonal of a recurrent weight). A relation of many writers and
-readers has the same form, and a part with an offset has θ + offset in the place of θ. Differentiate L(θ(s)) = L(θ) with
-respect to s at s = 0, then to θ:
+degree k; the sum of both where two parts meet (the diagonal of a recurrent weight). θ_j has its part's offset, as in
+the gain 1 + w. A relation of many writers and readers has the same form. Differentiate L(θ(s)) = L(θ) with respect to s
+at s = 0, then to θ:
 
     gradient           ⟨g, ψ_A⟩ = 0
     Hessian            H ψ_A + C_A g = 0        (C_A g is absent for a translation: its ψ does not depend on θ)
@@ -50,7 +50,7 @@ from noetherperf.checks.report import Constraints
 from noetherperf.checks.workbench import Workbench
 from noetherperf.common.progress import progress as show_progress
 from noetherperf.measure.defect import Numbers, floored, quotient, relative_defect
-from noetherperf.symmetry import Part, Symmetry, validate
+from noetherperf.symmetry import Symmetry, validate
 
 __all__ = ["check_constraints"]
 
@@ -162,14 +162,6 @@ def check_constraints(
     )
 
 
-#: The elements of a part's parameter.
-Elements = Callable[[Part], Tensor]
-
-
-def _of(vector: Vector) -> Elements:
-    return lambda part: vector[part.parameter]
-
-
 class _Groups:
     """The groups of one symmetry in a model of these shapes: sums over them, and their elements in a vector."""
 
@@ -177,28 +169,24 @@ class _Groups:
         self.symmetry = symmetry
         self.n_groups = symmetry.parts[0].n_groups(shapes[symmetry.parts[0].parameter])
 
-    def total(self, power: int, a: Elements, b: Elements) -> Numbers:
+    def total(self, power: int, a: Vector, b: Vector) -> Numbers:
         """Σ_parts c^power ⟨a, b⟩ of every group, [n groups], float64."""
         of_parts = [
-            part.weight**power * (part.grouped(a(part)).double() * part.grouped(b(part))).sum(1).cpu()
+            part.weight**power
+            * (part.grouped(a[part.parameter]).double() * part.grouped(b[part.parameter])).sum(1).cpu()
             for part in self.symmetry.parts
         ]
         return np.asarray(torch.stack(of_parts).sum(0).numpy())
 
-    def add(self, to: Vector, group: int, values: Elements) -> None:
+    def add(self, to: Vector, group: int, values: Vector) -> None:
         """Add C_A · values to a vector, in place."""
         for part in self.symmetry.parts:
-            target, source = to[part.parameter], values(part)
+            target, source = to[part.parameter], values[part.parameter]
             if part.axis is None:
                 target += part.weight * source
             else:
                 indices = part.gather(torch.arange(target.shape[part.axis], device=target.device))[group]
                 target.index_add_(part.axis, indices, part.weight * source.index_select(part.axis, indices))
-
-
-def _counted(point: Point) -> Elements:
-    """θ + offset."""
-    return lambda part: point.values[part.parameter] + part.offset if part.offset else point.values[part.parameter]
 
 
 class _Defects:
@@ -207,27 +195,26 @@ class _Defects:
     def __init__(self, groups: _Groups, point: Point) -> None:
         self._groups, self._point = groups, point
         translation = groups.symmetry.law == "translation"
-        ones, gradient = _of(point.ones), _of(point.gradient)
-        self._base: Elements = ones if translation else _counted(point)  # ψ_A = C_A base
-        self._drift = _of(point.nothing) if translation else gradient  # ∂ψ_A/∂θ g = C_A drift
-        self._n_elements = groups.total(0, ones, ones)
+        self._base = point.ones if translation else _counted(point, groups.symmetry)  # ψ_A = C_A base
+        self._drift = point.nothing if translation else point.gradient  # ∂ψ_A/∂θ g = C_A drift
+        self._n_elements = groups.total(0, point.ones, point.ones)
         self._sq_generator = groups.total(2, self._base, self._base)
         self._sq_columns, self._sq_projections = np.zeros((2, groups.n_groups))
         self._n_probes = 0
         self._norms: list[float] = []
 
-        self.gradient = groups.total(1, gradient, self._base)
+        self.gradient = groups.total(1, point.gradient, self._base)
         sq_gradient = self._sq_norm(point.gradient, point.mean_square(point.gradient))
         self.gradient_relative = relative_defect(self.gradient, sq_gradient, self._sq_generator)
 
     def _sq_norm(self, vector: Vector, usual: float) -> Numbers:
         """|vector_A|², floored by the mean square of the whole vector."""
-        return floored(self._groups.total(0, _of(vector), _of(vector)), self._n_elements, usual)
+        return floored(self._groups.total(0, vector, vector), self._n_elements, usual)
 
     @np.errstate(all="ignore")  # what is not finite is reported as it is
     def project(self, x: Vector, product: Vector, usual: float) -> None:
         """Take in one probe x, H x, and the mean square of H x."""
-        projection = self._groups.total(1, _of(product), self._base) + self._groups.total(1, _of(x), self._drift)
+        projection = self._groups.total(1, product, self._base) + self._groups.total(1, x, self._drift)
         self._sq_projections += projection * projection
         self._sq_columns += self._sq_norm(product, usual)
         self._n_probes += 1
@@ -260,6 +247,12 @@ class _Defects:
         columns = np.sqrt(self._sq_columns / self._n_probes)
         drift = np.sqrt(self._groups.total(2, self._drift, self._drift))
         return quotient(self.hessian, columns * np.sqrt(self._sq_generator) + drift)
+
+
+def _counted(point: Point, symmetry: Symmetry) -> Vector:
+    """θ with the offsets of a symmetry's parts."""
+    offsets = {part.parameter: part.offset for part in symmetry.parts if part.offset}
+    return {**point.values, **{name: point.values[name] + offset for name, offset in offsets.items()}}
 
 
 def _dataset(defects: Sequence[_Defects], stages: Sequence[Stage]) -> xr.Dataset:
