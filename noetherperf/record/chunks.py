@@ -134,7 +134,7 @@ def _envelope(codec: str, data: bytes, n_bytes: int) -> bytes:
     """What a further compressor has wrapped: compressed numbers, which are not much larger than the numbers."""
     declared = _zstd_size(data) if codec == "zstd" else None
     if declared is None or not 16 <= declared <= 2 * n_bytes + OVERHEAD:
-        raise ValueError(f"it declares {declared} bytes of compressed numbers for {n_bytes}")
+        raise ValueError(f"it declares {declared} bytes for {n_bytes} bytes of numbers")
     return bytes(_decompress(codec, data, declared))
 
 
