@@ -494,7 +494,9 @@ ODD: dict[str, Callable[[dict[str, Any]], object]] = {
     "no place for logged values": lambda m: arrays(m).pop("logged"),
     "charges that are short": lambda m: arrays(m)["charge"].update(data_type="float16"),
     "steps of 32 bits": lambda m: arrays(m)["step"].update(data_type="float32"),
-    "dimensions stored in another order": lambda m: arrays(m)["charge"]["codecs"][0]["configuration"].update(order=[0, 1]),
+    "dimensions stored in another order": lambda m: arrays(m)["charge"]["codecs"][0]["configuration"].update(
+        order=[0, 1]
+    ),
     "dimensions stored in no order": lambda m: arrays(m)["charge"]["codecs"][0].update(configuration=[]),
     "an envelope of another kind": lambda m: arrays(m)["charge"]["codecs"][3].update(name="gzip"),
     "another format": lambda m: m["attributes"].update(noetherperf_record={"$": 1}),
@@ -604,7 +606,11 @@ def test_few_bytes_that_become_many(record: Path, declared: int) -> None:
         (chunk,) = chunks(record, array)
         content = chunk.read_bytes()
         chunk.write_bytes(data + struct.pack("<I", crc32c(data)))
-        with within(16), pytest.raises(ValueError, match=r"damaged: .*(bytes of numbers|decompress)"), warnings.catch_warnings():
+        with (
+            within(16),
+            pytest.raises(ValueError, match=r"damaged: .*(bytes of numbers|decompress)"),
+            warnings.catch_warnings(),
+        ):
             warnings.simplefilter("error")
             try:
                 nperf.open_record(record)["fc2"]

@@ -41,7 +41,7 @@ from noetherperf.record import Recorder, open_record, relative_error
 from noetherperf.record import lock as locking
 from noetherperf.record.layout import FIRST_SERIES
 from noetherperf.record.lock import Lock
-from noetherperf.record.series import DEFAULT, SERIES
+from noetherperf.record.series import DEFAULT
 from noetherperf.rules import sgd
 from noetherperf.rules.moments import Moment
 from noetherperf.rules.rule import Rule
@@ -843,7 +843,7 @@ class Training:
 
 def test_the_record_is_the_readout(tmp_path: Path) -> None:
     training, readouts, losses = Training(), [], []
-    with training.recorder(tmp_path / "a"):
+    with training.recorder(tmp_path / "a", series="all", dtype="float64"):
         readouts.append(training.optimizer.readout())
         for _ in range(12):
             training.train(1)

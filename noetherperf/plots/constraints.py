@@ -88,5 +88,3 @@ def save_constraints(checked: Constraints, directory: str | os.PathLike[str]) ->
         The files: constraints.png and constraints.pdf.
     """
     return save(constraints(checked), local_path(directory, "directory") / "constraints")
-
-

@@ -54,7 +54,6 @@ def draw(axes: Axes, record: Record, name: str, groups: Groups, quantity: str = 
         steps, values = thinned(record.steps, data[which].to_numpy()[:, columns])
         for x, y, line in zip(steps.T, values.T, lines or [FLOW] * len(columns), strict=True):
             axes.plot(x, y, **line)
-    n_groups = data.sizes["group"]
     axes.set_title(_title(axes, data, len(columns)), parse_math=False)
     axes.ticklabel_format(axis="y", scilimits=(-3, 4), useMathText=True)
     axes.yaxis.set_major_locator(MaxNLocator(5))
@@ -126,7 +125,7 @@ def explain(figure: Figure, panels: Sequence[Axes], groups: Groups, *, law: bool
         key.ax.get_yticklabels()[0].set_verticalalignment("bottom")
         key.ax.get_yticklabels()[1].set_verticalalignment("top")
         key.set_label("initial charge, by rank", labelpad=-4)
-        key.outline.set_visible(False)  # type: ignore[operator]
+        key.outline.set_visible(False)
     else:
         shades = zip(groups, colors(len(groups)), strict=True)
         key_lines = [Line2D([], [], color=color, **MEASURED, label=f"group {group}") for group, color in shades]

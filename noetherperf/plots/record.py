@@ -1,8 +1,8 @@
 """Figures of a record, for print: measured charges in colour, the flow law as dotted lines over them.
 
-Every function takes a `Record` and returns a new matplotlib Figure. Colours are ordered by lightness and lines differ in
-their dashes, so the figures are readable in grey. A figure without data is not made: it raises NothingToDraw, which says
-what the record lacks.
+Every function takes a `Record` and returns a new matplotlib Figure. Colours are ordered by lightness and lines differ
+in their dashes, so the figures are readable in grey. A figure without data is not made: it raises NothingToDraw, which
+says what the record lacks.
 """
 
 import os
@@ -172,11 +172,9 @@ def loss(record: Record) -> Figure:
     values = values.reshape(len(record.steps), -1)[:, 0]
     window = max(1, len(values) // 50)
     smooth = record.probes["loss"].rolling(step=window, center=True, min_periods=1).mean()
-    for curve, line in (
-        (values, {"color": "0.75", "linewidth": 0.7, "label": "measured"}),
-        (smooth.to_numpy(), {"color": BLUE, "linewidth": 1.4, "label": f"mean of {window} rows"}),
-    ):
-        axes.plot(*thinned(record.steps, curve[:, None]), **line)
+    axes.plot(*thinned(record.steps, values[:, None]), color="0.75", linewidth=0.7, label="measured")
+    mean = smooth.to_numpy()[:, None]
+    axes.plot(*thinned(record.steps, mean), color=BLUE, linewidth=1.4, label=f"mean of {window} rows")
     finite = values[np.isfinite(values)]
     positive = finite[finite > 0]
     if positive.size and finite.min() >= 0 and positive.max() > 10 * positive.min():

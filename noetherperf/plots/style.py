@@ -148,7 +148,7 @@ def shown(name: str, longest: int = LONGEST_LABEL) -> str:
 
 def room(axes: Axes) -> int:
     """Characters of a title that is about as wide as its panel."""
-    figure = axes.get_figure()
+    figure = axes.get_figure(root=True)
     assert figure is not None
     points = 72 * figure.get_figwidth() * axes.get_position(original=True).width
     return max(12, int(points / (CHARACTER * matplotlib.rcParams["axes.titlesize"])))

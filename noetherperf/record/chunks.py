@@ -1,6 +1,6 @@
 """Chunks: how numbers become the bytes of one file, and how far such bytes are trusted.
 
-A chunk is little-endian numbers, their bits sorted by place and compressed by blosc, in a zstd frame, then a CRC32C.
+A chunk is little-endian numbers, their bytes sorted by place and compressed by blosc, in a zstd frame, then a CRC32C.
 After the zstd frame comes a skippable one, which decompressors pass over, with a digest of the chunk's address:
 (record, array, place). So neither a changed bit nor a chunk that was moved is read as a number.
 
@@ -34,7 +34,7 @@ SLACK = 2**26  # bytes that may be allocated although no file accounts for them
 RATIO = 2**15  # an upper bound of zstd's compression ratio
 OVERHEAD = 4096  # an upper bound of what a compressor adds to incompressible numbers, for each megabyte
 ADDRESS = struct.pack("<II", 0x184D2A50, 16)  # header of a skippable frame of 16 bytes
-BLOSC: Mapping[str, Any] = {"cname": "zstd", "clevel": 3, "shuffle": "bitshuffle", "blocksize": 0}
+BLOSC: Mapping[str, Any] = {"cname": "zstd", "clevel": 3, "shuffle": "shuffle", "blocksize": 0}
 
 Order = Literal["<", ">"]  # of the bytes in a number: little-endian, big-endian
 
@@ -70,15 +70,15 @@ class Coding(NamedTuple):
         values = values.astype(np.dtype(self.dtype).newbyteorder(self.order), copy=False)
         data: Any = np.ascontiguousarray(values.T if "transpose" in self.codecs else values)
         if "blosc" in self.codecs:
-            data = blosc.compress(data, BLOSC["cname"].encode(), BLOSC["clevel"], blosc.BITSHUFFLE)
+            data = blosc.compress(data, BLOSC["cname"].encode(), BLOSC["clevel"], blosc.SHUFFLE)
         if "zstd" in self.codecs:
             data = zstd.compress(data, 1 if "blosc" in self.codecs else 0)
-        data = bytes(data)
+        content = bytes(data)
         if "crc32c" in self.codecs:
             if "zstd" in self.codecs:
-                data += frame
-            data += struct.pack("<I", crc32c(data))
-        return data
+                content += frame
+            content += struct.pack("<I", crc32c(content))
+        return content
 
     def load(self, path: Path, shape: tuple[int, ...], frame: bytes) -> NDArray[Any]:
         """One chunk's numbers, from its file.

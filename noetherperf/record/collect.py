@@ -92,9 +92,8 @@ class Collector:
                 raise ValueError(f"log: names must be text, got {name!r}")
             if name in self._probes:
                 raise ValueError(f"log: {name!r} is the name of a probe of this recorder; choose another")
-            n = value.numel() if isinstance(value, Tensor) else 1 if isinstance(value, Real) else np.size(value)
-            if n != 1 or isinstance(value, str | bytes):
-                raise ValueError(f"log: {name!r} must be a number or a tensor of one element, got {_shown(value)}")
+            if not _is_number(value):
+                raise ValueError(f"log: {name!r} must be a number or a tensor of one element, got {value!r}"[:300])
         if values and self.logged is None:
             raise ValueError(
                 "log: this record was begun by an earlier version and has no place for logged values; name them as "
@@ -126,9 +125,9 @@ class Collector:
                 raise ValueError(f"probes: {name!r} returned shape {value.shape} after {shape}; it must not change")
             row[probe_key(index)] = value
         if self.logged is not None:
-            values, self._values = self._values, {}
-            self.logged = list(dict.fromkeys([*self.logged, *values]))
-            row[LOGGED] = np.array([float(values.get(name, math.nan)) for name in self.logged], dtype=np.float64)
+            logged, self._values = self._values, {}
+            self.logged = list(dict.fromkeys([*self.logged, *logged]))
+            row[LOGGED] = np.array([_float(logged.get(name, math.nan)) for name in self.logged], dtype=np.float64)
         return row
 
     def _hyperparameters(self) -> dict[str, list[float]]:
@@ -184,8 +183,16 @@ def _concatenate(readout: Readout, read: Callable[[Charges], Tensor | None]) -> 
     return values
 
 
-def _shown(value: Any) -> str:
-    return f"one of shape {tuple(np.shape(value))}" if np.size(value) != 1 else repr(value)
+def _is_number(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.numel() == 1 and not value.is_complex()
+    if isinstance(value, np.ndarray | np.generic):
+        return value.size == 1 and value.dtype.kind in "fiub"
+    return isinstance(value, Real)
+
+
+def _float(value: Any) -> float:
+    return float(value.item() if isinstance(value, Tensor | np.ndarray) else value)
 
 
 def _version(package: str) -> str:

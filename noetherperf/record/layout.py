@@ -56,7 +56,13 @@ GROWING = ("parameter_group", "logged_value")  # dimensions that training may ma
 
 
 PLAIN = ("bytes", "zstd", "crc32c")
-OF_GROUPS = ("transpose", "bytes", "blosc", "zstd", "crc32c")  # the numbers of one group side by side: they change little
+OF_GROUPS = (
+    "transpose",
+    "bytes",
+    "blosc",
+    "zstd",
+    "crc32c",
+)  # the numbers of one group side by side: they change little
 
 
 class Kind(NamedTuple):

@@ -106,6 +106,4 @@ def _check_alike(record: Record, attributes: dict[str, Any], collector: Collecto
     for probe in attributes["probes"]:
         shape, recorded = collector.probe_shapes[probe], record.probes[probe].shape[1:]
         if recorded != shape:
-            raise ValueError(
-                f"probes: {probe!r} returned shape {shape}, but {path!r} holds it with shape {recorded}"
-            )
+            raise ValueError(f"probes: {probe!r} returned shape {shape}, but {path!r} holds it with shape {recorded}")
