@@ -68,7 +68,7 @@ def charges(record: Record) -> Figure:
         axes.set_ylabel(CHARGE[kind])
         label_time(axes, record)
     letter(panels)
-    explain(figure, panels, MAX_CURVES, law="flow_total" in record.series)
+    explain(figure, MAX_CURVES, law="flow_total" in record.series)
     return figure
 
 
@@ -149,7 +149,7 @@ def parameters(record: Record) -> Figure:
     right.set_ylabel(CHARGE[kind])
     label_time(right, record)
     letter([left, right])
-    explain(figure, [left, right], MAX_CURVES, law="flow_total" in record.series)
+    explain(figure, MAX_CURVES, law="flow_total" in record.series)
     return figure
 
 
