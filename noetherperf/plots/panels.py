@@ -24,7 +24,7 @@ from noetherperf.record.series import SERIES
 __all__ = ["CHARGE", "MAX_CURVES", "draw", "explain", "label_time", "letter", "some_groups", "thinned"]
 
 MAX_CURVES = 10
-POINTS = 400  # of a drawn curve
+POINTS = 300  # of a drawn curve
 CHARGE = {
     "translation": "⟨θ, 1⟩",
     "scale": "|θ|²",
