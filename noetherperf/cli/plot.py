@@ -1,5 +1,6 @@
 """`noetherperf plot`: draw the pictures of a record."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -63,7 +64,7 @@ def plot(
         folder = out or opened.path.parent
 
         def left_out(name: str, reason: str) -> None:
-            print(f"{name} is not drawn: {reason}")
+            print(f"{name} is not drawn: {reason}", file=sys.stderr)
 
         if not any(is_given(context, name) for name in CHOICES):
             report_files(plots.save_all(opened, folder, formats, dpi=dpi, left_out=left_out))
