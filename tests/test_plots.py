@@ -128,7 +128,7 @@ def test_the_legend_tells_measured_from_law(record: Record) -> None:
     for draw in (plots.charges, plots.parameters):
         (legend,) = draw(record).legends
         assert [text.get_text() for text in legend.get_texts()] == [
-            "measured, coloured by the group's initial charge, small to large",
+            "measured, coloured by the initial charge, small to large",
             "flow law, free + forced",
         ]
 

@@ -38,12 +38,14 @@ def plot(
         typer.Option(
             metavar="NAME",
             autocompletion=completing(QUANTITIES),
-            help=f"What of every symmetry: {', '.join(QUANTITIES)}, …; may be repeated.  [default: charge]",
+            help=f"What of every symmetry: {', '.join(QUANTITIES)}, …; may be repeated (default charge).",
         ),
     ] = None,
     format: Annotated[  # noqa: A002 - the option's name
         list[str] | None,
-        typer.Option(autocompletion=completing(FORMATS), help="png, pdf or svg; may be repeated.  [default: png, pdf]"),
+        typer.Option(
+            autocompletion=completing(FORMATS), help="png, pdf or svg; may be repeated (default png and pdf)."
+        ),
     ] = None,
     dpi: Annotated[int, typer.Option(min=10, max=2400, help="Pixels per inch of a png.")] = 150,
 ) -> None:

@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from noetherperf.plots.style import FLOW, MEASURED, MUTED, colors, label_steps, room, shown
+from noetherperf.plots.style import FLOW, MEASURED, MUTED, WIDTH, colors, label_steps, room, shown
 from noetherperf.record import Record
 from noetherperf.record.series import SERIES
 
@@ -116,7 +116,7 @@ def explain(figure: Figure, groups: Groups, *, law: bool, measured: str = "measu
     if isinstance(groups, int):
         shades = tuple(Line2D([], [], color=color, **MEASURED, solid_capstyle="butt") for color in colors(24))
         handles: list[Any] = [shades]
-        labels = [f"{measured}, coloured by the group's initial charge, small to large"]
+        labels = [f"{measured}, coloured by the initial charge, small to large"]
     else:
         handles = [Line2D([], [], color=color, **MEASURED) for color in colors(len(groups))]
         labels = [f"{measured if i == 0 else ''} group {group}".strip() for i, group in enumerate(groups)]
@@ -127,7 +127,7 @@ def explain(figure: Figure, groups: Groups, *, law: bool, measured: str = "measu
         handles,
         labels,
         loc="outside lower center",
-        ncols=min(len(handles), 6),
+        ncols=min(len(handles), 6) if figure.get_figwidth() > 0.9 * WIDTH else 1,
         handler_map={tuple: HandlerTuple(ndivide=None, pad=0)},
     )
 

@@ -183,7 +183,7 @@ def loss(record: Record) -> Figure:
     if positive.size and finite.min() >= 0 and positive.max() > 10 * positive.min():
         axes.set_yscale("log", nonpositive="mask")
     axes.set_ylabel("training loss of the batch")
-    axes.legend(loc="upper right")
+    figure.legend(loc="outside lower center", ncols=2)
     label_steps(axes)
     return figure
 
