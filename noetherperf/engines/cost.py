@@ -86,6 +86,9 @@ def cost(
         dtype: Of the parameters, where only shapes are given: float32, float64, bfloat16 or float16.
         momentum: Whether the step has momentum.
 
+    Returns:
+        Numbers and bytes of one step; `print` puts them into a sentence.
+
     Raises:
         ValueError: Symmetries that do not fit the parameters.
 

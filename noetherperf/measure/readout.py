@@ -311,6 +311,9 @@ class Readout(Mapping[str, ChargeReadout]):
         Args:
             parameter: Its name, as in `model.named_parameters()`.
 
+        Returns:
+            Symmetry name -> readout, in the order of this readout.
+
         Raises:
             KeyError: No measured symmetry has it; the message has the nearest names.
         """
@@ -329,6 +332,9 @@ class Readout(Mapping[str, ChargeReadout]):
         they are NaN. Quantiles leave out groups that are NaN; a largest value is then NaN. Names are made safe for
         loggers: characters other than letters, digits, spaces and `_ - . / :` become `_`. If two names become equal,
         the later one gets the suffix ".2".
+
+        Returns:
+            Name -> float, with "step" and "time" first.
         """
         flat: dict[str, float] = {"step": float(self.step), "time": self.time}
         if not self:

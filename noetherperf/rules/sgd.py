@@ -89,6 +89,12 @@ class Hyper:
     def of(cls, group: Mapping[str, Any]) -> "Hyper":
         """The hyperparameters that an optimizer's parameter group holds now.
 
+        Args:
+            group: One of `optimizer.param_groups`.
+
+        Returns:
+            They, as numbers; a tensor on a device is waited for.
+
         Raises:
             TypeError, ValueError: One is no number.
         """
