@@ -22,14 +22,13 @@ import torch
 from torch import nn
 
 from noetherperf.detect.found import Symmetries
-from noetherperf.detect.mixes import mixing_units
 from noetherperf.detect.naming import Named, name_all
 from noetherperf.detect.outputs import Loss
 from noetherperf.detect.probe import Probe
 from noetherperf.detect.progress import Stage, bar
 from noetherperf.detect.search import Search
 from noetherperf.detect.threads import threads
-from noetherperf.detect.verify import largest_defects
+from noetherperf.detect.verify import Verified, verified
 from noetherperf.symmetry import Part, Symmetry, validate
 
 __all__ = ["Symmetries", "find_symmetries"]
@@ -100,19 +99,18 @@ def find_symmetries(
         validate([item.symmetry for item in named], search.shapes)
         report(Stage.VERIFICATION, 0.0)
         n_losses = 1 if search.sums.large else N_LOSSES
-        defects = largest_defects([item.symmetry for item in named], probe, n_losses) if verify else {}
-        mixing = mixing_units([item.symmetry for item in named], probe) if verify else {}
+        tested = verified([item.symmetry for item in named], probe, n_losses) if verify else Verified({}, {})
         report(Stage.VERIFICATION, 1.0)
     rejected = {
         name: f"its relative defect is {defect:.1e} on fresh batches, above {TOLERANCE:g}"
-        for name, defect in defects.items()
+        for name, defect in tested.defects.items()
         if not defect <= TOLERANCE
     }
     claimed = [item for item in named if item.symmetry.name not in rejected]
     return Symmetries(
         [item.symmetry for item in claimed],
-        meanings={item.symmetry.name: _meaning(item, mixing) for item in claimed},
-        defects={name: defect for name, defect in defects.items() if name not in rejected},
+        meanings={item.symmetry.name: _meaning(item, tested.mixing) for item in claimed},
+        defects={name: defect for name, defect in tested.defects.items() if name not in rejected},
         unmatched=_unmatched(model, claimed, [s.symmetry for s in named if s.symmetry.name in rejected], search),
         rejected=rejected,
         outputs=probe.outputs,

@@ -27,6 +27,7 @@ from noetherperf.detect.outputs import Loss, class_axes, read
 from noetherperf.detect.progress import Report, Stage
 from noetherperf.detect.relations import Matrix
 from noetherperf.detect.shapes import Shapes
+from noetherperf.rules.law import Law
 from noetherperf.symmetry import Part
 
 __all__ = ["Probe"]
@@ -34,7 +35,7 @@ __all__ = ["Probe"]
 EPS = 1e-20  # even variances of 1e-8 do not feel it; it still guards a variance of zero
 BATCH = 4  # so many that BatchNorm leaves a gradient, and few units are dead on all of them
 MOST_TANGENTS = 8  # of one forward pass
-TANGENT_NUMBERS = 20_000_000  # that they take
+TANGENT_NUMBERS = 20_000_000  # that they take, or half as many as the model has parameters
 
 
 class Probe:
@@ -97,31 +98,30 @@ class Probe:
             yield
 
     def _look(self) -> Shapes:
-        """One pass over the examples as they are, then one over a random batch if the model takes it."""
-        shapes = Shapes()
+        """One pass over the examples as they are, then two over a random batch, which has another size if it can."""
+        shapes, other = Shapes(), Shapes()
         with self._pass(), shapes, self.flow, torch.no_grad():
             out = self.model(*self.inputs, **self.options)
         self.flow.ends(tree_leaves(out) if callable(self.loss) else read(out).read.values())
         self._vocabulary = shapes.vocabulary
         examples = self._examples()
         batched = bool(examples) and examples[0].ndim > 1 and not callable(self.loss)  # a function may hold targets
-        for self.batch, self._integers in ((BATCH, True), (None, True), (None, False)):
+        resized = BATCH + (batched and len(examples[0]) == BATCH)
+        for self.batch, self._integers in ((resized, True), (None, True), (None, False)):
             if self.batch is not None and not batched:
                 continue
+            inputs, options = self.draw()
             try:
-                with self._pass(), shapes, torch.no_grad():
-                    inputs, options = self.draw()
-                    self._read(self.model(*inputs, **options))
+                with self._pass(), other, torch.no_grad():
+                    first = self._read(self.model(*inputs, **options))
                 break
             except Exception:  # whatever the reason, the model has just taken the examples as they are
-                continue
+                if not self._integers:
+                    raise
+                other = Shapes()
         with self._pass(), torch.no_grad():
-            inputs, options = self.draw()
-        outputs = []
-        for _ in range(2):
-            with self._pass(), torch.no_grad():
-                outputs.append(self._read(self.model(*inputs, **options)))
-        for one, two in zip(*outputs, strict=True):
+            second = self._read(self.model(*inputs, **options))
+        for one, two in zip(first, second, strict=True):
             if not torch.allclose(one, two, rtol=1e-10, atol=1e-12, equal_nan=True):
                 raise RuntimeError(
                     f"{type(self.model).__name__} is not deterministic: two passes over one batch with one seed differ "
@@ -132,11 +132,13 @@ class Probe:
                     f"{type(self.model).__name__} gives outputs that are not finite for inputs like the example's; "
                     "use an example with ordinary values"
                 )
+        if self.batch is not None:
+            self.batch = BATCH
         if not callable(self.loss):
-            if self.loss == "cross_entropy" and any(len(class_axes(z)) > 1 for z in outputs[0]):
+            if self.loss == "cross_entropy" and any(len(class_axes(z)) > 1 for z in second):
                 self._place_classes()
             self.outputs = self._told(out)
-        return shapes
+        return shapes.joined(other, resized=self.batch is not None)
 
     def _read(self, out: Any) -> list[Tensor]:
         """What is differentiated: the loss itself if it is a function, else the logits that it reads."""
@@ -199,6 +201,7 @@ class Probe:
 
         A loss given as a function is one loss. Else any cotangent v of the output is the gradient of some loss; one
         that reads logits only up to a constant, as cross entropy does, has cotangents with zero sum over the classes.
+        Each is emptied before the next, so that there is memory for one.
         """
         parameters = list(self.parameters.values())
         inputs, options = self.draw()
@@ -212,10 +215,13 @@ class Probe:
         for i in range(n):
             cotangents = [self._seen(self._normal(z)) for z in outputs]
             grads = torch.autograd.grad(outputs, parameters, cotangents, retain_graph=i + 1 < n, allow_unused=True)
-            yield {name: g for name, g in zip(self.parameters, grads, strict=True) if g is not None}
+            found = {name: g for name, g in zip(self.parameters, grads, strict=True) if g is not None}
+            del grads
+            yield found
+            found.clear()
 
-    def tangents(self, parts: Sequence[Part], n: int, progress: Report) -> Matrix:
-        """Derivatives of 2 n outputs of one random batch with respect to the scale of each part.
+    def tangents(self, parts: Sequence[Part], law: Law, n: int, progress: Report) -> Matrix:
+        """Derivatives of 2 n outputs of one random batch along the generator of each part.
 
         Column j is J ψ_j, with J the Jacobian of the outputs, up to what the loss does not see. Forward mode takes one
         pass for a few parts, which share the model's own values, where n losses would take n backward passes.
@@ -224,8 +230,11 @@ class Probe:
             [2 n, parts].
 
         Raises:
-            NotImplementedError, RuntimeError: An operation has no forward derivative, or there are fewer outputs.
+            NotImplementedError, RuntimeError: An operation has no forward derivative, there are fewer outputs, or the
+                loss is a function, which has one.
         """
+        if callable(self.loss):
+            raise RuntimeError("a loss given as a function is one output, whose tangents are one number a batch")
         inputs, options = self.draw()
         seed = int(torch.randint(1 << 31, (), generator=self.generator, device="cpu"))
         columns: list[Tensor] = []
@@ -236,7 +245,7 @@ class Probe:
                 """The change of the outputs, up to what the loss does not see, for a step along each direction."""
                 directions: dict[str, Tensor] = {}
                 for step, part in zip(steps, chunk, strict=True):
-                    own = step * self._direction(part)
+                    own = step * self._direction(part, law)
                     before = directions.get(part.parameter)
                     directions[part.parameter] = own if before is None else before + own
 
@@ -262,26 +271,28 @@ class Probe:
 
     def _chunks(self, parts: Sequence[Part]) -> Iterator[list[Part]]:
         """Neighbours, as many as one forward pass takes: each tensor has a tangent for each part of its chunk."""
+        most = max(TANGENT_NUMBERS, sum(p.numel() for p in self.parameters.values()) // 2)
         chunk: list[Part] = []
         for part in parts:
             longer = [*chunk, part]
             n_numbers = len(longer) * sum(self.parameters[x].numel() for x in {y.parameter for y in longer})
-            if chunk and (len(longer) > MOST_TANGENTS or n_numbers > TANGENT_NUMBERS):
+            if chunk and (len(longer) > MOST_TANGENTS or n_numbers > most):
                 yield chunk
                 longer = [part]
             chunk = longer
         if chunk:
             yield chunk
 
-    def _direction(self, part: Part) -> Tensor:
-        """The parameter, with zeros outside the part."""
+    def _direction(self, part: Part, law: Law) -> Tensor:
+        """The generator: the parameter, or ones, with zeros outside the part."""
         p = self.parameters[part.parameter].detach()
+        psi = p if law == Law.NORM else torch.ones((), dtype=p.dtype, device=p.device).expand_as(p)
         if part.axis is None:
-            return p
+            return psi
         inside = torch.zeros(p.shape[part.axis], dtype=p.dtype, device="cpu")
         inside[part.gather(torch.arange(len(inside), device="cpu")).flatten()] = 1.0
         shape = [-1 if axis == part.axis else 1 for axis in range(p.ndim)]
-        return p * inside.to(p.device).view(shape)
+        return psi * inside.to(p.device).view(shape)
 
     def _seen(self, z: Tensor) -> Tensor:
         """The part of a change of the output that the loss sees."""
@@ -295,16 +306,15 @@ class Probe:
 
         A constant added to all classes is added to a parameter that writes them, so that its gradient sums to zero.
         """
-        writers = {}
-        for axis in (1, -1):
+        writers = {-1: 0, 1: 0}
+        losses = self.gradients(len(writers))
+        for axis in writers:
             self.class_axis = axis
-            gradients = list(self.gradients(1))
-            if not gradients:
-                return
-            sizes = {name: float(g.square().mean().sqrt()) for name, g in gradients[0].items()}
+            gradients = next(losses, {})
+            sizes = {name: float(torch.linalg.vector_norm(g)) / g.numel() ** 0.5 for name, g in gradients.items()}
             writers[axis] = sum(
                 sizes[name] > 1e-9 * max(sizes.values()) and abs(float(g.sum())) <= 1e-9 * sizes[name] * g.numel()
-                for name, g in gradients[0].items()
+                for name, g in gradients.items()
             )
         self.class_axis = 1 if writers[1] > writers[-1] else -1
 

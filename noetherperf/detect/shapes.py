@@ -51,6 +51,14 @@ class Shapes(TorchDispatchMode):
         """Every size above 1."""
         return {run[0] for run in self.runs if len(run) == 1 and run[0] > 1}
 
+    def joined(self, other: "Shapes", resized: bool) -> "Shapes":
+        """What two passes show. Where their batches differ in size, the model's own sizes are those that both have."""
+        both = Shapes()
+        both.runs = self.runs & other.runs if resized else self.runs | other.runs
+        both.cuts = {x: self.cuts.get(x, set()) | other.cuts.get(x, set()) for x in self.cuts.keys() | other.cuts.keys()}
+        both.vocabulary = self.vocabulary
+        return both
+
     def slices(self, length: int) -> set[Cut]:
         """Slices that an axis of this length may consist of, and slices of these."""
         slices = self._slices(length)
