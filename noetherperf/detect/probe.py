@@ -74,6 +74,7 @@ class Probe:
         self.batch: int | None = BATCH
         self._vocabulary: dict[int, int] = {}
         self._buffers = {name: (x, x._version, x.clone()) for name, x in self.model.named_buffers()}
+        self._written: set[str] = set()  # buffers that forward passes write
         self._integers = True  # whether those that no embedding reads are drawn, too
         self.class_axis = -1  # of logits with three axes
         self.outputs: dict[str, str] = {}
@@ -92,6 +93,7 @@ class Probe:
             if buffer._version != version:
                 with torch.no_grad():
                     buffer.copy_(content)
+                self._written.add(name)
                 self._buffers[name] = (buffer, buffer._version, content)
             setattr(self.model.get_submodule(module), own, buffer)
         with _evaluated(seed):
@@ -241,7 +243,12 @@ class Probe:
         for chunk in self._chunks(parts):
             values = {part.parameter: self.parameters[part.parameter].detach() for part in chunk}
 
-            def changed(steps: Tensor, chunk: Sequence[Part] = chunk, values: dict[str, Tensor] = values) -> Tensor:
+            def changed(
+                steps: Tensor,
+                buffers: dict[str, Tensor],
+                chunk: Sequence[Part] = chunk,
+                values: dict[str, Tensor] = values,
+            ) -> Tensor:
                 """The change of the outputs, up to what the loss does not see, for a step along each direction."""
                 directions: dict[str, Tensor] = {}
                 for step, part in zip(steps, chunk, strict=True):
@@ -250,7 +257,8 @@ class Probe:
                     directions[part.parameter] = own if before is None else before + own
 
                 def outputs(changed: dict[str, Tensor]) -> tuple[Tensor, ...]:
-                    return tuple(self._read(torch.func.functional_call(self.model, changed, inputs, options)))
+                    state = changed | {name: x.clone() for name, x in buffers.items()}
+                    return tuple(self._read(torch.func.functional_call(self.model, state, inputs, options)))
 
                 tangents = torch.func.jvp(outputs, (values,), (directions,))[1]
                 return torch.cat([self._seen(t).flatten() for t in tangents])
@@ -259,7 +267,9 @@ class Probe:
                 warnings.filterwarnings("ignore", ".*torch.jit", DeprecationWarning)  # of torch's own derivatives
                 device = next(iter(values.values())).device
                 steps = torch.eye(len(chunk), dtype=torch.float64, device=device)
-                found = torch.func.vmap(changed, randomness="same")(steps)
+                # Each tangent writes to buffers of its own.
+                written = {name: torch.stack([self._buffers[name][0]] * len(chunk)) for name in self._written}
+                found = torch.func.vmap(changed, randomness="same")(steps, written)
             if not columns:
                 if found.shape[1] < 2 * n:
                     raise RuntimeError(f"{found.shape[1]} outputs are too few to tell {len(parts)} tensors apart")
