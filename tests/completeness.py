@@ -77,7 +77,7 @@ def _columns(model: nn.Module) -> dict[Column, int]:
     for name, p in model.named_parameters():
         shape = p.shape or (1,)
         for axis, length in enumerate(shape):
-            if p.requires_grad and (length > 1 or axis == 0):
+            if p.requires_grad and not p.is_complex() and (length > 1 or axis == 0):
                 found.update({(name, axis, i): len(found) + i for i in range(length)})
     return found
 
@@ -91,7 +91,7 @@ def _axis_sums(
         for name, value in vars(module).items():
             if "eps" in name and isinstance(value, float):
                 setattr(module, name, EPS)
-    parameters = {name: p for name, p in twin.named_parameters() if p.requires_grad}
+    parameters = {name: p for name, p in twin.named_parameters() if p.requires_grad and not p.is_complex()}
     start = {name: p.detach().clone() for name, p in parameters.items()}
     generator = torch.Generator().manual_seed(seed)
     rows: dict[str, list[Matrix]] = {"translation": [], "norm": []}

@@ -8,9 +8,10 @@ model itself is only read.
 
 import copy
 import random
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,7 @@ class Probe:
         flow: Where the scale of each parameter goes in it.
 
     Raises:
-        ValueError: A parameter is lazy; an unknown loss.
+        ValueError: A parameter is lazy; an unknown loss; cross entropy of one class.
         TypeError: The output has no logits.
         RuntimeError: The model cannot be copied, is not deterministic, or gives no finite output.
     """
@@ -68,8 +69,10 @@ class Probe:
         self.model = _twin(model)
         for epsilon in epsilons(self.model):  # for good: checkpointed activations are evaluated again during backward
             setattr(epsilon.module, epsilon.attribute, EPS)
-        self.parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad and p.numel()}
-        self.initial = {name: p.detach() for name, p in model.named_parameters() if name in self.parameters}
+        trainable = {name: p for name, p in self.model.named_parameters() if p.requires_grad and p.numel()}
+        self.parameters = {name: p for name, p in trainable.items() if not p.is_complex()}
+        self.initial = {name: _real(p.detach()) for name, p in model.named_parameters() if name in trainable}
+        self._redrawn = {name: _real(p.detach()) for name, p in trainable.items()}
         self.generator = torch.Generator("cpu").manual_seed(seed)
         self.batch: int | None = BATCH
         self._vocabulary: dict[int, int] = {}
@@ -137,6 +140,11 @@ class Probe:
         if self.batch is not None:
             self.batch = BATCH
         if not callable(self.loss):
+            if self.loss == "cross_entropy" and all(z.shape[axis] == 1 for z in second for axis in class_axes(z)):
+                raise ValueError(
+                    "the output has one class, and the cross entropy of one class is constant; where the one number is "
+                    'a logit of a binary cross entropy or a prediction, give loss="mse" or a function of the output'
+                )
             if self.loss == "cross_entropy" and any(len(class_axes(z)) > 1 for z in second):
                 self._place_classes()
             self.outputs = self._told(out)
@@ -155,7 +163,7 @@ class Probe:
     def redraw(self) -> None:
         """New parameters around the initial ones, none at 0 or 1, weights so large that no signal dies out."""
         with torch.no_grad():
-            for name, p in self.parameters.items():
+            for name, p in self._redrawn.items():
                 start = self.initial[name]
                 size = float(torch.linalg.vector_norm(start, dtype=torch.float64)) / start.numel() ** 0.5
                 if p.ndim < 2:
@@ -344,13 +352,15 @@ class Probe:
 
 @contextmanager
 def _evaluated(seed: int) -> Iterator[None]:
-    """Exact arithmetic and seeded generators inside; afterwards the random states are as before."""
+    """Exact arithmetic, seeded generators and nothing compiled inside; afterwards the random states are as before."""
     before = random_state()
+    # A compiled model has imported torch._dynamo; to ask it would import it for all others.
+    eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
     try:
         torch.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002
-        with evaluation("no_eps", eps=EPS):
+        with eager, evaluation("no_eps", eps=EPS):
             yield
     finally:
         set_random_state(before)
@@ -380,6 +390,11 @@ def _twin(model: nn.Module) -> nn.Module:
         if isinstance(module, nn.Embedding | nn.EmbeddingBag):
             module.sparse = False
     return twin
+
+
+def _real(x: Tensor) -> Tensor:
+    """Its numbers, in the same memory; those of complex ones in pairs."""
+    return torch.view_as_real(x) if x.is_complex() else x
 
 
 def _widened(x: Tensor) -> Tensor:

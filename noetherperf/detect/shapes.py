@@ -69,12 +69,14 @@ class Shapes(TorchDispatchMode):
         return slices
 
     def _slices(self, length: int) -> set[Cut]:
-        """Slices that were taken, of equal maps, or of each period."""
+        """Slices that were taken, of equal maps, of maps whose indices take turns, or of each period."""
         slices = set(self.cuts.get(length, ()))
         for run in self.runs:
             if len(run) == 1 or int(np.prod(run)) != length:
                 continue
             step = length // run[0]
+            if 1 < run[-1] <= N_FUSED:  # as after a channel shuffle
+                slices |= {Cut(i, i + 1, run[-1]) for i in range(run[-1])}
             if 1 < run[0] <= N_FUSED:
                 slices |= {Cut(start, start + step) for start in range(0, length, step)}
             if 1 < run[0] < length:

@@ -261,7 +261,7 @@ class Sums:
     def totals(self, parts: Sequence[Part], law: Law) -> Matrix:
         """⟨g, ψ⟩ of parts of one group, [losses, parts], where possible for more losses than there are parts."""
         wanted = len(parts) + SPARE
-        if not self.at_least(wanted):
+        if not self.at_least(wanted) and (law == Law.NORM or not self.large):
             if self.large:
                 self._shrink(1)
             self.probe.redraw()
@@ -269,8 +269,7 @@ class Sums:
             # Where an operation has no forward derivative, the losses are differentiated backward, one by one.
             with contextlib.suppress(NotImplementedError, RuntimeError):
                 return self.probe.tangents(parts, law, wanted, self._progress)
-            if law == Law.NORM or not self.large:
-                self._collect_more(wanted)
+            self._collect_more(wanted)
         vectors = torch.cat([self._sums[law], *(row[law, None] for row in self._more)])
         columns = [
             part.gather(vectors[:, self.layout.own((part.parameter, part.axis))]).sum(-1).flatten() for part in parts
