@@ -106,6 +106,13 @@ def shuffled(m: Any, x: Tensor) -> Tensor:
     return m.o(torch.tanh(m.c(y)))  # type: ignore[no-any-return]
 
 
+def shuffled_by_view(m: Any, x: Tensor) -> Tensor:
+    """One half stays, the other is mapped, and the channels of both take turns (ShuffleNet)."""
+    x, y = torch.relu(m.a(x)).chunk(2, 1)
+    y = torch.cat([x, torch.relu(m.b(y))], 1).view(-1, 2, 4).transpose(1, 2).flatten(1)
+    return m.o(torch.tanh(m.c(y)))  # type: ignore[no-any-return]
+
+
 def gated_heads(m: Any, x: Tensor) -> Tensor:
     u = m.x(x).unflatten(-1, (3, 4))
     y = u * torch.sigmoid(torch.einsum("nhi,hij->nhj", u, m.gate))
@@ -220,6 +227,16 @@ STRUCTURES: dict[str, tuple[Callable[[], nn.Module], Draw, list[str]]] = {
         draws(4),
         [
             "rescale a.weight:0 a.bias:0 > c.weight:1[:1]%2",
+            "rescale b.weight:0 b.bias:0 > c.weight:1[1:]%2",
+        ],
+    ),
+    "channel shuffle by a view": (
+        lambda: Lambda(
+            shuffled_by_view, a=nn.Linear(4, 8), b=nn.Linear(4, 4), c=nn.Linear(8, 7), o=nn.Linear(7, 3)
+        ),
+        draws(4),
+        [
+            "rescale a.weight:0[:4] a.bias:0[:4] > c.weight:1[:1]%2",
             "rescale b.weight:0 b.bias:0 > c.weight:1[1:]%2",
         ],
     ),
@@ -487,3 +504,28 @@ def test_a_scalar_without_effect(zero: bool) -> None:
     found = find_symmetries(model, torch.randn(4, 5))
     assert law(unit("a", "o")) in laws(found)
     assert (law("translation t:whole") in laws(found)) is not zero
+
+
+def test_complex_parameters_are_left_out() -> None:
+    """Laws of the others hold whatever they are, and they say why they have none."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.o((torch.relu(m.b(torch.relu(m.a(x)))).to(m.w.dtype) @ m.w).abs())  # type: ignore[no-any-return]
+
+    w = nn.Parameter(torch.zeros(7, 6, dtype=torch.complex64))
+    model = Lambda(forward, a=nn.Linear(5, 8), b=nn.Linear(8, 7), w=w, o=nn.Linear(6, 4))
+    symmetries = find_symmetries(model, torch.randn(4, 5))
+    assert {law(unit("a", "b")), law("translation o.weight:1")} <= laws(symmetries)
+    assert "complex" in symmetries.unmatched["w"]
+    assert not bool(w.any())
+    report = completeness(model, draws(5), "cross_entropy", symmetries)
+    assert report.false == []
+
+
+def test_what_inference_mode_and_compilation_change_is_nothing() -> None:
+    plain = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 4))
+    expected = {law(unit("0", "2")), law("translation 2.weight:1"), law("translation 2.bias:whole")}
+    with torch.inference_mode():
+        assert laws(find_symmetries(plain, torch.randn(4, 5))) == expected
+        made_inside = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 4))
+        assert laws(find_symmetries(made_inside, torch.randn(4, 5))) == expected
