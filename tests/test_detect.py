@@ -766,10 +766,10 @@ def test_refusals() -> None:
         find_symmetries(two_layers(torch.log), X)
     with pytest.raises(ValueError, match=r"'a\.weight' is on the meta device"):
         find_symmetries(two_layers(F.relu).to("meta"), X)
-    with pytest.raises(ValueError, match='one class, and .* give loss="mse"'):
+    with pytest.raises(ValueError, match=r'one class, and .* give loss="mse"'):
         find_symmetries(nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 1)), X)
     with pytest.raises(TypeError, match="is a ScriptModule"):
-        find_symmetries(torch.jit.trace(two_layers(F.relu), X), X)  # type: ignore[no-untyped-call]
+        find_symmetries(torch.jit.trace(two_layers(F.relu), X), X)
 
 
 def test_a_model_that_changes_from_call_to_call_is_refused() -> None:

@@ -145,7 +145,8 @@ def narrow(m: Any, x: Tensor) -> Tensor:
 
 def narrow_block(n: int, out: int) -> nn.Sequential:
     middle = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1, bias=False), nn.BatchNorm2d(1), nn.ReLU())
-    return nn.Sequential(*block(n, 1, out)[:3], *middle, *block(n, 1, out)[3:])
+    first, last = list(block(n, 1, out)), list(block(n, 1, out))
+    return nn.Sequential(*first[:3], *middle, *last[3:])
 
 
 def shortcut(n: int, out: int) -> nn.Sequential:
@@ -231,9 +232,7 @@ STRUCTURES: dict[str, tuple[Callable[[], nn.Module], Draw, list[str]]] = {
         ],
     ),
     "channel shuffle by a view": (
-        lambda: Lambda(
-            shuffled_by_view, a=nn.Linear(4, 8), b=nn.Linear(4, 4), c=nn.Linear(8, 7), o=nn.Linear(7, 3)
-        ),
+        lambda: Lambda(shuffled_by_view, a=nn.Linear(4, 8), b=nn.Linear(4, 4), c=nn.Linear(8, 7), o=nn.Linear(7, 3)),
         draws(4),
         [
             "rescale a.weight:0[:4] a.bias:0[:4] > c.weight:1[:1]%2",

@@ -84,8 +84,8 @@ def find_symmetries(
 
     Raises:
         TypeError: `model` is no module or a ScriptModule, or no logits can be found in its output.
-        ValueError: The model has no trainable parameters of real numbers, a tensor of it is on the meta device, or `loss` is
-            unknown.
+        ValueError: The model has no trainable parameters of real numbers, or a tensor on the meta device; `loss` is
+            unknown, or the cross entropy of one class.
         RuntimeError: The model cannot be copied, is not deterministic, or its output is not finite.
 
     Source: Kunin et al. (2021), arXiv:2012.04728, for the symmetries; the search is derived here.

@@ -55,7 +55,9 @@ class Shapes(TorchDispatchMode):
         """What two passes show. Where their batches differ in size, the model's own sizes are those that both have."""
         both = Shapes()
         both.runs = self.runs & other.runs if resized else self.runs | other.runs
-        both.cuts = {x: self.cuts.get(x, set()) | other.cuts.get(x, set()) for x in self.cuts.keys() | other.cuts.keys()}
+        both.cuts = {
+            x: self.cuts.get(x, set()) | other.cuts.get(x, set()) for x in self.cuts.keys() | other.cuts.keys()
+        }
         both.vocabulary = self.vocabulary
         return both
 
