@@ -55,7 +55,7 @@ def _n_mixing(
     for part in symmetry.parts:
         if part.parameter not in gradients:
             continue
-        g, w = part.grouped(gradients[part.parameter]), part.grouped(parameters[part.parameter].detach())
+        g, w = part.grouped(gradients[part.parameter]), part.grouped(parameters[part.parameter].detach()) + part.offset
         left, right = (g, w) if part.weight > 0 else (w, g)
         totals.append(part.weight * (left[rows] @ right.T))
         sizes.append(abs(part.weight) * torch.outer(left[rows].norm(dim=1), right.norm(dim=1)))

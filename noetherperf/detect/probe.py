@@ -181,6 +181,11 @@ class Probe:
     def _normal(self, like: Tensor) -> Tensor:
         return self._drawn(like).to(like.device, torch.float64)
 
+    def counted(self, name: str) -> Tensor:
+        """A parameter as norms count it: with what is added to it wherever it is read, as in 1 + w."""
+        p, offset = self.parameters[name].detach(), self.flow.offset(name)
+        return p + offset if offset else p
+
     def draw(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """A random batch like the examples."""
         old = next((len(x) for x in self._examples()), None)
@@ -302,8 +307,8 @@ class Probe:
             yield chunk
 
     def _direction(self, part: Part, law: Law) -> Tensor:
-        """The generator: the parameter, or ones, with zeros outside the part."""
-        p = self.parameters[part.parameter].detach()
+        """The generator: the parameter as it counts, or ones, with zeros outside the part."""
+        p = self.counted(part.parameter)
         psi = p if law == Law.NORM else torch.ones((), dtype=p.dtype, device=p.device).expand_as(p)
         if part.axis is None:
             return psi

@@ -65,7 +65,7 @@ def _relative_defect(
         if symmetry.law == "translation":
             dot, sq_psi = g.sum(1), torch.full_like(g[:, 0], n)
         else:
-            psi = part.grouped(p)
+            psi = part.grouped(p) + part.offset
             dot, sq_psi = torch.linalg.vecdot(g, psi), torch.linalg.vecdot(psi, psi)
         terms.append(torch.stack([part.weight * dot, torch.linalg.vecdot(g, g), part.weight**2 * sq_psi]))
         n_elements += n
