@@ -31,6 +31,7 @@ class Cost:
         measuring: Moved on top of it: partial sums written and read, moments written and read, law states read and
             written.
         state: Kept by the measurement: moments, law states, propagators.
+        products: Floating-point operations of the matrix products of Balances, in float64; two for each multiplication.
         workspace: Kept for partial sums of segments that several tiles share.
     """
 
@@ -40,6 +41,7 @@ class Cost:
     measuring: int
     state: int
     workspace: int
+    products: int = 0
 
     @property
     def overhead(self) -> float:
@@ -51,6 +53,7 @@ class Cost:
             f"{self.n_parameters:,} parameters, {self.n_segments:,} segments: a step moves {_bytes(self.step)}, "
             f"measuring adds {_bytes(self.measuring)} ({100 * self.overhead:.2f} %) and keeps "
             f"{_bytes(self.state)} of state and {_bytes(self.workspace)} of workspace"
+            + (f"; products of units take {self.products / 1e9:.3g} GFLOP" if self.products else "")
         )
 
 
@@ -94,6 +97,8 @@ def cost(
     tensors: list[Tensor] = list(params.values())
     plan = make_plan(validate(symmetries, shapes), list(params), list(shapes.values()))
     tables = make_tables(plan, tensors, [0] * len(tensors))
+    gram_plan = make_gram_plan(balances_in(symmetries), list(params), list(shapes.values()), [0] * len(tensors), SGD)
+    values, products = _values_of_products(gram_plan, tensors, momentum=momentum)
     values = 0  # float64 numbers that measuring moves
     for view in tables.views:
         shared = 2 * int(view["n_slices"]) if view["n_slices"] > 1 else 0  # each slice is written, then read

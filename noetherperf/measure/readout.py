@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,10 +19,14 @@ from noetherperf.measure.defect import floored, mean_square, relative_defect
 from noetherperf.measure.logged import logged, medians
 from noetherperf.measure.terms import Source, Terms, find_terms
 from noetherperf.measure.turning import LastStep, Moved, angular_update, effective_lr, moved
-from noetherperf.rules.law import X0, Y0, Law
+from noetherperf.rules.law import X0, Y0, Law, Shape
 from noetherperf.rules.moments import Moment
+from noetherperf.rules.rule import Rule
 from noetherperf.symmetry import Symmetry
 from noetherperf.symmetry.names import find, nearest
+
+if TYPE_CHECKING:
+    from noetherperf.measure.balances import BalanceReadout
 
 
 @dataclass(frozen=True)
@@ -205,12 +210,13 @@ class ChargeReadout(Charges):
 
 
 class Readout(Mapping[str, ChargeReadout]):
-    """All symmetries after a step, by name.
+    """All symmetries with one charge for each group after a step, by name; and in `balances`, those with matrices.
 
     Attributes:
         rule: Name of the update rule, "sgd" or "adam".
         step: Steps since measuring began.
         time: Σ lr·(1 − dampening) over those steps (without momentum Σ lr), of the first parameter group.
+        balances: The symmetries whose charges are matrices (Balance), by name. The other members are of the rest.
     """
 
     def __init__(
@@ -222,12 +228,14 @@ class Readout(Mapping[str, ChargeReadout]):
         step: int,
         time: float,
         rule: str,
+        balances: Mapping[str, "BalanceReadout"] | None = None,
         *,
         has_growth: bool,
     ) -> None:
         self.rule = rule
         self.step = step
         self.time = time
+        self.balances: dict[str, BalanceReadout] = dict(balances or {})
         self._has_growth = has_growth  # the rule's laws split their budget so
         self._table = table  # [N_ROWS, groups of all symmetries side by side]
         self._reasons = dict(reasons)
@@ -248,6 +256,8 @@ class Readout(Mapping[str, ChargeReadout]):
 
     def __getitem__(self, name: str) -> ChargeReadout:
         if name not in self._places:
+            if name in self.balances:
+                raise KeyError(f"{name!r} is a Balance, whose charges are matrices: readout.balances[{name!r}]")
             nothing = "" if self else " (give the optimizer symmetries to measure)"
             name = find(name, self._symmetries, f"no symmetry {name!r} is measured{nothing}")
         symmetry, groups = self._places[name]
@@ -287,8 +297,14 @@ class Readout(Mapping[str, ChargeReadout]):
         "conv1/effective_lr" are medians over groups, and left out where they are NaN. Names are made safe for loggers:
         characters other than letters, digits, spaces and `_ - . / :` become `_`. If two names become equal, the later
         one gets the suffix ".2".
+
+        Of a Balance "attn", "attn/charge" is the largest absolute eigenvalue, and "attn/off_diagonal" the mean over
+        blocks; the others are as above, over all entries.
         """
         flat: dict[str, float] = {"step": float(self.step), "time": self.time}
+        names = logged([*self, *self.balances])
+        for name, balance in zip(names[len(self) :], self.balances.values(), strict=True):
+            flat.update({f"{name}/{quantity}": x for quantity, x in balance.scalars().items()})
         if not self:
             return flat
         starts, stops = np.array([(groups.start, groups.stop) for _, groups in self._places.values()]).T
@@ -296,8 +312,7 @@ class Readout(Mapping[str, ChargeReadout]):
         columns = {"charge": np.add.reduceat(charges.charge.numpy(), starts) / (stops - starts)}
         for quantity in ("residual", "rounding", "relative_defect"):
             columns[quantity] = np.maximum.reduceat(getattr(charges, quantity).abs().numpy(), starts)
-        names = logged(list(self))
-        for name, *values in zip(names, *(column.tolist() for column in columns.values()), strict=True):
+        for name, *values in zip(names[: len(self)], *(column.tolist() for column in columns.values()), strict=True):
             flat.update(zip((f"{name}/{quantity}" for quantity in columns), values, strict=True))
         for quantity in ("angular_update", "effective_lr"):
             of_step = medians(getattr(charges, quantity).numpy(), starts, stops).tolist()
@@ -306,14 +321,27 @@ class Readout(Mapping[str, ChargeReadout]):
 
 
 def _components(source: Source, law: Law) -> NDArray[np.float64]:
-    """All states of a law, [9, n segments]: initial; discrete free, forced, defect, budget; flow free, forced; growth
-    and transport, where the rule has them."""
+    """`by_source` of all states of a law."""
     tensor, *law_segments = (x.numpy() for x in source.plan.indices)
     tensors = tensor[law_segments[law]]
-    state, shape = source.measurement.states[law], source.plan.rule.laws[law]
     propagators = source.measurement.propagators.numpy()[:, law]
-    xx, xy = propagators[tensors, 0, 0].T
-    flow_xx = propagators[tensors, 1, 0, 0]
+    return by_source(source.plan.rule.laws[law], source.measurement.states[law], propagators[tensors])
+
+
+def by_source(shape: Shape, state: Tensor, propagators: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A law's charges by source.
+
+    Args:
+        shape: Of the law.
+        state: [shape.n_rows, n], on the CPU.
+        propagators: [n or 1, PROPAGATED, 2, 2].
+
+    Returns:
+        [9, n]: initial; discrete free, forced, defect, budget; flow free, forced; growth and transport, where the rule
+        has them.
+    """
+    xx, xy = propagators[:, 0, 0].T
+    flow_xx = propagators[:, 1, 0, 0]
     x0, y0 = state[X0].numpy(), state[Y0].numpy()
 
     def component(name: str) -> NDArray[np.float64] | None:
@@ -333,9 +361,9 @@ def _components(source: Source, law: Law) -> NDArray[np.float64]:
     return np.stack([x0, free, forced, defect, budget, flow_xx * x0, flow, growth, budget - xx * x0 - growth])
 
 
-def _has_growth(source: Source) -> bool:
+def has_growth(rule: Rule[Any]) -> bool:
     """Whether the rule's weight decay is a factor of the parameter alone, so that a norm's growth is kept."""
-    return "growth" in source.plan.rule.laws[Law.NORM].rows
+    return "growth" in rule.laws[Law.NORM].rows
 
 
 def read(
@@ -345,13 +373,14 @@ def read(
     reasons: Mapping[str, str],
     step: int,
     time: float,
+    balances: Mapping[str, "BalanceReadout"] | None = None,
 ) -> Readout:
     """Combine measurements of parts into a Readout; `reasons` has the reason of each open law."""
     terms, n_groups = find_terms(symmetries, sources)
     with np.errstate(all="ignore"):  # a diverged training is read without warnings
         table = _table(symmetries, sources, terms, n_groups)
-    has_growth = any(map(_has_growth, sources))
-    return Readout(symmetries, n_groups, table, reasons, step, time, rule, has_growth=has_growth)
+    splits = any(has_growth(source.plan.rule) for source in sources)
+    return Readout(symmetries, n_groups, table, reasons, step, time, rule, balances, has_growth=splits)
 
 
 def _table(

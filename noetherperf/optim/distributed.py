@@ -18,6 +18,7 @@ from noetherperf.measure.agreement import Kind, Mark, explain, numbers, summary
 from noetherperf.measure.plan import Measurement, Plan
 from noetherperf.measure.shards import Cut, Indices, Shards
 from noetherperf.optim import checkpoint
+from noetherperf.symmetry import Balance
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -54,6 +55,23 @@ def check_whole(labels: Sequence[str], params: Sequence[Tensor]) -> None:
                 f"{label}: FullyShardedDataParallel has flattened it and cut it anywhere, so that no symmetry of it "
                 "can be measured; shard with torch.distributed.fsdp.fully_shard (FSDP2), or give no symmetries"
             )
+
+
+def check_unsharded(balances: Sequence[Balance], params: Mapping[str, Tensor]) -> None:
+    """Check that every rank has the whole of what a Balance multiplies.
+
+    Raises:
+        ValueError: One of its parameters is sharded.
+    """
+    for balance in balances:
+        for part in balance.parts:
+            p = params[part.parameter]
+            if is_distributed(p) and not all(placement.is_replicate() for placement in p.placements):
+                raise ValueError(
+                    f"symmetry {balance.name!r}: {part.parameter!r} is sharded over ranks ({_placed(p)}), and the products "
+                    "of units on different ranks are on none of them; leave the Balance out, or measure the Rescale of "
+                    "its parts, which is its diagonal"
+                )
 
 
 @torch.no_grad()

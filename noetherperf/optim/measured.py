@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from noetherperf.common.untrusted import shown
 from noetherperf.engines import carry_out
 from noetherperf.engines.backends import why_reference
+from noetherperf.measure.balances import read_balances
 from noetherperf.measure.plan import Measurement
 from noetherperf.measure.readout import Readout, read
 from noetherperf.measure.terms import Source
@@ -29,7 +30,7 @@ from noetherperf.optim.names import names_in
 from noetherperf.optim.observed import where_observed
 from noetherperf.optim.torch_state import check_state
 from noetherperf.rules.rule import Rule
-from noetherperf.symmetry import Symmetry
+from noetherperf.symmetry import Symmetry, balances_in, with_groups
 
 
 class MeasuredOptimizer(Optimizer):
@@ -328,8 +329,9 @@ class MeasuredOptimizer(Optimizer):
                 self._measuring.correct(copies, int(step))
         last = copies.last_steps(self.rule, int(step))
         plans = [ranks.whole for ranks in copies.ranks]
-        sources = list(map(Source, plans, here, last))
-        return read(self.rule.name, self.symmetries, sources, copies.openness.reasons, int(step), time)
+        sources, reasons = list(map(Source, plans, here, last)), copies.openness.reasons
+        balances = read_balances(balances_in(self.symmetries), [grams.cpu() for grams in copies.grams], reasons)
+        return read(self.rule.name, with_groups(self.symmetries), sources, reasons, int(step), time, balances)
 
     # ---- checkpoints ------------------------------------------------------------------------------------------------
 
@@ -351,7 +353,14 @@ class MeasuredOptimizer(Optimizer):
         copies = self._copy(begin=False)
         wholes, names = self._whole(copies), names_in(self.param_groups)
         return checkpoint.write(
-            self.rule, wholes, self.symmetries, names, copies.openness, identity=copies.id, began=copies.began
+            self.rule,
+            wholes,
+            copies.grams,
+            self.symmetries,
+            names,
+            copies.openness,
+            identity=copies.id,
+            began=copies.began,
         )
 
     @outside_inference
@@ -401,8 +410,9 @@ class MeasuredOptimizer(Optimizer):
         """A state_dict's "measurement" as it fits this optimizer; groups: the options that it was measured with."""
         if measured is None:
             return None
-        plans, names = [meter.ranks.whole for meter in self._prepare()], names_in(self.param_groups)
-        return checkpoint.read(measured, self.rule, plans, self.symmetries, names, self._measuring.openness, groups)
+        meters, names, openness = self._prepare(), names_in(self.param_groups), self._measuring.openness
+        plans, gram_plans = [meter.ranks.whole for meter in meters], [meter.grams.plan for meter in meters]
+        return checkpoint.read(measured, self.rule, plans, gram_plans, self.symmetries, names, openness, groups)
 
     def _resume(self, saved: checkpoint.Saved | None) -> None:
         """Continue from a checkpoint; None: measuring starts anew."""

@@ -12,11 +12,12 @@ from noetherperf.engines import Call, Engine, OnDevice
 from noetherperf.engines.backends import Backend, check_measured, check_parameter, resolve, why_reference
 from noetherperf.engines.overlap import check_apart
 from noetherperf.engines.reader import unreadable
+from noetherperf.measure.grams import Grams, GramsCopy, make_gram_plan
 from noetherperf.measure.plan import Measurement, make_plan
 from noetherperf.optim.distributed import Ranks
 from noetherperf.optim.following import Group, Parameters
 from noetherperf.rules.rule import Rule
-from noetherperf.symmetry import Symmetry
+from noetherperf.symmetry import Symmetry, balances_in
 
 T = TypeVar("T")
 
@@ -30,6 +31,7 @@ class Meter:
     groups: frozenset[int]  # the parameter groups that they are in
     ranks: Ranks  # and the plan
     engine: Engine
+    grams: Grams
     alone: bool  # there is no other meter
     stream: "torch.cuda.Stream | None" = None  # of the last step, on a GPU
 
@@ -37,6 +39,15 @@ class Meter:
     def measurement(self) -> Measurement:
         """Of this rank's shards, after all steps so far; Engine.measurement describes it."""
         return self.engine.measurement
+
+    def tensors(self) -> list[Tensor]:
+        """All that is measured here."""
+        return [*self.measurement.tensors(), *self.grams.tensors()]
+
+    @property
+    def measured(self) -> set[int]:
+        """The numbers of the members that are measured."""
+        return {view.tensor for view in self.ranks.whole.views} | self.grams.plan.measured
 
     @property
     def is_host(self) -> bool:
@@ -76,7 +87,15 @@ class Meter:
         options, inputs = self._bring(options, on_device)
         if self.device.type == "cuda":
             self.stream = torch.cuda.current_stream(self.device)
-        calls = self.engine.prepare(taken, list(map(self.pick, buffers)), options, self.pick(ages), inputs)
+        own, ages = list(map(self.pick, buffers)), self.pick(ages)
+        if inputs.counts is not None and self.grams.tensors():
+            raise RuntimeError(
+                "a Balance is not measured in steps with capturable=True, whose number only the device knows; set "
+                "capturable=False, or leave the Balances out"
+            )
+        lrs, grad_scale, found_inf = inputs.lrs, inputs.grad_scale, inputs.found_inf
+        calls = self.grams.prepare(taken, own, options, ages, lrs, grad_scale, found_inf)  # reads what the engine writes
+        calls += self.engine.prepare(taken, own, options, ages, inputs)
         return calls if inputs.grad_scale is None else calls + _leave_divided(self.pick(grads), taken)
 
     def _bring(self, options: list[Any], on_device: OnDevice) -> tuple[list[Any], OnDevice]:
@@ -92,15 +111,15 @@ class Meter:
         here = [None if x is None else x.to(self.device, non_blocking=True) for x in (*lrs, *others)]
         return options, OnDevice(here[:-2], here[-2], here[-1], on_device.counts)
 
-    def copy(self) -> Measurement:
-        """A copy of the measurement after the last queued step, whatever its stream and the current one; on the device,
+    def copy(self) -> tuple[Measurement, GramsCopy]:
+        """A copy of what is measured after the last queued step, whatever its stream and the current one; on the device,
         without waiting for it."""
         here = torch.cuda.current_stream(self.device) if self.stream is not None else None
         if here is None or here == self.stream:
-            return self.measurement.clone()
+            return self.measurement.clone(), self.grams.copy()
         assert self.stream is not None
         here.wait_stream(self.stream)
-        copied = self.measurement.clone()
+        copied = self.measurement.clone(), self.grams.copy()
         self.stream.wait_stream(here)  # the next step must not write what is being copied
         return copied
 
@@ -119,7 +138,7 @@ def make_meters(
         parameters: The parameters to step and measure.
         symmetries: The symmetries to measure, validated against the parameters.
         backend: As the user named it.
-        carried: The measurement to continue, if any: the tensors of each meter's Measurement. Tensors and meters of
+        carried: The measurement to continue, if any: the tensors of each meter. Tensors and meters of
             parameters added since come last, and start anew.
 
     Raises:
@@ -138,13 +157,17 @@ def make_meters(
     for number, ((device, _), members) in enumerate(by_place.items()):
         params, here = [parameters.all[i] for i in members], [parameters.here[i] for i in members]
         labels, groups = [parameters.labels[i] for i in members], [parameters.group_of[i] for i in members]
-        plan = make_plan(symmetries, [parameters.names[i] for i in members], [tuple(p.shape) for p in params], rule)
+        names, shapes = [parameters.names[i] for i in members], [tuple(p.shape) for p in params]
+        plan = make_plan(symmetries, names, shapes, rule)
         ranks = Ranks(plan, labels, params)
         measurement = Measurement.empty(ranks.plan, device, parameters.n_groups)
-        for mine, known in zip(measurement.tensors(), carried[number], strict=True) if number < len(carried) else ():
-            mine[: len(known)].copy_(known)
+        gram_plan = make_gram_plan(balances_in(symmetries), names, shapes, groups, rule)
+        grams = Grams(gram_plan, here, device)
+        mine = [*measurement.tensors(), *grams.tensors()]
+        for x, known in zip(mine, carried[number], strict=True) if number < len(carried) else ():
+            x[: len(known)].copy_(known)
         engine = backends[members[0]].engine(ranks.plan, here, labels, groups, measurement)
-        meters.append(Meter(device, members, frozenset(groups), ranks, engine, len(by_place) == 1))
+        meters.append(Meter(device, members, frozenset(groups), ranks, engine, grams, len(by_place) == 1))
     return meters
 
 

@@ -3,6 +3,7 @@
     style      the common style, readable in grey
     record     figures of a record: charges, residuals, parameters, loss; and of a check: constraints
     planar     gallery figures in the plane of two parameters: fields, manifolds, modified
+    matrices   gallery figure of matrices of charges: balance
     training   gallery figures of training runs: neurons, dynamics, oscillation, errors, budget
 
 Every function takes data and returns a new matplotlib Figure. None changes global state or needs a display.

@@ -84,7 +84,8 @@ def charge_error(optimizer: MeasuredOptimizer) -> float:
         for name, p in zip(group["param_names"], group["params"], strict=True)
     }
     largest = 0.0
-    for name, law in optimizer.readout().items():
+    readout = optimizer.readout()
+    for name, law in (*readout.items(), *readout.balances.items()):
         dtypes = {parameters[part.parameter].dtype for part in law.symmetry.parts}
         size = law.symmetry.charge(parameters, magnitude=True).cpu()
         plain = law.symmetry.charge(parameters).cpu()
