@@ -36,7 +36,7 @@ Source: Kunin et al. (2021), arXiv:2012.04728, for weights of ±1; weights, the 
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch

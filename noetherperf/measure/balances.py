@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from noetherperf.measure.grams import GramsCopy
+from noetherperf.measure.cells import GramsCopy
 from noetherperf.measure.readout import Prediction, by_source, has_growth
 from noetherperf.rules.law import Law
 from noetherperf.symmetry import Balance
@@ -153,15 +153,15 @@ def read_balances(
     squares: dict[int, Tensor] = {}  # |W|² and |g|², [2, blocks]
     splits = False
     for copy in copies:
-        if copy.charge is None or copy.sq_p is None:
+        if not copy.tensors:
             continue
-        plan, (state, defect, sq_g, propagators) = copy.plan, copy.tensors
+        plan, (state, defect, sq_g, propagators), (charge, sq_p) = copy
         splits = has_growth(plan.rule)
         for number, cell in enumerate(plan.cells):
             at = cell.entries
             rows = by_source(plan.rule.laws[Law.NORM], state[:, at], propagators[number : number + 1].numpy())
-            own = torch.cat([torch.from_numpy(rows), copy.charge[None, at], defect[None, at]])
-            parts = cell.unpacked(own), torch.stack([copy.sq_p[cell.blocks], sq_g[cell.blocks]])
+            own = torch.cat([torch.from_numpy(rows), charge[None, at], defect[None, at]])
+            parts = cell.unpacked(own), torch.stack([sq_p[cell.blocks], sq_g[cell.blocks]])
             for total, part in zip((matrices, squares), parts, strict=True):
                 total[cell.balance] = total[cell.balance] + part if cell.balance in total else part
     return {

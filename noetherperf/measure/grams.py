@@ -19,128 +19,22 @@ open with the reason.
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from noetherperf.measure.cells import Cell, GramPlan, GramsCopy
+from noetherperf.measure.sharded_units import ShardedUnits
+from noetherperf.measure.shards import Indices
 from noetherperf.rules.law import PROPAGATED, Law, Shape, Step, advance, begin, is_zero, jump
 from noetherperf.rules.moments import Moment, Operand
 from noetherperf.rules.rule import Rule
-from noetherperf.symmetry import Balance, Part
+from noetherperf.symmetry import Part
 
 #: The product that is a Balance's constraint.
 DEFECT = Moment.DOT_PG.name.lower()
-
-
-class Cell(NamedTuple):
-    """The parts of one Balance in one parameter group.
-
-    Attributes:
-        balance, group: Their numbers.
-        n: Units of a block.
-        blocks, entries: Its place among all blocks, and among all entries of upper triangles.
-        members: Each part, with its signed weight, and the number of its tensor.
-    """
-
-    balance: int
-    group: int
-    n: int
-    blocks: slice
-    entries: slice
-    members: tuple[tuple[int, Part], ...]
-
-    @property
-    def n_blocks(self) -> int:
-        return self.blocks.stop - self.blocks.start
-
-    def unpacked(self, entries: Tensor) -> Tensor:
-        """This cell's entries [..., blocks · n(n + 1)/2] as matrices [..., blocks, n, n]."""
-        own = entries.unflatten(-1, (self.n_blocks, -1))
-        i, j = torch.triu_indices(self.n, self.n, device=own.device)
-        whole = own.new_empty(*own.shape[:-1], self.n, self.n)
-        whole[..., i, j] = own
-        whole[..., j, i] = own
-        return whole
-
-
-@dataclass(frozen=True)
-class GramPlan:
-    """All cells of some tensors."""
-
-    balances: tuple[Balance, ...]
-    cells: tuple[Cell, ...]
-    rule: Rule[Any]
-
-    @cached_property
-    def measured(self) -> frozenset[int]:
-        """The tensors that have a part in a cell."""
-        return frozenset(tensor for cell in self.cells for tensor, _ in cell.members)
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The tensors of a measurement, float64, by their names in checkpoints; none without cells.
-
-        gram_state: the law's rows for each entry. gram_defect: sym(W gᵀ) of the last step, with signs. gram_sq_g: |g|²
-        of each block, without. gram_propagators: of each cell, the product of all steps' matrices.
-        """
-        if not self.cells:
-            return {}
-        n_entries, n_blocks = self.cells[-1].entries.stop, self.cells[-1].blocks.stop
-        return {
-            "gram_state": (self.rule.laws[Law.NORM].n_rows, n_entries),
-            "gram_defect": (n_entries,),
-            "gram_sq_g": (n_blocks,),
-            "gram_propagators": (len(self.cells), len(PROPAGATED), 2, 2),
-        }
-
-
-def make_gram_plan(
-    balances: Sequence[Balance],
-    names: Sequence[str | None],
-    shapes: Sequence[tuple[int, ...]],
-    groups: Sequence[int],
-    rule: Rule[Any],
-) -> GramPlan:
-    """Plan the cells of validated balances.
-
-    Args:
-        balances: Those that are measured. Parts of other names belong to other plans.
-        names, shapes, groups: One per tensor; None if a tensor has no name; its parameter group.
-        rule: The update rule.
-    """
-    index = {name: i for i, name in enumerate(names) if name is not None}
-    cells: list[Cell] = []
-    n_blocks = n_entries = 0
-    for number, balance in enumerate(balances):
-        members: dict[int, list[tuple[int, Part]]] = {}
-        for part in balance.parts:
-            if (i := index.get(part.parameter)) is not None:
-                members.setdefault(groups[i], []).append((i, part))
-        for group, own in members.items():
-            n_units = own[0][1].n_groups(shapes[own[0][0]])
-            n = balance.size or n_units
-            blocks = slice(n_blocks, n_blocks + n_units // n)
-            entries = slice(n_entries, n_entries + n_units * (n + 1) // 2)
-            cells.append(Cell(number, group, n, blocks, entries, tuple(own)))
-            n_blocks, n_entries = blocks.stop, entries.stop
-    return GramPlan(tuple(balances), tuple(cells), rule)
-
-
-class GramsCopy(NamedTuple):
-    """The measurement after a step, in the order of `Grams.tensors()`, and what parameters are then."""
-
-    plan: GramPlan
-    tensors: list[Tensor]
-    charge: Tensor | None  # [n_entries]; None without cells
-    sq_p: Tensor | None  # |W|² of each block, without signs
-
-    def cpu(self) -> "GramsCopy":
-        """A copy on the CPU."""
-        charge, sq_p = (None if x is None else x.cpu() for x in (self.charge, self.sq_p))
-        return self._replace(tensors=[x.cpu() for x in self.tensors], charge=charge, sq_p=sq_p)
 
 
 class Grams:
@@ -150,9 +44,19 @@ class Grams:
         plan: The cells.
         params: The tensors.
         device: Where they are.
+        indices: For each tensor the indices of its shard in this rank's memory; None: the tensors are whole.
+
+    Raises:
+        ValueError: Units of one block are on several ranks.
     """
 
-    def __init__(self, plan: GramPlan, params: Sequence[Tensor], device: torch.device | str) -> None:
+    def __init__(
+        self,
+        plan: GramPlan,
+        params: Sequence[Tensor],
+        device: torch.device | str,
+        indices: Sequence[Indices] | None = None,
+    ) -> None:
         self.plan, self._params = plan, params
         zeros = [torch.zeros(shape, dtype=torch.float64, device=device) for shape in plan.shapes.values()]
         if zeros:
@@ -164,6 +68,12 @@ class Grams:
         for cell in plan.cells:
             for tensor, part in cell.members:
                 self._parts[tensor].append((cell, part))
+        self._shards: dict[tuple[int, Part], ShardedUnits] = {}
+        for cell in plan.cells if indices is not None else ():
+            for tensor, part in cell.members if cell.cut else ():
+                balance, shape = plan.balances[cell.balance], plan.tensor_shapes[tensor]
+                found = ShardedUnits.of(balance, part, shape, indices[tensor], device)
+                self._shards[cell.balance, part] = found
         self._upper = {cell.n: _upper(cell.n, device) for cell in plan.cells}
 
     def tensors(self) -> list[Tensor]:
@@ -173,8 +83,9 @@ class Grams:
     # ---- products ---------------------------------------------------------------------------------------------------
 
     def _units(self, cell: Cell, part: Part, x: Tensor) -> Tensor:
-        """[blocks, n, rest], float64."""
-        return self.plan.balances[cell.balance].units(part, x).double()
+        """[blocks, n, rest], float64; of a shard with zeros for what other ranks have."""
+        shard = self._shards.get((cell.balance, part)) if cell.cut else None
+        return (self.plan.balances[cell.balance].units(part, x) if shard is None else shard.units(x)).double()
 
     def _units_of(self, cell: Cell, part: Part, operands: Mapping[Operand, Tensor]) -> dict[Operand, Tensor]:
         """The units of all operands; those of one tensor are one tensor."""
@@ -245,8 +156,8 @@ class Grams:
     def copy(self) -> GramsCopy:
         """A copy on the device, with the present charges."""
         if not self._tensors:
-            return GramsCopy(self.plan, [], None, None)
-        return GramsCopy(self.plan, [x.clone() for x in self._tensors], *self._present())
+            return GramsCopy(self.plan, [], [])
+        return GramsCopy(self.plan, [x.clone() for x in self._tensors], self._present())
 
     # ---- a step -----------------------------------------------------------------------------------------------------
 
@@ -280,7 +191,7 @@ class Grams:
         ]
         rows = [_row_of(cell, rule, options, grads, ages) for cell in self.plan.cells]
         steps = {key: rule.steps(options[key[0]], key[1], (Law.NORM,))[Law.NORM] for key in rows if key is not None}
-        names = {DEFECT}.union(*(_driving(self._law, step) for step in steps.values()))
+        names = {DEFECT}.union(*(driving(self._law, step) for step in steps.values()))
         sums = {name: torch.zeros_like(self._defect) for name in names}
         sq_g = torch.zeros_like(self._sq_g)
         for tensor, parts in self._parts.items():
@@ -357,7 +268,7 @@ def _operands(
     return operands
 
 
-def _driving(shape: Shape, step: Step) -> set[str]:
+def driving(shape: Shape, step: Step) -> set[str]:
     """The names of the moments that have a coefficient in a step."""
     return {
         name

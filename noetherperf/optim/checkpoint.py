@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from noetherperf.common.untrusted import load_json, shown
-from noetherperf.measure.grams import GramPlan, GramsCopy
+from noetherperf.measure.cells import GramPlan, GramsCopy
 from noetherperf.measure.openness import Openness
 from noetherperf.measure.plan import N_STATE_VERSION_2, Measurement, Plan
 from noetherperf.optim.names import check_order, unwrapped

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from noetherperf.measure.agreement import Kind, Mark, explain, numbers, summary
+from noetherperf.measure.cells import GramPlan, GramsCopy
 from noetherperf.measure.plan import Measurement, Plan
 from noetherperf.measure.shards import Cut, Indices, Shards
 from noetherperf.optim import checkpoint
-from noetherperf.symmetry import Balance
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -55,23 +55,6 @@ def check_whole(labels: Sequence[str], params: Sequence[Tensor]) -> None:
                 f"{label}: FullyShardedDataParallel has flattened it and cut it anywhere, so that no symmetry of it "
                 "can be measured; shard with torch.distributed.fsdp.fully_shard (FSDP2), or give no symmetries"
             )
-
-
-def check_unsharded(balances: Sequence[Balance], params: Mapping[str, Tensor]) -> None:
-    """Check that every rank has the whole of what a Balance multiplies.
-
-    Raises:
-        ValueError: One of its parameters is sharded.
-    """
-    for balance in balances:
-        for part in balance.parts:
-            p = params[part.parameter]
-            if is_distributed(p) and not all(placement.is_replicate() for placement in p.placements):
-                raise ValueError(
-                    f"symmetry {balance.name!r}: {part.parameter!r} is sharded over ranks ({_placed(p)}), and the products "
-                    "of units on different ranks are on none of them; leave the Balance out, or measure the Rescale of "
-                    "its parts, which is its diagonal"
-                )
 
 
 @torch.no_grad()
@@ -170,6 +153,8 @@ class Ranks:
         plan: The plan of this rank's shards: the same one if no parameter is a DTensor.
         groups: The process groups of the meshes with sharded parameters, including replicas, and their device types.
         mark: A mark of what is measured.
+        indices, cuts: Of each parameter, the indices of its shard, and the ranks that it is cut over; None if no
+            parameter is a DTensor.
 
     Raises:
         ValueError: A parameter is on a mesh without this rank, or has unknown placements.
@@ -178,11 +163,13 @@ class Ranks:
     def __init__(self, plan: Plan, labels: Sequence[str], params: Sequence[Tensor]) -> None:
         self.whole = self.plan = plan
         self._shards: Shards | None = None
+        self.indices: list[Indices] | None = None
+        self.cuts: list[Cut] | None = None
         self.groups: dict[tuple[int, ...], tuple[ProcessGroup, str]] = {}
         self.mark = Mark(Kind.LAYOUT, "", crc32(repr(plan.parts).encode()))
         if any(map(is_distributed, params)):
-            indices = list(map(_indices, labels, params))
-            self._shards = Shards(plan, indices, list(map(self._cut, params)))
+            self.indices, self.cuts = list(map(_indices, labels, params)), list(map(self._cut, params))
+            self._shards = Shards(plan, self.indices, self.cuts)
             self.plan = self._shards.local
 
     def _cut(self, p: Tensor) -> Cut:
@@ -218,6 +205,22 @@ class Ranks:
                 sums = self._add_up(sums, cut)
             total = [old + new for old, new in zip(total, sums, strict=True)]
         return Measurement.of([*total, here.clock])
+
+    @property
+    def has_first(self) -> list[bool] | None:
+        """Per parameter, whether this rank has its first element; None if no parameter is a DTensor."""
+        return None if self._shards is None else self._shards.has_first
+
+    def gather_grams(self, copy: GramsCopy, whole: GramPlan) -> GramsCopy:
+        """The products of the whole parameters, as `gather` gathers their sums."""
+        if self._shards is None or not copy.tensors:
+            return copy
+        here = copy.cpu()
+        sums: list[Tensor] = []
+        for cut in dict.fromkeys(cell.cut for cell in copy.plan.cells):
+            of_cut = self._add_up(here.partial(whole, cut), cut)
+            sums = [old + new for old, new in zip(sums, of_cut, strict=True)] if sums else of_cut
+        return here.gathered(whole, sums)
 
     def _add_up(self, sums: Sequence[Tensor], cut: Cut) -> list[Tensor]:
         """Add up every rank's sums over the ranks of a cut."""

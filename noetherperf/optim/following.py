@@ -11,9 +11,9 @@ from torch import Tensor
 
 from noetherperf.engines import gradient_dtypes
 from noetherperf.engines.reader import make_gatherer
-from noetherperf.optim.distributed import check_unsharded, check_whole, is_distributed, local, local_gradient, moved
+from noetherperf.optim.distributed import check_whole, is_distributed, local, local_gradient, moved
 from noetherperf.optim.names import names_in
-from noetherperf.symmetry import Symmetry, balances_in, validate
+from noetherperf.symmetry import Symmetry, validate
 
 Group = Mapping[str, Any]  # one of torch's parameter groups
 
@@ -105,7 +105,6 @@ def check_symmetries(symmetries: Sequence[Symmetry], groups: Sequence[Group]) ->
     if symmetries:
         check_whole(names, params)
     checked = validate(symmetries, dict(zip(names, (tuple(p.shape) for p in params), strict=False)))
-    check_unsharded(balances_in(checked), dict(zip(names, params, strict=False)))
     twice = {name for name, count in Counter(names).items() if count > 1}
     for symmetry in checked:
         for part in symmetry.parts:

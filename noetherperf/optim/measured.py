@@ -15,6 +15,7 @@ from noetherperf.common.untrusted import shown
 from noetherperf.engines import carry_out
 from noetherperf.engines.backends import why_reference
 from noetherperf.measure.balances import read_balances
+from noetherperf.measure.cells import GramsCopy
 from noetherperf.measure.plan import Measurement
 from noetherperf.measure.readout import Readout, read
 from noetherperf.measure.terms import Source
@@ -284,8 +285,8 @@ class MeasuredOptimizer(Optimizer):
         with self._lock:
             return self._measuring.copy(self._catch_up(begin=begin))
 
-    def _whole(self, copies: Copies) -> list[Measurement]:
-        """Each meter's measurement of the whole parameters; a collective where they are sharded.
+    def _whole(self, copies: Copies) -> tuple[list[Measurement], list[GramsCopy]]:
+        """What each meter measures of the whole parameters; a collective where they are sharded.
 
         Raises:
             RuntimeError: The ranks measure different things, are not at the same step, or made different steps.
@@ -294,7 +295,7 @@ class MeasuredOptimizer(Optimizer):
             changed = copies.agree()
             with self._lock:
                 self._measuring.openness.agree(changed)
-        return copies.gather()
+        return copies.gather(), copies.gather_grams()
 
     @outside_inference
     @torch.no_grad()
@@ -321,7 +322,7 @@ class MeasuredOptimizer(Optimizer):
             RuntimeError: The ranks measure different things, are not at the same step, or made different steps.
         """
         copies = self._copy(begin=True)
-        wholes = self._whole(copies)
+        wholes, grams = self._whole(copies)
         here = [whole.cpu() for whole in wholes]
         step, time = here[copies.home].clock[:2].tolist()
         if step != copies.step:  # a device has skipped steps
@@ -330,7 +331,7 @@ class MeasuredOptimizer(Optimizer):
         last = copies.last_steps(self.rule, int(step))
         plans = [ranks.whole for ranks in copies.ranks]
         sources, reasons = list(map(Source, plans, here, last)), copies.openness.reasons
-        balances = read_balances(balances_in(self.symmetries), [grams.cpu() for grams in copies.grams], reasons)
+        balances = read_balances(balances_in(self.symmetries), [x.cpu() for x in grams], reasons)
         return read(self.rule.name, with_groups(self.symmetries), sources, reasons, int(step), time, balances)
 
     # ---- checkpoints ------------------------------------------------------------------------------------------------
@@ -351,11 +352,12 @@ class MeasuredOptimizer(Optimizer):
     def _measured(self) -> dict[str, Any]:
         """The measurement for a checkpoint."""
         copies = self._copy(begin=False)
-        wholes, names = self._whole(copies), names_in(self.param_groups)
+        wholes, grams = self._whole(copies)
+        names = names_in(self.param_groups)
         return checkpoint.write(
             self.rule,
             wholes,
-            copies.grams,
+            grams,
             self.symmetries,
             names,
             copies.openness,
@@ -411,7 +413,7 @@ class MeasuredOptimizer(Optimizer):
         if measured is None:
             return None
         meters, names, openness = self._prepare(), names_in(self.param_groups), self._measuring.openness
-        plans, gram_plans = [meter.ranks.whole for meter in meters], [meter.grams.plan for meter in meters]
+        plans, gram_plans = [meter.ranks.whole for meter in meters], [meter.gram_plan for meter in meters]
         return checkpoint.read(measured, self.rule, plans, gram_plans, self.symmetries, names, openness, groups)
 
     def _resume(self, saved: checkpoint.Saved | None) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from noetherperf.engines import Call, OnDevice, carry_out
-from noetherperf.measure.grams import GramsCopy
+from noetherperf.measure.cells import GramPlan, GramsCopy
 from noetherperf.measure.openness import Openness
 from noetherperf.measure.plan import Measurement
 from noetherperf.measure.turning import LastStep
@@ -42,6 +42,7 @@ class Copies(NamedTuple):
     ranks: list[Ranks]
     measurements: list[Measurement]  # where the meters are
     grams: list[GramsCopy]
+    wholes: list[GramPlan]  # of whole parameters
     openness: Openness
     began: bool
     id: str
@@ -73,6 +74,12 @@ class Copies(NamedTuple):
         if self.last is None:
             return [LastStep.unknown(ranks.whole) for ranks in self.ranks]
         return [self.last.read(rule, members, self.group_of, step) for members in self.members]
+
+    def gather_grams(self) -> list[GramsCopy]:
+        """Each meter's products of the whole parameters; as `gather`."""
+        return [
+            ranks.gather_grams(x, whole) for ranks, x, whole in zip(self.ranks, self.grams, self.wholes, strict=True)
+        ]
 
     def gather(self) -> list[Measurement]:
         """Each meter's measurement of the whole parameters, after `agree`; a collective if parameters are sharded."""
@@ -191,7 +198,7 @@ class Measuring:
         carried = None
         if saved is not None and self.symmetries:
             tensors = [
-                [x.clone() for x in (*meter.ranks.scatter(whole).tensors(), *grams)]
+                [x.clone() for x in (*meter.ranks.scatter(whole).tensors(), *meter.scatter_grams(grams))]
                 for meter, whole, grams in zip(meters, saved.wholes, saved.grams, strict=True)
             ]
             carried = Carried(tensors, saved.openness)
@@ -382,6 +389,7 @@ class Measuring:
             [meter.ranks for meter in meters],
             [measurement for measurement, _ in copies],
             [grams for _, grams in copies],
+            [meter.gram_plan for meter in meters],
             self.openness.copy(),
             self.began,
             self.id,

@@ -12,7 +12,8 @@ from noetherperf.engines import Call, Engine, OnDevice
 from noetherperf.engines.backends import Backend, check_measured, check_parameter, resolve, why_reference
 from noetherperf.engines.overlap import check_apart
 from noetherperf.engines.reader import unreadable
-from noetherperf.measure.grams import Grams, GramsCopy, make_gram_plan
+from noetherperf.measure.cells import GramPlan, GramsCopy, make_gram_plan, scatter
+from noetherperf.measure.grams import Grams
 from noetherperf.measure.plan import Measurement, make_plan
 from noetherperf.optim.distributed import Ranks
 from noetherperf.optim.following import Group, Parameters
@@ -32,6 +33,7 @@ class Meter:
     ranks: Ranks  # and the plan
     engine: Engine
     grams: Grams
+    gram_plan: GramPlan  # of whole tensors
     alone: bool  # there is no other meter
     stream: "torch.cuda.Stream | None" = None  # of the last step, on a GPU
 
@@ -94,7 +96,8 @@ class Meter:
                 "capturable=False, or leave the Balances out"
             )
         lrs, grad_scale, found_inf = inputs.lrs, inputs.grad_scale, inputs.found_inf
-        calls = self.grams.prepare(taken, own, options, ages, lrs, grad_scale, found_inf)  # reads what the engine writes
+        # First, since it reads what the engine writes.
+        calls = self.grams.prepare(taken, own, options, ages, lrs, grad_scale, found_inf)
         calls += self.engine.prepare(taken, own, options, ages, inputs)
         return calls if inputs.grad_scale is None else calls + _leave_divided(self.pick(grads), taken)
 
@@ -111,9 +114,14 @@ class Meter:
         here = [None if x is None else x.to(self.device, non_blocking=True) for x in (*lrs, *others)]
         return options, OnDevice(here[:-2], here[-2], here[-1], on_device.counts)
 
+    def scatter_grams(self, whole: Sequence[Tensor]) -> Sequence[Tensor]:
+        """This rank's part of the products of the whole parameters, to continue from."""
+        first = self.ranks.has_first
+        return whole if first is None or not whole else scatter(whole, self.gram_plan, self.grams.plan, first)
+
     def copy(self) -> tuple[Measurement, GramsCopy]:
-        """A copy of what is measured after the last queued step, whatever its stream and the current one; on the device,
-        without waiting for it."""
+        """A copy of what is measured after the last queued step, whatever its stream and the current one; on the
+        device, without waiting for it."""
         here = torch.cuda.current_stream(self.device) if self.stream is not None else None
         if here is None or here == self.stream:
             return self.measurement.clone(), self.grams.copy()
@@ -138,8 +146,8 @@ def make_meters(
         parameters: The parameters to step and measure.
         symmetries: The symmetries to measure, validated against the parameters.
         backend: As the user named it.
-        carried: The measurement to continue, if any: the tensors of each meter. Tensors and meters of
-            parameters added since come last, and start anew.
+        carried: The measurement to continue, if any: the tensors of each meter. Tensors and meters of parameters
+            added since come last, and start anew.
 
     Raises:
         TypeError, ValueError, RuntimeError: No backend steps a parameter, two of them share memory, or one cannot be
@@ -161,13 +169,15 @@ def make_meters(
         plan = make_plan(symmetries, names, shapes, rule)
         ranks = Ranks(plan, labels, params)
         measurement = Measurement.empty(ranks.plan, device, parameters.n_groups)
-        gram_plan = make_gram_plan(balances_in(symmetries), names, shapes, groups, rule)
-        grams = Grams(gram_plan, here, device)
+        of_balances = balances_in(symmetries), names, shapes, groups, rule
+        gram_plan = make_gram_plan(*of_balances)
+        own_plan = gram_plan if ranks.cuts is None else make_gram_plan(*of_balances, ranks.cuts)
+        grams = Grams(own_plan, here, device, ranks.indices)
         mine = [*measurement.tensors(), *grams.tensors()]
         for x, known in zip(mine, carried[number], strict=True) if number < len(carried) else ():
             x[: len(known)].copy_(known)
         engine = backends[members[0]].engine(ranks.plan, here, labels, groups, measurement)
-        meters.append(Meter(device, members, frozenset(groups), ranks, engine, grams, len(by_place) == 1))
+        meters.append(Meter(device, members, frozenset(groups), ranks, engine, grams, gram_plan, len(by_place) == 1))
     return meters
 
 

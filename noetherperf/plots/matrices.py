@@ -71,9 +71,9 @@ def _missed(axes: Axes, data: Data, rules: tuple[str, ...]) -> None:
         steps = data[f"{rule}/steps"]
         for what, dash in (("law", "-"), ("identity", (0, (5, 1.5)))):
             errors = [
-                np.abs(
-                    data[f"{name}/charge"] - data[f"{name}/law"] if what == "law" else data[f"{name}/rounding"]
-                ).max((1, 2, 3))
+                np.abs(data[f"{name}/charge"] - data[f"{name}/law"] if what == "law" else data[f"{name}/rounding"]).max(
+                    (1, 2, 3)
+                )
                 / data[f"{name}/scale"]
                 for name in names
             ]

@@ -91,8 +91,8 @@ def explain(kind: str, name: str, parts: Sequence[Described]) -> Explanation:
 
 
 def charge_formula(kind: str, parts: Sequence[Described]) -> str:
-    """The charge of group i in one line: "2·|a[i]|² − |b[:,i]|²", or "⟨a[:,i], 1⟩" for a translation. For a balance that
-    of units i and j: "⟨a[i], a[j]⟩ − ⟨b[:,i], b[:,j]⟩"."""
+    """The charge of group i in one line: "2·|a[i]|² − |b[:,i]|²", or "⟨a[:,i], 1⟩" for a translation. For a balance
+    that of units i and j: "⟨a[i], a[j]⟩ − ⟨b[:,i], b[:,j]⟩"."""
     return _charge_sum(kind, parts, in_words=True).replace(JOIN, " ")
 
 

@@ -80,7 +80,7 @@ class Symmetry:
 
     @property
     def content(self) -> tuple[object, ...]:
-        """Kind, parts and options: what is measured, whatever its name, so that a renamed symmetry's checkpoint fits."""
+        """Kind, parts and options: what is measured, whatever its name; a renamed symmetry's checkpoint fits."""
         return self.kind, self.parts, *(getattr(self, option) for option in self.options)
 
     def named(self, name: str | None) -> Self:
