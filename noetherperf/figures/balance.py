@@ -156,21 +156,12 @@ def claims(data: Data) -> list[Claim]:
     )
     adamw = np.concatenate([missed(data, f"AdamW/{name}") for name in HEADS])
     linear = float(np.median(np.concatenate([off_diagonal(data[f"linear/{name}/charge"][-1]) for name in LINEAR])))
+    constraint = max(float(data[f"{name}/constraint"]) for name in every)
     return [
-        Claim(
-            "constraint, the largest relative defect of any block",
-            max(data[f"{x}/constraint"] for x in every),
-            high=1e-13,
-        ),
-        Claim(
-            "SGD: the law's largest error in any entry, of the largest sum of |terms|", worst(of_sgd, "law"), high=1e-13
-        ),
-        Claim("AdamW: the identity's", worst(of_adamw, "identity"), high=1e-13),
-        Claim(
-            "AdamW: what the law misses of the change of a head's matrix, median of heads",
-            float(np.median(adamw)),
-            low=0.1,
-        ),
+        Claim("largest relative defect of the constraint of any block", constraint, high=1e-13),
+        Claim("SGD: largest error of the law in any entry, of the sum of |terms|", worst(of_sgd, "law"), high=1e-13),
+        Claim("AdamW: the same of the identity", worst(of_adamw, "identity"), high=1e-13),
+        Claim("AdamW: the law misses of the change of a head, median", float(np.median(adamw)), low=0.1),
         Claim("share of a head's matrix off its diagonal, at the start, median of heads", start, low=0.4),
         Claim("at the end", end, low=0.4),
         Claim("and of a pair of linear layers, at the end", linear, low=0.3),

@@ -39,13 +39,13 @@ class Cell(NamedTuple):
 
     @property
     def n_blocks(self) -> int:
-        return self.blocks.stop - self.blocks.start
+        return int(self.blocks.stop - self.blocks.start)
 
     def unpacked(self, entries: Tensor) -> Tensor:
         """This cell's entries [..., blocks · n(n + 1)/2] as matrices [..., blocks, n, n]."""
-        own = entries.unflatten(-1, (self.n_blocks, -1))
+        own: Tensor = entries.unflatten(-1, (self.n_blocks, -1))
         i, j = torch.triu_indices(self.n, self.n, device=own.device)
-        whole = own.new_empty(*own.shape[:-1], self.n, self.n)
+        whole: Tensor = own.new_empty(*own.shape[:-1], self.n, self.n)
         whole[..., i, j] = own
         whole[..., j, i] = own
         return whole

@@ -65,15 +65,14 @@ class Grams:
         self._tensors = zeros
         self._law = plan.rule.laws[Law.NORM]
         self._parts: dict[int, list[tuple[Cell, Part]]] = defaultdict(list)  # of each tensor
+        self._shards: dict[tuple[int, Part], ShardedUnits] = {}
         for cell in plan.cells:
             for tensor, part in cell.members:
                 self._parts[tensor].append((cell, part))
-        self._shards: dict[tuple[int, Part], ShardedUnits] = {}
-        for cell in plan.cells if indices is not None else ():
-            for tensor, part in cell.members if cell.cut else ():
-                balance, shape = plan.balances[cell.balance], plan.tensor_shapes[tensor]
-                found = ShardedUnits.of(balance, part, shape, indices[tensor], device)
-                self._shards[cell.balance, part] = found
+                if cell.cut and indices is not None:
+                    balance, shape = plan.balances[cell.balance], plan.tensor_shapes[tensor]
+                    found = ShardedUnits.of(balance, part, shape, indices[tensor], device)
+                    self._shards[cell.balance, part] = found
         self._upper = {cell.n: _upper(cell.n, device) for cell in plan.cells}
 
     def tensors(self) -> list[Tensor]:
@@ -100,7 +99,8 @@ class Grams:
         product = a @ b.mT
         if a is not b:
             product = (product + product.mT).mul_(0.5)
-        return product.flatten(1).index_select(1, self._upper[cell.n]).flatten().mul_(part.weight)
+        upper: Tensor = product.flatten(1).index_select(1, self._upper[cell.n]).flatten()
+        return upper.mul_(part.weight)
 
     def _present(self, carried: Sequence[Tensor | None] | None = None) -> tuple[Tensor, Tensor]:
         """What parameters are now: every entry of W Wᵀ; and |W|² of each block or, with what tensors carry into their
@@ -224,7 +224,8 @@ class Grams:
 def _upper(n: int, device: torch.device | str) -> Tensor:
     """Where the upper triangle of an n × n matrix is among its entries, row by row."""
     i, j = torch.triu_indices(n, n, device="cpu")
-    return (n * i + j).to(device)
+    places: Tensor = n * i + j
+    return places.to(device)
 
 
 def _row_of(

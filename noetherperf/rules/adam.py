@@ -203,18 +203,18 @@ class AdamRule(Rule[AdamOptions]):
 
     def update(self, p: Tensor, g: Tensor, buffers: Buffers, c: Sequence[Any]) -> tuple[Tensor, Buffers, Tensor]:
         """The module's update, in torch's order of operations."""
-        x = Coefficients(*c)
+        x: Any = Coefficients(*c)
         after, mean, denominator = self._divided(p, g, buffers, x)
         kept = p if x.keep == 1.0 else p * x.keep
         p_new = torch.addcdiv(kept, mean, denominator, value=-(x.lr / x.correction))
         return p_new, after, (mean / denominator).div_(x.correction)
 
     def direction(self, p: Tensor, g: Tensor, buffers: Buffers, c: Sequence[Any]) -> tuple[Buffers, Tensor]:
-        x = Coefficients(*c)
+        x: Any = Coefficients(*c)
         after, mean, denominator = self._divided(p, g, buffers, x)
         return after, (mean / denominator).div_(x.correction)
 
-    def _divided(self, p: Tensor, g: Tensor, buffers: Buffers, c: Coefficients) -> tuple[Buffers, Tensor, Tensor]:
+    def _divided(self, p: Tensor, g: Tensor, buffers: Buffers, c: Any) -> tuple[Buffers, Tensor, Tensor]:
         """buffers', m', and D."""
         mean, mean_sq, largest = buffers
         assert mean is not None, "a step needs exp_avg"

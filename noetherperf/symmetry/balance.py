@@ -82,7 +82,8 @@ class Balance(TwoSided):
     def units(self, part: Part, x: Tensor) -> Tensor:
         """A tensor of a part's shape as [blocks, n, rest]: for each unit all elements into it or out of it."""
         rows = part.grouped(x)
-        return rows.unflatten(0, (-1, self.size or len(rows)))
+        units: Tensor = rows.unflatten(0, (-1, self.size or len(rows)))
+        return units
 
     def charge(self, parameters: Mapping[str, Tensor], *, magnitude: bool = False) -> Tensor:
         """The charges of these parameters in plain torch: W₁W₁ᵀ − W₂W₂ᵀ.
