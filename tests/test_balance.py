@@ -633,3 +633,34 @@ class TestData:
         assert "⟨∇fc1.weight[i], fc1.weight[j]⟩" in text
         assert "⟨fc2.weight[:,i], ∇fc2.weight[:,j]⟩ = 0" in text
         assert max(map(len, text.splitlines())) <= 110
+
+
+class TestSearch:
+    @pytest.mark.parametrize("name", ["plain", "grouped", "by heads", "linear pair"])
+    def test_claims_what_is_written_by_hand(self, name: str) -> None:
+        case = CASES[name]
+        model = make(case)
+        x = torch.randn(5, 7, DIM, dtype=torch.float64)
+        found = nperf.find_symmetries(model, x, matrix=True, progress=False)
+        balances = [symmetry for symmetry in found if isinstance(symmetry, Balance)]
+        params = detached(model)
+        charges = [balance.charge(params) for balance in case.balances]
+        assert len(balances) == len(charges)
+        for balance in balances:  # the signs of sides are free, and so is which bias is listed
+            own = balance.charge(params)
+            assert any(own.shape == x.shape and torch.allclose(own.abs(), x.abs()) for x in charges), balance
+            assert found.defects[balance.name] < 1e-9
+            assert "claimed whole" in found.meanings[balance.name]
+        diagonals = {tuple(part.parameter for part in balance.parts) for balance in balances}
+        assert not [s for s in found if isinstance(s, Rescale) and tuple(p.parameter for p in s.parts) in diagonals]
+
+    def test_claims_none_through_a_relu_or_when_not_asked(self) -> None:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(DIM, 3), nn.ReLU(), nn.Linear(3, N_OUT), Mean()).double()
+        x = torch.randn(5, 7, DIM, dtype=torch.float64)
+        found = nperf.find_symmetries(model, x, matrix=True, progress=False)
+        assert [type(symmetry) for symmetry in found if symmetry.kind != "translation"] == [Rescale]
+        pair = nperf.find_symmetries(make(CASES["linear pair"]), x, progress=False)
+        assert not [symmetry for symmetry in pair if isinstance(symmetry, Balance)]
+        with pytest.raises(ValueError, match="verify"):
+            nperf.find_symmetries(model, x, matrix=True, verify=False)
