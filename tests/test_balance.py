@@ -664,3 +664,19 @@ class TestSearch:
         assert not [symmetry for symmetry in pair if isinstance(symmetry, Balance)]
         with pytest.raises(ValueError, match="verify"):
             nperf.find_symmetries(model, x, matrix=True, verify=False)
+
+
+def test_the_cost_on_paper() -> None:
+    case = CASES["plain"]
+    model = make(case)
+    optimizer = nperf.SGD(model.named_parameters(), lr=0.1, momentum=0.9, symmetries=case.balances)
+    train(model, optimizer, range(1))
+    (meter,) = optimizer._prepare()
+    found, without = nperf.cost(model, case.balances), nperf.cost(model)
+    assert found.state == sum(x.numel() * x.element_size() for x in meter.tensors())
+    assert without.products == 0
+    # ⟨W, g⟩ and ⟨u, u⟩: q, k and v [6, 7] with their biases, o [6, 6]; n multiplications for each of their elements.
+    assert found.products == 2 * 2 * HEAD * (3 * 6 * 7 + 6 * 6)
+    assert found.measuring > without.measuring
+    assert "GFLOP" in str(found)
+    assert "GFLOP" not in str(without)

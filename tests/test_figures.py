@@ -34,6 +34,7 @@ SLOW = (
     "adamw",
     "equilibrium",
     "decay",
+    "balance",
 )  # seconds to half a minute each
 NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in GALLERY]
 

@@ -18,7 +18,7 @@ open with the reason.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -81,18 +81,13 @@ class Grams:
 
     # ---- products ---------------------------------------------------------------------------------------------------
 
+    def _shard(self, cell: Cell, part: Part) -> ShardedUnits | None:
+        return self._shards.get((cell.balance, part)) if cell.cut else None
+
     def _units(self, cell: Cell, part: Part, x: Tensor) -> Tensor:
         """[blocks, n, rest], float64; of a shard with zeros for what other ranks have."""
-        shard = self._shards.get((cell.balance, part)) if cell.cut else None
+        shard = self._shard(cell, part)
         return (self.plan.balances[cell.balance].units(part, x) if shard is None else shard.units(x)).double()
-
-    def _units_of(self, cell: Cell, part: Part, operands: Mapping[Operand, Tensor]) -> dict[Operand, Tensor]:
-        """The units of all operands; those of one tensor are one tensor."""
-        made: dict[int, Tensor] = {}
-        for x in operands.values():
-            if id(x) not in made:
-                made[id(x)] = self._units(cell, part, x)
-        return {which: made[id(x)] for which, x in operands.items()}
 
     def _entries(self, cell: Cell, part: Part, a: Tensor, b: Tensor) -> Tensor:
         """The upper triangles of sym(a bᵀ), times the part's sign, for a, b [blocks, n, rest]."""
@@ -184,41 +179,69 @@ class Grams:
         """
         if not self._tensors:
             return []
-        rule = self.plan.rule
+        rule, shape = self.plan.rule, self._law
         options = [
             x if lr is None else rule.with_lr(x, lr.detach().reshape(()).to(torch.float64))
             for x, lr in zip(options, lrs, strict=True)
         ]
         rows = [_row_of(cell, rule, options, grads, ages) for cell in self.plan.cells]
         steps = {key: rule.steps(options[key[0]], key[1], (Law.NORM,))[Law.NORM] for key in rows if key is not None}
-        names = {DEFECT}.union(*(driving(self._law, step) for step in steps.values()))
-        sums = {name: torch.zeros_like(self._defect) for name in names}
-        sq_g = torch.zeros_like(self._sq_g)
-        for tensor, parts in self._parts.items():
-            if (g := grads[tensor]) is None:
-                continue
-            x, age = options[parts[0][0].group], rule.with_row(ages[tensor])
-            before = tuple(of_all[tensor] for of_all in buffers)
-            operands = _operands(rule, x, age, self._params[tensor].detach(), g, before, grad_scale)
-            taken = [pair for pair in rule.moments[: rule.n_taken(x, Operand.V in operands)] if pair.name in names]
-            for cell, part in parts:
-                units = self._units_of(cell, part, {which: operands[which] for pair in taken for which in pair[1:]})
-                for name, a, b in taken:
-                    sums[name][cell.entries] += self._entries(cell, part, units[a], units[b])
-                sq_g[cell.blocks] += units[Operand.G].square().sum((1, 2))
+        names = {DEFECT}.union(*(driving(shape, step) for step in steps.values()))
         state, propagators = self._state.clone(), self._propagators.clone()
+        defect, sq_g = torch.zeros_like(self._defect), torch.zeros_like(self._sq_g)
         for number, (cell, key) in enumerate(zip(self.plan.cells, rows, strict=True)):
             if key is None:
                 continue
-            moments = {name: of_all[cell.entries] for name, of_all in sums.items()}
-            advance(self._law, steps[key], state[:, cell.entries], moments)
+            x, sums = options[cell.group], {name: torch.zeros_like(defect[cell.entries]) for name in names}
+            for tensor, part in cell.members:
+                if (g := grads[tensor]) is None:
+                    continue
+                age, before = rule.with_row(ages[tensor]), [of_all[tensor] for of_all in buffers]
+                operands = self._operands(cell, part, x, age, self._params[tensor].detach(), g, before, grad_scale)
+                for name, a, b in rule.moments[: rule.n_taken(x, Operand.V in operands)]:
+                    if name in names:
+                        sums[name] += self._entries(cell, part, operands[a], operands[b])
+                sq_g[cell.blocks] += torch.linalg.vector_norm(operands[Operand.G], dim=(1, 2)).square_()
+            advance(shape, steps[key], state[:, cell.entries], sums)
             propagators[number] = _matrices(steps[key], propagators.device) @ propagators[number]
+            defect[cell.entries] = sums[DEFECT]
             if _is_torn(cell, rule, options, grads, ages):
-                state[self._law.rows["budget"], cell.entries] = torch.nan
-        new = [state, sums[DEFECT], sq_g, propagators]
+                state[shape.rows["budget"], cell.entries] = torch.nan
+        new = [state, defect, sq_g, propagators]
         if found_inf is not None:
             new = [torch.where(found_inf != 0.0, old, x) for old, x in zip(self._tensors, new, strict=True)]
         return [partial(torch._foreach_copy_, self._tensors, new)]
+
+    def _operands(
+        self,
+        cell: Cell,
+        part: Part,
+        options: Any,
+        age: int,
+        p: Tensor,
+        g: Tensor,
+        buffers: Sequence[Tensor | None],
+        grad_scale: Tensor | None,
+    ) -> dict[Operand, Tensor]:
+        """The factors of a step's products of one part, [blocks, n, rest], float64; of 16-bit numbers in float32."""
+        rule, shard = self.plan.rule, self._shard(cell, part)
+        dtype = torch.promote_types(torch.promote_types(p.dtype, g.dtype), torch.float32)
+        # Of a whole tensor its units alone; what a shard lacks must not be divided.
+        units = partial(self.plan.balances[cell.balance].units, part) if shard is None else _same
+        p, g = units(p).to(dtype), units(g).to(dtype)
+        if grad_scale is not None:
+            g = g / grad_scale.to(dtype)
+        before = tuple(None if v is None else units(v).to(dtype) for v in buffers)
+        after, u = rule.direction(p, g, before, rule.coefficients_of(options, age))
+        operands = {Operand.P: p, Operand.G: g, Operand.U: u}
+        if after and (v := after[0]) is not None:
+            operands[Operand.V] = v
+        made = {id(x): (x if shard is None else shard.units(x)).double() for x in operands.values()}
+        return {which: made[id(x)] for which, x in operands.items()}
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
 
 
 def _upper(n: int, device: torch.device | str) -> Tensor:
@@ -245,28 +268,6 @@ def _is_torn(
         None if grads[tensor] is None else rule.with_row(ages[tensor]) if differ else 0 for tensor, _ in cell.members
     }
     return len(kinds) > 1
-
-
-def _operands(
-    rule: Rule[Any],
-    options: Any,
-    age: int,
-    p: Tensor,
-    g: Tensor,
-    buffers: tuple[Tensor | None, ...],
-    grad_scale: Tensor | None,
-) -> dict[Operand, Tensor]:
-    """The factors of a step's products of one tensor; 16-bit numbers in float32."""
-    dtype = torch.promote_types(torch.promote_types(p.dtype, g.dtype), torch.float32)
-    p, g = p.to(dtype), g.to(dtype)
-    if grad_scale is not None:
-        g = g / grad_scale.to(dtype)
-    before = tuple(None if v is None else v.to(dtype) for v in buffers)
-    after, u = rule.direction(p, g, before, rule.coefficients_of(options, age))
-    operands = {Operand.P: p, Operand.G: g, Operand.U: u}
-    if after and (v := after[0]) is not None:
-        operands[Operand.V] = v
-    return operands
 
 
 def driving(shape: Shape, step: Step) -> set[str]:
