@@ -680,3 +680,78 @@ def test_the_cost_on_paper() -> None:
     assert found.measuring > without.measuring
     assert "GFLOP" in str(found)
     assert "GFLOP" not in str(without)
+
+
+class TestWhatTheHostDoesNotRead:
+    """Learning rates, scales and skips that lie on a device; here the CPU is in its place."""
+
+    def prepared(self, kind: Any, **inputs: Any) -> list[Tensor]:
+        """What the second step leaves, with inputs of Grams.prepare replaced."""
+        case = CASES["plain"]
+        model = make(case)
+        options = {"momentum": 0.9} if kind is nperf.SGD else {}
+        optimizer = kind(model.named_parameters(), lr=0.01, weight_decay=0.1, symmetries=case.balances, **options)
+        train(model, optimizer, range(1))
+        optimizer.zero_grad()
+        loss_of(model, 1).backward()
+        (meter,) = optimizer._prepare()
+        buffers = optimizer._gather()
+        optimizer._measuring.options.read(optimizer.param_groups)
+        grads = [p.grad for p in model.parameters()]
+        scale = inputs.pop("grad_scale", None)
+        if scale is not None:
+            grads = [g * scale for g in grads]
+        ages = [1] * len(grads)
+        known: dict[str, Any] = {"lrs": [None], "grad_scale": scale, "found_inf": None}
+        with torch.no_grad():
+            arguments = grads, buffers.here, optimizer._measuring.options.options, ages
+            calls = meter.grams.prepare(*arguments, **(known | inputs))
+            for call in calls:
+                call()
+        return [x.clone() for x in meter.grams.tensors()]
+
+    @pytest.mark.parametrize("kind", [nperf.SGD, nperf.AdamW])
+    def test_is_read_where_it_is(self, kind: Any) -> None:
+        expected, before = self.prepared(kind), self.prepared(kind, found_inf=torch.tensor(1.0))
+        assert not any(torch.equal(a, b) for a, b in zip(expected, before, strict=True))
+        for inputs in (
+            {"lrs": [torch.tensor(0.01)]},
+            {"lrs": [torch.tensor([0.01], dtype=torch.float64)], "found_inf": torch.tensor(0.0)},
+            {"grad_scale": torch.tensor(8.0), "found_inf": torch.tensor(0.0)},
+        ):
+            found = self.prepared(kind, **inputs)
+            bound = 1e-7 if "lrs" in inputs and inputs["lrs"][0].dtype == torch.float32 else 1e-14
+            assert all(torch.allclose(a, b, rtol=bound, atol=bound) for a, b in zip(found, expected, strict=True))
+
+    @pytest.mark.parametrize("skipped", [False, True])
+    def test_a_gradient_scalers_step(self, skipped: bool) -> None:
+        case = CASES["plain"]
+        readouts = []
+        for scale in (1.0, 16.0):
+            model = make(case)
+            optimizer: Any = nperf.SGD(model.named_parameters(), lr=0.1, momentum=0.9, symmetries=case.balances)
+            train(model, optimizer, range(2))
+            (loss_of(model, 2) * scale).backward()
+            optimizer.zero_grad()
+            (loss_of(model, 2) * scale).backward()
+            if scale != 1.0 or skipped:
+                optimizer.grad_scale = torch.tensor(scale)
+                optimizer.found_inf = torch.tensor(float(skipped))
+            optimizer.step()
+            readouts.append(read_all(optimizer))
+        assert all(torch.allclose(a, b, rtol=1e-12, atol=1e-14) for a, b in zip(*readouts, strict=True))
+
+
+def test_graph_capture_is_refused() -> None:
+    from noetherperf.engines import OnDevice
+
+    case = CASES["plain"]
+    model = make(case)
+    optimizer = nperf.AdamW(model.named_parameters(), symmetries=case.balances)
+    train(model, optimizer, range(1))
+    (meter,) = optimizer._prepare()
+    n, buffers = len(list(model.parameters())), optimizer._gather()
+    counts = OnDevice([None], counts=torch.ones(n))
+    arguments = [None] * n, [None] * n, buffers.here, optimizer._measuring.options.options, [1] * n
+    with pytest.raises(RuntimeError, match="capturable"):
+        meter.prepare(*arguments, counts)

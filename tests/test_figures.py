@@ -86,6 +86,7 @@ SPOILS: dict[str, tuple[str, Callable[[NDArray[np.float64]], NDArray[np.float64]
     "adamw": ("SGD/scale/missed", lambda share: share + 1e-6),
     "equilibrium": ("1/angle", lambda angle: 1.2 * angle),
     "decay": ("share", lambda share: 1.0 - share),
+    "balance": ("SGD/q, k/law", lambda x: x + 1e-9),
 }
 
 

@@ -33,7 +33,6 @@ def balance(data: Data) -> Figure:
         names = [name for name in TITLES if name.startswith(rule)]
         for axes, name in zip(row, names, strict=False):
             _spectra(axes, data, rule, name)
-        row[0].set_ylabel("eigenvalues of $X$")
     _matrix(panels[0, 2], data["SGD/q, k/charge"][-1, 0])
     _missed(panels[1, 2], data, ("SGD", "AdamW"))
     _missed(panels[2, 2], data, ("linear",))
@@ -48,18 +47,17 @@ def _spectra(axes: Axes, data: Data, rule: str, name: str) -> None:
         axes.plot(steps, values, color=color, linewidth=1.6)
     axes.plot(steps, law, **FLOW)
     axes.set_title(TITLES[name])
+    axes.set_ylabel("eigenvalues of $X$")
     label_steps(axes)
 
 
 def _matrix(axes: Axes, x: NDArray[np.float64]) -> None:
     """One matrix; red is positive, blue negative."""
     largest = float(np.abs(x).max())
-    image = axes.imshow(x, cmap="RdBu_r", vmin=-largest, vmax=largest)
-    axes.set_title("$X$ of a head, at the end")
-    axes.set_xlabel("unit")
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.figure.colorbar(image, ax=axes, shrink=0.8)
+    axes.pcolormesh(x, cmap="RdBu_r", vmin=-largest, vmax=largest)
+    axes.set(aspect="equal", xticks=[], yticks=[], xlabel="unit", ylabel="unit")
+    axes.set_title(f"$X$ of a head, at the end (±{largest:.2f})")
+    axes.invert_yaxis()
 
 
 def _missed(axes: Axes, data: Data, rules: tuple[str, ...]) -> None:
@@ -81,5 +79,6 @@ def _missed(axes: Axes, data: Data, rules: tuple[str, ...]) -> None:
             axes.plot(steps, shown[-1], color=lines[rule], linestyle=dash, label=f"{rule}: {what}")
     log_axis(axes, shown)
     axes.set_title("largest error of an entry")
-    axes.legend(loc="center right")
+    axes.set_ylabel(r"of $\Sigma$|terms|")
+    axes.legend(loc="center right" if len(rules) > 1 else "lower right")
     label_steps(axes)
