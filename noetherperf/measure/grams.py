@@ -18,7 +18,7 @@ open with the reason.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -35,6 +35,12 @@ from noetherperf.symmetry import Part
 
 #: The product that is a Balance's constraint.
 DEFECT = Moment.DOT_PG.name.lower()
+
+#: Elements of a piece, and least of each unit.
+PIECE, LEAST = 1 << 18, 32
+
+#: Elements of a piece, and least of each unit.
+PIECE, LEAST = 1 << 18, 32
 
 
 class Grams:
@@ -196,12 +202,13 @@ class Grams:
             for tensor, part in cell.members:
                 if (g := grads[tensor]) is None:
                     continue
-                age, before = rule.with_row(ages[tensor]), [of_all[tensor] for of_all in buffers]
-                operands = self._operands(cell, part, x, age, self._params[tensor].detach(), g, before, grad_scale)
-                for name, a, b in rule.moments[: rule.n_taken(x, Operand.V in operands)]:
-                    if name in names:
-                        sums[name] += self._entries(cell, part, operands[a], operands[b])
-                sq_g[cell.blocks] += torch.linalg.vector_norm(operands[Operand.G], dim=(1, 2)).square_()
+                c, before = rule.coefficients_of(x, rule.with_row(ages[tensor])), [of_all[tensor] for of_all in buffers]
+                for pieces in self._pieces(cell, part, [self._params[tensor].detach(), g, *before]):
+                    operands = self._operands(cell, part, c, pieces, grad_scale)
+                    for name, a, b in rule.moments[: rule.n_taken(x, Operand.V in operands)]:
+                        if name in names:
+                            sums[name] += self._entries(cell, part, operands[a], operands[b])
+                    sq_g[cell.blocks] += torch.linalg.vector_norm(operands[Operand.G], dim=(1, 2)).square_()
             advance(shape, steps[key], state[:, cell.entries], sums)
             propagators[number] = _matrices(steps[key], propagators.device) @ propagators[number]
             defect[cell.entries] = sums[DEFECT]
@@ -212,36 +219,47 @@ class Grams:
             new = [torch.where(found_inf != 0.0, old, x) for old, x in zip(self._tensors, new, strict=True)]
         return [partial(torch._foreach_copy_, self._tensors, new)]
 
+    def _pieces(self, cell: Cell, part: Part, tensors: Sequence[Tensor | None]) -> Iterator[list[Tensor | None]]:
+        """Pieces of tensors, whose products add up: few elements of every unit, which stay in a processor's cache.
+
+        A shard is one piece, and not in units yet, because what it lacks must not be divided.
+        """
+        if self._shard(cell, part) is not None:
+            yield list(tensors)
+            return
+        balance = self.plan.balances[cell.balance]
+        units = [None if x is None else balance.units(part, x) for x in tensors]
+        first = next(x for x in units if x is not None)
+        blocks, n, rest = first.shape
+        step = max(PIECE // (blocks * n), LEAST) if first.device.type == "cpu" else max(rest, 1)
+        for start in range(0, rest, step):
+            yield [None if x is None else x[..., start : start + step] for x in units]
+
     def _operands(
-        self,
-        cell: Cell,
-        part: Part,
-        options: Any,
-        age: int,
-        p: Tensor,
-        g: Tensor,
-        buffers: Sequence[Tensor | None],
-        grad_scale: Tensor | None,
+        self, cell: Cell, part: Part, c: Sequence[Any], pieces: Sequence[Tensor | None], grad_scale: Tensor | None
     ) -> dict[Operand, Tensor]:
-        """The factors of a step's products of one part, [blocks, n, rest], float64; of 16-bit numbers in float32."""
-        rule, shard = self.plan.rule, self._shard(cell, part)
+        """The factors of a step's products of pieces, [blocks, n, some], float64; of 16-bit numbers in float32.
+
+        Args:
+            cell, part: Whose.
+            c: Coefficients of the step.
+            pieces: Of parameter, gradient and buffers.
+            grad_scale: As for `prepare`.
+        """
+        shard, (p, g, *buffers) = self._shard(cell, part), pieces
+        assert p is not None
+        assert g is not None
         dtype = torch.promote_types(torch.promote_types(p.dtype, g.dtype), torch.float32)
-        # Of a whole tensor its units alone; what a shard lacks must not be divided.
-        units = partial(self.plan.balances[cell.balance].units, part) if shard is None else _same
-        p, g = units(p).to(dtype), units(g).to(dtype)
+        p, g = p.to(dtype), g.to(dtype)
         if grad_scale is not None:
             g = g / grad_scale.to(dtype)
-        before = tuple(None if v is None else units(v).to(dtype) for v in buffers)
-        after, u = rule.direction(p, g, before, rule.coefficients_of(options, age))
+        before = tuple(None if v is None else v.to(dtype) for v in buffers)
+        after, u = self.plan.rule.direction(p, g, before, c)
         operands = {Operand.P: p, Operand.G: g, Operand.U: u}
         if after and (v := after[0]) is not None:
             operands[Operand.V] = v
         made = {id(x): (x if shard is None else shard.units(x)).double() for x in operands.values()}
         return {which: made[id(x)] for which, x in operands.items()}
-
-
-def _same(x: Tensor) -> Tensor:
-    return x
 
 
 def _upper(n: int, device: torch.device | str) -> Tensor:

@@ -14,6 +14,7 @@ __all__ = ["balance"]
 
 Data = Mapping[str, NDArray[Any]]
 
+DASHES: dict[str, Any] = {"law": "-", "identity": (0, (5, 1.5))}
 TITLES = {
     "SGD/q, k": "SGD: queries and keys",
     "SGD/v, o": "values and output",
@@ -27,7 +28,7 @@ TITLES = {
 @styled
 def balance(data: Data) -> Figure:
     """Eigenvalues of imbalance over time, laws dotted; one head's matrix; what the laws miss."""
-    figure = Figure(figsize=(WIDTH, 6.0), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 4.7), layout="constrained")
     panels = figure.subplots(3, 3)
     for row, rule in zip(panels, ("SGD", "AdamW", "linear"), strict=True):
         names = [name for name in TITLES if name.startswith(rule)]
@@ -56,7 +57,7 @@ def _matrix(axes: Axes, x: NDArray[np.float64]) -> None:
     largest = float(np.abs(x).max())
     axes.pcolormesh(x, cmap="RdBu_r", vmin=-largest, vmax=largest)
     axes.set(aspect="equal", xticks=[], yticks=[], xlabel="unit", ylabel="unit")
-    axes.set_title(f"$X$ of a head, at the end (±{largest:.2f})")
+    axes.set_title(f"$X$ of a head (±{largest:.2f})")
     axes.invert_yaxis()
 
 
@@ -67,7 +68,7 @@ def _missed(axes: Axes, data: Data, rules: tuple[str, ...]) -> None:
     for rule in rules:
         names = [name for name in TITLES if name.startswith(rule)]
         steps = data[f"{rule}/steps"]
-        for what, dash in (("law", "-"), ("identity", (0, (5, 1.5)))):
+        for what, dash in DASHES.items() if len(rules) > 1 else (("law", "-"),):  # one law is as good as the identity
             errors = [
                 np.abs(data[f"{name}/charge"] - data[f"{name}/law"] if what == "law" else data[f"{name}/rounding"]).max(
                     (1, 2, 3)
