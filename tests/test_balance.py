@@ -362,11 +362,15 @@ def test_with_matrices_alone() -> None:
     readout = optimizers[0].readout()
     assert not readout
     assert list(readout.balances) == ["q, k", "v, o"]
-    assert {"q, k/charge", "v, o/off_diagonal", "v, o/residual"} <= {
+    assert {"q, k/abs_charge", "v, o/off_diagonal", "v, o/residual"} <= {
         key.replace("_ ", ", ") for key in readout.scalars()
     }
     with pytest.raises(KeyError, match=r"readout\.balances"):
         readout["q, k"]
+    for law in readout.balances.values():
+        assert str(law) in str(readout)
+        assert str(law) in readout._repr_html_()
+    assert "nothing is measured" not in str(readout)
 
 
 def test_eigenvalues_trace_and_share_off_the_diagonal() -> None:
@@ -381,6 +385,7 @@ def test_eigenvalues_trace_and_share_off_the_diagonal() -> None:
         assert float(law.off_diagonal[block]) == pytest.approx((off / float(x.square().sum())) ** 0.5)
     assert torch.equal(law.predicted_eigenvalues, law.eigenvalues)
     assert "2 × [3, 3]" in repr(law)
+    assert str(law).startswith("q, k: 2 blocks of 3 units, |eigenvalue| ")
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])

@@ -119,13 +119,25 @@ class BalanceReadout:
 
     def scalars(self) -> dict[str, float]:
         """A few numbers for a logger; `Readout.scalars` describes them."""
+        sizes = self.eigenvalues.abs()
         return {
-            "charge": float(self.eigenvalues.abs().max()),
+            "abs_charge": float(sizes.nanquantile(0.5)),
+            "abs_charge_p90": float(sizes.nanquantile(0.9)),
             "off_diagonal": float(self.off_diagonal.mean()),
             "residual": float(self.residual.abs().max()),
             "rounding": float(self.rounding.abs().max()),
             "relative_defect": float(self.relative_defect.max()),
         }
+
+    def __str__(self) -> str:
+        blocks, n, _ = self.charge.shape
+        sizes, scale = self.eigenvalues.abs(), float(self.charge.abs().max()) or 1.0
+        law = f"the law misses {float(self.residual.abs().max()) / scale:.1g} of the largest entry"
+        return (
+            f"{self.name}: {blocks} block{'s' * (blocks != 1)} of {n} units, |eigenvalue| {float(sizes.median()):.2g} "
+            f"({float(sizes.min()):.2g} … {float(sizes.max()):.2g}), {100 * float(self.off_diagonal.mean()):.0f} % off "
+            f"the diagonal; {law if self.closed else f'open: {self.reason}'}"
+        )
 
     def __repr__(self) -> str:
         blocks, n, _ = self.charge.shape

@@ -330,9 +330,11 @@ class MeasuredOptimizer(Optimizer):
                 self._measuring.correct(copies, int(step))
         last = copies.last_steps(self.rule, int(step))
         plans = [ranks.whole for ranks in copies.ranks]
-        sources, reasons = list(map(Source, plans, here, last)), copies.openness.reasons
+        sources = list(map(Source, plans, here, last))
+        reasons, dtypes = copies.openness.reasons, copies.dtypes
         balances = read_balances(balances_in(self.symmetries), [x.cpu() for x in grams], reasons)
-        return read(self.rule.name, with_groups(self.symmetries), sources, reasons, int(step), time, balances)
+        groups = with_groups(self.symmetries)
+        return read(self.rule.name, groups, sources, reasons, int(step), time, dtypes, balances)
 
     # ---- checkpoints ------------------------------------------------------------------------------------------------
 
