@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -368,7 +369,7 @@ def test_with_matrices_alone() -> None:
     with pytest.raises(KeyError, match=r"readout\.balances"):
         readout["q, k"]
     for law in readout.balances.values():
-        assert str(law) in str(readout)
+        assert str(law) in " ".join(str(readout).split())  # lines are wrapped
         assert str(law) in readout._repr_html_()
     assert "nothing is measured" not in str(readout)
 
@@ -760,3 +761,38 @@ def test_graph_capture_is_refused() -> None:
     arguments = [None] * n, [None] * n, buffers.here, optimizer._measuring.options.options, [1] * n
     with pytest.raises(RuntimeError, match="capturable"):
         meter.prepare(*arguments, counts)
+
+
+class TestRecords:
+    @pytest.mark.parametrize("with_groups", [False, True])
+    def test_spectra_always_and_matrices_when_asked(self, with_groups: bool, tmp_path: Path) -> None:
+        case = CASES["plain"]
+        model = make(case)
+        symmetries = [*case.balances, *(diagonal_rescales() if with_groups else [])]
+        optimizer = nperf.AdamW(model.named_parameters(), lr=0.01, symmetries=symmetries)
+        readouts = [optimizer.readout().balances["q, k"]]
+        for name, matrices in (("spectra.zarr", False), ("all.zarr", True)):
+            with nperf.Recorder(optimizer, tmp_path / name, matrices=matrices):
+                train(model, optimizer, range(2))
+            record = nperf.open_record(tmp_path / name)
+            assert len(record) == 2 * with_groups
+            own = {f"{law}: {what}" for law in ("q, k", "v, o") for what in ("eigenvalues", "predicted eigenvalues")}
+            more = {f"{law}: {what}" for law in ("q, k", "v, o") for what in ("charge", "predicted charge")}
+            assert set(record.probes) == own | (more if matrices else set())
+            found = torch.from_numpy(record.probes["q, k: eigenvalues"].to_numpy())
+            readouts.append(optimizer.readout().balances["q, k"])
+            assert torch.equal(found[[0, -1]], torch.stack([law.eigenvalues.flatten() for law in readouts[-2:]]))
+        last = torch.from_numpy(record.probes["q, k: predicted charge"].to_numpy())[-1]
+        assert torch.equal(last, readouts[-1].discrete.total.flatten())
+
+    def test_goes_on(self, tmp_path: Path) -> None:
+        case = CASES["plain"]
+        model = make(case)
+        optimizer = nperf.SGD(model.named_parameters(), lr=0.01, symmetries=case.balances)
+        for steps in (range(2), range(2, 4)):
+            with nperf.Recorder(optimizer, tmp_path / "r.zarr", exists="resume", probes={"one": lambda: 1.0}):
+                train(model, optimizer, steps)
+        record = nperf.open_record(tmp_path / "r.zarr")
+        assert record.steps.tolist() == [0, 1, 2, 3, 4]
+        assert record.probes["v, o: eigenvalues"].shape == (5, 2 * HEAD)
+        assert record.probes["one"].to_numpy().tolist() == [1.0] * 5

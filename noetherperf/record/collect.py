@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from noetherperf.measure.readout import ChargeReadout, Charges, Readout
 from noetherperf.record.layout import COORDINATES, FORMAT, SERIES, probe_key
+from noetherperf.record.matrices import of_balances
 from noetherperf.record.pending import Row
 from noetherperf.rules.rule import Rule, numbers_of
 
@@ -53,6 +54,7 @@ class Collector:
     def __init__(self, optimizer: Measured, probes: Mapping[str, Probe]) -> None:
         self._optimizer, self._probes = optimizer, dict(probes)
         self.probe_shapes: dict[str, tuple[int, ...]] = {}  # of the values returned so far
+        self.matrices = False  # whether those of a Balance are recorded, too
 
     def row(self, readout: Readout) -> Row:
         """Every array's values at this step.
@@ -65,7 +67,7 @@ class Collector:
         row["time"] = np.asarray(readout.time, dtype=np.float64)
         for name, values in self._hyperparameters().items():
             row[name] = np.asarray(values, dtype=np.float64)
-        for index, (name, probe) in enumerate(self._probes.items()):
+        for index, (name, probe) in enumerate(self._all_probes(readout).items()):
             value = torch.as_tensor(probe()).detach().to("cpu", torch.float64).numpy().copy()
             if value.ndim > 1:
                 raise ValueError(f"probes: {name!r} returned shape {value.shape}; return a number, or flatten it")
@@ -74,6 +76,10 @@ class Collector:
                 raise ValueError(f"probes: {name!r} returned shape {value.shape} after {shape}; it must not change")
             row[probe_key(index)] = value
         return row
+
+    def _all_probes(self, readout: Readout) -> dict[str, Probe]:
+        """What is recorded of every Balance, then the probes that were given."""
+        return {**of_balances(readout, self.matrices), **self._probes}
 
     def _hyperparameters(self) -> dict[str, list[float]]:
         """What the rule reads from the parameter groups, by name: a number of each group."""
@@ -98,7 +104,7 @@ class Collector:
             **law_states(charges),
             "rule": self._optimizer.rule.name,
             "hyperparameters": list(self._hyperparameters()),
-            "probes": list(self._probes),
+            "probes": list(self._all_probes(readout)),
             "every": every,
             "backend": self._optimizer.backend,
             "dtypes": sorted({str(p.dtype).removeprefix("torch.") for group in groups for p in group["params"]}),

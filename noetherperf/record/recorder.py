@@ -56,6 +56,9 @@ class Recorder:
             "overwrite", delete it (a noetherperf record only) and begin anew.
         probes: Name -> callable without arguments, called for each row; returns a number, or a 1-D tensor of constant
             length.
+        matrices: Record the matrices of every Balance, too. Of a Balance "attn", `record.probes` always has
+            "attn: eigenvalues" and "attn: predicted eigenvalues", [blocks · n]; with `matrices` also "attn: charge" and
+            "attn: predicted charge", [blocks · n · n].
 
     Raises:
         TypeError: The optimizer has no `readout()`.
@@ -73,6 +76,7 @@ class Recorder:
         *,
         exists: Literal["error", "resume", "overwrite"] = "error",
         probes: Mapping[str, Probe] | None = None,
+        matrices: bool = False,
     ) -> None:
         if not hasattr(optimizer, "readout"):
             raise TypeError(
@@ -87,6 +91,7 @@ class Recorder:
         self.every = int(every)
         self._optimizer = optimizer
         self._collector = Collector(optimizer, probes or {})
+        self._collector.matrices = bool(matrices)
         with optimizer.paused():  # another thread may step; its rows must not fall between the record's and this one
             self._begin(optimizer, exists)
 
