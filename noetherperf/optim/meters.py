@@ -56,6 +56,11 @@ class Meter:
         """Whether the host can read here without waiting."""
         return self.device.type == "cpu"
 
+    @property
+    def _is_captured(self) -> bool:
+        """Whether the step goes into a CUDA graph."""
+        return self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
     def counts_there(self, groups: Sequence[Group]) -> bool:
         """Whether steps take their counts from the device, as those in a CUDA graph must: all of its parameter groups
         have capturable=True."""
@@ -90,10 +95,10 @@ class Meter:
         if self.device.type == "cuda":
             self.stream = torch.cuda.current_stream(self.device)
         own, ages = list(map(self.pick, buffers)), self.pick(ages)
-        if inputs.counts is not None and self.grams.tensors():
+        if self.grams.tensors() and (inputs.counts is not None or self._is_captured):
             raise RuntimeError(
-                "a Balance is not measured in steps with capturable=True, whose number only the device knows; set "
-                "capturable=False, or leave the Balances out"
+                "a Balance is not measured in a CUDA graph, whose steps the host does not see; step outside of it, "
+                "with capturable=False, or leave the Balances out"
             )
         lrs, grad_scale, found_inf = inputs.lrs, inputs.grad_scale, inputs.found_inf
         # First, since it reads what the engine writes.
