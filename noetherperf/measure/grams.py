@@ -39,9 +39,6 @@ DEFECT = Moment.DOT_PG.name.lower()
 #: Elements of a piece, and least of each unit.
 PIECE, LEAST = 1 << 18, 32
 
-#: Elements of a piece, and least of each unit.
-PIECE, LEAST = 1 << 18, 32
-
 
 class Grams:
     """Measures the cells of one device's tensors.
