@@ -763,6 +763,41 @@ def test_graph_capture_is_refused() -> None:
         meter.prepare(*arguments, counts)
 
 
+class Positions(nn.Module):
+    """One head of four units, whose queries and keys are rotated by position, or divided by their norm."""
+
+    def __init__(self, rotates: bool) -> None:
+        super().__init__()
+        self.rotates = rotates
+        self.q, self.k, self.v = (nn.Linear(DIM, 4, bias=False) for _ in range(3))
+        self.o, self.head = nn.Linear(4, DIM, bias=False), nn.Linear(DIM, N_OUT)
+
+    def placed(self, x: Tensor) -> Tensor:
+        if not self.rotates:
+            return x / x.norm(dim=-1, keepdim=True)
+        angle = torch.arange(x.shape[-2], dtype=x.dtype)[:, None] * torch.tensor([1.0, 0.1], dtype=x.dtype)
+        a, b = x.chunk(2, -1)
+        return torch.cat([a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()], -1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed = softmax(self.placed(self.q(x)) @ self.placed(self.k(x)).mT, -1) @ self.v(x)
+        logits: Tensor = self.head(x + self.o(mixed)).mean(-2)
+        return logits
+
+
+@pytest.mark.parametrize("rotates", [True, False], ids=["rotary", "qk-norm"])
+def test_no_matrix_through_rotary_positions_or_a_norm_of_queries(rotates: bool) -> None:
+    torch.manual_seed(0)
+    model = Positions(rotates).double()
+    x = torch.randn(5, 7, DIM, dtype=torch.float64)
+    found = nperf.find_symmetries(model, x, matrix=True, progress=False)
+    balances = [symmetry for symmetry in found if isinstance(symmetry, Balance)]
+    assert [[part.parameter for part in balance.parts] for balance in balances] == [["v.weight", "o.weight"]]
+    claim = Balance("q, k", [Part("q.weight", 0)], [Part("k.weight", 0)])
+    checked = nperf.check_constraints(model, lambda: loss_of(model, 0), [claim], hessian=False, progress=False)
+    assert checked.failed == ("q, k",)
+
+
 class TestRecords:
     @pytest.mark.parametrize("with_groups", [False, True])
     def test_spectra_always_and_matrices_when_asked(self, with_groups: bool, tmp_path: Path) -> None:
