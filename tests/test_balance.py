@@ -831,3 +831,24 @@ class TestRecords:
         assert record.steps.tolist() == [0, 1, 2, 3, 4]
         assert record.probes["v, o: eigenvalues"].shape == (5, 2 * HEAD)
         assert record.probes["one"].to_numpy().tolist() == [1.0] * 5
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_models_of_transformers() -> None:
+    """GPT-2's fused weights lie [in, out]; Llama's rotary positions leave the values, with two heads for each key."""
+    transformers = pytest.importorskip("transformers")
+    options: dict[str, Any] = {"vocab_size": 50, "attn_implementation": "eager", "use_cache": False}
+    gpt2 = {"n_embd": 24, "n_layer": 1, "n_head": 3, "n_positions": 16, "bos_token_id": 0, "eos_token_id": 0}
+    heads = {"num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2}
+    llama = {"hidden_size": 24, "intermediate_size": 20, **heads}
+    torch.manual_seed(0)
+    for model, expected in (
+        (
+            transformers.GPT2LMHeadModel(transformers.GPT2Config(**gpt2, **options)),
+            {"c_attn[0:24]<->c_attn[24:48]": 8, "c_attn[48:]<->c_proj": 8},
+        ),
+        (transformers.LlamaForCausalLM(transformers.LlamaConfig(**llama, **options)), {"v_proj<->o_proj": 6}),
+    ):
+        found = nperf.find_symmetries(model, torch.randint(50, (2, 8)), matrix=True, progress=False)
+        sizes = {s.name.rpartition("attn.")[2]: s.size for s in found if isinstance(s, Balance)}
+        assert sizes == expected
