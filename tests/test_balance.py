@@ -774,7 +774,8 @@ class Positions(nn.Module):
 
     def placed(self, x: Tensor) -> Tensor:
         if not self.rotates:
-            return x / x.norm(dim=-1, keepdim=True)
+            length: Tensor = x.norm(dim=-1, keepdim=True)
+            return x / length
         angle = torch.arange(x.shape[-2], dtype=x.dtype)[:, None] * torch.tensor([1.0, 0.1], dtype=x.dtype)
         a, b = x.chunk(2, -1)
         return torch.cat([a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()], -1)

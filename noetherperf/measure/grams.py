@@ -37,7 +37,7 @@ from noetherperf.symmetry import Part
 DEFECT = Moment.DOT_PG.name.lower()
 
 #: Elements of a piece, and least of each unit.
-PIECE, LEAST = 1 << 18, 32
+PIECE, LEAST = 1 << 16, 32
 
 
 class Grams:
