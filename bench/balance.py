@@ -69,10 +69,8 @@ def main() -> None:
     print(f"forward and backward on {arguments.tokens} tokens: {iteration:.2f} s")
     for name, make in OPTIMIZERS.items():
         # Each with parameters of its own: a step of the other would be a change made outside of its steps.
-        variants = {
-            "alone": make(model.named_parameters()),
-            "heads": make(twin.named_parameters(), symmetries=balances),
-        }
+        measured = make(twin.named_parameters(), symmetries=balances)
+        variants = {"alone": make(model.named_parameters()), "heads": measured}
         for optimizer in variants.values():
             optimizer.step()
         times: dict[str, list[float]] = {key: [] for key in variants}
