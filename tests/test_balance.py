@@ -620,6 +620,8 @@ class TestData:
             Balance("pair", [Part("a", 0)], [Part("b", 1, weight=2)])
         with pytest.raises(ValueError, match="negative weight"):
             Balance("pair", [Part("a", 0, weight=-1)], [Part("b", 1)])
+        with pytest.raises(ValueError, match="offset"):
+            Balance("pair", [Part("a", 0, offset=1.0)], [Part("b", 1)])
 
     def test_what_does_not_fit_a_model(self) -> None:
         shapes = {"a": (6, 5), "b": (4, 6), "c": (4, 5)}

@@ -17,6 +17,7 @@ from matplotlib.lines import Line2D
 from noetherperf import plots
 from noetherperf.checks.constraints import check_constraints
 from noetherperf.optim.sgd import SGD
+from noetherperf.plots.panels import thinned
 from noetherperf.record import Record, Recorder, open_record, relative_error
 from noetherperf.symmetry import Norm, Part, Rescale, Scale, Symmetry, Translation
 
@@ -87,7 +88,8 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> Record:
 
 
 def panels(figure: Figure) -> list[Axes]:
-    return figure.get_axes()
+    """All axes but the key of the colours."""
+    return [axes for axes in figure.get_axes() if axes.get_label() != "<colorbar>"]
 
 
 def texts(axes: Axes) -> str:
@@ -108,10 +110,10 @@ def y_data(lines: list[Line2D]) -> list[list[float]]:
 
 def test_charges_shows_measurement_and_flow_law(record: Record) -> None:
     drawn = panels(plots.charges(record))
-    assert len(drawn) == 3
-    for axes, kind in zip(drawn, ("translation", "scale", "rescale"), strict=True):
+    assert len(drawn) == 4
+    for axes, kind in zip(drawn, ("translation", "scale", "rescale"), strict=False):
         name = SYMMETRIES[kind].name
-        assert texts(axes) == f"{kind}\n{name}, 10 of 15 groups"
+        assert axes.get_title("left") == f"{name}\n{kind}, 10 of 15 groups"
         measured, law = curves(axes)
         data = record[name]
         initial = data.initial.to_numpy()
@@ -126,7 +128,10 @@ def test_charges_shows_measurement_and_flow_law(record: Record) -> None:
 def test_the_legend_tells_measured_from_law(record: Record) -> None:
     for draw in (plots.charges, plots.parameters):
         (legend,) = draw(record).legends
-        assert [text.get_text() for text in legend.get_texts()] == ["measured", "flow law"]
+        assert [text.get_text() for text in legend.get_texts()] == [
+            "measured, coloured by the initial charge, small to large",
+            "flow law, free + forced",
+        ]
 
 
 def test_time_axis_follows_the_schedule(record: Record) -> None:
@@ -141,7 +146,7 @@ def test_time_axis_follows_the_schedule(record: Record) -> None:
 def test_no_time_axis_where_time_stands_still(tmp_path: Path) -> None:
     figure = plots.charges(make_record(tmp_path / "a", n_steps=3, lr=0.0))
     figure.draw_without_rendering()
-    assert [axes.child_axes for axes in panels(figure)] == [[], [], []]
+    assert [axes.child_axes for axes in panels(figure)] == [[], [], [], []]
 
 
 def test_residuals_shows_the_worst_group(record: Record) -> None:
@@ -154,30 +159,26 @@ def test_residuals_shows_the_worst_group(record: Record) -> None:
             worst = relative_error(record[SYMMETRIES[kind].name], law).max("group")
             np.testing.assert_array_equal(line.get_ydata(), worst)
         assert np.asarray(lines[-1].get_ydata()).tolist() == [torch.finfo(torch.float64).eps] * 2
-        assert texts(axes).endswith("float64 ε")
+        assert "float64 ε" in texts(axes)
         assert axes.get_yscale() == "log"
     low, high = drawn[0].get_ylim()
     assert low < torch.finfo(torch.float64).eps < 1e-3 < high
 
 
 def test_residuals_takes_the_worst_of_several_symmetries(tmp_path: Path) -> None:
-    record = make_record(tmp_path / "a", ("rescale", "translation"))
-    worst = plots.record._worst_errors(record, "rescale")
-    assert worst is not None
-    single = relative_error(record["norm->fc2"], "flow")
-    np.testing.assert_array_equal(worst["flow"], single.max("group"))
+    record = make_record(tmp_path / "a", ("scale", "translation"))
     two = Record(record.path, record.dataset)
-    two.symmetries = (*record.symmetries[:1], Rescale("fc2", inward=[Part("a", 0)], outward=[Part("b", 0)]))
-    worst = plots.record._worst_errors(two, "rescale")  # the translation's data, as if it were another rescale's
-    assert worst is not None
-    other = relative_error(record["fc2"], "flow")
-    np.testing.assert_array_equal(worst["flow"], np.maximum(single.max("group"), other.max("group")))
+    one, other = record.symmetries
+    two.symmetries = (one, Scale(other.name, one.parts))  # the translation's data, as if it were another scale's
+    (line, *_) = panels(plots.residuals(two))[0].get_lines()
+    errors = [relative_error(record[which.name], "flow").max("group").to_numpy() for which in (one, other)]
+    np.testing.assert_array_equal(line.get_ydata(), np.maximum(*errors))
 
 
 def test_parameters_stand_beside_charges(record: Record) -> None:
     left, right = panels(plots.parameters(record))
     assert y_data(list(left.get_lines())) == sorted(record.probes["parameters"].T.to_numpy().tolist())
-    assert texts(right).startswith("translation\nfc2")
+    assert right.get_title("left").startswith("fc2\ntranslation")
 
 
 def test_loss(record: Record) -> None:
@@ -189,30 +190,30 @@ def test_loss(record: Record) -> None:
 
 
 @pytest.mark.parametrize("missing", ["translation", "scale", "rescale"])
-def test_a_missing_kind_is_said(tmp_path: Path, missing: str) -> None:
+def test_a_missing_kind_has_no_panel(tmp_path: Path, missing: str) -> None:
     kinds = [kind for kind in ("translation", "scale", "rescale") if kind != missing]
     record = make_record(tmp_path / "a", tuple(kinds))
-    said = {axes: texts(axes) for axes in panels(plots.charges(record))}
-    assert [f"no {missing} symmetry" in text for text in said.values()].count(True) == 1
+    assert [axes.get_title("left").split("\n")[1].split(",")[0] for axes in panels(plots.charges(record))] == kinds
     (legend,) = plots.residuals(record).legends
-    assert f"{missing}: no closed law recorded" in [text.get_text() for text in legend.get_texts()]
-    assert texts(panels(plots.parameters(record))[1]).startswith(kinds[0])
+    assert [text.get_text() for text in legend.get_texts()] == kinds
+    assert f"\n{kinds[0]}" in panels(plots.parameters(record))[1].get_title("left")
 
 
-def test_missing_probes_are_said(tmp_path: Path) -> None:
+def test_missing_probes_are_told(tmp_path: Path) -> None:
     record = make_record(tmp_path / "a", probes=False)
-    assert "no probe named “loss”" in texts(panels(plots.loss(record))[0])
-    left, right = panels(plots.parameters(record))
-    assert "no probe named “parameters”" in texts(left)
-    assert curves(right)[0]
+    with pytest.raises(plots.NothingToDraw, match=r"no 'loss' was recorded; .*recorder\.log\(loss=loss\)"):
+        plots.loss(record)
+    with pytest.raises(plots.NothingToDraw, match=r"no 'parameters' was recorded"):
+        plots.parameters(record)
 
 
-def test_an_open_law_is_said(record: Record) -> None:
+def test_an_open_law_is_told(record: Record) -> None:
     opened = Record(record.path, record.dataset)
-    opened.attrs = {**record.attrs, "closed": [False] * 4}
-    assert all(text.endswith("open law") for text in map(texts, panels(plots.charges(opened))))
-    (legend,) = plots.residuals(opened).legends
-    assert all("no closed law" in text.get_text() for text in legend.get_texts())
+    opened.attrs = {**record.attrs, "closed": [False] * 4, "reason": ["two rates"] * 4}
+    titles = [axes.get_title("left") for axes in panels(plots.charges(opened))]
+    assert all(title.endswith("open law") for title in titles)
+    with pytest.raises(plots.NothingToDraw, match=r"no law is closed \(two rates\)"):
+        plots.residuals(opened)
 
 
 @pytest.mark.parametrize(
@@ -234,15 +235,20 @@ def test_an_open_law_is_said(record: Record) -> None:
 def test_any_record_is_drawn(tmp_path: Path, options: dict[str, Any]) -> None:
     """Warnings are errors here, so this also says that matplotlib has nothing to object to."""
     record = make_record(tmp_path / "a", **options)
-    for draw in plots.FIGURES:
-        figure = draw(record)
-        figure.draw_without_rendering()
-        for axes in panels(figure):
-            assert axes.get_lines() or texts(axes)
+    for draw in (*plots.FIGURES, plots.layers):
+        try:
+            made: Any = draw(record)
+        except plots.NothingToDraw:
+            continue
+        for figure in made if isinstance(made, list) else [made]:
+            figure.draw_without_rendering()
+            assert all(axes.get_lines() for axes in panels(figure))
 
 
 def test_save_all(record: Record, tmp_path: Path) -> None:
-    files = plots.save_all(record, tmp_path / "new" / "figures")
+    left_out: dict[str, str] = {}
+    files = plots.save_all(record, tmp_path / "new" / "figures", left_out=left_out.__setitem__)
+    assert left_out == {"layers": "the figure charges shows all symmetries"}
     assert [file.name for file in files] == [
         f"{name}{suffix}" for name in ("charges", "residuals", "parameters", "loss") for suffix in (".png", ".pdf")
     ]
@@ -292,9 +298,11 @@ def test_any_name_is_drawn(name: str, tmp_path: Path) -> None:
     network = Network(torch.float64)
     optimizer = SGD(network.named_parameters(), symmetries=[Scale(name, SYMMETRIES["scale"].parts)])
     Recorder(optimizer, tmp_path / "record").close()
-    panel = panels(plots.charges(open_record(tmp_path / "record")))[1]
-    title = panel.get_title("left").removeprefix("scale\n").removesuffix(", 10 of 15 groups")
-    assert title == {"two\nlines": "two\\nlines", "n" * 200: f"{'n' * 15}…{'n' * 14}"}.get(name, name)
+    (panel,) = panels(plots.charges(open_record(tmp_path / "record")))
+    title = panel.get_title("left").removesuffix("\nscale, 10 of 15 groups")
+    expected = {"two\nlines": "two\\nlines", "n" * 200: f"{'n' * 15}…{'n' * 14}"}.get(name, name)
+    assert title == (title if name == "n" * 200 else expected)
+    assert len(title) < 60
     labels = torch.zeros(4, dtype=torch.long)
     checked = check_constraints(
         network,
@@ -304,9 +312,83 @@ def test_any_name_is_drawn(name: str, tmp_path: Path) -> None:
     )
     figure = plots.constraints(checked)
     figure.draw_without_rendering()
-    assert [label.get_text() for label in panels(figure)[0].get_yticklabels()] == [title]
+    assert [label.get_text() for label in panels(figure)[0].get_yticklabels()] == [expected]
 
 
 def test_no_pyplot() -> None:
     code = "import noetherperf.plots, sys; sys.exit('matplotlib.pyplot' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# --- all symmetries
+
+
+def test_layers_has_a_row_for_each_layer(record: Record) -> None:
+    (page,) = plots.layers(record)
+    drawn = panels(page)
+    rows = {axes.get_ylabel(): axes.get_position().y0 for axes in drawn if axes.get_ylabel()}
+    assert list(rows) == ["fc2", "fc1", "norm"]  # of the first part of each symmetry
+    assert sorted(rows.values(), reverse=True) == list(rows.values())
+    titles = [axes.get_title("left").split("\n")[0] for axes in drawn]
+    assert titles == ["fc2", "fc2.bias", "fc1 → norm", "norm->fc2"]
+    assert [axes.texts[-1].get_text() for axes in drawn] == ["a", "b", "c", "d"]
+    page.draw_without_rendering()
+    edges = [axes.title.get_window_extent().x1 for axes in drawn]
+    assert max(edges) <= page.bbox.x1
+
+
+def test_chosen_symmetries_groups_and_quantities(record: Record) -> None:
+    (page,) = plots.layers(record, "effective_lr", symmetries=["fc2.bias"], modules=["fc1"], groups=[7, 0])
+    for axes, name, groups in zip(panels(page), ("fc1 → norm", "fc2.bias"), ([7, 0], [0]), strict=True):  # one has one
+        drawn = np.array([line.get_ydata() for line in axes.get_lines()])
+        np.testing.assert_array_equal(drawn, record[name].effective_lr[:, groups].T)
+    labels = [text.get_text() for legend in page.legends for text in legend.get_texts()]
+    assert labels == ["measured effective learning rate group 7", "group 0"]
+    with pytest.raises(plots.NothingToDraw, match="has a group 99"):
+        plots.layers(record, groups=[99])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"quantity": "chrage"}, r"quantity: 'chrage' is not in this record; did you mean 'charge'"),
+        ({"quantity": "sq_g"}, r"quantity: 'sq_g' is not in this record; record it with Recorder"),
+        ({"symmetries": ["fc3"]}, r"symmetry: the record has no 'fc3'; there are: fc2, "),
+        ({"modules": ["fc3"]}, r"layer: no recorded symmetry has a part in 'fc3'; there are: fc1, fc2, norm"),
+        ({"groups": 0}, "groups: must be a number of groups"),
+        ({"groups": [-1]}, "groups: must be"),
+    ],
+)
+def test_what_layers_cannot_draw(record: Record, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        plots.layers(record, **options)
+
+
+def test_many_layers_make_several_pages(tmp_path: Path) -> None:
+    network = torch.nn.Sequential(*(torch.nn.Linear(2, 2) for _ in range(9)))
+    norms = [Norm(f"rows of {i}", [Part(f"{i}.weight", axis=0)]) for i in range(9)]
+    Recorder(SGD(network.named_parameters(), symmetries=norms), tmp_path / "a").close()
+    record = open_record(tmp_path / "a")
+    assert [len(panels(page)) for page in plots.layers(record)] == [7, 2]
+    files = plots.save_all(record, tmp_path / "new", ["svg"])
+    assert [file.name for file in files] == ["charges.svg", "layers.svg", "layers-2.svg"]
+    again = plots.save_all(record, tmp_path / "again", ["svg"])
+    assert [file.read_bytes() for file in again] == [file.read_bytes() for file in files]
+
+
+def test_thinned_curves_keep_their_peaks() -> None:
+    steps, values = np.arange(0, 100_030, 10), np.random.default_rng(0).standard_normal((10_003, 3))
+    values[5000:6000, 1] = np.nan
+    values[7777, 2] = np.inf
+    x, y = thinned(steps, values)
+    assert len(x) < 320
+    assert (np.diff(x, axis=0) >= 0).all()
+    np.testing.assert_array_equal(y, np.take_along_axis(values, x // 10, axis=0))
+    for curve in range(3):
+        for best in (np.nanmin, np.nanmax):
+            assert best(y[:, curve]) == best(values[:, curve])
+        assert {x[0, curve], x[-1, curve]} == {0, 100_020}
+    assert np.isnan(y[:, 1]).any()
+    small = thinned(steps[:9], values[:9])
+    np.testing.assert_array_equal(small[1], values[:9])
+    assert small[0].shape == (9, 3)

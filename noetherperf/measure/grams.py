@@ -148,7 +148,7 @@ class Grams:
         for cell in which:
             at = cell.entries
             y_jump = 0.0 if y_row is None else y[at] - state[y_row, at]
-            jump(self._law, state[:, at], x[at] - budget[at], y_jump)
+            jump(self._law, state[:, at], (x[at] - budget[at], y_jump))
         return [partial(self._state.copy_, state)]
 
     def copy(self) -> GramsCopy:

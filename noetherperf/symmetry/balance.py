@@ -46,7 +46,7 @@ class Balance(TwoSided):
 
     Raises:
         TypeError: name is no str, inward or outward is no sequence of Part, or size is no integer.
-        ValueError: name, inward or outward is empty, size is below 1, or a weight is not 1.
+        ValueError: name, inward or outward is empty, size is below 1, a weight is not 1, or a part has an offset.
 
     Source: Arora, Cohen & Hazan (2018), arXiv:1802.06509; Du, Hu & Lee (2018), arXiv:1806.00900. For attention, any
     optimizer, and discrete steps: this project; docs/balance.md.
@@ -65,6 +65,11 @@ class Balance(TwoSided):
                 raise ValueError(
                     f"Balance: {part!r} has a weight, but units that are read linearly have the weight 1; what is "
                     "homogeneous of another degree is a Rescale"
+                )
+            if part.offset != 0.0:
+                raise ValueError(
+                    f"Balance: {part!r} counts from an offset, which products of units do not; measure the Rescale "
+                    "of its parts"
                 )
         if size is not None and (isinstance(size, bool) or not isinstance(size, int)):
             raise TypeError(f"Balance: size must be an integer or None, got {shown(size)}")
