@@ -122,6 +122,7 @@ class Readings(dict[str, Any]):
     def __init__(self, charges: dict[str, Any], step: int, time: float) -> None:
         super().__init__(charges)
         self.step, self.time = step, time
+        self.balances: dict[str, Any] = {}
 
 
 def fake(*args: Any) -> Any:
