@@ -1,0 +1,263 @@
+"""Answers to the page's questions: the numbers of each picture, as JSON data.
+
+A question is a name and a query, as in an address: "series?run=0&symmetry=3&name=charge". Arrays are float32 in base64,
+a row for each layer or unit and a column for each step. What is compared is compared here, in float64.
+"""
+
+import base64
+import math
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+import numpy as np
+from numpy.typing import NDArray
+
+from noetherperf.common.paths import local_path
+from noetherperf.common.printing import printable
+from noetherperf.view.quantities import BUDGET, BUDGET_NEEDS, QUANTITIES, Quantity, Reduce, largest, median, smallest
+from noetherperf.view.sampled import MOST_ROWS, Sampled
+
+MOST_UNITS = 512  # in one heat map; others are found by their number
+Json = dict[str, Any]
+
+#: The quantities of the table, and the numbers that it has of each, over units.
+TABLE: dict[str, tuple[Reduce, ...]] = {
+    "charge": (smallest, median, largest),
+    "angular_update": (median,),
+    "effective_lr": (median,),
+    "residual": (largest,),
+    "rounding": (largest,),
+}
+
+
+class Answers:
+    """Answers about some records, which may be growing.
+
+    Args:
+        paths: Their directories.
+        live: Whether the page is to ask again and again.
+        most_rows: How many rows of each to show.
+
+    Raises:
+        FileNotFoundError, ValueError: As `open_record`.
+    """
+
+    def __init__(self, paths: Sequence[Path], *, live: bool = True, most_rows: int = MOST_ROWS) -> None:
+        folders = [local_path(path).resolve() for path in paths]
+        self.live = live
+        self.runs = [
+            Sampled(path, label, most_rows) for path, label in zip(folders, labels(folders), strict=True)
+        ]
+        self._lock = threading.Lock()  # records are read, and warnings caught, one request at a time
+        self._ask = {
+            "versions": self.versions,
+            "state": self.state,
+            "layers": self.layers,
+            "series": self.series,
+            "budget": self.budget,
+            "table": self.table,
+        }
+
+    def answer(self, question: str) -> Json:
+        """The answer to a question, from any thread.
+
+        Raises:
+            LookupError: There is no such question, run, symmetry, unit or quantity.
+        """
+        name, _, query = question.partition("?")
+        try:
+            options: dict[str, Any] = dict(parse_qsl(query, strict_parsing=bool(query)))
+            options = {key: value if key in ("name", "quantity") else int(value) for key, value in options.items()}
+            with self._lock, np.errstate(all="ignore"):  # a diverged training is shown without warnings
+                return self._ask[name](**options)
+        except (TypeError, ValueError) as error:  # options that the question does not have
+            raise LookupError(f"no such question: {question!r}") from error
+
+    def questions(self) -> Iterator[str]:
+        """Every question but those of single units, whose answers are rows of their symmetry's."""
+        yield "state"
+        for run, sampled in enumerate(self.runs):
+            yield f"table?run={run}"
+            yield from (f"layers?run={run}&quantity={name}" for name, x in QUANTITIES.items() if x.mapped)
+            for symmetry in range(len(sampled.record)):
+                yield f"budget?run={run}&symmetry={symmetry}"
+                yield from (f"series?run={run}&symmetry={symmetry}&name={name}" for name in QUANTITIES)
+
+    def read_ahead(self) -> None:
+        """Read what the page may ask for next, so that clicks need not wait for the disk."""
+        for sampled in self.runs:
+            for needs in (*(quantity.needs for quantity in QUANTITIES.values()), BUDGET_NEEDS):
+                for name in filter(lambda name: sampled.has((name,)), needs):
+                    with self._lock:
+                        sampled.data((name,), slice(0))
+                    time.sleep(0.01)  # a request that waits for the lock goes first
+
+    def versions(self) -> Json:
+        """For each run a number that increases when there is something new to see."""
+        for run in self.runs:
+            run.follow()
+        return {"versions": [run.version for run in self.runs]}
+
+    def state(self) -> Json:
+        """What there is: runs with their symmetries and settings, and the quantities."""
+        quantities = [
+            {"name": name, "title": x.title, "meaning": x.meaning, "mapped": x.mapped} for name, x in QUANTITIES.items()
+        ]
+        return {"live": self.live, "runs": [_run(run) for run in self.runs], "quantities": quantities}
+
+    def layers(self, run: int, quantity: str) -> Json:
+        """A quantity of every layer: of each symmetry, one number a step."""
+        sampled, wanted = self._run(run), QUANTITIES[quantity]
+        if not sampled.has(wanted.needs):
+            return {"missing": _missing(sampled, wanted)}
+        values = _values(sampled, wanted, slice(None))
+        n_symmetries = len(sampled.record)
+        rows = [wanted.reduce(values[:, sampled.groups(i)]) for i in range(n_symmetries)]
+        if wanted.predicts:
+            closed = sampled.record.attrs["closed"]
+            rows = [row if ok else np.full_like(row, np.nan) for row, ok in zip(rows, closed, strict=True)]
+        return {"steps": sampled.steps.tolist(), "values": packed(np.reshape(rows, (n_symmetries, -1)))}
+
+    def series(self, run: int, symmetry: int, name: str, unit: int | None = None) -> Json:
+        """A quantity of a symmetry's units, or of one of them."""
+        sampled, wanted = self._run(run), QUANTITIES[name]
+        groups = self._groups(sampled, symmetry)
+        n_units = groups.stop - groups.start
+        if unit is not None and not 0 <= unit < n_units:
+            raise LookupError(f"no unit {unit}: there are {n_units}")
+        if not sampled.has(wanted.needs):
+            return {"missing": _missing(sampled, wanted)}
+        units = np.array([unit]) if unit is not None else spread_units(n_units)
+        values = _values(sampled, wanted, groups)[:, units]
+        return {"steps": sampled.steps.tolist(), "units": units.tolist(), "values": packed(values.T)}
+
+    def budget(self, run: int, symmetry: int) -> Json:
+        """Why a symmetry's charge has changed since the start: decay, growth, defect, rounding; means over units."""
+        sampled = self._run(run)
+        groups = self._groups(sampled, symmetry)
+        if not sampled.has(BUDGET_NEEDS):
+            return {"missing": "the terms of the budget are not recorded"}
+        data = sampled.data(BUDGET_NEEDS, groups)
+        terms = {name: term(data) for name, term in BUDGET.items()} | {"change": data["charge"] - data["initial"]}
+        means = {name: packed(term.to_numpy().mean(axis=1)[None]) for name, term in terms.items() if term.size}
+        return {"steps": sampled.steps.tolist(), "terms": means}
+
+    def table(self, run: int) -> Json:
+        """A row for each symmetry, of its last recorded step; worst first."""
+        rows = _table(self._run(run))
+        return {"rows": sorted(rows, key=lambda row: (not row["closed"], row["residual"][0] or 0.0), reverse=True)}
+
+    def _run(self, run: int) -> Sampled:
+        if not 0 <= run < len(self.runs):
+            raise LookupError(f"no run {run}: there are {len(self.runs)}")
+        return self.runs[run]
+
+    def _groups(self, sampled: Sampled, symmetry: int) -> slice:
+        if not 0 <= symmetry < len(sampled.record):
+            raise LookupError(f"no symmetry {symmetry}: there are {len(sampled.record)}")
+        return sampled.groups(symmetry)
+
+
+def labels(paths: Sequence[Path]) -> list[str]:
+    """Short names for records: their paths without what all of them begin and end with."""
+    if len(paths) == 1:
+        return ["/".join(paths[0].parts[-2:])]
+    parts = [path.parts for path in paths]
+    shortest = min(map(len, parts))
+    begin = next((i for i in range(shortest) if len({p[i] for p in parts}) > 1), 0)
+    end = next((i for i in range(shortest - begin) if len({p[-1 - i] for p in parts}) > 1), 0)
+    return ["/".join(p[begin : len(p) - end]) or p[-1] for p in parts]
+
+
+def spread_units(n: int) -> NDArray[np.int64]:
+    """Numbers of the units that a heat map shows: all, or MOST_UNITS at even distances."""
+    return np.unique(np.linspace(0, n - 1, min(n, MOST_UNITS)).round().astype(np.int64))
+
+
+def packed(values: NDArray[np.float64]) -> Json:
+    """An array as JSON data: its shape, and its numbers as little-endian float32 in base64."""
+    with np.errstate(over="ignore"):
+        numbers = np.ascontiguousarray(values, dtype="<f4")
+    return {"shape": list(values.shape), "float32": base64.b64encode(numbers.tobytes()).decode("ascii")}
+
+
+def _values(sampled: Sampled, quantity: Quantity, groups: slice) -> NDArray[np.float64]:
+    """[rows, groups]"""
+    return quantity.of(sampled.data(quantity.needs, groups)).to_numpy()
+
+
+def _missing(sampled: Sampled, quantity: Quantity) -> str:
+    absent = [name for name in quantity.needs if not sampled.has((name,))]
+    return f"{quantity.title}: the record has no series {', '.join(absent)}"
+
+
+def _run(run: Sampled) -> Json:
+    record = run.record
+    laws = zip(record.symmetries, *(record.attrs[key] for key in ("n_groups", "closed", "reason")), strict=True)
+    return {
+        "label": printable(run.label),
+        "version": run.version,
+        "rows": len(record.steps),
+        "steps": run.steps.tolist(),
+        "symmetries": [
+            {"name": printable(s.name), "kind": s.kind, "units": n, "closed": closed, "reason": printable(reason)}
+            for s, n, closed, reason in laws
+        ],
+        "settings": _settings(run),
+        "probes": {printable(name): packed(values[None]) for name, values in run.probes.items()},
+        "faults": [printable(fault) for fault in run.faults],
+    }
+
+
+def _settings(run: Sampled) -> dict[str, str]:
+    """What a run was made with, by name. An option that changed on the way has its first and its last value."""
+    record, found = run.record, dict[str, str]()
+    found["update rule"] = record.rule
+    for name, values in record.hyperparameters.items():
+        ends = [values.isel(step=row).to_numpy() for row in (0, -1)] if len(record.steps) else []
+        texts = [", ".join(f"{x:g}" for x in np.unique(end[np.isfinite(end)])) for end in ends]
+        found[str(name)] = " → ".join(dict.fromkeys(texts))
+    found["last step"] = f"{record.steps[-1]:,}" if len(record.steps) else ""
+    for key in ("every", "backend", "dtypes", "versions"):
+        value = record.attrs.get(key, "")
+        if isinstance(value, Mapping):
+            found |= {f"version of {name}": str(version) for name, version in value.items()}
+        else:
+            found[key] = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return {printable(name): printable(value) for name, value in found.items()}
+
+
+def _table(sampled: Sampled) -> list[Json]:
+    """A row for each symmetry, of the last recorded step."""
+    record = sampled.record
+    shown = {name: QUANTITIES[name] for name in TABLE if sampled.has(QUANTITIES[name].needs)}
+    data = sampled.last(tuple(dict.fromkeys(name for quantity in shown.values() for name in quantity.needs)))
+    last = {name: quantity.of(data).to_numpy() for name, quantity in shown.items()}  # [1, all groups], or of no row
+    rows = []
+    for index, symmetry in enumerate(record.symmetries):
+        groups = sampled.groups(index)
+        closed, reason = (record.attrs[key][index] for key in ("closed", "reason"))
+        row: Json = {
+            name: [_number(f(last[name][:, groups])) if name in last else None for f in reductions]
+            for name, reductions in TABLE.items()
+        }
+        (residual,) = row["residual"]
+        verdict = "not finite" if residual is None else f"holds to {residual:.1g}" if residual else "holds exactly"
+        row |= {
+            "name": printable(symmetry.name),
+            "kind": symmetry.kind,
+            "units": groups.stop - groups.start,
+            "closed": closed,
+            "verdict": verdict if closed else printable(f"open: {reason}"),
+        }
+        rows.append(row)
+    return rows
+
+
+def _number(x: NDArray[np.float64]) -> float | None:
+    """For JSON, which has no NaN and no infinity; an array of one number or none."""
+    return float(x[0]) if len(x) and math.isfinite(x[0]) else None
