@@ -18,9 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from test_cli import assert_refused, call
 from viewed import HOSTILE, Training
-
-pytest.importorskip("plotly", reason="the extra [view] is not installed")
 
 import noetherperf as nperf
 from noetherperf.record import relative_error
@@ -28,6 +27,8 @@ from noetherperf.view import Answers, PageServer, export
 from noetherperf.view.answers import MOST_UNITS, labels, spread_units
 from noetherperf.view.quantities import QUANTITIES, largest, median
 from noetherperf.view.sampled import MOST_ROWS, Sampled, spread_rows
+
+pytest.importorskip("plotly", reason="the extra [view] is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -343,8 +344,6 @@ def test_the_command_serves_until_it_is_interrupted(record: Path) -> None:
 
 
 def refused(*arguments: str | Path) -> str:
-    from test_cli import assert_refused, call
-
     result = call("view", *arguments)
     assert_refused(result)
     return result.stderr
@@ -372,8 +371,6 @@ def test_what_cannot_be_shown_is_refused(record: Path, tmp_path: Path, monkeypat
 
 
 def test_the_command_writes_one_file(record: Path, tmp_path: Path) -> None:
-    from test_cli import call
-
     result = call("view", record, "--html", tmp_path / "page.html")
     assert result.exit_code == 0, result.output
     assert result.stdout == f"{tmp_path / 'page.html'}\n"

@@ -9,13 +9,11 @@ from typing import Any
 import pytest
 from viewed import HOSTILE, Training
 
-pytest.importorskip("plotly", reason="the extra [view] is not installed")
-pytest.importorskip("selenium", reason="selenium is not installed")
-
 from bench.browser import MISSING, Browser, open_browser
 
 from noetherperf.view import Answers, PageServer, export
 
+pytest.importorskip("plotly", reason="the extra [view] is not installed")
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 
 
