@@ -58,8 +58,17 @@ const absent = (run) => ({ missing: `${run.label} has no symmetry of this name` 
 
 const COLORS = ["#1b3a6b", "#c8553d", "#5aa17f", "#8a5fb0", "#b8860b", "#0f8ea6", "#b4467a", "#555555"];
 const PARTS = { decay: "#1b3a6b", growth: "#d9a441", defect: "#c8553d", rounding: "#7a7a7a" };
-const LAWS = { charge: ["measured", "solid", 3], discrete: ["discrete law", "dash", 1.6], flow: ["flow law", "dot", 1.6] };
-const ERRORS = { residual: ["discrete law", "dash"], flow_error: ["flow law", "dot"], rounding: ["rounding", "solid"] };
+// Curves of a unit: title, dash, width, colour where there is one run.
+const LAWS = {
+  charge: ["measured", "solid", 3, "#1b3a6b"],
+  discrete: ["discrete law", "dash", 1.6, "#c8553d"],
+  flow: ["flow law", "dot", 1.6, "#2f8f63"],
+};
+const ERRORS = {
+  residual: ["discrete law", "dash", 1.4, "#c8553d"],
+  flow_error: ["flow law", "dot", 1.4, "#2f8f63"],
+  rounding: ["rounding", "solid", 1.4, "#7a7a7a"],
+};
 const CONFIG = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"] };
 const color = (i) => COLORS[i % COLORS.length];
 
@@ -122,7 +131,7 @@ function coloring(pictures) {
   const bar = { thickness: 12, outlinewidth: 0, len: 1, exponentformat: "power" };
   if (low < 0) {
     const most = Math.max(-low, high);
-    return { of: (x) => x, options: { colorscale: "RdBu", reversescale: true, zmin: -most, zmax: most, colorbar: bar } };
+    return { of: (x) => x, options: { colorscale: "RdBu", zmin: -most, zmax: most, colorbar: bar } };
   }
   if (!(high > 10 * least)) {
     return { of: (x) => x, options: { colorscale: "Viridis", zmin: low, zmax: high, colorbar: bar } };
@@ -146,7 +155,7 @@ function drawMaps(id, answers, labels, noun, onClick) {
   const scale = coloring(pictures);
   const tallest = Math.max(...pictures.map((picture) => picture.length), 1);
   const height = Math.round(Math.min(620, Math.max(200, 70 + 17 * tallest)));
-  places(id).forEach((place, i) => {
+  return Promise.all(places(id).map((place, i) => {
     const picture = pictures[i];
     if (answers[i].missing) return draw(place, answers[i].missing);
     if (!picture.some((row) => row.some(Number.isFinite))) return draw(place, "nothing finite to show");
@@ -166,13 +175,13 @@ function drawMaps(id, answers, labels, noun, onClick) {
       place.on("plotly_click", ({ points: [point] }) => onClick(texts.map(plain).indexOf(String(point.y)), i));
     });
     return drawn;
-  });
+  }));
 }
 
 async function drawLayers() {
   const answers = await forRuns((_, i) => ask(`layers?run=${i}&quantity=${chosen.quantity}`));
   const labels = (i) => state.runs[i].symmetries.map((symmetry) => symmetry.name);
-  drawMaps("layers", answers, labels, "", (row, i) => choose({ symmetry: labels(i)[row], unit: 0 }));
+  await drawMaps("layers", answers, labels, "", (row, i) => choose({ symmetry: labels(i)[row], unit: 0 }));
   element("meaning").textContent = quantityOf(chosen.quantity).meaning;
 }
 
@@ -184,16 +193,16 @@ function drawLoss() {
   });
   element("loss").hidden = found.length === 0;
   const positive = found.every((trace) => trace.y.every((y) => !(y <= 0)));
-  if (found.length === 0) return;
+  if (found.length === 0) return null;
   const yaxis = { title: { text: "loss" }, type: positive ? "log" : "linear", nticks: 4 };
-  draw(element("loss"), found, { height: 150, yaxis, showlegend: state.runs.length > 1 }, "loss");
+  return draw(element("loss"), found, { height: 150, yaxis, showlegend: state.runs.length > 1 }, "loss");
 }
 
 async function drawUnits() {
   const answers = await forRuns((run, i) =>
     indexIn(run) < 0 ? absent(run) : ask(`series?run=${i}&symmetry=${indexIn(run)}&name=${chosen.quantity}`));
   const labels = (i) => answers[i].units.map(String);
-  drawMaps("units", answers, labels, "unit", (row, i) => choose({ unit: answers[i].units[row] }));
+  await drawMaps("units", answers, labels, "unit", (row, i) => choose({ unit: answers[i].units[row] }));
   const laws = state.runs.filter((run) => indexIn(run) >= 0).map((run) => run.symmetries[indexIn(run)]);
   const { kind, units } = laws[0];
   const open = laws.filter((law) => !law.closed).map((law) => law.reason);
@@ -215,29 +224,25 @@ async function drawCurves() {
   const all = { ...LAWS, ...ERRORS };
   const answers = Object.fromEntries(await Promise.all(Object.keys(all).map(async (name) => [name, await ofUnit(name)])));
   const several = state.runs.length > 1;
-  const curve = (name, i, [title, dash, width = 1.4], axis) => {
+  const curve = (name, i, [title, dash, width, tint], axis) => {
     const answer = answers[name][i];
     const law = state.runs[i].symmetries[indexIn(state.runs[i])];
     if (answer.missing || (!law.closed && quantityOf(name).predicts)) return [];
     return [{
       x: answer.steps, y: rows(answer.values)[answer.row ?? 0], yaxis: axis, mode: "lines",
       name: plain(several ? `${state.runs[i].label}: ${title}` : title),
-      line: { color: several ? color(i) : undefined, dash, width },
-      legendgroup: `${name}${i}`, showlegend: axis === "y",
+      line: { color: several ? color(i) : tint, dash, width },
+      legendgroup: `${title}${i}`, showlegend: axis === "y" || name === "rounding",
     }];
   };
-  const styled = (traces) => traces.map((trace) => {
-    if (several) return trace;
-    const tint = { solid: "#1b3a6b", dash: "#c8553d", dot: "#2f8f63" }[trace.line.dash];
-    return { ...trace, line: { ...trace.line, color: tint } };
-  });
   const draws = state.runs.flatMap((_, i) => [
     ...Object.entries(LAWS).flatMap(([name, style]) => curve(name, i, style, "y")),
     ...Object.entries(ERRORS).flatMap(([name, style]) => curve(name, i, style, "y2")),
   ]);
   if (draws.length === 0) return draw(element("curves"), answers.charge[0].missing ?? "nothing is recorded of this unit");
-  return draw(element("curves"), styled(draws), {
+  return draw(element("curves"), draws, {
     height: 400,
+    xaxis: { anchor: "y2" },
     yaxis: { title: { text: "charge" }, domain: [0.42, 1] },
     yaxis2: { title: { text: "relative error" }, domain: [0, 0.34], type: "log", gridcolor: "#eceef1", exponentformat: "power",
       automargin: true, nticks: 5 },
@@ -249,7 +254,7 @@ async function drawBudget() {
     indexIn(run) < 0 ? absent(run) : ask(`budget?run=${i}&symmetry=${indexIn(run)}`));
   const terms = answers.map((answer) => (answer.missing ? {} : Object.fromEntries(
     Object.entries(answer.terms).map(([name, values]) => [name, rows(values)[0]]))));
-  places("budget").forEach((place, i) => {
+  await Promise.all(places("budget").map((place, i) => {
     if (answers[i].missing) return draw(place, answers[i].missing);
     const x = answers[i].steps;
     const areas = Object.entries(PARTS).filter(([name]) => terms[i][name]).flatMap(([name, tint]) =>
@@ -260,7 +265,7 @@ async function drawBudget() {
     const change = { x, y: terms[i].change, name: "measured change", mode: "lines", line: { color: "#111", width: 2 } };
     return draw(place, [...areas, change], { height: 400, yaxis: { title: { text: "change of the charge" } } },
       `budget${i}${chosen.symmetry}`);
-  });
+  }));
 }
 
 // ---- tables ----------------------------------------------------------------------------------------------------------
@@ -268,9 +273,9 @@ async function drawBudget() {
 const number = (x) => (x === null || x === undefined ? "–" : x === 0 ? "0" : Math.abs(x) >= 1e-3 && Math.abs(x) < 1e5
   ? String(Number(x.toPrecision(4))) : x.toExponential(1));
 
-function table(headings, body) {
-  const cell = (tag, text, i) => make(tag, text, { className: headings[i].startsWith("#") ? "number" : "" });
-  const head = make("tr", headings.map((heading, i) => cell("th", heading.replace("#", ""), i)));
+function table(headings, body, isNumber = () => false) {
+  const cell = (tag, text, i) => make(tag, text, { className: isNumber(headings[i]) ? "number" : "" });
+  const head = make("tr", headings.map((heading, i) => cell("th", heading, i)));
   return make("table", [make("thead", head), make("tbody", body.map(({ cells, ...attributes }) =>
     make("tr", cells.map((text, i) => cell("td", text, i)), attributes)))]);
 }
@@ -287,9 +292,9 @@ async function drawTable() {
     className: row.name === chosen.symmetry ? "choice chosen" : "choice",
     onclick: () => choose({ symmetry: row.name, unit: 0 }),
   })));
-  const headings = [...(several ? ["run"] : []), "symmetry", "kind", "#units", "#charge", "#least … largest",
-    "#angular update", "#effective lr", "#rounding", "verdict"];
-  element("table").replaceChildren(table(headings, body));
+  const numbers = ["units", "charge", "least … largest", "angular update", "effective lr", "rounding"];
+  const headings = [...(several ? ["run"] : []), "symmetry", "kind", ...numbers, "verdict"];
+  element("table").replaceChildren(table(headings, body, (heading) => numbers.includes(heading)));
 }
 
 function drawSettings() {
@@ -304,6 +309,15 @@ function drawSettings() {
   element("settings-meaning").textContent = several ? "those that differ first" : "";
 }
 
+/** What a menu offers; one that a user has opened is not disturbed while nothing changes. */
+function offer(id, list, now) {
+  const menu = element(id);
+  const texts = JSON.stringify(list);
+  if (menu.dataset.texts !== texts) menu.replaceChildren(...list.map(([value, text]) => make("option", text, { value })));
+  menu.dataset.texts = texts;
+  menu.value = now;
+}
+
 function drawState() {
   element("runs").replaceChildren(...state.runs.map((run, i) => {
     const item = make("li", `${run.label}: ${run.rows.toLocaleString("en")} rows, to step ${(run.steps.at(-1) ?? 0).toLocaleString("en")}`);
@@ -311,12 +325,10 @@ function drawState() {
     return item;
   }));
   tell(state.runs.flatMap((run) => run.faults));
-  const options = (list, now) => list.map(([value, text]) => make("option", text, { value, selected: value === now }));
   const mapped = state.quantities.filter((quantity) => quantity.mapped);
-  element("quantity").replaceChildren(...options(mapped.map(({ name, title }) => [name, title]), chosen.quantity));
-  element("symmetry").replaceChildren(...options(names().map((name) => [name, name]), chosen.symmetry));
+  offer("quantity", mapped.map(({ name, title }) => [name, title]), chosen.quantity);
+  offer("symmetry", names().map((name) => [name, name]), chosen.symmetry);
   element("unit").value = chosen.unit;
-  drawLoss();
   drawSettings();
 }
 
@@ -330,13 +342,16 @@ function tell(faults) {
 // Documents say how far they are: data-drawn counts whole redraws, data-first is when the first picture stood, in ms.
 const said = document.documentElement.dataset;
 let turn = Promise.resolve();
+let waiting = 0;
 
 /** Run drawing one after the other: a picture is never drawn over by an older one. */
 function inTurn(work) {
   said.busy = "true";
+  waiting += 1;
   turn = turn.then(work).catch((error) => tell([String(error.message ?? error)])).then(() => {
     said.drawn = Number(said.drawn ?? 0) + 1;
-    delete said.busy;
+    waiting -= 1;
+    if (waiting === 0) delete said.busy;
   });
   return turn;
 }
@@ -345,7 +360,7 @@ const drawChosen = () => Promise.all([drawUnits(), drawCurves(), drawBudget()]);
 
 async function drawAll() {
   drawState();
-  await drawLayers();
+  await Promise.all([drawLayers(), drawLoss()]);
   said.first ??= String(performance.now());
   if (chosen.symmetry !== null) await drawChosen();
   await drawTable();
@@ -368,15 +383,17 @@ function choose(changes) {
 
 /** Every second: what is new? A server that has stopped leaves the page as it is. */
 async function follow(versions) {
-  await new Promise((resolve) => setTimeout(resolve, 1000));
-  try {
-    const now = JSON.stringify((await ask("versions")).versions);
-    element("status").textContent = "live";
-    if (now !== versions) await inTurn(async () => { state = await ask("state"); await drawAll(); });
-    return follow(now);
-  } catch {
-    element("status").textContent = "the server has stopped; this is what it said last";
-    return follow("");
+  for (;;) {
+    await new Promise((resolve) => setTimeout(resolve, 1000));
+    try {
+      const now = JSON.stringify((await ask("versions")).versions);
+      element("status").textContent = "live";
+      if (now !== versions) await inTurn(async () => { state = await ask("state"); await drawAll(); });
+      versions = now;
+    } catch {
+      element("status").textContent = "the server has stopped; this is what it said last";
+      versions = "";
+    }
   }
 }
 
