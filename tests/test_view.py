@@ -88,7 +88,8 @@ def test_a_layer_is_the_median_or_the_worst_of_its_units(record: Path) -> None:
     errors = unpacked(answers.answer("layers?run=0&quantity=residual")["values"])
     for index, data in enumerate(opened.values()):
         np.testing.assert_allclose(charges[index], np.median(np.abs(data["charge"]), axis=1), rtol=1e-6)
-        np.testing.assert_allclose(errors[index], relative_error(data, "discrete").max("group"), rtol=1e-6)
+        worst = relative_error(data, "discrete").max("group")  # a norm, which is no symmetry, is predicted by no law
+        np.testing.assert_allclose(errors[index], worst if data.attrs["closed"] else worst * np.nan, rtol=1e-6)
 
 
 def test_the_sources_of_the_budget_add_up_to_the_change(record: Path) -> None:
@@ -280,7 +281,7 @@ def test_the_server_is_for_this_machine_alone(server: PageServer) -> None:
         assert get(server, "/data/state", Host=f"127.0.0.1:{port}", Origin=origin)[0] == 403
 
 
-@pytest.mark.parametrize("path", ["/nothing", "/../pyproject.toml", "/data/", "/data/nothing", "/data/series?run=9", "//"])
+@pytest.mark.parametrize("path", ["/nothing", "/../pyproject.toml", "/data/", "/data/nothing", "/data/series?run=9"])
 def test_there_is_nothing_else(server: PageServer, path: str) -> None:
     assert get(server, path)[0] == 404
 

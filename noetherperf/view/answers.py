@@ -168,7 +168,7 @@ def labels(paths: Sequence[Path]) -> list[str]:
         return ["/".join(paths[0].parts[-2:])]
     parts = [path.parts for path in paths]
     shortest = min(map(len, parts))
-    begin = next((i for i in range(shortest) if len({p[i] for p in parts}) > 1), 0)
+    begin = next((i for i in range(shortest) if len({p[i] for p in parts}) > 1), shortest - 1)
     end = next((i for i in range(shortest - begin) if len({p[-1 - i] for p in parts}) > 1), 0)
     return ["/".join(p[begin : len(p) - end]) or p[-1] for p in parts]
 
@@ -217,10 +217,9 @@ def _settings(run: Sampled) -> dict[str, str]:
     """What a run was made with, by name. An option that changed on the way has its first and its last value."""
     record, found = run.record, dict[str, str]()
     found["update rule"] = record.rule
-    for name, values in record.hyperparameters.items():
-        ends = [values.isel(step=row).to_numpy() for row in (0, -1)] if len(record.steps) else []
+    for name, ends in run.options.items():
         texts = [", ".join(f"{x:g}" for x in np.unique(end[np.isfinite(end)])) for end in ends]
-        found[str(name)] = " → ".join(dict.fromkeys(texts))
+        found[name] = " → ".join(dict.fromkeys(texts))
     found["last step"] = f"{record.steps[-1]:,}" if len(record.steps) else ""
     for key in ("every", "backend", "dtypes", "versions"):
         value = record.attrs.get(key, "")

@@ -41,6 +41,8 @@ class Sampled:
     Attributes:
         record: As it was when it was last opened.
         version: Increases whenever there is something new to see.
+        probes: Of the rows, by name; those that are a number a row.
+        options: The update rule's options in the first and the last row, [parameter groups] each.
         faults: What is wrong with the record on disk, in sentences.
 
     Raises:
@@ -85,6 +87,9 @@ class Sampled:
         most = max(16, min(self._most, MOST_VALUES // max(1, self.n_groups)))
         self.rows = spread_rows(len(record.steps), most)
         self.probes = self._read_probes()
+        ends = sorted({0, len(record.steps) - 1} if len(record.steps) else ())
+        options = record.hyperparameters.items()
+        self.options = {str(name): [self._watched(values.isel(step=row)) for row in ends] for name, values in options}
 
     @property
     def n_groups(self) -> int:

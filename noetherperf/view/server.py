@@ -45,9 +45,8 @@ class PageServer(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, answers: Answers, port: int = 0) -> None:
+        self.answers, self.files = answers, page.files()
         super().__init__((LOOPBACK, port), _Handler)
-        self.answers = answers
-        self.files = page.files()
         self.url = f"http://{LOOPBACK}:{self.server_address[1]}/"
         self._reader = threading.Thread(target=answers.read_ahead, daemon=True)
         self._reading = threading.Lock()
@@ -70,7 +69,8 @@ class PageServer(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"  # a browser asks again on the same connection
+    """A connection for each request, so that none is left when the server ends."""
+
     server: PageServer
 
     def do_GET(self) -> None:
