@@ -44,6 +44,9 @@ function rows({ shape: [n, width], float32 }) {
   return Array.from({ length: n }, (_, i) => Array.from(numbers.subarray(i * width, (i + 1) * width)));
 }
 
+// This script comes before Plotly's.
+const drawable = new Promise((resolve) => document.addEventListener("DOMContentLoaded", resolve));
+
 let ask;
 let state; // what there is: the answer to "state"
 const chosen = { quantity: "charge", symmetry: null, unit: 0 };
@@ -69,7 +72,8 @@ const ERRORS = {
   flow_error: ["flow law", "dot", 1.4, "#2f8f63"],
   rounding: ["rounding", "solid", 1.4, "#7a7a7a"],
 };
-const CONFIG = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"] };
+const CONFIG = { responsive: true, displaylogo: false, displayModeBar: "hover" };
+CONFIG.modeBarButtons = [["toImage", "zoom2d", "pan2d", "resetScale2d"]]; // none that leads to the network
 const color = (i) => COLORS[i % COLORS.length];
 
 function layout(changes) {
@@ -80,6 +84,7 @@ function layout(changes) {
     paper_bgcolor: "transparent",
     plot_bgcolor: "transparent",
     hovermode: "closest",
+    modebar: { bgcolor: "transparent", color: "#98a2b3", activecolor: "#1b3a6b" },
     legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 },
     xaxis: { title: { text: "step", standoff: 6 }, gridcolor: "#eceef1", zeroline: false, automargin: true, ...xaxis },
     yaxis: { gridcolor: "#eceef1", zerolinecolor: "#b9c0ca", exponentformat: "power", automargin: true, ...yaxis },
@@ -401,6 +406,8 @@ async function begin() {
   const held = element("data");
   ask = held ? await fromFile(held.textContent) : fromServer;
   state = await ask("state");
+  forRuns((_, i) => ask(`layers?run=${i}&quantity=${chosen.quantity}`)).catch(() => null); // read while Plotly is compiled
+  await drawable;
   chosen.symmetry = names()[0] ?? null;
   element("quantity").onchange = (event) => choose({ quantity: event.target.value });
   element("symmetry").onchange = (event) => choose({ symmetry: event.target.value, unit: 0 });

@@ -28,7 +28,7 @@ Files = dict[str, tuple[str, bytes]]
 
 def files() -> Files:
     """What a server sends, by address: the media type and the content."""
-    scripts = '<script src="/plotly.js" defer></script>\n<script src="/page.js" defer></script>'
+    scripts = '<script src="/page.js" defer></script>\n<script src="/plotly.js" defer></script>'
     return {
         "/": ("text/html", _page(POLICY, scripts).encode()),
         "/plotly.js": ("text/javascript", _plotly().encode()),
@@ -53,7 +53,7 @@ def export(paths: Sequence[Path], file: Path) -> None:
     answers = Answers(paths, live=False, most_rows=max(32, FILE_VALUES // (max(1, n_groups) * len(QUANTITIES))))
     held = {question: answers.answer(question) for question in answers.questions()}
     data = base64.b64encode(gzip.compress(json.dumps(held, allow_nan=False).encode(), mtime=0)).decode()
-    scripts = [_plotly(), _text("page.js")]
+    scripts = [_text("page.js"), _plotly()]
     digests = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
     elements = [f'<script type="application/octet-stream" id="data">{data}</script>']
     elements += [f"<script>{script}</script>" for script in scripts]
