@@ -404,7 +404,8 @@ class TestMeasurement:
         assert scalars
         assert all(type(value) is float and math.isfinite(value) for value in scalars.values())
         logged = {s.name: s.name.replace(">", "_") for s in SYMMETRIES}
-        assert {key for key in scalars if key.endswith("/charge")} == {f"{name}/charge" for name in logged.values()}
+        found = {key for key in scalars if key.endswith("/abs_charge")}
+        assert found == {f"{name}/abs_charge" for name in logged.values()}
         assert len(scalars) <= 8 * len(SYMMETRIES) + 2
 
     @pytest.mark.parametrize("name", ["β = 0.9", "Nesterov", "momentum switched, dampened"])

@@ -1,17 +1,15 @@
 """The result of check_constraints: defects per stage and group, the verdict, and how it is printed."""
 
-import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import xarray as xr
-from rich.console import Console
 
 from noetherperf.checks.exact import Stage
 from noetherperf.common.printing import printable
-from noetherperf.common.table import ReportTable
+from noetherperf.common.table import ReportTable, as_text
 from noetherperf.symmetry import Symmetry
 from noetherperf.symmetry.names import find
 
@@ -191,10 +189,7 @@ class Constraints(Mapping[str, xr.Dataset]):
         return self.table()
 
     def __repr__(self) -> str:
-        console = Console(file=io.StringIO(), width=100, color_system=None)
-        console.print(self.table())
-        assert isinstance(console.file, io.StringIO)
-        return f"{console.file.getvalue().rstrip()}\n{self.summary()}"
+        return f"{as_text(self.table(), 100)}\n{self.summary()}"
 
 
 def _plural(n: int, word: str) -> str:

@@ -1,5 +1,6 @@
-"""A table that truncates nothing: where the terminal is too narrow for columns, every row becomes a block."""
+"""A table that truncates nothing: on a narrow terminal its columns go below each other, or its rows become blocks."""
 
+import io
 from typing import Any
 
 from rich.box import SIMPLE
@@ -9,7 +10,7 @@ from rich.text import Text
 
 from noetherperf.common.printing import encodable, printable
 
-__all__ = ["ReportTable"]
+__all__ = ["ReportTable", "as_text"]
 
 LEAST = 16  # the smallest width to which a column of text is folded, in characters
 
@@ -22,11 +23,13 @@ class ReportTable:
 
     Args:
         title: Printed above the table.
+        stacks: Whether, before that, the columns that have no room go below, beside the first column again.
         **options: Options of rich's Table.
     """
 
-    def __init__(self, title: str = "", **options: Any) -> None:
+    def __init__(self, title: str = "", *, stacks: bool = False, **options: Any) -> None:
         self.title = title
+        self._stacks = stacks
         self._options: dict[str, Any] = {"box": SIMPLE, "padding": 0, "show_edge": False, **options}
         self._columns: list[tuple[str, bool, dict[str, Any]]] = []
         self._rows: list[tuple[str, ...]] = []
@@ -43,25 +46,45 @@ class ReportTable:
         title = encodable(self.title, console.encoding)
         headings = [encodable(heading, console.encoding) for heading, *_ in self._columns]
         rows = [[encodable(cell, console.encoding) for cell in row] for row in self._rows]
-        if self._needed(console, headings, rows) > options.max_width:
+        widths = [
+            self._least(folds, cells) for (_, folds, _), *cells in zip(self._columns, headings, *rows, strict=True)
+        ]
+        stack = self._stack(console, widths, options.max_width)
+        if any(self._needed(console, [widths[i] for i in columns]) > options.max_width for columns in stack):
             yield from self._blocks(title, headings, rows)
             return
-        table = Table(title=Text(title) if title else None, title_justify="left", **self._options)
-        for heading, (_, folds, column) in zip(headings, self._columns, strict=True):
-            table.add_column(Text(heading), no_wrap=not folds, overflow="fold", **column)
-        for row in rows:
-            table.add_row(*map(Text, row))
-        yield table
+        for columns in stack:
+            table = Table(title=Text(title) if title else None, title_justify="left", **self._options)
+            for i in columns:
+                _, folds, column = self._columns[i]
+                table.add_column(Text(headings[i]), no_wrap=not folds, overflow="fold", **column)
+            for row in rows:
+                table.add_row(*(Text(row[i]) for i in columns))
+            yield table
+            if columns is not stack[-1]:
+                yield Text()
+            title = ""
 
-    def _needed(self, console: Console, headings: list[str], rows: list[list[str]]) -> int:
-        """The width that the columns and the gaps between them need."""
-        between = Table(*[""] * len(headings), **self._options)
+    @staticmethod
+    def _least(folds: bool, cells: list[str]) -> int:
+        """The smallest width of a column."""
+        width = max(Text(cell).cell_len for cell in cells)
+        return min(width, LEAST) if folds else width
+
+    def _needed(self, console: Console, widths: list[int]) -> int:
+        """The width that columns and the gaps between them need."""
+        between = Table(*[""] * len(widths), **self._options)
         between.add_row()
-        total = console.measure(between).maximum
-        for (_, folds, _), *cells in zip(self._columns, headings, *rows, strict=True):
-            width = max(Text(cell).cell_len for cell in cells)
-            total += min(width, LEAST) if folds else width
-        return total
+        return console.measure(between).maximum + sum(widths)
+
+    def _stack(self, console: Console, widths: list[int], max_width: int) -> list[list[int]]:
+        """The columns of each table: the first one, and as many others as have room."""
+        stack = [[0]]
+        for i in range(1, len(widths)):
+            if self._stacks and self._needed(console, [widths[j] for j in (*stack[-1], i)]) > max_width:
+                stack.append([0])
+            stack[-1].append(i)
+        return stack
 
     @staticmethod
     def _blocks(title: str, headings: list[str], rows: list[list[str]]) -> RenderResult:
@@ -73,3 +96,13 @@ class ReportTable:
             for heading, cell in zip(headings[1:], others, strict=True):
                 if cell:
                     yield Text(f"  {heading} {cell}" if heading else f"  {cell}", overflow="fold")
+
+
+def as_text(renderable: object, width: int) -> str:
+    """What rich prints of something, as plain text without spaces at the ends of lines.
+
+    In a notebook, too, where a Console of rich would show it instead of writing to its file.
+    """
+    file = io.StringIO()
+    Console(file=file, width=width, color_system=None, force_jupyter=False).print(renderable)
+    return "\n".join(line.rstrip() for line in file.getvalue().splitlines())

@@ -122,7 +122,7 @@ class Symmetries(Sequence[Symmetry]):
 
     def __str__(self) -> str:
         out = io.StringIO()
-        Console(file=out, width=160, color_system=None).print(self, soft_wrap=True)
+        Console(file=out, width=160, color_system=None, force_jupyter=False).print(self, soft_wrap=True)
         return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
     def __repr__(self) -> str:

@@ -26,15 +26,23 @@ def _clean(name: str) -> str:
     return "/".join("_" * max(1, len(part)) if part in ("", ".", "..") else part for part in parts)
 
 
-def medians(values: NDArray[np.float64], starts: NDArray[np.int64], stops: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The median of each run of values, [n runs], without NaN; NaN if there is nothing else.
+@np.errstate(all="ignore")
+def quantiles(
+    values: NDArray[np.float64], starts: NDArray[np.int64], stops: NDArray[np.int64], at: float = 0.5
+) -> NDArray[np.float64]:
+    """A quantile of each run of values, [n runs], linear between two values; without NaN, NaN if there is nothing else.
 
     Args:
         values: [n values].
         starts, stops: Of the runs, which follow each other without gaps and are not empty.
+        at: Which one, 0 to 1; 0.5 is the median.
     """
     run = np.repeat(np.arange(len(starts)), stops - starts)
     ordered = values[np.lexsort((values, run))]  # NaN last in each run
     n = np.add.reduceat(~np.isnan(values), starts, dtype=np.int64)
-    middle: NDArray[np.float64] = 0.5 * (ordered[starts + np.maximum(n - 1, 0) // 2] + ordered[starts + n // 2])
-    return middle
+    place = at * np.maximum(n - 1, 0)
+    low = place.astype(np.int64)
+    share, lower = place - low, ordered[starts + low]
+    upper = ordered[starts + np.minimum(low + 1, np.maximum(n - 1, 0))]
+    found: NDArray[np.float64] = np.where(lower == upper, lower, (1.0 - share) * lower + share * upper)
+    return np.where(share == 0.0, lower, found)  # an infinite upper value has no share then

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,13 +16,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from noetherperf.measure.defect import floored, mean_square, relative_defect
-from noetherperf.measure.logged import logged, medians
+from noetherperf.measure.logged import logged, quantiles
 from noetherperf.measure.terms import Source, Terms, find_terms
 from noetherperf.measure.turning import LastStep, Moved, angular_update, effective_lr, moved
 from noetherperf.rules.law import X0, Y0, Law
 from noetherperf.rules.moments import Moment
 from noetherperf.symmetry import Symmetry
 from noetherperf.symmetry.names import find, nearest
+
+if TYPE_CHECKING:
+    from noetherperf.measure.printed import ReadoutTable
+    from noetherperf.measure.table import EpsShares
 
 
 @dataclass(frozen=True)
@@ -205,12 +210,13 @@ class ChargeReadout(Charges):
 
 
 class Readout(Mapping[str, ChargeReadout]):
-    """All symmetries after a step, by name.
+    """All symmetries after a step, by name. `print(readout)` shows them in a table, and a notebook does.
 
     Attributes:
         rule: Name of the update rule, "sgd" or "adam".
         step: Steps since measuring began.
         time: Σ lr·(1 − dampening) over those steps (without momentum Σ lr), of the first parameter group.
+        dtypes: In which each parameter is stored, by name: "bfloat16".
     """
 
     def __init__(
@@ -224,8 +230,10 @@ class Readout(Mapping[str, ChargeReadout]):
         rule: str,
         *,
         has_growth: bool,
+        dtypes: Mapping[str, str],
     ) -> None:
         self.rule = rule
+        self.dtypes = dtypes
         self.step = step
         self.time = time
         self._has_growth = has_growth  # the rule's laws split their budget so
@@ -264,6 +272,36 @@ class Readout(Mapping[str, ChargeReadout]):
     def __repr__(self) -> str:
         return f"Readout(step={self.step}, time={self.time:g}, symmetries=[{', '.join(self)}])"
 
+    def __str__(self) -> str:
+        return str(self.table())
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
+
+    def table(self, rows: int | None = 20, constraints: "EpsShares | None" = None) -> "ReadoutTable":
+        """All symmetries as a table with a verdict for each, worst first; printable, and HTML in a notebook.
+
+            print(optimizer.readout())                        # the worst 20
+            print(optimizer.readout().table(rows=None))       # all
+            optimizer.readout().table().rows                  # as data
+
+        The table is made here, not by `optimizer.readout()`, from what the readout holds. Where an eps breaks a scale
+        law, the readout alone cannot tell: `constraints` can.
+
+        Args:
+            rows: How many are shown; None: all. `.rows` has all of them.
+            constraints: From `check_constraints` of these symmetries, on a batch of now. A verdict on SGD then names an
+                eps, if it makes nine tenths of the gradient's defect.
+
+        Raises:
+            ValueError: rows is no number of rows.
+            KeyError: A symmetry was not checked.
+        """
+        from noetherperf.measure.printed import ReadoutTable  # here, because stepping needs no rich
+        from noetherperf.measure.table import rows as all_rows
+
+        return ReadoutTable(all_rows(self, constraints), self.step, rows)
+
     def by_parameter(self, parameter: str) -> dict[str, ChargeReadout]:
         """The symmetries that a parameter takes part in, by name: `by_parameter("blocks.0.mlp.0.weight")`.
 
@@ -280,27 +318,32 @@ class Readout(Mapping[str, ChargeReadout]):
         return {name: self[name] for name in having}
 
     def scalars(self) -> dict[str, float]:
-        """A few numbers per symmetry for a logger, as a flat dict.
+        """A few numbers per symmetry for a logger, as a flat dict; none in which groups of opposite sign cancel.
 
-        Of a symmetry "conv1", "conv1/charge" is the mean over groups. "conv1/residual", "conv1/rounding" and
-        "conv1/relative_defect" are the largest absolute values over groups. "conv1/angular_update" and
-        "conv1/effective_lr" are medians over groups, and left out where they are NaN. Names are made safe for loggers:
-        characters other than letters, digits, spaces and `_ - . / :` become `_`. If two names become equal, the later
-        one gets the suffix ".2".
+        Of a symmetry "conv1", "conv1/abs_charge" and "conv1/abs_charge_p90" are the median and the 90 % quantile of
+        |charge| over groups. "conv1/residual", "conv1/rounding" and "conv1/relative_defect" are the largest absolute
+        values over groups. "conv1/angular_update" and "conv1/effective_lr" are medians over groups, and left out where
+        they are NaN. Quantiles leave out groups that are NaN; a largest value is then NaN. Names are made safe for
+        loggers: characters other than letters, digits, spaces and `_ - . / :` become `_`. If two names become equal,
+        the later one gets the suffix ".2".
         """
         flat: dict[str, float] = {"step": float(self.step), "time": self.time}
         if not self:
             return flat
         starts, stops = np.array([(groups.start, groups.stop) for _, groups in self._places.values()]).T
         charges = self.together
-        columns = {"charge": np.add.reduceat(charges.charge.numpy(), starts) / (stops - starts)}
+        sizes = charges.charge.abs().numpy()
+        columns = {
+            "abs_charge": quantiles(sizes, starts, stops),
+            "abs_charge_p90": quantiles(sizes, starts, stops, 0.9),
+        }
         for quantity in ("residual", "rounding", "relative_defect"):
             columns[quantity] = np.maximum.reduceat(getattr(charges, quantity).abs().numpy(), starts)
         names = logged(list(self))
         for name, *values in zip(names, *(column.tolist() for column in columns.values()), strict=True):
             flat.update(zip((f"{name}/{quantity}" for quantity in columns), values, strict=True))
         for quantity in ("angular_update", "effective_lr"):
-            of_step = medians(getattr(charges, quantity).numpy(), starts, stops).tolist()
+            of_step = quantiles(getattr(charges, quantity).numpy(), starts, stops).tolist()
             flat.update({f"{name}/{quantity}": x for name, x in zip(names, of_step, strict=True) if not math.isnan(x)})
         return flat
 
@@ -345,13 +388,15 @@ def read(
     reasons: Mapping[str, str],
     step: int,
     time: float,
+    dtypes: Mapping[str, str],
 ) -> Readout:
-    """Combine measurements of parts into a Readout; `reasons` has the reason of each open law."""
+    """Combine measurements of parts into a Readout; `reasons` has the reason of each open law, `dtypes` what each
+    parameter is stored in, by name."""
     terms, n_groups = find_terms(symmetries, sources)
     with np.errstate(all="ignore"):  # a diverged training is read without warnings
         table = _table(symmetries, sources, terms, n_groups)
     has_growth = any(map(_has_growth, sources))
-    return Readout(symmetries, n_groups, table, reasons, step, time, rule, has_growth=has_growth)
+    return Readout(symmetries, n_groups, table, reasons, step, time, rule, has_growth=has_growth, dtypes=dtypes)
 
 
 def _table(

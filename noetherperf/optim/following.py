@@ -32,6 +32,7 @@ class Parameters:
         all: The parameters of all groups.
         names: One name for each, None if it has none.
         labels: The name of each in error messages.
+        dtypes: The dtype of each that has a name, by name: "float32".
         group_of: The number of each one's parameter group.
         n_groups: The number of groups.
         sizes: How many of the parameters are in each group.
@@ -45,6 +46,8 @@ class Parameters:
         self.sizes = [len(group["params"]) for group in groups]
         self._kinds = list(map(_kind, self.all))
         self.names, self.labels = names_in(groups), labels_in(groups)
+        dtypes = (str(p.dtype).removeprefix("torch.") for p in self.all)
+        self.dtypes = {name: dtype for name, dtype in zip(self.names, dtypes, strict=True) if name is not None}
         self.group_of = [g for g, group in enumerate(groups) for _ in group["params"]]
         self.n_groups = len(groups)
         self.sharded = any(map(is_distributed, self.all))

@@ -329,7 +329,8 @@ class MeasuredOptimizer(Optimizer):
         last = copies.last_steps(self.rule, int(step))
         plans = [ranks.whole for ranks in copies.ranks]
         sources = list(map(Source, plans, here, last))
-        return read(self.rule.name, self.symmetries, sources, copies.openness.reasons, int(step), time)
+        reasons, dtypes = copies.openness.reasons, copies.dtypes
+        return read(self.rule.name, self.symmetries, sources, reasons, int(step), time, dtypes)
 
     # ---- checkpoints ------------------------------------------------------------------------------------------------
 

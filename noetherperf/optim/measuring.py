@@ -49,6 +49,7 @@ class Copies(NamedTuple):
     last: LastOptions | None  # None: nothing is known of the last step
     members: list[list[int]]  # of each meter
     group_of: Sequence[int]  # of each parameter
+    dtypes: Mapping[str, str]  # of each parameter that has a name
 
     def agree(self) -> list[str]:
         """Compare the ranks: a collective if parameters are sharded, otherwise nothing.
@@ -381,6 +382,7 @@ class Measuring:
             last,
             [meter.members for meter in meters],
             self.parameters.group_of,
+            self.parameters.dtypes,
         )
 
 
