@@ -39,8 +39,9 @@ from noetherperf.optim.measured import MeasuredOptimizer
 from noetherperf.optim.sgd import SGD
 from noetherperf.record import Recorder, open_record, relative_error
 from noetherperf.record import lock as locking
-from noetherperf.record.layout import SERIES
+from noetherperf.record.layout import FIRST_SERIES
 from noetherperf.record.lock import Lock
+from noetherperf.record.series import DEFAULT
 from noetherperf.rules import sgd
 from noetherperf.rules.moments import Moment
 from noetherperf.rules.rule import Rule
@@ -52,6 +53,7 @@ SYMMETRIES = (
     Rescale("fc1->fc2", inward=[Part("fc1.weight", axis=0)], outward=[Part("fc2.weight", axis=1)]),
 )
 N_GROUPS = (4, 1, 3)
+PLAIN = ("defect", "relative_defect", "growth", "transport", "angular_update", "effective_lr")  # of a readout
 
 
 class FakeSGD(torch.optim.Optimizer):
@@ -97,20 +99,20 @@ class FakeSGD(torch.optim.Optimizer):
         )
 
     def reading(self, index: int, symmetry: Symmetry) -> Any:
-        of = [self.value(variable, index) for variable in range(19)]
+        of = {name: self.value(variable, index) for variable, name in enumerate(FIRST_SERIES)}
+        free, forced, defect = (of[f"discrete_{name}"] for name in ("free", "forced", "defect"))
+        budget = free + forced + defect
         return SimpleNamespace(
             symmetry=symmetry,
-            charge=of[0],
+            charge=of["charge"],
             initial=self.offset + torch.arange(self.n_groups[index], dtype=torch.float64),
-            discrete=SimpleNamespace(free=of[1], forced=of[2], defect=of[3], budget=of[4]),
-            flow=SimpleNamespace(free=of[5], forced=of[6]),
-            defect=of[7],
-            relative_defect=of[8],
-            moments=dict(zip((moment.name.lower() for moment in Moment), of[9:], strict=False)),
-            growth=of[15],
-            transport=of[16],
-            angular_update=of[17],
-            effective_lr=of[18],
+            discrete=SimpleNamespace(free=free, forced=forced, defect=defect, budget=budget, total=free + forced),
+            flow=SimpleNamespace(free=of["flow_free"], forced=of["flow_forced"]),
+            residual=of["charge"] - free - forced,
+            rounding=of["charge"] - budget,
+            moments={moment.name.lower(): of[moment.name.lower()] for moment in Moment},
+            relative_update=of["angular_update"] / 2,
+            **{name: of[name] for name in FIRST_SERIES if name in PLAIN},
             closed=index != 1,
             reason="" if index != 1 else f"open at step {self.step_count}",
         )
@@ -200,9 +202,19 @@ def test_rows_come_back_labelled(tmp_path: Path) -> None:
         data = record[symmetry.name]
         assert dict(data.sizes) == {"step": 3, "group": N_GROUPS[index]}
         groups = np.arange(N_GROUPS[index]) / 8
-        for variable, name in enumerate(SERIES):
-            expected = np.array([[0.0], [10.0], [20.0]]) + 1000 * variable + 100 * index + groups
-            np.testing.assert_array_equal(data[name], expected, err_msg=name)
+        of = {
+            name: np.array([[0.0], [10.0], [20.0]]) + 1000 * variable + 100 * index + groups
+            for variable, name in enumerate(FIRST_SERIES)
+        }
+        total, flow = of["discrete_free"] + of["discrete_forced"], of["flow_free"] + of["flow_forced"]
+        of["discrete_budget"] = total + of["discrete_defect"]
+        of |= {"discrete_total": total, "flow_total": flow, "relative_update": of["angular_update"] / 2}
+        of |= {"residual": of["charge"] - total, "rounding": of["charge"] - of["discrete_budget"]}
+        of["flow_residual"] = of["charge"] - flow
+        assert {*data} == {*record.series, "initial"}
+        for name in record.series:
+            np.testing.assert_array_equal(data[name], of[name], err_msg=name)
+            assert data[name].dtype == np.float64
         np.testing.assert_array_equal(data.initial, np.arange(N_GROUPS[index]))
     assert record["head"].attrs == {"name": "head", "kind": "translation", "closed": True, "reason": ""}
     # as last seen
@@ -229,12 +241,22 @@ def test_derived_variables(tmp_path: Path) -> None:
     np.testing.assert_allclose(relative_error(data, "budget"), abs(data.charge - parts) / parts)
 
 
-def test_a_record_of_before_has_no_budget_of_its_own(tmp_path: Path) -> None:
-    path = recorded(tmp_path / "a", 3)
+def as_format_1(path: Path, *missing: str) -> Path:
+    """As the first versions wrote it, some of them without these arrays."""
     root = json.loads((path / "zarr.json").read_text())
-    del root["consolidated_metadata"]["metadata"]["discrete_budget"]
+    root["attributes"]["noetherperf_record"] = 1
+    for name in ("series", "logged"):
+        del root["attributes"][name]
+    for name in ("logged", *missing):
+        del root["consolidated_metadata"]["metadata"][name]
+        shutil.rmtree(path / name)
     (path / "zarr.json").write_text(json.dumps(root))
-    shutil.rmtree(path / "discrete_budget")
+    return path
+
+
+def test_a_record_of_before_has_no_budget_of_its_own(tmp_path: Path) -> None:
+    path = recorded(tmp_path / "a", 3, series=FIRST_SERIES, dtype="float64")
+    as_format_1(path, "discrete_budget")
     data = open_record(path)["fc1->fc2"]
     parts = data.discrete_free + data.discrete_forced + data.discrete_defect
     np.testing.assert_array_equal(data.discrete_budget, parts)
@@ -242,12 +264,8 @@ def test_a_record_of_before_has_no_budget_of_its_own(tmp_path: Path) -> None:
 
 
 def test_a_record_of_before_has_no_angles(tmp_path: Path) -> None:
-    path, missing = recorded(tmp_path / "a", 3), ("growth", "transport", "angular_update", "effective_lr")
-    root = json.loads((path / "zarr.json").read_text())
-    for name in missing:
-        del root["consolidated_metadata"]["metadata"][name]
-        shutil.rmtree(path / name)
-    (path / "zarr.json").write_text(json.dumps(root))
+    missing = ("growth", "transport", "angular_update", "effective_lr")
+    path = as_format_1(recorded(tmp_path / "a", 3, series=FIRST_SERIES, dtype="float64"), *missing)
     data = open_record(path)["fc1->fc2"]
     assert not {*missing} & {*data}
     optimizer = fake()
@@ -338,14 +356,14 @@ def test_a_copy_by_plain_tools_is_a_record(tmp_path: Path) -> None:
 def as_of_before(path: Path) -> None:
     """Without checksums and names, as zarr itself wrote records, and with three hyperparameters, whatever the rule."""
     group = zarr.open_group(path, mode="r")
-    new_arrays = ("dampening", "nesterov", "maximize")
+    new_arrays = ("dampening", "nesterov", "maximize", "logged")
     values = {
         name: (np.asarray(array[:]), array.chunks, array.metadata.dimension_names)  # type: ignore[union-attr]
         for name, array in group.arrays()
         if name not in new_arrays
     }
-    new = ("record", "writer", "measurement", "rule", "hyperparameters")
-    attributes = {name: value for name, value in group.attrs.items() if name not in new}
+    new = ("record", "writer", "measurement", "rule", "hyperparameters", "series", "logged")
+    attributes = {name: value for name, value in group.attrs.items() if name not in new} | {"noetherperf_record": 1}
     shutil.rmtree(path)
     group = zarr.create_group(path, attributes=attributes, zarr_format=3)
     for name, (data, chunks, dims) in values.items():
@@ -359,7 +377,7 @@ def as_of_before(path: Path) -> None:
 def test_records_without_checksums_are_read_and_resumed(tmp_path: Path) -> None:
     optimizer = fake()
     path = tmp_path / "a"
-    with Recorder(optimizer, path):
+    with Recorder(optimizer, path, series=FIRST_SERIES, dtype="float64"):
         train(optimizer, 3)
     as_of_before(path)
     assert "crc32c" not in (path / "zarr.json").read_text()
@@ -825,7 +843,7 @@ class Training:
 
 def test_the_record_is_the_readout(tmp_path: Path) -> None:
     training, readouts, losses = Training(), [], []
-    with training.recorder(tmp_path / "a"):
+    with training.recorder(tmp_path / "a", series="all", dtype="float64"):
         readouts.append(training.optimizer.readout())
         for _ in range(12):
             training.train(1)
@@ -1563,8 +1581,8 @@ def gone(recorder: Recorder) -> None:
 
 
 def n_writes_of_a_flush() -> int:
-    """Metadata and a chunk of each array, then the commit."""
-    return 2 * (len(SERIES) + 2 + len(fields(sgd.Hyper))) + 1
+    """Metadata and a chunk of each array, metadata of the logged values, of which there are none, then the commit."""
+    return 2 * (len(DEFAULT) + 2 + len(fields(sgd.Hyper))) + 1 + 1
 
 
 def places_of_an_end() -> Iterator[Any]:

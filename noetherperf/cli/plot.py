@@ -1,28 +1,92 @@
-"""`noetherperf plot`: draw the pictures of a record again."""
+"""`noetherperf plot`: draw the pictures of a record."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from noetherperf.cli.errors import clean_errors
-from noetherperf.cli.files import local, report_files
+from noetherperf.cli.errors import as_typed, clean_errors, fail, is_given
+from noetherperf.cli.files import completing, local, report_files
 
 __all__ = ["plot"]
 
+FORMATS = ("png", "pdf", "svg")
+CHOICES = ("symmetry", "layer", "groups", "quantity")
+QUANTITIES = ("charge", "residual", "rounding", "angular_update", "effective_lr", "relative_defect")
+
 
 def plot(
+    context: typer.Context,
     record: Annotated[
         Path, typer.Argument(callback=local, help="Folder of a record, such as runs/digits/record.zarr.")
     ],
     out: Annotated[
         Path | None, typer.Option(callback=local, help="Folder for the pictures; by default the record's own folder.")
     ] = None,
+    symmetry: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Only this symmetry; may be repeated.")
+    ] = None,
+    layer: Annotated[
+        list[str] | None, typer.Option(metavar="MODULE", help="Only symmetries with a part in it; may be repeated.")
+    ] = None,
+    groups: Annotated[
+        str, typer.Option(help="How many groups of each symmetry are drawn; or which: 0,3,7 (a single one: 3,).")
+    ] = "10",
+    quantity: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            autocompletion=completing(QUANTITIES),
+            help=f"What of every symmetry: {', '.join(QUANTITIES)}, …; may be repeated.  [default: charge]",
+        ),
+    ] = None,
+    format: Annotated[  # noqa: A002 - the option's name
+        list[str] | None,
+        typer.Option(autocompletion=completing(FORMATS), help="png, pdf or svg; may be repeated.  [default: png, pdf]"),
+    ] = None,
+    dpi: Annotated[int, typer.Option(min=10, max=2400, help="Pixels per inch of a png.")] = 150,
 ) -> None:
-    """Draw the pictures of a record again."""
+    """Draw the pictures of a record: charges, errors of the laws, parameters and loss, and a row of panels a layer.
+
+    With --symmetry, --layer, --groups or --quantity, only rows of panels of what they name are drawn. A picture without
+    data is not made, and the reason is printed.
+    """
+    formats = format or ["png", "pdf"]
+    if unknown := [name for name in formats if name not in FORMATS]:
+        fail(f"--format: there is no {unknown[0]!r}; there are: {', '.join(FORMATS)}")
+    chosen = _groups(groups)
     with clean_errors():
         from noetherperf import plots
         from noetherperf.record import open_record
 
         opened = open_record(record)
-        report_files(plots.save_all(opened, out or opened.path.parent))
+        folder = out or opened.path.parent
+
+        def left_out(name: str, reason: str) -> None:
+            print(f"{name} is not drawn: {reason}")
+
+        if not any(is_given(context, name) for name in CHOICES):
+            report_files(plots.save_all(opened, folder, formats, dpi=dpi, left_out=left_out))
+            return
+        for name in dict.fromkeys(quantity or ["charge"]):
+            try:
+                pages = plots.layers(opened, name, symmetries=symmetry or (), modules=layer or (), groups=chosen)
+            except plots.NothingToDraw as error:
+                left_out(name, str(error))
+                continue
+            except ValueError as error:
+                fail(as_typed(f"--{error}"))
+            for number, figure in enumerate(pages, 1):
+                stem = name if number == 1 else f"{name}-{number}"
+                report_files(plots.save(figure, folder / stem, formats, dpi))
+
+
+def _groups(text: str) -> int | list[int]:
+    """A number of groups, or indices separated by commas."""
+    try:
+        indices = [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        indices = []
+    if not indices or min(indices) < 0 or ("," not in text and indices[0] < 1):
+        fail(f"--groups: must be a number of groups, at least 1, or indices such as 0,3,7; got {text!r}")
+    return indices if "," in text else indices[0]

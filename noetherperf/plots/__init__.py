@@ -1,7 +1,10 @@
 """Figures for print. Only this room imports matplotlib.
 
     style      the common style, readable in grey
-    record     figures of a record: charges, residuals, parameters, loss; and of a check: constraints
+    panels     one symmetry in a panel, thinned
+    record     figures of a record: charges, residuals, parameters, loss
+    layers     all symmetries of a record, a row a layer
+    constraints  of a check
     planar     gallery figures in the plane of two parameters: fields, manifolds, modified
     training   gallery figures of training runs: neurons, dynamics, oscillation, errors, budget
 
@@ -23,24 +26,21 @@ if "matplotlib" not in sys.modules and (_backend := os.environ.pop("MPLBACKEND",
     finally:
         os.environ["MPLBACKEND"] = _backend
 
-from noetherperf.plots.record import (
-    FIGURES,
-    charges,
-    constraints,
-    loss,
-    parameters,
-    residuals,
-    save_all,
-    save_constraints,
-)
+from noetherperf.plots.constraints import constraints, save_constraints
+from noetherperf.plots.layers import layers
+from noetherperf.plots.record import FIGURES, charges, loss, parameters, residuals, save_all
+from noetherperf.plots.style import NothingToDraw, save
 
 __all__ = [
     "FIGURES",
+    "NothingToDraw",
     "charges",
     "constraints",
+    "layers",
     "loss",
     "parameters",
     "residuals",
+    "save",
     "save_all",
     "save_constraints",
 ]

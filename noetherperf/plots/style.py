@@ -1,7 +1,7 @@
 """The style of every figure: colours ordered by lightness, lines with different dashes, readable in grey."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -22,6 +22,12 @@ Picture = Figure  # for rooms that may not import matplotlib
 
 WIDTH, HEIGHT = 7.2, 2.9  # inches; a figure across two columns
 LONGEST_LABEL = 30  # characters
+CHARACTER = 0.56  # average width of a character, in its font size
+FORMATS: dict[str, tuple[str, dict[str, Any]]] = {  # backend, and metadata without the date
+    "png": ("agg", {}),
+    "pdf": ("pdf", {"CreationDate": None}),
+    "svg": ("svg", {"Date": None}),
+}
 
 STYLE: dict[Any, Any] = {
     "font.size": 8,
@@ -47,6 +53,7 @@ STYLE: dict[Any, Any] = {
     "mathtext.fontset": "dejavusans",
     "savefig.dpi": 150,
     "pdf.fonttype": 42,  # TrueType: text stays text
+    "svg.hashsalt": "noetherperf",  # equal data gives equal names inside
 }
 MEASURED: dict[str, Any] = {"linewidth": 2.2}
 FLOW: dict[str, Any] = {"color": "black", "linewidth": 1.0, "linestyle": (0, (1, 2.6)), "dash_capstyle": "round"}
@@ -57,7 +64,12 @@ KIND_LINES: dict[str, dict[str, Any]] = {
     "translation": {"color": BLUE, "linestyle": "-"},
     "scale": {"color": RED, "linestyle": (0, (5, 1.5))},
     "rescale": {"color": GREEN, "linestyle": (0, (5, 1.5, 1, 1.5))},
+    "norm": {"color": SAND, "linestyle": (0, (2, 1))},
 }
+
+
+class NothingToDraw(ValueError):
+    """The record has no data for this picture; the message says what is missing."""
 
 
 @contextmanager
@@ -80,15 +92,30 @@ def styled(draw: Callable[[Source], Figure]) -> Callable[[Source], Figure]:
     return draw_styled
 
 
-def save(figure: Figure, stem: str | os.PathLike[str]) -> list[Path]:
-    """Save a figure as stem.png (150 dpi) and stem.pdf, and create the folder. Equal data gives equal bytes."""
-    stem = local_path(stem)
+def save(
+    figure: Figure, stem: str | os.PathLike[str], formats: Iterable[str] = ("png", "pdf"), dpi: int = 150
+) -> list[Path]:
+    """Save a figure as stem.png and stem.pdf, and create the folder. Equal data gives equal bytes.
+
+    Args:
+        figure: The figure.
+        stem: Path without suffix.
+        formats: Among "png", "pdf", "svg".
+        dpi: Pixels per inch of a png.
+
+    Raises:
+        ValueError: There is no such format.
+    """
+    stem, formats = local_path(stem), list(formats)
+    if unknown := [name for name in formats if name not in FORMATS]:
+        raise ValueError(f"format: must be among {', '.join(FORMATS)}, got {unknown[0]!r}")
     stem.parent.mkdir(parents=True, exist_ok=True)
     files = []
-    for suffix, backend, metadata in ((".png", "agg", {}), (".pdf", "pdf", {"CreationDate": None})):
-        files.append(Path(f"{os.fspath(stem)}{suffix}"))
-        with style():
-            figure.savefig(files[-1], backend=backend, metadata=metadata)
+    with style():
+        for name in formats:
+            backend, metadata = FORMATS[name]
+            files.append(Path(f"{os.fspath(stem)}.{name}"))
+            figure.savefig(files[-1], backend=backend, metadata=metadata, dpi=dpi)
     return files
 
 
@@ -113,10 +140,18 @@ def log_axis(axes: Axes, values: Sequence[NDArray[np.float64]]) -> None:
         axes.set_ylim(10 ** np.floor(np.log10(positive.min())), 10 ** np.ceil(np.log10(positive.max()) + 1e-9))
 
 
-def shown(name: str) -> str:
+def shown(name: str, longest: int = LONGEST_LABEL) -> str:
     """A name as a label for parse_math=False: one line, its middle replaced by … if it is long."""
-    text, half = printable(name), LONGEST_LABEL // 2
-    return text if len(text) <= LONGEST_LABEL else f"{text[:half]}…{text[1 - half :]}"
+    text, half = printable(name), longest // 2
+    return text if len(text) <= longest else f"{text[:half]}…{text[len(text) + 1 + half - longest :]}"
+
+
+def room(axes: Axes) -> int:
+    """Characters of a title that is about as wide as its panel."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    points = 72 * figure.get_figwidth() * axes.get_position(original=True).width
+    return max(12, int(points / (CHARACTER * matplotlib.rcParams["axes.titlesize"])))
 
 
 def say(axes: Axes, message: str) -> None:

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from noetherperf.record.chunks import CODECS, COMPRESSORS, RATIO, SLACK, Damaged, Order, address, encode, load
+from noetherperf.record.chunks import BLOSC, CHAINS, CODECS, RATIO, SLACK, Coding, Damaged, address
 from noetherperf.record.files import replace_file
 
-FILL = {"int64": -1, "float64": math.nan}  # for missing numbers: no valid step, no number
+FILL = {"int64": -1, "float32": math.nan, "float64": math.nan}  # for missing numbers: no valid step, no number
 LARGEST = 2**62  # of a number in metadata
 
 
@@ -28,11 +28,11 @@ class Array(NamedTuple):
     Attributes:
         folder: Its directory, whose name is the array's.
         record: Identity of its record, the first part of its chunks' addresses; "" if the record has none.
-        dtype: "int64" or "float64".
+        dtype: "int64", "float32" or "float64".
         shape: Of the whole array, as committed.
         chunk: Shape of a chunk.
         dims: Name of each dimension.
-        codecs: In the order of writing: "bytes", a compressor, "crc32c"; the last two may be absent.
+        codecs: In the order of writing: "transpose", "bytes", compressors, "crc32c"; all but "bytes" may be absent.
         big_endian: Byte order of the numbers.
         separator: Between a chunk's indices in its file name.
         attributes: Of the array.
@@ -72,14 +72,8 @@ class Array(NamedTuple):
             return tuple(found)
 
         plain = isinstance(metadata, dict) and metadata.get("zarr_format") == 3 and metadata.get("node_type") == "array"
-        if not plain or metadata.get("data_type") not in ("int64", "float64"):
+        if not plain or metadata.get("data_type") not in tuple(FILL):
             raise Damaged(f"its array {folder.name} is of another kind than numbers")
-        codecs = field("codecs", list)
-        if not all(isinstance(codec, dict) and codec.get("name") in CODECS for codec in codecs):
-            raise Damaged(f"its array {folder.name} asks for a codec other than {', '.join(CODECS)}")
-        names = tuple(codec["name"] for codec in codecs)
-        if names not in {("bytes", *c, *s) for c in [(), *zip(COMPRESSORS)] for s in [(), ("crc32c",)]}:
-            raise Damaged(f"its array {folder.name} has its codecs in an order that no recorder writes")
         shape, chunk = numbers("shape", 0), numbers("chunk_grid.configuration.chunk_shape", 1)
         dims = field("dimension_names", list)
         named = all(isinstance(name, str) for name in dims) and len(set(dims)) == len(dims)
@@ -89,7 +83,8 @@ class Array(NamedTuple):
             raise Damaged(f"its array {folder.name} of shape {shape} has chunks of shape {chunk}, far larger than it")
         if metadata["chunk_grid"].get("name") != "regular" or metadata.get("storage_transformers"):
             raise Damaged(f"its array {folder.name} is stored in a way that no recorder writes")
-        encoding, configuration = field("chunk_key_encoding", dict), codecs[0].get("configuration")
+        names, configurations = _codecs(folder.name, field("codecs", list), len(shape))
+        encoding, configuration = field("chunk_key_encoding", dict), configurations["bytes"]
         key = encoding.get("configuration", {})
         separator = key.get("separator", "/") if isinstance(key, dict) else None
         endian = configuration.get("endian") if isinstance(configuration, dict) else None
@@ -111,7 +106,9 @@ class Array(NamedTuple):
     def metadata(self) -> dict[str, Any]:
         """Content of the array's `zarr.json`."""
         configurations = {
+            "transpose": {"order": [1, 0]},
             "bytes": {"endian": "big" if self.big_endian else "little"},
+            "blosc": {**BLOSC, "typesize": self._coding.itemsize},
             "zstd": {"level": 0, "checksum": False},
         }
         fill = FILL[self.dtype]
@@ -137,7 +134,8 @@ class Array(NamedTuple):
         """Numbers from disk; NaN (−1 in an int64 array) where a chunk is missing or damaged.
 
         Args:
-            box: Range to read of each dimension, with step 1; by default all.
+            box: Range to read of each dimension, with a positive step; by default all. Chunks without any of these
+                numbers are not read.
 
         Returns:
             The numbers; and for each chunk that could not be read, its place in the array and the reason.
@@ -149,7 +147,7 @@ class Array(NamedTuple):
         touched = [
             range(r.start // c, -(-r.stop // c)) if len(r) else range(0) for r, c in zip(box, self.chunk, strict=True)
         ]
-        n_bytes, n_chunks = 8 * math.prod(map(len, box)), math.prod(map(len, touched))
+        n_bytes, n_chunks = self._coding.itemsize * math.prod(map(len, box)), math.prod(map(len, touched))
         if n_bytes > SLACK or n_chunks > 1024:
             sizes = self._sizes()
             if n_bytes > SLACK + sum(sizes) or n_chunks > 1024 + 2 * len(sizes):
@@ -157,19 +155,19 @@ class Array(NamedTuple):
         found, lost = self.blank([len(r) for r in box]), []
         for place in itertools.product(*touched):
             corner = [i * c for i, c in zip(place, self.chunk, strict=True)]
-            part = [
-                range(max(r.start, at), min(r.stop, at + c)) for r, at, c in zip(box, corner, self.chunk, strict=True)
-            ]
+            wanted = [_within(r, at, at + c) for r, at, c in zip(box, corner, self.chunk, strict=True)]
+            if not all(map(len, wanted)):
+                continue
             try:
                 values = self._chunk(place)
             except (Damaged, OSError) as error:
                 why = "is missing" if isinstance(error, FileNotFoundError) else str(error)
-                rows = ", ".join(f"{name} {r.start}:{r.stop}" for name, r in zip(self.dims, part, strict=True))
+                rows = ", ".join(f"{name} {r[0]}:{r[-1] + 1}" for name, r in zip(self.dims, wanted, strict=True))
                 lost.append(f"[{rows}] {why}")
                 continue
-            source = tuple(slice(r.start - at, r.stop - at) for r, at in zip(part, corner, strict=True))
-            target = tuple(slice(r.start - b.start, r.stop - b.start) for r, b in zip(part, box, strict=True))
-            found[target] = values[source]
+            source = tuple(slice(r[0] - at, r[-1] + 1 - at, r.step) for r, at in zip(wanted, corner, strict=True))
+            first = [b.index(r[0]) for r, b in zip(wanted, box, strict=True)]
+            found[tuple(slice(i, i + len(r)) for i, r in zip(first, wanted, strict=True))] = values[source]
         return found, lost
 
     def write(self, start: int, block: NDArray[Any]) -> "Array":
@@ -210,7 +208,7 @@ class Array(NamedTuple):
             chunk[(slice(rows.start - first, rows.stop - first), *(slice(n) for n in part.shape[1:]))] = part
             path = self._path(place)
             path.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(path, encode(chunk, *self._format, self._frame(place)))
+            replace_file(path, self._coding.encode(chunk, self._frame(place)))
         return now
 
     def _path(self, place: Sequence[int]) -> Path:
@@ -218,13 +216,13 @@ class Array(NamedTuple):
 
     def _sizes(self) -> list[int]:
         """Upper bound of the bytes of numbers in each of its files."""
-        chunk = 8 * math.prod(self.chunk)
+        chunk = self._coding.itemsize * math.prod(self.chunk)
         files = (file for file in self.folder.rglob("*") if file.name != "zarr.json" and file.is_file())
         return [min(chunk, RATIO * file.stat().st_size) for file in files]
 
     @property
-    def _format(self) -> tuple[tuple[str, ...], Order]:
-        return self.codecs, ">" if self.big_endian else "<"
+    def _coding(self) -> Coding:
+        return Coding(self.dtype, self.codecs, ">" if self.big_endian else "<")
 
     def _frame(self, place: Sequence[int]) -> bytes:
         return address(self.record, self.folder.name, place) if self.record else b""
@@ -236,4 +234,27 @@ class Array(NamedTuple):
             Damaged: The file is not what was written there.
             OSError: There is no file, or the disk fails.
         """
-        return load(self._path(place), self.chunk, self.dtype, *self._format, self._frame(place))
+        return self._coding.load(self._path(place), self.chunk, self._frame(place))
+
+
+def _codecs(array: str, codecs: list[Any], n_dims: int) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Names and configurations of an array's codecs.
+
+    Raises:
+        Damaged: No recorder writes them.
+    """
+    if not all(isinstance(codec, dict) and codec.get("name") in CODECS for codec in codecs):
+        raise Damaged(f"its array {array} asks for a codec other than {', '.join(CODECS)}")
+    configurations = {codec["name"]: codec.get("configuration") for codec in codecs}
+    names = tuple(codec["name"] for codec in codecs)
+    chains = {(*t, "bytes", *c, *s) for t in [(), ("transpose",)] for c in CHAINS for s in [(), ("crc32c",)]}
+    if names not in chains:
+        raise Damaged(f"its array {array} has its codecs in an order that no recorder writes")
+    if "transpose" in names and (n_dims != 2 or configurations["transpose"] != {"order": [1, 0]}):
+        raise Damaged(f"its array {array} has its dimensions in an order that no recorder writes")
+    return names, configurations
+
+
+def _within(r: range, start: int, stop: int) -> range:
+    """The numbers of a range with a positive step that are in [start, stop)."""
+    return r[max(0, -(-(start - r.start) // r.step)) : max(0, -(-(stop - r.start) // r.step))]

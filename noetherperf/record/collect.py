@@ -1,9 +1,11 @@
 """Collects what is recorded: a readout's row, and the attributes that describe the measurement."""
 
 import importlib.metadata
+import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from numbers import Real
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,8 +15,10 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from noetherperf.measure.readout import ChargeReadout, Charges, Readout
-from noetherperf.record.layout import COORDINATES, FORMAT, SERIES, probe_key
+from noetherperf.record.choice import Choice
+from noetherperf.record.layout import COORDINATES, FORMAT, LOGGED, probe_key
 from noetherperf.record.pending import Row
+from noetherperf.record.series import SERIES
 from noetherperf.rules.rule import Rule, numbers_of
 
 _NOTHING = torch.empty(0, dtype=torch.float64, device="cpu")
@@ -48,11 +52,54 @@ class Collector:
     Args:
         optimizer: What is recorded.
         probes: Name -> callable; see `Recorder`.
+        choice: Of series.
+
+    Attributes:
+        series: Name -> precision of what is recorded of every group; empty until `begin`.
+        logged: Names of the values of `Recorder.log`, in the order of their columns; None if the record has no place
+            for them.
+        probe_shapes: Shape of the values that each probe has returned so far.
     """
 
-    def __init__(self, optimizer: Measured, probes: Mapping[str, Probe]) -> None:
-        self._optimizer, self._probes = optimizer, dict(probes)
-        self.probe_shapes: dict[str, tuple[int, ...]] = {}  # of the values returned so far
+    def __init__(self, optimizer: Measured, probes: Mapping[str, Probe], choice: Choice) -> None:
+        self._optimizer, self._probes, self.choice = optimizer, dict(probes), choice
+        self.series: dict[str, str] = {}
+        self.logged: list[str] | None = []
+        self.probe_shapes: dict[str, tuple[int, ...]] = {}
+        self._values: dict[str, Any] = {}  # logged since the last row
+
+    def begin(self, readout: Readout) -> None:
+        """Choose the series of a new record."""
+        self.series = self.choice.among(list(readout.values())[:1])
+
+    def resume(self, path: str, series: Mapping[str, str], logged: Sequence[str] | None) -> None:
+        """Take over the series of a record that exists, and the names that it has logged.
+
+        Raises:
+            ValueError: Other series were asked for.
+        """
+        self.choice.check(series, path)
+        self.series, self.logged = dict(series), None if logged is None else list(logged)
+
+    def log(self, values: Mapping[str, Any]) -> None:
+        """Keep values for the next row; their names get columns there.
+
+        Raises:
+            ValueError: A value is no number, a name is a probe's, or the record has no place for them.
+        """
+        for name, value in values.items():
+            if not isinstance(name, str):
+                raise ValueError(f"log: names must be text, got {name!r}")
+            if name in self._probes:
+                raise ValueError(f"log: {name!r} is the name of a probe of this recorder; choose another")
+            if not _is_number(value):
+                raise ValueError(f"log: {name!r} must be a number or a tensor of one element, got {value!r}"[:300])
+        if values and self.logged is None:
+            raise ValueError(
+                "log: this record was begun by an earlier version and has no place for logged values; name them as "
+                "probes, or record to another path"
+            )
+        self._values |= {name: value.detach() if isinstance(value, Tensor) else value for name, value in values.items()}
 
     def row(self, readout: Readout) -> Row:
         """Every array's values at this step.
@@ -60,7 +107,11 @@ class Collector:
         Raises:
             ValueError: A probe returns neither number nor vector, or changes its shape.
         """
-        row = {name: _concatenate(readout, series.read) for name, series in SERIES.items()}
+        with np.errstate(over="ignore"):  # beyond float32's range: infinity
+            row: Row = {
+                name: _concatenate(readout, SERIES[name].read).astype(dtype, copy=False)
+                for name, dtype in self.series.items()
+            }
         row["step"] = np.asarray(readout.step, dtype=np.float64)
         row["time"] = np.asarray(readout.time, dtype=np.float64)
         for name, values in self._hyperparameters().items():
@@ -73,6 +124,10 @@ class Collector:
             if value.shape != shape:
                 raise ValueError(f"probes: {name!r} returned shape {value.shape} after {shape}; it must not change")
             row[probe_key(index)] = value
+        if self.logged is not None:
+            logged, self._values = self._values, {}
+            self.logged = list(dict.fromkeys([*self.logged, *logged]))
+            row[LOGGED] = np.array([_float(logged.get(name, math.nan)) for name in self.logged], dtype=np.float64)
         return row
 
     def _hyperparameters(self) -> dict[str, list[float]]:
@@ -95,16 +150,23 @@ class Collector:
             "measurement": measurement,
             "symmetries": [charge.symmetry.to_dict() for charge in charges],
             "n_groups": [charge.charge.numel() for charge in charges],
-            **law_states(charges),
+            **self.states(readout),
             "rule": self._optimizer.rule.name,
             "hyperparameters": list(self._hyperparameters()),
             "probes": list(self._probes),
             "every": every,
+            "series": list(self.series),
             "backend": self._optimizer.backend,
             "dtypes": sorted({str(p.dtype).removeprefix("torch.") for group in groups for p in group["params"]}),
             "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
             "coordinates": " ".join(COORDINATES),
         }
+
+    def states(self, readout: Readout) -> dict[str, Any]:
+        """The attributes that change with the rows: which laws are closed, why the others are open, names logged."""
+        charges: list[ChargeReadout] = list(readout.values())
+        laws = {"closed": [charge.closed for charge in charges], "reason": [charge.reason for charge in charges]}
+        return laws if self.logged is None else laws | {"logged": list(self.logged)}
 
 
 def initial_charges(readout: Readout) -> NDArray[np.float64]:
@@ -112,16 +174,25 @@ def initial_charges(readout: Readout) -> NDArray[np.float64]:
     return _concatenate(readout, lambda charge: charge.initial)
 
 
-def law_states(charges: Sequence[ChargeReadout]) -> dict[str, Any]:
-    """Which laws are closed, and the reasons of the open ones."""
-    return {"closed": [charge.closed for charge in charges], "reason": [charge.reason for charge in charges]}
-
-
-def _concatenate(readout: Readout, read: Callable[[Charges], Tensor]) -> NDArray[np.float64]:
-    """One variable of all symmetries side by side, [all groups], float64."""
-    charges = [readout.together] if isinstance(readout, Readout) else readout.values()
-    values: NDArray[np.float64] = torch.cat([_NOTHING, *map(read, charges)]).numpy()
+def _concatenate(readout: Readout, read: Callable[[Charges], Tensor | None]) -> NDArray[np.float64]:
+    """One variable of all symmetries side by side, [all groups], float64; NaN where a rule does not have it."""
+    charges: Sequence[Charges] = [readout.together] if isinstance(readout, Readout) else list(readout.values())
+    read_out = ((read(one), one) for one in charges)
+    found = (torch.full_like(one.charge, torch.nan) if x is None else x for x, one in read_out)
+    values: NDArray[np.float64] = torch.cat([_NOTHING, *found]).numpy()
     return values
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.numel() == 1 and not value.is_complex()
+    if isinstance(value, np.ndarray | np.generic):
+        return value.size == 1 and value.dtype.kind in "fiub"
+    return isinstance(value, Real)
+
+
+def _float(value: Any) -> float:
+    return float(value.item() if isinstance(value, Tensor | np.ndarray) else value)
 
 
 def _version(package: str) -> str:

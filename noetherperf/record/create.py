@@ -50,12 +50,15 @@ def _is_leftover(entry: Path) -> bool:
     return entry.name.startswith(f".{ROOT}.") or entry.suffix == PARTIAL
 
 
-def create_record(path: Path, attributes: Mapping[str, Any], initial: NDArray[np.float64], row: Row) -> Lock:
+def create_record(
+    path: Path, attributes: Mapping[str, Any], series: Mapping[str, str], initial: NDArray[np.float64], row: Row
+) -> Lock:
     """Build a record without rows beside the path, then move it there.
 
     Args:
         path: Free, an empty directory, or a record that may be overwritten.
         attributes: Of the record.
+        series: Name -> precision of the recorded series.
         initial: Charges when measuring began, [all groups].
         row: A row as it will be recorded, for the shapes.
 
@@ -71,7 +74,7 @@ def create_record(path: Path, attributes: Mapping[str, Any], initial: NDArray[np
     # Short names, since the record's own may be as long as a file name can be.
     building, old = ((path if is_empty else path.parent) / f".noetherperf.{uuid4().hex}" for _ in range(2))
     try:
-        _build(building, attributes, initial, row)
+        _build(building, attributes, series, initial, row)
         lock = lock_record(building)
         if is_empty:
             for entry in sorted(building.iterdir(), key=lambda entry: entry.name == ROOT):  # last: it makes the record
@@ -92,19 +95,31 @@ def create_record(path: Path, attributes: Mapping[str, Any], initial: NDArray[np
     return lock
 
 
-def _build(path: Path, attributes: Mapping[str, Any], initial: NDArray[np.float64], row: Row) -> None:
+def _build(
+    path: Path, attributes: Mapping[str, Any], series: Mapping[str, str], initial: NDArray[np.float64], row: Row
+) -> None:
     constant = {"initial": initial, **positions(attributes["n_groups"])}
     widths = {name: values.shape for name, values in row.items()}
     n_rows = rows_per_chunk(widths)
     metadata = {}
-    for name, kind in kinds(attributes["probes"], attributes["hyperparameters"], lambda key: 1 + row[key].ndim).items():
+    hyperparameters, probes = attributes["hyperparameters"], attributes["probes"]
+    for name, kind in kinds(series, hyperparameters, probes, lambda key: 1 + row[key].ndim, logged=True).items():
         if name in constant:
             shape: tuple[int, ...] = constant[name].shape
             chunk = chunk_width(kind, shape)
         else:
             shape = (0, *widths[name])
             chunk = (n_rows, *chunk_width(kind, widths[name]))
-        array = Array(path / name, attributes["record"], kind.dtype, shape, chunk, kind.dims, attributes=kind.labels)
+        array = Array(
+            path / name,
+            attributes["record"],
+            series.get(name, kind.dtypes[0]),
+            shape,
+            chunk,
+            kind.dims,
+            kind.codecs,
+            attributes=kind.labels,
+        )
         array.folder.mkdir(parents=True)
         metadata[name] = array.metadata()
         replace_json(array.folder / "zarr.json", metadata[name])

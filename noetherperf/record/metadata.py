@@ -13,7 +13,8 @@ from typing import Any
 from noetherperf.record.array import LARGEST, Array
 from noetherperf.record.chunks import Damaged
 from noetherperf.record.files import replace_json
-from noetherperf.record.layout import FIRST_HYPERPARAMETERS, KINDS, OPTIONAL, kinds
+from noetherperf.record.layout import FIRST_HYPERPARAMETERS, FIRST_SERIES, KINDS, OPTIONAL, kinds
+from noetherperf.record.series import SERIES
 
 ROOT = "zarr.json"
 LARGEST_METADATA = 2**30  # bytes
@@ -75,9 +76,14 @@ def check_attributes(attributes: Mapping[str, Any]) -> None:
         items = attributes.get(name)
         if not isinstance(items, list) or not all(type(item) is kind for item in items):
             raise Damaged(f"its attribute {name} is no list of {kind.__name__}")
-    hyperparameters = attributes.get("hyperparameters", [])
-    if not isinstance(hyperparameters, list) or not all(type(name) is str for name in hyperparameters):
-        raise Damaged("its attribute hyperparameters is no list of str")
+    for name in ("hyperparameters", "series", "logged"):
+        names = attributes.get(name, [])
+        if not isinstance(names, list) or not all(type(item) is str for item in names):
+            raise Damaged(f"its attribute {name} is no list of str")
+        if len(set(names)) < len(names):
+            raise Damaged(f"its attribute {name} has a name twice")
+    if unknown := [name for name in attributes.get("series", []) if name not in SERIES]:
+        raise Damaged(f"its attribute series has {unknown[0]!r}, which no recorder writes")
     n_groups, probes = attributes["n_groups"], attributes["probes"]
     if not all(0 <= n <= LARGEST for n in n_groups):
         raise Damaged("its attribute n_groups must hold numbers of groups")
@@ -107,13 +113,20 @@ def arrays_of(path: Path, metadata: Mapping[str, Any]) -> dict[str, Array]:
             raise Damaged(f"its array {name!r} has a name that leads elsewhere")
         arrays[name] = Array.parse(path / name, attributes.get("record") or "", array)
     hyperparameters = attributes.get("hyperparameters", FIRST_HYPERPARAMETERS)
-    expected = kinds(attributes["probes"], hyperparameters, lambda key: len(arrays[key].shape) if key in arrays else 1)
+    is_first = attributes["noetherperf_record"] == 1
+    series = FIRST_SERIES if is_first else attributes.get("series", [])
+
+    def n_dims(key: str) -> int:
+        return len(arrays[key].shape) if key in arrays else 1
+
+    expected = kinds(series, hyperparameters, attributes["probes"], n_dims, logged=not is_first)
+    optional = OPTIONAL if is_first else ()
     sizes = {"group": sum(attributes["n_groups"])}
-    if missing := [name for name in expected if name not in arrays and name not in OPTIONAL]:
+    if missing := [name for name in expected if name not in arrays and name not in optional]:
         raise Damaged(f"its array {missing[0]} is missing")
     for name, array in arrays.items():
-        kind = expected.get(name, array)  # other tools may add arrays
-        if (array.dims, array.dtype) != (kind.dims, kind.dtype):
+        kind = expected.get(name)  # other tools may add arrays
+        if kind is not None and (array.dims != kind.dims or array.dtype not in kind.dtypes):
             raise Damaged(f"its array {name} has dimensions {array.dims} of {array.dtype}, not {kind.dims}")
         for dim, n in zip(array.dims, array.shape, strict=True):
             if sizes.setdefault(dim, n) != n:

@@ -5,12 +5,12 @@ writers work on a copy.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-Row = dict[str, NDArray[np.float64]]
+Row = dict[str, NDArray[Any]]  # float64, or the precision of a recorded series
 
 
 class Entry(NamedTuple):

@@ -4,7 +4,7 @@ Nothing in a record is executed; it is numbers and JSON. A number that does not 
 """
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -22,31 +22,40 @@ from noetherperf.record.layout import (
     COORDINATES,
     FIRST_HYPERPARAMETERS,
     FIRST_RULE,
-    FORMAT,
-    SERIES,
+    FORMATS,
+    KINDS,
+    LOGGED,
     positions,
     probe_key,
 )
 from noetherperf.record.metadata import arrays_of, check_attributes, read_metadata
+from noetherperf.record.series import SERIES, derivations
 from noetherperf.symmetry import Symmetry
-from noetherperf.symmetry.names import find
+from noetherperf.symmetry.names import find, nearest
 
 
 class Record(Mapping[str, xr.Dataset]):
     """A record as labelled arrays: symmetry name -> dataset. `open_record` makes one.
 
-    `record[name]` has dims (step, group). It holds the recorded variables (`charge`, `discrete_free`,
-    `discrete_forced`, `discrete_defect`, `discrete_budget`, `flow_free`, `flow_forced`, `defect`, `relative_defect`,
-    the moments `sum_p`, `sq_p`, `sum_g`, `sq_g`, `dot_pg`, `sq_u`, and `growth`, `transport`, `angular_update`,
-    `effective_lr`, which older records lack), the derived ones (`discrete_total`, `flow_total`,
-    `residual`, `rounding`), `initial` [group], and coordinates `step` and `time`. Its attributes are `name`, `kind`,
-    `closed` and `reason`.
+    `record[name]` has dims (step, group). It holds every series that was recorded or follows from recorded ones
+    (`record.series` names them), `initial` [group], and coordinates `step` and `time`, all in float64, with `units` and
+    `formula` among their attributes. What a `Recorder` writes by default gives
+
+        charge                                            measured
+        discrete_free, discrete_forced, discrete_defect   the discrete law's terms; discrete_total = free + forced
+        residual, rounding                                charge − discrete_total; charge − discrete_budget
+        flow_free, flow_forced, flow_total                the flow law's; flow_residual = charge − flow_total
+        angular_update, effective_lr, relative_defect     of the last step
+        growth, transport                                 with rules that have them
+
+    The dataset's attributes are `name`, `kind`, `closed` and `reason`. `record.read` reads some series, and some rows.
 
     Every access reads the arrays from disk. A missing or damaged chunk is NaN, and a RuntimeWarning says where.
 
     Attributes:
         path: The record's directory.
-        dataset: Everything in one dataset, the groups of all symmetries side by side, as `xr.open_zarr` returns it.
+        dataset: Everything in one dataset, the groups of all symmetries side by side, as `xr.open_zarr` returns it: the
+            recorded series alone, in the precision that they were recorded in.
         attrs: The record's attributes: symmetries as JSON data, backend, versions and more.
         symmetries: The recorded symmetries, in order.
     """
@@ -66,17 +75,57 @@ class Record(Mapping[str, xr.Dataset]):
 
     def __getitem__(self, name: str) -> xr.Dataset:
         if name not in self._slices:
-            name = find(name, self.symmetries, f"no symmetry {name!r} is recorded in {str(self.path)!r}")
+            name = find(name, self.symmetries, self._miss(name))
+        return self._load(name, None, slice(None))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._slices
+
+    def read(self, name: str, series: Sequence[str] | None = None, *, rows: slice = slice(None)) -> xr.Dataset:
+        """Some series of one symmetry, at some rows. Nothing else is read from disk.
+
+            record.read("conv1", ["charge", "discrete_total"], rows=slice(0, None, 10))    # every tenth row
+
+        Args:
+            name: The symmetry's.
+            series: Names among `record.series`; by default all.
+            rows: Which rows: positions in `record.steps`, `slice(*np.searchsorted(record.steps, [first, last]))` say.
+
+        Returns:
+            A dataset like `record[name]`, float64, (step, group).
+
+        Raises:
+            KeyError: No symmetry of that name is recorded.
+            ValueError: A series was not recorded, and does not follow from those that were.
+        """
+        if name not in self._slices:
+            name = find(name, self.symmetries, self._miss(name))
+        if missing := [one for one in series or () if one not in self.series]:
+            raise ValueError(f"series: {str(self.path)!r} has no {missing[0]!r}; {self._hint(missing[0])}")
+        return self._load(name, series, rows)
+
+    def _miss(self, name: str) -> str:
+        return f"no symmetry {name!r} is recorded in {str(self.path)!r}"
+
+    def _hint(self, series: str) -> str:
+        if series in SERIES:
+            return f"it has to be asked for: Recorder(..., series=[..., {series!r}])"
+        return nearest(series, self.series)
+
+    def _load(self, name: str, series: Sequence[str] | None, rows: slice) -> xr.Dataset:
         index, groups = self._slices[name]
-        recorded = [series for series in SERIES if series in self.dataset]
-        data = self.dataset[["initial", *recorded]].drop_vars(["symmetry", "position"]).isel(group=groups).load()
+        recorded = self.recorded
+        terms = derivations(recorded, series)
+        data = self.dataset[["initial", *(one for one in terms if one in recorded)]].drop_vars(["symmetry", "position"])
+        data = data.isel(step=rows, group=groups).load().astype(np.float64, copy=False)
         data = data.assign_coords(group=np.arange(data.sizes["group"]))
-        if "discrete_budget" not in data:
-            data["discrete_budget"] = data.discrete_free + data.discrete_forced + data.discrete_defect
-        data["discrete_total"] = data.discrete_budget - data.discrete_defect
-        data["flow_total"] = data.flow_free + data.flow_forced
-        data["residual"] = data.charge - data.discrete_total
-        data["rounding"] = data.charge - data.discrete_budget
+        for one, of in terms.items():
+            if of:
+                (_, first), *others = of
+                data[one] = sum((sign * data[term] for sign, term in others), data[first])
+            data[one].attrs = dict(KINDS[one].labels)
+        if series is not None:
+            data = data[["initial", *series]]
         laws = {key: self.attrs[key][index] for key in ("closed", "reason")}
         data.attrs = {"name": name, "kind": self.symmetries[index].kind, **laws}
         return data
@@ -89,6 +138,17 @@ class Record(Mapping[str, xr.Dataset]):
 
     def __repr__(self) -> str:
         return f"<Record {str(self.path)!r}: {len(self.steps)} steps of {len(self)} symmetries>"
+
+    @property
+    def recorded(self) -> dict[str, str]:
+        """The series on disk, and their precisions."""
+        return {name: str(self.dataset[name].dtype) for name in SERIES if name in self.dataset}
+
+    @property
+    def series(self) -> tuple[str, ...]:
+        """All series that `record[name]` has: recorded, or following from recorded ones."""
+        known = derivations(self.recorded)
+        return tuple(name for name in SERIES if name in known)
 
     @property
     def rule(self) -> str:
@@ -112,8 +172,13 @@ class Record(Mapping[str, xr.Dataset]):
 
     @property
     def probes(self) -> dict[str, xr.DataArray]:
-        """Values of the probes, by name: (step,) or (step, element)."""
-        return {name: self.dataset[probe_key(index)].rename(name) for index, name in enumerate(self.attrs["probes"])}
+        """Values of the probes, by name: (step,) or (step, element); and those of `Recorder.log`, (step,)."""
+        found = {name: self.dataset[probe_key(index)].rename(name) for index, name in enumerate(self.attrs["probes"])}
+        if LOGGED in self.dataset:
+            # A name may be committed before its first value.
+            for index, name in enumerate(self.attrs.get(LOGGED, [])[: self.dataset[LOGGED].shape[1]]):
+                found[name] = self.dataset[LOGGED][:, index].rename(name)
+        return found
 
 
 def open_record(path: str | PathLike[str]) -> Record:
@@ -146,10 +211,10 @@ def read_record(path: Path) -> tuple[Record, str]:
     """
     metadata = read_metadata(path)
     attributes = metadata["attributes"]
-    if attributes.get("noetherperf_record") != FORMAT:
+    if attributes.get("noetherperf_record") not in FORMATS:
         raise ValueError(
             f"{str(path)!r} is a record of format {attributes.get('noetherperf_record')!r}, but this version of "
-            f"noetherperf reads format {FORMAT}; use the version that wrote it: {attributes.get('versions')}"
+            f"noetherperf reads formats {FORMATS}; use the version that wrote it: {attributes.get('versions')}"
         )
     try:
         check_attributes(attributes)
@@ -201,8 +266,8 @@ class _OnDisk(BackendArray):
         box, select = [], []
         for part, n in zip(key, self.shape, strict=True):
             wanted = range(*part.indices(n)) if isinstance(part, slice) else range(n)[part : part + 1]
-            box.append(range(min(wanted), max(wanted) + 1) if len(wanted) else range(0))
-            select.append(slice(None, None, wanted.step) if isinstance(part, slice) else 0)
+            box.append(wanted if wanted.step > 0 else wanted[::-1])
+            select.append(slice(None, None, 1 if wanted.step > 0 else -1) if isinstance(part, slice) else 0)
         try:
             values, lost = self.array.read(box)
         except Damaged as error:

@@ -2,8 +2,8 @@
 
 import os
 import weakref
-from collections.abc import Mapping
-from typing import Literal, NoReturn, Self
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, NoReturn, Self
 from uuid import uuid4
 
 import numpy as np
@@ -11,19 +11,21 @@ from numpy.typing import NDArray
 
 from noetherperf.common.paths import local_path
 from noetherperf.measure.readout import Readout
-from noetherperf.record.collect import Collector, Measured, Probe, law_states
+from noetherperf.record.choice import Precision, choose
+from noetherperf.record.collect import Collector, Measured, Probe
 from noetherperf.record.create import check_overwritable, create_record, is_occupied
 from noetherperf.record.identity import Identity
 from noetherperf.record.pending import Entry, Row
-from noetherperf.record.resume import resume
+from noetherperf.record.resume import own_attributes, resume
 from noetherperf.record.writer import Writer
 
 
 class Recorder:
     """Writes the readouts of an optimizer to disk while it steps. The training loop stays as it is.
 
-        with nperf.Recorder(optimizer, "runs/digits.zarr", every=10, probes={"loss": lambda: loss.item()}):
-            ...                                                     # the training loop as it was
+        with nperf.Recorder(optimizer, "runs/digits.zarr", every=10) as recorder:
+            ...                                # the training loop as it was; before optimizer.step():
+            recorder.log(loss=loss)            # if the loss should be recorded, too
 
     A row is taken when the recorder starts, and after every step whose number is a multiple of `every`. Rows are
     written to disk in chunks:
@@ -56,11 +58,18 @@ class Recorder:
             "overwrite", delete it (a noetherperf record only) and begin anew.
         probes: Name -> callable without arguments, called for each row; returns a number, or a 1-D tensor of constant
             length.
+        series: What is recorded of every group: names among `noetherperf.record.SERIES`, or "all". By default what
+            views and plots need, from which all terms of the laws follow; "all" adds the moments and more. A record
+            that is resumed keeps its own.
+        dtype: "float32" or "float64" for all series, or a mapping from their names. By default the charge is recorded
+            in float64, and all else in float32. Differences from the charge (`residual`, `rounding`, `flow_residual`)
+            are series of their own, computed in float64: in float32 they keep seven digits of the difference. Initial
+            charges, times, hyperparameters, probes and logged values are float64.
 
     Raises:
         TypeError: The optimizer has no `readout()`.
-        ValueError: `every`, `exists` or the path is invalid; a probe returns neither number nor vector; or the record
-            to resume is damaged, or of other symmetries, other probes or another measurement.
+        ValueError: `every`, `exists`, `series`, `dtype` or the path is invalid; a probe returns neither number nor
+            vector; or the record to resume is damaged, or of other symmetries, series, probes or another measurement.
         FileExistsError: The path exists, and `exists` forbids to change it.
         BlockingIOError: Another process is writing to the record.
     """
@@ -73,6 +82,8 @@ class Recorder:
         *,
         exists: Literal["error", "resume", "overwrite"] = "error",
         probes: Mapping[str, Probe] | None = None,
+        series: Iterable[str] | Literal["all"] | None = None,
+        dtype: Precision | Mapping[str, Precision] | None = None,
     ) -> None:
         if not hasattr(optimizer, "readout"):
             raise TypeError(
@@ -86,24 +97,22 @@ class Recorder:
         self.path = local_path(path).resolve()
         self.every = int(every)
         self._optimizer = optimizer
-        self._collector = Collector(optimizer, probes or {})
+        self._collector = Collector(optimizer, probes or {}, choose(series, dtype))
         with optimizer.paused():  # another thread may step; its rows must not fall between the record's and this one
             self._begin(optimizer, exists)
 
     def _begin(self, optimizer: Measured, exists: str) -> None:
         """Create or resume the record with the present readout, and follow the steps from here on."""
         readout = optimizer.readout()
-        row = self._collector.row(readout)
         self._identity = Identity(self.path, optimizer.measurement_id, readout)
         self._seen = self._before = readout.step  # the last step followed; the one before the present step
         self._keep: float = readout.step  # rows of later steps go when the next row is written
-        attributes = self._collector.attributes(readout, self._identity.saved_name, self.every)
         occupied = is_occupied(self.path)
-        attributes["writer"] = uuid4().hex
         if occupied and exists == "resume":
-            shapes = self._collector.probe_shapes
-            self._writer, steps = resume(self.path, attributes, shapes, self._identity, readout.step, row)
+            self._writer, steps, row = resume(self.path, self._collector, self._identity, readout, self.every)
         else:
+            self._collector.begin(readout)
+            row = self._collector.row(readout)
             if occupied and exists == "error":
                 raise FileExistsError(
                     f"path: {str(self.path)!r} exists; say exists='resume' to continue that record, "
@@ -111,9 +120,11 @@ class Recorder:
                 )
             if occupied:
                 check_overwritable(self.path)
-            attributes["record"] = uuid4().hex
-            lock = create_record(self.path, attributes, self._identity.initial, row)
+            attributes = self._collector.attributes(readout, self._identity.saved_name, self.every)
+            attributes |= {"record": uuid4().hex, "writer": uuid4().hex}
+            lock = create_record(self.path, attributes, self._collector.series, self._identity.initial, row)
             self._writer, steps = Writer(self.path, lock, attributes), np.empty(0, np.int64)
+        self._row_bytes = sum(values.nbytes for values in row.values())
         self._let_go = weakref.finalize(self, self._writer.close)  # also at the end of the process
         kept = steps[steps <= self._seen]
         if len(kept) == 0:
@@ -126,6 +137,20 @@ class Recorder:
             optimizer.register_step_post_hook(self._after_step),
             optimizer.register_state_dict_pre_hook(lambda _: self.flush()),
         ]
+
+    @property
+    def series(self) -> dict[str, str]:
+        """The recorded series, and their precisions."""
+        return dict(self._collector.series)
+
+    @property
+    def bytes_per_row(self) -> int:
+        """Bytes of one row before compression, which leaves about two thirds of them."""
+        return self._row_bytes
+
+    def __repr__(self) -> str:
+        kilobytes = f"{self.bytes_per_row / 1000:,.1f} kB a row before compression"
+        return f"<Recorder {str(self.path)!r}: {len(self.series)} series every {self.every} steps, {kilobytes}>"
 
     def __enter__(self) -> Self:
         return self
@@ -141,6 +166,25 @@ class Recorder:
         for hook in self._hooks:
             hook.remove()
         self._let_go()
+
+    def log(self, values: Mapping[str, Any] | None = None, /, **named: Any) -> None:
+        """Record numbers with the next row: the loss, an accuracy, a temperature.
+
+            recorder.log(loss=loss)                      # before optimizer.step(), so that the row of that step has it
+            recorder.log({"validation/loss": 0.7})
+
+        Of several values of one name since the last row, the latest is recorded; a row without a new value has NaN. A
+        tensor is kept as it is until a row is taken, so that a step without a row waits for no device.
+        `record.probes` has the values.
+
+        Args:
+            values: Name -> number, or tensor of one element.
+            **named: The same.
+
+        Raises:
+            ValueError: A value is no number, a name is a probe's, or the record was begun by an earlier version.
+        """
+        self._collector.log({**(values or {}), **named})
 
     def flush(self) -> None:
         """Write all rows taken so far to disk and commit them, from any thread. If that fails, warn once.
@@ -171,8 +215,9 @@ class Recorder:
             self._seen = readout.step
             if not self._follow(readout) and readout.step == step:
                 self._identity.has_first_row_only = False
-                self._writer.attributes = self._writer.attributes | law_states(list(readout.values()))
-                self._append(self._collector.row(readout))
+                row = self._collector.row(readout)
+                self._writer.attributes = self._writer.attributes | self._collector.states(readout)
+                self._append(row)
 
     def _append(self, row: Row, initial: NDArray[np.float64] | None = None) -> None:
         keep, self._keep = self._keep, np.inf
@@ -198,7 +243,7 @@ class Recorder:
             raise self._identity.another_measurement()
         row = self._identity.first_row(name) or self._collector.row(readout)
         self._identity, self._seen, self._keep = identity, readout.step, -1
-        attributes["hyperparameters"] = self._writer.attributes["hyperparameters"]  # the arrays that the record has
+        attributes |= own_attributes(self._writer.attributes) | self._collector.states(readout)
         self._writer.attributes = self._writer.attributes | attributes
         self._append(row, identity.initial)
         self.flush()

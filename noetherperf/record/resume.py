@@ -1,44 +1,44 @@
 """Takes over an existing record: from an ended process, or from an earlier recorder of this process."""
 
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
 
+from noetherperf.measure.readout import Readout
+from noetherperf.record.collect import Collector
 from noetherperf.record.identity import Identity
+from noetherperf.record.layout import LOGGED
 from noetherperf.record.lock import lock_record
 from noetherperf.record.pending import Row
 from noetherperf.record.reader import Record, read_record
 from noetherperf.record.writer import Writer, writer_of
 from noetherperf.symmetry import Symmetry
 
+#: Attributes that stay as the record has them: what it was made with decides which arrays it has.
+OWN = ("noetherperf_record", "hyperparameters", "series")
+
 
 def resume(
-    path: Path,
-    attributes: dict[str, Any],
-    probe_shapes: Mapping[str, tuple[int, ...]],
-    identity: Identity,
-    step: int,
-    row: Row,
-) -> tuple[Writer, NDArray[np.int64]]:
+    path: Path, collector: Collector, identity: Identity, readout: Readout, every: int
+) -> tuple[Writer, NDArray[np.int64], Row]:
     """Take over the record at a path.
 
     Args:
         path: Of the record.
-        attributes: As a new record would have them; "measurement" becomes the record's.
-        probe_shapes: Shape of each probe's value.
+        collector: Of the optimizer; takes over the record's series.
         identity: Of the present measurement; becomes the record's.
-        step: The optimizer's.
-        row: The present one.
+        readout: The present one.
+        every: Steps between rows.
 
     Returns:
-        The record's new writer, and the steps that it has.
+        The record's new writer, the steps that it has, and the present row.
 
     Raises:
-        ValueError: The record is damaged, or of other symmetries, probes or another measurement.
+        ValueError: The record is damaged, or of other symmetries, series, probes or another measurement.
         BlockingIOError: Another process writes to it, or this thread is inside a write that a signal interrupts.
         OSError: The disk fails.
     """
@@ -51,8 +51,12 @@ def resume(
         record, fault = read_record(path)
         if fault:
             raise ValueError(f"{fault}, so that it cannot be resumed; record to another path")
-        _check_alike(record, attributes, probe_shapes)
-        identity.resume(record, step, row)
+        logged = list(record.attrs.get(LOGGED, [])) if LOGGED in record.dataset else None
+        collector.resume(str(path), record.recorded, logged)
+        row = collector.row(readout)
+        attributes = collector.attributes(readout, identity.saved_name, every)
+        _check_alike(record, attributes, collector)
+        identity.resume(record, readout.step, row)
         if earlier:
             warnings.warn(
                 f"path: another Recorder of this process was writing to the record {str(path)!r}; its last "
@@ -61,17 +65,22 @@ def resume(
                 stacklevel=4,
             )
             earlier.close()
-        # The record's own: an early one lacks some arrays.
-        attributes |= {"measurement": record.attrs.get("measurement"), "hyperparameters": list(record.hyperparameters)}
+        own = own_attributes(record.attrs) | {"hyperparameters": list(map(str, record.hyperparameters))}
+        attributes |= own | {"measurement": record.attrs.get("measurement"), "writer": uuid4().hex}
         writer = Writer(path, lock, attributes)
         writer.claim()
     except BaseException:
         lock.release()
         raise
-    return writer, record.steps
+    return writer, record.steps, row
 
 
-def _check_alike(record: Record, attributes: Mapping[str, Any], probe_shapes: Mapping[str, tuple[int, ...]]) -> None:
+def own_attributes(attributes: dict[str, Any]) -> dict[str, Any]:
+    """Those that stay as the record has them."""
+    return {name: attributes[name] for name in OWN if name in attributes}
+
+
+def _check_alike(record: Record, attributes: dict[str, Any], collector: Collector) -> None:
     path = str(record.path)
     if record.rule != attributes["rule"]:
         raise ValueError(
@@ -94,8 +103,7 @@ def _check_alike(record: Record, attributes: Mapping[str, Any], probe_shapes: Ma
                 f"exists='resume': {path!r} records other {what} than this optimizer and recorder have; "
                 "record to another path, or say exists='overwrite'"
             )
-    for probe, values in record.probes.items():
-        if values.shape[1:] != (shape := probe_shapes[probe]):
-            raise ValueError(
-                f"probes: {probe!r} returned shape {shape}, but {path!r} holds it with shape {values.shape[1:]}"
-            )
+    for probe in attributes["probes"]:
+        shape, recorded = collector.probe_shapes[probe], record.probes[probe].shape[1:]
+        if recorded != shape:
+            raise ValueError(f"probes: {probe!r} returned shape {shape}, but {path!r} holds it with shape {recorded}")

@@ -50,7 +50,7 @@ class Writer:
         arrays = arrays_of(path, read_metadata(path))
         self._initial = arrays["initial"]
         self._arrays = {name: array for name, array in arrays.items() if array.dims[0] == "step"}
-        self.n_rows_chunk = arrays["charge"].chunk[0]
+        self.n_rows_chunk = arrays["step"].chunk[0]
         steps, _ = arrays["step"].read()
         self._n_rows, self._last = len(steps), int(steps[-1]) if len(steps) else -1
         _writers.add(self)
