@@ -20,7 +20,9 @@ DRIVER = shutil.which("chromedriver")
 MISSING = (
     "needs selenium, of the extra [test]"
     if webdriver is None
-    else "" if CHROMIUM and DRIVER else "needs Chromium and chromedriver on the PATH"
+    else ""
+    if CHROMIUM and DRIVER
+    else "needs Chromium and chromedriver on the PATH"
 )
 PATIENCE = 60  # seconds, on a machine that is busy with other tests
 

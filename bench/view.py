@@ -121,7 +121,15 @@ def main() -> None:
             n_bytes = (Path(folder) / "page.html").stat().st_size
             times = [seconds(statistics.median(column)) for column in zip(*runs, strict=True)]
             lines.append([name, *times, size(n_bytes)])
-        head = ["record", "first picture", "whole page", "click on a layer", "on a unit", "another quantity", "one file"]
+        head = [
+            "record",
+            "first picture",
+            "whole page",
+            "click on a layer",
+            "on a unit",
+            "another quantity",
+            "one file",
+        ]
         print(table(head, lines))
         if options.pictures is not None:
             take_pictures(browser, options.demo, options.pictures)

@@ -1,4 +1,4 @@
-"""The command line: `noetherperf run | plot | view | find | check | figures | info`, the same as `python -m noetherperf`.
+"""The command line: `noetherperf run | plot | view | find | check | figures | info`; so is `python -m noetherperf`.
 
 A file for each command. They arrange and print what other rooms compute. What takes long to import (torch, and the
 libraries of one command) is imported inside the commands, so that help and completion are quick and `info` also works

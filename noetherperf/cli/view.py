@@ -49,7 +49,10 @@ def view(
                 "free one"
             )
         with server:
-            print(f"{server.url} shows {len(answers.runs)} record{'s' * (len(answers.runs) > 1)}; Ctrl-C ends it", flush=True)
+            print(
+                f"{server.url} shows {len(answers.runs)} record{'s' * (len(answers.runs) > 1)}; Ctrl-C ends it",
+                flush=True,
+            )
             if open_it:
                 webbrowser.open(server.url)
             try:

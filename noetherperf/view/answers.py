@@ -5,7 +5,6 @@ a row for each layer or unit and a column for each step. What is compared is com
 """
 
 import base64
-import math
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,20 +17,17 @@ from numpy.typing import NDArray
 
 from noetherperf.common.paths import local_path
 from noetherperf.common.printing import printable
-from noetherperf.view.quantities import BUDGET, BUDGET_NEEDS, QUANTITIES, Quantity, Reduce, largest, median, smallest
+from noetherperf.measure.printed import COLUMNS, cells
+from noetherperf.measure.table import Row
+from noetherperf.measure.table import row as table_row
+from noetherperf.view.quantities import QUANTITIES, SPLIT, TERMS_OF_CHANGE, Quantity, budget
 from noetherperf.view.sampled import MOST_ROWS, Sampled
 
 MOST_UNITS = 512  # in one heat map; others are found by their number
 Json = dict[str, Any]
 
-#: The quantities of the table, and the numbers that it has of each, over units.
-TABLE: dict[str, tuple[Reduce, ...]] = {
-    "charge": (smallest, median, largest),
-    "angular_update": (median,),
-    "effective_lr": (median,),
-    "residual": (largest,),
-    "rounding": (largest,),
-}
+TABLE = ("charge", "discrete_free", "discrete_forced", "discrete_defect", "discrete_budget")
+TABLE_TOO = ("relative_defect", "angular_update", "effective_lr", "sq_g")  # where they are recorded
 
 
 class Answers:
@@ -49,9 +45,7 @@ class Answers:
     def __init__(self, paths: Sequence[Path], *, live: bool = True, most_rows: int = MOST_ROWS) -> None:
         folders = [local_path(path).resolve() for path in paths]
         self.live = live
-        self.runs = [
-            Sampled(path, label, most_rows) for path, label in zip(folders, labels(folders), strict=True)
-        ]
+        self.runs = [Sampled(path, label, most_rows) for path, label in zip(folders, labels(folders), strict=True)]
         self._lock = threading.Lock()  # records are read, and warnings caught, one request at a time
         self._ask = {
             "versions": self.versions,
@@ -90,11 +84,12 @@ class Answers:
     def read_ahead(self) -> None:
         """Read what the page may ask for next, so that clicks need not wait for the disk."""
         for sampled in self.runs:
-            for needs in (*(quantity.needs for quantity in QUANTITIES.values()), BUDGET_NEEDS):
-                for name in filter(lambda name: sampled.has((name,)), needs):
-                    with self._lock:
-                        sampled.data((name,), slice(0))
-                    time.sleep(0.01)  # a request that waits for the lock goes first
+            needs = [name for quantity in QUANTITIES.values() for name in quantity.needs]
+            for name in sampled.recorded([*needs, *TERMS_OF_CHANGE, *SPLIT]):
+                with self._lock:
+                    if name in sampled.record.dataset:  # it may be another record by now
+                        sampled.series(name)
+                time.sleep(0.01)  # a request that waits for the lock goes first
 
     def versions(self) -> Json:
         """For each run a number that increases when there is something new to see."""
@@ -113,7 +108,7 @@ class Answers:
         """A quantity of every layer: of each symmetry, one number a step."""
         sampled, wanted = self._run(run), QUANTITIES[quantity]
         if not sampled.has(wanted.needs):
-            return {"missing": _missing(sampled, wanted)}
+            return {"missing": _missing(sampled, wanted.title, wanted.needs)}
         values = _values(sampled, wanted, slice(None))
         n_symmetries = len(sampled.record)
         rows = [wanted.reduce(values[:, sampled.groups(i)]) for i in range(n_symmetries)]
@@ -130,7 +125,7 @@ class Answers:
         if unit is not None and not 0 <= unit < n_units:
             raise LookupError(f"no unit {unit}: there are {n_units}")
         if not sampled.has(wanted.needs):
-            return {"missing": _missing(sampled, wanted)}
+            return {"missing": _missing(sampled, wanted.title, wanted.needs)}
         units = np.array([unit]) if unit is not None else spread_units(n_units)
         values = _values(sampled, wanted, groups)[:, units]
         return {"steps": sampled.steps.tolist(), "units": units.tolist(), "values": packed(values.T)}
@@ -139,17 +134,25 @@ class Answers:
         """Why a symmetry's charge has changed since the start: decay, growth, defect, rounding; means over units."""
         sampled = self._run(run)
         groups = self._groups(sampled, symmetry)
-        if not sampled.has(BUDGET_NEEDS):
-            return {"missing": "the terms of the budget are not recorded"}
-        data = sampled.data(BUDGET_NEEDS, groups)
-        terms = {name: term(data) for name, term in BUDGET.items()} | {"change": data["charge"] - data["initial"]}
+        if not sampled.has(TERMS_OF_CHANGE):
+            return {"missing": _missing(sampled, "the budget", TERMS_OF_CHANGE)}
+        needs = (*TERMS_OF_CHANGE, *SPLIT) if sampled.has(SPLIT) else TERMS_OF_CHANGE
+        terms = budget(sampled.data(needs, groups), closed=sampled.record.attrs["closed"][symmetry])
         means = {name: packed(term.to_numpy().mean(axis=1)[None]) for name, term in terms.items() if term.size}
         return {"steps": sampled.steps.tolist(), "terms": means}
 
     def table(self, run: int) -> Json:
-        """A row for each symmetry, of its last recorded step; worst first."""
-        rows = _table(self._run(run))
-        return {"rows": sorted(rows, key=lambda row: (not row["closed"], row["residual"][0] or 0.0), reverse=True)}
+        """A row for each symmetry, of the last recorded step, worst first: the table of a readout."""
+        sampled = self._run(run)
+        if not sampled.has(TABLE):
+            return {"missing": _missing(sampled, "the table", TABLE)}
+        rows = sorted(_rows(sampled), key=lambda row: row.rank) if len(sampled.rows) else []
+        listed = [{"name": printable(row.name), "cells": [printable(cell) for cell in cells(row)]} for row in rows]
+        return {
+            "headings": list(COLUMNS),
+            "texts": [name for name, is_text in COLUMNS.items() if is_text],
+            "rows": listed,
+        }
 
     def _run(self, run: int) -> Sampled:
         if not 0 <= run < len(self.runs):
@@ -190,9 +193,9 @@ def _values(sampled: Sampled, quantity: Quantity, groups: slice) -> NDArray[np.f
     return quantity.of(sampled.data(quantity.needs, groups)).to_numpy()
 
 
-def _missing(sampled: Sampled, quantity: Quantity) -> str:
-    absent = [name for name in quantity.needs if not sampled.has((name,))]
-    return f"{quantity.title}: the record has no series {', '.join(absent)}"
+def _missing(sampled: Sampled, what: str, needs: Sequence[str]) -> str:
+    absent = [name for name in needs if not sampled.has((name,))]
+    return f"{what}: the record has no series {', '.join(absent)}"
 
 
 def _run(run: Sampled) -> Json:
@@ -230,33 +233,28 @@ def _settings(run: Sampled) -> dict[str, str]:
     return {printable(name): printable(value) for name, value in found.items()}
 
 
-def _table(sampled: Sampled) -> list[Json]:
-    """A row for each symmetry, of the last recorded step."""
+def _rows(sampled: Sampled) -> list[Row]:
+    """The table of the last recorded step."""
     record = sampled.record
-    shown = {name: QUANTITIES[name] for name in TABLE if sampled.has(QUANTITIES[name].needs)}
-    data = sampled.last(tuple(dict.fromkeys(name for quantity in shown.values() for name in quantity.needs)))
-    last = {name: quantity.of(data).to_numpy() for name, quantity in shown.items()}  # [1, all groups], or of no row
+    needs = [*TABLE, *(name for name in (*SPLIT, *TABLE_TOO) if sampled.has((name,)))]
+    data = {name: values.to_numpy() for name, values in sampled.data(needs, slice(None), last=True).items()}
+    if any(np.isnan(data.get(name, np.nan)).all() for name in SPLIT):  # the rule does not have them
+        data = {name: values for name, values in data.items() if name not in SPLIT}
+    dtypes = record.attrs["dtypes"] if len(record.attrs["dtypes"]) == 1 else ()  # of which parameter is not recorded
     rows = []
     for index, symmetry in enumerate(record.symmetries):
         groups = sampled.groups(index)
-        closed, reason = (record.attrs[key][index] for key in ("closed", "reason"))
-        row: Json = {
-            name: [_number(f(last[name][:, groups])) if name in last else None for f in reductions]
-            for name, reductions in TABLE.items()
-        }
-        (residual,) = row["residual"]
-        verdict = "not finite" if residual is None else f"holds to {residual:.1g}" if residual else "holds exactly"
-        row |= {
-            "name": printable(symmetry.name),
-            "kind": symmetry.kind,
-            "units": groups.stop - groups.start,
-            "closed": closed,
-            "verdict": verdict if closed else printable(f"open: {reason}"),
-        }
-        rows.append(row)
+        values = {str(name): (x if x.ndim == 1 else x[-1])[groups] for name, x in data.items()}
+        reason = record.attrs["reason"][index]
+        rows.append(
+            table_row(
+                symmetry.name,
+                symmetry.kind,
+                values,
+                rule=record.rule,
+                step=int(sampled.steps[-1]),
+                reason=reason,
+                dtypes=dtypes,
+            )
+        )
     return rows
-
-
-def _number(x: NDArray[np.float64]) -> float | None:
-    """For JSON, which has no NaN and no infinity; an array of one number or none."""
-    return float(x[0]) if len(x) and math.isfinite(x[0]) else None

@@ -275,9 +275,6 @@ async function drawBudget() {
 
 // ---- tables ----------------------------------------------------------------------------------------------------------
 
-const number = (x) => (x === null || x === undefined ? "–" : x === 0 ? "0" : Math.abs(x) >= 1e-3 && Math.abs(x) < 1e5
-  ? String(Number(x.toPrecision(4))) : x.toExponential(1));
-
 function table(headings, body, isNumber = () => false) {
   const cell = (tag, text, i) => make(tag, text, { className: isNumber(headings[i]) ? "number" : "" });
   const head = make("tr", headings.map((heading, i) => cell("th", heading, i)));
@@ -287,19 +284,27 @@ function table(headings, body, isNumber = () => false) {
 
 async function drawTable() {
   const answers = await forRuns((_, i) => ask(`table?run=${i}`));
+  const known = answers.filter((answer) => !answer.missing);
+  if (known.length === 0) {
+    element("table").replaceChildren(make("p", answers[0]?.missing ?? "", { className: "note" }));
+    return;
+  }
   const several = state.runs.length > 1;
-  const body = answers.flatMap((answer, i) => answer.rows.map((row) => ({
-    cells: [
-      ...(several ? [state.runs[i].label] : []), row.name, row.kind, String(row.units), number(row.charge[1]),
-      `${number(row.charge[0])} … ${number(row.charge[2])}`, ...["angular_update", "effective_lr", "rounding"].map(
-        (name) => number(row[name][0])), row.verdict,
-    ],
-    className: row.name === chosen.symmetry ? "choice chosen" : "choice",
+  const body = answers.flatMap((answer, i) => (answer.rows ?? []).map((row) => ({
+    cells: several ? [state.runs[i].label, ...row.cells] : row.cells,
+    className: "choice",
     onclick: () => choose({ symmetry: row.name, unit: 0 }),
+    symmetry: row.name,
   })));
-  const numbers = ["units", "charge", "least … largest", "angular update", "effective lr", "rounding"];
-  const headings = [...(several ? ["run"] : []), "symmetry", "kind", ...numbers, "verdict"];
-  element("table").replaceChildren(table(headings, body, (heading) => numbers.includes(heading)));
+  const { headings, texts } = known[0];
+  const shown = several ? ["run", ...headings] : headings;
+  element("table").replaceChildren(table(shown, body, (heading) => heading !== "run" && !texts.includes(heading)));
+  markChosen();
+}
+
+/** Mark the rows of the chosen symmetry. */
+function markChosen() {
+  for (const row of element("table").querySelectorAll("tr.choice")) row.classList.toggle("chosen", row.symmetry === chosen.symmetry);
 }
 
 function drawSettings() {
@@ -380,7 +385,8 @@ function choose(changes) {
   return inTurn(async () => {
     if (before.quantity !== chosen.quantity) await drawLayers();
     if (chosen.symmetry === null) return;
-    if (before.symmetry !== chosen.symmetry) await Promise.all([drawChosen(), drawTable()]);
+    markChosen();
+    if (before.symmetry !== chosen.symmetry) await drawChosen();
     else if (before.quantity !== chosen.quantity) await drawUnits();
     else await drawCurves();
   });

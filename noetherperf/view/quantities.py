@@ -7,31 +7,22 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from noetherperf.record import TERMS, relative_error
+from noetherperf.record import TERMS, LawName, relative_error
+from noetherperf.record.law_error import DIFFERENCES
 
 Reduce = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 
-def median(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Median over the last dimension, NaN left out; NaN where there is nothing else."""
-    ordered = np.sort(values, axis=-1)  # NaN last
+def median_size(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Median of |values| over the last dimension, NaN left out; NaN where there is nothing else."""
+    ordered = np.sort(np.abs(values), axis=-1)  # NaN last
     count = np.sum(~np.isnan(ordered), axis=-1, keepdims=True)
     if ordered.shape[-1] == 0:
         return np.full(ordered.shape[:-1], np.nan)
-    below, above = (count - 1) // 2, np.minimum(count // 2, ordered.shape[-1] - 1)
-    low, high = (np.take_along_axis(ordered, np.maximum(i, 0), axis=-1) for i in (below, above))
+    below, above = np.maximum((count - 1) // 2, 0), np.minimum(count // 2, ordered.shape[-1] - 1)
+    low, high = (np.take_along_axis(ordered, i, axis=-1) for i in (below, above))
     middle: NDArray[np.float64] = np.where(count > 0, low + (high - low) / 2, np.nan)[..., 0]
     return middle
-
-
-def median_size(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Median of |values| over the last dimension."""
-    return median(np.abs(values))
-
-
-def smallest(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Smallest of the values over the last dimension, NaN left out; NaN where there is nothing else."""
-    return -largest(-values)
 
 
 def largest(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -62,72 +53,77 @@ class Quantity(NamedTuple):
     predicts: bool = False
 
 
-def _recorded(name: str, title: str, meaning: str) -> Quantity:
-    return Quantity(title, meaning, (name,), lambda data: data[name], median_size)
+def _series(name: str, title: str, meaning: str, *, mapped: bool = True, predicts: bool = False) -> Quantity:
+    """A quantity that a record has as it is."""
+    return Quantity(title, meaning, (name,), lambda data: data[name], median_size, mapped, predicts)
+
+
+def _error(law: LawName, title: str, meaning: str, *, mapped: bool = True, predicts: bool = True) -> Quantity:
+    """How far a law is off; of a layer, the worst unit."""
+    needs = ("charge", DIFFERENCES[law], *TERMS[law])
+    return Quantity(title, meaning, needs, lambda data: relative_error(data, law), largest, mapped, predicts)
 
 
 QUANTITIES: dict[str, Quantity] = {
-    "charge": _recorded("charge", "charge", "the measured charge; of a layer, the median of its size over units"),
-    "effective_lr": _recorded(
+    "charge": _series("charge", "charge", "the measured charge; of a layer, the median of its size over units"),
+    "effective_lr": _series(
         "effective_lr",
         "effective learning rate",
         "η/|θ|² (SGD) or η/|θ| (AdamW, Adam) of the last step; of a layer, the median over units",
     ),
-    "angular_update": _recorded(
+    "angular_update": _series(
         "angular_update",
         "angular update",
         "the angle in radians by which the last step turned a unit's weights; of a layer, the median over units",
     ),
-    "residual": Quantity(
+    "residual": _error(
+        "discrete",
         "residual of the discrete law",
-        "|charge − (free + forced)| relative to the size of the terms; of a layer, the largest of its units",
-        ("charge", *TERMS["discrete"]),
-        lambda data: relative_error(data, "discrete"),
-        largest,
-        predicts=True,
+        "|charge − (free + forced)|, relative to the size of the terms; of a layer, the largest of its units",
     ),
-    "rounding": Quantity(
+    "rounding": _error(
+        "budget",
         "rounding",
-        "|charge − (free + forced + defect)| relative to the size of the terms: what the stored dtype has lost; of a "
+        "|charge − (free + forced + defect)|, relative to the size of the terms: what the stored dtype has lost; of a "
         "layer, the largest of its units",
-        ("charge", *TERMS["budget"]),
-        lambda data: relative_error(data, "budget"),
-        largest,
+        predicts=False,
     ),
-    "discrete": Quantity(
-        "discrete law",
-        "free + forced: the law of the update rule",
-        ("discrete_budget", "discrete_defect"),
-        lambda data: data["discrete_budget"] - data["discrete_defect"],
-        median_size,
-        mapped=False,
-        predicts=True,
+    "discrete": _series(
+        "discrete_total", "discrete law", "free + forced: the law of the update rule", mapped=False, predicts=True
     ),
-    "flow": Quantity(
-        "flow law",
-        "the law of gradient flow, the limit of small steps",
-        TERMS["flow"],
-        lambda data: data["flow_free"] + data["flow_forced"],
-        median_size,
-        mapped=False,
-        predicts=True,
+    "flow": _series(
+        "flow_total", "flow law", "the law of gradient flow, the limit of small steps", mapped=False, predicts=True
     ),
-    "flow_error": Quantity(
+    "flow_error": _error(
+        "flow",
         "residual of the flow law",
         "|charge − (free + forced)| of the flow law, relative to the size of the terms",
-        ("charge", *TERMS["flow"]),
-        lambda data: relative_error(data, "flow"),
-        largest,
         mapped=False,
-        predicts=True,
     ),
 }
 
-#: Why the charge has changed since the start, in the order of the stack: what each term is, from a dataset.
-BUDGET: dict[str, Callable[[xr.Dataset], xr.DataArray]] = {
-    "decay": lambda data: data["discrete_free"] - data["initial"],
-    "growth": lambda data: data["discrete_forced"],
-    "defect": lambda data: data["discrete_defect"],
-    "rounding": lambda data: data["charge"] - data["discrete_budget"],
-}
-BUDGET_NEEDS = ("charge", "discrete_free", "discrete_forced", "discrete_defect", "discrete_budget")
+#: What the budget and the table of a symmetry are made of; with growth and transport where the rule has them.
+TERMS_OF_CHANGE = ("charge", "discrete_free", "discrete_forced", "discrete_defect", "rounding")
+SPLIT = ("growth", "transport")
+
+
+def budget(data: xr.Dataset, *, closed: bool) -> dict[str, xr.DataArray]:
+    """Why charges have changed since the start: decay + growth + defect + rounding = change.
+
+    Where the law is open, growth and defect are the rule's own growth and transport, if it has them: a split that needs
+    no law.
+
+    Args:
+        data: Of TERMS_OF_CHANGE and `initial`; for an open law, of SPLIT too where it is recorded.
+        closed: Whether the law is.
+
+    Returns:
+        (step, group) each: decay, growth, defect, rounding and change, which is charge − initial.
+    """
+    change = data["charge"] - data["initial"]
+    growth, defect = data["discrete_forced"], data["discrete_defect"]
+    decay = data["discrete_free"] - data["initial"]
+    if not closed and all(name in data and data[name].notnull().any() for name in SPLIT):
+        growth, defect = data["growth"], data["transport"]
+        decay = change - data["rounding"] - growth - defect
+    return {"decay": decay, "growth": growth, "defect": defect, "rounding": data["rounding"], "change": change}

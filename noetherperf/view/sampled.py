@@ -5,6 +5,7 @@ when the record grows, rows only go or come at the end, and only new ones are re
 """
 
 import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +14,34 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from noetherperf.record.metadata import ROOT
-from noetherperf.record.reader import Record, read_record
+from noetherperf.record.reader import read_record
+from noetherperf.record.series import derivations
 
 MOST_ROWS = 512
 MOST_VALUES = 2**22  # of one series in memory, 32 MiB; a record of very many groups has fewer rows
-BLOCK_VALUES = 2**23  # read at once
 
 Stamp = tuple[int, int, int] | None
+Numbers = NDArray[np.floating[Any]]
 
 
 def spread_rows(n_rows: int, most: int) -> NDArray[np.int64]:
-    """Rows 0, k, 2k, … and the last; k is the smallest power of two that leaves at most `most` of them, and the last."""
+    """Rows 0, k, 2k, … and the last, for the smallest power of two k that leaves `most` of them or fewer."""
     k = 1
     while n_rows > most * k:
         k *= 2
     return np.union1d(np.arange(0, n_rows, k), np.arange(max(n_rows - 1, 0), n_rows))
+
+
+def stretches(rows: NDArray[np.int64]) -> Iterator[slice]:
+    """Slices that are the rows together: one for each stretch of rows at even distances."""
+    start = 0
+    while start < len(rows):
+        step = int(rows[start + 1] - rows[start]) if start + 1 < len(rows) else 1
+        stop = start + 1
+        while stop < len(rows) and rows[stop] - rows[stop - 1] == step:
+            stop += 1
+        yield slice(int(rows[start]), int(rows[stop - 1]) + 1, step)
+        start = stop
 
 
 class Sampled:
@@ -52,7 +66,7 @@ class Sampled:
     def __init__(self, path: Path, label: str, most_rows: int = MOST_ROWS) -> None:
         self.path, self.label, self._most = path, label, most_rows
         self.version, self.faults = 0, dict[str, None]()
-        self._kept: dict[str, tuple[NDArray[np.int64], NDArray[np.float64]]] = {}  # series -> its steps and values
+        self._kept: dict[str, tuple[NDArray[np.int64], Numbers]] = {}  # series -> its steps and values
         self._seen = self._stamp()
         self._open()
 
@@ -80,6 +94,7 @@ class Sampled:
         record, fault = read_record(self.path)
         before, self.record = getattr(self, "record", record), record
         self.faults = {fault: None} if fault else {}
+        self._known = {*record.series}
         grown = np.array_equal(record.steps[: len(before.steps)], before.steps)
         same = all(record.attrs.get(key) == before.attrs.get(key) for key in ("record", "measurement", "writer"))
         if not (grown and same):  # it was begun anew, or set back, and rows may have been written again
@@ -101,57 +116,63 @@ class Sampled:
         return self.record.steps[self.rows]
 
     def groups(self, symmetry: int) -> slice:
-        """A symmetry's columns among all groups; -1: all."""
-        if symmetry < 0:
-            return slice(None)
+        """A symmetry's columns among all groups."""
         stops = np.cumsum([0, *self.record.attrs["n_groups"]]).tolist()
         return slice(stops[symmetry], stops[symmetry + 1])
 
-    def has(self, needs: tuple[str, ...]) -> bool:
-        """Whether these series are recorded."""
-        return all(name in self.record.dataset or name == "discrete_budget" for name in needs)
+    def has(self, needs: Sequence[str]) -> bool:
+        """Whether these series are recorded, or follow from recorded ones."""
+        return all(name in self._known for name in needs)
 
-    def data(self, needs: tuple[str, ...], groups: slice) -> xr.Dataset:
-        """Series of some groups, dims (step, group); `initial` is [group]."""
-        columns = {name: (("step", "group"), self._series(name)[:, groups]) for name in needs}
+    def recorded(self, needs: Sequence[str]) -> list[str]:
+        """The recorded series that these are, or follow from."""
+        return [name for name, terms in derivations(self.record.recorded, needs).items() if not terms]
+
+    def data(self, needs: Sequence[str], groups: slice, *, last: bool = False) -> xr.Dataset:
+        """Series of some groups, dims (step, group), float64; `initial` is [group].
+
+        Args:
+            needs: Names of series.
+            groups: Columns among all groups.
+            last: Only the last row; the others are not read for it.
+        """
+        values: dict[str, NDArray[np.float64]] = {}
+        for name, terms in derivations(self.record.recorded, needs).items():
+            if terms:
+                values[name] = np.sum([sign * values[term] for sign, term in terms], axis=0)
+            else:
+                rows = self._last(name) if last else self.series(name)
+                values[name] = rows[:, groups].astype(np.float64)
         initial = self.record.dataset["initial"].to_numpy()[groups]
-        return xr.Dataset({**columns, "initial": (("group",), initial)})
+        return xr.Dataset(
+            {**{name: (("step", "group"), values[name]) for name in needs}, "initial": ("group", initial)}
+        )
 
-    def last(self, needs: tuple[str, ...]) -> xr.Dataset:
-        """Series of all groups in the last row, dims (step, group), a single step. No other rows are read."""
-        columns = {}
-        for name in needs:
-            steps, values = self._kept.get(name, (self.steps[:0], None))
-            is_kept = values is not None and np.array_equal(steps, self.steps)
-            columns[name] = ("step", "group"), values[-1:] if is_kept else self._read(name, self.rows[-1:])
-        return xr.Dataset(columns)
-
-    def _series(self, name: str) -> NDArray[np.float64]:
-        """A recorded series, [rows, all groups]. Only rows that are not in memory are read."""
-        if name == "discrete_budget" and name not in self.record.dataset:  # the first records
-            free, forced, defect = (self._series(f"discrete_{source}") for source in ("free", "forced", "defect"))
-            return free + forced + defect
+    def series(self, name: str) -> Numbers:
+        """A recorded series, [rows, all groups], as precise as it is recorded. Only rows not in memory are read."""
         steps = self.steps
-        old_steps, old = self._kept.get(name, (steps[:0], np.empty((0, self.n_groups))))
-        if np.array_equal(old_steps, steps):
+        old_steps, old = self._kept.get(name, (steps[:0], None))
+        if old is not None and np.array_equal(old_steps, steps):
             return old
         known = np.isin(steps, old_steps)
-        values = np.empty((len(steps), self.n_groups))
-        values[known] = old[np.isin(old_steps, steps)]
+        values = np.empty((len(steps), self.n_groups), self.record.dataset[name].dtype)
+        if old is not None:
+            values[known] = old[np.isin(old_steps, steps)]
         values[~known] = self._read(name, self.rows[~known])
         self._kept[name] = steps, values
         return values
 
-    def _read(self, name: str, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Rows from disk, a block at a time: what lies between them is read too, and dropped."""
+    def _last(self, name: str) -> Numbers:
+        """Its last row, [1, all groups]."""
+        steps, values = self._kept.get(name, (self.steps[:0], None))
+        is_kept = values is not None and np.array_equal(steps, self.steps)
+        return values[-1:] if is_kept and values is not None else self._read(name, self.rows[-1:])
+
+    def _read(self, name: str, rows: NDArray[np.int64]) -> Numbers:
+        """Rows from disk, [rows, all groups]."""
         array = self.record.dataset[name]
-        span = max(1, BLOCK_VALUES // max(1, self.n_groups))
-        values, start = np.empty((len(rows), self.n_groups)), 0
-        while start < len(rows):
-            stop = int(np.searchsorted(rows, rows[start] + span))
-            values[start:stop] = self._watched(array.isel(step=rows[start:stop]))
-            start = stop
-        return values
+        found = [self._watched(array.isel(step=stretch)) for stretch in stretches(rows)]
+        return np.concatenate([np.empty((0, self.n_groups), array.dtype), *found])
 
     def _read_probes(self) -> dict[str, NDArray[np.float64]]:
         """The probes that are a number a row, at the rows."""

@@ -93,13 +93,17 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(HTTPStatus.NOT_FOUND, "text/plain", b"there is nothing here")
 
     def _is_ours(self) -> bool:
-        """Whether the request is for this machine by a name of its own, and from its own page or a user's address bar."""
+        """Whether a request names this machine, and comes from its own page or from a user's address bar."""
         host = self.headers.get("Host", "")
         return host.rpartition(":")[0] in NAMES and self.headers.get("Origin") in (None, f"http://{host}")
 
     def _send(self, status: HTTPStatus, kind: str, body: bytes) -> None:
         self.send_response(status)
-        for name, value in {**HEADERS, "Content-Type": f"{kind}; charset=utf-8", "Content-Length": str(len(body))}.items():
+        for name, value in {
+            **HEADERS,
+            "Content-Type": f"{kind}; charset=utf-8",
+            "Content-Length": str(len(body)),
+        }.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
