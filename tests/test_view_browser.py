@@ -4,7 +4,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from viewed import HOSTILE, Training
@@ -30,12 +29,14 @@ def browser(window: Browser) -> Iterator[Browser]:
 
 
 @contextmanager
-def served(*trainings: Training) -> Iterator[PageServer]:
-    with PageServer(Answers([training.path for training in trainings])) as server:
+def served(browser: Browser, answers: Answers) -> Iterator[PageServer]:
+    """A server for as long as the context lasts, at whose end the browser leaves its page."""
+    with PageServer(answers) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
         try:
             yield server
+            browser.driver.get("about:blank")  # else its next question would fail, and say so in the console
         finally:
             server.shutdown()
             thread.join()
@@ -53,7 +54,7 @@ def assert_everything_is_there(browser: Browser) -> None:
     """Three layers, their loss, units, curves, budget, table and settings."""
     assert browser.run("document.querySelector('#layers .picture').data[0].z.length") == 3
     assert browser.run("document.querySelector('#units .picture').data[0].z.length") == 8
-    assert browser.run("document.querySelector('#loss').data[0].y.every(Number.isFinite)")
+    assert browser.run("document.querySelector('#loss').data[0].y.slice(1).every(Number.isFinite)")
     drawn = browser.run("document.querySelector('#curves').data.map((trace) => trace.name)")
     assert drawn[:3] == ["measured", "discrete law", "flow law"]
     assert browser.run("document.querySelector('#budget .picture').data.length") == 9
@@ -95,7 +96,7 @@ def loaded(browser: Browser) -> set[str]:
 
 
 def test_the_page_draws_and_clicks_change_it(browser: Browser, tmp_path: Path) -> None:
-    with served(Training(tmp_path / "a.zarr").step(5)) as server:
+    with served(browser, Answers([Training(tmp_path / "a.zarr").step(5).path])) as server:
         browser.open(server.url)
         assert_everything_is_there(browser)
         assert_clicks_change_it(browser)
@@ -105,7 +106,7 @@ def test_the_page_draws_and_clicks_change_it(browser: Browser, tmp_path: Path) -
 
 def test_a_growing_record_is_followed_without_loading_the_page_again(browser: Browser, tmp_path: Path) -> None:
     training = Training(tmp_path / "a.zarr").step(3)
-    with served(training) as server:
+    with served(browser, Answers([training.path])) as server:
         browser.open(server.url)
         browser.run("(window.before = true)")
         assert len(curve(browser)) == 4
@@ -115,11 +116,11 @@ def test_a_growing_record_is_followed_without_loading_the_page_again(browser: Br
         assert "10 rows, to step 9" in browser.text("#runs")
         assert browser.run("document.querySelector('#unit').value") == "3"
         assert browser.run("window.before")
-        browser.driver.get("about:blank")  # its next question would fail, as it should, and be in the console
 
 
 def test_two_runs_stand_side_by_side(browser: Browser, tmp_path: Path) -> None:
-    with served(Training(tmp_path / "slow.zarr").step(3), Training(tmp_path / "fast.zarr", lr=0.2).step(4)) as server:
+    runs = [Training(tmp_path / "slow.zarr").step(3), Training(tmp_path / "fast.zarr", lr=0.2).step(4)]
+    with served(browser, Answers([run.path for run in runs])) as server:
         browser.open(server.url)
         assert browser.run("[...document.querySelectorAll('#layers h3')].map((x) => x.textContent)") == [
             "slow.zarr",
@@ -128,7 +129,6 @@ def test_two_runs_stand_side_by_side(browser: Browser, tmp_path: Path) -> None:
         assert {len(curve(browser, f"{run}: measured")) for run in ("slow.zarr", "fast.zarr")} == {4, 5}
         differing = browser.run("[...document.querySelectorAll('tr.differs')].map((row) => row.cells[0].textContent)")
         assert differing == ["lr", "last step"]
-        browser.driver.get("about:blank")
 
 
 def test_one_file_does_the_same_without_a_server(browser: Browser, tmp_path: Path) -> None:
@@ -142,26 +142,26 @@ def test_one_file_does_the_same_without_a_server(browser: Browser, tmp_path: Pat
 
 
 def test_a_page_whose_server_ends_says_so(window: Browser, tmp_path: Path) -> None:
-    with served(Training(tmp_path / "a.zarr").step(2)) as server:
+    with PageServer(Answers([Training(tmp_path / "a.zarr").step(2).path])) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
         window.open(server.url)
+        server.shutdown()
+        thread.join()
     window.wait("document.querySelector('#status').textContent.startsWith('the server has stopped')")
     window.driver.get("about:blank")
     assert all("Failed to load resource" in message for message in window.errors())
 
 
-def test_what_is_not_recorded_or_not_finite_is_said(browser: Browser, tmp_path: Path, monkeypatch: Any) -> None:
-    training = Training(tmp_path / "a.zarr").step(1)
-    answers = Answers([training.path])
-    monkeypatch.setattr(answers.runs[0], "has", lambda needs: "effective_lr" not in needs)
-    with PageServer(answers) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
+def test_what_is_not_recorded_is_said(browser: Browser, tmp_path: Path) -> None:
+    training = Training(tmp_path / "a.zarr", series=["charge", "angular_update"]).step(3)
+    with served(browser, Answers([training.path])) as server:
         browser.open(server.url)
+        assert "the record has no series" in browser.text("#budget")
+        assert "the record has no series" in browser.text("#table")
+        assert len(curve(browser)) == 4
         browser.choose("#quantity", "effective_lr")
         browser.wait("document.querySelector('#layers .note')")
         assert "has no series effective_lr" in browser.text("#layers")
         browser.choose("#quantity", "charge")
         browser.wait("document.querySelector('#layers .picture').data?.[0].z.length === 3")
-        browser.driver.get("about:blank")
-        server.shutdown()
-        thread.join()

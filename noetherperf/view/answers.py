@@ -5,9 +5,10 @@ a row for each layer or unit and a column for each step. What is compared is com
 """
 
 import base64
+import inspect
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -47,7 +48,7 @@ class Answers:
         self.live = live
         self.runs = [Sampled(path, label, most_rows) for path, label in zip(folders, labels(folders), strict=True)]
         self._lock = threading.Lock()  # records are read, and warnings caught, one request at a time
-        self._ask = {
+        self._ask: dict[str, Callable[..., Json]] = {
             "versions": self.versions,
             "state": self.state,
             "layers": self.layers,
@@ -60,16 +61,20 @@ class Answers:
         """The answer to a question, from any thread.
 
         Raises:
-            LookupError: There is no such question, run, symmetry, unit or quantity.
+            LookupError: There is no such question, run, symmetry, unit or quantity, or it cannot be read now.
         """
         name, _, query = question.partition("?")
         try:
             options: dict[str, Any] = dict(parse_qsl(query, strict_parsing=bool(query)))
             options = {key: value if key in ("name", "quantity") else int(value) for key, value in options.items()}
+            inspect.signature(self._ask[name]).bind(**options)
+        except (KeyError, TypeError, ValueError) as error:
+            raise LookupError(f"no such question: {question!r}") from error
+        try:
             with self._lock, np.errstate(all="ignore"):  # a diverged training is shown without warnings
                 return self._ask[name](**options)
-        except (TypeError, ValueError) as error:  # options that the question does not have
-            raise LookupError(f"no such question: {question!r}") from error
+        except (OSError, ValueError) as error:  # the record is being replaced by another one
+            raise LookupError(str(error)) from error
 
     def questions(self) -> Iterator[str]:
         """Every question but those of single units, whose answers are rows of their symmetry's."""

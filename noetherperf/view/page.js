@@ -329,6 +329,7 @@ function offer(id, list, now) {
 }
 
 function drawState() {
+  if (!names().includes(chosen.symmetry)) Object.assign(chosen, { symmetry: names()[0] ?? null, unit: 0 });
   element("runs").replaceChildren(...state.runs.map((run, i) => {
     const item = make("li", `${run.label}: ${run.rows.toLocaleString("en")} rows, to step ${(run.steps.at(-1) ?? 0).toLocaleString("en")}`);
     item.style.setProperty("--run", color(i));
@@ -414,7 +415,6 @@ async function begin() {
   state = await ask("state");
   forRuns((_, i) => ask(`layers?run=${i}&quantity=${chosen.quantity}`)).catch(() => null); // read while Plotly is compiled
   await drawable;
-  chosen.symmetry = names()[0] ?? null;
   element("quantity").onchange = (event) => choose({ quantity: event.target.value });
   element("symmetry").onchange = (event) => choose({ symmetry: event.target.value, unit: 0 });
   element("unit").onchange = (event) => choose({ unit: Math.max(0, Number(event.target.value) || 0) });

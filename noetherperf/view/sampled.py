@@ -21,7 +21,7 @@ MOST_ROWS = 512
 MOST_VALUES = 2**22  # of one series in memory, 32 MiB; a record of very many groups has fewer rows
 
 Stamp = tuple[int, int, int] | None
-Numbers = NDArray[np.floating[Any]]
+Numbers = NDArray[Any]  # float64 or float32, as it is recorded
 
 
 def spread_rows(n_rows: int, most: int) -> NDArray[np.int64]:
@@ -57,7 +57,6 @@ class Sampled:
         version: Increases whenever there is something new to see.
         probes: Of the rows, by name; those that are a number a row.
         options: The update rule's options in the first and the last row, [parameter groups] each.
-        faults: What is wrong with the record on disk, in sentences.
 
     Raises:
         FileNotFoundError, ValueError: As `open_record`.
@@ -65,7 +64,8 @@ class Sampled:
 
     def __init__(self, path: Path, label: str, most_rows: int = MOST_ROWS) -> None:
         self.path, self.label, self._most = path, label, most_rows
-        self.version, self.faults = 0, dict[str, None]()
+        self.version, self._fault = 0, ""
+        self._damage: dict[str, None] = {}
         self._kept: dict[str, tuple[NDArray[np.int64], Numbers]] = {}  # series -> its steps and values
         self._seen = self._stamp()
         self._open()
@@ -80,7 +80,7 @@ class Sampled:
         try:
             self._open()
         except (OSError, ValueError) as error:
-            self.faults = {str(error): None}
+            self._fault = str(error)
 
     def _stamp(self) -> Stamp:
         """Of the file that commits rows: it is replaced whenever some are."""
@@ -93,18 +93,24 @@ class Sampled:
     def _open(self) -> None:
         record, fault = read_record(self.path)
         before, self.record = getattr(self, "record", record), record
-        self.faults = {fault: None} if fault else {}
+        self._fault = fault
         self._known = {*record.series}
         grown = np.array_equal(record.steps[: len(before.steps)], before.steps)
         same = all(record.attrs.get(key) == before.attrs.get(key) for key in ("record", "measurement", "writer"))
         if not (grown and same):  # it was begun anew, or set back, and rows may have been written again
             self._kept.clear()
+            self._damage.clear()
         most = max(16, min(self._most, MOST_VALUES // max(1, self.n_groups)))
         self.rows = spread_rows(len(record.steps), most)
         self.probes = self._read_probes()
         ends = sorted({0, len(record.steps) - 1} if len(record.steps) else ())
         options = record.hyperparameters.items()
         self.options = {str(name): [self._watched(values.isel(step=row)) for row in ends] for name, values in options}
+
+    @property
+    def faults(self) -> list[str]:
+        """What is wrong with the record on disk, in sentences."""
+        return [*filter(None, [self._fault]), *self._damage]
 
     @property
     def n_groups(self) -> int:
@@ -184,5 +190,5 @@ class Sampled:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             values = array.to_numpy()
-        self.faults |= {str(warning.message): None for warning in caught}
+        self._damage |= {str(warning.message): None for warning in caught}
         return values
