@@ -154,9 +154,16 @@ function coloring(pictures) {
   };
 }
 
+/** How many steps a heat map shows: not the last one where it alone is at another distance, which takes 5 times as long. */
+function evenly(steps) {
+  const [gap, before, last] = [steps[1] - steps[0], steps.at(-2) - steps.at(-3), steps.at(-1) - steps.at(-2)];
+  return steps.length > 2 && before === gap && last !== gap ? steps.length - 1 : steps.length;
+}
+
 /** Heat maps side by side. `labels(i)`: of the rows in the map of run i. */
 function drawMaps(id, answers, labels, noun, onClick) {
-  const pictures = answers.map((answer) => (answer.missing ? [] : rows(answer.values)));
+  const pictures = answers.map((answer) =>
+    answer.missing ? [] : rows(answer.values).map((row) => row.slice(0, evenly(answer.steps))));
   const scale = coloring(pictures);
   const tallest = Math.max(...pictures.map((picture) => picture.length), 1);
   const height = Math.round(Math.min(620, Math.max(200, 70 + 17 * tallest)));
@@ -168,7 +175,7 @@ function drawMaps(id, answers, labels, noun, onClick) {
     const every = Math.ceil(texts.length / ((height - 50) / 15));
     const ticks = texts.map(plain).filter((_, row) => row % every === 0);
     const trace = {
-      type: "heatmap", x: answers[i].steps, y: texts.map(plain), z: picture.map((row) => row.map(scale.of)),
+      type: "heatmap", x: answers[i].steps.slice(0, evenly(answers[i].steps)), y: texts.map(plain), z: picture.map((row) => row.map(scale.of)),
       customdata: picture, hoverongaps: false, ...scale.options,
       hovertemplate: `${noun} %{y}<br>step %{x}<br>%{customdata:.4g}<extra></extra>`,
     };
