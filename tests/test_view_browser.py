@@ -86,6 +86,8 @@ def assert_hostile_names_are_text(browser: Browser) -> None:
     browser.wait("document.querySelector('#symmetry').value === arguments[0]".replace("arguments[0]", f"'{HOSTILE}'"))
     assert browser.run("document.querySelectorAll('img').length") == 0
     assert HOSTILE in browser.text("#table")
+    drawn = browser.run("document.querySelector('#curves').data.map((trace) => trace.name)")
+    assert drawn == ["measured", "rounding"], "a norm's law is open, and predicts nothing"
     ticks = browser.run("[...document.querySelectorAll('#layers .ytick text')].map((tick) => tick.textContent)")
     assert ticks[2] == HOSTILE
 

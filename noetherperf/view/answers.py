@@ -131,6 +131,8 @@ class Answers:
             raise LookupError(f"no unit {unit}: there are {n_units}")
         if not sampled.has(wanted.needs):
             return {"missing": _missing(sampled, wanted.title, wanted.needs)}
+        if wanted.predicts and not sampled.record.attrs["closed"][symmetry]:
+            return {"missing": f"{wanted.title}: the law is open, and predicts nothing"}
         units = np.array([unit]) if unit is not None else spread_units(n_units)
         values = _values(sampled, wanted, groups)[:, units]
         return {"steps": sampled.steps.tolist(), "units": units.tolist(), "values": packed(values.T)}

@@ -79,7 +79,7 @@ const color = (i) => COLORS[i % COLORS.length];
 function layout(changes) {
   const { xaxis, yaxis, ...others } = changes;
   return {
-    margin: { l: 64, r: 12, t: 8, b: 38 },
+    margin: { l: 64, r: 12, t: 24, b: 38 },
     font: { family: "system-ui, sans-serif", size: 12, color: "#1f2733" },
     paper_bgcolor: "transparent",
     plot_bgcolor: "transparent",
@@ -177,7 +177,7 @@ function drawMaps(id, answers, labels, noun, onClick) {
     const trace = {
       type: "heatmap", x: answers[i].steps.slice(0, evenly(answers[i].steps)), y: texts.map(plain), z: picture.map((row) => row.map(scale.of)),
       customdata: picture, hoverongaps: false, ...scale.options,
-      hovertemplate: `${noun} %{y}<br>step %{x}<br>%{customdata:.4g}<extra></extra>`,
+      hovertemplate: `${noun}%{y}<br>step %{x}<br>%{customdata:.4g}<extra></extra>`,
     };
     const shown = { type: "category", autorange: "reversed", showgrid: false, tickvals: ticks };
     shown.ticktext = texts.map((text) => plain(short(text))).filter((_, row) => row % every === 0);
@@ -214,7 +214,7 @@ async function drawUnits() {
   const answers = await forRuns((run, i) =>
     indexIn(run) < 0 ? absent(run) : ask(`series?run=${i}&symmetry=${indexIn(run)}&name=${chosen.quantity}`));
   const labels = (i) => answers[i].units.map(String);
-  await drawMaps("units", answers, labels, "unit", (row, i) => choose({ unit: answers[i].units[row] }));
+  await drawMaps("units", answers, labels, "unit ", (row, i) => choose({ unit: answers[i].units[row] }));
   const laws = state.runs.filter((run) => indexIn(run) >= 0).map((run) => run.symmetries[indexIn(run)]);
   const { kind, units } = laws[0];
   const open = laws.filter((law) => !law.closed).map((law) => law.reason);
@@ -238,8 +238,7 @@ async function drawCurves() {
   const several = state.runs.length > 1;
   const curve = (name, i, [title, dash, width, tint], axis) => {
     const answer = answers[name][i];
-    const law = state.runs[i].symmetries[indexIn(state.runs[i])];
-    if (answer.missing || (!law.closed && quantityOf(name).predicts)) return [];
+    if (answer.missing) return [];
     return [{
       x: answer.steps, y: rows(answer.values)[answer.row ?? 0], yaxis: axis, mode: "lines",
       name: plain(several ? `${state.runs[i].label}: ${title}` : title),
@@ -342,6 +341,7 @@ function drawState() {
     item.style.setProperty("--run", color(i));
     return item;
   }));
+  document.body.classList.toggle("several", state.runs.length > 1);
   tell(state.runs.flatMap((run) => run.faults));
   const mapped = state.quantities.filter((quantity) => quantity.mapped);
   offer("quantity", mapped.map(({ name, title }) => [name, title]), chosen.quantity);
