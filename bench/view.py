@@ -3,7 +3,8 @@
 Two records: the demo's (`make demo`) and one of 5,000 units and 2,000 rows, made here. Times are of the browser: the
 first picture since the address was opened, and clicks until everything that they change is drawn.
 
-python -m bench.view [--rows 2000] [--units 5000] [--demo runs/demo/record.zarr] [--pictures docs/images/view]
+python -m bench.view [--rows 2000] [--units 5000] [--demo runs/demo/record.zarr]
+python -m bench.view --pictures docs/images/view [--demo runs/demo/record.zarr]
 """
 
 import argparse
@@ -83,18 +84,23 @@ def measure(browser: Browser, url: str) -> list[float]:
 
 
 def take_pictures(browser: Browser, record: Path, folder: Path) -> None:
-    """The pictures of docs/view.md."""
+    """The pictures of docs/view.md: the top of the page; and a layer, a unit and its budget."""
     with served(record) as url:
         browser.open(url)
-        browser.picture(folder / "layers.png")
         browser.choose("#quantity", "angular_update")
         browser.wait("true")
-        browser.click("#layers .picture .nsewdrag", down=0.5)
-        browser.wait("document.querySelector('#unit').value === '0'")
-        browser.run("document.querySelector('#symmetry').scrollIntoView()")
-        browser.run("window.scrollBy(0, -80)")
-        time.sleep(0.5)
+        browser.picture(folder / "layers.png")
+        browser.driver.set_window_size(1400, 1500)
+        browser.choose("#quantity", "charge")
+        browser.choose("#symmetry", "conv2")
+        browser.choose("#unit", "9")
+        browser.wait("document.querySelector('#quantity').value === 'charge'")
+        browser.run(
+            "window.scrollTo(0, document.querySelector('#symmetry').getBoundingClientRect().top + scrollY - 70)"
+        )
+        time.sleep(1)
         browser.picture(folder / "units.png")
+        browser.driver.get("about:blank")
 
 
 def main() -> None:
@@ -103,9 +109,12 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--demo", type=Path, default=Path("runs/demo/record.zarr"))
-    parser.add_argument("--pictures", type=Path, help="Folder for the pictures of docs/view.md, of the demo's record.")
+    parser.add_argument("--pictures", type=Path, help="Only take the pictures of docs/view.md, into this folder.")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, open_browser() as browser:
+        if options.pictures is not None:
+            take_pictures(browser, options.demo, options.pictures)
+            return
         records = {f"{options.units:,} units, {options.rows:,} rows": make_record(
             Path(folder) / "large.zarr", options.units, options.rows)}  # fmt: skip
         if options.demo.exists():
@@ -131,8 +140,6 @@ def main() -> None:
             "one file",
         ]
         print(table(head, lines))
-        if options.pictures is not None:
-            take_pictures(browser, options.demo, options.pictures)
 
 
 if __name__ == "__main__":

@@ -206,7 +206,7 @@ function drawLoss() {
   element("loss").hidden = found.length === 0;
   const positive = found.every((trace) => trace.y.every((y) => !(y <= 0)));
   if (found.length === 0) return null;
-  const yaxis = { title: { text: "loss" }, type: positive ? "log" : "linear", nticks: 4 };
+  const yaxis = { title: { text: "loss", standoff: 12 }, type: positive ? "log" : "linear", nticks: 4 };
   return draw(element("loss"), found, { height: 150, yaxis, showlegend: state.runs.length > 1 }, "loss");
 }
 
@@ -254,8 +254,8 @@ async function drawCurves() {
   return draw(element("curves"), draws, {
     height: 400,
     xaxis: { anchor: "y2" },
-    yaxis: { title: { text: "charge" }, domain: [0.42, 1] },
-    yaxis2: { title: { text: "relative error" }, domain: [0, 0.34], type: "log", gridcolor: "#eceef1", exponentformat: "power",
+    yaxis: { title: { text: "charge", standoff: 12 }, domain: [0.42, 1] },
+    yaxis2: { title: { text: "relative error", standoff: 12 }, domain: [0, 0.34], type: "log", gridcolor: "#eceef1", exponentformat: "power",
       automargin: true, nticks: 5 },
   }, `curves${chosen.symmetry}/${chosen.unit}`);
 }
