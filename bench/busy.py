@@ -1,4 +1,5 @@
-"""Steps beside busy processes, one a core: prints a table of noetherperf's beside torch's default and fused ones.
+"""Steps beside busy processes, one a core: prints a table of noetherperf's beside torch's default and fused ones, and
+writes it into docs/performance.md.
 
 A team of threads is as slow as the last of them, and beside busy processes one of them may wait for a slice of the
 scheduler. The times are wall-clock times.
@@ -18,6 +19,7 @@ import torch
 from torch.optim import Optimizer
 
 import noetherperf as nperf
+from bench import page
 from bench.cases import MODELS, norms
 from bench.environment import describe, environment
 from bench.markdown import ratio, table
@@ -91,17 +93,17 @@ def measured(rule: str, shapes: list[tuple[int, ...]]) -> list[str]:
 
 
 def main() -> None:
-    """Print the table."""
+    """Print the table and put it where the page keeps it."""
     n_cores = len(os.sched_getaffinity(0))
     rows = []
     for n in (0, n_cores):
         with busy(n):
             for rule in RULES:
                 rows += [[rule, what, str(n), *measured(rule, shapes)] for what, shapes in SHAPES.items()]
-    heads = ["rule", "model", "busy processes", "default, µs", "fused", *VIEWS]
-    print(table(heads, rows))
-    print(f"\nMultiples of torch's default step, medians (quartiles), by `{COMMAND}` on {n_cores} cores")
-    print(f"with {torch.get_num_threads()} threads: {describe(environment(cpuinfo.get_cpu_info()['brand_raw']))}.")
+    text = table(["rule", "model", "busy processes", "default, µs", "fused", *VIEWS], rows)
+    print(text)
+    where = describe(environment(cpuinfo.get_cpu_info()["brand_raw"]))
+    page.write("busy", COMMAND, f"{text}\n\nPrinted by `{COMMAND}` with {n_cores} cores on {where}.\n")
 
 
 if __name__ == "__main__":

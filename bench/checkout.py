@@ -23,8 +23,12 @@ def answer(command: Sequence[str | Path], limit: float = 20.0) -> str | None:
 
 
 def commit() -> dict[str, Any]:
-    """{"commit": its short hash, "dirty": whether there are uncommitted changes}; both None without git."""
-    status = answer(["git", "status", "--porcelain", "--untracked-files=no"])
+    """{"commit": its short hash, "dirty": whether there are uncommitted changes}; both None without git.
+
+    Pages and kept results do not count: commands write them, one after the other.
+    """
+    written = [f":(exclude){path}" for path in ("docs", "bench/results", "README.md")]
+    status = answer(["git", "status", "--porcelain", "--untracked-files=no", "--", ".", *written])
     return {
         "commit": answer(["git", "rev-parse", "--short=12", "HEAD"]),
         "dirty": None if status is None else bool(status),

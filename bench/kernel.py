@@ -6,6 +6,9 @@ to bring the same elements, no arrangement of memory accesses can reach the floo
 python -m bench.kernel
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import cpuinfo
 import torch
 
@@ -22,34 +25,38 @@ REPEATS = 256  # steps that are timed together; all but the first find their dat
 LARGE = 1 << 25  # elements of the floor: 400 MB, far outside of every cache
 VIEWS = {"none": (), "rows": (0,), "columns": (1,), "both": (0, 1)}
 ROUNDS = 60
+#: Per rule: an optimizer, its options, and how many tensors of a parameter's shape a step reads. It writes all of them
+#: but the gradient.
+RULES: dict[str, tuple[Callable[..., nperf.MeasuredOptimizer], dict[str, Any], int]] = {
+    "SGD, β = 0.9": (nperf.SGD, {"momentum": 0.9}, 3),
+    "SGD, β = 0": (nperf.SGD, {"momentum": 0.0}, 2),
+    "AdamW": (nperf.AdamW, {}, 4),
+}
 
 
 def shape_in_cache() -> tuple[int, int]:
     """Of a matrix whose float32 parameters, gradients and buffers fill half of the second-level cache."""
-    elements = cache_size("L2", 512 << 10) // 2 // 12
+    elements = cache_size("L2", 512 << 10) // 2 // (4 * max(n for *_, n in RULES.values()))
     return 96, elements // 96 // 16 * 16
 
 
-def optimizer(shape: tuple[int, int], dtype: torch.dtype, axes: tuple[int, ...], momentum: float) -> nperf.SGD:
-    p, g, v = (torch.randn(shape).to(dtype) for _ in range(3))
-    param = torch.nn.Parameter(p)
-    param.grad = g
+def optimizer(shape: tuple[int, int], dtype: torch.dtype, axes: tuple[int, ...], rule: str) -> nperf.MeasuredOptimizer:
+    param = torch.nn.Parameter(torch.randn(shape).to(dtype))
+    param.grad = torch.randn(shape).to(dtype)
     symmetries = [Norm(f"p[{axis}]", [Part("p", axis)]) for axis in axes]
-    made = nperf.SGD([("p", param)], lr=1e-6, momentum=momentum, symmetries=symmetries, backend="cpu")
-    if momentum:
-        made.state[param] = {"momentum_buffer": v}
-    return made
+    made, options, _ = RULES[rule]
+    return made([("p", param)], lr=1e-6, symmetries=symmetries, backend="cpu", **options)
 
 
-def spreads(dtype: torch.dtype, momentum: float, n_threads: int) -> dict[str, Spread]:
+def spreads(dtype: torch.dtype, rule: str, n_threads: int) -> dict[str, Spread]:
     """Nanoseconds an element takes one thread: the floor, with the bandwidth shared by all, and the kernel by view.
 
     The kernel's time is that of a step, less that of a step of a tensor with one element.
     """
     shape = shape_in_cache()
-    optimizers = {view: optimizer(shape, dtype, axes, momentum) for view, axes in VIEWS.items()}
-    calls = {view: optimizer((1, 1), dtype, axes, momentum) for view, axes in VIEWS.items()}
-    streams = [torch.ones(LARGE) for _ in range(3 if momentum else 2)]
+    optimizers = {view: optimizer(shape, dtype, axes, rule) for view, axes in VIEWS.items()}
+    calls = {view: optimizer((1, 1), dtype, axes, rule) for view, axes in VIEWS.items()}
+    streams = [torch.ones(LARGE) for _ in range(RULES[rule][2])]
     floor = memory_floor(streams, len(streams) - 1, n_threads)
     torch.set_num_threads(1)  # the kernel's; the floor is told its own number
     kernel = Rounds(
@@ -75,12 +82,13 @@ def spreads(dtype: torch.dtype, momentum: float, n_threads: int) -> dict[str, Sp
 
 
 def table() -> str:
-    """One line a dtype and momentum."""
-    lines = ["| dtype | β | memory | none | rows | columns | both |", "|---|---:|" + "---:|" * 5]
-    for dtype, momentum in ((torch.float32, 0.9), (torch.float32, 0.0), (torch.bfloat16, 0.9), (torch.bfloat16, 0.0)):
-        found = spreads(dtype, momentum, torch.get_num_threads())
-        cells = [f"{s.median:.2f} ({s.low:.2f}–{s.high:.2f})" for s in found.values()]
-        lines.append(f"| {str(dtype).removeprefix('torch.')} | {momentum:g} | {' | '.join(cells)} |")
+    """One line a dtype and rule."""
+    lines = ["| dtype | rule | memory | none | rows | columns | both |", "|---|---|" + "---:|" * 5]
+    for dtype in (torch.float32, torch.bfloat16):
+        for rule in RULES:
+            found = spreads(dtype, rule, torch.get_num_threads())
+            cells = [f"{s.median:.2f} ({s.low:.2f}–{s.high:.2f})" for s in found.values()]
+            lines.append(f"| {str(dtype).removeprefix('torch.')} | {rule} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -80,7 +80,7 @@ def milliseconds(view: str) -> dict[str, float]:
     """Medians: the phases, what is left, the whole step, torch's fused step, and the floor."""
     (case,) = selected("quick", f"small2000-float32-{view}-b0.9")
     sets = input_sets(case)
-    optimizers = [ours(case, inputs) for inputs in sets]
+    optimizers = [ours(case, inputs.alone()) for inputs in sets]
     for optimizer in optimizers:
         optimizer.step()
     taken: list[dict[str, float]] = []

@@ -54,6 +54,7 @@ PUBLIC = sorted({f"{module}.{name}" for module, file in MODULES.items() for name
 @pytest.mark.parametrize("page", ["optimizers.md", "reading.md", "recording.md"])
 def test_a_page_runs_and_prints_what_it_says(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
     torch.set_num_threads(1)
     names: dict[str, object] = {}
     for block in blocks((ROOT / "docs" / page).read_text(encoding="utf-8")):

@@ -75,9 +75,9 @@ def test_rows_are_what_a_loop_over_groups_says(name: str) -> None:
             did += sum(abs(float(group[part])) for part in ("decay", "growth", "defect"))
         for part, values in parts.items():
             spread = getattr(of, part)
-            assert spread.median == pytest.approx(statistics.median(values), abs=1e-14)
-            assert spread.size == pytest.approx(statistics.median(map(abs, values)), abs=1e-14)
-            assert (spread.lowest, spread.highest) == pytest.approx((min(values), max(values)), abs=1e-14)
+            assert spread.median == pytest.approx(statistics.median(values), abs=1e-13)
+            assert spread.size == pytest.approx(statistics.median(map(abs, values)), abs=1e-13)
+            assert (spread.lowest, spread.highest) == pytest.approx((min(values), max(values)), abs=1e-13)
         assert of.charge.median == statistics.median(law.charge.tolist())
         assert of.change.size == pytest.approx(statistics.median((law.charge - law.initial).abs().tolist()))
         assert of.defect_share == pytest.approx(sum(map(abs, parts["defect"])) / did)
@@ -159,6 +159,8 @@ def test_a_law_that_holds() -> None:
         ({"forced": 0.1, "rounding": -0.095}, ["float16"], "float16 lost 95 % of the growth"),
         ({"decay": (0.05, -0.05), "forced": 0.05, "rounding": -0.01}, [], "rounding lost 10 % of the change"),
         ({"forced": 0.1, "rounding": -0.009}, ["bfloat16", "float32"], "rounding lost 9 % of the growth"),
+        ({"decay": -0.1, "rounding": 0.106}, ["bfloat16"], "bfloat16 lost 106 % of the decay"),
+        ({"decay": -0.1, "rounding": 0.26}, ["bfloat16"], "bfloat16 moved it 2.6 times as far as the steps"),
         ({"rounding": 0.1}, ["float32"], "changed, but not by steps"),
     ],
 )
@@ -173,25 +175,26 @@ def test_a_verdict_on_rounding(change: dict[str, Any], dtypes: list[str], expect
         ("sgd", "scale", {}, "the gradient breaks it"),
         ("sgd", "scale", {"eps_share": 0.95}, "eps of a normalisation"),
         ("sgd", "scale", {"eps_share": 0.5}, "the gradient breaks it"),
-        ("adam", "scale", {}, "Adam's preconditioner or the gradient"),  # nothing is known of the last gradient
+        ("adam", "scale", {}, "the steps break it"),  # nothing is known of the last gradient
         ("adam", "scale", {"relative_defect": 1e-7, "sq_g": 1.0}, "Adam's preconditioner"),
-        ("adam", "scale", {"relative_defect": 0.0, "sq_g": 0.0}, "Adam's preconditioner or the gradient"),
+        ("adam", "scale", {"relative_defect": 0.0, "sq_g": 0.0}, "the steps break it"),
         ("adam", "scale", {"relative_defect": 1e-5, "angular_update": 0.01, "sq_g": 1.0}, "Adam's preconditioner"),
         (
             "adam",
             "scale",
             {"relative_defect": 1e-3, "angular_update": 0.01, "sq_g": 1.0},
-            "Adam's preconditioner or the gradient",
+            "the steps break it",
         ),
         (
             "adam",
             "rescale",
             {"relative_defect": 1e-5, "angular_update": 0.01, "sq_g": 1.0},
-            "Adam's preconditioner or the gradient",
+            "the steps break it",
         ),
         ("adam", "rescale", {"relative_defect": 1e-7, "sq_g": -1.0}, "Adam's preconditioner"),
-        ("given", "translation", {"relative_defect": 1e-7, "sq_g": 1.0}, "the optimizer's updates"),
-        ("given", "translation", {}, "the optimizer's updates or the gradient"),
+        ("adam", "rescale", {"relative_defect": 1e-7, "sq_g": 1.0, "dtypes": ["bfloat16"]}, "the steps break it"),
+        ("adam", "rescale", {"relative_defect": 1e-7, "sq_g": 1.0, "dtypes": []}, "the steps break it"),
+        ("given", "translation", {"relative_defect": 1e-7, "sq_g": 1.0}, "the steps break it"),
     ],
 )
 def test_a_verdict_on_a_defect(rule: str, kind: str, more: dict[str, Any], expected: str) -> None:
@@ -215,6 +218,7 @@ def test_verdicts_on_what_is_no_law() -> None:
     assert verdict(decay=-0.004, **norm) == "shrank by 0.4 %"
     assert verdict(defect=2.5, **norm) == "grew to 3.5 times"
     assert verdict(defect=0.1, rounding=-0.05, **norm) == "float32 lost 50 % of the change; grew by 5 %"
+    assert verdict(defect=0.1, **{**norm, "initial": 0.0}) == "grew from 0"
     assert verdict(defect=0.1, **{**norm, "initial": (1.0, -1.0)}) == "no claim"
     empty = {name: x[:0] for name, x in arrays(forced=1.0).items()}
     nothing = row("x", "scale", empty, rule="sgd", step=3)
@@ -273,8 +277,7 @@ def verdicts(readout: nperf.Readout, **options: Any) -> dict[str, str]:
 
 def test_exact_laws_hold() -> None:
     model = mlp()
-    options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-3}
-    optimizer = nperf.SGD(model.named_parameters(), symmetries=LAWS, **options)
+    optimizer = nperf.SGD(model.named_parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3, symmetries=LAWS)
     assert set(verdicts(optimizer.readout()).values()) == {"no step yet"}
     for found in trained(model, optimizer, 60).table().rows:
         assert found.verdict.startswith("holds to ")
@@ -312,7 +315,7 @@ def test_adam_breaks_its_laws_and_its_gradients_do_not() -> None:
         assert re.fullmatch(r"Adam's preconditioner: \d+ %", verdict)
     model = mlp(nn.GELU)
     found = verdicts(trained(model, nperf.AdamW(model.named_parameters(), lr=1e-2, symmetries=LAWS), 60))
-    assert re.fullmatch(r"Adam's preconditioner or the gradient: \d+ %", found["hidden"])
+    assert re.fullmatch(r"the steps break it: \d+ %", found["hidden"])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -338,7 +341,7 @@ def test_a_write_that_nobody_saw_is_no_rounding() -> None:
     model = mlp()
     optimizer = nperf.SGD(model.named_parameters(), lr=0.0, symmetries=LAWS)
     assert set(verdicts(trained(model, optimizer, 2)).values()) == {"unchanged"}
-    model[0].weight.data.mul_(1.5)  # raises no version counter
+    dict(model.named_parameters())["0.weight"].data.mul_(1.5)  # raises no version counter
     found = verdicts(trained(model, optimizer, 1))
     assert found["first"] == "changed, but not by steps"
     assert found["hidden"] == "unchanged"
@@ -370,8 +373,9 @@ def test_training_that_diverged_has_a_table() -> None:
     model = mlp()
     optimizer = nperf.SGD(model.named_parameters(), lr=0.1, symmetries=LAWS)
     loss_of(model, 0).backward()
-    assert model[0].weight.grad is not None
-    model[0].weight.grad[3, 0] = float("nan")
+    gradient = dict(model.named_parameters())["0.weight"].grad
+    assert gradient is not None
+    gradient[3, 0] = float("nan")
     optimizer.step()
     first, *others = optimizer.readout().table().rows
     assert (first.name, first.verdict) == ("first", "NaN or infinite in 1 of 16 groups")
@@ -504,13 +508,12 @@ def test_html_has_the_same_cells_and_names_are_only_text() -> None:
     names = ["<img src=x onerror=alert(1)>", 'a"b&c', "two\nlines"]
     readout = many(3, names.__getitem__)
     page = Cells(readout._repr_html_())
-    assert page.rows == [list(COLUMNS), *map(cells, rows(readout))][:1] + [
-        [text.replace("\n", "\\n") for text in cells(row)] for row in rows(readout)
-    ]
+    shown = [[text.replace("\n", "\\n").replace(" %", "\xa0%") for text in cells(found)] for found in rows(readout)]
+    assert page.rows == [list(COLUMNS), *shown]
     assert page.tags == {"table", "caption", "thead", "tbody", "tr", "th", "td"}
     assert "two\\nlines" in str(readout)
-    shown = ReadoutTable(rows(many(30)), 1, 20)._repr_html_()
-    assert "<p>and 10 more: print(readout.table(rows=None))</p>" in shown
+    longer = ReadoutTable(rows(many(30)), 1, 20)._repr_html_()
+    assert "<p>and 10 more: print(readout.table(rows=None))</p>" in longer
 
 
 def test_numbers_are_short_and_signs_are_those_of_all_groups() -> None:

@@ -33,15 +33,16 @@ FOLDED = ("symmetry", "verdict")
 #: Where there is no terminal.
 WIDTH = 120
 
-_STYLE = "text-align: {}; padding: 0 0.6em; vertical-align: top"
+_STYLE = "text-align: {}; white-space: {}; padding: 0 0.6em; vertical-align: top"
 
 
 class ReadoutTable:
     """The symmetries of a readout as a table, worst first. `str()` and `print` give text, a notebook shows HTML.
 
     `charge` is the median over groups and the range. `decay`, `growth`, `defect` and `rounding` are the parts of its
-    change since measuring began, by absolute value: their medians, with the sign, or ± where groups differ in it. An
-    `angle` is in radians. What a verdict says, and what proves it, is in measure/verdict.py.
+    change since measuring began, by absolute value: their medians, with the sign, or ± where groups differ in it. Of an
+    open law `growth` and `defect` are growth and transport, where the rule has them. An `angle` is in radians. What a
+    verdict says, and what proves it, is in measure/verdict.py.
 
     Attributes:
         rows: All rows, as data (measure/table.py).
@@ -129,15 +130,17 @@ def _range(x: Spread) -> str:
 
 def _signed(x: Spread) -> str:
     """The median absolute value, with the sign of all groups, or ±."""
-    if math.isnan(x.size) or not (x.lowest or x.highest):
+    if not x.size or math.isnan(x.size):
         return _number(x.size)
     return f"{'+' if x.lowest >= 0.0 else '-' if x.highest <= 0.0 else '±'}{_number(x.size)}"
 
 
 def _line(tag: str, texts: Sequence[str]) -> str:
-    styles = (_STYLE.format("left" if is_text else "right") for is_text in COLUMNS.values())
-    columns = zip(texts, styles, strict=True)
-    return "<tr>" + "".join(f'<{tag} style="{style}">{_escaped(text)}</{tag}>' for text, style in columns) + "</tr>"
+    line = []
+    for text, is_text in zip(texts, COLUMNS.values(), strict=True):
+        style = _STYLE.format("left" if is_text else "right", "normal" if is_text else "nowrap")
+        line.append(f'<{tag} style="{style}">{_escaped(text).replace(" %", "&nbsp;%")}</{tag}>')
+    return f"<tr>{''.join(line)}</tr>"
 
 
 def _escaped(text: str) -> str:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["EpsShares", "Row", "Spread", "row", "rows"]
 
-#: The resolution of float64, of the numbers that a difference is made of; a smaller difference is 0.
-RESOLUTION = 8.0 * float(np.finfo(np.float64).eps)
+#: Of the numbers that a difference is made of: what rounding of float64 may leave after many steps; it counts as 0.
+RESOLUTION = 64.0 * float(np.finfo(np.float64).eps)
 
 
 @dataclass(frozen=True)
@@ -212,9 +212,12 @@ def _change(values: Mapping[str, Numbers], *, closed: bool) -> Change:
 
     unknown = np.full(len(charge), np.nan)
     return Change(
-        charge,
-        initial,
-        *map(resolved, (decay, growth, defect, charge - budget)),
+        charge=charge,
+        initial=initial,
+        decay=resolved(decay),
+        growth=resolved(growth),
+        defect=resolved(defect),
+        rounding=resolved(charge - budget),
         predicted=np.abs(free) + np.abs(forced),
         residual=charge - (budget - values["discrete_defect"]),
         cosine=values.get("relative_defect", unknown),
