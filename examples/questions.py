@@ -64,7 +64,7 @@ for lr in (1e-3, 1e-5):
 
 model = make()
 sgd = nperf.SGD(model.named_parameters(), lr=0.2, momentum=0.9, symmetries=nperf.neurons(model))
-with nperf.Recorder(sgd, "runs/units.zarr", every=10, exists="overwrite"):
+with nperf.Recorder(sgd, "runs/units.zarr", every=10, exists="overwrite", series=["charge", "sq_g"]):
     train(model, sgd, n_steps=1000)
 units = nperf.open_record("runs/units.zarr")
 

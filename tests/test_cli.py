@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import struct
 import subprocess
 import sys
 import time
@@ -233,7 +234,7 @@ def test_run_ends_well_whatever_surrounds_it(tmp_path: Path) -> None:
     )
     shown = in_another_encoding(f"import os; os.chdir({str(tmp_path)!r}); {code}", **surroundings)
     assert shown.returncode == 0, shown.stderr
-    assert len([path for path in (tmp_path / "out").iterdir() if path.suffix in {".png", ".pdf"}]) == 8
+    assert len([path for path in (tmp_path / "out").iterdir() if path.suffix in {".png", ".pdf"}]) == 10
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:
@@ -572,6 +573,49 @@ def test_paths_are_a_users(done: tuple[Path, Result], tmp_path: Path, monkeypatc
     assert_refused(call("run", "--out=~nobody-of-this-name/x"), "--out: ", "cannot be followed")
     assert_refused(call("figures", "--out", "file:///x"), "--out: ", "is a URL")
     assert not list(tmp_path.iterdir())
+
+
+def test_plot_draws_what_is_chosen(done: tuple[Path, Result], tmp_path: Path) -> None:
+    record = done[0] / "record.zarr"
+    options = ("--layer", "conv1", "--symmetry", "fc2", "--quantity", "effective_lr", "--groups", "0,3")
+    result = call("plot", record, "--out", tmp_path, *options, "--format", "svg", "--format", "png", "--dpi", "40")
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["effective_lr.png", "effective_lr.svg"]
+    assert struct.unpack(">I", (tmp_path / "effective_lr.png").read_bytes()[16:20]) == (round(7.2 * 40),)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--symmetry", "conv11"), ("--symmetry: ", "'conv11'", "there are: conv1, ")),
+        (("--layer", "conv9"), ("--layer: ", "'conv9'", "there are: conv1, ")),
+        (("--quantity", "effective_rl"), ("--quantity: ", "did you mean 'effective_lr'")),
+        (("--quantity", "sq_g"), ("--quantity: ", "record it with Recorder")),
+        (("--format", "gif"), ("--format: ", "png, pdf, svg")),
+        (("--groups", "0"), ("--groups: ", "at least 1")),
+        (("--groups", "1,x"), ("--groups: ", "'1,x'")),
+    ],
+)
+def test_plot_names_near_ones(
+    done: tuple[Path, Result], tmp_path: Path, options: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    assert_refused(call("plot", done[0] / "record.zarr", "--out", tmp_path / "new", *options), *words)
+    assert not (tmp_path / "new").exists()
+
+
+def test_plot_tells_what_is_not_drawn(tmp_path: Path) -> None:
+    net = nn.Linear(3, 2)
+    optimizer = nperf.SGD(
+        net.named_parameters(), symmetries=[nperf.Translation("head", [nperf.Part("weight", axis=1)])]
+    )
+    nperf.Recorder(optimizer, tmp_path / "record").close()
+    result = call("plot", tmp_path / "record", "--format", "svg")
+    assert result.exit_code == 0, result.output
+    assert [Path(line).name for line in result.stdout.splitlines()] == ["charges.svg", "residuals.svg"]
+    assert "loss is not drawn: no 'loss' was recorded; to record it, recorder.log(loss=loss)" in result.stderr
+    assert "parameters is not drawn: no 'parameters' was recorded" in result.stderr
+    result = call("plot", tmp_path / "record", "--groups", "9,")
+    assert "charge is not drawn: no symmetry of the record has a group 9" in result.stderr
 
 
 def test_plot_of_no_record_is_refused(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """`noetherperf plot`: draw the pictures of a record."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -37,12 +38,14 @@ def plot(
         typer.Option(
             metavar="NAME",
             autocompletion=completing(QUANTITIES),
-            help=f"What of every symmetry: {', '.join(QUANTITIES)}, …; may be repeated.  [default: charge]",
+            help=f"What of every symmetry: {', '.join(QUANTITIES)}, …; may be repeated (default charge).",
         ),
     ] = None,
     format: Annotated[  # noqa: A002 - the option's name
         list[str] | None,
-        typer.Option(autocompletion=completing(FORMATS), help="png, pdf or svg; may be repeated.  [default: png, pdf]"),
+        typer.Option(
+            autocompletion=completing(FORMATS), help="png, pdf or svg; may be repeated (default png and pdf)."
+        ),
     ] = None,
     dpi: Annotated[int, typer.Option(min=10, max=2400, help="Pixels per inch of a png.")] = 150,
 ) -> None:
@@ -63,7 +66,7 @@ def plot(
         folder = out or opened.path.parent
 
         def left_out(name: str, reason: str) -> None:
-            print(f"{name} is not drawn: {reason}")
+            print(f"{name} is not drawn: {reason}", file=sys.stderr)
 
         if not any(is_given(context, name) for name in CHOICES):
             report_files(plots.save_all(opened, folder, formats, dpi=dpi, left_out=left_out))

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Sequence
 
-import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from noetherperf.plots.panels import CHARGE, MAX_CURVES, Groups, draw, explain, label_time, letter, unit
@@ -15,6 +15,7 @@ from noetherperf.symmetry.names import meant, nearest
 __all__ = ["layers"]
 
 COLUMNS, ROWS = 3, 7  # of a page
+N_PARTS = 6  # of a row, for one, two or three panels
 PANEL = 1.3, 0.75  # inches: height of a row; of all that is above and below the rows
 
 
@@ -100,32 +101,32 @@ def _rows(symmetries: Collection[Symmetry]) -> list[tuple[str, list[str]]]:
 
 
 def _page(record: Record, rows: Sequence[tuple[str, list[str]]], quantity: str, groups: Groups) -> Figure:
-    n_columns = max(len(names) for _, names in rows)
-    width = WIDTH if n_columns > 1 else WIDTH * 0.6
-    figure = Figure(figsize=(width, PANEL[0] * len(rows) + PANEL[1]), layout="constrained")
-    grid = figure.subplots(len(rows), n_columns, sharex=True, squeeze=False)
-    panels = []
-    for (layer, names), of_row in zip(rows, grid, strict=True):
-        of_row[0].set_ylabel(shown(layer, 22), weight="bold", parse_math=False)
-        for axes, name in zip(of_row, names, strict=False):
+    figure = Figure(figsize=(WIDTH, PANEL[0] * len(rows) + PANEL[1]), layout="constrained")
+    grid = figure.add_gridspec(len(rows), N_PARTS)
+    panels: list[Axes] = []
+    for row, (layer, names) in enumerate(rows):
+        width = N_PARTS // len(names)
+        is_last = row + 1 == len(rows)
+        for column, name in enumerate(names):
+            axes = figure.add_subplot(grid[row, column * width : (column + 1) * width])
             draw(axes, record, name, groups, quantity)
+            axes.set_xlabel("step" if is_last else "")
+            axes.tick_params(labelbottom=is_last or len(rows[row + 1][1]) != len(names))
+            if column == 0:
+                axes.set_ylabel(shown(layer, 20), weight="bold", parse_math=False)
+            if row == 0:
+                label_time(axes, record)
             panels.append(axes)
-        for axes in of_row[len(names) :]:
-            axes.remove()
-    has_below = np.array([[len(names) > column for column in range(n_columns)] for _, names in rows])
-    for row, names_of_row in enumerate(rows):
-        for column in range(len(names_of_row[1])):
-            is_last = not has_below[row + 1 :, column].any()
-            grid[row, column].set_xlabel("step" if is_last else "")
-            grid[row, column].tick_params(labelbottom=is_last)
-    for axes in grid[0, : len(rows[0][1])]:
-        label_time(axes, record)
     letter(panels)
     law = quantity == "charge" and "flow_total" in record.series
-    explain(figure, panels, groups, law=law, measured=f"measured {unit(quantity)}")
+    explain(figure, groups, law=law, measured=f"measured {unit(quantity)}")
+    figure.suptitle(_formula(record, rows, quantity), x=0.01, ha="left", fontsize=7.5, color=MUTED, parse_math=False)
+    return figure
+
+
+def _formula(record: Record, rows: Sequence[tuple[str, list[str]]], quantity: str) -> str:
+    if quantity != "charge":
+        return f"{unit(quantity)}: {SERIES[quantity].formula}"
     kind_of = {symmetry.name: symmetry.kind for symmetry in record.symmetries}
     kinds = dict.fromkeys(kind_of[name] for _, names in rows for name in names)
-    what = " · ".join(f"{kind} {CHARGE[kind]}" for kind in kinds)
-    formula = f"charge: {what}" if quantity == "charge" else f"{unit(quantity)}: {SERIES[quantity].formula}"
-    figure.suptitle(formula, x=0.01, ha="left", fontsize=7.5, color=MUTED, parse_math=False)
-    return figure
+    return "charge: " + " · ".join(f"{kind} {CHARGE[kind]}" for kind in kinds)

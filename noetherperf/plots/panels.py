@@ -11,21 +11,20 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.legend_handler import HandlerTuple
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from noetherperf.plots.style import FLOW, MEASURED, MUTED, colors, label_steps, room, shown
+from noetherperf.plots.style import FLOW, MEASURED, MUTED, WIDTH, colors, label_steps, room, shown
 from noetherperf.record import Record
 from noetherperf.record.series import SERIES
 
 __all__ = ["CHARGE", "MAX_CURVES", "draw", "explain", "label_time", "letter", "some_groups", "thinned"]
 
 MAX_CURVES = 10
-POINTS = 400  # of a drawn curve
+POINTS = 300  # of a drawn curve
 CHARGE = {
     "translation": "⟨θ, 1⟩",
     "scale": "|θ|²",
@@ -105,31 +104,32 @@ def letter(panels: Sequence[Axes]) -> None:
                       va="bottom", weight="bold", fontsize=9)  # fmt: skip
 
 
-def explain(figure: Figure, panels: Sequence[Axes], groups: Groups, *, law: bool, measured: str = "measured") -> None:
-    """A legend of lines, and the key of the colours beside the panels.
+def explain(figure: Figure, groups: Groups, *, law: bool, measured: str = "measured") -> None:
+    """A legend: the measured lines, and what their colours mean; the law.
 
     Args:
-        figure: The figure.
-        panels: Those that `draw` has drawn.
+        figure: The figure, which `draw` has drawn into.
         groups: As drawn.
         law: Whether a law is drawn.
         measured: What the solid lines are.
     """
-    lines = [Line2D([], [], color=colors(3)[1], **MEASURED, label=measured)]
-    if law:
-        lines.append(Line2D([], [], **FLOW, label="flow law, free + forced"))
-    figure.legend(handles=lines, loc="outside lower center", ncols=len(lines))
     if isinstance(groups, int):
-        key = figure.colorbar(ScalarMappable(cmap=ListedColormap(colors(256))), ax=list(panels), aspect=30, pad=0.01)
-        key.set_ticks([0, 1], labels=["smallest", "largest"], rotation=90, va="center")
-        key.ax.get_yticklabels()[0].set_verticalalignment("bottom")
-        key.ax.get_yticklabels()[1].set_verticalalignment("top")
-        key.set_label("initial charge, by rank", labelpad=-4)
-        key.outline.set_visible(False)
+        shades = tuple(Line2D([], [], color=color, **MEASURED, solid_capstyle="butt") for color in colors(24))
+        handles: list[Any] = [shades]
+        labels = [f"{measured}, coloured by the initial charge, small to large"]
     else:
-        shades = zip(groups, colors(len(groups)), strict=True)
-        key_lines = [Line2D([], [], color=color, **MEASURED, label=f"group {group}") for group, color in shades]
-        figure.legend(handles=key_lines, loc="outside right center")
+        handles = [Line2D([], [], color=color, **MEASURED) for color in colors(len(groups))]
+        labels = [f"{measured if i == 0 else ''} group {group}".strip() for i, group in enumerate(groups)]
+    if law:
+        handles.append(Line2D([], [], **FLOW))
+        labels.append("flow law, free + forced")
+    figure.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=min(len(handles), 6) if figure.get_figwidth() > 0.9 * WIDTH else 1,
+        handler_map={tuple: HandlerTuple(ndivide=None, pad=0)},
+    )
 
 
 def label_time(axes: Axes, record: Record) -> None:
@@ -158,9 +158,8 @@ def _title(axes: Axes, data: xr.Dataset, n_drawn: int) -> str:
     n_groups, width = data.sizes["group"], room(axes)
     some = f"{n_drawn} of {n_groups}" if n_drawn < n_groups else str(n_groups)
     kind, note = data.attrs["kind"], "" if data.attrs["closed"] else ", open law"
-    whole = f"{kind}, {some} group{'s' * (n_groups != 1)}{note}"
-    short = whole if len(whole) <= width else f"{kind}, {some}{note}"
-    return f"{shown(data.attrs['name'], width)}\n{shown(short, width)}"
+    what = f"{kind}, {some} group{'s' * (n_groups != 1)}{note}"
+    return f"{shown(data.attrs['name'], width)}\n{shown(what, width)}"
 
 
 def _interpolate(known_x: NDArray[np.float64], known_y: NDArray[np.float64], x: NDArray[np.float64]) -> Any:

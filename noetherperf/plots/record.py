@@ -35,7 +35,7 @@ from noetherperf.record.law_error import DIFFERENCES
 
 __all__ = ["FIGURES", "charges", "loss", "parameters", "residuals", "save_all"]
 
-ROWS = 1000  # of a law's errors
+ROWS = 500  # of a law's errors
 LAWS: dict[LawName, str] = {
     "flow": "flow law\nfree + forced",
     "discrete": "discrete law\nfree + forced",
@@ -61,14 +61,17 @@ def charges(record: Record) -> Figure:
         NothingToDraw: No charge of any group was recorded.
     """
     names = _representatives(record)
-    figure = Figure(figsize=(WIDTH if len(names) > 2 else WIDTH * (1 + len(names)) / 4, HEIGHT), layout="constrained")
-    panels = list(figure.subplots(1, len(names), squeeze=False)[0])
+    n_rows = 1 if len(names) < 4 else 2
+    n_columns = -(-len(names) // n_rows)
+    width = WIDTH * (1, 0.5, 0.75, 1)[n_columns]
+    figure = Figure(figsize=(width, HEIGHT * n_rows), layout="constrained")
+    panels = list(figure.subplots(n_rows, n_columns, squeeze=False).ravel()[: len(names)])
     for axes, (kind, name) in zip(panels, names.items(), strict=True):
         draw(axes, record, name, MAX_CURVES)
         axes.set_ylabel(CHARGE[kind])
         label_time(axes, record)
     letter(panels)
-    explain(figure, panels, MAX_CURVES, law="flow_total" in record.series)
+    explain(figure, MAX_CURVES, law="flow_total" in record.series)
     return figure
 
 
@@ -77,7 +80,7 @@ def residuals(record: Record) -> Figure:
     """Relative errors of flow law, discrete law and the update's budget over training, worst group of each kind.
 
     The error is `relative_error`, the largest over all groups of all symmetries of a kind with a closed law; of a long
-    record, at about 1,000 evenly spaced rows. The grey line is the machine epsilon of the parameters' dtype, the
+    record, at about 500 evenly spaced rows. The grey line is the machine epsilon of the parameters' dtype, the
     relative rounding error of one stored value.
 
     Args:
@@ -149,7 +152,7 @@ def parameters(record: Record) -> Figure:
     right.set_ylabel(CHARGE[kind])
     label_time(right, record)
     letter([left, right])
-    explain(figure, [left, right], MAX_CURVES, law="flow_total" in record.series)
+    explain(figure, MAX_CURVES, law="flow_total" in record.series)
     return figure
 
 
@@ -180,7 +183,7 @@ def loss(record: Record) -> Figure:
     if positive.size and finite.min() >= 0 and positive.max() > 10 * positive.min():
         axes.set_yscale("log", nonpositive="mask")
     axes.set_ylabel("training loss of the batch")
-    axes.legend(loc="upper right")
+    figure.legend(loc="outside lower center", ncols=2)
     label_steps(axes)
     return figure
 

@@ -112,6 +112,9 @@ def save(
     stem.parent.mkdir(parents=True, exist_ok=True)
     files = []
     with style():
+        if (engine := figure.get_layout_engine()) is not None:
+            engine.execute(figure)  # once for all formats
+            figure.set_layout_engine("none")
         for name in formats:
             backend, metadata = FORMATS[name]
             files.append(Path(f"{os.fspath(stem)}.{name}"))
@@ -147,11 +150,12 @@ def shown(name: str, longest: int = LONGEST_LABEL) -> str:
 
 
 def room(axes: Axes) -> int:
-    """Characters of a title that is about as wide as its panel."""
-    figure = axes.get_figure(root=True)
+    """Characters of a title that ends before the next panel's begins."""
+    figure, place = axes.get_figure(root=True), axes.get_subplotspec()
     assert figure is not None
-    points = 72 * figure.get_figwidth() * axes.get_position(original=True).width
-    return max(12, int(points / (CHARACTER * matplotlib.rcParams["axes.titlesize"])))
+    assert place is not None
+    points = 72 * figure.get_figwidth() * len(place.colspan) / place.get_gridspec().ncols
+    return int(0.95 * points / (CHARACTER * matplotlib.rcParams["axes.titlesize"]))
 
 
 def say(axes: Axes, message: str) -> None:
