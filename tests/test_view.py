@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import webbrowser
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -353,6 +354,21 @@ def test_the_command_serves_until_it_is_interrupted(record: Path) -> None:
     rest, errors = process.communicate(timeout=60)
     connection.close()
     assert (process.returncode, rest, errors) == (0, "the page has ended\n", "")
+
+
+def test_open_opens_the_page(record: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+
+    def interrupted(_: PageServer) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(webbrowser, "open", opened.append)
+    monkeypatch.setattr(PageServer, "serve_forever", interrupted)
+    result = call("view", record, "--open")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"{opened[0]} shows 1 record; Ctrl-C ends it\nthe page has ended\n"
+    assert call("view", record).exit_code == 0
+    assert len(opened) == 1
 
 
 def refused(*arguments: str | Path) -> str:

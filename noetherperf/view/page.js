@@ -337,7 +337,8 @@ function offer(id, list, now) {
 function drawState() {
   if (!names().includes(chosen.symmetry)) Object.assign(chosen, { symmetry: names()[0] ?? null, unit: 0 });
   element("runs").replaceChildren(...state.runs.map((run, i) => {
-    const item = make("li", `${run.label}: ${run.rows.toLocaleString("en")} rows, to step ${(run.steps.at(-1) ?? 0).toLocaleString("en")}`);
+    const [n, last] = [run.rows, run.steps.at(-1) ?? 0].map((count) => count.toLocaleString("en"));
+    const item = make("li", `${run.label}: ${n} row${run.rows === 1 ? "" : "s"}, to step ${last}`);
     item.style.setProperty("--run", color(i));
     return item;
   }));
