@@ -21,6 +21,7 @@ HERE = Path(__file__).parent
 #: Plotly writes a style element, and draws heat maps into images that it makes itself.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
 POLICY = f"{_POLICY}; script-src 'self'; connect-src 'self'"  # of a server
+SCRIPTS = ("numbers.js", "drawing.js", "views.js", "page.js")  # one script together
 FILE_VALUES = 2**20  # float32 numbers in a file, about
 
 Files = dict[str, tuple[str, bytes]]
@@ -32,7 +33,7 @@ def files() -> Files:
     return {
         "/": ("text/html", _page(POLICY, scripts).encode()),
         "/plotly.js": ("text/javascript", _plotly().encode()),
-        "/page.js": ("text/javascript", _text("page.js").encode()),
+        "/page.js": ("text/javascript", _script().encode()),
     }
 
 
@@ -53,7 +54,7 @@ def export(paths: Sequence[Path], file: Path) -> None:
     answers = Answers(paths, live=False, most_rows=max(32, FILE_VALUES // (max(1, n_groups) * len(QUANTITIES))))
     held = {question: answers.answer(question) for question in answers.questions()}
     data = base64.b64encode(gzip.compress(json.dumps(held, allow_nan=False).encode(), mtime=0)).decode()
-    scripts = [_text("page.js"), _plotly()]
+    scripts = [_script(), _plotly()]
     digests = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
     elements = [f'<script type="application/octet-stream" id="data">{data}</script>']
     elements += [f"<script>{script}</script>" for script in scripts]
@@ -67,6 +68,11 @@ def _page(policy: str, scripts: str) -> str:
 
 def _text(name: str) -> str:
     return (HERE / name).read_text(encoding="utf-8")
+
+
+def _script() -> str:
+    """The page's own script. It begins before Plotly's has been compiled."""
+    return "\n".join(map(_text, SCRIPTS))
 
 
 def _plotly() -> str:
