@@ -1,6 +1,7 @@
 """The page's numbers, its server, its file and its command; a browser shows them in test_view_browser.py."""
 
 import base64
+import copy
 import gzip
 import http.client
 import json
@@ -204,6 +205,21 @@ def test_a_record_that_begins_anew_is_read_anew(tmp_path: Path) -> None:
     after = unpacked(answers.answer(question)["values"])
     assert before.shape == after.shape
     assert not np.array_equal(before[:, 1:], after[:, 1:])
+
+
+def test_a_run_that_goes_back_is_read_anew(tmp_path: Path) -> None:
+    training = Training(tmp_path / "a.zarr").step(3)
+    saved = copy.deepcopy((training.model.state_dict(), training.optimizer.state_dict()))
+    answers = Answers([training.step(3).path])
+    question = "series?run=0&symmetry=0&name=charge"
+    answers.answer(question)
+    training.model.load_state_dict(saved[0])
+    training.optimizer.load_state_dict(saved[1])
+    training.optimizer.param_groups[0]["lr"] = 0.5
+    training.step(5)  # past the row where it was
+    answers.answer("versions")
+    charge = nperf.open_record(training.path)["scale of 0"]["charge"]
+    np.testing.assert_allclose(unpacked(answers.answer(question)["values"]), charge.to_numpy().T, rtol=1e-6)
 
 
 def test_a_record_that_goes_away_stays_with_its_fault(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ class Training:
         torch.manual_seed(0)
         self.path = path
         self._inputs, self._targets = torch.randn(32, 6), torch.randint(3, (32,))
-        self._model = nn.Sequential(
+        self.model = nn.Sequential(
             nn.Linear(6, width, bias=False), nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, 3)
         )
         symmetries = [
@@ -36,13 +36,13 @@ class Training:
             nperf.Translation("head", [nperf.Part("3.weight", axis=1)]),
             nperf.Norm(HOSTILE, [nperf.Part("3.weight", axis=0)]),
         ]
-        self.optimizer = optimizer(self._model.named_parameters(), lr=lr, weight_decay=0.01, symmetries=symmetries)
+        self.optimizer = optimizer(self.model.named_parameters(), lr=lr, weight_decay=0.01, symmetries=symmetries)
         self.recorder = nperf.Recorder(self.optimizer, path, exists="overwrite", **options)
 
     def step(self, n: int = 1) -> Self:
         for _ in range(n):
             self.optimizer.zero_grad()
-            loss = nn.functional.cross_entropy(self._model(self._inputs), self._targets)
+            loss = nn.functional.cross_entropy(self.model(self._inputs), self._targets)
             self.recorder.log(loss=loss)
             loss.backward()
             self.optimizer.step()

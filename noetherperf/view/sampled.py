@@ -4,6 +4,7 @@ A picture is not wider than some hundred pixels, so no view needs more. The rows
 when the record grows, rows only go or come at the end, and only new ones are read.
 """
 
+import itertools
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from noetherperf.record.metadata import ROOT
-from noetherperf.record.reader import read_record
+from noetherperf.record.reader import Record, read_record
 from noetherperf.record.series import derivations
 
 MOST_ROWS = 512
@@ -95,9 +96,7 @@ class Sampled:
         before, self.record = getattr(self, "record", record), record
         self._fault = fault
         self._known = {*record.series}
-        grown = np.array_equal(record.steps[: len(before.steps)], before.steps)
-        same = all(record.attrs.get(key) == before.attrs.get(key) for key in ("record", "measurement", "writer"))
-        if not (grown and same):  # it was begun anew, or set back, and rows may have been written again
+        if not self._has_grown(before):
             self._kept.clear()
             self._damage.clear()
         most = max(16, min(self._most, MOST_VALUES // max(1, self.n_groups)))
@@ -106,6 +105,19 @@ class Sampled:
         ends = sorted({0, len(record.steps) - 1} if len(record.steps) else ())
         options = record.hyperparameters.items()
         self.options = {str(name): [self._watched(values.isel(step=row)) for row in ends] for name, values in options}
+
+    def _has_grown(self, before: Record) -> bool:
+        """Whether the record is the one from before with more rows: not begun anew, not set back and written again."""
+        record = self.record
+        if any(record.attrs.get(key) != before.attrs.get(key) for key in ("record", "measurement", "writer")):
+            return False
+        if not np.array_equal(record.steps[: len(before.steps)], before.steps):
+            return False
+        kept = ((name, steps, values) for name, (steps, values) in self._kept.items() if len(steps))
+        for name, steps, values in itertools.islice(kept, 1):  # a run that went back has other numbers in this row
+            row = np.flatnonzero(record.steps == steps[-1])
+            return np.array_equal(self._watched(record.dataset[name].isel(step=row))[0], values[-1], equal_nan=True)
+        return True
 
     @property
     def faults(self) -> list[str]:
