@@ -17,6 +17,7 @@ from matplotlib.lines import Line2D
 from noetherperf import plots
 from noetherperf.checks.constraints import check_constraints
 from noetherperf.optim.sgd import SGD
+from noetherperf.plots.panels import thinned
 from noetherperf.record import Record, Recorder, open_record, relative_error
 from noetherperf.symmetry import Norm, Part, Rescale, Scale, Symmetry, Translation
 
@@ -170,7 +171,7 @@ def test_residuals_takes_the_worst_of_several_symmetries(tmp_path: Path) -> None
     one, other = record.symmetries
     two.symmetries = (one, Scale(other.name, one.parts))  # the translation's data, as if it were another scale's
     (line, *_) = panels(plots.residuals(two))[0].get_lines()
-    errors = [relative_error(record[symmetry.name], "flow").max("group") for symmetry in (one, other)]
+    errors = [relative_error(record[which.name], "flow").max("group").to_numpy() for which in (one, other)]
     np.testing.assert_array_equal(line.get_ydata(), np.maximum(*errors))
 
 
@@ -317,3 +318,77 @@ def test_any_name_is_drawn(name: str, tmp_path: Path) -> None:
 def test_no_pyplot() -> None:
     code = "import noetherperf.plots, sys; sys.exit('matplotlib.pyplot' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# --- all symmetries
+
+
+def test_layers_has_a_row_for_each_layer(record: Record) -> None:
+    (page,) = plots.layers(record)
+    drawn = panels(page)
+    rows = {axes.get_ylabel(): axes.get_position().y0 for axes in drawn if axes.get_ylabel()}
+    assert list(rows) == ["fc2", "fc1", "norm"]  # of the first part of each symmetry
+    assert sorted(rows.values(), reverse=True) == list(rows.values())
+    titles = [axes.get_title("left").split("\n")[0] for axes in drawn]
+    assert titles == ["fc2", "fc2.bias", "fc1 → norm", "norm->fc2"]
+    assert [axes.texts[-1].get_text() for axes in drawn] == ["a", "b", "c", "d"]
+    page.draw_without_rendering()
+    edges = [axes.title.get_window_extent().x1 for axes in drawn]
+    assert max(edges) <= page.bbox.x1
+
+
+def test_chosen_symmetries_groups_and_quantities(record: Record) -> None:
+    (page,) = plots.layers(record, "effective_lr", symmetries=["fc2.bias"], modules=["fc1"], groups=[7, 0])
+    for axes, name, groups in zip(panels(page), ("fc1 → norm", "fc2.bias"), ([7, 0], [0]), strict=True):  # one has one
+        drawn = np.array([line.get_ydata() for line in axes.get_lines()])
+        np.testing.assert_array_equal(drawn, record[name].effective_lr[:, groups].T)
+    labels = [text.get_text() for legend in page.legends for text in legend.get_texts()]
+    assert labels == ["measured effective learning rate group 7", "group 0"]
+    with pytest.raises(plots.NothingToDraw, match="has a group 99"):
+        plots.layers(record, groups=[99])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"quantity": "chrage"}, r"quantity: 'chrage' is not in this record; did you mean 'charge'"),
+        ({"quantity": "sq_g"}, r"quantity: 'sq_g' is not in this record; record it with Recorder"),
+        ({"symmetries": ["fc3"]}, r"symmetry: the record has no 'fc3'; there are: fc2, "),
+        ({"modules": ["fc3"]}, r"layer: no recorded symmetry has a part in 'fc3'; there are: fc1, fc2, norm"),
+        ({"groups": 0}, "groups: must be a number of groups"),
+        ({"groups": [-1]}, "groups: must be"),
+    ],
+)
+def test_what_layers_cannot_draw(record: Record, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        plots.layers(record, **options)
+
+
+def test_many_layers_make_several_pages(tmp_path: Path) -> None:
+    network = torch.nn.Sequential(*(torch.nn.Linear(2, 2) for _ in range(9)))
+    norms = [Norm(f"rows of {i}", [Part(f"{i}.weight", axis=0)]) for i in range(9)]
+    Recorder(SGD(network.named_parameters(), symmetries=norms), tmp_path / "a").close()
+    record = open_record(tmp_path / "a")
+    assert [len(panels(page)) for page in plots.layers(record)] == [7, 2]
+    files = plots.save_all(record, tmp_path / "new", ["svg"])
+    assert [file.name for file in files] == ["charges.svg", "layers.svg", "layers-2.svg"]
+    again = plots.save_all(record, tmp_path / "again", ["svg"])
+    assert [file.read_bytes() for file in again] == [file.read_bytes() for file in files]
+
+
+def test_thinned_curves_keep_their_peaks() -> None:
+    steps, values = np.arange(0, 100_030, 10), np.random.default_rng(0).standard_normal((10_003, 3))
+    values[5000:6000, 1] = np.nan
+    values[7777, 2] = np.inf
+    x, y = thinned(steps, values)
+    assert len(x) < 320
+    assert (np.diff(x, axis=0) >= 0).all()
+    np.testing.assert_array_equal(y, np.take_along_axis(values, x // 10, axis=0))
+    for curve in range(3):
+        for best in (np.nanmin, np.nanmax):
+            assert best(y[:, curve]) == best(values[:, curve])
+        assert {x[0, curve], x[-1, curve]} == {0, 100_020}
+    assert np.isnan(y[:, 1]).any()
+    small = thinned(steps[:9], values[:9])
+    np.testing.assert_array_equal(small[1], values[:9])
+    assert small[0].shape == (9, 3)

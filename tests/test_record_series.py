@@ -13,10 +13,9 @@ import xarray as xr
 from test_recorder import N_GROUPS, FakeSGD, contents, eager, fake, recorded, train
 
 import noetherperf as nperf
-import noetherperf.record.array
 import noetherperf.record.layout
 from noetherperf.record import SERIES, Recorder, open_record, relative_error
-from noetherperf.record.chunks import Coding, Damaged
+from noetherperf.record.chunks import CHAINS, Coding, Damaged
 from noetherperf.record.layout import FIRST_SERIES
 from noetherperf.record.series import DEFAULT, derivations
 from noetherperf.symmetry import Norm, Part, Rescale, Scale, Translation
@@ -206,8 +205,8 @@ def test_one_symmetry_is_read_without_the_others(
     files_read.clear()
     part = record.read("head", ["growth"], rows=slice(20, 80, 40))
     assert part.step.values.tolist() == [20, 60]
-    chunks = [file.relative_to(record.path).as_posix() for file in files_read if "time" not in file.parts]
-    assert sorted(chunks) == [f"growth/c/{row}/{column}" for row in (1, 3) for column in (0, 1)]
+    of_growth = [file.relative_to(record.path).as_posix() for file in files_read if "time" not in file.parts]
+    assert sorted(of_growth) == [f"growth/c/{row}/{column}" for row in (1, 3) for column in (0, 1)]
     np.testing.assert_array_equal(part.growth, record["head"].growth[[20, 60]])
 
 
@@ -310,7 +309,7 @@ def test_a_recorder_tells_its_size(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "int64"])
-@pytest.mark.parametrize("codecs", noetherperf.record.array.CHAINS)
+@pytest.mark.parametrize("codecs", CHAINS)
 def test_any_chain_of_codecs_comes_back(tmp_path: Path, dtype: str, codecs: tuple[str, ...]) -> None:
     if codecs == ("gzip",):
         return  # only read, of records that other tools rewrote
