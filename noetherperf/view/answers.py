@@ -9,6 +9,7 @@ import inspect
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -25,6 +26,7 @@ from noetherperf.view.quantities import QUANTITIES, SPLIT, TERMS_OF_CHANGE, Quan
 from noetherperf.view.sampled import MOST_ROWS, Sampled
 
 MOST_UNITS = 512  # in one heat map; others are found by their number
+PAUSE = 0.01  # seconds in which a request that waits for the lock goes first
 Json = dict[str, Any]
 
 TABLE = ("charge", "discrete_free", "discrete_forced", "discrete_defect", "discrete_budget")
@@ -88,13 +90,17 @@ class Answers:
 
     def read_ahead(self) -> None:
         """Read what the page may ask for next, so that clicks need not wait for the disk."""
-        for sampled in self.runs:
-            needs = [name for quantity in QUANTITIES.values() for name in quantity.needs]
-            for name in sampled.recorded([*needs, *TERMS_OF_CHANGE, *SPLIT]):
-                with self._lock:
-                    if name in sampled.record.dataset:  # it may be another record by now
+        needs = [name for quantity in QUANTITIES.values() for name in quantity.needs]
+        with suppress(LookupError, OSError, ValueError):  # a record is being replaced; whoever asks for it is told
+            for sampled in self.runs:
+                for name in sampled.recorded([*needs, *TERMS_OF_CHANGE, *SPLIT]):
+                    with self._lock:
                         sampled.series(name)
-                time.sleep(0.01)  # a request that waits for the lock goes first
+                    time.sleep(PAUSE)
+            for question in self.questions():
+                if question.startswith("layers"):
+                    self.answer(question)
+                    time.sleep(PAUSE)
 
     def versions(self) -> Json:
         """For each run a number that increases when there is something new to see."""
@@ -114,13 +120,10 @@ class Answers:
         sampled, wanted = self._run(run), QUANTITIES[quantity]
         if not sampled.has(wanted.needs):
             return {"missing": _missing(sampled, wanted.title, wanted.needs)}
-        values = _values(sampled, wanted, slice(None))
-        n_symmetries = len(sampled.record)
-        rows = [wanted.reduce(values[:, sampled.groups(i)]) for i in range(n_symmetries)]
+        values = sampled.once(f"layers/{quantity}", lambda new: _reduced(sampled, wanted, new)).T
         if wanted.predicts:
-            closed = sampled.record.attrs["closed"]
-            rows = [row if ok else np.full_like(row, np.nan) for row, ok in zip(rows, closed, strict=True)]
-        return {"steps": sampled.steps.tolist(), "values": packed(np.reshape(rows, (n_symmetries, -1)))}
+            values = np.where(np.reshape(sampled.record.attrs["closed"], (-1, 1)), values, np.nan)
+        return {"steps": sampled.steps.tolist(), "values": packed(values)}
 
     def series(self, run: int, symmetry: int, name: str, unit: int | None = None) -> Json:
         """A quantity of a symmetry's units, or of one of them."""
@@ -198,6 +201,13 @@ def packed(values: NDArray[np.float64]) -> Json:
 def _values(sampled: Sampled, quantity: Quantity, groups: slice) -> NDArray[np.float64]:
     """[rows, groups]"""
     return quantity.of(sampled.data(quantity.needs, groups)).to_numpy()
+
+
+def _reduced(sampled: Sampled, quantity: Quantity, new: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """A quantity of every layer, in new rows, [new rows, layers]."""
+    values = quantity.of(sampled.data(quantity.needs, slice(None), rows=new)).to_numpy()
+    layers = [quantity.reduce(values[:, sampled.groups(i)]) for i in range(len(sampled.record))]
+    return np.reshape(layers, (len(layers), len(values))).T
 
 
 def _missing(sampled: Sampled, what: str, needs: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ when the record grows, rows only go or come at the end, and only new ones are re
 
 import itertools
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ class Sampled:
         self.path, self.label, self._most = path, label, most_rows
         self.version, self._fault = 0, ""
         self._damage: dict[str, None] = {}
-        self._kept: dict[str, tuple[NDArray[np.int64], Numbers]] = {}  # series -> its steps and values
+        self._kept: dict[str, tuple[NDArray[np.int64], Numbers]] = {}  # name -> steps and values
         self._seen = self._stamp()
         self._open()
 
@@ -113,7 +113,7 @@ class Sampled:
             return False
         if not np.array_equal(record.steps[: len(before.steps)], before.steps):
             return False
-        kept = ((name, steps, values) for name, (steps, values) in self._kept.items() if len(steps))
+        kept = ((x, *kept) for x, kept in self._kept.items() if x in record.dataset and len(kept[0]))
         for name, steps, values in itertools.islice(kept, 1):  # a run that went back has other numbers in this row
             row = np.flatnonzero(record.steps == steps[-1])
             return np.array_equal(self._watched(record.dataset[name].isel(step=row))[0], values[-1], equal_nan=True)
@@ -146,12 +146,20 @@ class Sampled:
         """The recorded series that these are, or follow from."""
         return [name for name, terms in derivations(self.record.recorded, needs).items() if not terms]
 
-    def data(self, needs: Sequence[str], groups: slice, *, last: bool = False) -> xr.Dataset:
+    def data(
+        self,
+        needs: Sequence[str],
+        groups: slice,
+        *,
+        rows: slice | NDArray[np.bool_] = slice(None),
+        last: bool = False,
+    ) -> xr.Dataset:
         """Series of some groups, dims (step, group), float64; `initial` is [group].
 
         Args:
             needs: Names of series.
             groups: Columns among all groups.
+            rows: Which of the rows.
             last: Only the last row; the others are not read for it.
         """
         values: dict[str, NDArray[np.float64]] = {}
@@ -159,8 +167,8 @@ class Sampled:
             if terms:
                 values[name] = np.sum([sign * values[term] for sign, term in terms], axis=0)
             else:
-                rows = self._last(name) if last else self.series(name)
-                values[name] = rows[:, groups].astype(np.float64)
+                found = self._last(name) if last else self.series(name)[rows]
+                values[name] = found[:, groups].astype(np.float64)
         initial = self.record.dataset["initial"].to_numpy()[groups]
         return xr.Dataset(
             {**{name: (("step", "group"), values[name]) for name in needs}, "initial": ("group", initial)}
@@ -168,15 +176,25 @@ class Sampled:
 
     def series(self, name: str) -> Numbers:
         """A recorded series, [rows, all groups], as precise as it is recorded. Only rows not in memory are read."""
+        return self.once(name, lambda new: self._read(name, self.rows[new]))
+
+    def once(self, name: str, compute: Callable[[NDArray[np.bool_]], Numbers]) -> Numbers:
+        """Numbers of every row, [rows, any], computed once for each row and kept while the record grows.
+
+        Args:
+            name: Of the numbers: a recorded series, or a name that no series has.
+            compute: From which of the rows are new, [rows], to their numbers.
+        """
         steps = self.steps
         old_steps, old = self._kept.get(name, (steps[:0], None))
         if old is not None and np.array_equal(old_steps, steps):
             return old
         known = np.isin(steps, old_steps)
-        values = np.empty((len(steps), self.n_groups), self.record.dataset[name].dtype)
+        new = compute(~known)
+        values = np.empty((len(steps), new.shape[1]), new.dtype)
+        values[~known] = new
         if old is not None:
             values[known] = old[np.isin(old_steps, steps)]
-        values[~known] = self._read(name, self.rows[~known])
         self._kept[name] = steps, values
         return values
 
