@@ -94,6 +94,11 @@ class Browser:
         """What the console says since this was asked last, warnings and errors."""
         return [str(entry["message"]) for entry in self.driver.get_log("browser")]
 
+    def cpu_seconds(self) -> float:
+        """CPU time that the page's thread has spent on tasks: what it costs whatever else the machine does."""
+        metrics = self.driver.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]
+        return float(next(metric["value"] for metric in metrics if metric["name"] == "TaskDuration"))
+
     def picture(self, file: Path) -> None:
         """Save the window as a picture."""
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -111,6 +116,7 @@ def open_browser(width: int = 1400, height: int = 1000) -> Iterator[Browser]:
         options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
         driver = webdriver.Chrome(options, webdriver.ChromeService(str(DRIVER)))
         try:
+            driver.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})
             yield Browser(driver)
         finally:
             driver.quit()
