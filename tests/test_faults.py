@@ -353,7 +353,7 @@ def make_long_record(path: Path) -> None:
         patch.setattr(noetherperf.record.layout, "CHUNK_GROUPS", 3)
         net = make_net("cpu")
         optimizer = ours(net, "cpu", **OPTIONS)
-        with nperf.Recorder(optimizer, path, probes={"one": lambda: 1.0}, series="all"):
+        with nperf.Recorder(optimizer, path, probes={"one": lambda: 1.0}):
             train(net, optimizer, range(40))
 
 
@@ -639,7 +639,7 @@ def test_every_bit_of_a_chunk_counts(record: Path) -> None:
     np.testing.assert_array_equal(dataset.charge, charge)
 
 
-@pytest.mark.parametrize("other", ["charge", "sq_p", "another record", "another place"])
+@pytest.mark.parametrize("other", ["charge", "residual", "another record", "another place"])
 def test_a_chunk_in_anothers_place_is_not_read(long_record: Path, tmp_path: Path, other: str) -> None:
     """Its checksum is right; it is another's all the same."""
     mine = long_record / "discrete_free" / "c" / "1" / "0"
