@@ -1,4 +1,4 @@
-"""noetherperf: the measurement engine for the mechanics of learning.
+"""noetherperf: SGD, Adam and AdamW for PyTorch that also measure what training does to every layer.
 
 import noetherperf as nperf
 

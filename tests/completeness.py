@@ -5,9 +5,10 @@
     report.false     # claims that do not hold
 
 For many random parameters and batches, the sums of θ g (norms) and of g (translations) along every axis of every tensor
-are one row of a matrix. Its null space holds all laws along axes. Three kinds of vectors in it are known: identities
-(two axes of one tensor have the same total), the claims, and indices that never have a gradient. What is left was
-missed. Nothing here knows how `find_symmetries` searches.
+are one row of a matrix. A norm may count a vector from an offset, Σ (θ + c) g = Σ θ g + c Σ g, so a row of norms ends
+with the sums of g of vectors. The matrix' null space holds all laws along axes. Three kinds of vectors in it are known:
+identities (two axes of one tensor have the same total), the claims, and indices that never have a gradient. What is
+left was missed. Nothing here knows how `find_symmetries` searches.
 """
 
 import copy
@@ -56,19 +57,26 @@ def completeness(
     missed: list[str] = []
     false: list[str] = []
     columns = _columns(model)
+    places = _places(model, columns)
     for law, (matrix, scale) in _axis_sums(model, inputs, loss, columns, seed).items():
+        own = places if law == "norm" else columns
         alive = scale > 1e-9 * max(scale.max(), 1e-300)
-        claims = [v for s in symmetries if s.claimed and s.law == law for v in _vectors(s, columns)]
+        claims = [v for s in symmetries if s.claimed and s.law == law for v in _vectors(s, own)]
         for vector in claims:
             if np.linalg.norm(matrix @ vector) > 1e-8 * max(scale @ np.abs(vector), 1e-3 * scale.max()):
-                false.append(f"{law}: {_text(vector, columns)}")
-        known = np.array([*_identities(columns), *claims]).reshape(-1, len(columns))
+                false.append(f"{law}: {_text(vector, own)}")
+        known = [*_identities(own), *claims]
+        if law == "norm":  # sums of vectors that vanish, and that the other law counts
+            known += [v for s in symmetries if s.law != law for v in _of_vectors(s, own)]
         null = _null_space((matrix / np.where(alive, scale, 1.0))[:, alive]) / scale[alive]
-        missed += [f"{law}: {_text(v, columns)}" for v in _beyond(null, known[:, alive], alive)]
+        missed += [
+            f"{law}: {_text(v, own)}" for v in _beyond(null, np.array(known).reshape(-1, len(own))[:, alive], alive)
+        ]
     return Completeness(missed, false)
 
 
 Column = tuple[str, int, int]  # parameter, axis, index
+OFFSET = -1  # in the place of an axis: the sums of g
 
 
 def _columns(model: nn.Module) -> dict[Column, int]:
@@ -79,6 +87,13 @@ def _columns(model: nn.Module) -> dict[Column, int]:
             if p.requires_grad and (length > 1 or axis == 0):
                 found.update({(name, axis, i): len(found) + i for i in range(length)})
     return found
+
+
+def _places(model: nn.Module, columns: dict[Column, int]) -> dict[Column, int]:
+    """The columns, then those of the sums of g of vectors, whose axis is OFFSET."""
+    vectors = {name for name, p in model.named_parameters() if p.ndim == 1}
+    offsets = [(name, OFFSET, i) for name, _, i in columns if name in vectors]
+    return columns | {column: len(columns) + at for at, column in enumerate(offsets)}
 
 
 def _axis_sums(
@@ -95,7 +110,8 @@ def _axis_sums(
     generator = torch.Generator().manual_seed(seed)
     rows: dict[str, list[Matrix]] = {"translation": [], "norm": []}
     squares = {law: np.zeros(len(columns)) for law in rows}
-    wanted = len(columns) + SPARE
+    places = list(_places(model, columns))
+    wanted = len(places) + SPARE
     with evaluation("no_eps", eps=EPS):
         while len(rows["norm"]) < wanted:
             with torch.no_grad():
@@ -129,11 +145,20 @@ def _axis_sums(
                                 row[at : at + length] = terms.sum(1).numpy()
                                 squares[law][at : at + length] += terms.square().sum(1).numpy()
                     found.append(row)
-    return {law: (np.array(found), np.sqrt(squares[law])) for law, found in rows.items()}
+    of_g = [columns[name, 0, i] for name, axis, i in places if axis == OFFSET]
+    sums, norms = np.array(rows["translation"]), np.array(rows["norm"])
+    scales = {law: np.sqrt(of_law) for law, of_law in squares.items()}
+    return {
+        "translation": (sums, scales["translation"]),
+        "norm": (
+            np.concatenate([norms, sums[:, of_g]], 1),
+            np.concatenate([scales["norm"], scales["translation"][of_g]]),
+        ),
+    }
 
 
-def _vectors(symmetry: Symmetry, columns: dict[Column, int]) -> list[Matrix]:
-    """A row for each group."""
+def _vectors(symmetry: Symmetry, columns: dict[Column, int], place: int | None = None) -> list[Matrix]:
+    """A row for each group; place: in the place of each part's axis."""
     vectors: list[Matrix] = []
     for part in symmetry.parts:
         axis = part.axis or 0
@@ -142,15 +167,25 @@ def _vectors(symmetry: Symmetry, columns: dict[Column, int]) -> list[Matrix]:
         vectors = vectors or [np.zeros(len(columns)) for _ in groups]
         for vector, group in zip(vectors, groups, strict=True):
             for i in group.tolist():
-                vector[columns[part.parameter, axis, i]] += part.weight
+                vector[columns[part.parameter, axis if place is None else place, i]] += part.weight
+                if part.offset:
+                    vector[columns[part.parameter, OFFSET, i]] += part.weight * part.offset
     return vectors
+
+
+def _of_vectors(symmetry: Symmetry, columns: dict[Column, int]) -> list[Matrix]:
+    """A row for each group of a law of vectors alone, among the sums of g."""
+    if any((part.parameter, OFFSET, 0) not in columns for part in symmetry.parts):
+        return []
+    return _vectors(symmetry, columns, OFFSET)
 
 
 def _identities(columns: dict[Column, int]) -> list[Matrix]:
     """The totals of two axes of one tensor are equal."""
     totals: dict[str, dict[int, Matrix]] = {}
     for (name, axis, _), at in columns.items():
-        totals.setdefault(name, {}).setdefault(axis, np.zeros(len(columns)))[at] = 1.0
+        if axis != OFFSET:
+            totals.setdefault(name, {}).setdefault(axis, np.zeros(len(columns)))[at] = 1.0
     return [other - first for axes in totals.values() for first, *rest in [list(axes.values())] for other in rest]
 
 

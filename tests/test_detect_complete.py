@@ -64,6 +64,12 @@ def grouped_queries(m: Any, x: Tensor) -> Tensor:
     return m.head(torch.tanh(m.o(y)))  # type: ignore[no-any-return]
 
 
+def shared_key(m: Any, x: Tensor) -> Tensor:
+    """Each head holds its queries and its values side by side; one key serves all."""
+    q, v = m.qv(x).unflatten(-1, (-1, 8)).split(4, -1)
+    return m.head(torch.tanh(m.o(attend(q, m.k(x)[..., None, :].expand_as(q), v))))  # type: ignore[no-any-return]
+
+
 def turned(x: Tensor) -> Tensor:
     """Rotary positions for the first half of each head, in pairs two apart; the rest as it is."""
     position = torch.arange(x.shape[1], dtype=x.dtype)[:, None, None]
@@ -162,6 +168,16 @@ STRUCTURES: dict[str, tuple[Callable[[], nn.Module], Draw, list[str]]] = {
             "rescale qkv.weight:0[:8]%16/2~4 > qkv.weight:0[8:12]%16",
             "rescale qkv.weight:0[12:]%16 > o.weight:1/2~4",
         ],
+    ),
+    "one key for the queries of every head": (
+        lambda: Lambda(shared_key, qv=linear(9, 24), k=linear(9, 4), o=linear(12, 5), head=nn.Linear(5, 3)),
+        draws(5, 9),
+        ["rescale qv.weight:0[:4]%8/3~4 > k.weight:0", "rescale qv.weight:0[4:]%8 > o.weight:1"],
+    ),
+    "one key for the queries of more heads": (
+        lambda: Lambda(shared_key, qv=linear(9, 56), k=linear(9, 4), o=linear(28, 5), head=nn.Linear(5, 3)),
+        draws(5, 9),
+        ["rescale qv.weight:0[:4]%8/7~4 > k.weight:0", "rescale qv.weight:0[4:]%8 > o.weight:1"],
     ),
     "partial rotary": (
         lambda: Lambda(partial_rotary, q=linear(9, 16), k=linear(9, 16), v=linear(9, 16), o=nn.Linear(16, 3)),
@@ -430,14 +446,87 @@ def test_experts_in_one_product() -> None:
     assert {law("rescale i.weight:0 > a:1"), law("rescale a:2 > b:1")} <= {*found, *map(flipped, found)}
 
 
-def test_a_gain_that_counts_from_one_is_told() -> None:
+def normalised(x: Tensor) -> Tensor:
+    return x / x.norm(dim=-1, keepdim=True)  # type: ignore[no-any-return]
+
+
+#: x, w -> a normalisation's output, and the offset of w.
+GAINS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], float]] = {
+    "1 + w": (lambda x, w: (1 + w) * normalised(x), 1.0),
+    "of a cast": (lambda x, w: normalised(x) * (1.0 + w.float()), 1.0),
+    "w - 2": (lambda x, w: normalised(x) * (w[None, None] - 2), -2.0),
+    "2 - w": (lambda x, w: normalised(x) * (2 - w), -2.0),
+    "x + w x": (lambda x, w: normalised(x) + w * normalised(x), 1.0),
+    "LayerNorm1p": (lambda x, w: F.layer_norm(x, (6,), w + 1.0), 1.0),
+}
+
+
+@pytest.mark.parametrize("name", GAINS)
+def test_gains_that_count_from_an_offset(name: str) -> None:
+    gain, offset = GAINS[name]
     model = Lambda(
-        lambda m, x: m.o(torch.tanh(m.a((1 + m.w) * x / x.norm(dim=-1, keepdim=True)))),
+        lambda m, x: m.o(torch.tanh(m.a(gain(x, m.w)))),
         w=nn.Parameter(torch.zeros(6)),
-        a=linear(6, 5),
+        a=nn.Linear(6, 5),
         o=nn.Linear(5, 4),
     )
-    assert "|1 + w|² -1 |a.weight|² along axis 1" in find_symmetries(model, torch.randn(4, 6)).unmatched["w"]
+    found = find_symmetries(model, torch.randn(4, 3, 6))
+    (rescale,) = [s for s in found if s.kind == "rescale"]
+    assert set(rescale.parts) == {Part("w", 0, offset=offset), Part("a.weight", 1, weight=-1.0)}
+    report = completeness(model, draws(3, 6), "cross_entropy", found)
+    assert report.missed == []
+    assert report.false == []
+
+
+def test_a_parameter_that_is_read_in_two_ways_has_no_such_law() -> None:
+    model = Lambda(
+        lambda m, x: m.o(torch.tanh(m.a((1 + m.w) * normalised(x)) + m.b(m.w * x))),
+        w=nn.Parameter(torch.zeros(6)),
+        a=nn.Linear(6, 5),
+        b=linear(6, 5),
+        o=nn.Linear(5, 4),
+    )
+    found = find_symmetries(model, torch.randn(4, 6))
+    assert [s.kind for s in found] == ["translation", "translation"]
+    assert not found.rejected
+
+
+class Gemma(nn.Module):
+    """Gains 1 + w around each branch and inside the heads; the stream is read through them alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        sizes = {"before": 8, "after": 8, "of_q": 4, "of_k": 4, "last": 8}
+        self.gains = nn.ParameterDict({name: nn.Parameter(torch.zeros(n)) for name, n in sizes.items()})
+        self.embed = nn.Embedding(11, 8)
+        self.q, self.k, self.v, self.o, self.head = (linear(8, 8) for _ in range(5))
+
+    def norm(self, x: Tensor, name: str) -> Tensor:
+        return normalised(x) * (1.0 + self.gains[name].float())  # type: ignore[no-any-return]
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embed(ids)
+        y = self.norm(x, "before")
+        q, k, v = (f(y).unflatten(-1, (2, 4)) for f in (self.q, self.k, self.v))
+        x = x + self.norm(self.o(attend(self.norm(q, "of_q"), self.norm(k, "of_k"), v)), "after")
+        return self.head(self.norm(x, "last"))  # type: ignore[no-any-return]
+
+
+def test_gemma_is_complete() -> None:
+    """Pairs of gains, a stream of gains, and gains against columns: all in laws, and nothing missed."""
+    torch.manual_seed(0)
+    model = Gemma()
+    found = find_symmetries(model, torch.randint(11, (2, 5)))
+    offsets = {part.parameter for s in found for part in s.parts if part.offset}
+    assert offsets == {f"gains.{name}" for name in model.gains}
+    assert not any("gains" in name for name in found.unmatched)
+
+    def inputs(n: int, generator: torch.Generator) -> tuple[Tensor]:
+        return (torch.randint(11, (n, 5), generator=generator),)
+
+    report = completeness(model, inputs, "cross_entropy", found)
+    assert report.missed == []
+    assert report.false == []
 
 
 @pytest.mark.parametrize("zero", [True, False])

@@ -189,6 +189,7 @@ TOKENS_OF: dict[str, tuple[str, dict[str, Any]]] = {
     "Llama": ("ForCausalLM", HEADS),
     "Qwen3": ("ForCausalLM", HEADS),
     "Gemma": ("ForCausalLM", HEADS),
+    "Gemma2": ("ForCausalLM", HEADS),
     "Falcon": ("ForCausalLM", FALCON),
     "OPT": ("ForCausalLM", OPT_TINY),
     "Bert": ("ForSequenceClassification", TINY),

@@ -57,7 +57,7 @@ def make_symmetries(net: nn.Module) -> list[nperf.Symmetry]:
         Translation("classes", [Part("fc2.weight", 1)]),
         Translation("classes, biases", [Part("fc2.bias", None, weight=2.0)]),
         Norm("folded rows", [Part("fc1.weight", 0, start=1, stop=5, fold=2)]),
-        Norm("folded columns", [Part("fc1.weight", 1, start=1, stop=7, fold=3)]),
+        Norm("folded columns", [Part("fc1.weight", 1, start=1, stop=7, fold=3, offset=0.5)]),
         *layers(net),
     ]
 

@@ -4,8 +4,10 @@ import copy
 import inspect
 import io
 import itertools
+import math
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -1046,3 +1048,47 @@ def test_a_learning_rate_that_is_changed_in_place(backend: str) -> None:
                 optimizer.param_groups[0]["lr"] *= 0.5
         torch.testing.assert_close(mine, other)
         assert mine[0].item() == pytest.approx(0.825)
+
+
+@pytest.fixture
+def flushing() -> Iterator[None]:
+    """One thread that replaces subnormal numbers by zero: the switch is the calling thread's own."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot flush subnormal numbers")
+    yield
+    torch.set_flush_denormal(False)
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("flushing")
+@pytest.mark.parametrize("backend", [backend for backend in BACKENDS if device_of(backend) == "cpu"])
+@pytest.mark.parametrize(
+    ("mine", "its"),
+    [
+        (partial(nperf.SGD, lr=0.5, momentum=0.9), partial(torch.optim.SGD, lr=0.5, momentum=0.9)),
+        (partial(nperf.AdamW, lr=1e-3, weight_decay=0.0), partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.0)),
+    ],
+    ids=["SGD", "AdamW"],
+)
+@pytest.mark.parametrize(
+    ("dtype", "bits", "exponent", "kept"),
+    [
+        (torch.float64, torch.int64, -1050, False),
+        (torch.float32, torch.int32, -130, False),
+        (torch.bfloat16, torch.int16, -130, False),
+        (torch.float16, torch.int16, -20, True),
+    ],
+    ids=str,
+)
+def test_subnormal_numbers_are_flushed_where_torch_flushes_them(
+    dtype: torch.dtype, bits: torch.dtype, exponent: int, kept: bool, mine: Any, its: Any, backend: str
+) -> None:
+    """The table of docs/precision.md. A zero gradient leaves a parameter as it is, but for what is flushed."""
+    smallest = round(sum(map(math.log2, (torch.finfo(dtype).smallest_normal, torch.finfo(dtype).eps))))  # bits: 0…01
+    for optimizer, options in ((mine, {"backend": backend}), (its, {})):
+        p = torch.full((64,), 1 << (exponent - smallest), dtype=bits).view(dtype).requires_grad_()
+        p.grad = torch.zeros_like(p)
+        optimizer([p], **options).step()
+        assert ((p.detach().view(bits) != 0) == kept).all()

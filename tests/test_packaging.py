@@ -1,11 +1,13 @@
-"""What an install without compiled modules can do, and what a build that must have them refuses."""
+"""What an install without compiled modules can do, what a build that must have them refuses, what an index shows."""
 
 import importlib.util
 import re
 import shutil
 import subprocess
 import sys
+from email import message_from_string
 from pathlib import Path
+from urllib.parse import urlparse
 
 import pytest
 
@@ -76,6 +78,28 @@ def test_the_trial_of_a_wheel_passes_here() -> None:
 def test_the_citation_names_this_version() -> None:
     citation = (ROOT / "CITATION.cff").read_text()
     assert re.findall(r"^version: (.*)$", citation, re.MULTILINE) == [nperf.__version__]
+
+
+def test_a_package_index_gets_a_readme_without_relative_links(tmp_path: Path) -> None:
+    """It has none of the files beside README: each link leads to the release's tag, where the file is."""
+    pytest.importorskip("hatch_fancy_pypi_readme", reason="it is installed with the extra [dev]")
+    code = "import sys; from scikit_build_core import build; print(build.prepare_metadata_for_build_wheel(sys.argv[1]))"
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, capture_output=True, text=True, check=True)
+    metadata = message_from_string((tmp_path / done.stdout.split()[-1] / "METADATA").read_text(encoding="utf-8"))
+    text = str(metadata.get_payload())
+    (home,) = (url.partition(", ")[2] for url in metadata.get_all("Project-URL", []) if url.startswith("Homepage"))
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert "<!--" not in text
+
+    links = re.findall(r"(!?)\[[^\]]*\]\(([^)\s]+)\)", text)
+    assert len(links) > 20
+    pages, images = f"{home}/blob/v{nperf.__version__}/", f"https://raw.githubusercontent.com{urlparse(home).path}"
+    for is_image, target in links:
+        assert target.startswith("https://")
+        beside = f"{images}/v{nperf.__version__}/" if is_image else pages
+        if target.startswith((images, home)):
+            assert target.startswith(beside)
+            assert (ROOT / target.removeprefix(beside).partition("#")[0]).exists(), target
 
 
 def test_workflows_run_targets_that_exist() -> None:

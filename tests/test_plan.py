@@ -76,16 +76,21 @@ def test_groups_of_distant_indices_are_sums_of_segments() -> None:
             Norm("rotary", [Part("w", 0, fold=2, stride=2)]),
             Norm("keys of each head", [Part("w", 0, start=2, stop=4, period=4)]),
             Norm("heads", [Part("b", 0, start=4, stop=8, fold=4, period=8)]),
+            Norm("queries of one key", [Part("w", 0, start=2, stop=4, fold=2, stride=2, period=4)]),
+            Norm("pairs of all heads", [Part("b", 0, start=4, stop=8, fold=4, stride=2, period=8)]),
         ],
         ["w", "b"],
         [(8, 3), (16,)],
     )
-    assert [(view.axis, view.fold, view.n_segments) for view in plan.views] == [(0, 1, 8), (0, 4, 4)]
+    assert [(view.axis, view.fold, view.n_segments) for view in plan.views] == [(0, 1, 8), (0, 1, 16)]
     (rotary,), (keys,), (heads,) = plan.parts["rotary"], plan.parts["keys of each head"], plan.parts["heads"]
     values = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0])
     assert rotary.reduce(values).tolist() == [5.0, 10.0, 80.0, 160.0]
     assert keys.reduce(values).tolist() == [4.0, 8.0, 64.0, 128.0]
-    assert heads.reduce(values[:4]).tolist() == [2.0, 8.0]
+    (one_key,), (pairs,) = plan.parts["queries of one key"], plan.parts["pairs of all heads"]
+    assert one_key.reduce(values).tolist() == [68.0, 136.0]
+    assert heads.reduce(values.repeat_interleave(2)).tolist() == [24.0, 384.0]
+    assert pairs.reduce(values.repeat_interleave(2)).tolist() == [204.0, 204.0]
     assert (rotary.n_elements, keys.n_elements, heads.n_elements) == (6, 3, 4)
 
 

@@ -20,7 +20,7 @@ SHAPES = [(6, 4, 3), (10, 7), (11,), ()]
 SYMMETRIES: list[Symmetry] = [
     Norm("filters", [Part("conv", 0)]),
     Norm("channels", [Part("conv", 1)]),
-    Norm("positions", [Part("conv", 2)]),
+    Norm("positions", [Part("conv", 2, offset=0.5)]),
     Translation("pairs of filters", [Part("conv", 0, fold=2)]),
     Norm("conv", [Part("conv", None)]),
     Translation("rows", [Part("matrix", 0, start=1, stop=10, fold=3)]),

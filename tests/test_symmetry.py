@@ -118,6 +118,9 @@ class TestPart:
             (Part("w", 0, fold=2, stride=3), (12, 2), 6),
             (Part("w", 0, start=2, stop=4, period=6), (12, 2), 4),
             (Part("w", 0, start=2, stop=6, fold=2, stride=2, period=6), (12, 2), 4),
+            (Part("w", 0, stop=2, fold=3, stride=2, period=4), (12, 2), 2),
+            (Part("w", 0, stop=2, fold=6, period=4), (12, 2), 1),
+            (Part("w", 0, stop=2, fold=2, stride=4, period=3), (12, 2), 4),
         ],
     )
     def test_n_groups(self, part: Part, shape: tuple[int, ...], n_groups: int) -> None:
@@ -138,6 +141,13 @@ class TestPart:
             (Part("w", 0, fold=2, stride=3), (4, 3), "fold 2, 3 apart, does not divide"),
             (Part("w", 0, period=3), (4, 3), "period 3 does not divide"),
             (Part("w", 0, stop=3, period=2), (4, 3), "0:3 of period of axis 0 is out of range"),
+            (
+                Part("w", 0, stop=2, fold=2, stride=2, period=4),
+                (12, 3),
+                "fold 2, 2 apart, does not divide the 6 indices",
+            ),
+            (Part("w", 0, stop=3, fold=2, period=4), (8, 3), "6 indices 0:3 of every 4 of axis 0"),
+            (Part("w", 0, stop=3, fold=3, stride=2, period=4), (8, 3), "6 indices 0:3 of every 4 of axis 0"),
         ],
     )
     def test_misfits_name_parameter_and_shape(self, part: Part, shape: tuple[int, ...], words: str) -> None:
@@ -175,6 +185,32 @@ class TestPart:
         x = torch.randn(shape)
         groups = torch.stack([x.index_select(axis, torch.tensor(i)).sum() for i in expected])
         torch.testing.assert_close(part.grouped(x).sum(1), groups)
+
+    @given(
+        start=st.integers(0, 2),
+        length=st.integers(1, 3),
+        beyond=st.integers(0, 2),
+        n_together=st.integers(1, 3),
+        n_blocks=st.integers(1, 2),
+        step=st.integers(1, 2),
+    )
+    def test_groups_of_all_periods(
+        self, start: int, length: int, beyond: int, n_together: int, n_blocks: int, step: int
+    ) -> None:
+        """The same place of the slices of several periods: of neighbours, or of every second one."""
+        period, n_periods = start + length + beyond, n_blocks * n_together * step
+        fold = {"fold": n_together, "stride": length * step} if n_together > 1 else {}
+        part = Part("w", 0, start=start, stop=start + length, period=period, **fold)
+        step = step if fold else 1
+        starts = [
+            (b * n_together * step + s, place)
+            for b in range(n_periods // (n_together * step))
+            for s in range(step)
+            for place in range(length)
+        ]
+        expected = [[(p + k * step) * period + start + place for k in range(n_together)] for p, place in starts]
+        assert part.n_groups((n_periods * period, 2)) == len(expected)
+        assert part.gather(torch.arange(n_periods * period)).tolist() == expected
 
     @given(start=st.integers(0, 9), n_groups=st.integers(1, 5), fold=st.integers(1, 4), beyond=st.integers(0, 3))
     def test_groups_tile_the_slice(self, start: int, n_groups: int, fold: int, beyond: int) -> None:
@@ -605,6 +641,10 @@ class TestExplain:
             "Q = |q.weight[I]|² + |q.bias[I]|² − |k.weight[I]|²",
         ):
             assert line in text
+
+    def test_groups_of_all_periods_are_told(self) -> None:
+        shared = Rescale("qv->k", [Part("qv", 0, stop=2, period=6, fold=2, stride=2)], [Part("k", 0)]).explain()
+        assert "in qv: the i-th 2 indices 2 apart among 0:2 of every 6 along axis 0\n" in shared
 
     def test_a_norm_claims_nothing(self) -> None:
         text = Norm("n", [Part("a", 0)]).explain()

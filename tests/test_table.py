@@ -628,7 +628,7 @@ def test_rows_take_a_records_arrays(tmp_path: Path) -> None:
     """The last row of a record has the same table as the readout."""
     model = net()
     optimizer = nperf.SGD(model.named_parameters(), lr=0.1, weight_decay=0.1, symmetries=SYMMETRIES)
-    with nperf.Recorder(optimizer, tmp_path / "record"):
+    with nperf.Recorder(optimizer, tmp_path / "record", dtype="float64"):
         draw_gradients(model, 0)
         optimizer.step()
     record, expected = nperf.open_record(tmp_path / "record"), {row.name: row for row in rows(optimizer.readout())}
@@ -647,7 +647,8 @@ def test_rows_take_a_records_arrays(tmp_path: Path) -> None:
         )
         assert found.verdict == expected[name].verdict
         assert found.charge == expected[name].charge
-        assert found.defect_share == expected[name].defect_share
+        # A record leaves out what follows from the rest, in another order of additions.
+        assert found.defect_share == pytest.approx(expected[name].defect_share, rel=1e-14)
 
 
 def test_text_is_text_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:

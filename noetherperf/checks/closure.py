@@ -32,10 +32,14 @@ def evaluate(closure: Callable[[], Any], stage: Stage) -> Tensor:
         raise ValueError(f"the closure must return one number, got shape {tuple(loss.shape)}; reduce it with mean()")
     if not loss.requires_grad:
         raise ValueError(
-            "the closure's loss has no gradient: it was detached, computed under no_grad, or is of no parameter"
+            "the closure's loss has no gradient: it was detached, computed under no_grad, or is of no parameter; "
+            "return the loss as it comes from the model"
         )
     if not loss.isfinite():
-        raise ValueError(f"the closure's loss is {loss.item()}, and has no derivatives to check")
+        raise ValueError(
+            f"the closure's loss is {loss.item()}, and has no derivatives to check; take a batch and parameters that "
+            "make it finite"
+        )
     if stage != "as_is" and loss.dtype != torch.float64:
         raise ValueError(
             f"the closure's loss is {loss.dtype} although model and inputs are in float64: something in it casts where "

@@ -7,8 +7,9 @@ a group A:
     scale, rescale     θ_j → e^{c_j s} θ_j      ψ_A = C_A θ,   C_A = diag(c_j), zero outside A
 
 c_j is the signed weight of the part with element j: 1 for a scale; +1 into and −k out of a unit that is homogeneous of
-degree k; the sum of both where two parts meet (the diagonal of a recurrent weight). A relation of many writers and
-readers has the same form. Differentiate L(θ(s)) = L(θ) with respect to s at s = 0, then to θ:
+degree k; the sum of both where two parts meet (the diagonal of a recurrent weight). θ_j has its part's offset, as in
+the gain 1 + w. A relation of many writers and readers has the same form. Differentiate L(θ(s)) = L(θ) with respect to s
+at s = 0, then to θ:
 
     gradient           ⟨g, ψ_A⟩ = 0
     Hessian            H ψ_A + C_A g = 0        (C_A g is absent for a translation: its ψ does not depend on θ)
@@ -194,7 +195,7 @@ class _Defects:
     def __init__(self, groups: _Groups, point: Point) -> None:
         self._groups, self._point = groups, point
         translation = groups.symmetry.law == "translation"
-        self._base = point.ones if translation else point.values  # ψ_A = C_A base
+        self._base = point.ones if translation else _counted(point, groups.symmetry)  # ψ_A = C_A base
         self._drift = point.nothing if translation else point.gradient  # ∂ψ_A/∂θ g = C_A drift
         self._n_elements = groups.total(0, point.ones, point.ones)
         self._sq_generator = groups.total(2, self._base, self._base)
@@ -246,6 +247,12 @@ class _Defects:
         columns = np.sqrt(self._sq_columns / self._n_probes)
         drift = np.sqrt(self._groups.total(2, self._drift, self._drift))
         return quotient(self.hessian, columns * np.sqrt(self._sq_generator) + drift)
+
+
+def _counted(point: Point, symmetry: Symmetry) -> Vector:
+    """θ with the offsets of a symmetry's parts."""
+    offsets = {part.parameter: part.offset for part in symmetry.parts if part.offset}
+    return {**point.values, **{name: point.values[name] + offset for name, offset in offsets.items()}}
 
 
 def _dataset(defects: Sequence[_Defects], stages: Sequence[Stage]) -> xr.Dataset:

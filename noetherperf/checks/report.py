@@ -83,14 +83,30 @@ class Constraints(Mapping[str, xr.Dataset]):
         return len(self._data)
 
     def worst(self, name: str, constraint: str, stage: Stage) -> float:
-        """The largest relative defect over the groups of a symmetry; NaN if one is NaN."""
+        """The largest relative defect over the groups of a symmetry.
+
+        Args:
+            name: The symmetry's.
+            constraint: "gradient" or "hessian".
+            stage: "as_is", "float64" or "no_eps", one of `stages`.
+
+        Returns:
+            From 0 to 1; NaN if that of a group is NaN.
+        """
         return float(np.max(self[name][f"{constraint}_relative"].sel(stage=stage).to_numpy(), initial=0.0))
 
     def eps_share(self, name: str, constraint: str) -> float:
-        """The part of the worst group's defect, as the model is, that eps causes; 0 to 1, NaN where unknown.
+        """The share of the worst group's defect, as the model is, that eps causes.
 
         The absolute value of the defect falls from stage to stage, first by the part of rounding, then by that of eps.
         The share is that of eps in the sum of both and the rest.
+
+        Args:
+            name: The symmetry's.
+            constraint: "gradient" or "hessian".
+
+        Returns:
+            From 0 to 1; NaN where it is not known.
         """
         if "no_eps" not in self.stages or not self.epsilons:
             return math.nan
@@ -108,7 +124,7 @@ class Constraints(Mapping[str, xr.Dataset]):
         return tuple(c for c in CONSTRAINTS if all(c in data for data in self._data.values()))
 
     def holds(self, name: str) -> bool:
-        """Whether a symmetry's constraints are within the tolerance at the last stage."""
+        """Whether the constraints of the symmetry with this name are within the tolerance at the last stage."""
         return all(self.worst(name, constraint, self.stages[-1]) <= self.tolerance for constraint in self.constraints)
 
     @property

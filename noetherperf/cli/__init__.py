@@ -35,7 +35,7 @@ def options(
         bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Measure the Noether charges of a network during training, with the theory beside them."""
+    """Measure what training does to each layer of a network, and compare it with theory."""
 
 
 def main() -> None:

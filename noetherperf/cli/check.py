@@ -26,43 +26,51 @@ def check(
         str,
         typer.Argument(
             metavar="MODULE:CALLABLE",
-            help="A function without arguments that returns (model, closure) or (model, closure, symmetries), where "
-            "closure() returns the loss on one fixed batch. The module may be in the current folder. Without "
-            "symmetries, they are searched for with the inputs that closure() gives the model.",
+            help="A function without arguments. It returns (model, closure) or (model, closure, symmetries), where "
+            "closure() returns the loss on one fixed batch. Without symmetries a search finds them, with the inputs "
+            "that closure() gives the model. The module may be in the current folder.",
         ),
     ],
     symmetries: Annotated[
         Path | None,
-        typer.Option(callback=local, help="JSON file of symmetries (from `find --out`), instead of the callable's."),
+        typer.Option(
+            callback=local, help="JSON file of symmetries (from `find --out`), used instead of the callable's."
+        ),
     ] = None,
     loss: Annotated[
-        SearchLoss, typer.Option(help="For a search, the loss that follows the output: softmax, squared error, or any.")
+        SearchLoss,
+        typer.Option(help="For a search: the loss after the output, cross_entropy (softmax), mse or none (any loss)."),
     ] = SearchLoss.cross_entropy,
     hessian: Annotated[bool, typer.Option(help="Also check the Hessian constraints.")] = True,
     exact: Annotated[
-        bool, typer.Option("--exact", help="Use a Hessian-vector product for every group, not only random projections.")
+        bool,
+        typer.Option(
+            "--exact", help="Compute one Hessian-vector product for every group, instead of random projections. Slower."
+        ),
     ] = False,
-    probes: Annotated[int, typer.Option(min=2, help="Number of random projections of the Hessian constraints.")] = 4,
+    probes: Annotated[int, typer.Option(min=2, help="Number of random projections for the Hessian constraints.")] = 4,
     float64: Annotated[
-        bool, typer.Option(help="Also evaluate in float64, and in float64 with the eps of normalisations near zero.")
+        bool,
+        typer.Option(help="Also evaluate in float64, and in float64 with the eps of every normalisation near zero."),
     ] = True,
     tolerance: Annotated[
         float | None,
         typer.Option(
-            help="Largest relative defect of a symmetry that holds, in the last column. By default 1e-9 in float64, "
-            "far above its rounding errors and far below a broken symmetry; else √ε of the dtype."
+            help="Largest relative defect with which a symmetry still holds, in the last stage. Default: 1e-9 in "
+            "float64, which is far above rounding and far below a broken symmetry; otherwise √ε of the dtype."
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(callback=local, help="Folder for constraints.json and the picture.")
+        Path | None,
+        typer.Option(callback=local, help="Folder for constraints.json and the picture. Default: neither is written."),
     ] = None,
     explain: Annotated[
-        bool, typer.Option("--explain", help="Print every symmetry in words and formulas first.")
+        bool, typer.Option("--explain", help="First print each symmetry in words and formulas.")
     ] = False,
 ) -> None:
-    """Check the gradient and Hessian constraints of a model's symmetries on one batch.
+    """Check on one batch whether a model's symmetries hold, by their gradient and Hessian constraints.
 
-    The status is 1 if a claimed symmetry fails.
+    The exit status is 1 if a claimed symmetry fails.
     """
     if tolerance is not None and not tolerance > 0:
         fail(f"--tolerance: must be positive, got {tolerance}")

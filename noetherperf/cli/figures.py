@@ -15,20 +15,18 @@ __all__ = ["figures"]
 def figures(
     context: typer.Context,
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME]...", help="Figures to make; by default all.")
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Figures to make. Default: all.")
     ] = None,
     out: Annotated[Path, typer.Option(callback=local, help="Folder for pictures, data and claims.")] = Path(
         "runs/figures"
     ),
-    quick: Annotated[bool, typer.Option("--quick", help="Smaller networks and fewer steps.")] = False,
-    redraw: Annotated[
-        bool, typer.Option("--redraw", help="Draw again from the data in --out, without computing.")
-    ] = False,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 1,
+    quick: Annotated[bool, typer.Option("--quick", help="Use smaller networks and fewer steps.")] = False,
+    redraw: Annotated[bool, typer.Option("--redraw", help="Draw the data in --out again, without computing.")] = False,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
 ) -> None:
-    """Make the figures of the gallery: pictures, their data, and the claims of their captions, checked on that data.
+    """Make the figures of the gallery, and check the claims of their captions on the data.
 
-    The status is 1 if a claim does not hold.
+    The exit status is 1 if a claim does not hold.
     """
     with clean_errors():
         import torch

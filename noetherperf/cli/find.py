@@ -18,24 +18,24 @@ def find(
         str,
         typer.Argument(
             metavar="MODULE:CALLABLE",
-            help="A function without arguments that returns (model, input, …), a dict being keyword inputs; or (model, "
-            "closure), where closure() calls the model on one batch. The module may be in the current folder.",
+            help="A function without arguments. It returns (model, input, …), where a dict at the end holds keyword "
+            "inputs; or (model, closure), where closure() calls the model on one batch. The module may be in the "
+            "current folder.",
         ),
     ],
     loss: Annotated[
-        SearchLoss, typer.Option(help="The loss that follows the output: softmax, squared error, or any.")
+        SearchLoss,
+        typer.Option(help="Loss after the output: cross_entropy (softmax), mse (squared error), none (any loss)."),
     ] = SearchLoss.cross_entropy,
-    verify: Annotated[bool, typer.Option(help="Test each law on parameters and batches it was not found with.")] = True,
-    explain: Annotated[bool, typer.Option("--explain", help="Print every law in words and formulas too.")] = False,
+    verify: Annotated[bool, typer.Option(help="Test each law on fresh parameters and batches.")] = True,
+    explain: Annotated[bool, typer.Option("--explain", help="Also print each law in words and formulas.")] = False,
     out: Annotated[
         Path | None,
-        typer.Option(
-            callback=local, help="JSON file to write, which `check --symmetries` and Symmetries.from_json read."
-        ),
+        typer.Option(callback=local, help="JSON file to write; `check --symmetries` and Symmetries.from_json read it."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Find the conservation laws of a model, and print them."""
+    """Search a model for conservation laws, and print them."""
     model, inputs = searched(target, made_by(target))
     with clean_errors():
         found = search(model, inputs, loss, verify=verify, progress=True)

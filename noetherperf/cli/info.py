@@ -16,7 +16,7 @@ __all__ = ["info"]
 def info(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Print versions, backends and instruction sets; for each that cannot run here, the reason."""
+    """Print versions, backends and instruction sets, and say why some of them cannot run here."""
     found = facts()
     if as_json:
         print(json.dumps(found, indent=2))

@@ -22,7 +22,8 @@ def plot(
         Path, typer.Argument(callback=local, help="Folder of a record, such as runs/digits/record.zarr.")
     ],
     out: Annotated[
-        Path | None, typer.Option(callback=local, help="Folder for the pictures; by default the record's own folder.")
+        Path | None,
+        typer.Option(callback=local, help="Folder for the pictures. Default: the folder that the record is in."),
     ] = None,
     symmetry: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Only this symmetry; may be repeated.")

@@ -49,55 +49,87 @@ def default(option: str) -> str:
 def run(
     context: typer.Context,
     dataset: Annotated[
-        str, typer.Option(autocompletion=completing(DATASETS), help=f"{', '.join(DATASETS)}.")
+        str, typer.Option(autocompletion=completing(DATASETS), help=f"Images to learn: {', '.join(DATASETS)}.")
     ] = "digits",
     data_dir: Annotated[
-        Path | None, typer.Option(callback=local, help="Folder of cifar10 or tiny-imagenet, unpacked.")
+        Path | None,
+        typer.Option(callback=local, help="Folder of the unpacked cifar10 or tiny-imagenet; nothing is downloaded."),
     ] = None,
     image_size: Annotated[
-        int | None, typer.Option(min=1, help="Pixels of a side of digits or synthetic images.")
+        int | None,
+        typer.Option(
+            min=1, help="Side of an image in pixels; default 32 (digits), 64 (synthetic), fixed for the others."
+        ),
     ] = None,
     model: Annotated[
-        str, typer.Option(autocompletion=completing(MODELS), help="small (for digits, 8×8), vgg16, vgg16-bn, resnet18.")
+        str,
+        typer.Option(
+            autocompletion=completing(MODELS),
+            help="Network: small (for digits of 8×8 pixels only), vgg16, vgg16-bn, resnet18.",
+        ),
     ] = "small",
-    width: Annotated[float, typer.Option(help="Channels of a large network times this.")] = 1.0,
+    width: Annotated[float, typer.Option(help="Factor on the number of channels of a large network.")] = 1.0,
     preset: Annotated[
-        Preset, typer.Option(help="paper: η 0.1, β 0, λ 1e-4, batches of 128, 100 epochs; other options still count.")
+        Preset,
+        typer.Option(
+            help="Default values of the other options. paper: --lr 0.1 --momentum 0 --weight-decay 1e-4 --batch-size "
+            "128 --epochs 100. Options that you give win."
+        ),
     ] = Preset.default,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that read a large network's images.")] = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the stopped run in --out.")] = False,
+    workers: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Processes that load images for a large network; with 0 the training's own loads them."
+        ),
+    ] = 0,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the stopped run in --out from its last checkpoint.")
+    ] = False,
     optimizer: Annotated[
-        str, typer.Option(autocompletion=completing(OPTIMIZERS), help=f"{', '.join(OPTIMIZERS)}.")
+        str, typer.Option(autocompletion=completing(OPTIMIZERS), help=f"Optimizer: {', '.join(OPTIMIZERS)}.")
     ] = DEFAULTS.optimizer,
     lr: Annotated[float | None, typer.Option(help=f"Learning rate η; {default('lr')}.")] = None,
     momentum: Annotated[float | None, typer.Option(help=f"Momentum β; {default('momentum')}.")] = None,
-    nesterov: Annotated[bool, typer.Option("--nesterov", help="Nesterov's momentum (sgd).")] = False,
-    betas: Annotated[tuple[float, float] | None, typer.Option(help=f"β₁ and β₂; {default('betas')}.")] = None,
+    nesterov: Annotated[bool, typer.Option("--nesterov", help="Use Nesterov momentum (sgd only).")] = False,
+    betas: Annotated[
+        tuple[float, float] | None, typer.Option(help=f"β₁ and β₂, two numbers; {default('betas')}.")
+    ] = None,
     weight_decay: Annotated[float | None, typer.Option(help=f"Weight decay λ; {default('weight_decay')}.")] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = DEFAULTS.epochs,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images in a step.")] = DEFAULTS.batch_size,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per step.")] = DEFAULTS.batch_size,
     seed: Annotated[
-        int, typer.Option(min=0, help="Draws the data split, initial parameters, batches and dropout.")
+        int, typer.Option(min=0, help="Seed of the data split, initial parameters, batches and dropout.")
     ] = DEFAULTS.seed,
     backend: Annotated[
         str,
-        typer.Option(autocompletion=completing(BACKENDS), help="What makes the step; `noetherperf info` lists them."),
+        typer.Option(
+            autocompletion=completing(BACKENDS),
+            help=f"Code that makes the step: {', '.join(BACKENDS)}. `noetherperf info` says which run here.",
+        ),
     ] = DEFAULTS.backend,
-    every: Annotated[int, typer.Option(min=1, help="Steps between two records.")] = DEFAULTS.every,
-    out: Annotated[Path, typer.Option(callback=local, help="Folder for the record and the pictures.")] = Path(
-        "runs/digits"
-    ),
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = DEFAULTS.device,
+    every: Annotated[int, typer.Option(min=1, help="Steps between two rows of the record.")] = DEFAULTS.every,
+    out: Annotated[
+        Path,
+        typer.Option(
+            callback=local,
+            help="Folder for record, checkpoint and pictures; with a large network runs/DATASET-MODEL by default.",
+        ),
+    ] = Path("runs/digits"),
+    device: Annotated[
+        str, typer.Option(help="Device of parameters and images, as torch names it: cpu, cuda, cuda:1, …")
+    ] = DEFAULTS.device,
     dtype: Annotated[Precision, typer.Option(help="Dtype of parameters and images.")] = Precision.float32,
     threads: Annotated[
-        int, typer.Option(min=1, help="Threads of torch; more than 1 do not speed up the small network.")
+        int, typer.Option(min=1, help="CPU threads; more than 1 do not speed up the small network.")
     ] = 1,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the record that exists in --out.")] = False,
 ) -> None:
-    """Train, record every charge, print the errors of the laws, and draw the pictures.
+    """Train a network, record its charges, print how well each law held, and draw pictures.
 
-    Without options, a small network on scikit-learn's digits; the status is 1 if it classifies 95 % of the test images
-    or fewer. With --model, a VGG-16 or ResNet-18 on any of the data sets. A checkpoint is kept after every epoch.
+    Without options it trains a small network on scikit-learn's digits.
+    The exit status is then 1 if that network classifies 95 % of the test images or fewer.
+    --model chooses a VGG-16 or a ResNet-18, for any of the data sets.
+    Every epoch ends with a checkpoint, from which --resume goes on.
     """
     small = model == "small"
 

@@ -149,8 +149,6 @@ def _unmatched(
             reasons[name] = "the loss does not see it: no gradient reaches it from the output"
         elif not bool(sums.alive(Part(name, None)).any()):
             reasons[name] = "the loss does not see it: its gradient is zero"
-        elif name in search.with_offset:
-            reasons[name] = search.with_offset[name]
         elif name in search.fractional:
             reasons[name] = f"a relation holds, but not in small integers: {search.fractional[name]}"
         elif name in doubted:

@@ -20,6 +20,12 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 __all__ = ["Flow"]
 
+#: These hand a parameter on as it is.
+_SEEN = frozenset(
+    """
+    view _unsafe_view reshape t transpose permute unsqueeze squeeze expand detach alias clone _to_copy
+    """.split()  # noqa: SIM905
+)
 SHOWN = 3  # operations, or readers, that a reason names
 
 Degrees = Mapping[str, float]  # of the parameters that a tensor scales with
@@ -80,6 +86,10 @@ class Flow(TorchDispatchMode):
         for name, p in model.named_parameters():
             self._degrees[p], self._names[p] = {name: 1.0}, name
         self._readers: dict[str, dict[str, None]] = {}
+        self._bare = WeakTensorKeyDictionary()  # what is a parameter as it is, or a view or copy of it: its name
+        for p, name in self._names.items():
+            self._bare[p] = name
+        self._added: dict[str, set[float]] = {}
         self._stops: dict[str, dict[tuple[str, str], None]] = {}
         self._hooks = ExitStack()
 
@@ -125,6 +135,11 @@ class Flow(TorchDispatchMode):
             parts.append(f"it is read by {_listed(readers)}")
         return "; ".join(parts)
 
+    def offset(self, name: str) -> float:
+        """The number that is added to a parameter wherever it is read, as in 1 + w; 0 if there is none."""
+        added = self._added.get(name, ())
+        return next(iter(added)) if len(added) == 1 else 0.0
+
     def is_read(self, name: str) -> bool:
         """Whether the forward pass uses a parameter."""
         return name in self._readers
@@ -136,12 +151,29 @@ class Flow(TorchDispatchMode):
         for x in leaves:
             if (name := self._names.get(x)) is not None:
                 self._readers.setdefault(name, {})[self._within[-1]] = None
+        operation = func.overloadpacket.__name__.removesuffix("_")
+        self._follow(operation, args, kwargs or {}, leaves, out)
         if any(flows):
-            degrees = self._degrees_of(func.overloadpacket.__name__.removesuffix("_"), args, flows)
+            degrees = self._degrees_of(operation, args, flows)
             for x in tree_leaves(out):
                 if isinstance(x, Tensor) and x.is_floating_point():
                     self._degrees[x] = degrees
         return out
+
+    def _follow(self, operation: str, args: Any, kwargs: Mapping[str, Any], leaves: Iterable[Tensor], out: Any) -> None:
+        """Note what is added to parameters before they are used."""
+        bare = {self._bare[x] for x in leaves if x in self._bare}
+        if len(bare) != 1 or not isinstance(args[0], Tensor) or args[0] not in self._bare:
+            pass
+        elif operation in _SEEN:
+            self._bare[out] = self._bare[args[0]]
+            return
+        elif operation in ("add", "sub", "rsub") and isinstance(args[1], int | float) and kwargs.get("alpha", 1) == 1:
+            sign = 1.0 if operation == "add" else -1.0
+            self._added.setdefault(self._bare[args[0]], set()).add(sign * float(args[1]))
+            return
+        for name in bare:
+            self._added.setdefault(name, set()).add(0.0)
 
     def _degrees_of(self, operation: str, args: Any, flows: list[Degrees]) -> Degrees:
         """Of the output; what the operation stops is noted."""

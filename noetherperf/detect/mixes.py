@@ -45,7 +45,7 @@ def _n_mixing(symmetry: Symmetry, parameters: Mapping[str, nn.Parameter], gradie
     for part in symmetry.parts:
         if part.parameter not in gradients:
             continue
-        g, w = part.grouped(gradients[part.parameter]), part.grouped(parameters[part.parameter].detach())
+        g, w = part.grouped(gradients[part.parameter]), part.grouped(parameters[part.parameter].detach()) + part.offset
         total, size = part.weight * (g @ w.T), abs(part.weight) * torch.outer(g.norm(dim=1), w.norm(dim=1))
         totals.append(total if part.weight > 0 else total.T)
         sizes.append(size if part.weight > 0 else size.T)

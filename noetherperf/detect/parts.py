@@ -12,7 +12,7 @@ from noetherperf.detect.layout import ANY
 from noetherperf.detect.shapes import Shapes
 from noetherperf.symmetry import Part, Shape
 
-__all__ = ["Axis", "Mask", "divisors", "foldings", "group_axes", "is_grouped", "joined", "pieces"]
+__all__ = ["Axis", "Mask", "crosses_periods", "divisors", "foldings", "group_axes", "is_grouped", "joined", "pieces"]
 
 Axis = tuple[str, int]  # a parameter's name and the number of one of its axes
 Mask = NDArray[np.bool_]  # over the indices of an axis
@@ -51,7 +51,7 @@ def pieces(length: int, seen: Shapes) -> list[Part]:
 
 
 def foldings(piece: Part, length: int, n: int, sizes: Iterable[int]) -> Iterator[Part]:
-    """Ways to make n groups of a piece: as it is, of neighbours, of indices a stride apart."""
+    """Ways to make n groups of a piece: as it is, of neighbours, of indices a stride apart, of one index a period."""
     n_indices = piece.n_groups((length,))
     if n_indices == n:
         yield piece
@@ -59,13 +59,19 @@ def foldings(piece: Part, length: int, n: int, sizes: Iterable[int]) -> Iterator
         return
     fold = n_indices // n
     start, stop = piece.bounds((length,))
-    for stride in sorted({1} | {size for size in itertools.chain(sizes, (n,)) if n % size == 0}):
-        if (stop - start) % (fold * stride) == 0:
+    for stride in sorted({1} | {size for size in itertools.chain(sizes, (n, stop - start)) if n % size == 0}):
+        if (stop - start) % (fold * stride) == 0 or stride == stop - start:
             yield replace(piece, fold=fold, stride=stride)
 
 
+def crosses_periods(grouping: Part, length: int) -> bool:
+    """Whether its groups have indices of several periods."""
+    start, stop = grouping.bounds((length,))
+    return grouping.period is not None and grouping.fold * grouping.stride > stop - start
+
+
 def joined(parts: Sequence[Part], shapes: Mapping[str, Shape]) -> list[Part]:
-    """The same parts; neighbouring slices of one axis with one coefficient become one part.
+    """The same parts; neighbouring slices of one axis with one coefficient become one part, as do those of all periods.
 
     In a slice whose width is fold · stride, group j holds the indices that leave the rest j when divided by the stride.
     Slices of equal width side by side have such groups together, too.
@@ -79,6 +85,27 @@ def joined(parts: Sequence[Part], shapes: Mapping[str, Shape]) -> list[Part]:
                 break
         else:
             result.append(part)
+    return _of_all_periods(result, shapes)
+
+
+def _of_all_periods(parts: Sequence[Part], shapes: Mapping[str, Shape]) -> list[Part]:
+    """The same parts; equal slices in all periods of an axis become one part, of which group j holds their places j."""
+    slices: dict[object, list[Part]] = {}
+    for part in parts:
+        alone = part.axis is None or part.period is not None or part.fold != 1
+        slices.setdefault(part if alone else (part.parameter, part.axis, part.weight), []).append(part)
+    result = []
+    for alike in slices.values():
+        first, n = alike[0], len(alike)
+        if n > 1 and first.axis is not None:
+            length = shapes[first.parameter][first.axis]
+            bounds = sorted(part.bounds(shapes[first.parameter]) for part in alike)
+            (start, stop), period = bounds[0], length // n
+            if length == n * period and bounds == [(start + k * period, stop + k * period) for k in range(n)]:
+                end, stride = stop if stop < period else None, stop - start
+                every = period if stride < period else None
+                alike = [replace(first, start=start or None, stop=end, period=every, fold=n, stride=stride)]
+        result += alike
     return result
 
 

@@ -169,6 +169,11 @@ class Probe:
     def _normal(self, like: Tensor) -> Tensor:
         return self._drawn(like).to(like.device, torch.float64)
 
+    def counted(self, name: str) -> Tensor:
+        """A parameter as norms count it: with what is added to it wherever it is read, as in 1 + w."""
+        p, offset = self.parameters[name].detach(), self.flow.offset(name)
+        return p + offset if offset else p
+
     def draw(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """A random batch like the examples."""
         old = next((len(x) for x in self._examples()), None)
@@ -274,8 +279,8 @@ class Probe:
             yield chunk
 
     def _direction(self, part: Part) -> Tensor:
-        """The parameter, with zeros outside the part."""
-        p = self.parameters[part.parameter].detach()
+        """The parameter as it counts, with zeros outside the part."""
+        p = self.counted(part.parameter)
         if part.axis is None:
             return p
         inside = torch.zeros(p.shape[part.axis], dtype=p.dtype, device="cpu")

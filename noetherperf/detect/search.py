@@ -22,7 +22,7 @@ from torch import Tensor
 
 from noetherperf.detect.claims import Claims, Relation
 from noetherperf.detect.layout import ANY, Layout, placed
-from noetherperf.detect.parts import Axis, divisors, foldings, joined, pieces
+from noetherperf.detect.parts import Axis, crosses_periods, divisors, foldings, joined, pieces
 from noetherperf.detect.probe import Probe
 from noetherperf.detect.progress import Report, Stage
 from noetherperf.detect.relations import Matrix, independent, integer_relations, null_space, nullity
@@ -43,7 +43,7 @@ LARGEST_FOLD = 64  # of a group at a number of groups that no axis has: query he
 class Column(NamedTuple):
     """The sums of the groups of one axis, as a column of a matrix."""
 
-    rank: tuple[int, bool, bool]  # finer ones come first; those that mix groups with and without gradient later
+    rank: tuple[bool, int, bool, bool]  # finer ones first; later those that mix groups with and without gradient
     axis: Axis
     grouping: Part
 
@@ -65,7 +65,6 @@ class Search:
     Attributes:
         sums: What was measured.
         fractional: Parameter name -> a relation that it has, but not in small integers.
-        with_offset: Parameter name -> a law in c + θ, which no symmetry can express.
         undecided: What was not searched to the end -> the reason: too few losses to tell relations from chance, or
             linear algebra that failed.
     """
@@ -75,7 +74,6 @@ class Search:
         self.sums = Sums(probe, progress)
         self.shapes = self.sums.shapes
         self.fractional: dict[str, str] = {}
-        self.with_offset: dict[str, str] = {}
         self.undecided: dict[str, str] = {}
         alive = {axis: self.sums.alive(Part(*axis)).any(0) for axis in self.sums.axes}
         self._claims = Claims(self.shapes, alive)
@@ -115,7 +113,14 @@ class Search:
                     self._too_few(1, law)
         with self._attempt("laws that count from an offset"):
             self._offsets()
-        return self._claims.relations
+        return [self._counted(relation) for relation in self._claims.relations]
+
+    def _counted(self, relation: Relation) -> Relation:
+        """The relation with the offsets that the sums counted from."""
+        if relation.law == Law.TRANSLATION:
+            return relation
+        offsets = [(part, self.probe.flow.offset(part.parameter)) for part in relation.parts]
+        return replace(relation, parts=tuple(replace(part, offset=c) if c else part for part, c in offsets))
 
     @contextmanager
     def _attempt(self, what: str) -> Iterator[None]:
@@ -227,7 +232,11 @@ class Search:
             for axis in (axis for axis in self.sums.axes if self.sums.length(axis) == length):
                 number = self.sums.layout.number[axis]
                 own = [
-                    Column((grouping.fold, not is_full, grouping.stride != 1), axis, grouping)
+                    Column(
+                        (crosses_periods(grouping, length), grouping.fold, not is_full, grouping.stride != 1),
+                        axis,
+                        grouping,
+                    )
                     for grouping, is_live, is_full in zip(groupings, live[number], full[number], strict=True)
                     if is_live
                 ]
@@ -293,13 +302,13 @@ class Search:
         return True
 
     def _offsets(self) -> None:
-        """Tell the laws of vectors that count from an offset, as the gain 1 + w of a normalisation.
+        """Claim laws of vectors that count from an offset which no addition shows, as in x + w x.
 
-        Their generator is c + θ, so that ⟨g, c⟩ + ⟨g, θ⟩ enters a relation. Part has no offset, so none is claimed.
+        Their generator is c + θ, so that ⟨g, c⟩ + ⟨g, θ⟩ enters a relation.
         """
         claimed = {part.parameter for relation in self._claims.relations for part in relation.parts}
         for name, shape in self.shapes.items():
-            if len(shape) != 1 or name in claimed or (name, 0) not in self.sums.axes:
+            if len(shape) != 1 or name in claimed or (name, 0) not in self.sums.axes or self.probe.flow.offset(name):
                 continue
             own = Part(name, 0)
             others = [Part(*a) for a in self._scopes[""] if a[0] != name and self.sums.length(a) == shape[0]]
@@ -309,16 +318,11 @@ class Search:
             if self.sums.is_idle(own, Law.TRANSLATION) or len(matrix) < len(columns) + 1 + SPARE:
                 continue
             for relation in integer_relations(null_space(matrix[:MAX_ROWS]))[0]:
-                offset, weight = int(relation[0]), int(relation[1])
+                offset, weight, *rest = map(float, relation)
                 if offset and weight:
-                    terms = zip(relation[2:], others, strict=True)
-                    rest = " ".join(f"{c:+d} |{part.parameter}|² along axis {part.axis}" for c, part in terms if c)
-                    law = (
-                        f"a law holds for each index: {weight:+d} |{offset / weight:g} + {name}|² {rest}; "
-                        "no Part counts from an offset, so it is not claimed"
-                    )
-                    terms = zip(relation[2:], others, strict=True)
-                    self.with_offset |= dict.fromkeys([name, *(part.parameter for c, part in terms if c)], law)
+                    terms = [replace(part, weight=c) for part, c in zip(others, rest, strict=True) if c]
+                    self._claims.claim(Law.NORM, [replace(own, weight=weight, offset=offset / weight), *terms])
+                    break
 
 
 def _what(n: int, law: Law) -> str:
@@ -326,7 +330,7 @@ def _what(n: int, law: Law) -> str:
     return f"{what} of {n} groups" if n > 1 else f"{what} of whole tensors"
 
 
-def _rank(column: Column) -> tuple[int, bool, bool]:
+def _rank(column: Column) -> tuple[bool, int, bool, bool]:
     return column.rank
 
 

@@ -1,5 +1,7 @@
 """Sums of ⟨g, 1⟩ and ⟨θ, g⟩ for each index of each axis, over random parameters and batches.
 
+θ has what is added to it wherever it is read (Flow.offset): the gain of a norm that multiplies by 1 + w is 1 + w here.
+
 All that the search asks of the model is in them: a symmetry is a linear relation between such sums that holds for every
 loss.
 """
@@ -119,9 +121,8 @@ class Sums:
         while self.n_losses < n_losses:
             if self._n_batches % 2 == 0 or not self.n_losses:
                 self.probe.redraw()
-                self._sq_p = {
-                    name: self._sums_of(name, p.detach(), p.detach()) for name, p in self.probe.parameters.items()
-                }
+                counted = ((name, self.probe.counted(name)) for name in self.probe.parameters)
+                self._sq_p = {name: self._sums_of(name, p, p) for name, p in counted}
             before = self.n_losses
             for gradients in self.probe.gradients(N_COTANGENTS):
                 self.n_losses += 1
@@ -154,7 +155,7 @@ class Sums:
     def _row(self, gradients: Mapping[str, Tensor]) -> Tensor:
         """The sums of one loss, [4, size of the layout]."""
         row = torch.zeros(4, self.layout.size, dtype=torch.float64, device="cpu")
-        for name, p in self.probe.parameters.items():
+        for name in self.probe.parameters:
             g = gradients.get(name)
             if g is not None and not bool(g.sum().isfinite()):
                 self.not_finite.add(name)
@@ -162,7 +163,7 @@ class Sums:
                 g = None
             if g is not None:
                 self.reached.add(name)
-                dot_pg, sq_g = self._sums_of(name, p.detach(), g), self._sums_of(name, g, g)
+                dot_pg, sq_g = self._sums_of(name, self.probe.counted(name), g), self._sums_of(name, g, g)
             for axis in self._axes_of[name]:
                 own = row[:, self.layout.own((name, axis))]
                 if g is not None:

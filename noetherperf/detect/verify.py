@@ -44,7 +44,7 @@ def _relative_defect(
         p = parameters[part.parameter].detach()
         g = gradients.get(part.parameter)
         g = part.grouped(torch.zeros_like(p) if g is None else g)
-        psi = part.weight * (torch.ones_like(g) if symmetry.law == "translation" else part.grouped(p))
+        psi = part.weight * (torch.ones_like(g) if symmetry.law == "translation" else part.grouped(p) + part.offset)
         terms.append(torch.stack([(g * psi).sum(1), g.square().sum(1), psi.square().sum(1)]))
         n_elements += g.shape[1]
     defect, sq_gradient, sq_generator = torch.stack(terms).sum(0).cpu().numpy()

@@ -105,7 +105,11 @@ BACKENDS = {
 
 
 def backends() -> dict[str, str]:
-    """Every backend by name: "available", or the reason why it cannot run here."""
+    """Every backend by name: "available", or the reason why it cannot run here.
+
+    Returns:
+        The backends in the order in which backend="auto" prefers them.
+    """
     return {name: backend.missing() or "available" for name, backend in BACKENDS.items()}
 
 

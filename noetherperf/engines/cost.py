@@ -8,15 +8,21 @@ from torch import Tensor, nn
 
 from noetherperf.engines.tiling import make_tables
 from noetherperf.measure.plan import Measurement, make_plan
-from noetherperf.rules.law import N_START, Law
+from noetherperf.rules.law import N_START, Law, Shape
 from noetherperf.rules.sgd import SGD, Hyper
 from noetherperf.symmetry import Symmetry, validate
 
 #: Moments that a step with plain momentum takes; Nesterov adds two.
 N_TAKEN = SGD.n_taken(Hyper(lr=1.0, momentum=0.9), has_buffers=True)
-#: Rows of a law's state that a step reads and writes: all but the initial x₀ and y₀.
-N_ADVANCED = {law: SGD.laws[law].n_rows - N_START for law in Law}
 FLOAT64 = 8
+
+
+def n_advanced(laws: Mapping[Law, Shape]) -> dict[Law, int]:
+    """Rows of each law's state that a step reads and writes: all but the initial x₀ and y₀."""
+    return {law: shape.n_rows - N_START for law, shape in laws.items()}
+
+
+N_ADVANCED = n_advanced(SGD.laws)
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,9 @@ def cost(
         dtype: Of the parameters, where only shapes are given: float32, float64, bfloat16 or float16.
         momentum: Whether the step has momentum.
 
+    Returns:
+        Numbers and bytes of one step; `print` puts them into a sentence.
+
     Raises:
         ValueError: Symmetries that do not fit the parameters.
 
@@ -94,10 +103,11 @@ def cost(
     tensors: list[Tensor] = list(params.values())
     plan = make_plan(validate(symmetries, shapes), list(params), list(shapes.values()))
     tables = make_tables(plan, tensors, [0] * len(tensors))
+    advanced = n_advanced(plan.rule.laws)
     values = 0  # float64 numbers that measuring moves
     for view in tables.views:
         shared = 2 * int(view["n_slices"]) if view["n_slices"] > 1 else 0  # each slice is written, then read
-        laws = sum(N_ADVANCED[law] for law, at in zip(Law, (view["translation"], view["norm"]), strict=True) if at >= 0)
+        laws = sum(advanced[law] for law, at in zip(Law, (view["translation"], view["norm"]), strict=True) if at >= 0)
         values += int(view["n_segments"]) * (N_TAKEN * (shared + 2) + 2 * laws)
     return Cost(
         sum(p.numel() for p in tensors),

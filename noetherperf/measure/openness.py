@@ -31,6 +31,7 @@ from noetherperf.rules.law import Law
 from noetherperf.rules.rule import Rule
 from noetherperf.symmetry import Symmetry
 
+UNCLAIMED = "no symmetry is claimed: free + forced leaves out the gradient's part, which defect holds"
 ANEW = "reset_measurement() starts the laws anew"
 
 
@@ -38,7 +39,8 @@ class Openness:
     """Follows the steps of a model's tensors, and lists the symmetries whose laws are open, with the reason.
 
     Args:
-        symmetries: All symmetries; those that claim nothing (Norm) are open from the start.
+        symmetries: All symmetries; those that claim nothing (Norm) are open from the start, as are those with an offset
+            of which the rule knows no law.
         names: A name for each tensor.
         group_index: For each tensor the number of its parameter group.
         n_groups: The number of parameter groups.
@@ -61,7 +63,11 @@ class Openness:
         self._rule = rule
         self._members = {s.name: sorted({index[part.parameter] for part in s.parts}) for s in symmetries}
         self._laws = {s.name: Law[s.law.upper()] for s in symmetries}
-        self._unclaimed = [s.name for s in symmetries if not s.claimed]
+        self._always = {s.name: UNCLAIMED for s in symmetries if not s.claimed}
+        if not rule.offset:
+            without = f"the update rule {rule.name!r} has no law of norms that count from an offset"
+            counted = [s.name for s in symmetries if any(part.offset for part in s.parts)]
+            self._always |= {name: without for name in counted if name not in self._always}
         self.reset()
 
     def reset(self, options: Sequence[Any] = ()) -> None:
@@ -70,9 +76,7 @@ class Openness:
         Args:
             options: Of the rule, one per parameter group; none if they are not known yet.
         """
-        self._reasons: dict[str, str] = dict.fromkeys(
-            self._unclaimed, "no symmetry is claimed: free + forced leaves out the gradient's part, which defect holds"
-        )
+        self._reasons: dict[str, str] = dict(self._always)
         self._changes: dict[str, str] = {}  # reasons of another kind: tensors written between steps
         self._by_rule: dict[str, str] = self._without_law(options)  # and: the rule has no law
         self._classes = [0] * len(self._names)
@@ -253,7 +257,7 @@ class Openness:
                 if not isinstance(reason, str) or not reason:
                     raise ValueError(f"has {field!r} for {name!r} that are no text")
         for name, members in self._members.items():
-            is_open = name in self._unclaimed or len({classes[i] for i in members}) > 1
+            is_open = name in self._always or len({classes[i] for i in members}) > 1
             if is_open != (name in reasons):
                 raise ValueError(
                     f"has 'classes' in which the law of {name!r} is {'open' if is_open else 'closed'}, and "

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from noetherperf.rules import sgd
 from noetherperf.rules.arithmetic import two_sum
-from noetherperf.rules.law import N_START, PROPAGATED, X0, Y0, Law
+from noetherperf.rules.law import N_START, OFFSET, PROPAGATED, X0, Y0, Law
 from noetherperf.rules.moments import Moment
 from noetherperf.rules.rule import Rule
 from noetherperf.symmetry import Part, Symmetry
@@ -99,6 +99,14 @@ class Plan:
             segments[np.repeat(at[asked], n) + within] = np.repeat(segment[asked], n) + within
             found.append(segments)
         return tuple(map(torch.from_numpy, found))
+
+    @cached_property
+    def translation_of(self) -> Tensor:
+        """For each of the norm's states the translation's state of the same segment, −1 where there is none; int64."""
+        _, sums, norms = self.indices
+        found = torch.full((self.n_segments,), -1, device="cpu")
+        found[sums] = torch.arange(len(sums), device="cpu")
+        return found[norms]
 
 
 @dataclass
@@ -220,6 +228,7 @@ class Measurement:
         # Non-blocking copies: the host must not wait for the steps in flight.
         is_warm, is_changed, tensor, *law_segments = (x.to(device, non_blocking=True) for x in (*flags, *plan.indices))
         here, new = is_changed[tensor], self.clone()
+        of_sums = torch.zeros(2, len(tensor), dtype=torch.float64, device=device)  # jumps of translations, by segment
         for moment in (Moment.SUM_P, Moment.SQ_P):
             new.moments[moment] = torch.where(here, measured[moment], self.moments[moment])
         for (law, (x, y)), segment in zip(CHARGE_AND_MOMENTUM.items(), law_segments, strict=True):
@@ -228,17 +237,23 @@ class Measurement:
             now = torch.where(is_warm[owner], measured[y, segment], 0.0)
             x_jump = torch.where(jumps, measured[x, segment] - self.moments[x, segment], 0.0)
             budget_y = shape.y_row("budget")
-            y_jump = torch.where(jumps, now - state[budget_y], 0.0) if budget_y is not None else 0.0
+            y_jump = torch.zeros_like(x_jump)
+            if budget_y is not None:
+                y_jump = torch.where(jumps, now - state[budget_y], 0.0)
+            if law == Law.TRANSLATION:
+                of_sums[:, segment] = torch.stack([x_jump, y_jump])
+            of_offset = 2.0 * of_sums[0, segment], of_sums[1, segment]
             for component in shape.components:
                 if component.jumps:
                     row, y_row = shape.rows[component.name], shape.y_row(component.name)
+                    dx, dy = of_offset if component.name == OFFSET else (x_jump, y_jump)
                     if component.compensated:
-                        state[row], rest = two_sum(state[row], x_jump)
+                        state[row], rest = two_sum(state[row], dx)
                         state[row + 1] += rest
                     else:
-                        state[row] += x_jump
+                        state[row] += dx
                     if y_row is not None:
-                        state[y_row] += y_jump
+                        state[y_row] += dy
         return new
 
 
@@ -276,12 +291,16 @@ def make_plan(
         rule: The update rule.
     """
     index = {name: i for i, name in enumerate(names) if name is not None}
+    if any(part.offset and part.parameter in index for symmetry in symmetries for part in symmetry.parts):
+        rule = rule.with_offsets()
     wanted: dict[tuple[int, int | None], list[tuple[Part, Law]]] = {}
     for symmetry in symmetries:
         law = Law[symmetry.law.upper()]
         for part in symmetry.parts:
             if part.parameter in index:
-                wanted.setdefault((index[part.parameter], part.axis), []).append((part, law))
+                # A norm with an offset is a sum of norms and translations (measure/offset.py).
+                laws = {law, Law.TRANSLATION} if part.offset else {law}
+                wanted.setdefault((index[part.parameter], part.axis), []).extend((part, one) for one in laws)
 
     # A part over a whole tensor uses the tensor's first wanted axis; without one, it is one segment along axis 0.
     home: dict[tuple[int, int | None], tuple[int, int]] = {}
@@ -300,12 +319,12 @@ def make_plan(
         length = (shapes[tensor] or (1,))[axis]
         fold = max(1, _fold((part for part, _ in asked if part.axis is not None), length))
         n_segments = length // fold
-        laws = {law for _, law in asked}
+        wanted_laws = {law for _, law in asked}
         view_of[tensor, axis] = len(views)
-        translation, norm = (law_offset[law] if law in laws else -1 for law in Law)
+        translation, norm = (law_offset[law] if law in wanted_laws else -1 for law in Law)
         views.append(View(tensor, axis, fold, n_segments, offset, (translation, norm)))
         offset += n_segments
-        for law in laws:
+        for law in wanted_laws:
             law_offset[law] += n_segments
 
     def place(part: Part) -> PlannedPart:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from noetherperf.measure.defect import floored, mean_square, relative_defect
 from noetherperf.measure.logged import logged, quantiles
+from noetherperf.measure.offset import count_from_offset, propagators_of, split
 from noetherperf.measure.terms import Source, Terms, find_terms
 from noetherperf.measure.turning import LastStep, Moved, angular_update, effective_lr, moved
 from noetherperf.rules.law import X0, Y0, Law
@@ -35,7 +36,8 @@ class Prediction:
 
     Attributes:
         free: What the initial charge alone (and a warm momentum buffer) has become: it decays, or oscillates.
-        forced: What finite steps have added: |u|² (discrete law), |g|² or |θ̇|² (flow law). Zero for a translation.
+        forced: What finite steps have added: |u|² (discrete law), |g|² or |θ̇|² (flow law). Zero for a translation. With
+            an offset also what decay leaves, because it draws θ, not θ + offset, to 0.
         defect: What a violated gradient constraint has let in, and changes of parameters between steps. Zero if the
             symmetry holds and nothing was changed, and always zero in the flow law.
         budget: free + forced + defect. In the discrete law it is an identity of the update, up to rounding, for any
@@ -84,7 +86,8 @@ class Charges:
     """Charges after a step: float64 CPU tensors [n groups], of one symmetry or of all side by side.
 
     Attributes:
-        charge: Q now: Σ c⟨θ, 1⟩ for a translation, else Σ c|θ|²; of the values as stored.
+        charge: Q now: Σ c⟨θ, 1⟩ for a translation, else Σ c|θ|²; of the values as stored. θ counts with its part's
+            offset, here and in all that follows.
         initial: Q when measuring began.
         discrete: The discrete law's prediction, exact to rounding where the symmetry holds.
         flow: The flow law's, the continuous-time dynamics of the paper.
@@ -308,6 +311,9 @@ class Readout(Mapping[str, ChargeReadout]):
         Args:
             parameter: Its name, as in `model.named_parameters()`.
 
+        Returns:
+            Symmetry name -> readout, in the order of this readout.
+
         Raises:
             KeyError: No measured symmetry has it; the message has the nearest names.
         """
@@ -326,6 +332,9 @@ class Readout(Mapping[str, ChargeReadout]):
         they are NaN. Quantiles leave out groups that are NaN; a largest value is then NaN. Names are made safe for
         loggers: characters other than letters, digits, spaces and `_ - . / :` become `_`. If two names become equal,
         the later one gets the suffix ".2".
+
+        Returns:
+            Name -> float, with "step" and "time" first.
         """
         flat: dict[str, float] = {"step": float(self.step), "time": self.time}
         if not self:
@@ -351,29 +360,16 @@ class Readout(Mapping[str, ChargeReadout]):
 def _components(source: Source, law: Law) -> NDArray[np.float64]:
     """All states of a law, [9, n segments]: initial; discrete free, forced, defect, budget; flow free, forced; growth
     and transport, where the rule has them."""
-    tensor, *law_segments = (x.numpy() for x in source.plan.indices)
-    tensors = tensor[law_segments[law]]
     state, shape = source.measurement.states[law], source.plan.rule.laws[law]
-    propagators = source.measurement.propagators.numpy()[:, law]
-    xx, xy = propagators[tensors, 0, 0].T
-    flow_xx = propagators[tensors, 1, 0, 0]
-    x0, y0 = state[X0].numpy(), state[Y0].numpy()
 
     def component(name: str) -> NDArray[np.float64] | None:
         x = shape.x(name, state)
         return None if x is None else x.numpy()
 
-    free = xx * x0 + xy * y0
-    budget, forced, defect, flow, growth = map(component, ("budget", "forced", "defect", "flow", "growth"))
+    budget = component("budget")
     assert budget is not None, "every law keeps its budget"
-    nothing = np.zeros_like(x0)
-    if defect is not None:
-        forced = budget - free - defect
-    else:
-        forced = nothing if forced is None else forced
-        defect = budget - free - forced
-    flow, growth = (nothing if x is None else x for x in (flow, growth))
-    return np.stack([x0, free, forced, defect, budget, flow_xx * x0, flow, growth, budget - xx * x0 - growth])
+    kept = {name: component(name) for name in ("forced", "defect", "flow", "growth")}
+    return split(propagators_of(source, law), (state[X0].numpy(), state[Y0].numpy()), budget, kept)
 
 
 def _has_growth(source: Source) -> bool:
@@ -404,10 +400,12 @@ def _table(
 ) -> NDArray[np.float64]:
     measured = np.concatenate([source.measurement.moments[:N_MOMENTS].numpy() for source in sources], axis=1)
     components = np.concatenate([_components(source, law) for source in sources for law in Law], axis=1)
-    moments = terms.shares(measured[:, terms.segment])
+    moments, sums = terms.shares(measured[:, terms.segment]), terms.shares(components[:, terms.state])
+    if terms.offset.any():
+        count_from_offset(sources, terms, moments, sums)
     table = np.empty((N_ROWS, terms.n_groups))
     table[:N_MOMENTS] = terms.groups(moments * terms.weight)
-    table[N_MOMENTS:N_SUMS] = terms.groups(terms.shares(components[:, terms.state]) * terms.weight)
+    table[N_MOMENTS:N_SUMS] = terms.groups(sums * terms.weight)
 
     translation = np.repeat([Law[symmetry.law.upper()] == Law.TRANSLATION for symmetry in symmetries], n_groups) == 1
     table[_Row.CHARGE] = np.where(translation, table[Moment.SUM_P], table[Moment.SQ_P])
@@ -431,10 +429,13 @@ def _fill_turning(
     sq_p: NDArray[np.float64],
     translation: NDArray[np.bool_],
 ) -> None:
-    """Fill in how far the last step turned each group; sq_p: |θ'|² of each share."""
+    """Fill in how far the last step turned each group; sq_p: |θ' + c|² of each share, c its offset."""
     segments = [moved(x.plan, x.measurement, x.last or LastStep.unknown(x.plan), law) for x in sources for law in Law]
     of_terms = np.concatenate(segments, axis=1)[:, terms.state]
-    sums = terms.groups(terms.shares(of_terms))
+    of_shares = terms.shares(of_terms)
+    at = np.flatnonzero(terms.offset)
+    of_shares[Moved.ALONG, at] += terms.offset[at] * of_shares[Moved.TOTAL, at]
+    sums = terms.groups(of_shares)
     sq_norm = np.where(translation, np.nan, terms.groups(sq_p))
     table[_Row.RELATIVE_UPDATE] = np.sqrt(sums[Moved.SQ_UPDATE] / sq_norm)
     table[_Row.ANGULAR_UPDATE] = angular_update(sq_norm, sums[Moved.SQ], sums[Moved.ALONG])

@@ -54,7 +54,8 @@ class Row:
         charge: Now.
         change: charge − initial.
         decay: free − initial: what weight decay took of the initial charge; with a warm buffer, and what that added.
-        growth: discrete.forced: what steps of finite size added. 0 for a translation.
+        growth: discrete.forced: what steps of finite size added. 0 for a translation. With an offset also what decay
+            left of the initial charge, because it draws θ, not θ + offset, to 0.
         defect: discrete.defect: what got in because the law holds only nearly.
         rounding: charge − discrete.budget: what storing lost.
         angular_update: The median angle in radians by which the last step turned a group; NaN where not known.

@@ -34,7 +34,7 @@ class Terms(NamedTuple):
         segment: Index of each term in the moments of all sources side by side, [n terms].
         state: Index of each term in the laws' components of all sources, translations first in each, [n terms].
         share: First term of each share, [n shares].
-        weight, n_elements: Of each share, [n shares].
+        weight, offset, n_elements: Of each share, [n shares].
         group: First share of each group that has shares.
         filled: Those groups.
         n_groups: Number of all groups.
@@ -44,6 +44,7 @@ class Terms(NamedTuple):
     state: NDArray[np.int64]
     share: NDArray[np.int64]
     weight: NDArray[np.float64]
+    offset: NDArray[np.float64]
     n_elements: NDArray[np.float64]
     group: NDArray[np.int64]
     filled: NDArray[np.int64]
@@ -99,7 +100,7 @@ def find_terms(symmetries: Sequence[Symmetry], sources: Sequence[Source]) -> tup
     segments: list[NDArray[np.int64]] = []
     groups: list[NDArray[np.int64]] = []
     parts: list[tuple[int, ...]] = []
-    weights: list[float] = []
+    coefficients: list[tuple[float, float]] = []
     n_measured = np.cumsum([0, *(source.measurement.moments.shape[1] for source in sources)]).tolist()
     n_states = np.cumsum([0, *(state.shape[1] for source in sources for state in source.measurement.states)]).tolist()
     for number, symmetry in enumerate(symmetries):
@@ -113,22 +114,24 @@ def find_terms(symmetries: Sequence[Symmetry], sources: Sequence[Source]) -> tup
                 groups.append(group)
                 state = n_states[len(Law) * i + law] + view.law_segment[law]
                 parts.append((number, len(own), n_measured[i] + view.segment, state, planned.n_elements))
-                weights.append(part.weight)
+                coefficients.append((part.weight, part.offset))
         n_groups.append(n)
-    symmetry_of, lengths, *offsets, n_elements = np.array(parts, dtype=np.int64).reshape(-1, 5).T
+    symmetry_of, lengths, *starts, n_elements = np.array(parts, dtype=np.int64).reshape(-1, 5).T
     first_group = np.cumsum([0, *n_groups])
     group = np.concatenate([_NONE, *groups]) + np.repeat(first_group[symmetry_of], lengths)
     order = np.argsort(group, kind="stable")
     group, of_part = group[order], np.repeat(np.arange(len(parts)), lengths)[order]
-    segment, state = ((np.concatenate([_NONE, *segments]) + np.repeat(offset, lengths))[order] for offset in offsets)
+    segment, state = ((np.concatenate([_NONE, *segments]) + np.repeat(start, lengths))[order] for start in starts)
     share = _changes(group, of_part)
     shares_group, shares_part = group[share], of_part[share]
     first_share = _changes(shares_group)
+    weights, offsets = np.array(coefficients, dtype=np.float64).reshape(-1, 2).T
     terms = Terms(
         segment,
         state,
         share,
-        np.array(weights, dtype=np.float64)[shares_part],
+        weights[shares_part],
+        offsets[shares_part],
         n_elements.astype(np.float64)[shares_part],
         first_share,
         shares_group[first_share],

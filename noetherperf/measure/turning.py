@@ -6,7 +6,8 @@ A part's step p' = r p − η w moves it by Δ = p' − p = (1 − 1/r) p' − (
     ⟨p', Δ⟩ = (1 − 1/r) |p'|² − (η/r) ⟨p', w⟩
 
 Both are sums over elements, so they add up over parts with their own η and r. A rule gives ⟨p', w⟩ (`Rule.motion`).
-With A = ⟨θ', Δ⟩ of the whole group, |θ'|² |Δ|² − A² is the squared area between its vectors before and after, and
+Where a part counts from an offset c, ⟨p' + c, Δ⟩ has c⟨Δ, 1⟩ too, which follows from ⟨w, 1⟩ as Δ from w. With
+A = ⟨θ', Δ⟩ of the whole group, |θ'|² |Δ|² − A² is the squared area between its vectors before and after, and
 
     angular update = atan2(√(|θ'|² |Δ|² − A²), |θ'|² − A)
 
@@ -17,7 +18,7 @@ Derived in docs/theory.md, section 7.
 Source: Kosson et al. (2023), "Rotational Equilibrium", arXiv:2305.17212, for the quantities; formulas: this project.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -56,6 +57,7 @@ class Moved(IntEnum):
     ALONG = 1  # ⟨θ', Δ⟩
     SQ_UPDATE = 2  # η² |u|²
     LR = 3  # η
+    TOTAL = 4  # ⟨Δ, 1⟩, where norms may count from an offset; else 0
 
 
 def moved(plan: Plan, measurement: Measurement, last: LastStep, law: Law) -> Numbers:
@@ -75,19 +77,27 @@ def moved(plan: Plan, measurement: Measurement, last: LastStep, law: Law) -> Num
     moments, state = measurement.moments.numpy()[:, segments], measurement.states[law].numpy()
     rows, y_row = plan.rule.moment_rows, plan.rule.laws[law].y_row("budget")
 
-    def total(names: Sequence[str], coefficients: Numbers) -> Numbers:
+    def total(of_motions: Sequence[Mapping[str, float]], carried: Callable[[], Numbers]) -> Numbers:
         """Σ coefficient · moment; terms without coefficient are left out, because they may be NaN."""
         found = np.zeros(len(segments))
-        for name, of_motion in zip(names, coefficients.T, strict=True):
-            assert name != CARRIED or y_row is not None, "the budget of this rule has no second number"
-            value, factor = state[y_row] if name == CARRIED else moments[rows[name]], of_motion[which]
+        for name in sorted({name for of_motion in of_motions for name in of_motion}):
+            factor = np.array([of_motion.get(name, 0.0) for of_motion in of_motions])[which]
+            value = carried() if name == CARRIED else moments[rows[name]]
             found += np.where(factor == 0.0, 0.0, factor * value)
         return found
 
-    squares = sorted({m.square for m in last.motions})
-    parts = sorted({name for m in last.motions for name in m.along})
-    square = total(squares, np.array([[float(m.square == k) for k in squares] for m in last.motions]))
-    along = total(parts, np.array([[m.along.get(k, 0.0) for k in parts] for m in last.motions]))
+    def carried() -> Numbers:
+        assert y_row is not None, "the budget of this rule has no second number"
+        return np.asarray(state[y_row])
+
+    def carried_sums() -> Numbers:
+        y = plan.rule.laws[Law.TRANSLATION].y_row("budget")
+        assert y is not None, "the budget of this rule has no second number"
+        return np.asarray(measurement.states[Law.TRANSLATION][y, plan.translation_of].numpy())
+
+    square = total([{m.square: 1.0} for m in last.motions], carried)
+    along = total([m.along for m in last.motions], carried)
+    sums = total([m.total for m in last.motions], carried_sums) if plan.rule.has_offsets else np.zeros(len(segments))
     keep, lr = np.array([(m.keep, m.lr) for m in last.motions]).T[:, which]
     lost, step, sq_p = 1.0 - 1.0 / keep, lr / keep, moments[Moment.SQ_P]
     return np.stack(
@@ -96,6 +106,7 @@ def moved(plan: Plan, measurement: Measurement, last: LastStep, law: Law) -> Num
             lost * sq_p - step * along,
             lr * lr * moments[Moment.SQ_U],
             lr,
+            lost * moments[Moment.SUM_P] - step * sums if plan.rule.has_offsets else sums,
         ]
     )
 

@@ -1,4 +1,4 @@
-"""AdamW and Adam: torch's, which measure their symmetries' charges, and every law's integrals, while they step."""
+"""AdamW and Adam: the steps of torch's, which also measure the charges of symmetries and advance their laws."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -141,9 +141,11 @@ class Adam(MeasuredOptimizer):
 
 
 class AdamW(Adam):
-    """torch.optim.AdamW: `Adam` whose weight decay acts on the parameter alone.
+    """torch.optim.AdamW, with the charges measured: `Adam` whose weight decay acts on the parameter alone.
 
-    All arguments are those of `Adam`; weight_decay is λ, decoupled.
+        θ ← (1 − ηλ) θ − η u,   u as in `Adam`, of the gradient without weight decay
+
+    Arguments are those of `Adam`. weight_decay is λ, 0.01 by default.
 
     Raises:
         ValueError, TypeError, RuntimeError: As in `Adam`.

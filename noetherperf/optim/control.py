@@ -35,6 +35,13 @@ def groups(model: nn.Module, symmetries: Sequence[Symmetry]) -> list[dict[str, A
     A law with parts in several groups (a Rescale from a BatchNorm to the next, normalised layer) is open as soon as
     their learning rates differ.
 
+    Args:
+        model: Its parameters are divided among the groups.
+        symmetries: The Scales among them get a group each; others are ignored.
+
+    Returns:
+        Parameter groups of (name, parameter) pairs, without options of their own.
+
     Raises:
         ValueError: Two Scales share a parameter, or one names a parameter that the model does not have.
     """
@@ -45,7 +52,8 @@ def groups(model: nn.Module, symmetries: Sequence[Symmetry]) -> list[dict[str, A
             names = dict.fromkeys(part.parameter for part in symmetry.parts)
             if absent := [name for name in names if name not in named]:
                 raise ValueError(
-                    f"symmetry {symmetry.name!r}: parameter {absent[0]!r} is not in the model, or in a group already"
+                    f"symmetry {symmetry.name!r}: parameter {absent[0]!r} is not in the model, or in a group already; "
+                    "name symmetries of this model that share no parameter"
                 )
             made.append({"params": [(name, named.pop(name)) for name in names]})
     return [*made, {"params": list(named.items())}] if named else made
@@ -141,7 +149,10 @@ class EffectiveLearningRate(LRScheduler):
         self.targets: dict[str, float] = {}
         for name, target in given.items():
             if not self._charges[name] > 0:
-                raise ValueError(f"targets: the charge of {name!r} is {self._charges[name]}; it must be above 0")
+                raise ValueError(
+                    f"targets: the charge of {name!r} is {self._charges[name]}, which must be above 0; leave it out, "
+                    "or give its weights other initial values"
+                )
             if target is None:
                 group = optimizer.param_groups[self._group[name]]
                 target = float(group.get("initial_lr", group["lr"])) / self._charges[name]
@@ -153,7 +164,10 @@ class EffectiveLearningRate(LRScheduler):
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[float | Tensor]:
-        """The learning rates for the next step, one per parameter group; step() calls this.
+        """The learning rates for the next step; step() calls this.
+
+        Returns:
+            One for each parameter group.
 
         Raises:
             FloatingPointError: A charge is NaN or infinite: the training has diverged.

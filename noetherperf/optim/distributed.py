@@ -295,7 +295,7 @@ def get_measurement_state_dict(optimizer: Checkpointed) -> dict[str, Any]:
     """
     measured = optimizer.state_dict().get("measurement")
     if measured is None:
-        raise ValueError("the optimizer measures nothing: it was given no symmetries")
+        raise ValueError("the optimizer measures nothing: it was given no symmetries; make it with symmetries=...")
     return checkpoint.pack(measured)
 
 
@@ -324,7 +324,7 @@ class MeasurementState:
     as torch.distributed.checkpoint does, and load these before any other objects.
 
     Args:
-        optimizer: noetherperf.MeasuredOptimizer with symmetries.
+        optimizer: noetherperf.MeasuredOptimizer or Probe, with symmetries.
     """
 
     def __init__(self, optimizer: Checkpointed) -> None:

@@ -113,11 +113,17 @@ class MeasuredOptimizer(Optimizer):
 
             with optimizer.paused():
                 saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+
+        Returns:
+            The context: the optimizer's lock. The thread that holds it may itself step and read out.
         """
         return self._lock
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group, as torch's optimizers do.
+
+        Args:
+            param_group: A dict with "params", named where symmetries are measured, and options of its own.
 
         Raises:
             TypeError, ValueError: A parameter in it cannot be stepped; the optimizer is as it was.
@@ -316,6 +322,9 @@ class MeasuredOptimizer(Optimizer):
         Any thread may call it while another one steps: the readout is of one step. If parameters are sharded over
         ranks, it adds up the ranks' measurements and is a collective: every rank must call it, after the same step.
 
+        Returns:
+            Symmetry name -> ChargeReadout, whose arrays are float64 [n groups].
+
         Raises:
             RuntimeError: The ranks measure different things, are not at the same step, or made different steps.
         """
@@ -340,6 +349,9 @@ class MeasuredOptimizer(Optimizer):
 
         The measurement is that of the whole parameters, for any sharding. If parameters are sharded, this is a
         collective, like readout().
+
+        Returns:
+            A dict that torch's optimizer loads, too. It refers to the buffers themselves, as torch's does.
         """
         if self.symmetries:
             with self._lock:

@@ -1,4 +1,4 @@
-"""Repeats: a step that sees what the step before saw is recognised by one compiled call, and made without another look.
+"""Repeats: one compiled call finds out that a step has the tensors of the step before; then nothing is read again.
 
 All else goes the general way (optim/measured.py), which alone knows what a difference means.
 """

@@ -1,4 +1,4 @@
-"""SGD: torch.optim.SGD that measures its symmetries' charges, and every law's integrals, while it steps."""
+"""SGD: the steps of torch.optim.SGD, which also measure the charges of symmetries and advance their laws."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
@@ -79,7 +79,10 @@ class SGD(MeasuredOptimizer):
         if foreach and fused:
             raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
         if differentiable:
-            raise RuntimeError("noetherperf.SGD steps in place and is not differentiable; use torch.optim.SGD for that")
+            raise RuntimeError(
+                "noetherperf.SGD steps in place and is not differentiable; use torch.optim.SGD for that, and "
+                "noetherperf.Probe(torch.optim.SGD(..., differentiable=True)) to measure it"
+            )
         defaults = {
             "lr": lr,
             "momentum": momentum,

@@ -1,4 +1,4 @@
-"""Shadows: copies of the parameters that another optimizer steps, which follow them and measure the way.
+"""Shadows: copies of the parameters that another optimizer steps. Each step is measured from copy to parameter.
 
 A shadow is equal to its live parameter before a step. After it, the rule `given` steps the shadow to the live
 parameter, and the engines measure that step like any other: they read shadow, parameter and gradient, and write the

@@ -112,7 +112,10 @@ class _Files:
             raise ValueError(f"{path}: cannot be read as an image ({error}); unpack the archive again") from error
         if pixels.shape[:2] != (TINY_IMAGENET_SIZE, TINY_IMAGENET_SIZE):
             size = TINY_IMAGENET_SIZE
-            raise ValueError(f"{path}: expected {size}×{size} pixels, got {pixels.shape[1]}×{pixels.shape[0]}")
+            raise ValueError(
+                f"{path}: expected {size}×{size} pixels, got {pixels.shape[1]}×{pixels.shape[0]}; unpack the "
+                "archive again"
+            )
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
@@ -234,7 +237,7 @@ def _cifar10_file(path: Path) -> tuple[NDArray[np.uint8], list[int]]:
     if not good:
         raise ValueError(
             f"{path}: expected b'data', uint8 [n, 3072], and b'labels', n numbers from 0 to 9; got {pixels.dtype} "
-            f"{list(pixels.shape)} and {len(labels)} labels"
+            f"{list(pixels.shape)} and {len(labels)} labels; unpack the archive again"
         )
     return pixels.reshape(-1, 3, 32, 32), labels
 

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from noetherperf.rules.arithmetic import Number
-from noetherperf.rules.carry import DOT_PU, LAWS, SUM_U, Carry, carried_numbers, step_of
+from noetherperf.rules.carry import DOT_PU, LAWS, OFFSETS, SUM_U, Carry, carried_numbers, step_of
 from noetherperf.rules.law import Law, Shape, Step
 from noetherperf.rules.moments import COMMON
 from noetherperf.rules.motion import Motion, decoupled
@@ -154,6 +154,7 @@ class AdamRule(Rule[AdamOptions]):
     lr_degree = 1
     idle: ClassVar[Mapping[int, int]] = {}
     laws: ClassVar[Mapping[Law, Shape]] = LAWS
+    offset = OFFSETS
 
     def options(self, group: Mapping[str, Any]) -> AdamOptions:
         return AdamOptions.of(group)
@@ -238,11 +239,12 @@ class AdamRule(Rule[AdamOptions]):
         return decoupled(options.keep, options.lr)
 
     def steps(self, options: AdamOptions, age: int, laws: Collection[Law]) -> dict[Law, Step]:
-        carry = _carry(options, age)
-        return {law: step_of(law, options.lr, options.keep, options.flow_decay, carry) for law in laws}
+        numbers = options.lr, options.keep, options.flow_decay, _carry(options, age)
+        return {law: step_of(law, *numbers, offsets=self.has_offsets) for law in laws}
 
     def row_of_age(self, options: AdamOptions, laws: Collection[Law]) -> Callable[[int], list[Number]]:
         fixed, starts = self.row(options, 0, laws), [(law, self.law_numbers[law]) for law in laws]
+        offsets = self.has_offsets
 
         def row(age: int) -> list[Number]:
             numbers = fixed.copy()
@@ -250,7 +252,7 @@ class AdamRule(Rule[AdamOptions]):
             numbers[_ROOT] = options.sq_correction(age + 1) ** 0.5
             carry = _carry(options, age)
             for law, start in starts:
-                for at, x in carried_numbers(law, options.lr, options.keep, carry):
+                for at, x in carried_numbers(law, options.lr, options.keep, carry, offsets=offsets):
                     numbers[start + at] = x
             return numbers
 

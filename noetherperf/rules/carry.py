@@ -32,6 +32,11 @@ Flow law, the overdamped limit, with b the share of u that the next step carries
 
 It leaves out y₀, and takes w as settled while the buffer still fills, which adds 2bη²|u|²/(1 − b)² too much in all.
 
+A norm with an offset, x = |p + c|² and w for ⟨p + c, u⟩, gains what decay does, because it draws p to 0. In `forced`
+
+    x' gains 2(1 − r) c⟨p', 1⟩ + (1 − r²) c²n        y' gains c_k (1 − r) c⟨u, 1⟩        (c_k: the c of above)
+    flow: x' gains (1 − e^{−2λη}) c⟨p' + c, 1⟩
+
 Derived in docs/theory.md, section 8.
 
 Source: this project.
@@ -42,7 +47,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from noetherperf.rules.arithmetic import Number, exp, times, two_sum
-from noetherperf.rules.law import Component, Law, Matrix, Recursion, Shape, Step
+from noetherperf.rules.law import OFFSET, OFFSET_FLOW, Component, Law, Matrix, Recursion, Shape, Step, drawn
 from noetherperf.rules.moments import Operand, Pair
 
 DOT_PU = Pair("dot_pu", Operand.P, Operand.U)
@@ -60,6 +65,9 @@ LAWS: Mapping[Law, Shape] = {
         )
     ),
 }
+
+#: What a norm's law has besides, where some norm counts from an offset.
+OFFSETS = (Component(OFFSET, 2, ("sum_p", "sum_u")), Component(OFFSET_FLOW, 1, ("sum_p",)))
 
 
 class Carry(NamedTuple):
@@ -88,6 +96,7 @@ _PLACES: Mapping[Law, tuple[tuple[tuple[str, int, int], ...], ...]] = {
         (("flow", 0, 1),),
     ),
 }
+_OFFSET_PLACES = ((OFFSET, 0, 1), (OFFSET, 1, 1), (OFFSET, 1, 3))  # of w's share, and of ⟨u, 1⟩ in y'
 
 
 def _carried(law: Law, lr: Number, keep: Number, carry: Carry) -> tuple[Number, ...]:
@@ -100,16 +109,22 @@ def _carried(law: Law, lr: Number, keep: Number, carry: Carry) -> tuple[Number, 
     return keep * (-2.0 * lr) * moves * share, keep * kept * share, -lr * kept, grown
 
 
-def carried_numbers(law: Law, lr: Number, keep: Number, carry: Carry) -> list[tuple[int, Number]]:
+def carried_numbers(
+    law: Law, lr: Number, keep: Number, carry: Carry, *, offsets: bool = False
+) -> list[tuple[int, Number]]:
     """The numbers of `step_of` that depend on what the step carries, each with its place in `Step.numbers`."""
     values = _carried(law, lr, keep, carry)
-    return [(at, x) for places, x in zip(_AT[law], values, strict=True) for at in places]
+    found = [(at, x) for places, x in zip(_AT[law], values, strict=True) for at in places]
+    if offsets and law == Law.NORM:
+        found += zip(_OFFSETS_AT, (*values[:2], carry.kept * (1.0 - keep)), strict=True)
+    return found
 
 
 _AT = {law: [[LAWS[law].place(*x) for x in places] for places in of_law] for law, of_law in _PLACES.items()}
+_OFFSETS_AT = [Shape((*LAWS[Law.NORM].components, *OFFSETS)).place(*x) for x in _OFFSET_PLACES]
 
 
-def step_of(law: Law, lr: Number, keep: Number, decay: Number, carry: Carry) -> Step:
+def step_of(law: Law, lr: Number, keep: Number, decay: Number, carry: Carry, *, offsets: bool = False) -> Step:
     """One step of a law.
 
     Args:
@@ -118,6 +133,7 @@ def step_of(law: Law, lr: Number, keep: Number, decay: Number, carry: Carry) -> 
         keep: r.
         decay: λ, of the flow law.
         carry: What the step carries over.
+        offsets: Whether norms may count from an offset.
     """
     carried = _carried(law, lr, keep, carry)
     flow_free = _flow_decay(law, lr, decay)
@@ -140,6 +156,10 @@ def step_of(law: Law, lr: Number, keep: Number, decay: Number, carry: Carry) -> 
         "growth": Recursion(((sq_keep,),), ((sq_lr,),)),
         "flow": Recursion(((flow_free,),), ((grown,),)),
     }
+    if offsets:
+        drawn_to_0 = 1.0 - keep
+        recursions[OFFSET] = Recursion(free, ((2.0 * drawn_to_0, 0.0), (0.0, carry.kept * drawn_to_0)))
+        recursions[OFFSET_FLOW] = drawn(flow, 1)
     return Step({"free": free, "flow_free": flow}, recursions)
 
 

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from noetherperf.rules.arithmetic import Number, choose
-from noetherperf.rules.carry import DOT_PU, LAWS, SUM_U, Carry, step_of
+from noetherperf.rules.carry import DOT_PU, LAWS, OFFSETS, SUM_U, Carry, step_of
 from noetherperf.rules.law import Law, Shape, Step
 from noetherperf.rules.moments import COMMON
 from noetherperf.rules.motion import Motion, decoupled
@@ -100,6 +100,7 @@ class GivenRule(Rule[GivenOptions]):
     lr_degree = None
     idle: ClassVar[Mapping[int, int]] = {}
     laws: ClassVar[Mapping[Law, Shape]] = LAWS
+    offset = OFFSETS
 
     def options(self, group: Mapping[str, Any]) -> GivenOptions:
         return GivenOptions(
@@ -158,7 +159,8 @@ class GivenRule(Rule[GivenOptions]):
         kept, after, moves = options.correction(age + 1), options.correction(age + 2), options.moves
         next_share = options.carry * kept / after if options.carry != 1.0 else math.nan  # all is carried: no flow law
         carry = Carry(options.carry / kept, kept, next_share, moves)
-        return {law: step_of(law, options.unit, options.keep, options.decay * moves, carry) for law in laws}
+        numbers = options.unit, options.keep, options.decay * moves, carry
+        return {law: step_of(law, *numbers, offsets=self.has_offsets) for law in laws}
 
 
 #: The rule.

@@ -16,6 +16,10 @@ so are the coefficients of its increment, A₀ − (1, 0) and B₀:
 so that the recursion is exact to one rounding of x, however many steps are made.
 
 The rows of a law's state [n rows, n segments] are the start x₀, y₀, then each component's numbers.
+
+A norm may count from an offset c: |p + c|² = |p|² + 2c⟨p, 1⟩ + c²n. Its numbers are sums of three: those of |p|²; c
+times those of 2⟨p, 1⟩, which the translation's law keeps or, where a norm's matrices move them, a component `offset`;
+and c²n times those of 1 (measure/offset.py).
 """
 
 from collections.abc import Mapping, Sequence
@@ -48,6 +52,9 @@ N_START = 2
 #: The components with propagators: the undriven parts of the discrete law and of the flow law.
 PROPAGATED = ("free", "flow_free")
 
+#: The components that a norm's law has besides, where some norm counts from an offset (Rule.with_offsets).
+OFFSET, OFFSET_FLOW = "offset", "offset_flow"
+
 
 @dataclass(frozen=True)
 class Component:
@@ -57,12 +64,14 @@ class Component:
         name: "budget" (all sources together), "forced", "defect" (of which one is kept and the other is the rest), and
             "flow" (the flow law's sources) are what a readout looks for; and "growth" (what the updates' own squares
             added to a norm), which a rule has whose weight decay acts on the parameter alone: p' = r p − η u. Its
-            matrices of `free` are upper triangular, with r or r² first.
+            matrices of `free` are upper triangular, with r or r² first. "offset" and "offset_flow" are what a norm with
+            an offset has beside |p|² in that one of forced and defect which is kept, and in the flow's sources.
         size: k, how many numbers it has: 1 or 2.
         moments: Names of the moments that drive it, B's columns.
         compensated: Whether its first number is kept together with its rounding error.
         starts: Whether it begins at (x₀, y₀); else at zero.
-        jumps: Whether changes made between two steps are added to it.
+        jumps: Whether changes made between two steps are added to it: those of the law's charge and of y; to "offset"
+            those of 2⟨p, 1⟩ and of the translation's y.
     """
 
     name: str
@@ -90,6 +99,12 @@ class Recursion(NamedTuple):
     b: Matrix  # [k, n moments]
     a_rest: Row = ()
     b_rest: Row = ()
+
+
+def drawn(matrix: Matrix, size: int) -> Recursion:
+    """What a flow's matrix M draws to a moment m, of which it knows x = m to be at rest: s' = M s + (1 − M) (m, 0)."""
+    to = [1.0 - matrix[0][0], *(-row[0] for row in matrix[1:size])]
+    return Recursion([row[:size] for row in matrix[:size]], [[x] for x in to])
 
 
 @dataclass(frozen=True)

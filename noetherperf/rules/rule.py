@@ -7,18 +7,19 @@ A step reads one *row* of float64 numbers for each parameter group and age: the 
 step takes, and the coefficients of every law. Engines read rows; only the rule knows what is in them.
 """
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
 
 from noetherperf.rules.arithmetic import Number
-from noetherperf.rules.law import Law, Shape, Step
+from noetherperf.rules.law import OFFSET, Component, Law, Shape, Step
 from noetherperf.rules.moments import COMMON, Pair
 from noetherperf.rules.motion import UNKNOWN, Motion
 from noetherperf.rules.numbers import number_in
@@ -71,6 +72,8 @@ class Rule(ABC, Generic[O]):
         coefficients: Names of the update's coefficients.
         moments: The sums of a step, the common ones first.
         laws: The shape of each law.
+        offset: What a norm's law has besides, where some norm counts from an offset: components "offset" and
+            "offset_flow" (rules/law.py). None: such laws are open.
         lr_degree: The k of an effective learning rate η/|θ|^k: 1 + the power of 1/|θ| with which the update of
             parameters falls whose scale the loss does not feel; None if it is not known.
         idle: For some variants, the variant that replaces it for a tensor with views and idle buffers, which the step
@@ -90,6 +93,7 @@ class Rule(ABC, Generic[O]):
     coefficients: ClassVar[tuple[str, ...]]
     moments: ClassVar[tuple[Pair, ...]]
     laws: ClassVar[Mapping[Law, Shape]]
+    offset: ClassVar[tuple[Component, ...]] = ()
     lr_degree: ClassVar[int | None] = None
     idle: ClassVar[Mapping[int, int]]
 
@@ -193,6 +197,20 @@ class Rule(ABC, Generic[O]):
         Derived in docs/theory.md, section 7.
         """
         return UNKNOWN
+
+    def with_offsets(self) -> Self:
+        """The same rule, whose norms may count from an offset: `steps` give the components `offset` too."""
+        new = copy.copy(self)
+        for cached in ("n_numbers", "law_numbers"):  # of the laws without
+            vars(new).pop(cached, None)
+        norm = Shape((*self.laws[Law.NORM].components, *self.offset))
+        vars(new)["laws"] = {**self.laws, Law.NORM: norm}
+        return new
+
+    @property
+    def has_offsets(self) -> bool:
+        """Whether norms may count from an offset."""
+        return OFFSET in self.laws[Law.NORM].rows
 
     # ---- as torch has it ---------------------------------------------------------------------------------------------
 

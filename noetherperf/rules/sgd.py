@@ -30,6 +30,10 @@ Flow law, the continuous-time dynamics, with ẋ the charge's velocity and T the
     β > 0   (x, ẋ)' = e^{AT} ((x, ẋ) + (0, T f)),   A = [[0, 1], [−ω², −2γ]] (oscillator.py),   f = [norm] 2|u|²/(1−τ)²
             Nesterov: f gains −(4β/(1+β)) s⟨g, u⟩/(1−τ)
 
+A norm with an offset, x = |p + c|² and y = ⟨p + c, v⟩, obeys the same with δ = s⟨g, p + c⟩, and λ(x − c⟨p + c, 1⟩) in
+the place of λx, because decay draws p to 0. That source is in `forced`. The defect is c times what ⟨g, 1⟩ drives more
+than |p|²'s; f gains ω²c⟨p + c, 1⟩.
+
 Derivations: docs/theory.md, sections 2 (update), 3 (discrete law) and 5 (flow law).
 
 Source: discrete law, Nesterov and schedules: this project. Flow law: Kunin et al. (2021), "Neural Mechanics",
@@ -46,7 +50,7 @@ import torch
 from torch import Tensor
 
 from noetherperf.rules.arithmetic import Number, exp, times, two_sum
-from noetherperf.rules.law import Component, Law, Matrix, Recursion, Shape, Step
+from noetherperf.rules.law import OFFSET, OFFSET_FLOW, Component, Law, Matrix, Recursion, Shape, Step, drawn
 from noetherperf.rules.moments import COMMON, Operand, Pair
 from noetherperf.rules.motion import CARRIED, Motion
 from noetherperf.rules.numbers import lr_in, number_in
@@ -84,6 +88,12 @@ class Hyper:
     @classmethod
     def of(cls, group: Mapping[str, Any]) -> "Hyper":
         """The hyperparameters that an optimizer's parameter group holds now.
+
+        Args:
+            group: One of `optimizer.param_groups`.
+
+        Returns:
+            They, as numbers; a tensor on a device is waited for.
 
         Raises:
             TypeError, ValueError: One is no number.
@@ -172,6 +182,7 @@ class SgdRule(Rule[Hyper]):
             )
         ),
     }
+    offset = (Component(OFFSET, 2, ("sum_g",), jumps=True), Component(OFFSET_FLOW, 2, ("sum_p",)))
 
     def options(self, group: Mapping[str, Any]) -> Hyper:
         return Hyper.of(group)
@@ -223,17 +234,18 @@ class SgdRule(Rule[Hyper]):
         """Without momentum p' = r p − η s g, r = 1 − ηλ, and ⟨p', s g⟩ = r s ⟨p, g⟩ − η |g|². With momentum u = v', and
         the budget's y is ⟨p', v'⟩; with Nesterov u = d + β v', and
 
-            (1 − ηλ) ⟨p', u⟩ = s (⟨p, g⟩ − η ⟨g, u⟩) + λ |p'|² + β y
+            (1 − ηλ) ⟨p', u⟩ = s (⟨p, g⟩ − η ⟨g, u⟩) + λ |p'|² + β y        (1 − ηλ) ⟨u, 1⟩ = s ⟨g, 1⟩ + λ ⟨p', 1⟩ + β y
         """
         lr, beta, decay, sign = options.lr, options.momentum, options.weight_decay, options.sign
         keep = 1.0 - lr * decay
         if beta == 0.0:
-            return Motion(keep, lr, "sq_g", {"dot_pg": keep * sign, "sq_g": -lr})
+            return Motion(keep, lr, "sq_g", {"dot_pg": keep * sign, "sq_g": -lr}, {"sum_g": sign})
         if not options.nesterov:
-            return Motion(1.0, lr, "sq_u", {CARRIED: 1.0})
+            return Motion(1.0, lr, "sq_u", {CARRIED: 1.0}, {CARRIED: 1.0})
         share = 1.0 / keep if keep != 0.0 else math.nan
-        of = {"dot_pg": sign, "dot_gu": -sign * lr, "sq_p": decay, CARRIED: beta}
-        return Motion(1.0, lr, "sq_u", {name: share * x for name, x in of.items()})
+        along = {"dot_pg": sign, "dot_gu": -sign * lr, "sq_p": decay, CARRIED: beta}
+        total = {"sum_g": sign, "sum_p": decay, CARRIED: beta}
+        return Motion(1.0, lr, "sq_u", *({name: share * x for name, x in of.items()} for of in (along, total)))
 
     def steps(self, options: Hyper, age: int, laws: Collection[Law]) -> dict[Law, Step]:
         if not laws:
@@ -246,6 +258,8 @@ class SgdRule(Rule[Hyper]):
             flow_free, flow = flows[law]
             if law == Law.NORM:
                 recursions["flow"] = flow
+                if self.has_offsets:
+                    recursions |= {OFFSET: recursions["defect"], OFFSET_FLOW: drawn(flow_free, 2)}
             found[law] = Step({"free": free, "flow_free": flow_free}, recursions)
         return found
 

@@ -38,6 +38,8 @@ class Described(Protocol):
     def period(self) -> int | None: ...
     @property
     def weight(self) -> float: ...
+    @property
+    def offset(self) -> float: ...
 
 
 class Explanation(str):
@@ -73,13 +75,14 @@ def explain(kind: str, name: str, parts: Sequence[Described]) -> Explanation:
         ", a law for each group i = 0, 1, 2, …" if many else ", one law"
     )
     if kind == "norm":
-        sections = [_charge(kind, parts), *_BUDGET]
+        sections = [_charge(kind, parts), *_BUDGET, *_offset_of_norm(parts)]
     else:
         sections = [
             ("symmetry", _transformation(kind, parts)),
-            ("generator", f"ψ = ({_terms(parts, '1 on {}' if kind == 'translation' else '{}')}), zero elsewhere"),
+            ("generator", f"ψ = ({_terms(parts, '1 on {}' if kind == 'translation' else '{1}')}), zero elsewhere"),
             *_constraints(kind, parts),
             _charge(kind, parts),
+            *_offset(parts),
             *(_TRANSLATION_LAWS if kind == "translation" else _NORM_LAWS),
         ]
     legend = [(SCATTERED, "\n".join(scattered))] if scattered else []
@@ -95,7 +98,7 @@ def _transformation(kind: str, parts: Sequence[Described]) -> str:
     """ "For every α > 0 the loss stays the same when a is multiplied by α and b is divided by α"."""
     clauses = []
     for weight, alike in groupby(sorted(parts, key=lambda part: -part.weight), key=lambda part: part.weight):
-        names = [_place(part) for part in alike]
+        names = [_counted(part) for part in alike]
         verb = "are" if len(names) > 1 else "is"
         if kind == "translation":
             number = f"{'−' if weight < 0 else ''}{_factor(weight)}s"
@@ -111,7 +114,7 @@ def _constraints(kind: str, parts: Sequence[Described]) -> list[tuple[str, str]]
     if kind == "translation":
         gradient, drift = _sum(parts, "⟨∇{0}, 1⟩"), ""
     else:
-        gradient, drift = _sum(parts, "⟨∇{0}, {0}⟩"), f" + ({_terms(parts, '∇{}')})"
+        gradient, drift = _sum(parts, "⟨∇{0}, {1}⟩"), f" + ({_terms(parts, '∇{0}')})"
     return [
         ("gradient", f"{gradient} = 0\non every batch; ∇x is the gradient g of the loss with respect to x"),
         ("Hessian", f"H ψ{drift} = 0\na vector over all parameters of the model"),
@@ -124,7 +127,22 @@ def _charge(kind: str, parts: Sequence[Described]) -> tuple[str, str]:
 
 
 def _charge_sum(kind: str, parts: Sequence[Described], *, in_words: bool = False) -> str:
-    return _sum(parts, "⟨{}, 1⟩" if kind == "translation" else "|{}|²", in_words=in_words)
+    return _sum(parts, "⟨{0}, 1⟩" if kind == "translation" else "|{1}|²", in_words=in_words)
+
+
+def _offset(parts: Sequence[Described]) -> list[tuple[str, str]]:
+    """How decay acts on what counts from an offset; nothing if no part does."""
+    moved = [part for part in parts if part.offset]
+    if not moved:
+        return []
+    pulled = _listed([f"{_place(part)} to 0 and not to {_number(-part.offset)}" for part in moved])
+    sources = " + ".join(f"{_number(part.weight * part.offset)}·⟨{_counted(part)}, 1⟩" for part in moved)
+    text = (
+        f"weight decay draws {pulled}. So in the laws below λ(Q − C) stands in the place of λQ, with\n"
+        f"C = {sources.replace('+ −', '− ')}\n"
+        "measured in each step. Without momentum Q ← Q − 2ηλ(Q − C) + η²U; in the flow law, f gains ω²C"
+    )
+    return [("offset", text)]
 
 
 _STEP = (
@@ -194,6 +212,26 @@ def _place(part: Described, *, in_words: bool = False) -> str:
     return f"{printable(part.parameter)}[{':,' * part.axis}{index}]"
 
 
+def _offset_of_norm(parts: Sequence[Described]) -> list[tuple[str, str]]:
+    """What θ is in the budget where a part counts from an offset; nothing if none does."""
+    counted = [_counted(part) for part in parts if part.offset]
+    if not counted:
+        return []
+    return [
+        ("offset", f"θ counts as {_listed(counted)} in ⟨θ, u⟩ and ⟨g, θ⟩; the formula without momentum needs λ = 0")
+    ]
+
+
+def _counted(part: Described, *, in_words: bool = False) -> str:
+    """The elements of group i as they count: "1 + norm.weight[i]"."""
+    place = _place(part, in_words=in_words)
+    return f"{_number(part.offset)}{JOIN}+{JOIN}{place}" if part.offset else place
+
+
+def _number(x: float) -> str:
+    return f"{'−' if x < 0 else ''}{abs(x):g}"
+
+
 def _is_scattered(part: Described) -> bool:
     """Whether the groups of a part are no slices of the axis."""
     return part.stride != 1 or part.period is not None
@@ -210,21 +248,23 @@ def _indices(part: Described) -> str:
 
 
 def _sum(parts: Sequence[Described], term: str, *, in_words: bool = False) -> str:
-    """ "2·|a|² − |b|²": the term of every part with its weight."""
+    """ "2·|a|² − |b|²": the term of every part with its weight, {0} its place and {1} what counts there."""
     text = ""
     for part in parts:
         sign = "−" if part.weight < 0 else "+" if text else ""
-        place = _place(part, in_words=in_words)
-        text += f"{f' {sign}{JOIN}' if text else sign}{_factor(part.weight)}{term.format(place)}"
+        places = _place(part, in_words=in_words), _counted(part, in_words=in_words)
+        text += f"{f' {sign}{JOIN}' if text else sign}{_factor(part.weight)}{term.format(*places)}"
     return text
 
 
 def _terms(parts: Sequence[Described], term: str) -> str:
-    """ "a, −2b": a vector over the parts."""
-    return ", ".join(
-        f"{'−' if part.weight < 0 else ''}{_factor(part.weight)}{term.format(_place(part)).replace(' ', JOIN)}"
-        for part in parts
-    )
+    """ "a, −2b, −(1 + c)": a vector over the parts."""
+    found = []
+    for part in parts:
+        sign = f"{'−' if part.weight < 0 else ''}{_factor(part.weight)}"
+        counted = f"({_counted(part)})" if sign and part.offset else _counted(part)
+        found.append(sign + term.format(_place(part), counted).replace(" ", JOIN))
+    return ", ".join(found)
 
 
 def _factor(weight: float) -> str:

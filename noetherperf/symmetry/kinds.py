@@ -94,7 +94,7 @@ class Symmetry:
         return explain(self.kind, self.name, self.parts)
 
     def charge(self, parameters: Mapping[str, Tensor], *, magnitude: bool = False) -> Tensor:
-        """The charge of these parameters in plain torch: Σ c⟨θ, 1⟩ over a translation's parts, else Σ c|θ|².
+        """The charge of these parameters in plain torch: Σ c⟨θ, 1⟩ over a translation's parts, else Σ c|θ + offset|².
 
         A readout holds what the step measured. This computes the charge from its definition, as a reference.
 
@@ -110,9 +110,10 @@ class Symmetry:
         """
         shares = []
         for part in self.parts:
-            theta = part.grouped(parameters[part.parameter].detach().double())
-            terms = part.weight * (theta if self.law == "translation" else theta.square())
-            shares.append((terms.abs() if magnitude else terms).sum(1))
+            theta, offset, weight = part.grouped(parameters[part.parameter].detach().double()), part.offset, part.weight
+            if magnitude:
+                theta, offset, weight = theta.abs(), abs(offset), abs(weight)
+            shares.append((weight * (theta if self.law == "translation" else (theta + offset).square())).sum(1))
         return torch.stack(shares).sum(0)
 
     def to_dict(self) -> dict[str, Any]:
@@ -159,13 +160,22 @@ class Translation(Symmetry):
 
     Raises:
         TypeError: name is no str, or parts is no sequence of Part.
-        ValueError: name or parts is empty.
+        ValueError: name or parts is empty, or a part has an offset.
 
     Source: Kunin et al. (2021), arXiv:2012.04728, translation symmetry.
     """
 
     kind = "translation"
     law = "translation"
+
+    def __init__(self, name: str | None, parts: Iterable[Part]) -> None:
+        super().__init__(name, parts)
+        for part in self.parts:
+            if part.offset:
+                raise ValueError(
+                    f"Translation: {part!r} has an offset, but a sum has the same law wherever it counts from; "
+                    "leave the offset out"
+                )
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -176,7 +186,8 @@ class Scale(Symmetry):
 
     With weight decay λ the flow gives Q(t) = e^{−2λt} Q(0) + η ∫₀ᵗ e^{−2λ(t−s)} |g_A|² ds. It holds for the weights
     and bias of each unit before BatchNorm, and of whole layers or blocks before Layer-, Group- or RMSNorm, in the
-    limit where the normalisation's eps goes to 0.
+    limit where the normalisation's eps goes to 0. A part with an offset c counts as θ + c: in the generator, the
+    constraint and the charge θ + c stands for its θ, and decay, which draws θ to 0, is a source of the law.
 
     Args:
         name: Its key in the readout; None: the name of its parts, as the search gives it ("fc2").
@@ -208,7 +219,8 @@ class Rescale(Symmetry):
     Q(t) = e^{−2λt} Q(0) + η ∫₀ᵗ e^{−2λ(t−s)} (|g_A1|² − |g_A2|²) ds. It holds through ReLU, leaky ReLU, pooling,
     dropout and flattening; between a normalisation's affine parameters and all their readers; inside attention and
     gated units. Where the unit is homogeneous of degree k (ReLU²: k = 2), its outward parts have weight k, the
-    generator is (θ_A1, −k θ_A2), and Q = |θ_A1|² − k|θ_A2|².
+    generator is (θ_A1, −k θ_A2), and Q = |θ_A1|² − k|θ_A2|². A gain that is applied as 1 + w (Gemma, LayerNorm1p) is a
+    part with offset=1, which counts as θ + 1, in Q = |1 + w|² − |θ_A2|² too; see `Scale`.
 
     Args:
         name: Its key in the readout; None: the name of its parts, as the search gives it ("fc1->fc2").

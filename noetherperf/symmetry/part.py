@@ -1,4 +1,4 @@
-"""Part: what one parameter contributes to a symmetry: a name, an axis and a slice of it."""
+"""Part: what one parameter contributes to a symmetry: a name, an axis and a slice of it, and where it counts from."""
 
 import dataclasses
 import math
@@ -28,9 +28,13 @@ class Part:
         fold: Number of indices in a group, after slicing. A flattened channel of H·W features has fold=H·W.
         stride: Distance between the indices of one group: 1 for neighbours; d/2 for the two halves of a head of size d
             that rotary positions turn together (fold=2); d for the query heads of one key head (fold=heads per key).
-        period: The slice and its groups repeat at this distance; start and stop count within a period. An example is
-            a weight in which each head holds its queries, keys and values side by side. None: the axis' length.
+        period: The slice repeats at this distance; start and stop count within a period. An example is a weight in
+            which each head holds its queries, keys and values side by side. fold and stride count along the slices of
+            all periods, one behind the other: a stride as long as the slice makes a group of one index of each of
+            `fold` periods, as for the queries of heads that share a key. None: the axis' length.
         weight: Coefficient of this part in the charge, the degree k of homogeneity; finite, not zero.
+        offset: What is added to the parameter where it is read, 1 for the gain 1 + w of Gemma's RMSNorm or of
+            LayerNorm1p. The part of a norm's charge is then |θ + offset|². Finite.
 
     Raises:
         TypeError: A field is of the wrong type.
@@ -46,6 +50,7 @@ class Part:
     stride: int = 1
     period: int | None = None
     weight: float = 1.0
+    offset: float = 0.0
 
     def __post_init__(self) -> None:
         if not isinstance(self.parameter, str):
@@ -57,7 +62,10 @@ class Part:
             if value is None and field not in ("fold", "stride"):
                 continue
             object.__setattr__(self, field, self._integer(field, value, least))
-        object.__setattr__(self, "weight", self._coefficient(self.weight))
+        object.__setattr__(self, "weight", self._number("weight", self.weight))
+        object.__setattr__(self, "offset", self._number("offset", self.offset) + 0.0)  # −0.0 is 0.0
+        if self.weight == 0:
+            raise ValueError(f"Part of {self.parameter!r}: weight must be finite and not zero, got 0")
         slicing = (self.start, self.stop, self.fold, self.stride, self.period)
         if self.axis is None and slicing != (None, None, 1, 1, None):
             raise ValueError(
@@ -82,15 +90,16 @@ class Part:
             raise ValueError(f"Part of {self.parameter!r}: {field} must be at least {least}, got {shown(number)}")
         return number
 
-    def _coefficient(self, value: object) -> float:
+    def _number(self, field: str, value: object) -> float:
         if isinstance(value, bool | str | bytes) or not hasattr(value, "__float__"):
-            raise TypeError(f"Part of {self.parameter!r}: weight must be a number, got {shown(value)}")
+            raise TypeError(f"Part of {self.parameter!r}: {field} must be a number, got {shown(value)}")
         try:
             number = float(value)
         except OverflowError:
             number = math.inf
-        if not math.isfinite(number) or number == 0:
-            raise ValueError(f"Part of {self.parameter!r}: weight must be finite and not zero, got {shown(value)}")
+        if not math.isfinite(number):
+            nonzero = " and not zero" if field == "weight" else ""
+            raise ValueError(f"Part of {self.parameter!r}: {field} must be finite{nonzero}, got {shown(value)}")
         return number
 
     def __repr__(self) -> str:
@@ -140,20 +149,25 @@ class Part:
             shape: The parameter's shape.
 
         Returns:
-            (stop − start) / fold in each period, at least 1; 1 where axis is None.
+            n_periods · (stop − start) / fold, at least 1; 1 where axis is None.
 
         Raises:
-            ValueError: The axis or the slice lies outside the shape, or fold · stride does not divide the slice.
+            ValueError: The axis or the slice lies outside the shape; or fold · stride divides neither the slice, nor
+                the periods into sets whose groups hold the same places of each slice.
         """
         start, stop = self.bounds(shape)
-        if (stop - start) % (self.fold * self.stride):
-            apart = f", {self.stride} apart," if self.stride != 1 else ""
-            raise ValueError(
-                f"parameter {self.parameter!r}: fold {self.fold}{apart} does not divide the {stop - start} indices "
-                f"{start}:{stop} of axis {self.axis} for shape {tuple(shape)}"
-            )
         n_periods = 1 if self.axis is None or self.period is None else shape[self.axis] // self.period
-        return n_periods * (stop - start) // self.fold
+        length, block = stop - start, self.fold * self.stride
+        whole_slices = block % length == 0 and n_periods % (block // length) == 0
+        same_places = length % self.stride == 0 or self.stride % length == 0
+        if length % block and not (whole_slices and same_places):
+            apart = f", {self.stride} apart," if self.stride != 1 else ""
+            every = f" of every {self.period}" if n_periods > 1 else ""
+            raise ValueError(
+                f"parameter {self.parameter!r}: fold {self.fold}{apart} does not divide the {n_periods * length} "
+                f"indices {start}:{stop}{every} of axis {self.axis} for shape {tuple(shape)}"
+            )
+        return n_periods * length // self.fold
 
     @property
     def run(self) -> int:
@@ -174,13 +188,13 @@ class Part:
             return values.unsqueeze(-2)
         periods = values.unflatten(-1, (-1, values.shape[-1] if self.period is None else self.period // run))
         stop = None if self.stop is None else self.stop // run
-        slices = periods[..., (self.start or 0) // run : stop]
+        slices = periods[..., (self.start or 0) // run : stop].flatten(-2)
         fold = self.fold // run if self.stride == 1 else self.fold
         groups: Tensor = slices.unflatten(-1, (-1, fold, self.stride)).transpose(-1, -2)
-        return groups.flatten(-4, -2)
+        return groups.flatten(-3, -2)
 
     def grouped(self, x: Tensor) -> Tensor:
-        """The elements of each group of a tensor of the parameter's shape: [n_groups, elements of one group]."""
+        """The elements of each group of a tensor of the parameter's shape, as they are: [n_groups, elements of one]."""
         if self.axis is None:
             return x.reshape(1, -1)
         return self.gather(x.movedim(self.axis, -1)).movedim(-2, 0).flatten(1)

@@ -1,4 +1,4 @@
-"""The continuous models of SGD as code, beside the steps that they model; and the equilibrium of decay and growth.
+"""Continuous models of SGD, the steps that they model, and the equilibrium of decay and growth.
 
     flows        gradient flow, modified loss, modified flow, and the discrete steps themselves
     stochastic   the stochastic equation, its noise taken from the gradients of examples or minibatches

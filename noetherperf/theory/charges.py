@@ -91,7 +91,10 @@ def oscillator(quantity: Quantity, hyper: Hyper) -> Oscillator:
     Derived in docs/theory.md, section 5.
     """
     if hyper.momentum == 0.0:
-        raise ValueError("hyper: without momentum a charge has no inertia and is no oscillator")
+        raise ValueError(
+            "hyper: without momentum a charge has no inertia and is no oscillator; set momentum above 0, or take "
+            "theory.free"
+        )
     gamma, omega_squared = damping(_law(quantity), hyper)
     return Oscillator(gamma, math.sqrt(omega_squared))
 
@@ -116,7 +119,10 @@ def critical_decay(quantity: Quantity, hyper: Hyper) -> float:
         raise ValueError("hyper: with Nesterov γ depends on λ; compare oscillator(...).gamma and .omega instead")
     beta, kappa = hyper.momentum, _law(quantity) + 1.0
     if beta == 0.0 or hyper.duration <= 0.0:
-        raise ValueError("hyper: a critical decay needs momentum and steps that take time")
+        raise ValueError(
+            "hyper: a critical decay needs momentum and steps that take time; set momentum and lr above 0, and "
+            "dampening below 1"
+        )
     return (1.0 - beta) ** 2 / (2.0 * kappa * hyper.duration * (1.0 + beta))
 
 

@@ -130,7 +130,10 @@ def modified_flow(loss: Loss, theta_0: Tensor, times: Times, hyper: Hyper, *, bu
     Derived in docs/theory.md, section 4.
     """
     if hyper.duration <= 0.0:
-        raise ValueError(f"hyper: modified flow needs steps that take time, not lr {hyper.lr}, {hyper.dampening=}")
+        raise ValueError(
+            f"hyper: modified flow needs steps that take time, not lr {hyper.lr} and dampening {hyper.dampening}; set "
+            "lr above 0 and dampening below 1"
+        )
     d = _direction(loss, hyper)
     beta, mass = hyper.momentum, 0.5 * (1.0 + hyper.momentum) * hyper.duration
     theta_0, buffer_0 = _vector(theta_0), _buffer(buffer_0, theta_0)
@@ -224,5 +227,8 @@ def _solve(rate: Field, state_0: Tensor, times: Times) -> Tensor:
     end = max(float(at[-1]), np.finfo(np.float64).tiny)
     solution = solve_ivp(right_hand_side, (0.0, end), first, "DOP853", t_eval=at, rtol=RTOL, atol=ATOL)
     if not solution.success or not np.isfinite(solution.y).all():
-        raise ArithmeticError(f"the flow could not be followed to time {at[-1]:g}: {solution.message}")
+        raise ArithmeticError(
+            f"the flow could not be followed to time {at[-1]:g}: {solution.message}; ask for an earlier time, or "
+            "follow descent with a small lr"
+        )
     return torch.from_numpy(np.ascontiguousarray(solution.y.T))

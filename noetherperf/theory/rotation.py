@@ -196,7 +196,7 @@ def equilibrium(hyper: Hyper) -> float:
     arXiv:2006.08419.
     """
     if hyper.nesterov:
-        raise ValueError("hyper: with Nesterov the equilibrium depends on ⟨u, v⟩ as well")
+        raise ValueError("hyper: with Nesterov the equilibrium depends on ⟨u, v⟩ as well; set nesterov=False")
     return math.sqrt(2.0 * hyper.duration * hyper.weight_decay / (1.0 + hyper.momentum))
 
 
