@@ -1,6 +1,7 @@
 """Time and memory of find_symmetries by size of the model: prints the table of docs/symmetries.md.
 
-Each model is searched in a process of its own. Memory is the process's peak during the search less what it had before.
+Each model is searched in a process of its own. Processor time is that of all its threads, which other programs on the
+machine hardly change. Memory is the process's peak during the search less what it had before.
 
 python -m bench.search
 """
@@ -103,17 +104,18 @@ MODELS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
 
 
 def measured(name: str) -> dict[str, float]:
-    """Parameters, seconds, bytes, symmetries and undecided questions of one search; to be run in a fresh process."""
+    """Parameters, cost, symmetries and undecided questions of one search; to be run in a fresh process."""
     torch.manual_seed(0)
     model, example = MODELS[name]()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start = time.perf_counter()
+    start, start_processor = time.perf_counter(), time.process_time()
     found = nperf.find_symmetries(model, example, progress=False)
-    took = time.perf_counter() - start
+    took, took_processor = time.perf_counter() - start, time.process_time() - start_processor
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "seconds": took,
+        "processor": took_processor,
         "bytes": 1024 * (after - before),
         "symmetries": len(found),
         "undecided": len(found.undecided),
@@ -127,9 +129,9 @@ def main() -> None:
         script = f"import json; from bench.search import measured; print(json.dumps(measured({name!r})))"
         done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
         found = json.loads(done.stdout)
-        cost = [seconds(found["seconds"]), size(found["bytes"])]
+        cost = [seconds(found["seconds"]), seconds(found["processor"]), size(found["bytes"])]
         rows.append([name, f"{found['parameters']:,}", *cost, str(found["symmetries"]), str(found["undecided"])])
-    print(table(["model", "parameters", "time", "memory", "symmetries", "undecided"], rows))
+    print(table(["model", "parameters", "time", "processor time", "memory", "symmetries", "undecided"], rows))
     print(f"\nBy `{COMMAND}` on {describe(environment(cpuinfo.get_cpu_info()['brand_raw']))}.")
 
 

@@ -63,7 +63,8 @@ def completeness(
         alive = scale > 1e-9 * max(scale.max(), 1e-300)
         claims = [v for s in symmetries if s.claimed and s.law == law for v in _vectors(s, own)]
         for vector in claims:
-            if np.linalg.norm(matrix @ vector) > 1e-8 * max(scale @ np.abs(vector), 1e-3 * scale.max()):
+            seen = vector * alive  # what else it holds has no gradient but rounding, so that each law is true of it
+            if np.linalg.norm(matrix @ seen) > 1e-8 * max(scale @ np.abs(seen), 1e-3 * scale.max()):
                 false.append(f"{law}: {_text(vector, own)}")
         known = [*_identities(own), *claims]
         if law == "norm":  # sums of vectors that vanish, and that the other law counts
@@ -84,7 +85,7 @@ def _columns(model: nn.Module) -> dict[Column, int]:
     for name, p in model.named_parameters():
         shape = p.shape or (1,)
         for axis, length in enumerate(shape):
-            if p.requires_grad and (length > 1 or axis == 0):
+            if p.requires_grad and not p.is_complex() and (length > 1 or axis == 0):
                 found.update({(name, axis, i): len(found) + i for i in range(length)})
     return found
 
@@ -105,7 +106,7 @@ def _axis_sums(
         for name, value in vars(module).items():
             if "eps" in name and isinstance(value, float):
                 setattr(module, name, EPS)
-    parameters = {name: p for name, p in twin.named_parameters() if p.requires_grad}
+    parameters = {name: p for name, p in twin.named_parameters() if p.requires_grad and not p.is_complex()}
     start = {name: p.detach().clone() for name, p in parameters.items()}
     generator = torch.Generator().manual_seed(seed)
     rows: dict[str, list[Matrix]] = {"translation": [], "norm": []}

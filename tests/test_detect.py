@@ -752,6 +752,7 @@ def test_progress_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     assert out == ""
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_refusals() -> None:
     with pytest.raises(TypeError, match=r"takes a torch\.nn\.Module, got function"):
         find_symmetries(F.relu, X)  # type: ignore[arg-type]
@@ -763,6 +764,12 @@ def test_refusals() -> None:
         find_symmetries(nn.Sequential(nn.LazyLinear(3)), X)
     with pytest.raises(RuntimeError, match="not finite"):
         find_symmetries(two_layers(torch.log), X)
+    with pytest.raises(ValueError, match=r"'a\.weight' is on the meta device"):
+        find_symmetries(two_layers(F.relu).to("meta"), X)
+    with pytest.raises(ValueError, match=r'one class, and .* give loss="mse"'):
+        find_symmetries(nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 1)), X)
+    with pytest.raises(TypeError, match="is a ScriptModule"):
+        find_symmetries(torch.jit.trace(two_layers(F.relu), X), X)
 
 
 def test_a_model_that_changes_from_call_to_call_is_refused() -> None:

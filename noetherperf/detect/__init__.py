@@ -15,6 +15,7 @@ A symmetry is a linear relation between the products ⟨g, ψ⟩ of gradients wi
     found        the result
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,14 +23,13 @@ import torch
 from torch import nn
 
 from noetherperf.detect.found import Symmetries
-from noetherperf.detect.mixes import mixing_units
 from noetherperf.detect.naming import Named, name_all
 from noetherperf.detect.outputs import Loss
 from noetherperf.detect.probe import Probe
 from noetherperf.detect.progress import Stage, bar
 from noetherperf.detect.search import Search
 from noetherperf.detect.threads import threads
-from noetherperf.detect.verify import largest_defects
+from noetherperf.detect.verify import Verified, verified
 from noetherperf.symmetry import Part, Symmetry, validate
 
 __all__ = ["Symmetries", "find_symmetries"]
@@ -83,36 +83,45 @@ def find_symmetries(
         The symmetries with meanings and defects, and for each other parameter the reason why it is in none.
 
     Raises:
-        TypeError: `model` is no module, or no logits can be found in its output.
-        ValueError: The model has no trainable parameters, or `loss` is unknown.
+        TypeError: `model` is no module or a ScriptModule, or no logits can be found in its output.
+        ValueError: The model has no trainable parameters of real numbers, or a tensor on the meta device; `loss` is
+            unknown, or the cross entropy of one class.
         RuntimeError: The model cannot be copied, is not deterministic, or its output is not finite.
 
     Source: Kunin et al. (2021), arXiv:2012.04728, for the symmetries; the search is derived here.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"find_symmetries takes a torch.nn.Module, got {type(model).__name__}")
-    if not any(p.requires_grad for p in model.parameters()):
-        raise ValueError(f"{type(model).__name__} has no trainable parameters, so there is nothing to conserve")
-    with bar(progress) as report, threads(_n_threads(model)):
+    if not any(p.requires_grad and not p.is_complex() for p in model.parameters()):
+        raise ValueError(f"{type(model).__name__} has no trainable parameters of real numbers, so nothing is conserved")
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise TypeError(
+                f"{name or type(module).__name__!r} is a ScriptModule, whose operations cannot be followed; "
+                "give the module that was scripted or traced"
+            )
+    for name, x in itertools.chain(model.named_parameters(), model.named_buffers()):
+        if x.is_meta:
+            raise ValueError(f"{name!r} is on the meta device and has no values; give the model memory by to_empty()")
+    with bar(progress) as report, threads(_n_threads(model)), torch.inference_mode(False):
         probe = Probe(model, example_inputs, example_options, loss)
         search = Search(probe, report)
         named = name_all(search.run(), probe.model, search.shapes, loss)
         validate([item.symmetry for item in named], search.shapes)
         report(Stage.VERIFICATION, 0.0)
         n_losses = 1 if search.sums.large else N_LOSSES
-        defects = largest_defects([item.symmetry for item in named], probe, n_losses) if verify else {}
-        mixing = mixing_units([item.symmetry for item in named], probe) if verify else {}
+        tested = verified([item.symmetry for item in named], probe, n_losses) if verify else Verified({}, {})
         report(Stage.VERIFICATION, 1.0)
     rejected = {
         name: f"its relative defect is {defect:.1e} on fresh batches, above {TOLERANCE:g}"
-        for name, defect in defects.items()
+        for name, defect in tested.defects.items()
         if not defect <= TOLERANCE
     }
     claimed = [item for item in named if item.symmetry.name not in rejected]
     return Symmetries(
         [item.symmetry for item in claimed],
-        meanings={item.symmetry.name: _meaning(item, mixing) for item in claimed},
-        defects={name: defect for name, defect in defects.items() if name not in rejected},
+        meanings={item.symmetry.name: _meaning(item, tested.mixing) for item in claimed},
+        defects={name: defect for name, defect in tested.defects.items() if name not in rejected},
         unmatched=_unmatched(model, claimed, [s.symmetry for s in named if s.symmetry.name in rejected], search),
         rejected=rejected,
         outputs=probe.outputs,
@@ -141,6 +150,8 @@ def _unmatched(
             reasons[name] = "frozen: requires_grad is False"
         elif not p.numel():
             reasons[name] = "it has no elements"
+        elif p.is_complex():
+            reasons[name] = "it is complex, and a Part groups real numbers"
         elif name in sums.not_finite:
             reasons[name] = "its gradient is not finite"
         elif name not in sums.reached and not flow.is_read(name):

@@ -78,13 +78,12 @@ def joined(parts: Sequence[Part], shapes: Mapping[str, Shape]) -> list[Part]:
     """
     result: list[Part] = []
     for part in parts:
-        for at, other in enumerate(result):
-            together = _together(other, part, shapes[part.parameter])
-            if together is not None:
-                result[at] = together
-                break
-        else:
-            result.append(part)
+        at = len(result)
+        # A part that joins two neighbours may in turn join a third.
+        while (found := _neighbour(result, part, shapes[part.parameter])) is not None:
+            at, part = found
+            del result[at]
+        result.insert(at, part)
     return _of_all_periods(result, shapes)
 
 
@@ -109,8 +108,17 @@ def _of_all_periods(parts: Sequence[Part], shapes: Mapping[str, Shape]) -> list[
     return result
 
 
+def _neighbour(parts: Sequence[Part], part: Part, shape: Shape) -> tuple[int, Part] | None:
+    """The number of a part that another forms one part with, and that part."""
+    for at, other in enumerate(parts):
+        together = _together(other, part, shape) or _together(part, other, shape)
+        if together is not None:
+            return at, together
+    return None
+
+
 def _together(a: Part, b: Part, shape: Shape) -> Part | None:
-    """Two slices as one part if they are neighbours and have groups alike, else None."""
+    """Two slices as one part if the second follows the first and has groups alike, else None."""
     if a.axis is None or (a.parameter, a.axis, a.period, a.weight) != (b.parameter, b.axis, b.period, b.weight):
         return None
     (start, middle), (other, stop) = a.bounds(shape), b.bounds(shape)

@@ -8,9 +8,10 @@ model itself is only read.
 
 import copy
 import random
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from noetherperf.detect.outputs import Loss, class_axes, read
 from noetherperf.detect.progress import Report, Stage
 from noetherperf.detect.relations import Matrix
 from noetherperf.detect.shapes import Shapes
+from noetherperf.rules.law import Law
 from noetherperf.symmetry import Part
 
 __all__ = ["Probe"]
@@ -34,7 +36,7 @@ __all__ = ["Probe"]
 EPS = 1e-20  # even variances of 1e-8 do not feel it; it still guards a variance of zero
 BATCH = 4  # so many that BatchNorm leaves a gradient, and few units are dead on all of them
 MOST_TANGENTS = 8  # of one forward pass
-TANGENT_NUMBERS = 20_000_000  # that they take
+TANGENT_NUMBERS = 20_000_000  # that they take, or half as many as the model has parameters
 
 
 class Probe:
@@ -52,7 +54,7 @@ class Probe:
         flow: Where the scale of each parameter goes in it.
 
     Raises:
-        ValueError: A parameter is lazy; an unknown loss.
+        ValueError: A parameter is lazy; an unknown loss; cross entropy of one class.
         TypeError: The output has no logits.
         RuntimeError: The model cannot be copied, is not deterministic, or gives no finite output.
     """
@@ -67,12 +69,15 @@ class Probe:
         self.model = _twin(model)
         for epsilon in epsilons(self.model):  # for good: checkpointed activations are evaluated again during backward
             setattr(epsilon.module, epsilon.attribute, EPS)
-        self.parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad and p.numel()}
-        self.initial = {name: p.detach() for name, p in model.named_parameters() if name in self.parameters}
+        trainable = {name: p for name, p in self.model.named_parameters() if p.requires_grad and p.numel()}
+        self.parameters = {name: p for name, p in trainable.items() if not p.is_complex()}
+        self.initial = {name: _real(p.detach()) for name, p in model.named_parameters() if name in trainable}
+        self._redrawn = {name: _real(p.detach()) for name, p in trainable.items()}
         self.generator = torch.Generator("cpu").manual_seed(seed)
         self.batch: int | None = BATCH
         self._vocabulary: dict[int, int] = {}
         self._buffers = {name: (x, x._version, x.clone()) for name, x in self.model.named_buffers()}
+        self._written: set[str] = set()  # buffers that forward passes write
         self._integers = True  # whether those that no embedding reads are drawn, too
         self.class_axis = -1  # of logits with three axes
         self.outputs: dict[str, str] = {}
@@ -91,37 +96,37 @@ class Probe:
             if buffer._version != version:
                 with torch.no_grad():
                     buffer.copy_(content)
+                self._written.add(name)
                 self._buffers[name] = (buffer, buffer._version, content)
             setattr(self.model.get_submodule(module), own, buffer)
         with _evaluated(seed):
             yield
 
     def _look(self) -> Shapes:
-        """One pass over the examples as they are, then one over a random batch if the model takes it."""
-        shapes = Shapes()
+        """One pass over the examples as they are, then two over a random batch, which has another size if it can."""
+        shapes, other = Shapes(), Shapes()
         with self._pass(), shapes, self.flow, torch.no_grad():
             out = self.model(*self.inputs, **self.options)
         self.flow.ends(tree_leaves(out) if callable(self.loss) else read(out).read.values())
         self._vocabulary = shapes.vocabulary
         examples = self._examples()
         batched = bool(examples) and examples[0].ndim > 1 and not callable(self.loss)  # a function may hold targets
-        for self.batch, self._integers in ((BATCH, True), (None, True), (None, False)):
+        resized = BATCH + (batched and len(examples[0]) == BATCH)
+        for self.batch, self._integers in ((resized, True), (None, True), (None, False)):
             if self.batch is not None and not batched:
                 continue
+            inputs, options = self.draw()
             try:
-                with self._pass(), shapes, torch.no_grad():
-                    inputs, options = self.draw()
-                    self._read(self.model(*inputs, **options))
+                with self._pass(), other, torch.no_grad():
+                    first = self._read(self.model(*inputs, **options))
                 break
             except Exception:  # whatever the reason, the model has just taken the examples as they are
-                continue
+                if not self._integers:
+                    raise
+                other = Shapes()
         with self._pass(), torch.no_grad():
-            inputs, options = self.draw()
-        outputs = []
-        for _ in range(2):
-            with self._pass(), torch.no_grad():
-                outputs.append(self._read(self.model(*inputs, **options)))
-        for one, two in zip(*outputs, strict=True):
+            second = self._read(self.model(*inputs, **options))
+        for one, two in zip(first, second, strict=True):
             if not torch.allclose(one, two, rtol=1e-10, atol=1e-12, equal_nan=True):
                 raise RuntimeError(
                     f"{type(self.model).__name__} is not deterministic: two passes over one batch with one seed differ "
@@ -132,11 +137,18 @@ class Probe:
                     f"{type(self.model).__name__} gives outputs that are not finite for inputs like the example's; "
                     "use an example with ordinary values"
                 )
+        if self.batch is not None:
+            self.batch = BATCH
         if not callable(self.loss):
-            if self.loss == "cross_entropy" and any(len(class_axes(z)) > 1 for z in outputs[0]):
+            if self.loss == "cross_entropy" and all(z.shape[axis] == 1 for z in second for axis in class_axes(z)):
+                raise ValueError(
+                    "the output has one class, and the cross entropy of one class is constant; where the one number is "
+                    'a logit of a binary cross entropy or a prediction, give loss="mse" or a function of the output'
+                )
+            if self.loss == "cross_entropy" and any(len(class_axes(z)) > 1 for z in second):
                 self._place_classes()
             self.outputs = self._told(out)
-        return shapes
+        return shapes.joined(other, resized=self.batch is not None)
 
     def _read(self, out: Any) -> list[Tensor]:
         """What is differentiated: the loss itself if it is a function, else the logits that it reads."""
@@ -151,7 +163,7 @@ class Probe:
     def redraw(self) -> None:
         """New parameters around the initial ones, none at 0 or 1, weights so large that no signal dies out."""
         with torch.no_grad():
-            for name, p in self.parameters.items():
+            for name, p in self._redrawn.items():
                 start = self.initial[name]
                 size = float(torch.linalg.vector_norm(start, dtype=torch.float64)) / start.numel() ** 0.5
                 if p.ndim < 2:
@@ -204,6 +216,7 @@ class Probe:
 
         A loss given as a function is one loss. Else any cotangent v of the output is the gradient of some loss; one
         that reads logits only up to a constant, as cross entropy does, has cotangents with zero sum over the classes.
+        Each is emptied before the next, so that there is memory for one.
         """
         parameters = list(self.parameters.values())
         inputs, options = self.draw()
@@ -217,10 +230,13 @@ class Probe:
         for i in range(n):
             cotangents = [self._seen(self._normal(z)) for z in outputs]
             grads = torch.autograd.grad(outputs, parameters, cotangents, retain_graph=i + 1 < n, allow_unused=True)
-            yield {name: g for name, g in zip(self.parameters, grads, strict=True) if g is not None}
+            found = {name: g for name, g in zip(self.parameters, grads, strict=True) if g is not None}
+            del grads
+            yield found
+            found.clear()
 
-    def tangents(self, parts: Sequence[Part], n: int, progress: Report) -> Matrix:
-        """Derivatives of 2 n outputs of one random batch with respect to the scale of each part.
+    def tangents(self, parts: Sequence[Part], law: Law, n: int, progress: Report) -> Matrix:
+        """Derivatives of 2 n outputs of one random batch along the generator of each part.
 
         Column j is J ψ_j, with J the Jacobian of the outputs, up to what the loss does not see. Forward mode takes one
         pass for a few parts, which share the model's own values, where n losses would take n backward passes.
@@ -229,24 +245,33 @@ class Probe:
             [2 n, parts].
 
         Raises:
-            NotImplementedError, RuntimeError: An operation has no forward derivative, or there are fewer outputs.
+            NotImplementedError, RuntimeError: An operation has no forward derivative, there are fewer outputs, or the
+                loss is a function, which has one.
         """
+        if callable(self.loss):
+            raise RuntimeError("a loss given as a function is one output, whose tangents are one number a batch")
         inputs, options = self.draw()
         seed = int(torch.randint(1 << 31, (), generator=self.generator, device="cpu"))
         columns: list[Tensor] = []
         for chunk in self._chunks(parts):
             values = {part.parameter: self.parameters[part.parameter].detach() for part in chunk}
 
-            def changed(steps: Tensor, chunk: Sequence[Part] = chunk, values: dict[str, Tensor] = values) -> Tensor:
+            def changed(
+                steps: Tensor,
+                buffers: dict[str, Tensor],
+                chunk: Sequence[Part] = chunk,
+                values: dict[str, Tensor] = values,
+            ) -> Tensor:
                 """The change of the outputs, up to what the loss does not see, for a step along each direction."""
                 directions: dict[str, Tensor] = {}
                 for step, part in zip(steps, chunk, strict=True):
-                    own = step * self._direction(part)
+                    own = step * self._direction(part, law)
                     before = directions.get(part.parameter)
                     directions[part.parameter] = own if before is None else before + own
 
                 def outputs(changed: dict[str, Tensor]) -> tuple[Tensor, ...]:
-                    return tuple(self._read(torch.func.functional_call(self.model, changed, inputs, options)))
+                    state = changed | {name: x.clone() for name, x in buffers.items()}
+                    return tuple(self._read(torch.func.functional_call(self.model, state, inputs, options)))
 
                 tangents = torch.func.jvp(outputs, (values,), (directions,))[1]
                 return torch.cat([self._seen(t).flatten() for t in tangents])
@@ -255,7 +280,9 @@ class Probe:
                 warnings.filterwarnings("ignore", ".*torch.jit", DeprecationWarning)  # of torch's own derivatives
                 device = next(iter(values.values())).device
                 steps = torch.eye(len(chunk), dtype=torch.float64, device=device)
-                found = torch.func.vmap(changed, randomness="same")(steps)
+                # Each tangent writes to buffers of its own.
+                written = {name: torch.stack([self._buffers[name][0]] * len(chunk)) for name in self._written}
+                found = torch.func.vmap(changed, randomness="same")(steps, written)
             if not columns:
                 if found.shape[1] < 2 * n:
                     raise RuntimeError(f"{found.shape[1]} outputs are too few to tell {len(parts)} tensors apart")
@@ -267,26 +294,28 @@ class Probe:
 
     def _chunks(self, parts: Sequence[Part]) -> Iterator[list[Part]]:
         """Neighbours, as many as one forward pass takes: each tensor has a tangent for each part of its chunk."""
+        most = max(TANGENT_NUMBERS, sum(p.numel() for p in self.parameters.values()) // 2)
         chunk: list[Part] = []
         for part in parts:
             longer = [*chunk, part]
             n_numbers = len(longer) * sum(self.parameters[x].numel() for x in {y.parameter for y in longer})
-            if chunk and (len(longer) > MOST_TANGENTS or n_numbers > TANGENT_NUMBERS):
+            if chunk and (len(longer) > MOST_TANGENTS or n_numbers > most):
                 yield chunk
                 longer = [part]
             chunk = longer
         if chunk:
             yield chunk
 
-    def _direction(self, part: Part) -> Tensor:
-        """The parameter as it counts, with zeros outside the part."""
+    def _direction(self, part: Part, law: Law) -> Tensor:
+        """The generator: the parameter as it counts, or ones, with zeros outside the part."""
         p = self.counted(part.parameter)
+        psi = p if law == Law.NORM else torch.ones((), dtype=p.dtype, device=p.device).expand_as(p)
         if part.axis is None:
-            return p
+            return psi
         inside = torch.zeros(p.shape[part.axis], dtype=p.dtype, device="cpu")
         inside[part.gather(torch.arange(len(inside), device="cpu")).flatten()] = 1.0
         shape = [-1 if axis == part.axis else 1 for axis in range(p.ndim)]
-        return p * inside.to(p.device).view(shape)
+        return psi * inside.to(p.device).view(shape)
 
     def _seen(self, z: Tensor) -> Tensor:
         """The part of a change of the output that the loss sees."""
@@ -300,16 +329,15 @@ class Probe:
 
         A constant added to all classes is added to a parameter that writes them, so that its gradient sums to zero.
         """
-        writers = {}
-        for axis in (1, -1):
+        writers = {-1: 0, 1: 0}
+        losses = self.gradients(len(writers))
+        for axis in writers:
             self.class_axis = axis
-            gradients = list(self.gradients(1))
-            if not gradients:
-                return
-            sizes = {name: float(g.square().mean().sqrt()) for name, g in gradients[0].items()}
+            gradients = next(losses, {})
+            sizes = {name: float(torch.linalg.vector_norm(g)) / g.numel() ** 0.5 for name, g in gradients.items()}
             writers[axis] = sum(
                 sizes[name] > 1e-9 * max(sizes.values()) and abs(float(g.sum())) <= 1e-9 * sizes[name] * g.numel()
-                for name, g in gradients[0].items()
+                for name, g in gradients.items()
             )
         self.class_axis = 1 if writers[1] > writers[-1] else -1
 
@@ -329,13 +357,15 @@ class Probe:
 
 @contextmanager
 def _evaluated(seed: int) -> Iterator[None]:
-    """Exact arithmetic and seeded generators inside; afterwards the random states are as before."""
+    """Exact arithmetic, seeded generators and nothing compiled inside; afterwards the random states are as before."""
     before = random_state()
+    # A compiled model has imported torch._dynamo; to ask it would import it for all others.
+    eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
     try:
         torch.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002
-        with evaluation("no_eps", eps=EPS):
+        with eager, evaluation("no_eps", eps=EPS):
             yield
     finally:
         set_random_state(before)
@@ -365,6 +395,11 @@ def _twin(model: nn.Module) -> nn.Module:
         if isinstance(module, nn.Embedding | nn.EmbeddingBag):
             module.sparse = False
     return twin
+
+
+def _real(x: Tensor) -> Tensor:
+    """Its numbers, in the same memory; those of complex ones in pairs."""
+    return torch.view_as_real(x) if x.is_complex() else x
 
 
 def _widened(x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-__all__ = ["Matrix", "decomposed", "independent", "integer_relations", "null_space", "nullity", "reduced"]
+__all__ = ["Matrix", "decomposed", "independent", "integer_relations", "null_space", "nullity", "present", "reduced"]
 
 Matrix = NDArray[np.float64]
 
@@ -24,6 +24,12 @@ def null_space(columns: Matrix) -> Matrix:
     norms = np.linalg.norm(columns, axis=0)
     _, values, basis = decomposed(triangle(columns / norms))
     return np.asarray(basis[_rank(values) :] / norms)
+
+
+def present(columns: Matrix) -> NDArray[np.int64]:
+    """The numbers of the columns that are more than rounding, [k]."""
+    norms = np.linalg.norm(columns, axis=0)
+    return np.flatnonzero(norms > ZERO * norms.max(initial=0.0))
 
 
 def nullity(columns: Matrix) -> int:

@@ -25,7 +25,7 @@ from noetherperf.detect.layout import ANY, Layout, placed
 from noetherperf.detect.parts import Axis, crosses_periods, divisors, foldings, joined, pieces
 from noetherperf.detect.probe import Probe
 from noetherperf.detect.progress import Report, Stage
-from noetherperf.detect.relations import Matrix, independent, integer_relations, null_space, nullity
+from noetherperf.detect.relations import Matrix, independent, integer_relations, null_space, nullity, present
 from noetherperf.detect.sums import SPARE, Sums
 from noetherperf.detect.tensors import relate_tensors
 from noetherperf.detect.threads import threads
@@ -273,11 +273,11 @@ class Search:
         some = torch.from_numpy(np.random.default_rng(0).permutation(n)[: MAX_ROWS // self.sums.n_losses])
         matrix = _matrix(columns, some, self.sums.layout, self.sums.products(law))
         invented = _matrix(columns, some, self._claims.layout, self._claims.invented(law, -(-wanted // len(some))))
-        present = np.flatnonzero((np.linalg.norm(matrix, axis=0) > 0) & (np.linalg.norm(invented, axis=0) > 1e-7))
-        columns = [columns[i] for i in present.tolist()]
+        live = np.intersect1d(present(matrix), np.flatnonzero(np.linalg.norm(invented, axis=0) > 1e-7))
+        columns = [columns[i] for i in live.tolist()]
         if len(columns) < 2:
             return True
-        matrix, invented = matrix[:, present], invented[:, present]
+        matrix, invented = matrix[:, live], invented[:, live]
         if nullity(matrix) == nullity(invented):  # the known relations hold in both
             return True
         null, known = null_space(matrix), null_space(invented)

@@ -51,6 +51,16 @@ class Shapes(TorchDispatchMode):
         """Every size above 1."""
         return {run[0] for run in self.runs if len(run) == 1 and run[0] > 1}
 
+    def joined(self, other: "Shapes", resized: bool) -> "Shapes":
+        """What two passes show. Where their batches differ in size, the model's own sizes are those that both have."""
+        both = Shapes()
+        both.runs = self.runs & other.runs if resized else self.runs | other.runs
+        both.cuts = {
+            x: self.cuts.get(x, set()) | other.cuts.get(x, set()) for x in self.cuts.keys() | other.cuts.keys()
+        }
+        both.vocabulary = self.vocabulary
+        return both
+
     def slices(self, length: int) -> set[Cut]:
         """Slices that an axis of this length may consist of, and slices of these."""
         slices = self._slices(length)
@@ -61,12 +71,14 @@ class Shapes(TorchDispatchMode):
         return slices
 
     def _slices(self, length: int) -> set[Cut]:
-        """Slices that were taken, of equal maps, or of each period."""
+        """Slices that were taken, of equal maps, of maps whose indices take turns, or of each period."""
         slices = set(self.cuts.get(length, ()))
         for run in self.runs:
             if len(run) == 1 or int(np.prod(run)) != length:
                 continue
             step = length // run[0]
+            if 1 < run[-1] <= N_FUSED:  # as after a channel shuffle
+                slices |= {Cut(i, i + 1, run[-1]) for i in range(run[-1])}
             if 1 < run[0] <= N_FUSED:
                 slices |= {Cut(start, start + step) for start in range(0, length, step)}
             if 1 < run[0] < length:

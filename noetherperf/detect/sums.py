@@ -7,7 +7,7 @@ loss.
 """
 
 import contextlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from math import prod
 
 import torch
@@ -147,17 +147,20 @@ class Sums:
                 for axis in self._axes_of[name]:
                     vectors[:_SQ_P, ..., self.layout.own((name, axis))] = 0.0
 
-    def _sums_of(self, name: str, a: Tensor, b: Tensor) -> dict[int | None, Tensor]:
-        """Sums of the product over all axes but one, by that axis; None: the sum of all."""
-        product = torch.mul(a, b, out=self._scratch[: a.numel()].view(a.shape))
-        return {axis: _sum_but(product, axis) for axis in self._axes_of[name]}
+    def _sums_of(self, name: str, a: Tensor, b: Tensor | None = None) -> dict[int | None, Tensor]:
+        """Sums of a, or of the product a b, over all axes but one, by that axis; None: the sum of all."""
+        product = a if b is None else torch.mul(a, b, out=self._scratch[: a.numel()].view(a.shape))
+        of_axis = list(_marginals(product))
+        total = of_axis[0].sum().reshape(1)
+        return {axis: total if axis is None else of_axis[axis] for axis in self._axes_of[name]}
 
     def _row(self, gradients: Mapping[str, Tensor]) -> Tensor:
         """The sums of one loss, [4, size of the layout]."""
         row = torch.zeros(4, self.layout.size, dtype=torch.float64, device="cpu")
         for name in self.probe.parameters:
             g = gradients.get(name)
-            if g is not None and not bool(g.sum().isfinite()):
+            sum_g = self._sums_of(name, g) if g is not None else {}
+            if g is not None and not bool(sum_g[None].isfinite()):
                 self.not_finite.add(name)
             if name in self.not_finite:
                 g = None
@@ -167,7 +170,7 @@ class Sums:
             for axis in self._axes_of[name]:
                 own = row[:, self.layout.own((name, axis))]
                 if g is not None:
-                    own[0], own[1], own[2] = _sum_but(g, axis), dot_pg[axis], sq_g[axis]
+                    own[0], own[1], own[2] = sum_g[axis], dot_pg[axis], sq_g[axis]
                 own[3] = self._sq_p[name][axis]
         return row
 
@@ -259,14 +262,14 @@ class Sums:
     def totals(self, parts: Sequence[Part], law: Law) -> Matrix:
         """⟨g, ψ⟩ of parts of one group, [losses, parts], where possible for more losses than there are parts."""
         wanted = len(parts) + SPARE
-        if self.large:
-            self._shrink(1)
-            self.probe.redraw()
-            if law == Law.NORM and not callable(self.probe.loss):
-                # Where an operation has no forward derivative, the losses are differentiated backward, one by one.
-                with contextlib.suppress(NotImplementedError, RuntimeError):
-                    return self.probe.tangents(parts, wanted, self._progress)
         if not self.at_least(wanted) and (law == Law.NORM or not self.large):
+            if self.large:
+                self._shrink(1)
+            self.probe.redraw()
+            self._n_batches = 0  # parameters are drawn anew before other sums are taken
+            # Where an operation has no forward derivative, the losses are differentiated backward, one by one.
+            with contextlib.suppress(NotImplementedError, RuntimeError):
+                return self.probe.tangents(parts, law, wanted, self._progress)
             self._collect_more(wanted)
         vectors = torch.cat([self._sums[law], *(row[law, None] for row in self._more)])
         columns = [
@@ -298,7 +301,9 @@ def _usual(names: Sequence[str], rms: Tensor) -> Tensor:
     return torch.maximum(best.gather(1, owner), LEAST * rms.amax(1, keepdim=True))
 
 
-def _sum_but(x: Tensor, axis: int | None) -> Tensor:
-    if axis is None:
-        return x.sum().reshape(1)
-    return x.sum([i for i in range(x.ndim) if i != axis]) if x.ndim > 1 else x.clone()
+def _marginals(x: Tensor) -> Iterator[Tensor]:
+    """Its sums over all axes but one, for each axis in order; each axis is summed up before the next is looked at."""
+    for _ in range(x.ndim - 1):
+        yield x.sum(list(range(1, x.ndim)))
+        x = x.sum(0)
+    yield x.reshape(-1).clone()

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from noetherperf.detect.claims import Claims, Relation
 from noetherperf.detect.parts import Axis
-from noetherperf.detect.relations import Matrix, decomposed, independent, integer_relations, null_space
+from noetherperf.detect.relations import Matrix, decomposed, independent, integer_relations, null_space, present
 from noetherperf.detect.sums import SPARE, Sums
 from noetherperf.rules.law import Law
 from noetherperf.symmetry import Part
@@ -50,12 +50,12 @@ def relate_tensors(sums: Sums, claims: Claims, law: Law) -> bool:
     if len(matrix) < len(kept) + SPARE:
         return False
     matrix = matrix / np.maximum(np.abs(matrix).max(axis=1, keepdims=True), 1e-300)
-    present = [kept[i] for i in np.flatnonzero(np.linalg.norm(matrix, axis=0))]
-    null = null_space(matrix[:, [kept.index(i) for i in present]])
+    live = present(matrix)
+    null = null_space(matrix[:, live])
     if not len(null):
         return True
     new = np.zeros((len(null), len(parts)))
-    new[:, present] = null
+    new[:, [kept[i] for i in live]] = null
     known = null_space(invented)
     relations, _ = integer_relations(np.vstack([new, known]), known)
     for coefficients in relations:

@@ -161,7 +161,8 @@ def row(
     """The row of one symmetry.
 
     Args:
-        name, kind: Of the symmetry; kind is "translation", "scale", "rescale" or "norm".
+        name: The symmetry's.
+        kind: Its kind: "translation", "scale", "rescale" or "norm".
         values: Arrays [n groups], float64, under the names that they have in a record: charge, initial, discrete_free,
             discrete_forced, discrete_defect, discrete_budget; growth and transport where the rule has them;
             relative_defect, angular_update, effective_lr and sq_g where they are known.
