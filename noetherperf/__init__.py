@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from noetherperf.detect import Symmetries, find_symmetries
     from noetherperf.engines.backends import backends
     from noetherperf.engines.cost import Cost, cost
+    from noetherperf.measure.balances import BalanceReadout
     from noetherperf.measure.readout import ChargeReadout, Prediction, Readout
     from noetherperf.optim import control, distributed
     from noetherperf.optim.adam import Adam, AdamW
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from noetherperf.optim.probe import Probe
     from noetherperf.optim.sgd import SGD
     from noetherperf.record import Record, Recorder, open_record
-    from noetherperf.symmetry import Norm, Part, Rescale, Scale, Symmetry, Translation, layers, neurons
+    from noetherperf.symmetry import Balance, Norm, Part, Rescale, Scale, Symmetry, Translation, layers, neurons
 
 __version__ = "0.1.0"
 
@@ -31,6 +32,8 @@ __all__ = [
     "SGD",
     "Adam",
     "AdamW",
+    "Balance",
+    "BalanceReadout",
     "ChargeReadout",
     "Constraints",
     "Cost",
@@ -65,13 +68,14 @@ _HOMES = {
     "detect": ("Symmetries", "find_symmetries"),
     "engines.backends": ("backends",),
     "engines.cost": ("Cost", "cost"),
+    "measure.balances": ("BalanceReadout",),
     "measure.readout": ("ChargeReadout", "Prediction", "Readout"),
     "optim.adam": ("Adam", "AdamW"),
     "optim.measured": ("MeasuredOptimizer",),
     "optim.probe": ("Probe",),
     "optim.sgd": ("SGD",),
     "record": ("Record", "Recorder", "open_record"),
-    "symmetry": ("Norm", "Part", "Rescale", "Scale", "Symmetry", "Translation", "layers", "neurons"),
+    "symmetry": ("Balance", "Norm", "Part", "Rescale", "Scale", "Symmetry", "Translation", "layers", "neurons"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 _MODULES = ("control", "detect", "distributed", "plots", "theory")

@@ -34,6 +34,7 @@ SLOW = (
     "adamw",
     "equilibrium",
     "decay",
+    "balance",
 )  # seconds to half a minute each
 NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in GALLERY]
 
@@ -85,6 +86,7 @@ SPOILS: dict[str, tuple[str, Callable[[NDArray[np.float64]], NDArray[np.float64]
     "adamw": ("SGD/scale/missed", lambda share: share + 1e-6),
     "equilibrium": ("1/angle", lambda angle: 1.2 * angle),
     "decay": ("share", lambda share: 1.0 - share),
+    "balance": ("SGD/q, k/law", lambda x: x + 1e-9),
 }
 
 

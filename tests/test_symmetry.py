@@ -245,7 +245,7 @@ class TestSymmetry:
     @pytest.mark.parametrize(
         ("build", "error", "words"),
         [
-            (lambda: Symmetry("s", [Part("w", 0)]), TypeError, "use Translation, Scale, Rescale or Norm"),
+            (lambda: Symmetry("s", [Part("w", 0)]), TypeError, "use Translation, Scale, Rescale, Norm or Balance"),
             (lambda: Scale("s", []), ValueError, "parts is empty"),
             (lambda: Rescale("s", [], [Part("w", 0)]), ValueError, "inward is empty"),
             (lambda: Rescale("s", [Part("w", 0)], []), ValueError, "outward is empty"),

@@ -8,8 +8,8 @@ a group A:
 
 c_j is the signed weight of the part with element j: 1 for a scale; +1 into and −k out of a unit that is homogeneous of
 degree k; the sum of both where two parts meet (the diagonal of a recurrent weight). θ_j has its part's offset, as in
-the gain 1 + w. A relation of many writers and readers has the same form. Differentiate L(θ(s)) = L(θ) with respect to s
-at s = 0, then to θ:
+the gain 1 + w. A relation of many writers and readers has the same form. A Balance has a generator for each entry of a
+matrix (groups.py), with its own C_A g. Differentiate L(θ(s)) = L(θ) with respect to s at s = 0, then to θ:
 
     gradient           ⟨g, ψ_A⟩ = 0
     Hessian            H ψ_A + C_A g = 0        (C_A g is absent for a translation: its ψ does not depend on θ)
@@ -36,7 +36,7 @@ Source: Kunin et al. (2021), arXiv:2012.04728, for weights of ±1; weights, the 
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -46,6 +46,7 @@ from torch import Tensor, nn
 from noetherperf.checks.closure import check_same, evaluate
 from noetherperf.checks.derivatives import Point, Vector, check_symmetric, square
 from noetherperf.checks.exact import EPS, Stage, refuse_lazy
+from noetherperf.checks.groups import Groups, groups_of
 from noetherperf.checks.report import Constraints
 from noetherperf.checks.workbench import Workbench
 from noetherperf.common.progress import progress as show_progress
@@ -118,7 +119,7 @@ def check_constraints(
         wide = float64 or dtypes == {torch.float64}
         tolerance = TOLERANCE if wide else math.sqrt(max(torch.finfo(dtype).eps for dtype in dtypes))
 
-    groups = [_Groups(symmetry, shapes) for symmetry in symmetries]
+    groups = [groups_of(symmetry, shapes) for symmetry in symmetries]
     stages: tuple[Stage, ...] = ("as_is", "float64", "no_eps") if float64 else ("as_is",)
     n_products = (probes + exact * sum(one.n_groups for one in groups)) * hessian
     defects: dict[Stage, list[_Defects]] = {}
@@ -162,59 +163,32 @@ def check_constraints(
     )
 
 
-class _Groups:
-    """The groups of one symmetry in a model of these shapes: sums over them, and their elements in a vector."""
-
-    def __init__(self, symmetry: Symmetry, shapes: Mapping[str, torch.Size]) -> None:
-        self.symmetry = symmetry
-        self.n_groups = symmetry.parts[0].n_groups(shapes[symmetry.parts[0].parameter])
-
-    def total(self, power: int, a: Vector, b: Vector) -> Numbers:
-        """Σ_parts c^power ⟨a, b⟩ of every group, [n groups], float64."""
-        of_parts = [
-            part.weight**power
-            * (part.grouped(a[part.parameter]).double() * part.grouped(b[part.parameter])).sum(1).cpu()
-            for part in self.symmetry.parts
-        ]
-        return np.asarray(torch.stack(of_parts).sum(0).numpy())
-
-    def add(self, to: Vector, group: int, values: Vector) -> None:
-        """Add C_A · values to a vector, in place."""
-        for part in self.symmetry.parts:
-            target, source = to[part.parameter], values[part.parameter]
-            if part.axis is None:
-                target += part.weight * source
-            else:
-                indices = part.gather(torch.arange(target.shape[part.axis], device=target.device))[group]
-                target.index_add_(part.axis, indices, part.weight * source.index_select(part.axis, indices))
-
-
 class _Defects:
     """The defects of one symmetry at one point, gathered probe by probe; all [n groups]."""
 
-    def __init__(self, groups: _Groups, point: Point) -> None:
+    def __init__(self, groups: Groups, point: Point) -> None:
         self._groups, self._point = groups, point
         translation = groups.symmetry.law == "translation"
         self._base = point.ones if translation else _counted(point, groups.symmetry)  # ψ_A = C_A base
         self._drift = point.nothing if translation else point.gradient  # ∂ψ_A/∂θ g = C_A drift
-        self._n_elements = groups.total(0, point.ones, point.ones)
-        self._sq_generator = groups.total(2, self._base, self._base)
+        self._n_elements = groups.sq_norm(point.ones)
+        self._sq_generator = groups.sq_generator(self._base)
         self._sq_columns, self._sq_projections = np.zeros((2, groups.n_groups))
         self._n_probes = 0
         self._norms: list[float] = []
 
-        self.gradient = groups.total(1, point.gradient, self._base)
+        self.gradient = groups.along(point.gradient, self._base)
         sq_gradient = self._sq_norm(point.gradient, point.mean_square(point.gradient))
         self.gradient_relative = relative_defect(self.gradient, sq_gradient, self._sq_generator)
 
     def _sq_norm(self, vector: Vector, usual: float) -> Numbers:
         """|vector_A|², floored by the mean square of the whole vector."""
-        return floored(self._groups.total(0, vector, vector), self._n_elements, usual)
+        return floored(self._groups.sq_norm(vector), self._n_elements, usual)
 
     @np.errstate(all="ignore")  # what is not finite is reported as it is
     def project(self, x: Vector, product: Vector, usual: float) -> None:
         """Take in one probe x, H x, and the mean square of H x."""
-        projection = self._groups.total(1, product, self._base) + self._groups.total(1, x, self._drift)
+        projection = self._groups.along(product, self._base) + self._groups.along(self._drift, x)
         self._sq_projections += projection * projection
         self._sq_columns += self._sq_norm(product, usual)
         self._n_probes += 1
@@ -223,9 +197,9 @@ class _Defects:
         """Make the Hessian-vector product of every group, one at a time."""
         for group in range(self._groups.n_groups):
             direction = self._point.zeros()
-            self._groups.add(direction, group, self._base)
+            self._groups.add_generator(direction, group, self._base)
             residual = {name: values.clone() for name, values in self._point.product(direction).items()}
-            self._groups.add(residual, group, self._drift)
+            self._groups.add_drift(residual, group, self._drift)
             self._norms.append(math.sqrt(square(residual)))
             yield
 
@@ -245,7 +219,7 @@ class _Defects:
         if self.hessian is None:
             return None
         columns = np.sqrt(self._sq_columns / self._n_probes)
-        drift = np.sqrt(self._groups.total(2, self._drift, self._drift))
+        drift = np.sqrt(self._groups.sq_drift(self._drift))
         return quotient(self.hessian, columns * np.sqrt(self._sq_generator) + drift)
 
 

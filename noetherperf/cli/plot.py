@@ -80,9 +80,7 @@ def plot(
                 continue
             except ValueError as error:
                 fail(as_typed(f"--{error}"))
-            for number, figure in enumerate(pages, 1):
-                stem = name if number == 1 else f"{name}-{number}"
-                report_files(plots.save(figure, folder / stem, formats, dpi))
+            report_files(plots.save(pages, folder / name, formats, dpi))
 
 
 def _groups(text: str) -> int | list[int]:

@@ -11,17 +11,19 @@ A symmetry is a linear relation between the products ⟨g, ψ⟩ of gradients wi
     search       relations between the products: of parts, then of whole tensors
     naming       relations become symmetries with names and meanings
     verify       every symmetry is tested on parameters and batches that it was not found with
-    mixes        laws of matrices, which are told but not claimed
+    mixes        which rescales are the diagonal of a law of matrices
+    balances     that law, claimed in their place where it is asked for
     found        the result
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from noetherperf.detect.balances import balances_of
 from noetherperf.detect.found import Symmetries
 from noetherperf.detect.naming import Named, name_all
 from noetherperf.detect.outputs import Loss
@@ -44,6 +46,7 @@ def find_symmetries(
     *example_inputs: Any,
     loss: Loss = "cross_entropy",
     verify: bool = True,
+    matrix: bool = False,
     progress: bool | None = None,
     **example_options: Any,
 ) -> Symmetries:
@@ -76,6 +79,8 @@ def find_symmetries(
             size of the example's, because the function may hold targets.
         verify: Check every claim on fresh parameters and batches; those with a relative defect above 1e-9 are listed
             as rejected. The meanings then tell which rescales are the diagonal of a law of matrices.
+        matrix: Claim these laws, too: a Balance, tested in every entry, in the place of the Rescale that is its
+            diagonal. It needs `verify`.
         progress: Show a bar with an estimate of the time left on stderr; None: if stderr is a terminal.
         example_options: Keyword inputs of the forward.
 
@@ -85,7 +90,7 @@ def find_symmetries(
     Raises:
         TypeError: `model` is no module or a ScriptModule, or no logits can be found in its output.
         ValueError: The model has no trainable parameters of real numbers, or a tensor on the meta device; `loss` is
-            unknown, or the cross entropy of one class.
+            unknown, or the cross entropy of one class; `matrix` is set without `verify`.
         RuntimeError: The model cannot be copied, is not deterministic, or its output is not finite.
 
     Source: Kunin et al. (2021), arXiv:2012.04728, for the symmetries; the search is derived here.
@@ -103,6 +108,8 @@ def find_symmetries(
     for name, x in itertools.chain(model.named_parameters(), model.named_buffers()):
         if x.is_meta:
             raise ValueError(f"{name!r} is on the meta device and has no values; give the model memory by to_empty()")
+    if matrix and not verify:
+        raise ValueError("matrix=True claims laws that are tested in every entry, and verify=False tests none")
     with bar(progress) as report, threads(_n_threads(model)), torch.inference_mode(False):
         probe = Probe(model, example_inputs, example_options, loss)
         search = Search(probe, report)
@@ -111,6 +118,8 @@ def find_symmetries(
         report(Stage.VERIFICATION, 0.0)
         n_losses = 1 if search.sums.large else N_LOSSES
         tested = verified([item.symmetry for item in named], probe, n_losses) if verify else Verified({}, {})
+        hold = [item.symmetry for item in named if tested.defects.get(item.symmetry.name, 1.0) <= TOLERANCE]
+        whole = balances_of(hold, tested.mixing, probe, n_losses, TOLERANCE) if matrix else {}
         report(Stage.VERIFICATION, 1.0)
     rejected = {
         name: f"its relative defect is {defect:.1e} on fresh batches, above {TOLERANCE:g}"
@@ -118,10 +127,13 @@ def find_symmetries(
         if not defect <= TOLERANCE
     }
     claimed = [item for item in named if item.symmetry.name not in rejected]
+    meanings = {item.symmetry.name: _meaning(item, tested.mixing, whole) for item in claimed}
+    defects = {name: defect for name, defect in tested.defects.items() if name not in rejected}
+    names = {name: balance.name for name, (balance, _) in whole.items()}
     return Symmetries(
-        [item.symmetry for item in claimed],
-        meanings={item.symmetry.name: _meaning(item, tested.mixing) for item in claimed},
-        defects={name: defect for name, defect in tested.defects.items() if name not in rejected},
+        [whole[name][0] if (name := item.symmetry.name) in whole else item.symmetry for item in claimed],
+        meanings={names.get(name, name): meaning for name, meaning in meanings.items()},
+        defects={names.get(name, name): whole[name][1] if name in whole else x for name, x in defects.items()},
         unmatched=_unmatched(model, claimed, [s.symmetry for s in named if s.symmetry.name in rejected], search),
         rejected=rejected,
         outputs=probe.outputs,
@@ -129,11 +141,9 @@ def find_symmetries(
     )
 
 
-def _meaning(item: Named, mixing: Mapping[str, int]) -> str:
-    n = mixing.get(item.symmetry.name, 1)
-    return item.meaning + (
-        f"; any mix of {n} units keeps the loss: a law of matrices, claimed unit by unit" if n > 1 else ""
-    )
+def _meaning(item: Named, mixing: Mapping[str, int], whole: Container[str]) -> str:
+    n, how = mixing.get(item.symmetry.name, 1), "whole" if item.symmetry.name in whole else "unit by unit"
+    return item.meaning + (f"; any mix of {n} units keeps the loss: a law of matrices, claimed {how}" if n > 1 else "")
 
 
 def _unmatched(

@@ -2,15 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor, nn
 
 from noetherperf.engines.tiling import make_tables
+from noetherperf.measure.cells import GramPlan, make_gram_plan
+from noetherperf.measure.grams import DEFECT, driving
 from noetherperf.measure.plan import Measurement, make_plan
 from noetherperf.rules.law import N_START, Law, Shape
 from noetherperf.rules.sgd import SGD, Hyper
-from noetherperf.symmetry import Symmetry, validate
+from noetherperf.symmetry import Symmetry, balances_in, validate
 
 #: Moments that a step with plain momentum takes; Nesterov adds two.
 N_TAKEN = SGD.n_taken(Hyper(lr=1.0, momentum=0.9), has_buffers=True)
@@ -37,6 +40,7 @@ class Cost:
         measuring: Moved on top of it: partial sums written and read, moments written and read, law states read and
             written.
         state: Kept by the measurement: moments, law states, propagators.
+        products: Floating-point operations of the matrix products of Balances, in float64; two for each multiplication.
         workspace: Kept for partial sums of segments that several tiles share.
     """
 
@@ -46,6 +50,7 @@ class Cost:
     measuring: int
     state: int
     workspace: int
+    products: int = 0
 
     @property
     def overhead(self) -> float:
@@ -57,6 +62,7 @@ class Cost:
             f"{self.n_parameters:,} parameters, {self.n_segments:,} segments: a step moves {_bytes(self.step)}, "
             f"measuring adds {_bytes(self.measuring)} ({100 * self.overhead:.2f} %) and keeps "
             f"{_bytes(self.state)} of state and {_bytes(self.workspace)} of workspace"
+            + (f"; products of units take {self.products / 1e9:.3g} GFLOP" if self.products else "")
         )
 
 
@@ -103,8 +109,9 @@ def cost(
     tensors: list[Tensor] = list(params.values())
     plan = make_plan(validate(symmetries, shapes), list(params), list(shapes.values()))
     tables = make_tables(plan, tensors, [0] * len(tensors))
+    gram_plan = make_gram_plan(balances_in(symmetries), list(params), list(shapes.values()), [0] * len(tensors), SGD)
     advanced = n_advanced(plan.rule.laws)
-    values = 0  # float64 numbers that measuring moves
+    values, products = _of_products(gram_plan, tensors, momentum=momentum)  # float64 numbers that measuring moves
     for view in tables.views:
         shared = 2 * int(view["n_slices"]) if view["n_slices"] > 1 else 0  # each slice is written, then read
         laws = sum(advanced[law] for law, at in zip(Law, (view["translation"], view["norm"]), strict=True) if at >= 0)
@@ -114,6 +121,26 @@ def cost(
         plan.n_segments,
         sum((5 if momentum else 3) * p.numel() * p.element_size() for p in tensors),
         FLOAT64 * values,
-        sum(t.numel() * t.element_size() for t in Measurement.empty(plan, "meta").tensors()),
+        sum(t.numel() * t.element_size() for t in Measurement.empty(plan, "meta").tensors())
+        + FLOAT64 * sum(map(prod, gram_plan.shapes.values())),
         FLOAT64 * tables.workspace,
+        products,
     )
+
+
+def _of_products(plan: GramPlan, tensors: Sequence[Tensor], *, momentum: bool) -> tuple[int, int]:
+    """The float64 numbers that the products of a step move, and their floating-point operations."""
+    if not plan.cells:
+        return 0, 0
+    hyper = Hyper(lr=1.0, momentum=0.9 if momentum else 0.0)
+    step = SGD.steps(hyper, 1, (Law.NORM,))[Law.NORM]
+    names = {DEFECT} | driving(SGD.laws[Law.NORM], step)
+    taken = [pair for pair in SGD.moments[: SGD.n_taken(hyper, has_buffers=False)] if pair.name in names]
+    n_operands = len({operand for _, *pair in taken for operand in pair})
+    values, products = 2 * n_advanced(SGD.laws)[Law.NORM] * plan.cells[-1].entries.stop, 0
+    for cell in plan.cells:
+        for tensor, part in cell.members:
+            n_elements = part.grouped(tensors[tensor]).numel()
+            values += 2 * n_operands * n_elements
+            products += 2 * len(taken) * cell.n * n_elements
+    return values, products

@@ -15,6 +15,7 @@ import numpy as np
 
 from noetherperf.figures import (
     adamw,
+    balance,
     budget,
     decay,
     dynamics,
@@ -28,7 +29,7 @@ from noetherperf.figures import (
     oscillation,
 )
 from noetherperf.figures.claims import Claim, Data
-from noetherperf.plots import adaptive, planar, training
+from noetherperf.plots import adaptive, matrices, planar, training
 from noetherperf.plots.style import Picture, save
 
 __all__ = ["GALLERY", "Claim", "Data", "Figure", "load", "make"]
@@ -114,6 +115,12 @@ GALLERY: dict[str, Figure] = {
         decay.compute,
         adaptive.decay,
         decay.claims,
+    ),
+    "balance": Figure(
+        "the matrices that heads and linear layers conserve: eigenvalues under SGD and AdamW, on their laws",
+        balance.compute,
+        matrices.balance,
+        balance.claims,
     ),
 }
 

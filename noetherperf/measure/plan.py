@@ -17,11 +17,10 @@ import torch
 from torch import Tensor
 
 from noetherperf.rules import sgd
-from noetherperf.rules.arithmetic import two_sum
-from noetherperf.rules.law import N_START, OFFSET, PROPAGATED, X0, Y0, Law
+from noetherperf.rules.law import N_START, PROPAGATED, Law, begin, jump
 from noetherperf.rules.moments import Moment
 from noetherperf.rules.rule import Rule
-from noetherperf.symmetry import Part, Symmetry
+from noetherperf.symmetry import Part, Symmetry, with_groups
 
 #: The moments in which Engine.measure stores a law's charge x and its y, ⟨v, 1⟩ or ⟨p, v⟩.
 CHARGE_AND_MOMENTUM = {
@@ -198,14 +197,8 @@ class Measurement:
             is_warm, tensor, *law_segments = (x.to(device, non_blocking=True) for x in (flags, *plan.indices))
             for (law, (x, y)), segment in zip(CHARGE_AND_MOMENTUM.items(), law_segments, strict=True):
                 state, shape = self.states[law], plan.rule.laws[law]
-                state.zero_()
-                state[X0] = self.moments[x, segment]
-                state[Y0] = torch.where(is_warm[tensor[segment]], self.moments[y, segment], 0.0)
-                for component in shape.components:
-                    if component.starts:
-                        state[shape.rows[component.name]] = state[X0]
-                        if (row := shape.y_row(component.name)) is not None:
-                            state[row] = state[Y0]
+                y0 = torch.where(is_warm[tensor[segment]], self.moments[y, segment], 0.0)
+                begin(shape, state, self.moments[x, segment], y0)
         self.moments[Moment.SUM_G :].zero_()
         self.propagators.zero_().diagonal(dim1=-2, dim2=-1).fill_(1.0)
         self.clock.zero_()
@@ -243,17 +236,7 @@ class Measurement:
             if law == Law.TRANSLATION:
                 of_sums[:, segment] = torch.stack([x_jump, y_jump])
             of_offset = 2.0 * of_sums[0, segment], of_sums[1, segment]
-            for component in shape.components:
-                if component.jumps:
-                    row, y_row = shape.rows[component.name], shape.y_row(component.name)
-                    dx, dy = of_offset if component.name == OFFSET else (x_jump, y_jump)
-                    if component.compensated:
-                        state[row], rest = two_sum(state[row], dx)
-                        state[row + 1] += rest
-                    else:
-                        state[row] += dx
-                    if y_row is not None:
-                        state[y_row] += dy
+            jump(shape, state, (x_jump, y_jump), of_offset)
         return new
 
 
@@ -285,7 +268,8 @@ def make_plan(
     """Plan the views that the symmetries' parts need.
 
     Args:
-        symmetries: Validated against these names and shapes (noetherperf.symmetry.validate).
+        symmetries: Validated against these names and shapes (noetherperf.symmetry.validate). Balances belong to
+            measure/grams.py.
         names: One name per tensor, None if a parameter has none. Parts of other names belong to other plans.
         shapes: One shape per tensor.
         rule: The update rule.
@@ -294,6 +278,7 @@ def make_plan(
     if any(part.offset and part.parameter in index for symmetry in symmetries for part in symmetry.parts):
         rule = rule.with_offsets()
     wanted: dict[tuple[int, int | None], list[tuple[Part, Law]]] = {}
+    symmetries = with_groups(symmetries)
     for symmetry in symmetries:
         law = Law[symmetry.law.upper()]
         for part in symmetry.parts:

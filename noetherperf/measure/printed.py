@@ -48,12 +48,13 @@ class ReadoutTable:
         rows: All rows, as data (measure/table.py).
         step: Steps since measuring began.
         limit: How many rows are shown; None: all.
+        balances: A line for each Balance, shown below.
     """
 
-    def __init__(self, rows: Sequence[Row], step: int, limit: int | None = None) -> None:
+    def __init__(self, rows: Sequence[Row], step: int, limit: int | None = None, balances: Sequence[str] = ()) -> None:
         if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 0):
             raise ValueError(f"rows: must be a number of rows, or None for all, got {limit!r}")
-        self.rows, self.step, self.limit = list(rows), step, limit
+        self.rows, self.step, self.limit, self.balances = list(rows), step, limit, list(balances)
 
     @property
     def _shown(self) -> list[Row]:
@@ -61,6 +62,8 @@ class ReadoutTable:
 
     @property
     def _title(self) -> str:
+        if not self.rows and self.balances:
+            return f"Step {self.step}: matrices of charges"
         if not self.rows:
             return f"Step {self.step}: nothing is measured; give the optimizer symmetries"
         return f"Step {self.step}: charges and their change since the start, by median over groups; the worst first"
@@ -76,10 +79,12 @@ class ReadoutTable:
                 reasons.setdefault(row.reason, []).append(row.name)
         for reason, names in reasons.items():
             yield f"open: {', '.join(names)}: {reason}"
+        yield from self.balances
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         if not self.rows:
             yield Text(self._title)
+            yield from (Text(printable(note), overflow="fold") for note in self._notes())
             return
         table = ReportTable(self._title, stacks=True)
         for heading, is_text in COLUMNS.items():

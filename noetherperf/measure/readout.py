@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,12 +20,14 @@ from noetherperf.measure.logged import logged, quantiles
 from noetherperf.measure.offset import count_from_offset, propagators_of, split
 from noetherperf.measure.terms import Source, Terms, find_terms
 from noetherperf.measure.turning import LastStep, Moved, angular_update, effective_lr, moved
-from noetherperf.rules.law import X0, Y0, Law
+from noetherperf.rules.law import X0, Y0, Law, Shape
 from noetherperf.rules.moments import Moment
+from noetherperf.rules.rule import Rule
 from noetherperf.symmetry import Symmetry
 from noetherperf.symmetry.names import find, nearest
 
 if TYPE_CHECKING:
+    from noetherperf.measure.balances import BalanceReadout
     from noetherperf.measure.printed import ReadoutTable
     from noetherperf.measure.table import EpsShares
 
@@ -213,13 +215,16 @@ class ChargeReadout(Charges):
 
 
 class Readout(Mapping[str, ChargeReadout]):
-    """All symmetries after a step, by name. `print(readout)` shows them in a table, and a notebook does.
+    """All symmetries with one charge for each group after a step, by name; and in `balances`, those with matrices.
+
+    `print(readout)` shows the former in a table, and a notebook does.
 
     Attributes:
         rule: Name of the update rule, "sgd" or "adam".
         step: Steps since measuring began.
         time: Σ lr·(1 − dampening) over those steps (without momentum Σ lr), of the first parameter group.
         dtypes: In which each parameter is stored, by name: "bfloat16".
+        balances: The symmetries whose charges are matrices (Balance), by name. The other members are of the rest.
     """
 
     def __init__(
@@ -231,6 +236,7 @@ class Readout(Mapping[str, ChargeReadout]):
         step: int,
         time: float,
         rule: str,
+        balances: Mapping[str, "BalanceReadout"] | None = None,
         *,
         has_growth: bool,
         dtypes: Mapping[str, str],
@@ -239,6 +245,7 @@ class Readout(Mapping[str, ChargeReadout]):
         self.dtypes = dtypes
         self.step = step
         self.time = time
+        self.balances: dict[str, BalanceReadout] = dict(balances or {})
         self._has_growth = has_growth  # the rule's laws split their budget so
         self._table = table  # [N_ROWS, groups of all symmetries side by side]
         self._reasons = dict(reasons)
@@ -259,6 +266,8 @@ class Readout(Mapping[str, ChargeReadout]):
 
     def __getitem__(self, name: str) -> ChargeReadout:
         if name not in self._places:
+            if name in self.balances:
+                raise KeyError(f"{name!r} is a Balance, whose charges are matrices: readout.balances[{name!r}]")
             nothing = "" if self else " (give the optimizer symmetries to measure)"
             name = find(name, self._symmetries, f"no symmetry {name!r} is measured{nothing}")
         symmetry, groups = self._places[name]
@@ -303,7 +312,8 @@ class Readout(Mapping[str, ChargeReadout]):
         from noetherperf.measure.printed import ReadoutTable  # here, because stepping needs no rich
         from noetherperf.measure.table import rows as all_rows
 
-        return ReadoutTable(all_rows(self, constraints), self.step, rows)
+        balances = list(map(str, self.balances.values()))
+        return ReadoutTable(all_rows(self, constraints), self.step, rows, balances)
 
     def by_parameter(self, parameter: str) -> dict[str, ChargeReadout]:
         """The symmetries that a parameter takes part in, by name: `by_parameter("blocks.0.mlp.0.weight")`.
@@ -333,10 +343,16 @@ class Readout(Mapping[str, ChargeReadout]):
         loggers: characters other than letters, digits, spaces and `_ - . / :` become `_`. If two names become equal,
         the later one gets the suffix ".2".
 
+        Of a Balance "attn", "attn/abs_charge" and "attn/abs_charge_p90" are of all |eigenvalues|, "attn/off_diagonal"
+        is the mean over blocks, and the others are over all entries.
+
         Returns:
             Name -> float, with "step" and "time" first.
         """
         flat: dict[str, float] = {"step": float(self.step), "time": self.time}
+        names = logged([*self, *self.balances])
+        for name, balance in zip(names[len(self) :], self.balances.values(), strict=True):
+            flat.update({f"{name}/{quantity}": x for quantity, x in balance.scalars().items()})
         if not self:
             return flat
         starts, stops = np.array([(groups.start, groups.stop) for _, groups in self._places.values()]).T
@@ -348,19 +364,27 @@ class Readout(Mapping[str, ChargeReadout]):
         }
         for quantity in ("residual", "rounding", "relative_defect"):
             columns[quantity] = np.maximum.reduceat(getattr(charges, quantity).abs().numpy(), starts)
-        names = logged(list(self))
-        for name, *values in zip(names, *(column.tolist() for column in columns.values()), strict=True):
+        for name, *values in zip(names[: len(self)], *(column.tolist() for column in columns.values()), strict=True):
             flat.update(zip((f"{name}/{quantity}" for quantity in columns), values, strict=True))
         for quantity in ("angular_update", "effective_lr"):
             of_step = quantiles(getattr(charges, quantity).numpy(), starts, stops).tolist()
-            flat.update({f"{name}/{quantity}": x for name, x in zip(names, of_step, strict=True) if not math.isnan(x)})
+            flat.update({f"{name}/{quantity}": x for name, x in zip(names, of_step, strict=False) if not math.isnan(x)})
         return flat
 
 
 def _components(source: Source, law: Law) -> NDArray[np.float64]:
-    """All states of a law, [9, n segments]: initial; discrete free, forced, defect, budget; flow free, forced; growth
-    and transport, where the rule has them."""
-    state, shape = source.measurement.states[law], source.plan.rule.laws[law]
+    """`by_source` of all states of a law."""
+    return by_source(source.plan.rule.laws[law], source.measurement.states[law], propagators_of(source, law))
+
+
+def by_source(shape: Shape, state: Tensor, propagators: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A law's numbers by source: the rows of measure/offset.py's `split`, [9, n].
+
+    Args:
+        shape: Of the law.
+        state: [shape.n_rows, n], on the CPU.
+        propagators: [n or 1, PROPAGATED, 2, 2].
+    """
 
     def component(name: str) -> NDArray[np.float64] | None:
         x = shape.x(name, state)
@@ -369,12 +393,12 @@ def _components(source: Source, law: Law) -> NDArray[np.float64]:
     budget = component("budget")
     assert budget is not None, "every law keeps its budget"
     kept = {name: component(name) for name in ("forced", "defect", "flow", "growth")}
-    return split(propagators_of(source, law), (state[X0].numpy(), state[Y0].numpy()), budget, kept)
+    return split(propagators, (state[X0].numpy(), state[Y0].numpy()), budget, kept)
 
 
-def _has_growth(source: Source) -> bool:
+def has_growth(rule: Rule[Any]) -> bool:
     """Whether the rule's weight decay is a factor of the parameter alone, so that a norm's growth is kept."""
-    return "growth" in source.plan.rule.laws[Law.NORM].rows
+    return "growth" in rule.laws[Law.NORM].rows
 
 
 def read(
@@ -385,14 +409,15 @@ def read(
     step: int,
     time: float,
     dtypes: Mapping[str, str],
+    balances: Mapping[str, "BalanceReadout"] | None = None,
 ) -> Readout:
     """Combine measurements of parts into a Readout; `reasons` has the reason of each open law, `dtypes` what each
     parameter is stored in, by name."""
     terms, n_groups = find_terms(symmetries, sources)
     with np.errstate(all="ignore"):  # a diverged training is read without warnings
         table = _table(symmetries, sources, terms, n_groups)
-    has_growth = any(map(_has_growth, sources))
-    return Readout(symmetries, n_groups, table, reasons, step, time, rule, has_growth=has_growth, dtypes=dtypes)
+    splits = any(has_growth(source.plan.rule) for source in sources)
+    return Readout(symmetries, n_groups, table, reasons, step, time, rule, balances, has_growth=splits, dtypes=dtypes)
 
 
 def _table(

@@ -73,6 +73,7 @@ class Shards:
         whole: The plan of the whole tensors.
         local: The plan of the shards: the same views, except those of empty shards, and no parts.
         cuts: The distinct cuts; sums over one cut are taken together.
+        has_first: Per tensor, whether this rank has its first element.
     """
 
     def __init__(self, plan: Plan, indices: Sequence[Indices], cuts: Sequence[Cut]) -> None:
@@ -80,7 +81,7 @@ class Shards:
         self.cuts = list(dict.fromkeys(cuts))
         self._members = {cut: [i for i, other in enumerate(cuts) if other == cut] for cut in self.cuts}
         # Propagators are taken from the shard with the tensor's first element; an empty shard has none.
-        self._first = [all(len(index) > 0 and int(index[0]) == 0 for index in shard) for shard in indices]
+        self.has_first = [all(len(index) > 0 and int(index[0]) == 0 for index in shard) for shard in indices]
 
         views: list[View] = []
         links: dict[Cut, list[list[_Links]]] = {cut: [[], [], []] for cut in self.cuts}
@@ -114,7 +115,7 @@ class Shards:
         for to, array, links in zip(_columns(whole), _columns(measurement), self._links[cut], strict=True):
             to.index_add_(1, links.whole, array[:, links.local])
         whole.propagators.zero_()
-        own = [i for i in self._members[cut] if self._first[i]]
+        own = [i for i in self._members[cut] if self.has_first[i]]
         whole.propagators[own] = measurement.propagators[own]
         return whole
 

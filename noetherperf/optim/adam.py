@@ -46,7 +46,7 @@ class Adam(MeasuredOptimizer):
             skip steps that overflow, as torch's fused one does; else the scaler does both. Counts of steps are on the
             parameters' device then, as in torch.
         decoupled_weight_decay: Decay the parameter alone, as AdamW does.
-        symmetries: What to measure: Translation, Scale, Rescale or Norm (neurons(model), layers(model)).
+        symmetries: What to measure: Translation, Scale, Rescale, Balance or Norm (neurons(model), layers(model)).
         backend: "auto", or one of noetherperf.backends() that has this rule's kernels.
 
     Raises:

@@ -4,6 +4,8 @@
      "openness": {"classes", "reasons", "changes", "by_rule", "digests"},
      "tensors": [{"moments", "translation", "norm", "propagators", "clock"}, one for each device]}
 
+Where a Balance is measured, each device also has the tensors of measure/grams.py, under their names there.
+
 The measurement is that of the whole parameters, however they are sharded. A checkpoint may be damaged, truncated, made
 by hand, or of another model. One that cannot be continued is refused with the field's name, and nothing is changed.
 """
@@ -18,6 +20,7 @@ import torch
 from torch import Tensor
 
 from noetherperf.common.untrusted import load_json, shown
+from noetherperf.measure.cells import GramPlan, GramsCopy
 from noetherperf.measure.openness import Openness
 from noetherperf.measure.plan import N_STATE_VERSION_2, Measurement, Plan
 from noetherperf.optim.names import check_order, unwrapped
@@ -41,6 +44,7 @@ class Saved:
     steps: int
     openness: dict[str, Any]
     wholes: list[Measurement]  # one for each device
+    grams: list[list[Tensor]]  # of each
 
 
 # ---- a measurement --------------------------------------------------------------------------------------------------
@@ -49,6 +53,7 @@ class Saved:
 def write(
     rule: Rule[Any],
     wholes: Sequence[Measurement],
+    grams: Sequence[GramsCopy],
     symmetries: Sequence[Symmetry],
     names: Sequence[str | None],
     openness: Openness,
@@ -65,7 +70,11 @@ def write(
         "symmetries": to_json(symmetries),
         "began": began,
         "openness": openness.state_dict(),
-        "tensors": [{name: x.clone() for name, x in zip(_TENSORS, whole.tensors(), strict=True)} for whole in wholes],
+        "tensors": [
+            {name: x.clone() for name, x in zip(_TENSORS, whole.tensors(), strict=True)}
+            | {name: x.clone() for name, x in zip(own.plan.shapes, own.tensors, strict=True)}
+            for whole, own in zip(wholes, grams, strict=True)
+        ],
     }
 
 
@@ -73,6 +82,7 @@ def read(
     measured: object,
     rule: Rule[Any],
     plans: Sequence[Plan],
+    gram_plans: Sequence[GramPlan],
     symmetries: Sequence[Symmetry],
     names: Sequence[str | None],
     openness: Openness,
@@ -83,7 +93,7 @@ def read(
     Args:
         measured: A state_dict's "measurement".
         rule: The optimizer's.
-        plans: Of the whole parameters, one for each device.
+        plans, gram_plans: Of the whole parameters, one for each device.
         symmetries, names, openness: The optimizer's own.
         groups: The parameter groups' options that it was measured with.
 
@@ -141,7 +151,11 @@ def read(
         raise _refused('["tensors"]', f"has clocks at different steps ({steps[0]:.0f} and {steps[-1]:.0f})")
     if not began and steps[:1] != [0.0]:
         raise _refused('["began"]', "is False, but its clock counts steps")
-    return Saved(identity, began, int(steps[0]) if steps else 0, state, wholes)
+    grams = [
+        list(_checked(f'["tensors"][{i}]', x, plan.shapes).values())
+        for i, (x, plan) in enumerate(zip(tensors, gram_plans, strict=True))
+    ]
+    return Saved(identity, began, int(steps[0]) if steps else 0, state, wholes, grams)
 
 
 def _refused(place: str, why: str) -> ValueError:
@@ -195,6 +209,17 @@ def _read_tensors(
     if is_old:
         for law, n_rows in N_STATE_VERSION_2.items():
             expected[law.name.lower()] = (n_rows, plan.n_law_segments(law))
+    read = Measurement.of(_checked(place, tensors, expected).values())
+    _check_values(place, read, plan, groups)
+    return Measurement.of_version_2(read.tensors(), plan) if is_old else read
+
+
+def _checked(place: str, tensors: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """The tensors of these names and shapes.
+
+    Raises:
+        ValueError: One is missing, or of another kind or shape.
+    """
     for name, shape in expected.items():
         where = f'{place}["{name}"]'
         if name not in tensors:
@@ -210,9 +235,7 @@ def _read_tensors(
                 f"must have shape {shape}, got {tuple(x.shape)}: it was measured on parameters of other shapes, groups "
                 "or devices",
             )
-    read = Measurement.of(tensors[name].detach() for name in _TENSORS)
-    _check_values(place, read, plan, groups)
-    return Measurement.of_version_2(read.tensors(), plan) if is_old else read
+    return {name: tensors[name].detach() for name in expected}
 
 
 def _check_values(place: str, read: Measurement, plan: Plan, groups: Sequence[Mapping[str, Any]]) -> None:

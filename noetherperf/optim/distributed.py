@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from noetherperf.measure.agreement import Kind, Mark, explain, numbers, summary
+from noetherperf.measure.cells import GramPlan, GramsCopy
 from noetherperf.measure.plan import Measurement, Plan
 from noetherperf.measure.shards import Cut, Indices, Shards
 from noetherperf.optim import checkpoint
@@ -152,6 +153,8 @@ class Ranks:
         plan: The plan of this rank's shards: the same one if no parameter is a DTensor.
         groups: The process groups of the meshes with sharded parameters, including replicas, and their device types.
         mark: A mark of what is measured.
+        indices, cuts: Of each parameter, the indices of its shard, and the ranks that it is cut over; None if no
+            parameter is a DTensor.
 
     Raises:
         ValueError: A parameter is on a mesh without this rank, or has unknown placements.
@@ -160,11 +163,13 @@ class Ranks:
     def __init__(self, plan: Plan, labels: Sequence[str], params: Sequence[Tensor]) -> None:
         self.whole = self.plan = plan
         self._shards: Shards | None = None
+        self.indices: list[Indices] | None = None
+        self.cuts: list[Cut] | None = None
         self.groups: dict[tuple[int, ...], tuple[ProcessGroup, str]] = {}
         self.mark = Mark(Kind.LAYOUT, "", crc32(repr(plan.parts).encode()))
         if any(map(is_distributed, params)):
-            indices = list(map(_indices, labels, params))
-            self._shards = Shards(plan, indices, list(map(self._cut, params)))
+            self.indices, self.cuts = list(map(_indices, labels, params)), list(map(self._cut, params))
+            self._shards = Shards(plan, self.indices, self.cuts)
             self.plan = self._shards.local
 
     def _cut(self, p: Tensor) -> Cut:
@@ -200,6 +205,22 @@ class Ranks:
                 sums = self._add_up(sums, cut)
             total = [old + new for old, new in zip(total, sums, strict=True)]
         return Measurement.of([*total, here.clock])
+
+    @property
+    def has_first(self) -> list[bool] | None:
+        """Per parameter, whether this rank has its first element; None if no parameter is a DTensor."""
+        return None if self._shards is None else self._shards.has_first
+
+    def gather_grams(self, copy: GramsCopy, whole: GramPlan) -> GramsCopy:
+        """The products of the whole parameters, as `gather` gathers their sums."""
+        if self._shards is None or not copy.tensors:
+            return copy
+        here = copy.cpu()
+        sums: list[Tensor] = []
+        for cut in dict.fromkeys(cell.cut for cell in copy.plan.cells):
+            of_cut = self._add_up(here.partial(whole, cut), cut)
+            sums = [old + new for old, new in zip(sums, of_cut, strict=True)] if sums else of_cut
+        return here.gathered(whole, sums)
 
     def _add_up(self, sums: Sequence[Tensor], cut: Cut) -> list[Tensor]:
         """Add up every rank's sums over the ranks of a cut."""

@@ -14,6 +14,8 @@ from torch.optim import Optimizer
 from noetherperf.common.untrusted import shown
 from noetherperf.engines import carry_out
 from noetherperf.engines.backends import why_reference
+from noetherperf.measure.balances import read_balances
+from noetherperf.measure.cells import GramsCopy
 from noetherperf.measure.plan import Measurement
 from noetherperf.measure.readout import Readout, read
 from noetherperf.measure.terms import Source
@@ -29,7 +31,7 @@ from noetherperf.optim.names import names_in
 from noetherperf.optim.observed import where_observed
 from noetherperf.optim.torch_state import check_state
 from noetherperf.rules.rule import Rule
-from noetherperf.symmetry import Symmetry
+from noetherperf.symmetry import Symmetry, balances_in, with_groups
 
 
 class MeasuredOptimizer(Optimizer):
@@ -289,8 +291,8 @@ class MeasuredOptimizer(Optimizer):
         with self._lock:
             return self._measuring.copy(self._catch_up(begin=begin))
 
-    def _whole(self, copies: Copies) -> list[Measurement]:
-        """Each meter's measurement of the whole parameters; a collective where they are sharded.
+    def _whole(self, copies: Copies) -> tuple[list[Measurement], list[GramsCopy]]:
+        """What each meter measures of the whole parameters; a collective where they are sharded.
 
         Raises:
             RuntimeError: The ranks measure different things, are not at the same step, or made different steps.
@@ -299,7 +301,7 @@ class MeasuredOptimizer(Optimizer):
             changed = copies.agree()
             with self._lock:
                 self._measuring.openness.agree(changed)
-        return copies.gather()
+        return copies.gather(), copies.gather_grams()
 
     @outside_inference
     @torch.no_grad()
@@ -329,7 +331,7 @@ class MeasuredOptimizer(Optimizer):
             RuntimeError: The ranks measure different things, are not at the same step, or made different steps.
         """
         copies = self._copy(begin=True)
-        wholes = self._whole(copies)
+        wholes, grams = self._whole(copies)
         here = [whole.cpu() for whole in wholes]
         step, time = here[copies.home].clock[:2].tolist()
         if step != copies.step:  # a device has skipped steps
@@ -339,7 +341,9 @@ class MeasuredOptimizer(Optimizer):
         plans = [ranks.whole for ranks in copies.ranks]
         sources = list(map(Source, plans, here, last))
         reasons, dtypes = copies.openness.reasons, copies.dtypes
-        return read(self.rule.name, self.symmetries, sources, reasons, int(step), time, dtypes)
+        balances = read_balances(balances_in(self.symmetries), [x.cpu() for x in grams], reasons)
+        groups = with_groups(self.symmetries)
+        return read(self.rule.name, groups, sources, reasons, int(step), time, dtypes, balances)
 
     # ---- checkpoints ------------------------------------------------------------------------------------------------
 
@@ -362,9 +366,17 @@ class MeasuredOptimizer(Optimizer):
     def _measured(self) -> dict[str, Any]:
         """The measurement for a checkpoint."""
         copies = self._copy(begin=False)
-        wholes, names = self._whole(copies), names_in(self.param_groups)
+        wholes, grams = self._whole(copies)
+        names = names_in(self.param_groups)
         return checkpoint.write(
-            self.rule, wholes, self.symmetries, names, copies.openness, identity=copies.id, began=copies.began
+            self.rule,
+            wholes,
+            grams,
+            self.symmetries,
+            names,
+            copies.openness,
+            identity=copies.id,
+            began=copies.began,
         )
 
     @outside_inference
@@ -414,8 +426,9 @@ class MeasuredOptimizer(Optimizer):
         """A state_dict's "measurement" as it fits this optimizer; groups: the options that it was measured with."""
         if measured is None:
             return None
-        plans, names = [meter.ranks.whole for meter in self._prepare()], names_in(self.param_groups)
-        return checkpoint.read(measured, self.rule, plans, self.symmetries, names, self._measuring.openness, groups)
+        meters, names, openness = self._prepare(), names_in(self.param_groups), self._measuring.openness
+        plans, gram_plans = [meter.ranks.whole for meter in meters], [meter.gram_plan for meter in meters]
+        return checkpoint.read(measured, self.rule, plans, gram_plans, self.symmetries, names, openness, groups)
 
     def _resume(self, saved: checkpoint.Saved | None) -> None:
         """Continue from a checkpoint; None: measuring starts anew."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from noetherperf.engines import Call, OnDevice, carry_out
+from noetherperf.measure.cells import GramPlan, GramsCopy
 from noetherperf.measure.openness import Openness
 from noetherperf.measure.plan import Measurement
 from noetherperf.measure.turning import LastStep
@@ -31,7 +32,7 @@ from noetherperf.symmetry import Symmetry
 class Carried(NamedTuple):
     """The measurement that new meters continue."""
 
-    tensors: list[list[Tensor]]  # of each meter's Measurement
+    tensors: list[list[Tensor]]  # of each meter
     openness: dict[str, Any]
 
 
@@ -40,6 +41,8 @@ class Copies(NamedTuple):
 
     ranks: list[Ranks]
     measurements: list[Measurement]  # where the meters are
+    grams: list[GramsCopy]
+    wholes: list[GramPlan]  # of whole parameters
     openness: Openness
     began: bool
     id: str
@@ -72,6 +75,12 @@ class Copies(NamedTuple):
         if self.last is None:
             return [LastStep.unknown(ranks.whole) for ranks in self.ranks]
         return [self.last.read(rule, members, self.group_of, step) for members in self.members]
+
+    def gather_grams(self) -> list[GramsCopy]:
+        """Each meter's products of the whole parameters; as `gather`."""
+        return [
+            ranks.gather_grams(x, whole) for ranks, x, whole in zip(self.ranks, self.grams, self.wholes, strict=True)
+        ]
 
     def gather(self) -> list[Measurement]:
         """Each meter's measurement of the whole parameters, after `agree`; a collective if parameters are sharded."""
@@ -171,7 +180,7 @@ class Measuring:
     def set_down(self) -> None:
         """Drop the meters and keep the measurement, so that new meters for changed parameters can continue it."""
         if self.meters is not None:
-            tensors = [[x.clone() for x in meter.measurement.tensors()] for meter in self.meters]
+            tensors = [[x.clone() for x in meter.tensors()] for meter in self.meters]
             self._carried = Carried(tensors, self.openness.state_dict())
             self.meters = None
 
@@ -189,8 +198,10 @@ class Measuring:
         """
         carried = None
         if saved is not None and self.symmetries:
-            places = zip(meters, saved.wholes, strict=True)
-            tensors = [[x.clone() for x in meter.ranks.scatter(whole).tensors()] for meter, whole in places]
+            tensors = [
+                [x.clone() for x in (*meter.ranks.scatter(whole).tensors(), *meter.scatter_grams(grams))]
+                for meter, whole, grams in zip(meters, saved.wholes, saved.grams, strict=True)
+            ]
             carried = Carried(tensors, saved.openness)
         self._drop()
         if saved is not None and carried is not None:
@@ -201,7 +212,9 @@ class Measuring:
         """The state of a copy, without the parameter groups."""
         carried = self._carried
         if self.meters is not None:
-            carried = Carried([meter.copy().tensors() for meter in self.meters], self.openness.state_dict())
+            copies = [meter.copy() for meter in self.meters]
+            tensors = [[*measurement.tensors(), *grams.tensors] for measurement, grams in copies]
+            carried = Carried(tensors, self.openness.state_dict())
         fields = {name: getattr(self, name) for name in ("symmetries", "began", "step_count", "last", "id")}
         return {**fields, "carried": None if carried is None else tuple(carried)}
 
@@ -222,6 +235,7 @@ class Measuring:
             own = self._to_measure(meter, buffers)
             meter.engine.measure(own)
             meter.measurement.start(meter.ranks.plan, _warm(meter, own))
+            meter.grams.start(_carried(meter, own))
         self.openness.reset(self.options.options)
         self.began = True
         if self.symmetries:
@@ -233,7 +247,7 @@ class Measuring:
         if not own:
             return own
         carried = list(own[0])
-        for i in {view.tensor for view in meter.ranks.plan.views}:
+        for i in meter.measured:
             place = meter.members[i]
             carried[i] = self._carried_by(place, tuple(of_all[i] for of_all in own), buffers.age(place))
         return [carried, *own[1:]]
@@ -244,7 +258,7 @@ class Measuring:
 
     def _watch(self, meters: Sequence[Meter], buffers: Buffers) -> None:
         """Watch all measured tensors from their present state on."""
-        measured = sorted({meter.members[view.tensor] for meter in meters for view in meter.ranks.whole.views})
+        measured = sorted({meter.members[i] for meter in meters for i in meter.measured})
         self.watched = Watched(measured, self.parameters.all, self.parameters.here, buffers)
 
     def written(self, buffers: Buffers) -> set[int] | None:
@@ -296,7 +310,8 @@ class Measuring:
                 )
                 new = meter.measurement.followed(meter.ranks.plan, measured, _warm(meter, own), changed)
                 pairs = zip(meter.measurement.tensors(), new.tensors(), strict=True)
-                carry_out([partial(x.copy_, y) for x, y in pairs])
+                calls: list[Call] = [partial(x.copy_, y) for x, y in pairs]
+                carry_out(calls + meter.grams.followed(_carried(meter, own), changed))
 
     def stepped(
         self,
@@ -370,9 +385,12 @@ class Measuring:
     def copy(self, meters: Sequence[Meter]) -> Copies:
         """Copy the measurement."""
         last = self.last and self.last.copied([meter.stream for meter in meters])  # first: the copies wait for it
+        copies = [meter.copy() for meter in meters]
         return Copies(
             [meter.ranks for meter in meters],
-            [meter.copy() for meter in meters],
+            [measurement for measurement, _ in copies],
+            [grams for _, grams in copies],
+            [meter.gram_plan for meter in meters],
             self.openness.copy(),
             self.began,
             self.id,
@@ -386,6 +404,11 @@ class Measuring:
         )
 
 
+def _carried(meter: Meter, buffers: Sequence[Sequence[Tensor | None]]) -> Sequence[Tensor | None]:
+    """Per tensor of a meter, what a law's y₀ is of, if it carries any, in the place of the rule's first buffer."""
+    return buffers[0] if buffers else [None] * len(meter.members)
+
+
 def _warm(meter: Meter, buffers: Sequence[Sequence[Tensor | None]]) -> list[bool]:
-    """Per tensor of a meter, whether it carries what a law's y₀ is of, in the place of the rule's first buffer."""
-    return [v is not None for v in buffers[0]] if buffers else [False] * len(meter.members)
+    """Per tensor of a meter, whether it carries that."""
+    return [v is not None for v in _carried(meter, buffers)]

@@ -12,11 +12,13 @@ from noetherperf.engines import Call, Engine, OnDevice
 from noetherperf.engines.backends import Backend, check_measured, check_parameter, resolve, why_reference
 from noetherperf.engines.overlap import check_apart
 from noetherperf.engines.reader import unreadable
+from noetherperf.measure.cells import GramPlan, GramsCopy, make_gram_plan, scatter
+from noetherperf.measure.grams import Grams
 from noetherperf.measure.plan import Measurement, make_plan
 from noetherperf.optim.distributed import Ranks
 from noetherperf.optim.following import Group, Parameters
 from noetherperf.rules.rule import Rule
-from noetherperf.symmetry import Symmetry
+from noetherperf.symmetry import Symmetry, balances_in
 
 T = TypeVar("T")
 
@@ -30,6 +32,8 @@ class Meter:
     groups: frozenset[int]  # the parameter groups that they are in
     ranks: Ranks  # and the plan
     engine: Engine
+    grams: Grams
+    gram_plan: GramPlan  # of whole tensors
     alone: bool  # there is no other meter
     stream: "torch.cuda.Stream | None" = None  # of the last step, on a GPU
 
@@ -38,10 +42,24 @@ class Meter:
         """Of this rank's shards, after all steps so far; Engine.measurement describes it."""
         return self.engine.measurement
 
+    def tensors(self) -> list[Tensor]:
+        """All that is measured here."""
+        return [*self.measurement.tensors(), *self.grams.tensors()]
+
+    @property
+    def measured(self) -> set[int]:
+        """The numbers of the members that are measured."""
+        return {view.tensor for view in self.ranks.whole.views} | self.grams.plan.measured
+
     @property
     def is_host(self) -> bool:
         """Whether the host can read here without waiting."""
         return self.device.type == "cpu"
+
+    @property
+    def _is_captured(self) -> bool:
+        """Whether the step goes into a CUDA graph."""
+        return self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
     def counts_there(self, groups: Sequence[Group]) -> bool:
         """Whether steps take their counts from the device, as those in a CUDA graph must: all of its parameter groups
@@ -76,7 +94,16 @@ class Meter:
         options, inputs = self._bring(options, on_device)
         if self.device.type == "cuda":
             self.stream = torch.cuda.current_stream(self.device)
-        calls = self.engine.prepare(taken, list(map(self.pick, buffers)), options, self.pick(ages), inputs)
+        own, ages = list(map(self.pick, buffers)), self.pick(ages)
+        if self.grams.tensors() and (inputs.counts is not None or self._is_captured):
+            raise RuntimeError(
+                "a Balance is not measured in a CUDA graph, whose steps the host does not see; step outside of it, "
+                "with capturable=False, or leave the Balances out"
+            )
+        lrs, grad_scale, found_inf = inputs.lrs, inputs.grad_scale, inputs.found_inf
+        # First, since it reads what the engine writes.
+        calls = self.grams.prepare(taken, own, options, ages, lrs, grad_scale, found_inf)
+        calls += self.engine.prepare(taken, own, options, ages, inputs)
         return calls if inputs.grad_scale is None else calls + _leave_divided(self.pick(grads), taken)
 
     def _bring(self, options: list[Any], on_device: OnDevice) -> tuple[list[Any], OnDevice]:
@@ -92,15 +119,20 @@ class Meter:
         here = [None if x is None else x.to(self.device, non_blocking=True) for x in (*lrs, *others)]
         return options, OnDevice(here[:-2], here[-2], here[-1], on_device.counts)
 
-    def copy(self) -> Measurement:
-        """A copy of the measurement after the last queued step, whatever its stream and the current one; on the device,
-        without waiting for it."""
+    def scatter_grams(self, whole: Sequence[Tensor]) -> Sequence[Tensor]:
+        """This rank's part of the products of the whole parameters, to continue from."""
+        first = self.ranks.has_first
+        return whole if first is None or not whole else scatter(whole, self.gram_plan, self.grams.plan, first)
+
+    def copy(self) -> tuple[Measurement, GramsCopy]:
+        """A copy of what is measured after the last queued step, whatever its stream and the current one; on the
+        device, without waiting for it."""
         here = torch.cuda.current_stream(self.device) if self.stream is not None else None
         if here is None or here == self.stream:
-            return self.measurement.clone()
+            return self.measurement.clone(), self.grams.copy()
         assert self.stream is not None
         here.wait_stream(self.stream)
-        copied = self.measurement.clone()
+        copied = self.measurement.clone(), self.grams.copy()
         self.stream.wait_stream(here)  # the next step must not write what is being copied
         return copied
 
@@ -119,8 +151,8 @@ def make_meters(
         parameters: The parameters to step and measure.
         symmetries: The symmetries to measure, validated against the parameters.
         backend: As the user named it.
-        carried: The measurement to continue, if any: the tensors of each meter's Measurement. Tensors and meters of
-            parameters added since come last, and start anew.
+        carried: The measurement to continue, if any: the tensors of each meter. Tensors and meters of parameters
+            added since come last, and start anew.
 
     Raises:
         TypeError, ValueError, RuntimeError: No backend steps a parameter, two of them share memory, or one cannot be
@@ -138,13 +170,19 @@ def make_meters(
     for number, ((device, _), members) in enumerate(by_place.items()):
         params, here = [parameters.all[i] for i in members], [parameters.here[i] for i in members]
         labels, groups = [parameters.labels[i] for i in members], [parameters.group_of[i] for i in members]
-        plan = make_plan(symmetries, [parameters.names[i] for i in members], [tuple(p.shape) for p in params], rule)
+        names, shapes = [parameters.names[i] for i in members], [tuple(p.shape) for p in params]
+        plan = make_plan(symmetries, names, shapes, rule)
         ranks = Ranks(plan, labels, params)
         measurement = Measurement.empty(ranks.plan, device, parameters.n_groups)
-        for mine, known in zip(measurement.tensors(), carried[number], strict=True) if number < len(carried) else ():
-            mine[: len(known)].copy_(known)
+        of_balances = balances_in(symmetries), names, shapes, groups, rule
+        gram_plan = make_gram_plan(*of_balances)
+        own_plan = gram_plan if ranks.cuts is None else make_gram_plan(*of_balances, ranks.cuts)
+        grams = Grams(own_plan, here, device, ranks.indices)
+        mine = [*measurement.tensors(), *grams.tensors()]
+        for x, known in zip(mine, carried[number], strict=True) if number < len(carried) else ():
+            x[: len(known)].copy_(known)
         engine = backends[members[0]].engine(ranks.plan, here, labels, groups, measurement)
-        meters.append(Meter(device, members, frozenset(groups), ranks, engine, len(by_place) == 1))
+        meters.append(Meter(device, members, frozenset(groups), ranks, engine, grams, gram_plan, len(by_place) == 1))
     return meters
 
 

@@ -49,7 +49,7 @@ class Probe:
 
     Args:
         optimizer: A torch.optim.Optimizer. If a library wraps it, the one inside.
-        symmetries: What to measure: Translation, Scale, Rescale or Norm (neurons(model), layers(model)).
+        symmetries: What to measure: Translation, Scale, Rescale, Balance or Norm (neurons(model), layers(model)).
         named_parameters: model.named_parameters(), or a dict. Those that no symmetry needs are ignored.
         like: An optimizer of torch that this one steps like, with the same options in its parameter groups and, where
             there is one, the same state: like=torch.optim.AdamW for an 8-bit or fused AdamW.

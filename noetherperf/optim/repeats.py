@@ -54,7 +54,7 @@ class Last:
 class Repeats:
     """Whether the next step may be like the last one, and the calls that make it then.
 
-    The last step must have been one on the CPU, of whole parameters, that made no new buffers.
+    The last step must have been one on the CPU, of whole parameters, that made no new buffers and took no products.
     """
 
     def __init__(self) -> None:
@@ -140,7 +140,7 @@ def _seen(measuring: "Measuring") -> tuple[Repeating, Glance] | None:
     """The engine, and a glance at all that its steps see; None if steps cannot be repeated."""
     meters, watched, counts = measuring.meters or [], measuring.watched, measuring.counts
     parameters, rule = measuring.parameters, measuring.rule
-    engine: object = meters[0].engine if len(meters) == 1 else None
+    engine: object = meters[0].engine if len(meters) == 1 and not meters[0].grams.tensors() else None
     if not isinstance(engine, Repeating):
         return None
     glance = make_glance(

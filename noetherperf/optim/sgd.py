@@ -35,7 +35,7 @@ class SGD(MeasuredOptimizer):
         fused: Every backend makes one fused step. True also has it unscale gradients for torch.amp.GradScaler, and
             skip steps that overflow, as torch's fused one does; else the scaler does both, and waits for the device.
         differentiable: Not supported.
-        symmetries: What to measure: Translation, Scale, Rescale or Norm (neurons(model), layers(model)).
+        symmetries: What to measure: Translation, Scale, Rescale, Balance or Norm (neurons(model), layers(model)).
         backend: "auto", or one of noetherperf.engines.backends().
 
     Raises:

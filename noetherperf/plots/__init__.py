@@ -6,6 +6,7 @@
     layers     all symmetries of a record, a row a layer
     constraints  of a check
     planar     gallery figures in the plane of two parameters: fields, manifolds, modified
+    matrices   gallery figure of matrices of charges: balance
     training   gallery figures of training runs: neurons, dynamics, oscillation, errors, budget
 
 Every function takes data and returns a new matplotlib Figure. None changes global state or needs a display.

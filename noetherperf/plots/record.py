@@ -209,7 +209,7 @@ def save_all(
         left_out: Called with the name of each figure that is not made, and what the record lacks.
 
     Returns:
-        The files: charges, residuals, parameters, loss; layers (layers-2 and so on), if charges does not show all
+        The files: charges, residuals, parameters, loss; layers, in several pages, if charges does not show all
         symmetries.
     """
     formats, files = list(formats), list[Path]()
@@ -217,13 +217,9 @@ def save_all(
     for make in (*FIGURES[:1], _others, *FIGURES[1:]):
         name = "layers" if make is _others else make.__name__
         try:
-            pages = make(record)
+            files += save(make(record), folder / name, formats, dpi)
         except NothingToDraw as error:
             left_out(name, str(error))
-            continue
-        pages = pages if isinstance(pages, list) else [pages]
-        for number, figure in enumerate(pages, 1):
-            files += save(figure, folder / (name if number == 1 else f"{name}-{number}"), formats, dpi)
     return files
 
 

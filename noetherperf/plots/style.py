@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
@@ -23,10 +24,10 @@ Picture = Figure  # for rooms that may not import matplotlib
 WIDTH, HEIGHT = 7.2, 2.9  # inches; a figure across two columns
 LONGEST_LABEL = 30  # characters
 CHARACTER = 0.56  # average width of a character, in its font size
-FORMATS: dict[str, tuple[str, dict[str, Any]]] = {  # backend, and metadata without the date
-    "png": ("agg", {}),
-    "pdf": ("pdf", {"CreationDate": None}),
-    "svg": ("svg", {"Date": None}),
+FORMATS: dict[str, dict[str, Any]] = {  # metadata without the date
+    "png": {},
+    "pdf": {"CreationDate": None},
+    "svg": {"Date": None},
 }
 
 STYLE: dict[Any, Any] = {
@@ -93,12 +94,15 @@ def styled(draw: Callable[[Source], Figure]) -> Callable[[Source], Figure]:
 
 
 def save(
-    figure: Figure, stem: str | os.PathLike[str], formats: Iterable[str] = ("png", "pdf"), dpi: int = 150
+    figure: Figure | Sequence[Figure],
+    stem: str | os.PathLike[str],
+    formats: Iterable[str] = ("png", "pdf"),
+    dpi: int = 150,
 ) -> list[Path]:
     """Save a figure as stem.png and stem.pdf, and create the folder. Equal data gives equal bytes.
 
     Args:
-        figure: The figure.
+        figure: The figure; or several pages: a pdf has all of them, the others are stem.png, stem-2.png and so on.
         stem: Path without suffix.
         formats: Among "png", "pdf", "svg".
         dpi: Pixels per inch of a png.
@@ -106,19 +110,28 @@ def save(
     Raises:
         ValueError: There is no such format.
     """
-    stem, formats = local_path(stem), list(formats)
+    stem, formats = os.fspath(local_path(stem)), list(formats)
     if unknown := [name for name in formats if name not in FORMATS]:
         raise ValueError(f"format: must be among {', '.join(FORMATS)}, got {unknown[0]!r}")
-    stem.parent.mkdir(parents=True, exist_ok=True)
+    pages = [figure] if isinstance(figure, Figure) else list(figure)
+    Path(stem).parent.mkdir(parents=True, exist_ok=True)
     files = []
     with style():
-        if (engine := figure.get_layout_engine()) is not None:
-            engine.execute(figure)  # once for all formats
-            figure.set_layout_engine("none")
+        for page in pages:
+            if (engine := page.get_layout_engine()) is not None:
+                engine.execute(page)  # once for all formats
+                page.set_layout_engine("none")
         for name in formats:
-            backend, metadata = FORMATS[name]
-            files.append(Path(f"{os.fspath(stem)}.{name}"))
-            figure.savefig(files[-1], backend=backend, metadata=metadata, dpi=dpi)
+            if name == "pdf":
+                files.append(Path(f"{stem}.pdf"))
+                with PdfPages(files[-1], metadata=FORMATS[name]) as book:
+                    for page in pages:
+                        book.savefig(page)
+                continue
+            for number, page in enumerate(pages, 1):
+                files.append(Path(f"{stem}{f'-{number}' * (number > 1)}.{name}"))
+                backend = {"png": "agg"}.get(name, name)
+                page.savefig(files[-1], metadata=FORMATS[name], dpi=dpi, format=name, backend=backend)
     return files
 
 

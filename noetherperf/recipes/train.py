@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from noetherperf.measure.balances import BalanceReadout
+from noetherperf.measure.readout import ChargeReadout
 from noetherperf.optim.measured import MeasuredOptimizer
 from noetherperf.recipes.settings import OPTIMIZERS, Settings
 from noetherperf.symmetry import Symmetry
@@ -84,7 +86,9 @@ def charge_error(optimizer: MeasuredOptimizer) -> float:
         for name, p in zip(group["param_names"], group["params"], strict=True)
     }
     largest = 0.0
-    for name, law in optimizer.readout().items():
+    readout = optimizer.readout()
+    laws: list[ChargeReadout | BalanceReadout] = [*readout.values(), *readout.balances.values()]
+    for law in laws:
         dtypes = {parameters[part.parameter].dtype for part in law.symmetry.parts}
         size = law.symmetry.charge(parameters, magnitude=True).cpu()
         plain = law.symmetry.charge(parameters).cpu()
@@ -93,8 +97,8 @@ def charge_error(optimizer: MeasuredOptimizer) -> float:
         worst = float(error.max()) if len(error) else 0.0
         if not worst <= (1e-12 if dtypes == {torch.float64} else 1e-5):
             raise RuntimeError(
-                f"the measured charge of {name!r} is {worst:.1e} of its terms off the sum over its parameters; please "
-                "report it, with what `noetherperf info` prints"
+                f"the measured charge of {law.name!r} is {worst:.1e} of its terms off the sum over its parameters; "
+                "please report it, with what `noetherperf info` prints"
             )
         largest = max(largest, worst)
     return largest

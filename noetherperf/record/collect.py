@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from noetherperf.measure.readout import ChargeReadout, Charges, Readout
 from noetherperf.record.choice import Choice
 from noetherperf.record.layout import COORDINATES, FORMAT, LOGGED, probe_key
+from noetherperf.record.matrices import of_balances
 from noetherperf.record.pending import Row
 from noetherperf.record.series import SERIES
 from noetherperf.rules.rule import Rule, numbers_of
@@ -66,6 +67,7 @@ class Collector:
         self.series: dict[str, str] = {}
         self.logged: list[str] | None = []
         self.probe_shapes: dict[str, tuple[int, ...]] = {}
+        self.matrices = False  # whether those of a Balance are recorded, too
         self._values: dict[str, Any] = {}  # logged since the last row
 
     def begin(self, readout: Readout) -> None:
@@ -116,7 +118,7 @@ class Collector:
         row["time"] = np.asarray(readout.time, dtype=np.float64)
         for name, values in self._hyperparameters().items():
             row[name] = np.asarray(values, dtype=np.float64)
-        for index, (name, probe) in enumerate(self._probes.items()):
+        for index, (name, probe) in enumerate(self._all_probes(readout).items()):
             value = torch.as_tensor(probe()).detach().to("cpu", torch.float64).numpy().copy()
             if value.ndim > 1:
                 raise ValueError(f"probes: {name!r} returned shape {value.shape}; return a number, or flatten it")
@@ -129,6 +131,10 @@ class Collector:
             self.logged = list(dict.fromkeys([*self.logged, *logged]))
             row[LOGGED] = np.array([_float(logged.get(name, math.nan)) for name in self.logged], dtype=np.float64)
         return row
+
+    def _all_probes(self, readout: Readout) -> dict[str, Probe]:
+        """What is recorded of every Balance, then the probes that were given."""
+        return {**of_balances(readout, self.matrices), **self._probes}
 
     def _hyperparameters(self) -> dict[str, list[float]]:
         """What the rule reads from the parameter groups, by name: a number of each group."""
@@ -153,7 +159,7 @@ class Collector:
             **self.states(readout),
             "rule": self._optimizer.rule.name,
             "hyperparameters": list(self._hyperparameters()),
-            "probes": list(self._probes),
+            "probes": list(self._all_probes(readout)),
             "every": every,
             "series": list(self.series),
             "backend": self._optimizer.backend,

@@ -100,7 +100,8 @@ class Record(Mapping[str, xr.Dataset]):
         """
         if name not in self._slices:
             name = find(name, self.symmetries, self._miss(name))
-        if missing := [one for one in series or () if one not in self.series]:
+        known = self.series
+        if missing := [one for one in series or () if one not in known]:
             raise ValueError(f"series: {str(self.path)!r} has no {missing[0]!r}; {self._hint(missing[0])}")
         return self._load(name, series, rows)
 
@@ -142,7 +143,8 @@ class Record(Mapping[str, xr.Dataset]):
     @property
     def recorded(self) -> dict[str, str]:
         """The series on disk, and their precisions."""
-        return {name: str(self.dataset[name].dtype) for name in SERIES if name in self.dataset}
+        variables = self.dataset.variables
+        return {name: str(variables[name].dtype) for name in SERIES if name in variables}
 
     @property
     def series(self) -> tuple[str, ...]:

@@ -65,6 +65,9 @@ class Recorder:
             in float64, and all else in float32. Differences from the charge (`residual`, `rounding`, `flow_residual`)
             are series of their own, computed in float64: in float32 they keep seven digits of the difference. Initial
             charges, times, hyperparameters, probes and logged values are float64.
+        matrices: Record the matrices of every Balance, too. Of a Balance "attn", `record.probes` always has
+            "attn: eigenvalues" and "attn: predicted eigenvalues", [blocks · n]; with `matrices` also "attn: charge" and
+            "attn: predicted charge", [blocks · n · n].
 
     Raises:
         TypeError: The optimizer has no `readout()`.
@@ -84,6 +87,7 @@ class Recorder:
         probes: Mapping[str, Probe] | None = None,
         series: Iterable[str] | Literal["all"] | None = None,
         dtype: Precision | Mapping[str, Precision] | None = None,
+        matrices: bool = False,
     ) -> None:
         if not hasattr(optimizer, "readout"):
             raise TypeError(
@@ -98,6 +102,7 @@ class Recorder:
         self.every = int(every)
         self._optimizer = optimizer
         self._collector = Collector(optimizer, probes or {}, choose(series, dtype))
+        self._collector.matrices = bool(matrices)
         with optimizer.paused():  # another thread may step; its rows must not fall between the record's and this one
             self._begin(optimizer, exists)
 

@@ -204,23 +204,33 @@ class AdamRule(Rule[AdamOptions]):
 
     def update(self, p: Tensor, g: Tensor, buffers: Buffers, c: Sequence[Any]) -> tuple[Tensor, Buffers, Tensor]:
         """The module's update, in torch's order of operations."""
-        lr, keep, decay, sign, beta1, beta2, eps, correction, root_sq_correction, amsgrad = c
+        x: Any = Coefficients(*c)
+        after, mean, denominator = self._divided(p, g, buffers, x)
+        kept = p if x.keep == 1.0 else p * x.keep
+        p_new = torch.addcdiv(kept, mean, denominator, value=-(x.lr / x.correction))
+        return p_new, after, (mean / denominator).div_(x.correction)
+
+    def direction(self, p: Tensor, g: Tensor, buffers: Buffers, c: Sequence[Any]) -> tuple[Buffers, Tensor]:
+        x: Any = Coefficients(*c)
+        after, mean, denominator = self._divided(p, g, buffers, x)
+        return after, (mean / denominator).div_(x.correction)
+
+    def _divided(self, p: Tensor, g: Tensor, buffers: Buffers, c: Any) -> tuple[Buffers, Tensor, Tensor]:
+        """buffers', m', and D."""
         mean, mean_sq, largest = buffers
         assert mean is not None, "a step needs exp_avg"
         assert mean_sq is not None, "a step needs exp_avg_sq"
-        d = g if sign > 0.0 else -g
-        if decay != 0.0:
-            d = d.add(p, alpha=decay)
-        mean = torch.lerp(mean, d, 1.0 - beta1)
-        mean_sq = mean_sq.mul(beta2).addcmul_(d, d, value=1.0 - beta2)
-        if amsgrad:
+        d = g if c.sign > 0.0 else -g
+        if c.decay != 0.0:
+            d = d.add(p, alpha=c.decay)
+        mean = torch.lerp(mean, d, 1.0 - c.beta1)
+        mean_sq = mean_sq.mul(c.beta2).addcmul_(d, d, value=1.0 - c.beta2)
+        if c.amsgrad:
             assert largest is not None, "a step with amsgrad needs max_exp_avg_sq"
             largest = torch.maximum(largest, mean_sq)
-        scale = largest if amsgrad and largest is not None else mean_sq
-        denominator = (scale.sqrt() / root_sq_correction).add_(eps)
-        kept = p if keep == 1.0 else p * keep
-        p_new = torch.addcdiv(kept, mean, denominator, value=-(lr / correction))
-        return p_new, (mean, mean_sq, largest), (mean / denominator).div_(correction)
+        scale = largest if c.amsgrad and largest is not None else mean_sq
+        denominator = (scale.sqrt() / c.root_sq_correction).add_(c.eps)
+        return (mean, mean_sq, largest), mean, denominator
 
     def carried(self, buffers: Buffers, options: AdamOptions, age: int) -> Tensor | None:
         """m/D, of which the next step's update has the share β₁/c."""

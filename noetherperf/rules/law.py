@@ -212,6 +212,41 @@ class Step:
                 )
 
 
+def begin(shape: Shape, state: Tensor, x0: Tensor, y0: Tensor) -> None:
+    """Start a law's state [shape.n_rows, n] in place from x₀ and y₀ [n]; its sources are zero."""
+    state.zero_()
+    state[X0], state[Y0] = x0, y0
+    for component in shape.components:
+        if component.starts:
+            state[shape.rows[component.name]] = x0
+            if (row := shape.y_row(component.name)) is not None:
+                state[row] = y0
+
+
+#: Changes of x and y made between two steps.
+Jump = tuple[Tensor, Tensor | float]
+
+
+def jump(shape: Shape, state: Tensor, of_charge: Jump, of_offset: Jump | None = None) -> None:
+    """Add a change made between two steps to all components with `jumps`, in place; "offset" has its own."""
+    for component in shape.components:
+        if component.jumps:
+            row, y_row = shape.rows[component.name], shape.y_row(component.name)
+            x_jump, y_jump = of_offset if component.name == OFFSET and of_offset is not None else of_charge
+            if component.compensated:
+                state[row], rest = two_sum(state[row], x_jump)
+                state[row + 1] += rest
+            else:
+                state[row] += x_jump
+            if y_row is not None:
+                state[y_row] += y_jump
+
+
+def is_zero(x: Number) -> bool:
+    """Whether a coefficient is known to be zero; of one on a device, nothing is known."""
+    return not isinstance(x, Tensor) and x == 0.0
+
+
 def advance(shape: Shape, step: Step, state: Tensor, moments: Mapping[str, Tensor]) -> None:
     """Advance a law's state [shape.n_rows, n] in place by one step with moments [n] by name; all float64.
 
@@ -222,7 +257,7 @@ def advance(shape: Shape, step: Step, state: Tensor, moments: Mapping[str, Tenso
         rest = [state[at + 1]] if component.compensated else []
         s = [state[at].clone(), *state[at + 1 + len(rest) : at + component.n_rows].clone()]
         # Moments without coefficients are left out, because they may be NaN.
-        used = [k for k, column in enumerate(zip(*recursion.b, strict=True)) if any(x != 0.0 for x in column)]
+        used = [k for k, column in enumerate(zip(*recursion.b, strict=True)) if not all(map(is_zero, column))]
         m = [moments[component.moments[k]] for k in used]
         new = [_applied(a, [b[k] for k in used], s, m) for a, b in zip(recursion.a, recursion.b, strict=True)]
         if component.compensated:

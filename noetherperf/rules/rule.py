@@ -164,6 +164,13 @@ class Rule(ABC, Generic[O]):
             returned as it is.
         """
 
+    def direction(self, p: Tensor, g: Tensor, buffers: Buffers, c: Sequence[Any]) -> tuple[Buffers, Tensor]:
+        """buffers' and u of `update`, which do not depend on the learning rate as long as p' is not asked for.
+
+        Coefficients may be tensors on a device, which the host does not read.
+        """
+        return self.update(p, g, buffers, c)[1:]
+
     def carried(self, buffers: Buffers, options: O, age: int) -> Tensor | None:
         """What a tensor carries into its next step: a law's y₀ is ⟨p, carried⟩, for a translation ⟨carried, 1⟩.
 

@@ -219,7 +219,11 @@ class SgdRule(Rule[Hyper]):
 
     def update(self, p: Tensor, g: Tensor, buffers: Buffers, c: Sequence[Any]) -> tuple[Tensor, Buffers, Tensor]:
         """d = s g + λ p, v' = b v + a d, u = c_d d + c_v v', p' = p − η u (docs/theory.md, section 2)."""
-        lr, decay, sign, buffer_decay, buffer_gain, mix_d, mix_v = c
+        after, u = self.direction(p, g, buffers, c)
+        return p - c[0] * u, after, u
+
+    def direction(self, p: Tensor, g: Tensor, buffers: Buffers, c: Sequence[Any]) -> tuple[Buffers, Tensor]:
+        _, decay, sign, buffer_decay, buffer_gain, mix_d, mix_v = c
         (v,) = buffers
         d = sign * g + decay * p
         if mix_v != 0.0:
@@ -228,7 +232,7 @@ class SgdRule(Rule[Hyper]):
             u = v if mix_d == 0.0 else d + mix_v * v
         else:
             u = d
-        return p - lr * u, (v,), u
+        return (v,), u
 
     def motion(self, options: Hyper) -> Motion:
         """Without momentum p' = r p − η s g, r = 1 − ηλ, and ⟨p', s g⟩ = r s ⟨p, g⟩ − η |g|². With momentum u = v', and

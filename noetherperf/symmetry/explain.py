@@ -55,13 +55,14 @@ def explain(kind: str, name: str, parts: Sequence[Described]) -> Explanation:
     """One symmetry in full, as lines of at most 110 columns where names allow it.
 
     Args:
-        kind: "translation", "scale", "rescale" or "norm".
+        kind: "translation", "scale", "rescale", "norm" or "balance".
         name: The symmetry's name.
         parts: Its parts, with signed weights.
 
     Returns:
         The transformation, generator, gradient and Hessian constraint, charge, discrete law and flow law; for a
-        "norm", which claims nothing, only the charge and the budget of the update.
+        "norm", which claims nothing, only the charge and the budget of the update; for a "balance" each entry [i, j] of
+        its matrices.
 
     Source: Kunin et al. (2021), arXiv:2012.04728; the discrete law and Nesterov's: this project.
     """
@@ -74,7 +75,10 @@ def explain(kind: str, name: str, parts: Sequence[Described]) -> Explanation:
     title = f"{kind.capitalize()} “{printable(name)}”" + (
         ", a law for each group i = 0, 1, 2, …" if many else ", one law"
     )
-    if kind == "norm":
+    if kind == "balance":
+        title = f"Balance “{printable(name)}”, a law for each pair of units i, j = 0, 1, 2, … of a block"
+        sections = _balance(parts)
+    elif kind == "norm":
         sections = [_charge(kind, parts), *_BUDGET, *_offset_of_norm(parts)]
     else:
         sections = [
@@ -90,7 +94,8 @@ def explain(kind: str, name: str, parts: Sequence[Described]) -> Explanation:
 
 
 def charge_formula(kind: str, parts: Sequence[Described]) -> str:
-    """The charge of group i in one line: "2·|a[i]|² − |b[:,i]|²", or "⟨a[:,i], 1⟩" for a translation."""
+    """The charge of group i in one line: "2·|a[i]|² − |b[:,i]|²", or "⟨a[:,i], 1⟩" for a translation. For a balance
+    that of units i and j: "⟨a[i], a[j]⟩ − ⟨b[:,i], b[:,j]⟩"."""
     return _charge_sum(kind, parts, in_words=True).replace(JOIN, " ")
 
 
@@ -110,6 +115,26 @@ def _transformation(kind: str, parts: Sequence[Described]) -> str:
     return f"for every {every} the loss stays the same when {', and '.join(clauses)}"
 
 
+def _balance(parts: Sequence[Described]) -> list[tuple[str, str]]:
+    """All sections of a balance."""
+    inward, outward = ([part for part in parts if (part.weight > 0) == side] for side in (True, False))
+    into, out_of = (_listed([_place(part) for part in side]) for side in (inward, outward))
+    of_inward, of_outward = _sum(inward, "⟨∇{0}, {2}⟩"), _sum(outward, "⟨{0}, ∇{2}⟩")
+    return [
+        (
+            "symmetry",
+            f"for every invertible matrix M the loss stays the same when {into} are mixed by M, and {out_of} by its "
+            "inverse transpose: row i becomes the sum of all rows j, times M[i, j]",
+        ),
+        ("generator", "ψ = (E W₁, −Eᵀ W₂) for each entry of E, with the rows above as W₁ and W₂"),
+        ("gradient", f"{of_inward} {of_outward[0]}{JOIN}{of_outward[1:]} = 0\nfor all i and j, on every batch"),
+        ("Hessian", "H ψ + (Eᵀ ∇W₁, −E ∇W₂) = 0\na vector over all parameters of the model"),
+        ("charge", f"X = {_charge_sum('balance', parts)}, symmetric\ngradient flow conserves it: dX/dt = 0"),
+        ("laws", "those of a norm, entry by entry, with (a bᵀ + b aᵀ)/2 in the place of ⟨a, b⟩, and X of Q"),
+        *_NORM_LAWS,
+    ]
+
+
 def _constraints(kind: str, parts: Sequence[Described]) -> list[tuple[str, str]]:
     if kind == "translation":
         gradient, drift = _sum(parts, "⟨∇{0}, 1⟩"), ""
@@ -127,7 +152,8 @@ def _charge(kind: str, parts: Sequence[Described]) -> tuple[str, str]:
 
 
 def _charge_sum(kind: str, parts: Sequence[Described], *, in_words: bool = False) -> str:
-    return _sum(parts, "⟨{0}, 1⟩" if kind == "translation" else "|{1}|²", in_words=in_words)
+    terms = {"translation": "⟨{0}, 1⟩", "balance": "⟨{0}, {2}⟩"}
+    return _sum(parts, terms.get(kind, "|{1}|²"), in_words=in_words)
 
 
 def _offset(parts: Sequence[Described]) -> list[tuple[str, str]]:
@@ -195,7 +221,7 @@ _BUDGET = (
 )
 
 
-def _place(part: Described, *, in_words: bool = False) -> str:
+def _place(part: Described, *, in_words: bool = False, i: str = "i") -> str:
     """The elements of group i: "fc.weight[:,i]"; of a slice or a fold: "fc.weight[:,8+4i:12+4i]".
 
     Indices that are no slice are SCATTERED, or in words.
@@ -204,11 +230,11 @@ def _place(part: Described, *, in_words: bool = False) -> str:
         return printable(part.parameter)
     start, fold = part.start or 0, part.fold
     if _is_scattered(part):
-        index = _indices(part).replace(" ", JOIN) if in_words else SCATTERED
+        index = _indices(part, i).replace(" ", JOIN) if in_words else SCATTERED if i == "i" else i.upper()
     elif fold == 1:
-        index = f"{start}+i" if start else "i"
+        index = f"{start}+{i}" if start else i
     else:
-        index = f"{f'{start}+' if start else ''}{fold}i:{start + fold}+{fold}i"
+        index = f"{f'{start}+' if start else ''}{fold}{i}:{start + fold}+{fold}{i}"
     return f"{printable(part.parameter)}[{':,' * part.axis}{index}]"
 
 
@@ -237,14 +263,14 @@ def _is_scattered(part: Described) -> bool:
     return part.stride != 1 or part.period is not None
 
 
-def _indices(part: Described) -> str:
+def _indices(part: Described, i: str = "i") -> str:
     """The indices of group i in words: "i-th 2 indices 4 apart among 8:24"."""
     indices = f"indices {part.stride} apart" if part.stride != 1 else "indices" if part.fold != 1 else "index"
     number = f"{part.fold} " if part.fold != 1 else ""
     stop = part.period if part.stop is None else part.stop
     among = f" among {part.start or 0}:{'' if stop is None else stop}" if part.start or stop is not None else ""
     every = f" of every {part.period}" if part.period is not None else ""
-    return f"i-th {number}{indices}{among}{every}"
+    return f"{i}-th {number}{indices}{among}{every}"
 
 
 def _sum(parts: Sequence[Described], term: str, *, in_words: bool = False) -> str:
@@ -252,7 +278,8 @@ def _sum(parts: Sequence[Described], term: str, *, in_words: bool = False) -> st
     text = ""
     for part in parts:
         sign = "−" if part.weight < 0 else "+" if text else ""
-        places = _place(part, in_words=in_words), _counted(part, in_words=in_words)
+        others = _counted(part, in_words=in_words), _place(part, in_words=in_words, i="j")
+        places = _place(part, in_words=in_words), *others
         text += f"{f' {sign}{JOIN}' if text else sign}{_factor(part.weight)}{term.format(*places)}"
     return text
 

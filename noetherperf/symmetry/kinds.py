@@ -1,4 +1,5 @@
-"""The kinds of symmetry, as immutable data over parameter names: Translation, Scale, Rescale, and Norm.
+"""The kinds of symmetry with one charge for each group, as immutable data over parameter names: Translation, Scale,
+Rescale, and Norm. Balance, whose charges are matrices, is in balance.py.
 
 A symmetry is a family of transformations of the parameters that leaves the loss unchanged. Its *generator* ψ is the
 direction in which they start, so the gradient has no component along it, ⟨g, ψ⟩ = 0 on every batch. Its *charge* Q is
@@ -22,9 +23,9 @@ from noetherperf.symmetry.explain import Explanation, explain
 from noetherperf.symmetry.names import name_of
 from noetherperf.symmetry.part import Part
 
-__all__ = ["Norm", "Quantity", "Rescale", "Scale", "Symmetry", "Translation"]
+__all__ = ["KINDS", "Norm", "Quantity", "Rescale", "Scale", "Symmetry", "Translation", "TwoSided"]
 
-Kind = Literal["translation", "scale", "rescale", "norm"]
+Kind = Literal["translation", "scale", "rescale", "norm", "balance"]
 Quantity = Literal["translation", "norm"]
 
 
@@ -32,12 +33,13 @@ Quantity = Literal["translation", "norm"]
 class Symmetry:
     """One symmetry, or one set of norms: a name, and parts whose weights carry the signs of the charge.
 
-    Group i of the symmetry is group i of every part together. Use `Translation`, `Scale`, `Rescale` or `Norm`.
+    Group i of the symmetry is group i of every part together. Use `Translation`, `Scale`, `Rescale`, `Norm` or
+    `Balance`.
 
     Attributes:
         name: Its key in the readout.
         parts: Parts with signed weights.
-        kind: "translation", "scale", "rescale" or "norm".
+        kind: "translation", "scale", "rescale", "norm" or "balance".
         law: The law that the charge follows: "translation" (linear in θ) or "norm" (quadratic).
         claimed: Whether ⟨g, ψ⟩ = 0 is claimed. If so, the law is a prediction, and a defect is a deviation from it.
     """
@@ -47,10 +49,12 @@ class Symmetry:
     kind: ClassVar[Kind]
     law: ClassVar[Quantity] = "norm"
     claimed: ClassVar[bool] = True
+    sides: ClassVar[tuple[str, ...]] = ("parts",)  # the constructor's lists of parts
+    options: ClassVar[tuple[str, ...]] = ()  # and its other fields, which have defaults
 
     def __init__(self, name: str | None, parts: Iterable[Part]) -> None:
         if type(self) is Symmetry:
-            raise TypeError("Symmetry has no charge of its own: use Translation, Scale, Rescale or Norm")
+            raise TypeError("Symmetry has no charge of its own: use Translation, Scale, Rescale, Norm or Balance")
         if not isinstance(name, str | None):
             raise TypeError(f"{type(self).__name__}: name must be a str, got {shown(name)}")
         if name == "":
@@ -75,14 +79,14 @@ class Symmetry:
         return f"{type(self).__name__}({self.name!r}, {list(self.parts)!r})"
 
     @property
-    def content(self) -> tuple[str, tuple[Part, ...]]:
-        """Kind and parts: what is measured, whatever its name. A checkpoint or record of a renamed symmetry fits."""
-        return self.kind, self.parts
+    def content(self) -> tuple[object, ...]:
+        """Kind, parts and options: what is measured, whatever its name; a renamed symmetry's checkpoint fits."""
+        return self.kind, self.parts, *(getattr(self, option) for option in self.options)
 
     def named(self, name: str | None) -> Self:
         """The same symmetry with another name; None: the name of its parts."""
         renamed = copy.copy(self)
-        object.__setattr__(renamed, "name", name_of(*self.content) if name is None else name)
+        object.__setattr__(renamed, "name", name_of(self.kind, self.parts) if name is None else name)
         return renamed
 
     def explain(self) -> Explanation:
@@ -116,6 +120,13 @@ class Symmetry:
             shares.append((weight * (theta if self.law == "translation" else (theta + offset).square())).sum(1))
         return torch.stack(shares).sum(0)
 
+    def check_groups(self, n_groups: int) -> None:
+        """Check that parts of so many groups fit this symmetry.
+
+        Raises:
+            ValueError: They do not.
+        """
+
     def to_dict(self) -> dict[str, Any]:
         """This symmetry as plain data for JSON: {"kind", "name", "parts"}."""
         return {"kind": self.kind, "name": self.name, "parts": [part.to_dict() for part in self.parts]}
@@ -130,16 +141,17 @@ class Symmetry:
         if not isinstance(data, Mapping):
             raise ValueError(f"a symmetry must be an object, got {shown(data)}")
         kind = data.get("kind")
-        if not isinstance(kind, str) or kind not in _KINDS:
-            raise ValueError(f"unknown kind of symmetry {shown(kind)}; known are {', '.join(_KINDS)}")
-        lists = ("inward", "outward") if kind == Rescale.kind else ("parts",)
-        fields = {"kind", "name", *lists}
-        check_fields(kind, data, required=fields, known=fields)
-        for field in lists:
+        if not isinstance(kind, str) or kind not in KINDS:
+            raise ValueError(f"unknown kind of symmetry {shown(kind)}; known are {', '.join(KINDS)}")
+        cls = KINDS[kind]
+        fields = {"kind", "name", *cls.sides}
+        check_fields(kind, data, required=fields, known=fields.union(cls.options))
+        for field in cls.sides:
             if not isinstance(data[field], list | tuple):
                 raise ValueError(f"{kind}: {field} must be a list of parts, got {shown(data[field])}")
+        sides = ([Part.from_dict(part) for part in data[field]] for field in cls.sides)
         try:
-            return _KINDS[kind](data["name"], *([Part.from_dict(part) for part in data[field]] for field in lists))
+            return cls(data["name"], *sides, **{option: data[option] for option in cls.options if option in data})
         except TypeError as error:
             raise ValueError(str(error)) from error
 
@@ -210,7 +222,53 @@ class Scale(Symmetry):
 
 
 @dataclass(frozen=True, init=False, repr=False)
-class Rescale(Symmetry):
+class TwoSided(Symmetry):
+    """A symmetry whose parts lead into a unit or out of it: these have negative weights in `parts`."""
+
+    sides = ("inward", "outward")
+
+    def __init__(self, name: str | None, inward: Iterable[Part], outward: Iterable[Part]) -> None:
+        inward, outward = self._checked(inward, "inward"), self._checked(outward, "outward")
+        for part in (*inward, *outward):
+            if part.weight < 0:
+                raise ValueError(
+                    f"{type(self).__name__}: {part!r} has a negative weight; inward or outward already sets the sign"
+                )
+        super().__init__(name, (*inward, *map(_negated, outward)))
+
+    @property
+    def inward(self) -> tuple[Part, ...]:
+        """The parts into the unit."""
+        return tuple(part for part in self.parts if part.weight > 0)
+
+    @property
+    def outward(self) -> tuple[Part, ...]:
+        """The parts out of the unit, with positive weights as in the constructor."""
+        return tuple(_negated(part) for part in self.parts if part.weight < 0)
+
+    def __repr__(self) -> str:
+        options = "".join(f", {option}={getattr(self, option)!r}" for option in self._given)
+        inward, outward = list(self.inward), list(self.outward)
+        return f"{type(self).__name__}({self.name!r}, inward={inward!r}, outward={outward!r}{options})"
+
+    @property
+    def _given(self) -> list[str]:
+        """The options that do not have their default, None."""
+        return [option for option in self.options if getattr(self, option) is not None]
+
+    def to_dict(self) -> dict[str, Any]:
+        """This symmetry as plain data for JSON: {"kind", "name", "inward", "outward"}, and options."""
+        lists = {"inward": self.inward, "outward": self.outward}
+        return {
+            "kind": self.kind,
+            "name": self.name,
+            **{role: [part.to_dict() for part in parts] for role, parts in lists.items()},
+            **{option: getattr(self, option) for option in self._given},
+        }
+
+
+@dataclass(frozen=True, init=False, repr=False)
+class Rescale(TwoSided):
     """Weights into a unit times α, and out of it divided by α, change nothing: f(α θ_A1, θ_A2 / α) = f(θ_A1, θ_A2).
 
         generator ψ = (θ_A1, −θ_A2)     constraint ⟨g_A1, θ_A1⟩ − ⟨g_A2, θ_A2⟩ = 0     charge Q = |θ_A1|² − |θ_A2|²
@@ -235,33 +293,6 @@ class Rescale(Symmetry):
     """
 
     kind = "rescale"
-
-    def __init__(self, name: str | None, inward: Iterable[Part], outward: Iterable[Part]) -> None:
-        inward, outward = self._checked(inward, "inward"), self._checked(outward, "outward")
-        for part in (*inward, *outward):
-            if part.weight < 0:
-                raise ValueError(f"Rescale: {part!r} has a negative weight; inward or outward already sets the sign")
-        super().__init__(name, (*inward, *map(_negated, outward)))
-
-    @property
-    def inward(self) -> tuple[Part, ...]:
-        """The parts into the unit."""
-        return tuple(part for part in self.parts if part.weight > 0)
-
-    @property
-    def outward(self) -> tuple[Part, ...]:
-        """The parts out of the unit, with positive weights as in the constructor."""
-        return tuple(_negated(part) for part in self.parts if part.weight < 0)
-
-    def __repr__(self) -> str:
-        return f"Rescale({self.name!r}, inward={list(self.inward)!r}, outward={list(self.outward)!r})"
-
-    def to_dict(self) -> dict[str, Any]:
-        """This symmetry as plain data for JSON: {"kind", "name", "inward", "outward"}."""
-        lists = {"inward": self.inward, "outward": self.outward}
-        return {"kind": self.kind, "name": self.name} | {
-            role: [part.to_dict() for part in parts] for role, parts in lists.items()
-        }
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -288,7 +319,8 @@ class Norm(Symmetry):
     claimed = False
 
 
-_KINDS: dict[str, type[Symmetry]] = {cls.kind: cls for cls in (Translation, Scale, Rescale, Norm)}
+#: Every kind by its name in JSON.
+KINDS: dict[str, type[Symmetry]] = {cls.kind: cls for cls in (Translation, Scale, Rescale, Norm)}
 
 
 def _negated(part: Part) -> Part:

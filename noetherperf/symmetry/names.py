@@ -48,6 +48,7 @@ def name_of(kind: str, parts: Sequence[Placed]) -> str:
 
         scale, norm     its modules: "conv1"; "tok + pos" for a sum that is normalised as a whole
         rescale         what enters, and what leaves: "fc1->fc2", "block.attn.v->o"
+        balance         what enters the units, and what leaves them: "attn.q<->k"
         translation     its modules, with signs; a bias by its own name: "fc2", "bn2.bias - downsample.1.bias"
 
     A slice of an axis follows its parameter: "qkv[0:12]->qkv[12:24]". In a name of more than 50 characters, a sum of
@@ -55,17 +56,18 @@ def name_of(kind: str, parts: Sequence[Placed]) -> str:
     digits of the SHA-256 of the name in full: "wte + 25 more ~3fa2".
 
     Args:
-        kind: "translation", "scale", "rescale" or "norm".
+        kind: "translation", "scale", "rescale", "norm" or "balance".
         parts: Its parts, with signed weights.
 
     Returns:
         ASCII, where the parameters' names are.
     """
     sides = _sides(kind, parts)
-    whole = _arrow(sides, _sum)
+    arrow = "<->" if kind == "balance" else "->"
+    whole = _arrow(sides, _sum, arrow)
     if len(whole) <= LONGEST or all(len(side) <= 2 for side in sides):
         return whole
-    return f"{_arrow(sides, _shortened)} ~{hashlib.sha256(whole.encode()).hexdigest()[:4]}"
+    return f"{_arrow(sides, _shortened, arrow)} ~{hashlib.sha256(whole.encode()).hexdigest()[:4]}"
 
 
 def find(key: str, symmetries: Sequence[Named], miss: str) -> str:
@@ -120,7 +122,7 @@ Side = list[tuple[str, str]]  # terms: a sign, "+" or "-", and a place
 
 def _sides(kind: str, parts: Sequence[Placed]) -> list[Side]:
     terms = _terms(parts, PLAIN[:1] if kind == "translation" else PLAIN)
-    if kind != "rescale":
+    if kind not in ("rescale", "balance"):
         return [terms]
     return [[("+", place) for sign, place in terms if sign == side] for side in "+-"]
 
@@ -149,7 +151,7 @@ def _shortened(terms: Side) -> str:
     return _sum(terms) if len(terms) <= 2 else f"{_sum(terms[:1])} + {len(terms) - 1} more"
 
 
-def _arrow(sides: Sequence[Side], write: Callable[[Side], str], arrow: str = "->") -> str:
+def _arrow(sides: Sequence[Side], write: Callable[[Side], str], arrow: str) -> str:
     """Both sides, or the only one; the modules that both begin with stand once."""
     source, *targets = map(write, sides)
     if not targets:

@@ -34,18 +34,19 @@ def validate(symmetries: Iterable[Symmetry], shapes: Mapping[str, Shape]) -> tup
     names: set[str] = set()
     for symmetry in symmetries:
         if not isinstance(symmetry, Symmetry):
-            raise TypeError(f"symmetries must hold Translation, Scale, Rescale or Norm only, got {symmetry!r}")
+            raise TypeError(f"symmetries must hold Translation, Scale, Rescale, Norm or Balance only, got {symmetry!r}")
         if symmetry.name in names:
             raise ValueError(f"two symmetries are named {symmetry.name!r}; the readout lists them by name: rename one")
         names.add(symmetry.name)
         try:
-            _check_parts(symmetry.parts, shapes)
+            symmetry.check_groups(_check_parts(symmetry.parts, shapes))
         except ValueError as error:
             raise ValueError(f"symmetry {symmetry.name!r}: {error}") from None
     return symmetries
 
 
-def _check_parts(parts: Sequence[Part], shapes: Mapping[str, Shape]) -> None:
+def _check_parts(parts: Sequence[Part], shapes: Mapping[str, Shape]) -> int:
+    """The number of groups of all parts."""
     for part in parts:
         if part.parameter not in shapes:
             nearest = difflib.get_close_matches(part.parameter, shapes, n=1)
@@ -68,6 +69,7 @@ def _check_parts(parts: Sequence[Part], shapes: Mapping[str, Shape]) -> None:
             )
         if len(its_parts) > 1 and (both := _overlapping(its_parts, shapes[parameter])):
             raise ValueError(f"{both[0]!r} and {both[1]!r} name the same elements of {parameter!r} twice")
+    return n_groups[0]
 
 
 def _overlapping(parts: Sequence[Part], shape: Shape) -> tuple[Part, Part] | None:

@@ -1,0 +1,188 @@
+"""The readout of a Balance: matrices of charges and their predictions, entry by entry, and their eigenvalues."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from noetherperf.measure.cells import GramsCopy
+from noetherperf.measure.readout import Prediction, by_source, has_growth
+from noetherperf.rules.law import Law
+from noetherperf.symmetry import Balance
+
+#: What `by_source` gives, then the charge and the constraint.
+_INITIAL, _FREE, _FORCED, _DEFECT_SOURCE, _BUDGET, _FLOW_FREE, _FLOW_FORCED, _GROWTH, _TRANSPORT = range(9)
+_CHARGE, _DEFECT = 9, 10
+_N_ROWS = 11
+
+
+class BalanceReadout:
+    """One Balance after a step: float64 CPU tensors, [blocks, n, n] and symmetric unless said otherwise.
+
+    Attributes:
+        symmetry: The measured Balance.
+        name: Its name.
+        closed: Whether free + forced is a prediction.
+        reason: Why it is not; empty if it is.
+        charge: X = W₁W₁ᵀ − W₂W₂ᵀ now, of the values as stored.
+        initial: X when measuring began.
+        discrete: The discrete law's prediction, exact to rounding in every entry where the symmetry holds.
+        flow: The flow law's, the continuous-time dynamics.
+        growth, transport: As in `Charges`: what η²uuᵀ added, and the rest; None for a rule that has none (SGD).
+        defect: The symmetric part of the last step's gradient constraint, sym(W₁g₁ᵀ) − sym(W₂g₂ᵀ); zero where the
+            symmetry holds.
+        relative_defect: Of each block, [blocks]: the Frobenius norm of defect over the largest that it could be,
+            (|W₁|² + |W₂|²)^½ (|g₁|² + |g₂|²)^½, W taken after the step; 0 where g is 0.
+        residual: charge − discrete.total: defect and rounding.
+        rounding: charge − discrete.budget: the loss by rounding to the stored dtype. NaN where the tensors of one
+            parameter group did not make the same step; `reason` says which.
+        eigenvalues: Of X, the spectrum of imbalance, [blocks, n], ascending. All zero: perfectly balanced.
+        predicted_eigenvalues: Of discrete.total, [blocks, n].
+        trace: Of X, [blocks]: the sum of eigenvalues; |W₁|² − |W₂|².
+        off_diagonal: The share of X that no Rescale has, [blocks]: |X off the diagonal| / |X|, Frobenius norms; 0 to 1.
+    """
+
+    def __init__(self, symmetry: Balance, matrices: Tensor, largest: Tensor, reason: str, *, splits: bool) -> None:
+        self.symmetry, self.reason = symmetry, reason
+        self._matrices = matrices  # [_N_ROWS, blocks, n, n]
+        self._largest = largest  # of defect, [blocks]
+        self._splits = splits
+
+    @property
+    def name(self) -> str:
+        return self.symmetry.name
+
+    @property
+    def closed(self) -> bool:
+        return not self.reason
+
+    @property
+    def charge(self) -> Tensor:
+        return self._matrices[_CHARGE]
+
+    @property
+    def initial(self) -> Tensor:
+        return self._matrices[_INITIAL]
+
+    @property
+    def discrete(self) -> Prediction:
+        return Prediction(*self._matrices[[_FREE, _FORCED, _DEFECT_SOURCE, _BUDGET]])
+
+    @property
+    def flow(self) -> Prediction:
+        free, forced = self._matrices[[_FLOW_FREE, _FLOW_FORCED]]
+        return Prediction(free, forced, torch.zeros_like(free), free + forced)
+
+    @property
+    def growth(self) -> Tensor | None:
+        return self._matrices[_GROWTH] if self._splits else None
+
+    @property
+    def transport(self) -> Tensor | None:
+        return self._matrices[_TRANSPORT] if self._splits else None
+
+    @property
+    def defect(self) -> Tensor:
+        return self._matrices[_DEFECT]
+
+    @property
+    def relative_defect(self) -> Tensor:
+        norms = torch.linalg.matrix_norm(self.defect)
+        return torch.where(self._largest == 0.0, 0.0, norms / self._largest)
+
+    @property
+    def residual(self) -> Tensor:
+        return self.charge - self.discrete.total
+
+    @property
+    def rounding(self) -> Tensor:
+        return self.charge - self.discrete.budget
+
+    @property
+    def eigenvalues(self) -> Tensor:
+        return _spectrum(self.charge)
+
+    @property
+    def predicted_eigenvalues(self) -> Tensor:
+        return _spectrum(self.discrete.total)
+
+    @property
+    def trace(self) -> Tensor:
+        return self.charge.diagonal(dim1=-2, dim2=-1).sum(-1)
+
+    @property
+    def off_diagonal(self) -> Tensor:
+        x = self.charge
+        rest = x - torch.diag_embed(x.diagonal(dim1=-2, dim2=-1))
+        norm = torch.linalg.matrix_norm(x)
+        return torch.where(norm == 0.0, 0.0, torch.linalg.matrix_norm(rest) / norm)
+
+    def scalars(self) -> dict[str, float]:
+        """A few numbers for a logger; `Readout.scalars` describes them."""
+        sizes = self.eigenvalues.abs()
+        return {
+            "abs_charge": float(sizes.nanquantile(0.5)),
+            "abs_charge_p90": float(sizes.nanquantile(0.9)),
+            "off_diagonal": float(self.off_diagonal.mean()),
+            "residual": float(self.residual.abs().max()),
+            "rounding": float(self.rounding.abs().max()),
+            "relative_defect": float(self.relative_defect.max()),
+        }
+
+    def __str__(self) -> str:
+        blocks, n, _ = self.charge.shape
+        sizes, scale = self.eigenvalues.abs(), float(self.charge.abs().max()) or 1.0
+        law = f"the law misses {float(self.residual.abs().max()) / scale:.1g} of the largest entry"
+        return (
+            f"{self.name}: {blocks} block{'s' * (blocks != 1)} of {n} units, |eigenvalue| {float(sizes.median()):.2g} "
+            f"({float(sizes.min()):.2g} … {float(sizes.max()):.2g}), {100 * float(self.off_diagonal.mean()):.0f} % off "
+            f"the diagonal; {law if self.closed else f'open: {self.reason}'}"
+        )
+
+    def __repr__(self) -> str:
+        blocks, n, _ = self.charge.shape
+        return f"BalanceReadout({self.name!r}, {blocks} × [{n}, {n}], closed={self.closed})"
+
+
+def _spectrum(matrices: Tensor) -> Tensor:
+    """Eigenvalues of symmetric matrices, [blocks, n], ascending; NaN for a matrix that is not finite."""
+    finite = matrices.isfinite().all((-2, -1))[:, None, None]
+    found = torch.linalg.eigvalsh(torch.where(finite, matrices, 0.0))
+    return torch.where(finite[..., 0], found, torch.nan)
+
+
+def read_balances(
+    balances: Sequence[Balance], copies: Sequence[GramsCopy], reasons: Mapping[str, str]
+) -> dict[str, BalanceReadout]:
+    """The readouts of all balances, from the measurements of all devices on the CPU.
+
+    Args:
+        balances: In the order of the plans.
+        copies: One for each device.
+        reasons: The reason of each open law.
+    """
+    matrices: dict[int, Tensor] = {}
+    squares: dict[int, Tensor] = {}  # |W|² and |g|², [2, blocks]
+    splits = False
+    for copy in copies:
+        if not copy.tensors:
+            continue
+        plan, (state, defect, sq_g, propagators), (charge, sq_p) = copy
+        splits = has_growth(plan.rule)
+        for number, cell in enumerate(plan.cells):
+            at = cell.entries
+            rows = by_source(plan.rule.laws[Law.NORM], state[:, at], propagators[number : number + 1].numpy())
+            own = torch.cat([torch.from_numpy(rows), charge[None, at], defect[None, at]])
+            parts = cell.unpacked(own), torch.stack([sq_p[cell.blocks], sq_g[cell.blocks]])
+            for total, part in zip((matrices, squares), parts, strict=True):
+                total[cell.balance] = total[cell.balance] + part if cell.balance in total else part
+    return {
+        balance.name: BalanceReadout(
+            balance,
+            matrices[number],
+            squares[number].prod(0).sqrt(),
+            reasons.get(balance.name, ""),
+            splits=splits,
+        )
+        for number, balance in enumerate(balances)
+    }
