@@ -28,6 +28,7 @@ RANKS = {
     "record": 5,
     "theory": 6,
     "plots": 7,
+    "view": 7,
     "integrations": 7,
     "recipes": 7,
     "figures": 8,
@@ -42,6 +43,7 @@ RANKS = {
 ONLY_IN = {
     "matplotlib": "plots",
     "torch.distributed": "optim/distributed",
+    "plotly": "view",
     **dict.fromkeys(
         ("accelerate", "lightning", "tensorboard", "torch.utils.tensorboard", "transformers"), "integrations"
     ),
@@ -133,7 +135,7 @@ def test_import_stays_light() -> None:
     )
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert PACKAGE in loaded
-    assert not {"matplotlib", "rich", "scipy", "triton", "typer", "xarray", "zarr"} & set(loaded)
+    assert not {"matplotlib", "plotly", "rich", "scipy", "triton", "typer", "xarray", "zarr"} & set(loaded)
     assert not {"accelerate", "lightning", "tensorboard", "transformers"} & set(loaded)
 
 

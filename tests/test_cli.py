@@ -848,7 +848,7 @@ def test_the_version() -> None:
 @pytest.mark.parametrize(
     ("typed", "offered"),
     [
-        ("", "check figures find info plot run"),
+        ("", "check figures find info plot run view"),
         ("run --optimizer a", "adam adamw"),
         ("run --model ", "resnet18 small vgg16 vgg16-bn"),
         ("run --dataset ", "cifar10 digits synthetic tiny-imagenet"),

@@ -1,4 +1,4 @@
-"""The command line: `noetherperf run | plot | find | check | figures | info`, the same as `python -m noetherperf`.
+"""The command line: `noetherperf run | plot | view | find | check | figures | info`; so is `python -m noetherperf`.
 
 A file for each command. They arrange and print what other rooms compute. What takes long to import (torch, and the
 libraries of one command) is imported inside the commands, so that help and completion are quick and `info` also works
@@ -12,14 +12,14 @@ from typing import Annotated
 
 import typer
 
-from noetherperf.cli import check, figures, find, info, plot, run
+from noetherperf.cli import check, figures, find, info, plot, run, view
 from noetherperf.common.printing import encode_everything, outlive_reader
 
 __all__ = ["app", "main"]
 
 
 app = typer.Typer(name="noetherperf", no_args_is_help=True, pretty_exceptions_enable=False)
-for command in (run.run, plot.plot, find.find, check.check, figures.figures, info.info):
+for command in (run.run, plot.plot, view.view, find.find, check.check, figures.figures, info.info):
     app.command()(command)
 
 

@@ -15,7 +15,8 @@ from noetherperf.recipes.settings import SettingError
 __all__ = ["again", "as_typed", "clean_errors", "fail", "first_line", "flag", "is_given"]
 
 USAGE_ERROR, INTERRUPTED = 2, 130
-EXTRA = ("PIL", "matplotlib", "scipy", "sklearn")  # what the extra [run] installs
+#: The extra that installs a library.
+EXTRA = {**dict.fromkeys(("PIL", "matplotlib", "scipy", "sklearn"), "run"), "plotly": "view"}
 
 
 @contextmanager
@@ -29,9 +30,10 @@ def clean_errors() -> Iterator[None]:
     except KeyboardInterrupt as stopped:
         end(f"interrupted {stopped}".rstrip(), status=INTERRUPTED)
     except ModuleNotFoundError as error:
-        if str(error.name).partition(".")[0] not in EXTRA:
+        extra = EXTRA.get(str(error.name).partition(".")[0])
+        if extra is None:
             raise
-        fail(f"{error.name} is not installed; it comes with the extra: pip install 'noetherperf[run]'")
+        fail(f"{error.name} is not installed; it comes with the extra: pip install 'noetherperf[{extra}]'")
     except (UnicodeEncodeError, BrokenPipeError):  # faults of the output stream, not of the options
         raise
     except SettingError as error:
