@@ -104,7 +104,7 @@ class Readable {
 
  private:
   static constexpr int32_t most_dims = 5;  // with more, torch allocates the shape elsewhere
-  static constexpr int64_t last_distance = 104;  // torch's object ends behind it, from 2.11 on
+  static constexpr int64_t last_distance = 104;  // torch 2.13's object ends behind it
 
   // A borrowed reference: the type and its attributes outlive this object.
   static PyObject* attribute(PyObject* type, const char* name) {
