@@ -166,7 +166,9 @@ class LateSGD(FakeSGD):
         self.skipped, self.n_calls, self.n_skipped = skipped, 0, 0
 
     def step(self, closure: Any = None) -> Any:
-        super().step()
+        # Not super().step(), around which torch may run the hooks too.
+        with self.lock:
+            self.step_count += 1
         self.n_calls += 1
         self.n_skipped += self.n_calls in self.skipped
 

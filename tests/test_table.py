@@ -484,7 +484,8 @@ def test_columns_without_room_go_below_and_rows_become_blocks_only_then() -> Non
     assert as_text(report, 10).splitlines() == ["A title", "conv1", "  one 1.5", "  two 20", "  three -3"]
 
 
-def test_many_symmetries_are_few_rows() -> None:
+def test_many_symmetries_are_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     readout = many(60)
     text = str(readout)
     assert sum(line.startswith("s") for line in text.splitlines()) == 20 + 1  # and the heading

@@ -358,8 +358,19 @@ def command(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "noetherperf", "view", *map(str, arguments)]
 
 
+def hears_interrupts() -> None:
+    """A process in the background of a shell, and its children, ignore them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_the_command_serves_until_it_is_interrupted(record: Path) -> None:
-    process = subprocess.Popen(command(record, record), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command(record, record),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=hears_interrupts,
+    )
     assert process.stdout is not None
     line = process.stdout.readline()
     (port,) = re.findall(r"^http://127\.0\.0\.1:(\d+)/ shows 2 records; Ctrl-C ends it\n$", line)
