@@ -103,7 +103,7 @@ class Readable {
   }
 
  private:
-  static constexpr int32_t most_dims = 5;  // with more, torch allocates the shape elsewhere
+  static constexpr int32_t most_dims = 5;        // with more, torch allocates the shape elsewhere
   static constexpr int64_t last_distance = 104;  // torch 2.13's object ends behind it
 
   // A borrowed reference: the type and its attributes outlive this object.
