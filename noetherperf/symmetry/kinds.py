@@ -294,6 +294,9 @@ class Rescale(TwoSided):
 
     kind = "rescale"
 
+    def __init__(self, name: str | None, inward: Iterable[Part], outward: Iterable[Part]) -> None:
+        super().__init__(name, inward, outward)
+
 
 @dataclass(frozen=True, init=False, repr=False)
 class Norm(Symmetry):
