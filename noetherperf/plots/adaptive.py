@@ -17,9 +17,9 @@ from noetherperf.plots.style import (
     BLUE,
     FLOW,
     GREEN,
-    KIND_LINES,
     RED,
     SAND,
+    SYMMETRY_LINES,
     WIDTH,
     colors,
     label_steps,
@@ -59,7 +59,7 @@ def adamw(data: Data) -> Figure:
     lines = [
         Line2D([], [], color=colors(3)[1], **MEASURED, label="measured"),
         Line2D([], [], **FLOW, label="discrete law"),
-        *(Line2D([], [], **look, label=kind) for kind, look in KIND_LINES.items()),
+        *(Line2D([], [], **look, label=kind) for kind, look in SYMMETRY_LINES.items()),
     ]
     figure.legend(handles=lines, loc="outside lower center", ncols=5)
     return figure
@@ -80,7 +80,7 @@ def _charges(axes: Axes, data: Data, rule: str, kind: str) -> None:
 
 def _missed(axes: Axes, data: Data) -> None:
     for rule in ("SGD", "AdamW"):
-        for kind, look in KIND_LINES.items():
+        for kind, look in SYMMETRY_LINES.items():
             axes.plot(
                 data[f"{rule}/steps"][1:], np.median(data[f"{rule}/{kind}/missed"][1:], axis=1), linewidth=1.1, **look
             )
@@ -95,7 +95,7 @@ def _missed(axes: Axes, data: Data) -> None:
 
 def _units(axes: Axes, data: Data) -> None:
     """The distribution of the share over groups, at the end."""
-    for kind, look in KIND_LINES.items():
+    for kind, look in SYMMETRY_LINES.items():
         share = np.sort(data[f"AdamW/{kind}/missed"][-1])
         axes.step(share, np.arange(1, len(share) + 1) / len(share), where="post", linewidth=1.3, **look)
     axes.set_xscale("log")

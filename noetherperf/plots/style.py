@@ -61,12 +61,12 @@ FLOW: dict[str, Any] = {"color": "black", "linewidth": 1.0, "linestyle": (0, (1,
 MUTED = "0.45"
 BLUE, RED, GREEN, SAND = "#1b3a6b", "#c8553d", "#5aa17f", "#d9b26f"  # dark to light
 
-KIND_LINES: dict[str, dict[str, Any]] = {
+SYMMETRY_LINES: dict[str, dict[str, Any]] = {
     "translation": {"color": BLUE, "linestyle": "-"},
     "scale": {"color": RED, "linestyle": (0, (5, 1.5))},
     "rescale": {"color": GREEN, "linestyle": (0, (5, 1.5, 1, 1.5))},
-    "norm": {"color": SAND, "linestyle": (0, (2, 1))},
 }
+KIND_LINES = {**SYMMETRY_LINES, "norm": {"color": SAND, "linestyle": (0, (2, 1))}}
 
 
 class NothingToDraw(ValueError):

@@ -16,10 +16,10 @@ from noetherperf.plots.style import (
     BLUE,
     FLOW,
     GREEN,
-    KIND_LINES,
     MUTED,
     RED,
     SAND,
+    SYMMETRY_LINES,
     WIDTH,
     colors,
     label_steps,
@@ -145,7 +145,7 @@ def dynamics(data: Data) -> Figure:
 def _errors_over_time(axes: Axes, data: Data) -> None:
     drawn = []
     for network, faded in (("bn", 1.0), ("plain", 0.55)):
-        for kind, look in KIND_LINES.items():
+        for kind, look in SYMMETRY_LINES.items():
             for law in ("modified", "budget"):
                 key = f"{network}/{kind}/{law}_error"
                 if key in data:
@@ -157,7 +157,7 @@ def _errors_over_time(axes: Axes, data: Data) -> None:
     label_steps(axes)
     for law, height in (("modified flow law", 0.96), ("discrete law with defect", 0.06)):
         axes.text(0.98, height, law, transform=axes.transAxes, ha="right", va="center", color="0.25", fontsize=7)
-    lines = [Line2D([], [], linewidth=1.1, **look, label=kind) for kind, look in KIND_LINES.items()]
+    lines = [Line2D([], [], linewidth=1.1, **look, label=kind) for kind, look in SYMMETRY_LINES.items()]
     axes.legend(handles=lines, loc="upper right", bbox_to_anchor=(1.0, 0.95), fontsize=7, labelspacing=0.25)
     axes.set_ylim(top=30.0)
 
@@ -201,7 +201,7 @@ def errors(data: Data) -> Figure:
     drawn = []
     for axes, (sweep, (title, label)) in zip(panels, sweeps.items(), strict=True):
         values = data[f"{sweep}/values"]
-        for kind, look in KIND_LINES.items():
+        for kind, look in SYMMETRY_LINES.items():
             for law, marker in ERROR_MARKERS.items():
                 error = np.maximum(data[f"{sweep}/{kind}/{law}"], 1e-17)
                 axes.plot(values, error, markersize=3, **marker, **look)
@@ -225,7 +225,7 @@ def errors(data: Data) -> Figure:
     panels[0].set_ylabel("relative error at η·steps = 1.5")
     panels[3].annotate("float64 ε", (1, np.finfo(np.float64).eps), xycoords=("axes fraction", "data"), color=MUTED,
                        fontsize=6.5, xytext=(0, -8), textcoords="offset points", ha="right")  # fmt: skip
-    lines = [Line2D([], [], **look, label=kind) for kind, look in KIND_LINES.items()]
+    lines = [Line2D([], [], **look, label=kind) for kind, look in SYMMETRY_LINES.items()]
     lines += [
         Line2D([], [], **ERROR_MARKERS[law], color="0.3", linestyle="", markersize=4, label=label)
         for law, label in (("flow", "flow law"), ("modified", "modified flow law"), ("discrete", "discrete law"))
