@@ -617,3 +617,23 @@ def test_what_inference_mode_and_compilation_change_is_nothing() -> None:
         assert laws(find_symmetries(plain, torch.randn(4, 5))) == expected
         made_inside = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 4))
         assert laws(find_symmetries(made_inside, torch.randn(4, 5))) == expected
+
+
+class _ScaledGain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.w, self.b = nn.Parameter(torch.randn(6)), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.tanh(x) * (1 + 2 * self.w))  # type: ignore[no-any-return]
+
+
+def test_a_gain_of_a_multiple_counts_once() -> None:
+    """1 + 2w is twice 1/2 + w, whose squared norm is that of the columns of b."""
+    torch.manual_seed(0)
+    found = find_symmetries(_ScaledGain(), torch.randn(8, 6))
+    (gain,) = [symmetry for symmetry in found if any(part.offset for part in symmetry.parts)]
+    assert {(part.parameter, part.weight, part.offset) for part in gain.parts} == {
+        ("w", 1.0, 0.5),
+        ("b.weight", -1.0, 0.0),
+    }

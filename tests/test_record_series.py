@@ -267,12 +267,26 @@ def test_many_names_logged_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert all(np.isfinite(values).sum() == 1 for values in probes.values())
 
 
+@pytest.mark.parametrize("make", [torch.zeros, np.zeros])
+def test_a_logged_value_is_that_of_the_call(tmp_path: Path, make: Callable[[int], Any]) -> None:
+    """A running sum goes on before the row is taken."""
+    optimizer, total = fake(), make(1)
+    with Recorder(optimizer, tmp_path / "a") as recorder:
+        total += 5
+        recorder.log(total=total)
+        total *= 0
+        train(optimizer, 1)
+    np.testing.assert_array_equal(open_record(tmp_path / "a").probes["total"], [np.nan, 5.0])
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"loss": torch.ones(2)}, r"log: 'loss' must be a number .* got tensor"),
         ({"loss": "0.5"}, "log: 'loss' must be a number .* got '0.5'"),
         ({"loss": None}, "log: 'loss' must be a number .* got None"),
+        ({"loss": 10**400}, "log: 'loss' must be a number .* got 1000"),
+        ({"loss": torch.ones((), device="meta")}, "log: 'loss' must be a number .* got tensor"),
         ({"one": 1.0}, "log: 'one' is the name of a probe"),
         ({3: 1.0}, "log: names must be text, got 3"),
     ],

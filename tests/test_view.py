@@ -408,6 +408,9 @@ def test_what_cannot_be_shown_is_refused(record: Path, tmp_path: Path, monkeypat
     assert "there is no record at" in refused(tmp_path / "nothing")
     assert "is no noetherperf record" in refused(tmp_path)
     assert "is a URL" in refused("https://example.org/record.zarr")
+    before = (record / "zarr.json").read_bytes()
+    assert "is inside the record" in refused(record, "--html", record / "zarr.json")
+    assert (record / "zarr.json").read_bytes() == before
     other = tmp_path / "other.zarr"
     other.mkdir()
     metadata = json.loads((record / "zarr.json").read_text())

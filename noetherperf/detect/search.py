@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from math import prod
+from math import gcd, prod
 from typing import NamedTuple
 
 import numpy as np
@@ -320,8 +320,10 @@ class Search:
             for relation in integer_relations(null_space(matrix[:MAX_ROWS]))[0]:
                 offset, weight, *rest = map(float, relation)
                 if offset and weight:
-                    terms = [replace(part, weight=c) for part, c in zip(others, rest, strict=True) if c]
-                    self._claims.claim(Law.NORM, [replace(own, weight=weight, offset=offset / weight), *terms])
+                    common = gcd(*(int(c) for c in (weight, *rest)))  # the offset may be a fraction
+                    terms = [replace(part, weight=c / common) for part, c in zip(others, rest, strict=True) if c]
+                    own = replace(own, weight=weight / common, offset=offset / weight)
+                    self._claims.claim(Law.NORM, [own, *terms])
                     break
 
 

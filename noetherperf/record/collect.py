@@ -101,7 +101,8 @@ class Collector:
                 "log: this record was begun by an earlier version and has no place for logged values; name them as "
                 "probes, or record to another path"
             )
-        self._values |= {name: value.detach() if isinstance(value, Tensor) else value for name, value in values.items()}
+        for name, value in values.items():  # copies: a running sum may go on before the row is taken
+            self._values[name] = value.detach().clone() if isinstance(value, Tensor) else _float(value)
 
     def row(self, readout: Readout) -> Row:
         """Every array's values at this step.
@@ -191,10 +192,13 @@ def _concatenate(readout: Readout, read: Callable[[Charges], Tensor | None]) -> 
 
 def _is_number(value: Any) -> bool:
     if isinstance(value, Tensor):
-        return value.numel() == 1 and not value.is_complex()
+        return value.numel() == 1 and not value.is_complex() and not value.is_meta
     if isinstance(value, np.ndarray | np.generic):
         return value.size == 1 and value.dtype.kind in "fiub"
-    return isinstance(value, Real)
+    try:
+        return isinstance(value, Real) and isinstance(float(value), float)
+    except OverflowError:
+        return False
 
 
 def _float(value: Any) -> float:

@@ -179,7 +179,7 @@ class Recorder:
             recorder.log({"validation/loss": 0.7})
 
         Of several values of one name since the last row, the latest is recorded; a row without a new value has NaN. A
-        tensor is kept as it is until a row is taken, so that a step without a row waits for no device.
+        tensor is copied, on its device, and read when a row is taken, so that a step without a row waits for no device.
         `record.probes` has the values.
 
         Args:

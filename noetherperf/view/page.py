@@ -47,9 +47,12 @@ def export(paths: Sequence[Path], file: Path) -> None:
         file: Replaced if it exists; missing folders are made.
 
     Raises:
-        FileNotFoundError, ValueError: As `open_record`.
+        FileNotFoundError, ValueError: As `open_record`; or the file would be inside a record.
         OSError: The file cannot be written.
     """
+    for path in paths:
+        if path.resolve() in (file.resolve(), *file.resolve().parents):
+            raise ValueError(f"file: {str(file)!r} is inside the record {str(path)!r}; choose a place beside it")
     n_groups = sum(open_record(path).dataset.sizes["group"] for path in paths)
     answers = Answers(paths, live=False, most_rows=max(32, FILE_VALUES // (max(1, n_groups) * len(QUANTITIES))))
     held = {question: answers.answer(question) for question in answers.questions()}

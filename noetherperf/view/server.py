@@ -95,7 +95,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _is_ours(self) -> bool:
         """Whether a request names this machine, and comes from its own page or from a user's address bar."""
         host = self.headers.get("Host", "")
-        return host.rpartition(":")[0] in NAMES and self.headers.get("Origin") in (None, f"http://{host}")
+        name, _, port = host.partition(":")
+        return name in NAMES and (port or "80").isdecimal() and self.headers.get("Origin") in (None, f"http://{host}")
 
     def _send(self, status: HTTPStatus, kind: str, body: bytes) -> None:
         self.send_response(status)
