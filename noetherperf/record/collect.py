@@ -19,7 +19,7 @@ from noetherperf.record.choice import Choice
 from noetherperf.record.layout import COORDINATES, FORMAT, LOGGED, probe_key
 from noetherperf.record.matrices import of_balances
 from noetherperf.record.pending import Row
-from noetherperf.record.series import SERIES
+from noetherperf.record.series import SAMPLE_BITS, SERIES
 from noetherperf.rules.rule import Rule, numbers_of
 
 _NOTHING = torch.empty(0, dtype=torch.float64, device="cpu")
@@ -115,6 +115,9 @@ class Collector:
                 name: _concatenate(readout, SERIES[name].read).astype(dtype, copy=False)
                 for name, dtype in self.series.items()
             }
+        for name, values in row.items():
+            if values.dtype == np.float32 and not self.choice.keeps_all_digits(name):
+                row[name] = _rounded(values, SAMPLE_BITS)
         row["step"] = np.asarray(readout.step, dtype=np.float64)
         row["time"] = np.asarray(readout.time, dtype=np.float64)
         for name, values in self._hyperparameters().items():
@@ -188,6 +191,13 @@ def _concatenate(readout: Readout, read: Callable[[Charges], Tensor | None]) -> 
     found = (torch.full_like(one.charge, torch.nan) if x is None else x for x, one in read_out)
     values: NDArray[np.float64] = torch.cat([_NOTHING, *found]).numpy()
     return values
+
+
+def _rounded(values: NDArray[np.float32], bits: int) -> NDArray[np.float32]:
+    """Numbers with so many bits of the mantissa, the others zero: these are what compression cannot shorten."""
+    dropped = np.finfo(np.float32).nmant - bits
+    integers = (values.view(np.uint32) + np.uint32(1 << dropped - 1)) & np.uint32(-1 << dropped & 0xFFFFFFFF)
+    return np.where(np.isfinite(values), integers.view(np.float32), values)
 
 
 def _is_number(value: Any) -> bool:

@@ -29,7 +29,7 @@ from noetherperf.record.layout import (
     probe_key,
 )
 from noetherperf.record.metadata import arrays_of, check_attributes, read_metadata
-from noetherperf.record.series import SERIES, derivations
+from noetherperf.record.series import INITIAL, SERIES, derivations
 from noetherperf.symmetry import Symmetry
 from noetherperf.symmetry.names import find, nearest
 
@@ -42,11 +42,15 @@ class Record(Mapping[str, xr.Dataset]):
     `formula` among their attributes. What a `Recorder` writes by default gives
 
         charge                                            measured
-        discrete_free, discrete_forced, discrete_defect   the discrete law's terms; discrete_total = free + forced
+        discrete_decay, discrete_forced, discrete_defect  the discrete law's parts of charge − initial
+        discrete_free, discrete_total, discrete_budget    initial + decay; free + forced; total + defect
         residual, rounding                                charge − discrete_total; charge − discrete_budget
-        flow_free, flow_forced, flow_total                the flow law's; flow_residual = charge − flow_total
-        angular_update, effective_lr, relative_defect     of the last step
-        growth, transport                                 with rules that have them
+        flow_decay, flow_free, flow_forced, flow_total    the flow law's; flow_residual = charge − flow_total
+        angular_update, effective_lr, relative_defect     of the last step, in four digits
+        decay, growth, transport                          with rules that have them
+
+    What is recorded in float32 has seven digits of its own. So charge − free − forced is right to seven digits of these
+    terms, and `residual` to seven digits of itself.
 
     The dataset's attributes are `name`, `kind`, `closed` and `reason`. `record.read` reads some series, and some rows.
 
@@ -117,7 +121,7 @@ class Record(Mapping[str, xr.Dataset]):
         index, groups = self._slices[name]
         recorded = self.recorded
         terms = derivations(recorded, series)
-        data = self.dataset[["initial", *(one for one in terms if one in recorded)]].drop_vars(["symmetry", "position"])
+        data = self.dataset[[INITIAL, *(one for one in terms if one in recorded)]].drop_vars(["symmetry", "position"])
         data = data.isel(step=rows, group=groups).load().astype(np.float64, copy=False)
         data = data.assign_coords(group=np.arange(data.sizes["group"]))
         for one, of in terms.items():
@@ -126,7 +130,7 @@ class Record(Mapping[str, xr.Dataset]):
                 data[one] = sum((sign * data[term] for sign, term in others), data[first])
             data[one].attrs = dict(KINDS[one].labels)
         if series is not None:
-            data = data[["initial", *series]]
+            data = data[[INITIAL, *series]]
         laws = {key: self.attrs[key][index] for key in ("closed", "reason")}
         data.attrs = {"name": name, "kind": self.symmetries[index].kind, **laws}
         return data

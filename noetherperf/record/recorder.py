@@ -62,9 +62,10 @@ class Recorder:
             views and plots need, from which all terms of the laws follow; "all" adds the moments and more. A record
             that is resumed keeps its own.
         dtype: "float32" or "float64" for all series, or a mapping from their names. By default the charge is recorded
-            in float64, and all else in float32. Differences from the charge (`residual`, `rounding`, `flow_residual`)
-            are series of their own, computed in float64: in float32 they keep seven digits of the difference. Initial
-            charges, times, hyperparameters, probes and logged values are float64.
+            in float64, and all else in float32. The parts of its change (decay, forced, defect, rounding) are series of
+            their own, computed in float64: in float32 each keeps seven digits of itself. Numbers of the last step alone
+            (`angular_update`, `effective_lr`, `relative_defect`) keep four. Initial charges, times, hyperparameters,
+            probes and logged values are float64.
         matrices: Record the matrices of every Balance, too. Of a Balance "attn", `record.probes` always has
             "attn: eigenvalues" and "attn: predicted eigenvalues", [blocks · n]; with `matrices` also "attn: charge" and
             "attn: predicted charge", [blocks · n · n].
