@@ -81,14 +81,13 @@ def test_small_parts_of_the_change_keep_their_digits(tmp_path: Path) -> None:
             part, forced = prediction.free - law.initial, prediction.forced
             assert 0 < part.abs().max() < 1e-8 * law.charge.max()
             lost = max(lost, float(((in_float32 - part) / part).abs().max()))
-            exact = {"rtol": 1e-6, "atol": 1e-15}  # the readout itself is a difference of float64
+            exact: Any = {"rtol": 1e-6, "atol": 1e-15}  # the readout itself is a difference of float64
             np.testing.assert_allclose(data[f"{name}_decay"], part, **exact)
             np.testing.assert_allclose(data[f"{name}_free"] - data.initial, part, **exact)
             np.testing.assert_allclose(data[f"{name}_forced"], forced, **exact)
         assert lost > 0.1, "so small that float32 of the free term loses it"
         np.testing.assert_allclose(data.discrete_defect, law.discrete.defect, rtol=1e-6, atol=1e-15)
         if law.growth is not None:
-            exact = {"rtol": 1e-6, "atol": 1e-15}
             np.testing.assert_allclose(data.decay, law.discrete.free - law.initial, **exact)
             np.testing.assert_allclose(data.growth, law.growth, **exact)
             np.testing.assert_allclose(data.transport, law.transport, **exact)
@@ -98,7 +97,8 @@ def test_samples_of_one_step_keep_four_digits(tmp_path: Path) -> None:
     optimizer: Any = SmallSGD()
     optimizer.offset = 1 / 3
     kept = {}
-    for name, options in {"default": {}, "asked": {"dtype": {"angular_update": "float32"}}}.items():
+    choices: dict[str, dict[str, Any]] = {"default": {}, "asked": {"dtype": {"angular_update": "float32"}}}
+    for name, options in choices.items():
         with Recorder(optimizer, tmp_path / name, **options):
             pass
         kept[name] = open_record(tmp_path / name)["head"].angular_update[0]
@@ -178,6 +178,7 @@ def test_what_follows_is_in_an_order_that_can_be_computed() -> None:
     [
         ({"series": ["charge", "chrage"]}, r"series: there is no series 'chrage'; did you mean 'charge'"),
         ({"series": []}, "series: is empty"),
+        ({"matrices": "x"}, "matrices: must be True or False, got 'x'"),
         ({"dtype": "float16"}, "dtype: must be 'float32' or 'float64', got 'float16'"),
         ({"dtype": {"charge": "int"}}, "dtype: must be 'float32' or 'float64' for 'charge', got 'int'"),
         ({"dtype": {"chrage": "float32"}}, "dtype: there is no series 'chrage'"),
@@ -360,6 +361,108 @@ def test_what_cannot_be_logged(tmp_path: Path, values: Any, message: str) -> Non
             recorder.log(values)
         train(optimizer, 2)
     assert list(open_record(tmp_path / "a").probes) == ["one"]
+
+
+# ---- matrices
+
+
+def attention(path: Path, *, matrices: bool, n_steps: int = 3, **options: Any) -> Any:
+    """A record of a Balance of two heads of four units, beside a norm."""
+    torch.manual_seed(0)
+    q, k = (torch.nn.Parameter(torch.randn(8, 5)) for _ in range(2))
+    rows = [Part("q", axis=0)], [Part("k", axis=0)]
+    symmetries = [Norm("rows", rows[0]), nperf.Balance("attn", *rows, size=4)]
+    optimizer = nperf.SGD([("q", q), ("k", k)], lr=0.1, weight_decay=0.1, symmetries=symmetries)
+    x = torch.randn(6, 5)
+    with Recorder(optimizer, path, matrices=matrices, **options):
+        for _ in range(n_steps):
+            optimizer.zero_grad()
+            heads = [(x @ w.T).unflatten(-1, (2, 4)) for w in (q, k)]
+            torch.einsum("ihu,jhu->hij", *heads).square().mean().backward()
+            optimizer.step()
+    return optimizer
+
+
+def test_a_balance_comes_back_with_its_dimensions(tmp_path: Path) -> None:
+    optimizer = attention(tmp_path / "a", matrices=True)
+    record, law = open_record(tmp_path / "a"), optimizer.readout().balances["attn"]
+    assert record.balances == {"attn": law.symmetry}
+    assert list(record) == ["rows"]
+    data = record.balance("attn")
+    last = data.isel(step=-1)
+    assert dict(data.sizes) == {"step": 4, "block": 2, "unit": 4, "other_unit": 4}
+    assert data.attrs == {"name": "attn", "kind": "balance", "closed": True, "reason": ""}
+    exact = {"charge": law.charge, "predicted_charge": law.discrete.total, "eigenvalues": law.eigenvalues}
+    for name, expected in (exact | {"predicted_eigenvalues": law.predicted_eigenvalues}).items():
+        np.testing.assert_array_equal(last[name], expected)
+    for name, matrix in {"residual": law.residual, "rounding": law.rounding}.items():
+        np.testing.assert_allclose(last[name], matrix.square().sum((1, 2)).sqrt(), rtol=1e-12)
+    free, forced = (x.square().sum((1, 2)).sqrt() for x in (law.discrete.free, law.discrete.forced))
+    np.testing.assert_allclose(last["size"], torch.maximum(law.charge.square().sum((1, 2)).sqrt(), free + forced), rtol=1e-12)
+    part = record.balance("attn", ["eigenvalues"], rows=slice(1, None, 2))
+    assert part.step.values.tolist() == [1, 3]
+    np.testing.assert_array_equal(part.eigenvalues, data.eigenvalues[[1, 3]])
+
+
+def test_what_a_balance_has_not(tmp_path: Path) -> None:
+    attention(tmp_path / "a", matrices=False)
+    record = open_record(tmp_path / "a")
+    assert "charge" not in record.balance("attn")
+    with pytest.raises(ValueError, match=r"no 'charge'; matrices have to be asked for: Recorder\(..., matrices=True\)"):
+        record.balance("attn", ["charge"])
+    with pytest.raises(ValueError, match="no 'eigenvalue'; there are: eigenvalues"):
+        record.balance("attn", ["eigenvalue"])
+    with pytest.raises(KeyError, match=r"no Balance 'attm' is recorded .* there are: attn"):
+        record.balance("attm")
+    with pytest.raises(KeyError, match=r"'attn' is a Balance, whose charges are matrices: record.balance\('attn'\)"):
+        record["attn"]
+    assert open_record(recorded(tmp_path / "b", 1)).balances == {}
+
+
+def test_names_of_a_balance_are_taken(tmp_path: Path) -> None:
+    message = "'attn: norms' is the name under which the Balance 'attn' is recorded; choose another"
+    with pytest.raises(ValueError, match=f"probes: {message}"):
+        attention(tmp_path / "a", matrices=False, probes={"attn: norms": lambda: 1.0})
+    assert not (tmp_path / "a").exists()
+    optimizer = attention(tmp_path / "b", matrices=False, probes={"attn: charge": lambda: 1.0})
+    with Recorder(optimizer, tmp_path / "c") as recorder, pytest.raises(ValueError, match=f"log: {message}"):
+        recorder.log({"attn: norms": 1.0})
+
+
+@pytest.mark.parametrize("shapes", [None, [], [[2, 3]], [[2]], [[-2, 4]], [["2", 4]], [[2, 4], [2, 4]]])
+def test_made_up_shapes_of_a_balance_are_damage(tmp_path: Path, shapes: Any) -> None:
+    attention(tmp_path / "a", matrices=True, n_steps=1)
+    root = json.loads((tmp_path / "a" / "zarr.json").read_text())
+    root["attributes"]["balance_shapes"] = shapes
+    (tmp_path / "a" / "zarr.json").write_text(json.dumps(root))
+    with pytest.raises(ValueError, match="is damaged"):
+        open_record(tmp_path / "a").balance("attn")
+
+
+# --- asking wrongly
+
+
+def test_one_series_may_be_asked_for_by_its_name(tmp_path: Path) -> None:
+    record = open_record(recorded(tmp_path / "a", 3))
+    xr.testing.assert_identical(record.read("head", "charge"), record.read("head", ["charge"]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"series": []}, "series: is empty; leave it out"),
+        ({"series": "chrage"}, "has no 'chrage'; did you mean 'charge'"),
+        ({"series": [3]}, "has no 3; there are"),
+        ({"rows": 3}, r"rows: must be a slice of positions in `steps`, such as slice\(0, None, 10\), got 3"),
+        ({"rows": [1, 2]}, r"rows: must be a slice .* got \[1, 2\]"),
+        ({"rows": slice(0.5, 2)}, "rows: must be a slice .* got slice"),
+        ({"rows": slice(0, 2, 0)}, "rows: a slice must not have the step 0"),
+    ],
+)
+def test_what_cannot_be_read(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
+    record = open_record(recorded(tmp_path / "a", 3))
+    with pytest.raises(ValueError, match=message):
+        record.read("head", **arguments)
 
 
 # --- what is on disk
