@@ -116,7 +116,7 @@ def test_the_table_is_the_readouts(tmp_path: Path) -> None:
     table = Answers([training.path]).answer("table?run=0")
     readout = training.optimizer.readout()
     assert [row["cells"] for row in table["rows"]] == [cells(row) for row in rows(readout)]
-    assert [row["name"] for row in table["rows"]] == [row.name for row in rows(readout)]
+    assert [row["key"] for row in table["rows"]] == [row.name for row in rows(readout)]
     assert table["headings"][0] == "symmetry"
 
 
@@ -250,7 +250,7 @@ def test_an_open_law_predicts_nothing(tmp_path: Path) -> None:
     closed = [symmetry["closed"] for symmetry in state["symmetries"]]
     errors = unpacked(answers.answer("layers?run=0&quantity=residual")["values"])
     assert np.isfinite(errors[:, -1]).tolist() == closed
-    verdicts = {row["name"]: row["cells"][-1] for row in answers.answer("table?run=0")["rows"]}
+    verdicts = {row["key"]: row["cells"][-1] for row in answers.answer("table?run=0")["rows"]}
     assert len(verdicts) == len(closed)
     open_one = closed.index(False)
     for quantity in ("residual", "discrete", "flow", "flow_error"):

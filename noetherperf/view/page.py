@@ -21,7 +21,7 @@ HERE = Path(__file__).parent
 #: Plotly writes a style element, and draws heat maps into images that it makes itself.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
 POLICY = f"{_POLICY}; script-src 'self'; connect-src 'self'"  # of a server
-SCRIPTS = ("numbers.js", "drawing.js", "views.js", "page.js")  # one script together
+SCRIPTS = ("numbers.js", "drawing.js", "views.js", "matrices.js", "page.js")  # one script together
 FILE_VALUES = 2**20  # float32 numbers in a file, about
 
 Files = dict[str, tuple[str, bytes]]

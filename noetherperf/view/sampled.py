@@ -4,6 +4,7 @@ A picture is not wider than some hundred pixels, so no view needs more. The rows
 when the record grows, rows only go or come at the end, and only new ones are read.
 """
 
+import copy
 import itertools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from noetherperf.record.layout import probe_key
 from noetherperf.record.metadata import ROOT
 from noetherperf.record.reader import Record, read_record
 from noetherperf.record.series import INITIAL, derivations
@@ -68,6 +70,7 @@ class Sampled:
         self.version, self._fault = 0, ""
         self._damage: dict[str, None] = {}
         self._kept: dict[str, tuple[NDArray[np.int64], Numbers]] = {}  # name -> steps and values
+        self._part: tuple[tuple[int, int, int], Sampled] | None = None  # what `within` gave last
         self._seen = self._stamp()
         self._open()
 
@@ -99,8 +102,8 @@ class Sampled:
         if not self._has_grown(before):
             self._kept.clear()
             self._damage.clear()
-        most = max(16, min(self._most, MOST_VALUES // max(1, self.n_groups)))
-        self.rows = spread_rows(len(record.steps), most)
+        self._rows_shown = max(16, min(self._most, MOST_VALUES // max(1, self.n_groups)))
+        self.rows = spread_rows(len(record.steps), self._rows_shown)
         self.probes = self._read_probes()
         ends = sorted({0, len(record.steps) - 1} if len(record.steps) else ())
         options = record.hyperparameters.items()
@@ -118,6 +121,17 @@ class Sampled:
             row = np.flatnonzero(record.steps == steps[-1])
             return np.array_equal(self._watched(record.dataset[name].isel(step=row))[0], values[-1], equal_nan=True)
         return True
+
+    def within(self, first: int, last: int) -> "Sampled":
+        """The rows from one step to another, and one row beside each, at smaller distances than this one's."""
+        wanted = (self.version, first, last)
+        if self._part is None or self._part[0] != wanted:
+            start = max(0, int(np.searchsorted(self.record.steps, first, side="right")) - 1)
+            stop = min(len(self.record.steps), int(np.searchsorted(self.record.steps, last)) + 1)
+            part = copy.copy(self)
+            part._kept, part.rows = {}, start + spread_rows(max(0, stop - start), self._rows_shown)
+            self._part = wanted, part
+        return self._part[1]
 
     @property
     def faults(self) -> list[str]:
@@ -174,8 +188,19 @@ class Sampled:
         return xr.Dataset({**{name: (("step", "group"), values[name]) for name in needs}, INITIAL: ("group", initial)})
 
     def series(self, name: str) -> Numbers:
-        """A recorded series, [rows, all groups], as precise as it is recorded. Only rows not in memory are read."""
+        """A recorded array, [rows, its width], as precise as it is recorded. Only rows not in memory are read."""
         return self.once(name, lambda new: self._read(name, self.rows[new]))
+
+    def probe(self, name: str) -> Numbers:
+        """A recorded vector, [rows, its length], float64."""
+        return self.series(self._key(name))
+
+    def entries(self, name: str, row: int, entries: slice) -> Numbers:
+        """Some of a vector's entries in one row of the record, not kept in memory."""
+        return self._watched(self.record.dataset[self._key(name)].isel(step=int(row))[entries])
+
+    def _key(self, name: str) -> str:
+        return probe_key(self.record.attrs["probes"].index(name))
 
     def once(self, name: str, compute: Callable[[NDArray[np.bool_]], Numbers]) -> Numbers:
         """Numbers of every row, [rows, any], computed once for each row and kept while the record grows.
@@ -204,10 +229,10 @@ class Sampled:
         return values[-1:] if is_kept and values is not None else self._read(name, self.rows[-1:])
 
     def _read(self, name: str, rows: NDArray[np.int64]) -> Numbers:
-        """Rows from disk, [rows, all groups]."""
+        """Rows from disk, [rows, width]."""
         array = self.record.dataset[name]
         found = [self._watched(array.isel(step=stretch)) for stretch in stretches(rows)]
-        return np.concatenate([np.empty((0, self.n_groups), array.dtype), *found])
+        return np.concatenate([np.empty((0, *array.shape[1:]), array.dtype), *found])
 
     def _read_probes(self) -> dict[str, NDArray[np.float64]]:
         """The probes that are a number a row, at the rows."""
