@@ -17,7 +17,7 @@ def attention(path: Path, *, matrices: bool = True, n_steps: int = 6) -> Path:
     q, k = (nn.Parameter(torch.randn(8, 5)) for _ in range(2))
     parts = [nperf.Part("q", axis=0)], [nperf.Part("k", axis=0)]
     symmetries = [nperf.Norm("rows", parts[0]), nperf.Balance("q, k", *parts, size=4)]
-    optimizer = nperf.SGD([("q", q), ("k", k)], lr=0.1, weight_decay=0.1, symmetries=symmetries)
+    optimizer = nperf.SGD([("q", q), ("k", k)], lr=0.003, weight_decay=0.1, symmetries=symmetries)
     x = torch.randn(6, 5)
     with nperf.Recorder(optimizer, path, exists="overwrite", matrices=matrices):
         for _ in range(n_steps):

@@ -192,7 +192,7 @@ class Answers:
             return {"missing": _missing(sampled, "the budget", TERMS_OF_CHANGE)}
         needs = (*TERMS_OF_CHANGE, *SPLIT) if sampled.has(SPLIT) else TERMS_OF_CHANGE
         terms = budget(sampled.data(needs, groups), closed=sampled.record.attrs["closed"][symmetry])
-        means = {name: packed(term.to_numpy().mean(axis=1)[None]) for name, term in terms.items() if term.size}
+        means = {name: packed(term.mean(axis=1)[None]) for name, term in terms.items() if term.size}
         return {"steps": sampled.steps.tolist(), "terms": means}
 
     def table(self, run: int) -> Json:
@@ -250,12 +250,12 @@ def spread_units(n: int) -> NDArray[np.int64]:
 
 def _values(sampled: Sampled, quantity: Quantity, groups: slice) -> NDArray[np.float64]:
     """[rows, groups]"""
-    return quantity.of(sampled.data(quantity.needs, groups)).to_numpy()
+    return quantity.of(sampled.data(quantity.needs, groups))
 
 
 def _reduced(sampled: Sampled, quantity: Quantity, new: NDArray[np.bool_]) -> NDArray[np.float64]:
     """A quantity of every layer, in new rows, [new rows, layers]."""
-    values = quantity.of(sampled.data(quantity.needs, slice(None), rows=new)).to_numpy()
+    values = quantity.of(sampled.data(quantity.needs, slice(None), rows=new))
     layers = [quantity.reduce(values[:, sampled.groups(i)]) for i in range(len(sampled.record))]
     return np.reshape(layers, (len(layers), len(values))).T
 
@@ -269,14 +269,14 @@ def _rows(sampled: Sampled) -> list[Row]:
     """The table of the last recorded step."""
     record = sampled.record
     needs = [*TABLE, *(name for name in (*SPLIT, *TABLE_TOO) if sampled.has((name,)))]
-    data = {name: values.to_numpy() for name, values in sampled.data(needs, slice(None), last=True).items()}
+    data = dict(sampled.data(needs, slice(None), last=True))
     if any(np.isnan(data.get(name, np.nan)).all() for name in SPLIT):  # the rule does not have them
         data = {name: values for name, values in data.items() if name not in SPLIT}
     dtypes = record.attrs["dtypes"] if len(record.attrs["dtypes"]) == 1 else ()  # of which parameter is not recorded
     rows = []
     for index, symmetry in enumerate(record.symmetries):
         groups = sampled.groups(index)
-        values = {str(name): (x if x.ndim == 1 else x[-1])[groups] for name, x in data.items()}
+        values = {name: (x if x.ndim == 1 else x[-1])[groups] for name, x in data.items()}
         reason = record.attrs["reason"][index]
         rows.append(
             table_row(

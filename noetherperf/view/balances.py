@@ -15,7 +15,7 @@ from noetherperf.measure.verdict import EPSILON, NOTABLE, Rank, number, percent
 from noetherperf.view.quantities import Quantity, largest, median_size
 from noetherperf.view.sampled import Sampled
 
-__all__ = ["NOT_RECORDED", "Matrices", "balances_of", "row_of"]
+__all__ = ["MOST_LINES", "NOT_RECORDED", "Matrices", "balances_of", "row_of"]
 
 NOT_RECORDED = "the matrices are not recorded; Recorder(..., matrices=True) records them"
 MOST_LINES = 24  # eigenvalues of a block in one picture, the outermost among them

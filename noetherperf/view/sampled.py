@@ -7,7 +7,7 @@ when the record grows, rows only go or come at the end, and only new ones are re
 import copy
 import itertools
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 from noetherperf.record.layout import probe_key
 from noetherperf.record.metadata import ROOT
 from noetherperf.record.reader import Record, read_record
-from noetherperf.record.series import INITIAL, derivations
+from noetherperf.record.series import INITIAL, Terms, derivations
 
 MOST_ROWS = 512
 MOST_VALUES = 2**22  # of one series in memory, 32 MiB; a record of very many groups has fewer rows
 
 Stamp = tuple[int, int, int] | None
 Numbers = NDArray[Any]  # float64 or float32, as it is recorded
+Data = Mapping[str, NDArray[np.float64]]
 
 
 def spread_rows(n_rows: int, most: int) -> NDArray[np.int64]:
@@ -57,6 +58,8 @@ class Sampled:
 
     Attributes:
         record: As it was when it was last opened.
+        rows: Which of the record's, [n].
+        steps: Of the rows, [n].
         version: Increases whenever there is something new to see.
         probes: Of the rows, by name; those that are a number a row.
         options: The update rule's options in the first and the last row, [parameter groups] each.
@@ -68,6 +71,7 @@ class Sampled:
     def __init__(self, path: Path, label: str, most_rows: int = MOST_ROWS) -> None:
         self.path, self.label, self._most = path, label, most_rows
         self.version, self._fault = 0, ""
+        self._derivations: dict[tuple[str, ...], Mapping[str, Terms]] = {}
         self._damage: dict[str, None] = {}
         self._kept: dict[str, tuple[NDArray[np.int64], Numbers]] = {}  # name -> steps and values
         self._part: tuple[tuple[int, int, int], Sampled] | None = None  # what `within` gave last
@@ -98,12 +102,14 @@ class Sampled:
         record, fault = read_record(self.path)
         before, self.record = getattr(self, "record", record), record
         self._fault = fault
-        self._known = {*record.series}
+        self._known, self._derivations = {*record.series}, {}
+        self._initial = record.dataset[INITIAL].to_numpy()
+        self._stops: list[int] = np.cumsum([0, *record.attrs["n_groups"]]).tolist()
         if not self._has_grown(before):
             self._kept.clear()
             self._damage.clear()
         self._rows_shown = max(16, min(self._most, MOST_VALUES // max(1, self.n_groups)))
-        self.rows = spread_rows(len(record.steps), self._rows_shown)
+        self._show(spread_rows(len(record.steps), self._rows_shown))
         self.probes = self._read_probes()
         ends = sorted({0, len(record.steps) - 1} if len(record.steps) else ())
         options = record.hyperparameters.items()
@@ -122,6 +128,9 @@ class Sampled:
             return np.array_equal(self._watched(record.dataset[name].isel(step=row))[0], values[-1], equal_nan=True)
         return True
 
+    def _show(self, rows: NDArray[np.int64]) -> None:
+        self.rows, self.steps = rows, self.record.steps[rows]
+
     def within(self, first: int, last: int) -> "Sampled":
         """The rows from one step to another, and one row beside each, at smaller distances than this one's."""
         wanted = (self.version, first, last)
@@ -129,7 +138,8 @@ class Sampled:
             start = max(0, int(np.searchsorted(self.record.steps, first, side="right")) - 1)
             stop = min(len(self.record.steps), int(np.searchsorted(self.record.steps, last)) + 1)
             part = copy.copy(self)
-            part._kept, part.rows = {}, start + spread_rows(max(0, stop - start), self._rows_shown)
+            part._kept = {}
+            part._show(start + spread_rows(max(0, stop - start), self._rows_shown))
             self._part = wanted, part
         return self._part[1]
 
@@ -142,15 +152,9 @@ class Sampled:
     def n_groups(self) -> int:
         return int(self.record.dataset.sizes["group"])
 
-    @property
-    def steps(self) -> NDArray[np.int64]:
-        """Of the rows."""
-        return self.record.steps[self.rows]
-
     def groups(self, symmetry: int) -> slice:
         """A symmetry's columns among all groups."""
-        stops = np.cumsum([0, *self.record.attrs["n_groups"]]).tolist()
-        return slice(stops[symmetry], stops[symmetry + 1])
+        return slice(self._stops[symmetry], self._stops[symmetry + 1])
 
     def has(self, needs: Sequence[str]) -> bool:
         """Whether these series are recorded, or follow from recorded ones."""
@@ -158,7 +162,13 @@ class Sampled:
 
     def recorded(self, needs: Sequence[str]) -> list[str]:
         """The recorded series that these are, or follow from."""
-        return [name for name, terms in derivations(self.record.recorded, needs).items() if not terms]
+        return [name for name, terms in self._terms(needs).items() if not terms]
+
+    def _terms(self, needs: Sequence[str]) -> Mapping[str, Terms]:
+        """How to get series from the recorded ones, computed once."""
+        if (key := tuple(needs)) not in self._derivations:
+            self._derivations[key] = derivations(self.record.recorded, needs)
+        return self._derivations[key]
 
     def data(
         self,
@@ -167,8 +177,8 @@ class Sampled:
         *,
         rows: slice | NDArray[np.bool_] = slice(None),
         last: bool = False,
-    ) -> xr.Dataset:
-        """Series of some groups, dims (step, group), float64; `initial` is [group].
+    ) -> Data:
+        """Series of some groups by name, [rows, groups], float64; `initial` is [groups].
 
         Args:
             needs: Names of series.
@@ -176,16 +186,15 @@ class Sampled:
             rows: Which of the rows.
             last: Only the last row; the others are not read for it.
         """
-        initial = self.record.dataset[INITIAL].to_numpy()[groups]
-        values: dict[str, NDArray[np.float64]] = {INITIAL: initial}
-        for name, terms in derivations(self.record.recorded, needs).items():
+        values: dict[str, NDArray[np.float64]] = {INITIAL: self._initial[groups]}
+        for name, terms in self._terms(needs).items():
             if terms:
                 (_, first), *others = terms
                 values[name] = sum((sign * values[term] for sign, term in others), values[first])
             else:
                 found = self._last(name) if last else self.series(name)[rows]
                 values[name] = found[:, groups].astype(np.float64)
-        return xr.Dataset({**{name: (("step", "group"), values[name]) for name in needs}, INITIAL: ("group", initial)})
+        return {name: values[name] for name in (INITIAL, *needs)}
 
     def series(self, name: str) -> Numbers:
         """A recorded array, [rows, its width], as precise as it is recorded. Only rows not in memory are read."""
