@@ -24,9 +24,9 @@ def validate(symmetries: Iterable[Symmetry], shapes: Mapping[str, Shape]) -> tup
 
     Raises:
         TypeError: An item is no Symmetry.
-        ValueError: A parameter is unknown; an axis, slice or fold does not fit its shape; the parts of one symmetry
-            have different numbers of groups, different offsets of one parameter, or name the same indices of an axis
-            twice; two symmetries share a name.
+        ValueError: A parameter is unknown, or an axis, slice or fold does not fit its shape. Or the parts of one
+            symmetry have different numbers of groups, give one parameter different offsets, or name the same indices of
+            an axis twice. Or two symmetries share a name.
     """
     if isinstance(symmetries, Symmetry):
         raise TypeError(f"symmetries must be a sequence, got one {type(symmetries).__name__}; put it into a list")
