@@ -89,7 +89,7 @@ def check_symmetric(x: Vector, hx: Vector, y: Vector, hy: Vector) -> None:
     epsilon = max(torch.finfo(values.dtype).eps for values in x.values())
     if difference > math.sqrt(epsilon) * largest:
         raise ValueError(
-            "the second derivatives are none of one function: ⟨y, H x⟩ and ⟨x, H y⟩ differ by "
+            "the second derivatives contradict each other: ⟨y, H x⟩ and ⟨x, H y⟩ should be equal, but differ by "
             f"{difference / largest:.0e} of the largest they could be; either the closure detaches something, or an "
             "operation in it is wrong when it is differentiated twice (torch.autograd.gradgradcheck tells); "
             "hessian=False checks the gradient only"

@@ -117,9 +117,8 @@ class EffectiveLearningRate(LRScheduler):
             )
         if not isinstance(optimizer.rule, SgdRule):
             raise TypeError(
-                "optimizer: η/|θ|² is the effective learning rate of noetherperf.SGD, whose updates are as long as the "
-                f"gradient, which grows as |θ| falls; those of {type(optimizer).__name__} are not, and there is no "
-                "control of them yet"
+                "optimizer: η/|θ|² is the effective learning rate of noetherperf.SGD alone. That of "
+                f"{type(optimizer).__name__} is another, and cannot be held yet; use noetherperf.SGD"
             )
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise ValueError(f"every: must be a whole number of steps, at least 1, got {every!r}")

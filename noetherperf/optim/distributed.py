@@ -123,7 +123,7 @@ def _indices(label: str, p: Tensor) -> Indices:
     if mesh.get_coordinate() is None:
         raise ValueError(f"{label}: this rank is not on its mesh, {mesh}; leave it to the optimizers of those that are")
     if any(placement.is_partial() for placement in p.placements):
-        raise ValueError(f"{label}: a parameter cannot be a sum not taken yet ({_placed(p)}); redistribute it first")
+        raise ValueError(f"{label}: a parameter cannot be a partial sum ({_placed(p)}); redistribute it first")
     indices = []
     for axis, n in enumerate(shape):
         whole = torch.arange(n, device=local(p).device).view([n if other == axis else 1 for other in range(len(shape))])

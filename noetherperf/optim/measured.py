@@ -453,8 +453,8 @@ class MeasuredOptimizer(Optimizer):
                 group.update({"param_names": own["param_names"]} if "param_names" in own else {})
         elif measured["carried"] is not None and measured.get("version") != checkpoint.VERSION:
             raise ValueError(
-                "optimizer: it was pickled by another version, and its measurement cannot be read; what is "
-                "to be kept is an optimizer's state_dict(), which later versions read"
+                "optimizer: another version pickled it, and this one cannot read its measurement; save an "
+                "optimizer's state_dict() instead, which later versions can read"
             )
         super().__setstate__(state)
         if measured is not None:  # unpickling or copying

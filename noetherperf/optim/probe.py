@@ -90,7 +90,7 @@ class Probe:
         named = dict(named_parameters)
         checked = check_symmetries(symmetries, [{"params": list(named.values()), "param_names": list(named)}])
         if not checked:
-            raise ValueError("symmetries: there are none, and a Probe without measures nothing; give it some")
+            raise ValueError("symmetries: there are none, so the Probe would measure nothing; give at least one")
         stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
         for symmetry in checked:
             for part in symmetry.parts:

@@ -65,13 +65,13 @@ class Balance(TwoSided):
         for part in (*self.inward, *self.outward):
             if part.weight != 1.0:
                 raise ValueError(
-                    f"Balance: {part!r} has a weight, but units that are read linearly have the weight 1; what is "
-                    "homogeneous of another degree is a Rescale"
+                    f"Balance: {part!r} has a weight other than 1, but units that are read linearly have weight 1; for "
+                    "units of another degree of homogeneity use a Rescale"
                 )
             if part.offset != 0.0:
                 raise ValueError(
-                    f"Balance: {part!r} counts from an offset, which products of units do not; measure the Rescale "
-                    "of its parts"
+                    f"Balance: {part!r} has an offset, with which products of units have no law; use a Rescale of the "
+                    "same parts"
                 )
         if size is not None and (isinstance(size, bool) or not isinstance(size, int)):
             raise TypeError(f"Balance: size must be an integer or None, got {shown(size)}")

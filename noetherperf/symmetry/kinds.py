@@ -219,7 +219,9 @@ class Scale(Symmetry):
         super().__init__(name, parts)
         for part in self.parts:
             if part.weight < 0:
-                raise ValueError(f"Scale: {part!r} has a negative weight; what shrinks as the rest grows is a Rescale")
+                raise ValueError(
+                    f"Scale: {part!r} has a negative weight; if one part shrinks as the rest grows, use a Rescale"
+                )
 
 
 @dataclass(frozen=True, init=False, repr=False)

@@ -77,7 +77,8 @@ class Part:
             raise ValueError(f"{self!r}: start must be below stop")
         if self.stride != 1 and self.fold == 1:
             raise ValueError(
-                f"{self!r}: stride says how far apart the indices of a group lie, but with fold=1 it has one"
+                f"{self!r}: stride is the distance between the indices of a group, but with fold=1 a group has one "
+                "index; set fold, or leave stride out"
             )
 
     def _integer(self, field: str, value: object, least: int) -> int:

@@ -64,11 +64,13 @@ def _check_parts(parts: Sequence[Part], shapes: Mapping[str, Shape]) -> int:
     for parameter, its_parts in of_parameter.items():
         if len(offsets := {part.offset for part in its_parts}) > 1:
             raise ValueError(
-                f"the parts of {parameter!r} have offsets {' and '.join(map(str, sorted(offsets)))}, "
-                "but what is added to a parameter where it is read is one number"
+                f"the parts of {parameter!r} have offsets {' and '.join(map(str, sorted(offsets)))}; "
+                "give all parts of one parameter the same offset"
             )
         if len(its_parts) > 1 and (both := _overlapping(its_parts, shapes[parameter])):
-            raise ValueError(f"{both[0]!r} and {both[1]!r} name the same elements of {parameter!r} twice")
+            raise ValueError(
+                f"{both[0]!r} and {both[1]!r} name the same elements of {parameter!r} twice; leave one out"
+            )
     return n_groups[0]
 
 
