@@ -480,7 +480,7 @@ def test_another_optimizer(
 ) -> None:
     short = ("--epochs", "1", "--batch-size", "500", "--every", "3", "--out", tmp_path)
     result = call("run", "--optimizer", optimizer, *options, *short)
-    assert "take Adam's denominators for one number" in result.output
+    assert "assume that Adam divides all elements of a group by one number" in result.output
     assert ("the weight decay (0.1) is added to the gradient" in result.output) == (optimizer == "adam")
     record = open_record(tmp_path / "record.zarr")
     assert record.rule == "adam"

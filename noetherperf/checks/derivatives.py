@@ -106,9 +106,9 @@ def _explained(twice: bool) -> Iterator[None]:
             reason = "the closure must return the loss and not call backward() on it"
         elif twice:
             reason = (
-                f"the loss cannot be differentiated twice: {first_line(error)}; attention that calls a fused kernel "
-                "itself needs the math one (attn_implementation='eager' or SDPBackend.MATH), a compiled model is to be "
-                "given uncompiled, activations are to be kept, not checkpointed; hessian=False checks the gradient only"
+                f"the loss cannot be differentiated twice: {first_line(error)}. Give the model uncompiled, do not "
+                "checkpoint activations, and let attention that calls a fused kernel itself use the math kernel "
+                "(attn_implementation='eager' or SDPBackend.MATH); or set hessian=False to check the gradient only"
             )
         else:
             reason = f"the loss cannot be differentiated: {first_line(error)}"

@@ -37,7 +37,7 @@ class Probe:
     optimizer.
 
     The law, free + forced, also needs b, the share of u that the next step carries over. If u is no decaying sum of
-    gradients, or is not known to be one, the law is open, and `reason` says so. docs/optimizers.md lists what is known.
+    gradients, or is not known to be one, the law is open, and `reason` says so. docs/probe.md lists what is known.
 
     The Probe keeps a copy of the measured parameters. Hooks run before and after `step`. After each step, one pass
     reads copy, parameter and gradient, and writes the copy. The gradient is what p.grad holds after the step, as the
