@@ -282,7 +282,7 @@ class Readout(Mapping[str, ChargeReadout]):
         return len(self._places)
 
     def __repr__(self) -> str:
-        return f"Readout(step={self.step}, time={self.time:g}, symmetries=[{', '.join(self)}])"
+        return f"Readout(step={self.step}, time={self.time:g}, symmetries=[{', '.join([*self, *self.balances])}])"
 
     def __str__(self) -> str:
         return str(self.table())

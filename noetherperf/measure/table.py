@@ -16,12 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from noetherperf.measure.balances import BalanceReadout
 from noetherperf.measure.defect import Numbers
 from noetherperf.measure.verdict import Change, Rank, give, held_to
-from noetherperf.symmetry import Balance
 
 if TYPE_CHECKING:
-    from noetherperf.measure.balances import BalanceReadout
     from noetherperf.measure.readout import ChargeReadout, Readout
 
 __all__ = ["EpsShares", "Row", "Spread", "row", "rows"]
@@ -51,7 +50,7 @@ class Row:
     """A symmetry in a readout's table. Plain numbers and text, so that `dataclasses.asdict` gives JSON data.
 
     Of each group, charge − initial = change = decay + growth + defect + rounding. Medians over groups need not add up.
-    The groups of a Balance are the eigenvectors v of its charges. A matrix A counts as vᵀAv, and the residual R as |Rv|.
+    The groups of a Balance are the eigenvectors v of its charge. A matrix A counts as vᵀAv, and the residual R as |Rv|.
 
     Attributes:
         name, kind: Of the symmetry.
@@ -113,12 +112,13 @@ def rows(readout: "Readout", constraints: EpsShares | None = None) -> list[Row]:
         KeyError: The constraints of a symmetry were not checked.
     """
     found = []
-    for name, law in (*readout.items(), *readout.balances.items()):
-        share = math.nan if constraints is None else constraints.eps_share(name, "gradient")
+    laws: list[ChargeReadout | BalanceReadout] = [*readout.values(), *readout.balances.values()]
+    for law in laws:
+        share = math.nan if constraints is None else constraints.eps_share(law.name, "gradient")
         dtypes = {dtype for part in law.symmetry.parts if (dtype := readout.dtypes.get(part.parameter)) is not None}
         found.append(
             row(
-                name,
+                law.name,
                 law.symmetry.kind,
                 _arrays(law),
                 rule=readout.rule,
@@ -145,7 +145,7 @@ def _arrays(law: "ChargeReadout | BalanceReadout") -> dict[str, Numbers]:
         "transport": law.transport,
     }
     known = {name: value for name, value in values.items() if value is not None}
-    if isinstance(law.symmetry, Balance):
+    if isinstance(law, BalanceReadout):
         found = _along_eigenvectors(known | {"residual": law.residual})
         found["relative_defect"] = law.relative_defect.repeat_interleave(law.charge.shape[-1])
         found["sq_g"] = found["relative_defect"]  # both are 0 where the gradient is
@@ -160,7 +160,7 @@ def _arrays(law: "ChargeReadout | BalanceReadout") -> dict[str, Numbers]:
 
 
 def _along_eigenvectors(matrices: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Of each matrix A [blocks, n, n] vᵀAv, and of the residual |Av|, v the eigenvectors of the charge: [blocks · n]."""
+    """vᵀAv of each matrix A [blocks, n, n], and |Av| of the residual; v: the charge's eigenvectors; [blocks · n]."""
     charge = matrices["charge"]
     vectors = torch.linalg.eigh(torch.where(charge.isfinite(), charge, 0.0)).eigenvectors
     found = {}
