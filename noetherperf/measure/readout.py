@@ -219,7 +219,7 @@ class ChargeReadout(Charges):
 class Readout(Mapping[str, ChargeReadout]):
     """All symmetries with one charge for each group after a step, by name; and in `balances`, those with matrices.
 
-    `print(readout)` shows the former in a table, and so does a notebook.
+    `print(readout)` shows all of them in a table, and so does a notebook.
 
     Attributes:
         rule: Name of the update rule, "sgd" or "adam".
@@ -284,7 +284,7 @@ class Readout(Mapping[str, ChargeReadout]):
         return len(self._places)
 
     def __repr__(self) -> str:
-        return f"Readout(step={self.step}, time={self.time:g}, symmetries=[{', '.join(self)}])"
+        return f"Readout(step={self.step}, time={self.time:g}, symmetries=[{', '.join([*self, *self.balances])}])"
 
     def __str__(self) -> str:
         return str(self.table())
@@ -313,8 +313,7 @@ class Readout(Mapping[str, ChargeReadout]):
         from noetherperf.measure.printed import ReadoutTable  # here, because stepping needs no rich
         from noetherperf.measure.table import rows as all_rows
 
-        balances = list(map(str, self.balances.values()))
-        return ReadoutTable(all_rows(self, constraints), self.step, rows, balances)
+        return ReadoutTable(all_rows(self, constraints), self.step, rows)
 
     def by_parameter(self, parameter: str) -> dict[str, ChargeReadout]:
         """The symmetries that a parameter takes part in, by name: `by_parameter("blocks.0.mlp.0.weight")`.
