@@ -191,8 +191,8 @@ def row(
         kind: Its kind: "translation", "scale", "rescale", "balance" or "norm".
         values: Arrays [n groups], float64, under the names that they have in a record: charge, initial, discrete_free,
             discrete_forced, discrete_defect, discrete_budget; growth and transport where the rule has them, and decay,
-            which else is the rest; relative_defect, angular_update, effective_lr and sq_g where they are known; residual
-            where it is not charge − (discrete_budget − discrete_defect).
+            which else is the rest; relative_defect, angular_update, effective_lr and sq_g where they are known;
+            residual where it is not charge − (discrete_budget − discrete_defect).
         rule: "sgd", "adam" or "given" (Probe).
         step: Steps since measuring began.
         reason: Why free + forced is no prediction; empty if it is one.
