@@ -82,7 +82,11 @@ class Answers:
             with self._lock, np.errstate(all="ignore"):  # a diverged training is shown without warnings
                 self._window = window
                 return self._ask[name](**options)
-        except (OSError, ValueError) as error:  # the record is being replaced by another one
+        except (
+            OSError,
+            ValueError,
+            OverflowError,
+        ) as error:  # the record is being replaced; or steps beyond all numbers
             raise LookupError(str(error)) from error
 
     def questions(self) -> Iterator[str]:
