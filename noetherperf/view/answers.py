@@ -82,11 +82,7 @@ class Answers:
             with self._lock, np.errstate(all="ignore"):  # a diverged training is shown without warnings
                 self._window = window
                 return self._ask[name](**options)
-        except (
-            OSError,
-            ValueError,
-            OverflowError,
-        ) as error:  # the record is being replaced; or steps beyond all numbers
+        except (OSError, ValueError) as error:  # the record is being replaced by another one
             raise LookupError(str(error)) from error
 
     def questions(self) -> Iterator[str]:
