@@ -2,20 +2,22 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from noetherperf.checks import Constraints
-from noetherperf.checks.exact import Stage
 from noetherperf.common.paths import local_path
 from noetherperf.plots.style import BLUE, GREEN, HEIGHT, RED, WIDTH, save, say, shown, styled
 
+if TYPE_CHECKING:
+    from noetherperf.checks import Constraints
+    from noetherperf.checks.exact import Stage
+
 __all__ = ["constraints", "save_constraints"]
 
-STAGES: dict[Stage, dict[str, Any]] = {
+STAGES: "dict[Stage, dict[str, Any]]" = {
     "as_is": {"color": RED, "marker": "o", "label": "as the model is"},
     "float64": {"color": GREEN, "marker": "s", "label": "in float64"},
     "no_eps": {"color": BLUE, "marker": "D", "label": "in float64, eps → 0"},
@@ -27,7 +29,7 @@ CONSTRAINT_FORMULAS = {
 
 
 @styled
-def constraints(checked: Constraints) -> Figure:
+def constraints(checked: "Constraints") -> Figure:
     """Relative defects of every symmetry's constraints: a row for each symmetry, in it one line of dots for each stage.
 
     A dot is a group. If a stage's dots lie left of the previous stage's, the difference was rounding (float64) or eps
@@ -77,7 +79,7 @@ def constraints(checked: Constraints) -> Figure:
     return figure
 
 
-def save_constraints(checked: Constraints, directory: str | os.PathLike[str]) -> list[Path]:
+def save_constraints(checked: "Constraints", directory: str | os.PathLike[str]) -> list[Path]:
     """Save the figure `constraints`, as png (150 dpi) and pdf.
 
     Args:

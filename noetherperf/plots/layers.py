@@ -1,12 +1,25 @@
 """All symmetries of a record, or chosen ones: a row of panels for each layer, page by page."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from noetherperf.plots.panels import CHARGE, MAX_CURVES, Groups, draw, explain, label_time, letter, unit
-from noetherperf.plots.style import MUTED, WIDTH, NothingToDraw, shown, style
+from noetherperf.plots.panels import (
+    CHARGE,
+    MAX_CURVES,
+    Curves,
+    Groups,
+    draw,
+    explain,
+    label_time,
+    letter,
+    read_curves,
+    thinning,
+    unit,
+)
+from noetherperf.plots.sheet import new_panel, new_sheet, place, title_room
+from noetherperf.plots.style import NothingToDraw, shown, style
 from noetherperf.record import Record
 from noetherperf.record.series import SERIES
 from noetherperf.symmetry import Symmetry
@@ -15,8 +28,7 @@ from noetherperf.symmetry.names import meant, nearest
 __all__ = ["layers"]
 
 COLUMNS, ROWS = 3, 7  # of a page
-N_PARTS = 6  # of a row, for one, two or three panels
-PANEL = 1.3, 0.75  # inches: height of a row; of all that is above and below the rows
+PANEL = 0.8  # height in inches
 
 
 def layers(
@@ -59,8 +71,11 @@ def layers(
             f"no symmetry of the record has a group {least}" if any(n_groups.values()) else "no symmetry was recorded"
         )
     rows = _rows(drawn)
+    curves = read_curves(record, [symmetry.name for symmetry in drawn], groups, quantity)
     with style():
-        return [_page(record, rows[start : start + ROWS], quantity, groups) for start in range(0, len(rows), ROWS)]
+        return [
+            _page(record, rows[start : start + ROWS], curves, quantity, groups) for start in range(0, len(rows), ROWS)
+        ]
 
 
 def _chosen(record: Record, names: Sequence[str], modules: Sequence[str]) -> list[Symmetry]:
@@ -100,27 +115,33 @@ def _rows(symmetries: Collection[Symmetry]) -> list[tuple[str, list[str]]]:
     ]
 
 
-def _page(record: Record, rows: Sequence[tuple[str, list[str]]], quantity: str, groups: Groups) -> Figure:
-    figure = Figure(figsize=(WIDTH, PANEL[0] * len(rows) + PANEL[1]), layout="constrained")
-    grid = figure.add_gridspec(len(rows), N_PARTS)
-    panels: list[Axes] = []
+def _page(
+    record: Record, rows: Sequence[tuple[str, list[str]]], curves: Mapping[str, Curves], quantity: str, groups: Groups
+) -> Figure:
+    figure = new_sheet()
+    panels: list[list[Axes]] = []
     for row, (layer, names) in enumerate(rows):
-        width = N_PARTS // len(names)
         is_last = row + 1 == len(rows)
-        for column, name in enumerate(names):
-            axes = figure.add_subplot(grid[row, column * width : (column + 1) * width])
-            draw(axes, record, name, groups, quantity)
+        panels.append([])
+        for name in names:
+            axes = new_panel(figure)
+            draw(axes, record.steps, curves[name], title_room(figure, len(names)))
             axes.set_xlabel("step" if is_last else "")
             axes.tick_params(labelbottom=is_last or len(rows[row + 1][1]) != len(names))
-            if column == 0:
-                axes.set_ylabel(shown(layer, 20), weight="bold", parse_math=False)
             if row == 0:
                 label_time(axes, record)
-            panels.append(axes)
-    letter(panels)
+            panels[-1].append(axes)
+        panels[-1][0].set_ylabel(shown(layer, 20), weight="bold", parse_math=False)
+    letter([axes for row in panels for axes in row])
     law = quantity == "charge" and "flow_total" in record.series
-    explain(figure, groups, law=law, measured=f"measured {unit(quantity)}")
-    figure.suptitle(_formula(record, rows, quantity), x=0.01, ha="left", fontsize=7.5, color=MUTED, parse_math=False)
+    place(
+        figure,
+        panels,
+        PANEL,
+        legend_lines=explain(figure, groups, law=law, measured=f"measured {unit(quantity)}"),
+        header=_formula(record, rows, quantity),
+        footer=thinning(len(record.steps)),
+    )
     return figure
 
 

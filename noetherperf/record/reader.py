@@ -105,6 +105,29 @@ class Record(Mapping[str, xr.Dataset]):
             raise ValueError(f"series: {str(self.path)!r} has no {missing[0]!r}; {self._hint(missing[0])}")
         return self._load(name, series, rows)
 
+    def numbers(
+        self, series: Sequence[str], *, groups: slice = slice(None), rows: slice = slice(None)
+    ) -> dict[str, NDArray[np.float64]]:
+        """Series of columns among the groups of all symmetries, without labels; nothing else is read from disk.
+
+        Args:
+            series: Names among `series`.
+            groups: Which columns, in the order of the symmetries.
+            rows: Which rows.
+
+        Returns:
+            [n rows, n columns] by name, float64.
+        """
+        values: dict[str, NDArray[np.float64]] = {}
+        for name, terms in derivations(self.recorded, series).items():
+            if terms:
+                (_, first), *others = terms
+                values[name] = sum((sign * values[term] for sign, term in others), values[first])
+            else:
+                found = self.dataset.variables[name].isel(step=rows, group=groups)
+                values[name] = found.to_numpy().astype(np.float64, copy=False)
+        return {name: values[name] for name in series}
+
     def _miss(self, name: str) -> str:
         return f"no symmetry {name!r} is recorded in {str(self.path)!r}"
 
@@ -115,18 +138,11 @@ class Record(Mapping[str, xr.Dataset]):
 
     def _load(self, name: str, series: Sequence[str] | None, rows: slice) -> xr.Dataset:
         index, groups = self._slices[name]
-        recorded = self.recorded
-        terms = derivations(recorded, series)
-        data = self.dataset[["initial", *(one for one in terms if one in recorded)]].drop_vars(["symmetry", "position"])
-        data = data.isel(step=rows, group=groups).load().astype(np.float64, copy=False)
-        data = data.assign_coords(group=np.arange(data.sizes["group"]))
-        for one, of in terms.items():
-            if of:
-                (_, first), *others = of
-                data[one] = sum((sign * data[term] for sign, term in others), data[first])
-            data[one].attrs = dict(KINDS[one].labels)
-        if series is not None:
-            data = data[["initial", *series]]
+        data = self.dataset[["initial"]].drop_vars(["symmetry", "position"]).isel(step=rows, group=groups).load()
+        data = data.astype(np.float64, copy=False).assign_coords(group=np.arange(data.sizes["group"]))
+        names = self.series if series is None else series
+        for one, values in self.numbers(names, groups=groups, rows=rows).items():
+            data[one] = xr.Variable(("step", "group"), values, KINDS[one].labels)
         laws = {key: self.attrs[key][index] for key in ("closed", "reason")}
         data.attrs = {"name": name, "kind": self.symmetries[index].kind, **laws}
         return data

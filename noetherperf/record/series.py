@@ -6,12 +6,14 @@ nothing of a rounding of 1e-9.
 """
 
 from collections.abc import Callable, Collection, Iterable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from torch import Tensor
-
-from noetherperf.measure.readout import Charges
 from noetherperf.rules.moments import Moment
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from noetherperf.measure.readout import Charges
 
 __all__ = ["DEFAULT", "SERIES", "Series", "Terms", "derivations"]
 
@@ -26,7 +28,7 @@ class Series(NamedTuple):
         units: "1", or "rad".
     """
 
-    read: Callable[[Charges], Tensor | None]
+    read: "Callable[[Charges], Tensor | None]"
     meaning: str
     formula: str
     units: str = "1"
