@@ -13,7 +13,6 @@ from noetherperf.plots.panels import (
     draw,
     explain,
     label_time,
-    letter,
     read_curves,
     thinning,
     unit,
@@ -132,7 +131,6 @@ def _page(
                 label_time(axes, record)
             panels[-1].append(axes)
         panels[-1][0].set_ylabel(shown(layer, 20), weight="bold", parse_math=False)
-    letter([axes for row in panels for axes in row])
     law = quantity == "charge" and "flow_total" in record.series
     place(
         figure,

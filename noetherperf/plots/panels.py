@@ -31,7 +31,6 @@ __all__ = [
     "explain",
     "label_steps",
     "label_time",
-    "letter",
     "read_curves",
     "some_groups",
     "thinned",
@@ -55,13 +54,15 @@ class Curves(NamedTuple):
     """What is drawn of one symmetry.
 
     Attributes:
-        title: The symmetry's name; its kind, how many of its groups are drawn, whether its law is open.
+        name: The symmetry's.
+        notes: Its kind, how many of its groups are drawn, whether its law is open; in other words, longest first.
         measured: The quantity, [n rows, n drawn].
         law: The flow law, alike; None if it is not drawn.
         colors: Of the curves, [n drawn, 4].
     """
 
-    title: tuple[str, str]
+    name: str
+    notes: Sequence[str]
     measured: NDArray[np.float64]
     law: NDArray[np.float64] | None
     colors: NDArray[np.float64]
@@ -87,7 +88,8 @@ def read_curves(record: Record, names: Iterable[str], groups: Groups, quantity: 
         columns = slice(start, start + len(drawn))
         start = columns.stop
         found[name] = Curves(
-            _title(record, name, len(drawn)),
+            name,
+            _notes(record, name, len(drawn)),
             values[quantity][:, columns],
             values["flow_total"][:, columns] if law else None,
             _colors(groups, drawn),
@@ -108,10 +110,9 @@ def draw(axes: Axes, steps: NDArray[np.int64], curves: Curves, room: int) -> Non
     for one_x, y, color in zip(x.T, values.T, curves.colors, strict=True):
         axes.plot(one_x, y, color=color, **MEASURED)
     if curves.law is not None:
-        x, values = thinned(steps, curves.law)
-        for one_x, y in zip(x.T, values.T, strict=True):
-            axes.plot(one_x, y, **FLOW)
-    axes.set_title("\n".join(shown(line, room) for line in curves.title), parse_math=False)
+        axes.plot(*thinned(steps, curves.law), **FLOW)
+    note = next((note for note in curves.notes if len(note) <= room), curves.notes[-1])
+    axes.set_title(f"{shown(curves.name, room)}\n{note}", parse_math=False)
     label_steps(axes)
 
 
@@ -119,7 +120,7 @@ def label_steps(axes: Axes) -> None:
     """The axis of steps, and plain numbers on both."""
     axes.set_xlabel("step")
     axes.margins(x=0.02)
-    plain_numbers(axes)
+    plain_numbers(axes.xaxis, axes.yaxis)
 
 
 def some_groups(initial: NDArray[np.float64], groups: Groups) -> list[int]:
@@ -169,21 +170,11 @@ def thinning(n_rows: int) -> str:
     """What `thinned` does to curves of so many rows, for the reader; "" where all are drawn."""
     if n_rows <= POINTS:
         return ""
-    return (
-        f"Of {n_rows:,} rows, a curve shows the least and the greatest of every {_bin(n_rows)}, the first and the last."
-    )
+    return f"Thinned: of every {_bin(n_rows)} of {n_rows:,} rows, the least and the greatest value."
 
 
 def _bin(n_rows: int) -> int:
     return -(-n_rows // (POINTS // 2))
-
-
-def letter(panels: Sequence[Axes]) -> None:
-    """Letters a, b, c, … left of the panels' titles, if there are several."""
-    for index, axes in enumerate(panels if len(panels) > 1 else ()):
-        name = (chr(ord("a") + index // 26 - 1) if index >= 26 else "") + chr(ord("a") + index % 26)
-        axes.annotate(name, (0, 1), xycoords="axes fraction", xytext=(-8, 5), textcoords="offset points", ha="right",
-                      va="bottom", weight="bold", fontsize=9)  # fmt: skip
 
 
 def explain(figure: Figure, groups: Groups, *, law: bool, measured: str = "measured") -> int:
@@ -224,7 +215,7 @@ def label_time(axes: Axes, record: Record) -> None:
     convert: Any = (partial(_interpolate, steps, times), partial(_interpolate, times, steps))
     top = axes.secondary_xaxis("top", functions=convert)
     top.set_xlabel("time η·steps", color=MUTED, fontsize=7)
-    plain_numbers(top)
+    plain_numbers(top.xaxis)
     top.xaxis.set_major_locator(MaxNLocator(4))
     top.tick_params(colors=MUTED, labelsize=6.5)
     top.spines["top"].set(visible=True, color=MUTED)
@@ -237,13 +228,13 @@ def unit(quantity: str) -> str:
     return name if units == "1" else f"{name} ({units})"
 
 
-def _title(record: Record, name: str, n_drawn: int) -> tuple[str, str]:
-    """The symmetry's name; its kind, and how many of its groups are drawn."""
+def _notes(record: Record, name: str, n_drawn: int) -> tuple[str, str]:
+    """A symmetry's kind, how many of its groups are drawn, whether its law is open; with fewer words."""
     index = list(record).index(name)
-    n_groups, closed = record.attrs["n_groups"][index], record.attrs["closed"][index]
+    kind, n_groups = record.symmetries[index].kind, record.attrs["n_groups"][index]
     some = f"{n_drawn} of {n_groups}" if n_drawn < n_groups else str(n_groups)
-    note = "" if closed else ", open law"
-    return name, f"{record.symmetries[index].kind}, {some} group{'s' * (n_groups != 1)}{note}"
+    long, short = f"{kind}, {some} group{'s' * (n_groups != 1)}", f"{kind}, {some}"
+    return (long, short) if record.attrs["closed"][index] else (f"{long}, open law", f"{short}, open")
 
 
 def _interpolate(known_x: NDArray[np.float64], known_y: NDArray[np.float64], x: NDArray[np.float64]) -> Any:

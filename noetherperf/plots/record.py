@@ -23,7 +23,6 @@ from noetherperf.plots.panels import (
     explain,
     label_steps,
     label_time,
-    letter,
     read_curves,
     some_groups,
     thinned,
@@ -75,7 +74,6 @@ def charges(record: Record) -> Figure:
         draw(panels[-1], record.steps, curves[name], title_room(figure, n_columns))
         panels[-1].set_ylabel(CHARGE[kind])
         label_time(panels[-1], record)
-    letter(panels)
     lines = explain(figure, MAX_CURVES, law="flow_total" in record.series)
     rows = [panels[start : start + n_columns] for start in range(0, len(panels), n_columns)]
     place(figure, rows, PANEL, legend_lines=lines, footer=thinning(len(record.steps)))
@@ -127,7 +125,6 @@ def residuals(record: Record) -> Figure:
         axes.sharey(panels[0])
         axes.tick_params(labelleft=False)
     panels[0].set_ylabel("relative error of the worst group")
-    letter(panels)
     handles = [Line2D([], [], **KIND_LINES[kind], label=kind) for kind in worst]
     figure.legend(handles=handles, loc="lower center", ncols=len(handles))
     place(figure, [panels], PANEL, footer=thinning(len(record.steps)))
@@ -163,7 +160,6 @@ def parameters(record: Record) -> Figure:
     right.set_ylabel(CHARGE[kind])
     for axes in (left, right):
         label_time(axes, record)
-    letter([left, right])
     lines = explain(figure, MAX_CURVES, law="flow_total" in record.series)
     place(figure, [[left, right]], PANEL, legend_lines=lines, footer=thinning(len(record.steps)))
     return figure

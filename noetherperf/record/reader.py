@@ -122,7 +122,9 @@ class Record(Mapping[str, xr.Dataset]):
         for name, terms in derivations(self.recorded, series).items():
             if terms:
                 (_, first), *others = terms
-                values[name] = sum((sign * values[term] for sign, term in others), values[first])
+                values[name] = values[first]
+                for sign, term in others:
+                    values[name] = (np.add if sign > 0 else np.subtract)(values[name], values[term])
             else:
                 found = self.dataset.variables[name].isel(step=rows, group=groups)
                 values[name] = found.to_numpy().astype(np.float64, copy=False)
@@ -138,11 +140,16 @@ class Record(Mapping[str, xr.Dataset]):
 
     def _load(self, name: str, series: Sequence[str] | None, rows: slice) -> xr.Dataset:
         index, groups = self._slices[name]
-        data = self.dataset[["initial"]].drop_vars(["symmetry", "position"]).isel(step=rows, group=groups).load()
-        data = data.astype(np.float64, copy=False).assign_coords(group=np.arange(data.sizes["group"]))
         names = self.series if series is None else series
-        for one, values in self.numbers(names, groups=groups, rows=rows).items():
-            data[one] = xr.Variable(("step", "group"), values, KINDS[one].labels)
+        numbers = self.numbers(names, groups=groups, rows=rows)
+        data = xr.Dataset(
+            {
+                "initial": self.dataset.variables["initial"].isel(group=groups).load(),
+                **{one: (("step", "group"), values, KINDS[one].labels) for one, values in numbers.items()},
+            },
+            {name: self.dataset[name].isel(step=rows).load() for name in ("step", "time")},
+        )
+        data = data.assign_coords(group=np.arange(data.sizes["group"]))
         laws = {key: self.attrs[key][index] for key in ("closed", "reason")}
         data.attrs = {"name": name, "kind": self.symmetries[index].kind, **laws}
         return data
@@ -314,7 +321,8 @@ def _dataset(
     for name, array in sorted(arrays.items()):
         path = array.folder.parent
         data = known[name] if name in known else indexing.LazilyIndexedArray(_OnDisk(path, array))
-        variable = xr.Variable(array.dims, data, dict(array.attributes))
+        encoding = {"preferred_chunks": dict(zip(array.dims, array.chunk, strict=True))}
+        variable = xr.Variable(array.dims, data, dict(array.attributes), encoding)
         variables[name] = variable.isel(step=keep) if "step" in array.dims else variable
     coords = {name: variables.pop(name) for name in ("step", *COORDINATES)}
     attrs = {name: value for name, value in attributes.items() if name != "coordinates"}
