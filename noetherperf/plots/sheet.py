@@ -117,7 +117,7 @@ def _title_starts(axes: Axes) -> float:
 
 def _below(axes: Axes) -> float:
     """Inches below a panel."""
-    has_ticks = axes.xaxis.get_tick_params().get("labelbottom", True)
+    has_ticks: bool = axes.xaxis.get_tick_params().get("labelbottom", True)
     return 0.04 + TICKS * has_ticks + LABEL * bool(axes.get_xlabel())
 
 

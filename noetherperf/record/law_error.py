@@ -41,11 +41,12 @@ def relative_error(data: xr.Dataset, law: LawName) -> xr.DataArray:
 
 def error_of(values: Mapping[str, NDArray[Any]], law: LawName) -> NDArray[np.float64]:
     """As `relative_error`, of arrays of equal shape by name."""
-    terms = [values[name] for name in TERMS[law]]
-    difference = values.get(DIFFERENCES[law])
-    error = np.abs(values["charge"] - sum(terms[1:], terms[0]) if difference is None else difference)
-    size, of_terms = np.abs(values["charge"]), sum(map(np.abs, terms[1:]), np.abs(terms[0]))
-    size = np.where(size > of_terms, size, of_terms)
-    size[size == 0] = 1.0
-    relative: NDArray[np.float64] = error / size
+    with np.errstate(all="ignore"):  # what is not finite stays so
+        terms = [values[name] for name in TERMS[law]]
+        difference = values.get(DIFFERENCES[law])
+        error = np.abs(values["charge"] - sum(terms[1:], terms[0]) if difference is None else difference)
+        size, of_terms = np.abs(values["charge"]), sum(map(np.abs, terms[1:]), np.abs(terms[0]))
+        size = np.where(size > of_terms, size, of_terms)
+        size[size == 0] = 1.0
+        relative: NDArray[np.float64] = error / size
     return relative

@@ -123,8 +123,9 @@ class Record(Mapping[str, xr.Dataset]):
             if terms:
                 (_, first), *others = terms
                 values[name] = values[first]
-                for sign, term in others:
-                    values[name] = (np.add if sign > 0 else np.subtract)(values[name], values[term])
+                with np.errstate(all="ignore"):  # infinity less infinity
+                    for sign, term in others:
+                        values[name] = (np.add if sign > 0 else np.subtract)(values[name], values[term])
             else:
                 found = self.dataset.variables[name].isel(step=rows, group=groups)
                 values[name] = found.to_numpy().astype(np.float64, copy=False)
