@@ -102,16 +102,16 @@ QUANTITIES: dict[str, Quantity] = {
     ),
 }
 
-#: What the budget and the table of a symmetry are made of; with growth and transport where the rule has them.
-TERMS_OF_CHANGE = ("charge", "discrete_free", "discrete_forced", "discrete_defect", "rounding")
-SPLIT = ("growth", "transport")
+#: What the budget and the table of a symmetry are made of; with the split that needs no law where the rule has it.
+TERMS_OF_CHANGE = ("charge", "discrete_decay", "discrete_forced", "discrete_defect", "rounding")
+SPLIT = ("decay", "growth", "transport")
 
 
 def budget(data: xr.Dataset, *, closed: bool) -> dict[str, xr.DataArray]:
     """Why charges have changed since the start: decay + growth + defect + rounding = change.
 
-    Where the law is open, growth and defect are the rule's own growth and transport, if it has them: a split that needs
-    no law.
+    Where the law is open, they are the rule's own decay, growth and transport, if it has them: a split that needs no
+    law.
 
     Args:
         data: Of TERMS_OF_CHANGE and `initial`; for an open law, of SPLIT too where it is recorded.
@@ -121,9 +121,8 @@ def budget(data: xr.Dataset, *, closed: bool) -> dict[str, xr.DataArray]:
         (step, group) each: decay, growth, defect, rounding and change, which is charge − initial.
     """
     change = data["charge"] - data["initial"]
-    growth, defect = data["discrete_forced"], data["discrete_defect"]
-    decay = data["discrete_free"] - data["initial"]
+    sources = ("discrete_decay", "discrete_forced", "discrete_defect")
     if not closed and all(name in data and data[name].notnull().any() for name in SPLIT):
-        growth, defect = data["growth"], data["transport"]
-        decay = change - data["rounding"] - growth - defect
+        sources = SPLIT
+    decay, growth, defect = (data[name] for name in sources)
     return {"decay": decay, "growth": growth, "defect": defect, "rounding": data["rounding"], "change": change}

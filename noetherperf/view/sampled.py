@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from noetherperf.record.metadata import ROOT
 from noetherperf.record.reader import Record, read_record
-from noetherperf.record.series import derivations
+from noetherperf.record.series import INITIAL, derivations
 
 MOST_ROWS = 512
 MOST_VALUES = 2**22  # of one series in memory, 32 MiB; a record of very many groups has fewer rows
@@ -162,17 +162,16 @@ class Sampled:
             rows: Which of the rows.
             last: Only the last row; the others are not read for it.
         """
-        values: dict[str, NDArray[np.float64]] = {}
+        initial = self.record.dataset[INITIAL].to_numpy()[groups]
+        values: dict[str, NDArray[np.float64]] = {INITIAL: initial}
         for name, terms in derivations(self.record.recorded, needs).items():
             if terms:
-                values[name] = np.sum([sign * values[term] for sign, term in terms], axis=0)
+                (_, first), *others = terms
+                values[name] = sum((sign * values[term] for sign, term in others), values[first])
             else:
                 found = self._last(name) if last else self.series(name)[rows]
                 values[name] = found[:, groups].astype(np.float64)
-        initial = self.record.dataset["initial"].to_numpy()[groups]
-        return xr.Dataset(
-            {**{name: (("step", "group"), values[name]) for name in needs}, "initial": ("group", initial)}
-        )
+        return xr.Dataset({**{name: (("step", "group"), values[name]) for name in needs}, INITIAL: ("group", initial)})
 
     def series(self, name: str) -> Numbers:
         """A recorded series, [rows, all groups], as precise as it is recorded. Only rows not in memory are read."""
