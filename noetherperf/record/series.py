@@ -41,7 +41,7 @@ def _moment(name: str, formula: str) -> Series:
     return Series(lambda charge: charge.moments[name], f"moment {name} of the last step, summed over parts", formula)
 
 
-def _decay(charge: Charges) -> Tensor | None:
+def _decay(charge: "Charges") -> "Tensor | None":
     """The rest of the budget's change beside growth and transport: these three need no law."""
     if charge.growth is None or charge.transport is None:
         return None
