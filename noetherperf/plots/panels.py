@@ -27,8 +27,10 @@ __all__ = [
     "MAX_CURVES",
     "Curves",
     "Groups",
+    "check_groups",
     "draw",
     "explain",
+    "group_colors",
     "label_steps",
     "label_time",
     "read_curves",
@@ -92,7 +94,7 @@ def read_curves(record: Record, names: Iterable[str], groups: Groups, quantity: 
             _notes(record, name, len(drawn)),
             values[quantity][:, columns],
             values["flow_total"][:, columns] if law else None,
-            _colors(groups, drawn),
+            group_colors(groups, drawn),
         )
     return found
 
@@ -123,6 +125,16 @@ def label_steps(axes: Axes) -> None:
     plain_numbers(axes.xaxis, axes.yaxis)
 
 
+def check_groups(groups: Groups) -> None:
+    """Check a choice of groups.
+
+    Raises:
+        ValueError: It is neither a number, at least 1, nor indices.
+    """
+    if (groups < 1) if isinstance(groups, int) else (not groups or min(groups) < 0):
+        raise ValueError(f"groups: must be a number of groups, at least 1, or their indices from 0, got {groups!r}")
+
+
 def some_groups(initial: NDArray[np.float64], groups: Groups) -> list[int]:
     """Indices of groups: those named that exist, or so many at evenly spaced ranks of the initial charge."""
     if not isinstance(groups, int):
@@ -133,7 +145,7 @@ def some_groups(initial: NDArray[np.float64], groups: Groups) -> list[int]:
     return found
 
 
-def _colors(groups: Groups, drawn: Sequence[int]) -> NDArray[np.float64]:
+def group_colors(groups: Groups, drawn: Sequence[int]) -> NDArray[np.float64]:
     """A colour for each drawn group: by rank, or one for each index that was named, in all panels."""
     if isinstance(groups, int):
         return colors(len(drawn))
@@ -177,13 +189,13 @@ def _bin(n_rows: int) -> int:
     return -(-n_rows // (POINTS // 2))
 
 
-def explain(figure: Figure, groups: Groups, *, law: bool, measured: str = "measured") -> int:
+def explain(figure: Figure, groups: Groups, *, law: str, measured: str = "measured") -> int:
     """A legend: the measured lines, and what their colours mean; the law.
 
     Args:
         figure: The figure, which `draw` has drawn into.
         groups: As drawn.
-        law: Whether a law is drawn.
+        law: What the dotted lines are; "" without any.
         measured: What the solid lines are.
 
     Returns:
@@ -198,7 +210,7 @@ def explain(figure: Figure, groups: Groups, *, law: bool, measured: str = "measu
         labels = [f"{measured if i == 0 else ''} group {group}".strip() for i, group in enumerate(groups)]
     if law:
         handles.append(Line2D([], [], **FLOW))
-        labels.append("flow law, free + forced")
+        labels.append(law)
     n_columns = min(len(handles), 6) if figure.get_figwidth() > 0.9 * WIDTH else 1
     figure.legend(
         handles, labels, loc="lower center", ncols=n_columns, handler_map={tuple: HandlerTuple(ndivide=None, pad=0)}

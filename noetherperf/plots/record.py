@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from noetherperf.common.paths import local_path
+from noetherperf.plots.balances import matrices, spectra
 from noetherperf.plots.layers import layers
 from noetherperf.plots.panels import (
     CHARGE,
@@ -32,6 +33,7 @@ from noetherperf.plots.reading import columns_of, read_blocks
 from noetherperf.plots.sheet import new_panel, new_sheet, place, title_room
 from noetherperf.plots.style import BLUE, KIND_LINES, MUTED, WIDTH, NothingToDraw, colors, log_axis, save, styled
 from noetherperf.record import TERMS, LawName, Record
+from noetherperf.record.files import outside_records
 from noetherperf.record.law_error import DIFFERENCES, error_of
 
 __all__ = ["FIGURES", "charges", "loss", "parameters", "residuals", "save_all"]
@@ -40,6 +42,7 @@ PANEL = 1.75  # height in inches
 MEANS = 500  # of a running mean, at most
 #: Machine epsilon of the dtypes that parameters may have: the relative rounding error of one stored value.
 EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+FLOW_LAW = "flow law, free + forced"
 LAWS: dict[LawName, str] = {
     "flow": "flow law\nfree + forced",
     "discrete": "discrete law\nfree + forced",
@@ -74,7 +77,7 @@ def charges(record: Record) -> Figure:
         draw(panels[-1], record.steps, curves[name], title_room(figure, n_columns))
         panels[-1].set_ylabel(CHARGE[kind])
         label_time(panels[-1], record)
-    lines = explain(figure, MAX_CURVES, law="flow_total" in record.series)
+    lines = explain(figure, MAX_CURVES, law=FLOW_LAW * ("flow_total" in record.series))
     rows = [panels[start : start + n_columns] for start in range(0, len(panels), n_columns)]
     place(figure, rows, PANEL, legend_lines=lines, footer=thinning(len(record.steps)))
     return figure
@@ -103,7 +106,7 @@ def residuals(record: Record) -> Figure:
     closed = {kind: [name for name, _, closed in _of_kind(record, kind) if closed] for kind in CHARGE}
     if not any(closed.values()):
         reason = next(filter(None, record.attrs["reason"]), "")
-        why = f"no law is closed ({reason})" if reason else "no symmetry was recorded"
+        why = f"no law is closed ({reason})" if reason else "no symmetry with a charge for each group was recorded"
         raise NothingToDraw(f"{why}, so that none predicts anything")
     worst = _worst_errors(record, {kind: names for kind, names in closed.items() if names}, laws)
     figure = new_sheet()
@@ -160,7 +163,7 @@ def parameters(record: Record) -> Figure:
     right.set_ylabel(CHARGE[kind])
     for axes in (left, right):
         label_time(axes, record)
-    lines = explain(figure, MAX_CURVES, law="flow_total" in record.series)
+    lines = explain(figure, MAX_CURVES, law=FLOW_LAW * ("flow_total" in record.series))
     place(figure, [[left, right]], PANEL, legend_lines=lines, footer=thinning(len(record.steps)))
     return figure
 
@@ -227,11 +230,17 @@ def save_all(
 
     Returns:
         The files: charges, residuals, parameters, loss; layers, in several pages, if charges does not show all
-        symmetries.
+        symmetries; spectra and matrices, of Balances.
+
+    Raises:
+        ValueError: The directory is inside a record.
     """
     formats, files = list(formats), list[Path]()
-    folder = local_path(directory, "directory")
-    for make in (*FIGURES[:1], _others, *FIGURES[1:]):
+    folder = outside_records(local_path(directory, "directory"), "directory")
+    makers: list[Callable[[Record], Figure | list[Figure]]] = [charges, _others, *FIGURES[1:]]
+    if record.balances:
+        makers += [spectra, matrices]
+    for make in makers:
         name = "layers" if make is _others else make.__name__
         try:
             files += save(make(record), folder / name, formats, dpi)
@@ -242,7 +251,7 @@ def save_all(
 
 def _others(record: Record) -> list[Figure]:
     """All symmetries, if `charges` shows only some."""
-    if len(record) == len(_representatives(record)):
+    if len(_representatives(record)) == len(record):
         raise NothingToDraw("the figure charges shows all symmetries")
     return layers(record)
 
@@ -278,7 +287,7 @@ def _representatives(record: Record) -> dict[str, str]:
     of_kinds = {kind: list(_of_kind(record, kind)) for kind in CHARGE}
     found = {kind: max(them, key=lambda one: (one[2], one[1]))[0] for kind, them in of_kinds.items() if them}
     if not found:
-        raise NothingToDraw("no symmetry was recorded")
+        raise NothingToDraw("only Balances were recorded" if record.balances else "no symmetry was recorded")
     return found
 
 
