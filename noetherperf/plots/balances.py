@@ -21,7 +21,7 @@ from noetherperf.plots.panels import (
     group_colors,
     some_groups,
 )
-from noetherperf.plots.sheet import new_panel, new_sheet, panel_width, place, title_room
+from noetherperf.plots.sheet import fitted, new_panel, new_sheet, panel_width, place, title_room
 from noetherperf.plots.style import MEASURED, NothingToDraw, shown, style
 from noetherperf.record import Record
 from noetherperf.symmetry import Symmetry
@@ -66,7 +66,7 @@ def spectra(
             rows_of_layers([balance for balance in found if balance.name in curves]),
             curves,
             groups,
-            measured="eigenvalues",
+            measured="eigenvalues, coloured by their first value",
             law="discrete law, free + forced",
             header=f"eigenvalues of {CHARGE}",
         )
@@ -163,13 +163,11 @@ def _page(record: Record, rows: list[tuple[str, Picture]]) -> Figure:
     for layer, picture in rows:
         size, difference = _size(picture.charge, picture.predicted), picture.charge - picture.predicted
         row = [new_panel(figure) for _ in range(3)]
-        _draw(row[0], picture.charge, size, f"{shown(picture.balance, room)}\ncharge, {picture.note}, ±{size:.2g}")
+        _draw(row[0], picture.charge, size, f"{fitted(picture.balance, room)}\ncharge, {picture.note}, ±{size:.2g}")
         _draw(row[1], picture.predicted, size, f"discrete law\nfree + forced, ±{size:.2g}")
         _draw(row[2], difference, _size(difference), f"charge − law\n±{_size(difference):.2g}")
         row[0].set_ylabel(shown(layer, 20), weight="bold", parse_math=False)
         panels.append(row)
-    for axes in panels[-1]:
-        axes.set_xlabel("unit")
     shades: Any = tuple(
         Line2D([], [], color=color, **MEASURED, solid_capstyle="butt")
         for color in matplotlib.colormaps[COLORS](np.linspace(0.0, 1.0, 24))
@@ -180,7 +178,12 @@ def _page(record: Record, rows: list[tuple[str, Picture]]) -> Figure:
         loc="lower center",
         handler_map={tuple: HandlerTuple(ndivide=None, pad=0)},
     )
-    place(figure, panels, panel_width(figure, 3), header=f"{CHARGE} at step {record.steps[-1]}")
+    place(
+        figure,
+        panels,
+        panel_width(figure, 3),
+        header=f"{CHARGE} at step {record.steps[-1]}; rows and columns are units",
+    )
     return figure
 
 

@@ -81,7 +81,7 @@ def layers(
             rows_of_layers(drawn),
             curves,
             groups,
-            measured=unit(quantity),
+            measured=f"{unit(quantity)}, coloured by the initial charge",
             law=law,
             header=_formula(drawn, quantity),
         )
@@ -97,7 +97,7 @@ def pages(
         rows: Layers, and the names of what is drawn of each.
         curves: By name.
         groups: As drawn.
-        measured: What the solid lines are.
+        measured: What the solid lines are, and what their colours follow.
         law: What the dotted lines are; "" without any.
         header: Above the panels of each page.
     """

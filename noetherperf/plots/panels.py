@@ -17,8 +17,8 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from noetherperf.plots.reading import columns_of, read_columns
-from noetherperf.plots.sheet import plain_numbers
-from noetherperf.plots.style import FLOW, MEASURED, MUTED, WIDTH, colors, shown
+from noetherperf.plots.sheet import fits, fitted, plain_numbers
+from noetherperf.plots.style import FLOW, MEASURED, MUTED, WIDTH, colors
 from noetherperf.record import Record
 from noetherperf.record.series import SERIES
 
@@ -28,6 +28,7 @@ __all__ = [
     "Curves",
     "Groups",
     "check_groups",
+    "dot",
     "draw",
     "explain",
     "group_colors",
@@ -41,6 +42,7 @@ __all__ = [
 ]
 
 MAX_CURVES = 10
+BY_CHARGE = "measured, coloured by the initial charge"
 POINTS = 300  # of a drawn curve
 CHARGE = {
     "translation": "⟨θ, 1⟩",
@@ -99,29 +101,40 @@ def read_curves(record: Record, names: Iterable[str], groups: Groups, quantity: 
     return found
 
 
-def draw(axes: Axes, steps: NDArray[np.int64], curves: Curves, room: int) -> None:
+def draw(axes: Axes, steps: NDArray[np.int64], curves: Curves, room: float) -> None:
     """Draw one symmetry.
 
     Args:
         axes: Where.
         steps: Of the rows.
         curves: What.
-        room: Characters of a title.
+        room: Points of a title.
     """
     x, values = thinned(steps, curves.measured)
     for one_x, y, color in zip(x.T, values.T, curves.colors, strict=True):
-        axes.plot(one_x, y, color=color, **MEASURED)
+        axes.plot(one_x, y, color=color, **MEASURED, **dot(y))
     if curves.law is not None:
-        axes.plot(*thinned(steps, curves.law), **FLOW)
-    note = next((note for note in curves.notes if len(note) <= room), curves.notes[-1])
-    axes.set_title(f"{shown(curves.name, room)}\n{note}", parse_math=False)
-    label_steps(axes)
+        x, values = thinned(steps, curves.law)
+        for one_x, y in zip(x.T, values.T, strict=True):
+            axes.plot(one_x, y, **FLOW, **dot(y, size=2))
+    note = next((note for note in curves.notes if fits(note, room)), curves.notes[-1])
+    axes.set_title(f"{fitted(curves.name, room)}\n{note}", parse_math=False)
+    label_steps(axes, steps)
+    if not (finite := np.isfinite(curves.measured).all(axis=1)).all():
+        axes.text(0.98, 0.95, f"not finite at step {steps[finite.argmin()]}", transform=axes.transAxes, ha="right",
+                  va="top", fontsize=7, color=MUTED)  # fmt: skip
 
 
-def label_steps(axes: Axes) -> None:
-    """The axis of steps, and plain numbers on both."""
+def dot(values: NDArray[np.float64], size: float = 5) -> dict[str, Any]:
+    """How to draw a curve of which only one value is finite, and which would be invisible as a line."""
+    return {"marker": "o", "markersize": size, "markeredgewidth": 0} if np.isfinite(values).sum() == 1 else {}
+
+
+def label_steps(axes: Axes, steps: NDArray[np.int64]) -> None:
+    """The axis of all steps, and plain numbers on both."""
     axes.set_xlabel("step")
-    axes.margins(x=0.02)
+    margin = 0.02 * float(steps[-1] - steps[0]) or 1.0
+    axes.set_xlim(steps[0] - margin, steps[-1] + margin)
     plain_numbers(axes.xaxis, axes.yaxis)
 
 
@@ -189,14 +202,14 @@ def _bin(n_rows: int) -> int:
     return -(-n_rows // (POINTS // 2))
 
 
-def explain(figure: Figure, groups: Groups, *, law: str, measured: str = "measured") -> int:
+def explain(figure: Figure, groups: Groups, *, law: str, measured: str = BY_CHARGE) -> int:
     """A legend: the measured lines, and what their colours mean; the law.
 
     Args:
         figure: The figure, which `draw` has drawn into.
         groups: As drawn.
         law: What the dotted lines are; "" without any.
-        measured: What the solid lines are.
+        measured: What the solid lines are, and what their colours follow if groups were not named.
 
     Returns:
         Lines of the legend.
@@ -204,10 +217,10 @@ def explain(figure: Figure, groups: Groups, *, law: str, measured: str = "measur
     if isinstance(groups, int):
         shades = tuple(Line2D([], [], color=color, **MEASURED, solid_capstyle="butt") for color in colors(24))
         handles: list[Any] = [shades]
-        labels = [f"{measured}, coloured by the initial charge, small to large"]
+        labels = [f"{measured}, small to large"]
     else:
         handles = [Line2D([], [], color=color, **MEASURED) for color in colors(len(groups))]
-        labels = [f"{measured if i == 0 else ''} group {group}".strip() for i, group in enumerate(groups)]
+        labels = [f"group {group}" for group in groups]
     if law:
         handles.append(Line2D([], [], **FLOW))
         labels.append(law)

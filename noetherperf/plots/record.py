@@ -8,6 +8,7 @@ says what the record lacks.
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -20,6 +21,7 @@ from noetherperf.plots.layers import layers
 from noetherperf.plots.panels import (
     CHARGE,
     MAX_CURVES,
+    dot,
     draw,
     explain,
     label_steps,
@@ -109,6 +111,8 @@ def residuals(record: Record) -> Figure:
         why = f"no law is closed ({reason})" if reason else "no symmetry with a charge for each group was recorded"
         raise NothingToDraw(f"{why}, so that none predicts anything")
     worst = _worst_errors(record, {kind: names for kind, names in closed.items() if names}, laws)
+    if not any(_are_visible(errors[law]) for errors in worst.values() for law in laws):
+        raise NothingToDraw("no recorded error of a law is finite and above 0")
     figure = new_sheet()
     panels = []
     floors = {name: EPSILON[name] for name in record.attrs["dtypes"] if name in EPSILON}
@@ -118,12 +122,14 @@ def residuals(record: Record) -> Figure:
         for kind, errors in worst.items():
             steps, points = thinned(record.steps, errors[law][:, None])
             axes.plot(steps, points, **KIND_LINES[kind])
+        if not any(_are_visible(errors[law]) for errors in worst.values()):
+            axes.text(0.5, 0.5, "no error above 0", transform=axes.transAxes, ha="center", color=MUTED)
         for name, floor in floors.items():
             axes.axhline(floor, color="0.7", linewidth=0.8, zorder=0)
             axes.annotate(f"{name} ε", (1, floor), xycoords=("axes fraction", "data"), color=MUTED, fontsize=6.5,
                           xytext=(0, 2), textcoords="offset points", ha="right")  # fmt: skip
         log_axis(axes, [*(errors[law] for errors in worst.values() for law in laws), np.array(list(floors.values()))])
-        label_steps(axes)
+        label_steps(axes, record.steps)
     for axes in panels[1:]:
         axes.sharey(panels[0])
         axes.tick_params(labelleft=False)
@@ -156,9 +162,9 @@ def parameters(record: Record) -> Figure:
     chosen = some_groups(values[0], MAX_CURVES)
     steps, points = thinned(record.steps, values[:, chosen])
     for x, y, color in zip(steps.T, points.T, colors(len(chosen)), strict=True):
-        left.plot(x, y, color=color, linewidth=0.8)
+        left.plot(x, y, color=color, linewidth=0.8, **dot(y))
     left.set_ylabel("θᵢ")
-    label_steps(left)
+    label_steps(left, record.steps)
     draw(right, record.steps, read_curves(record, [name], MAX_CURVES)[name], title_room(figure, 2))
     right.set_ylabel(CHARGE[kind])
     for axes in (left, right):
@@ -186,17 +192,18 @@ def loss(record: Record) -> Figure:
     axes = new_panel(figure)
     values = values.reshape(len(record.steps), -1)[:, 0]
     window = max(1, len(values) // 50)
-    axes.plot(*thinned(record.steps, values[:, None]), color="0.75", linewidth=0.7, label="measured")
-    rows = np.unique(np.linspace(0, len(values) - 1, min(MEANS, len(values))).round().astype(int))
-    axes.plot(
-        record.steps[rows], _means(values, rows, window), color=BLUE, linewidth=1.4, label=f"mean of {window} rows"
-    )
+    look: dict[str, Any] = {"color": "0.75", "linewidth": 0.7} if window > 1 else {"color": BLUE, "linewidth": 1.4}
+    axes.plot(*thinned(record.steps, values[:, None]), **look, label="measured", **dot(values))
+    if window > 1:
+        rows = np.unique(np.linspace(0, len(values) - 1, MEANS).round().astype(int))
+        means = _means(values, rows, window)
+        axes.plot(record.steps[rows], means, color=BLUE, linewidth=1.4, label=f"mean of {window} rows")
     finite = values[np.isfinite(values)]
     positive = finite[finite > 0]
     if positive.size and finite.min() >= 0 and positive.max() > 10 * positive.min():
         axes.set_yscale("log", nonpositive="mask")
     axes.set_ylabel("training loss of the batch")
-    label_steps(axes)
+    label_steps(axes, record.steps)
     figure.legend(loc="lower center", ncols=2)
     place(figure, [[axes]], PANEL, footer=thinning(len(values)))
     return figure
@@ -289,6 +296,11 @@ def _representatives(record: Record) -> dict[str, str]:
     if not found:
         raise NothingToDraw("only Balances were recorded" if record.balances else "no symmetry was recorded")
     return found
+
+
+def _are_visible(errors: NDArray[np.float64]) -> bool:
+    """Whether a logarithmic axis shows any of them."""
+    return bool((np.isfinite(errors) & (errors > 0)).any())
 
 
 def _worst_errors(

@@ -12,16 +12,18 @@ from textwrap import fill
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis, XAxis
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
 from matplotlib.ticker import Formatter, LogFormatterSciNotation, MaxNLocator, ScalarFormatter
 from matplotlib.transforms import ScaledTranslation
 
-from noetherperf.plots.style import MUTED, WIDTH
+from noetherperf.plots.style import MUTED, WIDTH, shown
 
-__all__ = ["GAP", "new_panel", "new_sheet", "panel_width", "place", "plain_numbers", "title_room"]
+__all__ = ["fits", "fitted", "new_panel", "new_sheet", "panel_width", "place", "plain_numbers", "title_room"]
 
 POINTS = 72.0  # an inch
-LEFT, GAP, RIGHT = 0.66, 0.62, 0.16  # inches left of the first panel, between panels, right of the last
-Y_LABEL = 0.48  # left of a panel
+LEFT, GAP, RIGHT = 0.64, 0.66, 0.16  # inches left of the first panel, between panels, right of the last
+Y_LABEL = 0.45  # left of a panel
 TITLE = 0.135  # a line of it
 ABOVE = 0.08  # between a panel and its title
 TIME, TIME_LABEL = 0.38, 0.22  # the second axis on top; where its label is
@@ -32,6 +34,7 @@ TEXT = 0.13  # a line of small text
 MARGIN = 0.06
 CHARACTER = 0.54  # average width of a character, in its font size
 TITLE_SIZE, TEXT_SIZE, LETTER_SIZE = 8.0, 7.0, 9.0
+TITLE_FONT = FontProperties(family="DejaVu Sans", size=TITLE_SIZE)
 SUPERSCRIPTS = str.maketrans("0123456789-−", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁻")
 
 
@@ -50,9 +53,24 @@ def panel_width(figure: Figure, n_panels: int) -> float:
     return (figure.get_figwidth() - LEFT - RIGHT - GAP * (n_panels - 1)) / n_panels
 
 
-def title_room(figure: Figure, n_panels: int) -> int:
-    """Characters of a title that ends before the next panel begins, in a row of so many panels."""
-    return int(POINTS * (panel_width(figure, n_panels) + RIGHT) / (CHARACTER * TITLE_SIZE))
+def title_room(figure: Figure, n_panels: int) -> float:
+    """Points of a title that ends before the next panel begins, in a row of so many panels."""
+    return POINTS * (panel_width(figure, n_panels) + RIGHT)
+
+
+def fits(text: str, room: float) -> bool:
+    """Whether a title is no wider than so many points."""
+    width: float = text_to_path.get_text_width_height_descent(text, TITLE_FONT, False)[0]
+    return width <= room
+
+
+def fitted(name: str, room: float) -> str:
+    """A name on one line of a title, its middle replaced by … if it is longer than so many points."""
+    longest = len(text := shown(name, len(name) * 12))
+    while longest > 3 and not fits(text, room):
+        longest -= 1 + int(longest > 2 * room / (CHARACTER * TITLE_SIZE))
+        text = shown(name, longest)
+    return text
 
 
 def place(
@@ -76,7 +94,7 @@ def place(
     """
     n_characters = int(POINTS * (figure.get_figwidth() - 0.2) / (CHARACTER * TEXT_SIZE))
     header, footer = (fill(text, n_characters) for text in (header, footer))
-    head, foot = (TEXT * (text.count("\n") + 1.3) * bool(text) for text in (header, footer))
+    head, foot = (TEXT * (text.count("\n") + 1.6) * bool(text) for text in (header, footer))
     above = [max(_above(axes) for axes in row) for row in rows]
     below = [max(_below(axes) for axes in row) for row in rows]
     legend = LINE * legend_lines + MARGIN * (legend_lines > 0)
@@ -96,7 +114,7 @@ def place(
     for one in figure.legends:
         one.set_loc("lower center")
         one.set_bbox_to_anchor((0.5, (MARGIN + foot) / total), transform=figure.transFigure)
-    for text, y in ((header, total - MARGIN - head), (footer, MARGIN)):
+    for text, y in ((header, total - MARGIN - head + 0.6 * TEXT), (footer, MARGIN)):
         if text:
             figure.text(0.1 / width, y / total, text, fontsize=TEXT_SIZE, color=MUTED, va="bottom", parse_math=False)
 
@@ -131,6 +149,10 @@ def _fix_labels(figure: Figure, axes: Axes) -> None:
     axes.set_title(title, y=1.0, pad=POINTS * _title_starts(axes), fontsize=TITLE_SIZE, parse_math=False)
     axes.yaxis.set_label_coords(0.0, 0.5, transform=moved(-Y_LABEL, 0.0))  # type: ignore[arg-type]
     axes.xaxis.set_label_coords(0.5, 0.0, transform=moved(0.0, -TICKS))  # type: ignore[arg-type]
+    if axes.child_axes and (factor := axes.yaxis.get_major_formatter().get_offset()):
+        axes.yaxis.get_offset_text().set_visible(False)  # it would be among the second axis' numbers
+        axes.annotate(factor, (0, 1), xycoords="axes fraction", xytext=(3, -2), textcoords="offset points", va="top",
+                      fontsize=TEXT_SIZE, bbox={"color": "white", "alpha": 0.7, "pad": 0.5})  # fmt: skip
     for top in axes.child_axes:
         top.xaxis.set_label_coords(0.5, 1.0, transform=moved(0.0, TIME_LABEL))  # type: ignore[arg-type]
 
