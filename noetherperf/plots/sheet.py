@@ -55,7 +55,7 @@ def panel_width(figure: Figure, n_panels: int) -> float:
 
 def title_room(figure: Figure, n_panels: int) -> float:
     """Points of a title that ends before the next panel begins, in a row of so many panels."""
-    return POINTS * (panel_width(figure, n_panels) + RIGHT)
+    return 0.96 * POINTS * (panel_width(figure, n_panels) + RIGHT)
 
 
 def fits(text: str, room: float) -> bool:
