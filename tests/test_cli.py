@@ -618,6 +618,14 @@ def test_plot_tells_what_is_not_drawn(tmp_path: Path) -> None:
     assert "charge is not drawn: no symmetry of the record has a group 9" in result.stderr
 
 
+def test_plot_writes_nothing_before_all_is_made(done: tuple[Path, Result], tmp_path: Path) -> None:
+    record, new = done[0] / "record.zarr", tmp_path / "new"
+    assert_refused(call("plot", record, "--out", new, "--quantity", "charge", "--quantity", "chrage"), "'chrage'")
+    assert not new.exists()
+    assert_refused(call("plot", record, "--out", record / "new"), "--out: ", "is inside the record", "beside it")
+    assert not (record / "new").exists()
+
+
 def test_plot_of_no_record_is_refused(tmp_path: Path) -> None:
     assert_refused(call("plot", tmp_path / "nothing"), "nothing")
     (tmp_path / "file").write_text("")

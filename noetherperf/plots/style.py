@@ -139,7 +139,7 @@ def save(
 
 def colors(n: int) -> NDArray[np.float64]:
     """Colours from dark to light, without the lightest ones, which are invisible on paper."""
-    found: NDArray[np.float64] = matplotlib.colormaps["viridis"](np.linspace(0.25, 0.95, n))
+    found: NDArray[np.float64] = matplotlib.colormaps["viridis"](np.linspace(0.2, 0.9, n))
     return found
 
 
