@@ -43,7 +43,7 @@ __all__ = [
 
 MAX_CURVES = 10
 BY_CHARGE = "measured, coloured by the initial charge"
-POINTS = 300  # of a drawn curve
+POINTS = 400  # of a drawn curve
 CHARGE = {
     "translation": "⟨θ, 1⟩",
     "scale": "|θ|²",

@@ -94,7 +94,7 @@ def place(
     """
     n_characters = int(POINTS * (figure.get_figwidth() - 0.2) / (CHARACTER * TEXT_SIZE))
     header, footer = (fill(text, n_characters) for text in (header, footer))
-    head, foot = (TEXT * (text.count("\n") + 1.6) * bool(text) for text in (header, footer))
+    head, foot = (TEXT * (text.count("\n") + room) * bool(text) for text, room in ((header, 1.6), (footer, 1.1)))
     above = [max(_above(axes) for axes in row) for row in rows]
     below = [max(_below(axes) for axes in row) for row in rows]
     legend = LINE * legend_lines + MARGIN * (legend_lines > 0)
