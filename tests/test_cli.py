@@ -841,6 +841,24 @@ def test_info_tells_versions_and_backends() -> None:
         assert state in line
 
 
+def test_info_estimates_the_size_of_a_record(tmp_path: Path) -> None:
+    told = call("info", "--groups", "505", "--steps", "10000").stdout.split()
+    assert " ".join(told) == "groups 505 estimate 121 MB for 10,000 steps, every 1: 10,001 rows"
+    weight = torch.nn.Parameter(torch.ones(40, 3))
+    optimizer = nperf.SGD([("w", weight)], lr=0.1, symmetries=[nperf.Norm("w", [nperf.Part("w", 0)])])
+    with nperf.Recorder(optimizer, tmp_path / "a.zarr", every=2):
+        for _ in range(40):
+            weight.grad = torch.randn_like(weight)
+            optimizer.step()
+    found = json.loads(call("info", tmp_path / "a.zarr", "--steps", "80", "--every", "1", "--json").stdout)
+    n_bytes = sum(file.stat().st_size for file in (tmp_path / "a.zarr").rglob("*") if file.is_file())
+    estimate = {"steps": 80, "every": 1, "bytes": round(n_bytes / 21 * 81)}
+    assert found == {"groups": 40, "rows": 21, "every": 2, "bytes": n_bytes, "estimate": estimate}
+    assert "21, every 2 steps" in call("info", tmp_path / "a.zarr").stdout
+    for arguments in (["--every", "2"], [tmp_path / "a.zarr", "--groups", "3"], [tmp_path]):
+        assert_refused(call("info", *arguments))
+
+
 def test_info_as_json_says_the_same() -> None:
     found = json.loads(call("info", "--json").stdout)
     assert found["versions"]["torch"] == torch.__version__

@@ -398,7 +398,9 @@ def test_a_balance_comes_back_with_its_dimensions(tmp_path: Path) -> None:
     for name, matrix in {"residual": law.residual, "rounding": law.rounding}.items():
         np.testing.assert_allclose(last[name], matrix.square().sum((1, 2)).sqrt(), rtol=1e-12)
     free, forced = (x.square().sum((1, 2)).sqrt() for x in (law.discrete.free, law.discrete.forced))
-    np.testing.assert_allclose(last["size"], torch.maximum(law.charge.square().sum((1, 2)).sqrt(), free + forced), rtol=1e-12)
+    np.testing.assert_allclose(
+        last["size"], torch.maximum(law.charge.square().sum((1, 2)).sqrt(), free + forced), rtol=1e-12
+    )
     part = record.balance("attn", ["eigenvalues"], rows=slice(1, None, 2))
     assert part.step.values.tolist() == [1, 3]
     np.testing.assert_array_equal(part.eigenvalues, data.eigenvalues[[1, 3]])
