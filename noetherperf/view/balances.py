@@ -82,7 +82,8 @@ class Matrices:
         """A quantity of all blocks together, [rows]; NaN where a Balance has no such quantity."""
         match name:
             case "charge":
-                return median_size(self.eigenvalues())
+                key, values = f"balance {self.index}", self.eigenvalues()
+                return self._sampled.once(key, lambda new: median_size(values[new])[:, None])[:, 0]
             case "residual" | "rounding":
                 return largest(getattr(self.errors(), name))
         return np.full(len(self._sampled.rows), np.nan)

@@ -152,8 +152,17 @@ async function drawTable() {
     cells: several ? [state.runs[i].label, ...row.cells] : row.cells,
     className: "choice",
     onclick: () => choose({ symmetry: row.key, unit: 0 }),
+    onkeydown: (event) => {
+      if (event.key === "Enter") choose({ symmetry: row.key, unit: 0 });
+    },
+    tabIndex: 0,
     symmetry: row.key,
   })));
+  if (body.length === 0) {
+    const why = keys().length ? "no row is recorded yet" : "no symmetry is measured";
+    element("table").replaceChildren(make("p", why, { className: "note" }));
+    return;
+  }
   const { headings, texts } = known[0];
   const shown = several ? ["run", ...headings] : headings;
   element("table").replaceChildren(table(shown, body, (heading) => heading !== "run" && !texts.includes(heading)));
