@@ -154,6 +154,32 @@ class Record(Mapping[str, xr.Dataset]):
         """
         return read_balance(self.path, self.dataset, self.balances, name, variables, checked_rows(rows))
 
+    def numbers(
+        self, series: Sequence[str], *, groups: slice = slice(None), rows: slice = slice(None)
+    ) -> dict[str, NDArray[np.float64]]:
+        """Series of columns among the groups of all symmetries, without labels; nothing else is read from disk.
+
+        Args:
+            series: Names among `series`.
+            groups: Which columns, in the order of the symmetries.
+            rows: Which rows.
+
+        Returns:
+            [n rows, n columns] by name, float64.
+        """
+        values: dict[str, NDArray[np.float64]] = {INITIAL: self.dataset.variables[INITIAL].to_numpy()[groups]}
+        for name, terms in derivations(self.recorded, series).items():
+            if terms:
+                (_, first), *others = terms
+                values[name] = values[first]
+                with np.errstate(all="ignore"):  # infinity less infinity
+                    for sign, term in others:
+                        values[name] = (np.add if sign > 0 else np.subtract)(values[name], values[term])
+            else:
+                found = self.dataset.variables[name].isel(step=rows, group=groups)
+                values[name] = found.to_numpy().astype(np.float64, copy=False)
+        return {name: values[name] for name in series}
+
     def _miss(self, name: str) -> str:
         if name in self.balances:
             return f"{name!r} is a Balance, whose charges are matrices: record.balance({name!r})"
@@ -166,18 +192,16 @@ class Record(Mapping[str, xr.Dataset]):
 
     def _load(self, name: str, series: Sequence[str] | None, rows: slice) -> xr.Dataset:
         index, groups = self._slices[name]
-        recorded = self.recorded
-        terms = derivations(recorded, series)
-        data = self.dataset[[INITIAL, *(one for one in terms if one in recorded)]].drop_vars(["symmetry", "position"])
-        data = data.isel(step=rows, group=groups).load().astype(np.float64, copy=False)
+        names = self.series if series is None else series
+        numbers = self.numbers(names, groups=groups, rows=rows)
+        data = xr.Dataset(
+            {
+                INITIAL: self.dataset.variables[INITIAL].isel(group=groups).load(),
+                **{one: (("step", "group"), values, KINDS[one].labels) for one, values in numbers.items()},
+            },
+            {name: self.dataset[name].isel(step=rows).load() for name in ("step", "time")},
+        )
         data = data.assign_coords(group=np.arange(data.sizes["group"]))
-        for one, of in terms.items():
-            if of:
-                (_, first), *others = of
-                data[one] = sum((sign * data[term] for sign, term in others), data[first])
-            data[one].attrs = dict(KINDS[one].labels)
-        if series is not None:
-            data = data[[INITIAL, *series]]
         laws = {key: self.attrs[key][index] for key in ("closed", "reason")}
         data.attrs = {"name": name, "kind": self.symmetries[index].kind, **laws}
         return data
@@ -349,7 +373,8 @@ def _dataset(
     for name, array in sorted(arrays.items()):
         path = array.folder.parent
         data = known[name] if name in known else indexing.LazilyIndexedArray(_OnDisk(path, array))
-        variable = xr.Variable(array.dims, data, dict(array.attributes))
+        encoding = {"preferred_chunks": dict(zip(array.dims, array.chunk, strict=True))}
+        variable = xr.Variable(array.dims, data, dict(array.attributes), encoding)
         variables[name] = variable.isel(step=keep) if "step" in array.dims else variable
     coords = {name: variables.pop(name) for name in ("step", *COORDINATES)}
     attrs = {name: value for name, value in attributes.items() if name != "coordinates"}

@@ -9,12 +9,14 @@ float32 nothing would be left of a decay, a forced term or a rounding of 1e-9 of
 """
 
 from collections.abc import Callable, Collection, Iterable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from torch import Tensor
-
-from noetherperf.measure.readout import Charges
 from noetherperf.rules.moments import Moment
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from noetherperf.measure.readout import Charges
 
 __all__ = ["DEFAULT", "INITIAL", "SAMPLES", "SAMPLE_BITS", "SERIES", "Series", "Terms", "derivations"]
 
@@ -29,7 +31,7 @@ class Series(NamedTuple):
         units: "1", or "rad".
     """
 
-    read: Callable[[Charges], Tensor | None]
+    read: "Callable[[Charges], Tensor | None]"
     meaning: str
     formula: str
     units: str = "1"
@@ -39,7 +41,7 @@ def _moment(name: str, formula: str) -> Series:
     return Series(lambda charge: charge.moments[name], f"moment {name} of the last step, summed over parts", formula)
 
 
-def _decay(charge: Charges) -> Tensor | None:
+def _decay(charge: "Charges") -> "Tensor | None":
     """The rest of the budget's change beside growth and transport: these three need no law."""
     if charge.growth is None or charge.transport is None:
         return None
