@@ -13,7 +13,7 @@ from test_detect import Lambda, law, laws, linear, unit
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from noetherperf import Part, Translation, find_symmetries
+from noetherperf import Balance, Part, Rescale, Translation, find_symmetries
 
 Draw = Callable[[int, torch.Generator], tuple[Tensor, ...]]
 
@@ -184,33 +184,33 @@ STRUCTURES: dict[str, tuple[Callable[[], nn.Module], Draw, list[str]]] = {
     "multi-query": (
         lambda: Lambda(multi_query, qkv=linear(9, 24), o=linear(16, 5), head=nn.Linear(5, 3)),
         draws(5, 9),
-        ["rescale qkv.weight:0[:16]/4~4 > qkv.weight:0[16:20]", "rescale qkv.weight:0[20:] > o.weight:1/4~4"],
+        ["balance qkv.weight:0[:16]/4~4 > qkv.weight:0[16:20]", "balance qkv.weight:0[20:] > o.weight:1/4~4"],
     ),
     "grouped queries in one map": (
         lambda: Lambda(grouped_queries, qkv=linear(9, 32), o=linear(16, 5), head=nn.Linear(5, 3)),
         draws(5, 9),
         [
-            "rescale qkv.weight:0[:8]%16/2~4 > qkv.weight:0[8:12]%16",
-            "rescale qkv.weight:0[12:]%16 > o.weight:1/2~4",
+            "balance/4 qkv.weight:0[:8]%16/2~4 > qkv.weight:0[8:12]%16",
+            "balance/4 qkv.weight:0[12:]%16 > o.weight:1/2~4",
         ],
     ),
     "one key for the queries of every head": (
         lambda: Lambda(shared_key, qv=linear(9, 24), k=linear(9, 4), o=linear(12, 5), head=nn.Linear(5, 3)),
         draws(5, 9),
-        ["rescale qv.weight:0[:4]%8/3~4 > k.weight:0", "rescale qv.weight:0[4:]%8 > o.weight:1"],
+        ["balance qv.weight:0[:4]%8/3~4 > k.weight:0", "balance/4 qv.weight:0[4:]%8 > o.weight:1"],
     ),
     "one key for the queries of more heads": (
         lambda: Lambda(shared_key, qv=linear(9, 56), k=linear(9, 4), o=linear(28, 5), head=nn.Linear(5, 3)),
         draws(5, 9),
-        ["rescale qv.weight:0[:4]%8/7~4 > k.weight:0", "rescale qv.weight:0[4:]%8 > o.weight:1"],
+        ["balance qv.weight:0[:4]%8/7~4 > k.weight:0", "balance/4 qv.weight:0[4:]%8 > o.weight:1"],
     ),
     "partial rotary": (
         lambda: Lambda(partial_rotary, q=linear(9, 16), k=linear(9, 16), v=linear(9, 16), o=nn.Linear(16, 3)),
         draws(5, 9),
         [
-            "rescale q.weight:0[4:]%8 > k.weight:0[4:]%8",
+            "balance/4 q.weight:0[4:]%8 > k.weight:0[4:]%8",
             "rescale q.weight:0[:4]%8/2~2 > k.weight:0[:4]%8/2~2",
-            "rescale v.weight:0 > o.weight:1",
+            "balance/8 v.weight:0 > o.weight:1",
         ],
     ),
     "cross attention": (
@@ -345,14 +345,25 @@ def test_laws_of_matrices_are_told() -> None:
 
     shapes = {"q": (6, 8), "k": (6, 8), "v": (6, 8), "o": (8, 5), "b": (5, 7), "c": (7, 9), "d": (9, 3)}
     model = Lambda(forward, **{name: nn.Linear(*shape) for name, shape in shapes.items()})
-    meanings = find_symmetries(model, torch.randn(4, 5, 6)).meanings
-    told = {
-        name: int(text.partition("any mix of ")[2].split()[0])
-        for name, text in meanings.items()
-        if "a law of matrices" in text
-    }
-    assert told == {"q->k": 4, "v->o": 4, "b->c": 7}
-    assert "c->d" in meanings
+    sizes = {"q<->k": 4, "v<->o": 4, "b<->c": 7}
+    diagonals = {name.replace("<", ""): n for name, n in sizes.items()}
+
+    def told(how: str, **options: Any) -> dict[str, int]:
+        """Name -> the units that mix, of laws that are claimed in such a way."""
+        found = find_symmetries(model, torch.randn(4, 5, 6), **options)
+        assert "c->d" in found.meanings
+        assert bool(found.costs) == any(isinstance(symmetry, Balance) for symmetry in found)
+        of_matrices = {
+            name: text for name, text in found.meanings.items() if f"a law of matrices, claimed {how}" in text
+        }
+        assert all(isinstance(found[name], Balance if how == "whole" else Rescale) for name in of_matrices)
+        return {name: int(text.partition("any mix of ")[2].split()[0]) for name, text in of_matrices.items()}
+
+    assert told("whole") == told("whole", matrix="both") == told("whole", verify=False) == sizes
+    assert told("unit by unit") == {}
+    assert told("unit by unit", matrix=False) == told("unit by unit", matrix="both") == diagonals
+    assert told("whole", largest_matrix=4) == {"q<->k": 4, "v<->o": 4}
+    assert told("unit by unit (more than largest_matrix=4)", largest_matrix=4) == {"b->c": 7}
 
 
 # ---- losses and outputs ---------------------------------------------------------------------------------------------
@@ -493,7 +504,7 @@ def test_experts_in_one_product() -> None:
 
     a, b = nn.Parameter(torch.randn(2, 8, 16)), nn.Parameter(torch.randn(2, 16, 8))
     found = laws(find_symmetries(Lambda(forward, i=linear(5, 8), a=a, b=b, o=linear(8, 3)), torch.randn(16, 5)))
-    assert {law("rescale i.weight:0 > a:1"), law("rescale a:2 > b:1")} <= {*found, *map(flipped, found)}
+    assert {law("balance i.weight:0 > a:1"), law("rescale a:2 > b:1")} <= {*found, *map(flipped, found)}
 
 
 def normalised(x: Tensor) -> Tensor:

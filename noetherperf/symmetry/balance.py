@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from noetherperf.common.untrusted import shown
-from noetherperf.symmetry.kinds import KINDS, Symmetry, TwoSided
+from noetherperf.symmetry.kinds import KINDS, Rescale, Symmetry, TwoSided
 from noetherperf.symmetry.part import Part
 
 __all__ = ["Balance", "balances_in", "with_groups"]
@@ -83,6 +83,10 @@ class Balance(TwoSided):
                 f"its parts have {n_groups} units, which are no whole number of blocks of size {self.size}; size is "
                 "the number of units that mix with each other, such as a head's"
             )
+
+    def diagonal(self) -> Rescale:
+        """The Rescale of the same parts, named after them: a charge for each unit, which is the matrix's diagonal."""
+        return Rescale(None, self.inward, self.outward)
 
     def units(self, part: Part, x: Tensor) -> Tensor:
         """A tensor of a part's shape as [blocks, n, rest]: for each unit all elements into it or out of it."""
