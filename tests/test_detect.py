@@ -275,7 +275,7 @@ class TestFamilies:
         ]
         for name, whole in readout.balances.items():
             size = whole.symmetry.charge(p, magnitude=True)
-            assert bool(whole.closed.all())
+            assert whole.closed
             assert bool((whole.residual.abs() <= 1e-9 * size).all()), name
             assert float(((whole.charge - whole.initial).abs() / size).max()) > 1e-6, name
         for name, charge in readout.items():

@@ -36,6 +36,32 @@ def test_the_measure_knows_what_is_missed_and_what_is_false() -> None:
     assert len(completeness(family.make(), family.inputs, "cross_entropy", wrong).false) == 9
 
 
+def test_the_measure_knows_matrices() -> None:
+    """Diagonals alone miss the other entries of linear pairs and heads; through ReLU and rotary positions, matrices are
+    false."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        q, k, v = (f(x).unflatten(-1, (2, 8)) for f in (m.q, m.k, m.v))
+        y = m.b(m.a(attend(turned(q), turned(k), v)))
+        return m.d(torch.relu(m.c(y)))  # type: ignore[no-any-return]
+
+    shapes = {"q": (5, 16), "k": (5, 16), "v": (5, 16), "a": (16, 3), "b": (3, 6), "c": (6, 4), "d": (4, 3)}
+    model = Lambda(forward, **{name: linear(*shape) for name, shape in shapes.items()})
+    found = find_symmetries(model, torch.randn(4, 5, 5))
+    assert [s.name for s in found if isinstance(s, Balance)] == ["q[4: of 8]<->k[4: of 8]", "v<->a", "a<->b", "b<->c"]
+    report = completeness(model, draws(5, 5), "cross_entropy", found)
+    assert report.missed == []
+    assert report.false == []
+    diagonals = find_symmetries(model, torch.randn(4, 5, 5), matrix=False)
+    report = completeness(model, draws(5, 5), "cross_entropy", diagonals)
+    assert len(report.missed) == 2 * 4 * 3 + 2 * 8 * 7 + 3 * 2 + 6 * 5
+    assert all(line.startswith("matrix: ") for line in report.missed)
+    assert report.false == []
+    (turning,) = [s for s in found if "q[0:4 of 8]" in s.name]
+    false = [Balance(f"all {s.name}", s.inward, s.outward) for s in (turning, found["c->d"])]  # type: ignore[attr-defined]
+    assert len(completeness(model, draws(5, 5), "cross_entropy", [*found, *false]).false) == 4 * 3 + 4 * 3
+
+
 # ---- laws between slices, folds and whole tensors -------------------------------------------------------------------
 
 
@@ -451,7 +477,7 @@ def test_a_mask_of_minus_infinity() -> None:
 
     model = Lambda(forward, q=linear(6, 4), k=linear(6, 4), v=linear(6, 4), o=linear(4, 3))
     found = laws(find_symmetries(model, torch.randn(2, 5, 6), torch.full((5, 5), -torch.inf).triu(1)))
-    assert {law("rescale q.weight:0 > k.weight:0"), law("rescale v.weight:0 > o.weight:1")} <= found
+    assert {law("balance q.weight:0 > k.weight:0"), law("balance v.weight:0 > o.weight:1")} <= found
 
 
 def test_sorted_lengths_stay() -> None:
@@ -469,7 +495,7 @@ def test_one_tensor_of_ids_for_two_vocabularies() -> None:
         lambda m, ids: m.o(m.a(ids) + m.b(ids)).mean(1), a=nn.Embedding(30, 6), b=nn.Embedding(7, 6), o=linear(6, 3)
     )
     found = laws(find_symmetries(model, torch.randint(7, (2, 5))))
-    assert law("rescale a.weight:1 b.weight:1 > o.weight:1") in found
+    assert law("balance a.weight:1 b.weight:1 > o.weight:1") in found
 
 
 class Average(nn.Module):
