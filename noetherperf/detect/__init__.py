@@ -170,8 +170,9 @@ def _costs(symmetries: Sequence[Symmetry], shapes: Mapping[str, Shape]) -> dict[
     balances = balances_in(symmetries)
     if not balances:
         return {}
-    found = cost({part.parameter: shapes[part.parameter] for one in balances for part in one.parts}, balances)
-    return {"products": found.products, "state": found.state}
+    own = {part.parameter: shapes[part.parameter] for one in balances for part in one.parts}
+    found = cost(own, balances)
+    return {"products": found.products, "state": found.state - cost(own).state}
 
 
 def _unmatched(
