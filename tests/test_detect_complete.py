@@ -674,3 +674,62 @@ def test_a_gain_of_a_multiple_counts_once() -> None:
         ("w", 1.0, 0.5),
         ("b.weight", -1.0, 0.0),
     }
+
+
+def gained(h: Tensor, w: Tensor) -> Tensor:
+    return h + w * h
+
+
+#: x, u, w -> what a pair of gains gives; the sizes and offsets of u and w.
+PAIRS: dict[str, tuple[Callable[[Tensor, Tensor, Tensor], Tensor], tuple[int, int], tuple[float, float]]] = {
+    "u x + u w x": (lambda x, u, w: gained(u * x, w), (6, 6), (0.0, 1.0)),
+    "two from offsets": (lambda x, u, w: gained(gained(x, u), w), (6, 6), (1.0, 1.0)),
+    "scalars": (lambda x, u, w: gained(gained(x, u), w), (1, 1), (1.0, 1.0)),
+    "a vector and a scalar": (lambda x, u, w: gained(u * x, w), (1, 6), (0.0, 1.0)),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_two_gains_of_one_stream(name: str) -> None:
+    """Nothing tells where they count from but the gradients."""
+    gains, (n, m), (of_u, of_w) = PAIRS[name]
+    torch.manual_seed(0)
+    model = Lambda(
+        lambda module, x: module.a(torch.tanh(gains(torch.tanh(x), module.u, module.w))),
+        u=nn.Parameter(torch.randn(n)),
+        w=nn.Parameter(torch.randn(m)),
+        a=linear(6, 5),
+    )
+    found = find_symmetries(model, torch.randn(8, 6))
+    (rescale,) = [symmetry for symmetry in found if symmetry.kind == "rescale"]
+    assert {(part.parameter, part.offset) for part in rescale.parts} == {("u", of_u), ("w", of_w)}
+    assert not found.unmatched
+    report = completeness(model, draws(6), "cross_entropy", found)
+    assert report.missed == []
+    assert report.false == []
+
+
+def test_an_empty_batch_is_refused() -> None:
+    for model, inputs in (
+        (nn.Linear(3, 4), [torch.randn(0, 3)]),
+        (Lambda(lambda m, x, mask: m.a(x) * mask, a=nn.Linear(3, 4)), [torch.randn(0, 3), torch.ones(1, 4)]),
+    ):
+        with pytest.raises(ValueError, match=r"no elements, as of an empty batch.*give an example that has some"):
+            find_symmetries(model, *inputs)
+
+
+def test_softmax_is_said_of_what_it_reads() -> None:
+    """Of the heads, wherever they are registered; not of what a normalisation takes the mean out of."""
+    model = Lambda(
+        lambda m, x: (m.head(torch.tanh(m.n(m.a(x)))), m.aux(torch.tanh(x))),
+        head=nn.Linear(7, 4),
+        aux=nn.Linear(6, 4),
+        n=nn.LayerNorm(7),
+        a=nn.Linear(6, 7),
+    )
+    meanings = find_symmetries(model, torch.randn(5, 6)).meanings
+    of_softmax = {name for name, meaning in meanings.items() if meaning.startswith("softmax")}
+    assert of_softmax == {"head", "head.bias", "aux", "aux.bias"}
+    assert {"a (translation)", "a.bias"} == {
+        name for name, meaning in meanings.items() if meaning.startswith("mean removed")
+    }
