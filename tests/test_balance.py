@@ -671,7 +671,7 @@ class TestSearch:
         found = nperf.find_symmetries(model, x, progress=False)
         assert [type(symmetry) for symmetry in found if symmetry.kind != "translation"] == [Rescale]
         pair = make(CASES["linear pair"])
-        whole, diagonal, both = (nperf.find_symmetries(pair, x, matrix=how) for how in (True, False, "both"))  # type: ignore[arg-type]
+        whole, diagonal, both = (nperf.find_symmetries(pair, x, matrix=how) for how in (True, False, "both"))
         assert whole["0<->1"] == both["0<->1"]
         assert whole["0<->1"].diagonal() == diagonal["0->1"] == both["0->1"]  # type: ignore[attr-defined]
         assert [s.name for s in both] == ["0<->1", "0->1", *(s.name for s in whole[1:])]
@@ -685,6 +685,8 @@ class TestSearch:
         case = CASES["plain"]
         model = make(case)
         found = nperf.find_symmetries(model, torch.randn(5, 7, DIM, dtype=torch.float64))
+        with pytest.raises(KeyError, match=r"'v->o' is the diagonal of a matrix .*balances\['v<->o'\]"):
+            nperf.SGD(model.named_parameters(), lr=0.1, symmetries=found).readout()["v->o"]
         paid = nperf.cost(model, [s for s in found if isinstance(s, Balance)])
         state = paid.state - nperf.cost(model).state
         assert found.costs == {"products": paid.products, "state": state}

@@ -268,6 +268,12 @@ class Readout(Mapping[str, ChargeReadout]):
         if name not in self._places:
             if name in self.balances:
                 raise KeyError(f"{name!r} is a Balance, whose charges are matrices: readout.balances[{name!r}]")
+            whole = [of for of, law in self.balances.items() if law.symmetry.diagonal().name == name]
+            if whole:
+                raise KeyError(
+                    f"{name!r} is the diagonal of a matrix that is measured: "
+                    f"readout.balances[{whole[0]!r}].charge.diagonal(dim1=1, dim2=2)"
+                )
             nothing = "" if self else " (give the optimizer symmetries to measure)"
             name = find(name, self._symmetries, f"no symmetry {name!r} is measured{nothing}")
         symmetry, groups = self._places[name]
