@@ -41,25 +41,25 @@ def test_the_measure_knows_matrices() -> None:
     false."""
 
     def forward(m: Any, x: Tensor) -> Tensor:
-        q, k, v = (f(x).unflatten(-1, (2, 8)) for f in (m.q, m.k, m.v))
+        q, k, v = (f(x)[..., None, :] for f in (m.q, m.k, m.v))
         y = m.b(m.a(attend(turned(q), turned(k), v)))
         return m.d(torch.relu(m.c(y)))  # type: ignore[no-any-return]
 
-    shapes = {"q": (5, 16), "k": (5, 16), "v": (5, 16), "a": (16, 3), "b": (3, 6), "c": (6, 4), "d": (4, 3)}
+    shapes = {"q": (3, 8), "k": (3, 8), "v": (3, 5), "a": (5, 3), "b": (3, 4), "c": (4, 4), "d": (4, 3)}
     model = Lambda(forward, **{name: linear(*shape) for name, shape in shapes.items()})
-    found = find_symmetries(model, torch.randn(4, 5, 5))
-    assert [s.name for s in found if isinstance(s, Balance)] == ["q[4: of 8]<->k[4: of 8]", "v<->a", "a<->b", "b<->c"]
-    report = completeness(model, draws(5, 5), "cross_entropy", found)
+    found = find_symmetries(model, torch.randn(4, 4, 3))
+    assert [s.name for s in found if isinstance(s, Balance)] == ["q[4:]<->k[4:]", "v<->a", "a<->b", "b<->c"]
+    report = completeness(model, draws(4, 3), "cross_entropy", found)
     assert report.missed == []
     assert report.false == []
-    diagonals = find_symmetries(model, torch.randn(4, 5, 5), matrix=False)
-    report = completeness(model, draws(5, 5), "cross_entropy", diagonals)
-    assert len(report.missed) == 2 * 4 * 3 + 2 * 8 * 7 + 3 * 2 + 6 * 5
+    diagonals = find_symmetries(model, torch.randn(4, 4, 3), matrix=False)
+    report = completeness(model, draws(4, 3), "cross_entropy", diagonals)
+    assert len(report.missed) == 4 * 3 + 5 * 4 + 3 * 2 + 4 * 3
     assert all(line.startswith("matrix: ") for line in report.missed)
     assert report.false == []
-    (turning,) = [s for s in found if "q[0:4 of 8]" in s.name]
+    (turning,) = [s for s in found if "q[0:4]" in s.name]
     false = [Balance(f"all {s.name}", s.inward, s.outward) for s in (turning, found["c->d"])]  # type: ignore[attr-defined]
-    assert len(completeness(model, draws(5, 5), "cross_entropy", [*found, *false]).false) == 4 * 3 + 4 * 3
+    assert len(completeness(model, draws(4, 3), "cross_entropy", [*found, *false]).false) == 2 * 1 + 4 * 3
 
 
 # ---- laws between slices, folds and whole tensors -------------------------------------------------------------------
@@ -160,6 +160,35 @@ def block(n: int, middle: int, out: int) -> nn.Sequential:
         nn.Conv2d(middle, out, 1, bias=False),
         nn.BatchNorm2d(out),
     )
+
+
+def heads_last(m: Any, x: Tensor) -> Tensor:
+    """The number of the head is the fastest index, so that a head's units are four apart."""
+    q, k, v = (f(x).unflatten(-1, (3, 4)).transpose(-1, -2) for f in (m.q, m.k, m.v))
+    return m.head(torch.tanh(m.o(attend(q, k, v).unflatten(-1, (4, 3)).transpose(-1, -2).flatten(-2))))  # type: ignore[no-any-return]
+
+
+def towers(m: Any, x: Tensor) -> Tensor:
+    """Units of one map behind gates of their own: two towers that differ in width."""
+    wide, narrow = m.a(x).split([8, 4], -1)
+    gates = torch.sigmoid(x[:, :2])
+    return m.head(torch.tanh(m.o(torch.cat([wide * gates[:, :1], narrow * gates[:, 1:]], -1))))  # type: ignore[no-any-return]
+
+
+def latent(m: Any, x: Tensor) -> Tensor:
+    """Queries, keys and values of low rank; one key with rotary positions for both heads (DeepSeek's attention)."""
+
+    def placed(z: Tensor) -> Tensor:
+        a, b = z.chunk(2, -1)
+        angle = torch.arange(x.shape[1], dtype=x.dtype)[:, None, None]
+        return torch.cat([a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()], -1)
+
+    q, turning_q = m.q_b(m.q_a(x)).unflatten(-1, (2, 6)).split([4, 2], -1)
+    compressed, turning_k = m.kv_a(x).split([5, 2], -1)
+    k, v = m.kv_b(compressed).unflatten(-1, (2, 7)).split([4, 3], -1)
+    turning_k = placed(turning_k[..., None, :]).expand_as(turning_q)
+    y = attend(torch.cat([q, placed(turning_q)], -1), torch.cat([k, turning_k], -1), v)
+    return m.head(torch.tanh(m.o(y)))  # type: ignore[no-any-return]
 
 
 def bottlenecks(m: Any, x: Tensor) -> Tensor:
@@ -331,6 +360,39 @@ STRUCTURES: dict[str, tuple[Callable[[], nn.Module], Draw, list[str]]] = {
         ),
         draws(3, 6, 6),
         ["scale n0.weight:0 n0.bias:0", "scale c0.weight:0", "scale c1.weight:0", "scale c2.weight:0"],
+    ),
+    "heads last": (
+        lambda: Lambda(
+            heads_last, q=linear(9, 12), k=linear(9, 12), v=linear(9, 12), o=linear(12, 7), head=linear(7, 3)
+        ),
+        draws(5, 9),
+        [f"balance {a}.weight:0[3:]%4 > {b}" for a, b in (("q", "k.weight:0[3:]%4"), ("v", "o.weight:1[3:]%4"))],
+    ),
+    "towers of different width": (
+        lambda: Lambda(towers, a=nn.Linear(5, 12), o=linear(12, 7), head=linear(7, 3)),
+        draws(5),
+        [
+            "balance a.weight:0[:8] a.bias:0[:8] > o.weight:1[:8]",
+            "balance a.weight:0[8:] a.bias:0[8:] > o.weight:1[8:]",
+        ],
+    ),
+    "latent attention": (
+        lambda: Lambda(
+            latent,
+            q_a=linear(9, 4),
+            q_b=linear(4, 12),
+            kv_a=linear(9, 7),
+            kv_b=linear(5, 14),
+            o=linear(6, 8),
+            head=linear(8, 3),
+        ),
+        draws(5, 9),
+        [
+            "balance q_a.weight:0 > q_b.weight:1",
+            "balance kv_a.weight:0[:5] > kv_b.weight:1",
+            "balance/4 q_b.weight:0[:4]%6 > kv_b.weight:0[:4]%7",
+            "balance/3 kv_b.weight:0[4:]%7 > o.weight:1",
+        ],
     ),
     "a shift of all logits": (
         lambda: Lambda(lambda m, x: m.o(x) + m.t, t=nn.Parameter(torch.zeros(1)), o=nn.Linear(5, 3)),
@@ -733,3 +795,18 @@ def test_softmax_is_said_of_what_it_reads() -> None:
     assert {"a (translation)", "a.bias"} == {
         name for name, meaning in meanings.items() if meaning.startswith("mean removed")
     }
+
+
+def test_units_that_do_not_mix_among_others() -> None:
+    """Those behind a ReLU are rescaled; their neighbours mix. Of units in two stretches, each has a matrix."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        first, second, third = m.a(x).split([3, 5, 4], -1)
+        return m.head(torch.tanh(m.o(torch.cat([first, torch.relu(second), third], -1))))  # type: ignore[no-any-return]
+
+    model = Lambda(forward, a=nn.Linear(5, 12), o=linear(12, 7), head=linear(7, 3))
+    found = find_symmetries(model, torch.randn(4, 5))
+    stretches = {"[:3]": "balance", "[3:8]": "rescale", "[8:]": "balance"}
+    expected = {law(f"{of} a.weight:0{at} a.bias:0{at} > o.weight:1{at}") for at, of in stretches.items()}
+    assert laws(found) == expected | {law("translation head.weight:1")}
+    assert found.rejected == {}

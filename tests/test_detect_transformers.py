@@ -66,8 +66,8 @@ def gpt2() -> list[str]:
 def bloom() -> list[str]:
     qkv, dense = "transformer.h.0.self_attention.query_key_value", "transformer.h.0.self_attention.dense"
     return [
-        f"balance/4 {qkv}.weight:0[:8]%24 {qkv}.bias:0[:8]%24 > {qkv}.weight:0[8:16]%24 {qkv}.bias:0[8:16]%24",
-        f"balance/4 {qkv}.weight:0[16:]%24 {qkv}.bias:0[16:]%24 > {dense}.weight:1",
+        f"balance/8 {qkv}.weight:0[:8]%24 {qkv}.bias:0[:8]%24 > {qkv}.weight:0[8:16]%24 {qkv}.bias:0[8:16]%24",
+        f"balance/8 {qkv}.weight:0[16:]%24 {qkv}.bias:0[16:]%24 > {dense}.weight:1",
         f"translation {qkv}.bias:0[8:16]%24",
     ]
 

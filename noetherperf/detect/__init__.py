@@ -128,9 +128,9 @@ def find_symmetries(
         relations = search.run()
         named = name_all(relations, probe.model, search.shapes, of_the_loss(relations, probe))
         report(Stage.VERIFICATION, 0.0)
-        mixing = mixing_units([item.symmetry for item in named], probe)
-        whole = balances_of(named, mixing, search.shapes, largest_matrix if matrix else 0)
-        candidates = [item.symmetry for item in (*named, *whole.values())]
+        mixes = mixing_units([item.symmetry for item in named], probe, search.sums.large)
+        whole = balances_of(named, mixes, search.shapes, largest_matrix if matrix else 0)
+        candidates = [item.symmetry for items in (named, *whole.values()) for item in items]
         validate(candidates, search.shapes)
         tested = defects_of(candidates, probe, 1 if search.sums.large else N_LOSSES) if verify else {}
         report(Stage.VERIFICATION, 1.0)
@@ -138,17 +138,15 @@ def find_symmetries(
     claimed = []
     for item in named:
         name = item.symmetry.name
-        balance = whole[name] if name in whole and whole[name].symmetry.name not in rejected else None
-        if balance is not None:
-            claimed.append(balance)
-        if name not in rejected and (balance is None or matrix == "both"):
-            too_large = (
-                f" (more than largest_matrix={largest_matrix})"
-                if matrix and mixing.get(name, 1) > largest_matrix
-                else ""
-            )
-            how = f"{mixed(mixing[name])} unit by unit{too_large}" if name in mixing else ""
-            claimed.append(replace(item, meaning=item.meaning + how))
+        of_matrices = whole.get(name, ())
+        if any(one.symmetry.name in rejected for one in of_matrices):
+            of_matrices = ()
+        claimed += of_matrices
+        if name not in rejected and (not of_matrices or matrix == "both"):
+            n = max((mix.n for mix in mixes.get(name, ())), default=1)
+            how = f"{mixed(n)} unit by unit" if n > 1 else ""
+            too_large = f" (more than largest_matrix={largest_matrix})" if matrix and n > largest_matrix else ""
+            claimed.append(replace(item, meaning=item.meaning + how + too_large))
     symmetries = [item.symmetry for item in claimed]
     return Symmetries(
         symmetries,
