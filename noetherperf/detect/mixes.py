@@ -18,7 +18,7 @@ ZERO = 1e-9  # of the sum of |terms|
 ALIVE = 1e-6  # of the usual size: what a dead unit leaves tells nothing
 N_ROWS = 64  # of a matrix of many units, from everywhere in it, which tell of all where blocks are alike
 MANY = 512  # units; of fewer all rows are taken
-N_BATCHES, MOST_BATCHES = 2, 8  # units behind a ReLU mix by chance on some; where blocks differ, more must agree
+MOST_BATCHES = 8  # that agree where blocks differ: behind a ReLU, units mix on some by chance
 
 
 class Mix(NamedTuple):
@@ -48,7 +48,7 @@ def mixing_units(symmetries: Sequence[Symmetry], probe: Probe, large: bool) -> d
     waiting = {symmetry.name: symmetry for symmetry in symmetries if isinstance(symmetry, Rescale)}
     mixing: dict[str, Tensor] = {}
     found: dict[str, list[Mix]] = {}
-    for batch in range(N_BATCHES if large else MOST_BATCHES):
+    for _ in range(1 if large else MOST_BATCHES):
         probe.redraw()
         for gradients in probe.gradients(1):
             for name, rescale in waiting.items():
@@ -57,7 +57,7 @@ def mixing_units(symmetries: Sequence[Symmetry], probe: Probe, large: bool) -> d
                 mixing[name] = now & mixing.get(name, now)
         waiting = {name: one for name, one in waiting.items() if bool((mixing[name].sum(1) > 1).any())}
         found = {name: mixes for name in waiting if (mixes := _alike(mixing[name]))}
-        if batch + 1 >= N_BATCHES and len(found) == len(waiting):
+        if len(found) == len(waiting):
             return found
     of_few = [name for name in waiting if not large and name not in found and mixing[name].shape[1] <= MANY]
     return found | {name: mixes for name in of_few if (mixes := list(_classes(mixing[name])))}
