@@ -685,8 +685,10 @@ class TestSearch:
         case = CASES["plain"]
         model = make(case)
         found = nperf.find_symmetries(model, torch.randn(5, 7, DIM, dtype=torch.float64))
+        readout = nperf.SGD(model.named_parameters(), lr=0.1, symmetries=found).readout()
+        assert list(readout.by_parameter("v.weight")) == ["v<->o"]
         with pytest.raises(KeyError, match=r"'v->o' is the diagonal of a matrix .*balances\['v<->o'\]"):
-            nperf.SGD(model.named_parameters(), lr=0.1, symmetries=found).readout()["v->o"]
+            readout["v->o"]
         paid = nperf.cost(model, [s for s in found if isinstance(s, Balance)])
         state = paid.state - nperf.cost(model).state
         assert found.costs == {"products": paid.products, "state": state}
