@@ -28,7 +28,7 @@ from torch import nn
 from noetherperf.detect.balances import balances_of, mixed
 from noetherperf.detect.found import Symmetries
 from noetherperf.detect.mixes import mixing_units
-from noetherperf.detect.naming import name_all
+from noetherperf.detect.naming import Named, name_all
 from noetherperf.detect.outputs import Loss
 from noetherperf.detect.probe import Probe
 from noetherperf.detect.progress import Stage, bar
@@ -135,7 +135,7 @@ def find_symmetries(
         tested = defects_of(candidates, probe, 1 if search.sums.large else N_LOSSES) if verify else {}
         report(Stage.VERIFICATION, 1.0)
     rejected = {name: defect for name, defect in tested.items() if not defect <= TOLERANCE}
-    claimed = []
+    claimed: list[Named] = []
     for item in named:
         name = item.symmetry.name
         of_matrices = whole.get(name, ())
