@@ -49,11 +49,11 @@ def test_threads(small: bool, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nothing_is_compiled() -> None:
-    """torch._dynamo takes seconds to import, as does sympy; of a linear pair the cost is told, too."""
+    """torch._dynamo takes seconds to import."""
     script = (
         "import sys, torch, noetherperf; from torch import nn;"
         "noetherperf.find_symmetries(nn.Sequential(nn.Linear(5, 8), nn.Linear(8, 4)), torch.randn(4, 5));"
-        "sys.exit(not {'torch._dynamo', 'sympy'}.isdisjoint(sys.modules))"
+        "sys.exit('torch._dynamo' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
 
