@@ -8,7 +8,12 @@ For many random parameters and batches, the sums of θ g (norms) and of g (trans
 are one row of a matrix. A norm may count a vector from an offset, Σ (θ + c) g = Σ θ g + c Σ g, so a row of norms ends
 with the sums of g of vectors. The matrix' null space holds all laws along axes. Three kinds of vectors in it are known:
 identities (two axes of one tensor have the same total), the claims, and indices that never have a gradient. What is
-left was missed. Nothing here knows how `find_symmetries` searches.
+left was missed.
+
+A law of matrices has its diagonal among these laws. For each pair of different units i, j of each claim with two sides,
+the entry ⟨g_i, W_j⟩ of the one side less ⟨V_i, h_j⟩ of the other is taken over the same gradients. One that vanishes
+although its terms do not is a law, and missed if no claimed Balance has it. One that a Balance has and that does not
+vanish is false. Nothing here knows how `find_symmetries` searches.
 """
 
 import copy
@@ -21,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from noetherperf import Symmetry
+from noetherperf import Balance, Part, Rescale, Symmetry
 from noetherperf.checks.exact import evaluation
 
 Matrix = NDArray[np.float64]
@@ -30,6 +35,7 @@ Inputs = Callable[[int, torch.Generator], Any]  # (batch, generator) -> one tens
 
 N_DRAWS = 12  # of parameters and of a batch, at least
 SPARE = 20  # more rows than columns
+N_OF_ENTRIES = 2  # gradients of one draw that entries of matrices are taken of
 EPS = 1e-20  # a weight that a normalisation divides out has a gradient in proportion to eps / variance: none here
 
 
@@ -58,7 +64,8 @@ def completeness(
     false: list[str] = []
     columns = _columns(model)
     places = _places(model, columns)
-    for law, (matrix, scale) in _axis_sums(model, inputs, loss, columns, seed).items():
+    entries = [_Entries(s) for s in symmetries if isinstance(s, Rescale | Balance)]
+    for law, (matrix, scale) in _axis_sums(model, inputs, loss, columns, entries, seed).items():
         own = places if law == "norm" else columns
         alive = scale > 1e-9 * max(scale.max(), 1e-300)
         claims = [v for s in symmetries if s.claimed and s.law == law for v in _vectors(s, own)]
@@ -73,7 +80,69 @@ def completeness(
         missed += [
             f"{law}: {_text(v, own)}" for v in _beyond(null, np.array(known).reshape(-1, len(own))[:, alive], alive)
         ]
-    return Completeness(missed, false)
+    known_pairs = {pair for one in entries if isinstance(one.symmetry, Balance) for pair in one.pairs()}
+    for one in entries:
+        missed += [f"matrix: {pair}" for pair in one.vanishing() if pair not in known_pairs]
+        if isinstance(one.symmetry, Balance):
+            false += [f"matrix: {pair}" for pair in one.pairs() if pair not in one.vanishing(dead=True)]
+    return Completeness(missed, list(dict.fromkeys(false)))
+
+
+class _Entries:
+    """The products of different units of a claim with two sides, over all gradients."""
+
+    def __init__(self, symmetry: Rescale | Balance) -> None:
+        self.symmetry = symmetry
+        self._largest: Matrix | None = None  # |entry| over all gradients, [units, units]
+        self._size: Matrix | None = None  # the magnitudes of its terms, summed
+
+    def add(self, parameters: dict[str, Tensor], gradients: dict[str, Tensor]) -> None:
+        self._first = {part: _indices(part, parameters[part.parameter])[:, 0].tolist() for part in self.symmetry.parts}
+        total, size = [], []
+        for part in self.symmetry.parts:
+            w, g = (_units(part, x[part.parameter]) for x in (parameters, gradients))
+            a, b = (g, w + part.offset) if part.weight > 0 else (w + part.offset, g)
+            total.append(part.weight * (a @ b.T))
+            size.append(abs(part.weight) * (a.abs() @ b.abs().T))
+        entry, terms = torch.stack(total).sum(0).abs().numpy(), torch.stack(size).sum(0).numpy()
+        self._largest = entry if self._largest is None else np.maximum(self._largest, entry)
+        self._size = terms if self._size is None else self._size + terms
+
+    def pairs(self) -> list[str]:
+        """What a Balance claims."""
+        assert self._size is not None
+        n = len(self._size)
+        size = getattr(self.symmetry, "size", None) or n
+        return [self._named(i, j) for i in range(n) for j in range(n) if i != j and i // size == j // size]
+
+    def vanishing(self, dead: bool = False) -> list[str]:
+        """The entries that vanish on every batch; dead: those without terms, too."""
+        assert self._size is not None
+        assert self._largest is not None
+        zero = self._largest <= 1e-9 * self._size
+        if not dead:
+            zero &= self._size > 1e-6 * np.median(self._size)
+        return [self._named(i, j) for i, j in np.argwhere(zero).tolist() if i != j]
+
+    def _named(self, i: int, j: int) -> str:
+        """By the first indices of both units in all parts, whatever the parts' order, sign and slices."""
+        sides = []
+        for positive in (True, False):
+            own = [(part, self._first[part]) for part in self.symmetry.parts if (part.weight > 0) == positive]
+            sides.append(sorted(f"{part.parameter}[{part.axis}]:{first[i]},{first[j]}" for part, first in own))
+        return " = ".join(" + ".join(side) for side in sides)
+
+
+def _indices(part: Part, x: Tensor) -> Tensor:
+    """The indices of each unit, [units, indices of one]."""
+    return torch.zeros(1, 1).long() if part.axis is None else part.gather(torch.arange(x.shape[part.axis]))
+
+
+def _units(part: Part, x: Tensor) -> Tensor:
+    """[units, elements of one]."""
+    if part.axis is None:
+        return x.reshape(1, -1)
+    return torch.stack([x.index_select(part.axis, own).flatten() for own in _indices(part, x)])
 
 
 Column = tuple[str, int, int]  # parameter, axis, index
@@ -98,7 +167,12 @@ def _places(model: nn.Module, columns: dict[Column, int]) -> dict[Column, int]:
 
 
 def _axis_sums(
-    model: nn.Module, inputs: Inputs, loss: Loss, columns: dict[Column, int], seed: int
+    model: nn.Module,
+    inputs: Inputs,
+    loss: Loss,
+    columns: dict[Column, int],
+    entries: Sequence[_Entries],
+    seed: int,
 ) -> dict[str, tuple[Matrix, Matrix]]:
     """Law -> the sums, [rows, columns], and the size of their terms over all rows, [columns]."""
     twin = copy.deepcopy(model).double().train()
@@ -134,10 +208,16 @@ def _axis_sums(
                 grads = torch.autograd.grad(
                     target, list(parameters.values()), v, retain_graph=i + 1 < per_draw, allow_unused=True
                 )
+                gradients = {
+                    name: torch.zeros_like(p) if gradient is None else gradient
+                    for (name, p), gradient in zip(parameters.items(), grads, strict=True)
+                }
+                for one in entries if i < N_OF_ENTRIES else ():
+                    one.add({name: p.detach() for name, p in parameters.items()}, gradients)
                 for law, found in rows.items():
                     row = np.zeros(len(columns))
-                    for (name, p), gradient in zip(parameters.items(), grads, strict=True):
-                        g = torch.zeros_like(p) if gradient is None else gradient
+                    for name, p in parameters.items():
+                        g = gradients[name]
                         product = (g if law == "translation" else g * p.detach()).reshape(p.shape or (1,))
                         for axis, length in enumerate(product.shape):
                             if length > 1 or axis == 0:

@@ -651,7 +651,7 @@ class TestSearch:
         case = CASES[name]
         model = make(case)
         x = torch.randn(5, 7, DIM, dtype=torch.float64)
-        found = nperf.find_symmetries(model, x, matrix=True, progress=False)
+        found = nperf.find_symmetries(model, x, progress=False)
         balances = [symmetry for symmetry in found if isinstance(symmetry, Balance)]
         params = detached(model)
         charges = [balance.charge(params) for balance in case.balances]
@@ -668,12 +668,32 @@ class TestSearch:
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(DIM, 3), nn.ReLU(), nn.Linear(3, N_OUT), Mean()).double()
         x = torch.randn(5, 7, DIM, dtype=torch.float64)
-        found = nperf.find_symmetries(model, x, matrix=True, progress=False)
+        found = nperf.find_symmetries(model, x, progress=False)
         assert [type(symmetry) for symmetry in found if symmetry.kind != "translation"] == [Rescale]
-        pair = nperf.find_symmetries(make(CASES["linear pair"]), x, progress=False)
-        assert not [symmetry for symmetry in pair if isinstance(symmetry, Balance)]
-        with pytest.raises(ValueError, match="verify"):
-            nperf.find_symmetries(model, x, matrix=True, verify=False)
+        pair = make(CASES["linear pair"])
+        whole, diagonal, both = (nperf.find_symmetries(pair, x, matrix=how) for how in (True, False, "both"))
+        assert whole["0<->1"] == both["0<->1"]
+        assert whole["0<->1"].diagonal() == diagonal["0->1"] == both["0->1"]  # type: ignore[attr-defined]
+        assert [s.name for s in both] == ["0<->1", "0->1", *(s.name for s in whole[1:])]
+        assert [s.name for s in diagonal] == ["0->1", *(s.name for s in whole[1:])]
+        with pytest.raises(ValueError, match=r'matrix=.all. is unknown; use True, False, or "both"'):
+            nperf.find_symmetries(model, x, matrix="all")  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="largest_matrix must be a number of units, at least 1, got 0"):
+            nperf.find_symmetries(model, x, largest_matrix=0)
+
+    def test_what_a_step_pays_is_told(self) -> None:
+        case = CASES["plain"]
+        model = make(case)
+        found = nperf.find_symmetries(model, torch.randn(5, 7, DIM, dtype=torch.float64))
+        readout = nperf.SGD(model.named_parameters(), lr=0.1, symmetries=found).readout()
+        assert list(readout.by_parameter("v.weight")) == ["v<->o"]
+        with pytest.raises(KeyError, match=r"'v->o' is the diagonal of a matrix .*balances\['v<->o'\]"):
+            readout["v->o"]
+        paid = nperf.cost(model, [s for s in found if isinstance(s, Balance)])
+        state = paid.state - nperf.cost(model).state
+        assert found.costs == {"products": paid.products, "state": state}
+        assert f"their laws keep {state / 1000:.1f} kB" in str(found)
+        assert nperf.Symmetries.from_json(found.to_json()).costs == found.costs
 
 
 def test_the_cost_on_paper() -> None:
@@ -795,7 +815,7 @@ def test_no_matrix_through_rotary_positions_or_a_norm_of_queries(rotates: bool) 
     torch.manual_seed(0)
     model = Positions(rotates).double()
     x = torch.randn(5, 7, DIM, dtype=torch.float64)
-    found = nperf.find_symmetries(model, x, matrix=True, progress=False)
+    found = nperf.find_symmetries(model, x, progress=False)
     balances = [symmetry for symmetry in found if isinstance(symmetry, Balance)]
     assert [[part.parameter for part in balance.parts] for balance in balances] == [["v.weight", "o.weight"]]
     claim = Balance("q, k", [Part("q.weight", 0)], [Part("k.weight", 0)])
@@ -857,6 +877,6 @@ def test_models_of_transformers() -> None:
         ),
         (transformers.LlamaForCausalLM(transformers.LlamaConfig(**llama, **options)), {"v_proj<->o_proj": 6}),
     ):
-        found = nperf.find_symmetries(model, torch.randint(50, (2, 8)), matrix=True, progress=False)
+        found = nperf.find_symmetries(model, torch.randint(50, (2, 8)), progress=False)
         sizes = {s.name.rpartition("attn.")[2]: s.size for s in found if isinstance(s, Balance)}
         assert sizes == expected

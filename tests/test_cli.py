@@ -801,6 +801,25 @@ def test_finds_options_reach_the_search(made: Path) -> None:
     assert found["defects"] == {}
 
 
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ([], ["0<->1"]),
+        (["--matrix", "no"], ["0->1"]),
+        (["--matrix", "both"], ["0<->1", "0->1"]),
+        (["--largest-matrix", "2"], ["0->1"]),
+    ],
+)
+def test_find_claims_matrices_as_asked(made: Path, options: list[str], names: list[str]) -> None:
+    (made / "pair.py").write_text(
+        "from torch import nn, randn\n"
+        "def make():\n    return nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2)), randn(4, 2)\n"
+    )
+    found = json.loads(call("find", "pair:make", "--loss", "mse", "--json", *options).stdout)
+    assert [symmetry["name"] for symmetry in found["symmetries"]] == names
+    assert bool(found["costs"]) == ("0<->1" in names)
+
+
 def test_find_tells_what_is_in_no_law(made: Path) -> None:
     (made / "tanh.py").write_text(
         "from torch import nn, ones\n"

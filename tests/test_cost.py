@@ -1,5 +1,8 @@
 """The cost on paper against what the engine really keeps and moves."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -82,3 +85,13 @@ def test_shapes_alone_will_do_and_16_bits_move_half() -> None:
 def test_symmetries_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="nope"):
         nperf.cost({"w": (3, 4)}, [Norm("x", [Part("nope", 0)])])
+
+
+def test_it_is_told_at_once() -> None:
+    """On the meta device, torch imports sympy for a few operations, which takes a second."""
+    script = (
+        "import sys, torch, noetherperf as n; pair = n.Balance('a', [n.Part('a', 0)], [n.Part('b', 1)]);"
+        "n.cost({'a': (4, 5), 'b': (3, 4)}, [pair, n.Norm('a rows', [n.Part('a', 0)])]);"
+        "sys.exit('sympy' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)

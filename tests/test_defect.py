@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import noetherperf as nperf
 from noetherperf import Norm, Part, Translation, check_constraints
-from noetherperf.detect.verify import verified
+from noetherperf.detect.verify import defects_of
 from noetherperf.measure.defect import FLOOR, floored, mean_square, quotient, relative_defect
 
 MODEL_LAWS = [Translation("weight", [Part("weight", 1)]), Norm("bias", [Part("bias", 0)])]
@@ -65,7 +65,7 @@ def test_readout_constraints_and_search_have_one_definition(tiny: bool) -> None:
     probe: Any = SimpleNamespace(
         parameters=dict(model.named_parameters()), redraw=lambda: None, gradients=lambda n: [gradients]
     )
-    assert verified(MODEL_LAWS, probe, 1).defects["weight"] == pytest.approx(read.max(), rel=1e-12)
+    assert defects_of(MODEL_LAWS, probe, 1)["weight"] == pytest.approx(read.max(), rel=1e-12)
     assert (read.max() < 0.1) == tiny
 
 
@@ -77,7 +77,7 @@ def test_a_defect_that_is_no_number_is_not_forgotten() -> None:
         redraw=lambda: None,
         gradients=lambda n: [finite, finite | {"weight": torch.full((3, 4), torch.nan).double()}, finite],
     )
-    defects = verified(MODEL_LAWS, probe, 1).defects
+    defects = defects_of(MODEL_LAWS, probe, 1)
     assert np.isnan(defects["weight"])
     assert np.isfinite(defects["bias"])
 

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import noetherperf as nperf
-from noetherperf import Norm, Part, Rescale, Scale, Symmetries, Symmetry, Translation, find_symmetries
+from noetherperf import Balance, Norm, Part, Rescale, Scale, Symmetries, Symmetry, Translation, find_symmetries
 from noetherperf.detect.relations import independent, integer_relations, null_space
 from noetherperf.detect.sums import Sums
+from noetherperf.symmetry import balances_in, with_groups
 
 every_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.name)
 
@@ -41,7 +42,8 @@ def part(text: str, sign: float = 1.0) -> Part:
 
 
 def law(text: str) -> tuple[str, frozenset[Part]]:
-    """`scale a b`, `translation a − b`, `rescale a b > c d`: kind and parts with signed weights."""
+    """`scale a b`, `translation a − b`, `rescale a b > c d`, `balance/4 a > b` with size 4: kind and parts with signed
+    weights."""
     kind, *words = text.split()
     sign, parts = 1.0, []
     for word in words:
@@ -53,7 +55,12 @@ def law(text: str) -> tuple[str, frozenset[Part]]:
 
 
 def laws(symmetries: Iterable[Symmetry]) -> set[tuple[str, frozenset[Part]]]:
-    return {(symmetry.kind, frozenset(symmetry.parts)) for symmetry in symmetries}
+    return {(kind(symmetry), frozenset(symmetry.parts)) for symmetry in symmetries}
+
+
+def kind(symmetry: Symmetry) -> str:
+    size = symmetry.size if isinstance(symmetry, Balance) else None
+    return symmetry.kind if size is None else f"{symmetry.kind}/{size}"
 
 
 def unit(inward: str, outward: str, bias: bool = True) -> str:
@@ -132,8 +139,8 @@ def fused_blocks() -> list[str]:
         found += [
             unit(f"{b}.ln1", qkv),
             unit(f"{b}.ln2", f"{b}.mlp.0"),
-            f"rescale {qkv}.weight:0[24:] {qkv}.bias:0[24:] > {proj}.weight:1",
-            f"rescale {qkv}.weight:0[:12] {qkv}.bias:0[:12] > {qkv}.weight:0[12:24] {qkv}.bias:0[12:24]",
+            f"balance/6 {qkv}.weight:0[24:] {qkv}.bias:0[24:] > {proj}.weight:1",
+            f"balance/6 {qkv}.weight:0[:12] {qkv}.bias:0[:12] > {qkv}.weight:0[12:24] {qkv}.bias:0[12:24]",
             f"translation {qkv}.bias:0[12:24]",
         ]
         found += [f"translation {w}.weight:1" for w in (proj, f"{b}.mlp.2")]
@@ -177,7 +184,7 @@ def llama() -> list[str]:
             f"rescale {b}.input_norm.weight:0 > {q}:1 {k}:1 {v}:1",
             f"rescale {b}.post_norm.weight:0 > {b}.gate.weight:1 {b}.up.weight:1",
             f"rescale {b}.up.weight:0 > {b}.down.weight:1",
-            f"rescale {v}:0 > {o}:1/2~4",  # one value head, two query heads of 4
+            f"balance/4 {v}:0 > {o}:1/2~4",  # one value head, two query heads of 4
             f"rescale {q}:0/4~2 > {k}:0/2~2",  # rotary pairs two apart
         ]
         stream += f" {o}:whole {b}.down.weight:whole"
@@ -263,7 +270,14 @@ class TestFamilies:
             optimizer.step()
         readout = optimizer.readout()
         p = dict(model.named_parameters())
-        assert len(readout) == len(found(family))
+        assert [*readout, *readout.balances] == [
+            s.name for s in (*with_groups(found(family)), *balances_in(found(family)))
+        ]
+        for name, whole in readout.balances.items():
+            size = whole.symmetry.charge(p, magnitude=True)
+            assert whole.closed
+            assert bool((whole.residual.abs() <= 1e-9 * size).all()), name
+            assert float(((whole.charge - whole.initial).abs() / size).max()) > 1e-6, name
         for name, charge in readout.items():
             groups = torch.cat([part.grouped(p[part.parameter]) for part in charge.symmetry.parts], 1).detach()
             terms = groups.abs().sum(1) if charge.symmetry.law == "translation" else groups.square().sum(1)
@@ -274,7 +288,20 @@ class TestFamilies:
 
 
 def constraint(symmetry: Symmetry, p: dict[str, nn.Parameter]) -> tuple[Tensor, Tensor]:
-    """|⟨g, ψ⟩| and |g_A| |ψ_A| of each group; a gradient far below its module's counts as 1e-3 of that."""
+    """|⟨g, ψ⟩| and |g_A| |ψ_A| of each group; a gradient far below its module's counts as 1e-3 of that.
+
+    Of a Balance, |W gᵀ − (V hᵀ)ᵀ| and the sum of the magnitudes of its terms, of each entry.
+    """
+    if isinstance(symmetry, Balance):
+        entries: dict[bool, Tensor] = {}
+        for magnitude in (False, True):
+            terms = []
+            for one in symmetry.parts:
+                g, w = (symmetry.units(one, x.detach()) for x in (p[one.parameter].grad, p[one.parameter]))  # type: ignore[union-attr]
+                g, w = (g.abs(), w.abs()) if magnitude else (g, w)
+                terms.append(w @ g.mT if one.weight > 0 else (1 if magnitude else -1) * (g @ w.mT))
+            entries[magnitude] = torch.stack(terms).sum(0).abs()
+        return entries[False], entries[True]
     defect, sq_g, sq_psi = torch.zeros(()), torch.zeros(()), torch.zeros(())
     for one in symmetry.parts:
         module = one.parameter.rpartition(".")[0]
@@ -478,8 +505,8 @@ STRUCTURES: dict[str, tuple[nn.Module, Tensor, list[str]]] = {
         Lambda(heads_of_three, qkv=nn.Linear(7, 24), o=nn.Linear(8, 5)),
         torch.randn(4, 3, 7),
         [
-            "rescale qkv.weight:0[:4]%12 qkv.bias:0[:4]%12 > qkv.weight:0[4:8]%12 qkv.bias:0[4:8]%12",
-            "rescale qkv.weight:0[8:]%12 qkv.bias:0[8:]%12 > o.weight:1",
+            "balance/4 qkv.weight:0[:4]%12 qkv.bias:0[:4]%12 > qkv.weight:0[4:8]%12 qkv.bias:0[4:8]%12",
+            "balance/4 qkv.weight:0[8:]%12 qkv.bias:0[8:]%12 > o.weight:1",
             "translation qkv.bias:0[4:8]%12",
             *softmax("o"),
         ],
@@ -499,7 +526,7 @@ STRUCTURES: dict[str, tuple[nn.Module, Tensor, list[str]]] = {
             "scale q.weight:0/4",
             "scale k.weight:0/4",
             "rescale q_norm.weight:0 > k_norm.weight:0",
-            "rescale v.weight:0 > o.weight:1",
+            "balance/4 v.weight:0 > o.weight:1",
             "translation o.weight:1",
         ],
     ),
@@ -533,10 +560,10 @@ def test_multi_head_attention() -> None:
     symmetries = find_symmetries(model, torch.randn(4, 3, 8))
     w, b, o = "attn.in_proj_weight", "attn.in_proj_bias", "attn.out_proj.weight"
     assert {
-        law(f"rescale {w}:0[:8] {b}:0[:8] > {w}:0[8:16] {b}:0[8:16]"),
-        law(f"rescale {w}:0[16:] {b}:0[16:] > {o}:1"),
+        law(f"balance/4 {w}:0[:8] {b}:0[:8] > {w}:0[8:16] {b}:0[8:16]"),
+        law(f"balance/4 {w}:0[16:] {b}:0[16:] > {o}:1"),
         law(f"translation {b}:0[8:16]"),
-        law("rescale attn.out_proj.weight:0 attn.out_proj.bias:0 > head.weight:1"),
+        law("balance attn.out_proj.weight:0 attn.out_proj.bias:0 > head.weight:1"),
     } <= laws(symmetries)
 
 
@@ -566,8 +593,8 @@ def test_names_are_those_of_the_modules(found: Callable[[Family], Symmetries]) -
     names = {name: [symmetry.name for symmetry in found(FAMILIES[name])] for name in ("vgg", "vgg_bn", "gpt", "llama")}
     assert "features.5->features.7" in names["vgg"]
     assert {"features.0", "features.0.bias", "classifier.6"} <= set(names["vgg_bn"])
-    assert {"blocks.0.attn.qkv[0:12]->qkv[12:24]", "blocks.1.ln1->attn.qkv"} <= set(names["gpt"])
-    assert {"layers.0.attn.v_proj->o_proj", "layers.0.up->down"} <= set(names["llama"])
+    assert {"blocks.0.attn.qkv[0:12]<->qkv[12:24]", "blocks.1.ln1->attn.qkv"} <= set(names["gpt"])
+    assert {"layers.0.attn.v_proj<->o_proj", "layers.0.up->down"} <= set(names["llama"])
     for family in FAMILIES.values():
         symmetries = found(family)
         assert len({symmetry.name for symmetry in symmetries}) == len(symmetries)

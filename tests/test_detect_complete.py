@@ -13,7 +13,7 @@ from test_detect import Lambda, law, laws, linear, unit
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from noetherperf import Part, Translation, find_symmetries
+from noetherperf import Balance, Part, Rescale, Translation, find_symmetries
 
 Draw = Callable[[int, torch.Generator], tuple[Tensor, ...]]
 
@@ -34,6 +34,32 @@ def test_the_measure_knows_what_is_missed_and_what_is_false() -> None:
     assert "norm: +1 0.weight[0]:1 +1 0.bias[0]:1 -1 2.weight[1]:1" in report.missed
     wrong = [*found, Translation("wrong", [Part("0.bias", 0)])]
     assert len(completeness(family.make(), family.inputs, "cross_entropy", wrong).false) == 9
+
+
+def test_the_measure_knows_matrices() -> None:
+    """Diagonals alone miss the other entries of linear pairs and heads; through ReLU and rotary positions, matrices are
+    false."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        q, k, v = (f(x)[..., None, :] for f in (m.q, m.k, m.v))
+        y = m.b(m.a(attend(turned(q), turned(k), v)))
+        return m.d(torch.relu(m.c(y)))  # type: ignore[no-any-return]
+
+    shapes = {"q": (3, 8), "k": (3, 8), "v": (3, 5), "a": (5, 3), "b": (3, 4), "c": (4, 4), "d": (4, 3)}
+    model = Lambda(forward, **{name: linear(*shape) for name, shape in shapes.items()})
+    found = find_symmetries(model, torch.randn(4, 4, 3))
+    assert [s.name for s in found if isinstance(s, Balance)] == ["q[4:]<->k[4:]", "v<->a", "a<->b", "b<->c"]
+    report = completeness(model, draws(4, 3), "cross_entropy", found)
+    assert report.missed == []
+    assert report.false == []
+    diagonals = find_symmetries(model, torch.randn(4, 4, 3), matrix=False)
+    report = completeness(model, draws(4, 3), "cross_entropy", diagonals)
+    assert len(report.missed) == 4 * 3 + 5 * 4 + 3 * 2 + 4 * 3
+    assert all(line.startswith("matrix: ") for line in report.missed)
+    assert report.false == []
+    (turning,) = [s for s in found if "q[0:4]" in s.name]
+    false = [Balance(f"all {s.name}", s.inward, s.outward) for s in (turning, found["c->d"])]  # type: ignore[attr-defined]
+    assert len(completeness(model, draws(4, 3), "cross_entropy", [*found, *false]).false) == 2 * 1 + 4 * 3
 
 
 # ---- laws between slices, folds and whole tensors -------------------------------------------------------------------
@@ -136,6 +162,35 @@ def block(n: int, middle: int, out: int) -> nn.Sequential:
     )
 
 
+def heads_last(m: Any, x: Tensor) -> Tensor:
+    """The number of the head is the fastest index, so that a head's units are four apart."""
+    q, k, v = (f(x).unflatten(-1, (3, 4)).transpose(-1, -2) for f in (m.q, m.k, m.v))
+    return m.head(torch.tanh(m.o(attend(q, k, v).unflatten(-1, (4, 3)).transpose(-1, -2).flatten(-2))))  # type: ignore[no-any-return]
+
+
+def towers(m: Any, x: Tensor) -> Tensor:
+    """Units of one map behind gates of their own: two towers that differ in width."""
+    wide, narrow = m.a(x).split([8, 4], -1)
+    gates = torch.sigmoid(x[:, :2])
+    return m.head(torch.tanh(m.o(torch.cat([wide * gates[:, :1], narrow * gates[:, 1:]], -1))))  # type: ignore[no-any-return]
+
+
+def latent(m: Any, x: Tensor) -> Tensor:
+    """Queries, keys and values of low rank; one key with rotary positions for both heads (DeepSeek's attention)."""
+
+    def placed(z: Tensor) -> Tensor:
+        a, b = z.chunk(2, -1)
+        angle = torch.arange(x.shape[1], dtype=x.dtype)[:, None, None]
+        return torch.cat([a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()], -1)
+
+    q, turning_q = m.q_b(m.q_a(x)).unflatten(-1, (2, 6)).split([4, 2], -1)
+    compressed, turning_k = m.kv_a(x).split([5, 2], -1)
+    k, v = m.kv_b(compressed).unflatten(-1, (2, 7)).split([4, 3], -1)
+    turning_k = placed(turning_k[..., None, :]).expand_as(turning_q)
+    y = attend(torch.cat([q, placed(turning_q)], -1), torch.cat([k, turning_k], -1), v)
+    return m.head(torch.tanh(m.o(y)))  # type: ignore[no-any-return]
+
+
 def bottlenecks(m: Any, x: Tensor) -> Tensor:
     x = torch.relu(m.a(x) + m.skip(x))
     return m.o(torch.relu(x + m.b(x)).mean((-2, -1)))  # type: ignore[no-any-return]
@@ -184,33 +239,33 @@ STRUCTURES: dict[str, tuple[Callable[[], nn.Module], Draw, list[str]]] = {
     "multi-query": (
         lambda: Lambda(multi_query, qkv=linear(9, 24), o=linear(16, 5), head=nn.Linear(5, 3)),
         draws(5, 9),
-        ["rescale qkv.weight:0[:16]/4~4 > qkv.weight:0[16:20]", "rescale qkv.weight:0[20:] > o.weight:1/4~4"],
+        ["balance qkv.weight:0[:16]/4~4 > qkv.weight:0[16:20]", "balance qkv.weight:0[20:] > o.weight:1/4~4"],
     ),
     "grouped queries in one map": (
         lambda: Lambda(grouped_queries, qkv=linear(9, 32), o=linear(16, 5), head=nn.Linear(5, 3)),
         draws(5, 9),
         [
-            "rescale qkv.weight:0[:8]%16/2~4 > qkv.weight:0[8:12]%16",
-            "rescale qkv.weight:0[12:]%16 > o.weight:1/2~4",
+            "balance/4 qkv.weight:0[:8]%16/2~4 > qkv.weight:0[8:12]%16",
+            "balance/4 qkv.weight:0[12:]%16 > o.weight:1/2~4",
         ],
     ),
     "one key for the queries of every head": (
         lambda: Lambda(shared_key, qv=linear(9, 24), k=linear(9, 4), o=linear(12, 5), head=nn.Linear(5, 3)),
         draws(5, 9),
-        ["rescale qv.weight:0[:4]%8/3~4 > k.weight:0", "rescale qv.weight:0[4:]%8 > o.weight:1"],
+        ["balance qv.weight:0[:4]%8/3~4 > k.weight:0", "balance/4 qv.weight:0[4:]%8 > o.weight:1"],
     ),
     "one key for the queries of more heads": (
         lambda: Lambda(shared_key, qv=linear(9, 56), k=linear(9, 4), o=linear(28, 5), head=nn.Linear(5, 3)),
         draws(5, 9),
-        ["rescale qv.weight:0[:4]%8/7~4 > k.weight:0", "rescale qv.weight:0[4:]%8 > o.weight:1"],
+        ["balance qv.weight:0[:4]%8/7~4 > k.weight:0", "balance/4 qv.weight:0[4:]%8 > o.weight:1"],
     ),
     "partial rotary": (
         lambda: Lambda(partial_rotary, q=linear(9, 16), k=linear(9, 16), v=linear(9, 16), o=nn.Linear(16, 3)),
         draws(5, 9),
         [
-            "rescale q.weight:0[4:]%8 > k.weight:0[4:]%8",
+            "balance/4 q.weight:0[4:]%8 > k.weight:0[4:]%8",
             "rescale q.weight:0[:4]%8/2~2 > k.weight:0[:4]%8/2~2",
-            "rescale v.weight:0 > o.weight:1",
+            "balance/8 v.weight:0 > o.weight:1",
         ],
     ),
     "cross attention": (
@@ -306,6 +361,39 @@ STRUCTURES: dict[str, tuple[Callable[[], nn.Module], Draw, list[str]]] = {
         draws(3, 6, 6),
         ["scale n0.weight:0 n0.bias:0", "scale c0.weight:0", "scale c1.weight:0", "scale c2.weight:0"],
     ),
+    "heads last": (
+        lambda: Lambda(
+            heads_last, q=linear(9, 12), k=linear(9, 12), v=linear(9, 12), o=linear(12, 7), head=linear(7, 3)
+        ),
+        draws(5, 9),
+        [f"balance {a}.weight:0[3:]%4 > {b}" for a, b in (("q", "k.weight:0[3:]%4"), ("v", "o.weight:1[3:]%4"))],
+    ),
+    "towers of different width": (
+        lambda: Lambda(towers, a=nn.Linear(5, 12), o=linear(12, 7), head=linear(7, 3)),
+        draws(5),
+        [
+            "balance a.weight:0[:8] a.bias:0[:8] > o.weight:1[:8]",
+            "balance a.weight:0[8:] a.bias:0[8:] > o.weight:1[8:]",
+        ],
+    ),
+    "latent attention": (
+        lambda: Lambda(
+            latent,
+            q_a=linear(9, 4),
+            q_b=linear(4, 12),
+            kv_a=linear(9, 7),
+            kv_b=linear(5, 14),
+            o=linear(6, 8),
+            head=linear(8, 3),
+        ),
+        draws(5, 9),
+        [
+            "balance q_a.weight:0 > q_b.weight:1",
+            "balance kv_a.weight:0[:5] > kv_b.weight:1",
+            "balance/4 q_b.weight:0[:4]%6 > kv_b.weight:0[:4]%7",
+            "balance/3 kv_b.weight:0[4:]%7 > o.weight:1",
+        ],
+    ),
     "a shift of all logits": (
         lambda: Lambda(lambda m, x: m.o(x) + m.t, t=nn.Parameter(torch.zeros(1)), o=nn.Linear(5, 3)),
         draws(5),
@@ -345,14 +433,25 @@ def test_laws_of_matrices_are_told() -> None:
 
     shapes = {"q": (6, 8), "k": (6, 8), "v": (6, 8), "o": (8, 5), "b": (5, 7), "c": (7, 9), "d": (9, 3)}
     model = Lambda(forward, **{name: nn.Linear(*shape) for name, shape in shapes.items()})
-    meanings = find_symmetries(model, torch.randn(4, 5, 6)).meanings
-    told = {
-        name: int(text.partition("any mix of ")[2].split()[0])
-        for name, text in meanings.items()
-        if "a law of matrices" in text
-    }
-    assert told == {"q->k": 4, "v->o": 4, "b->c": 7}
-    assert "c->d" in meanings
+    sizes = {"q<->k": 4, "v<->o": 4, "b<->c": 7}
+    diagonals = {name.replace("<", ""): n for name, n in sizes.items()}
+
+    def told(how: str, **options: Any) -> dict[str, int]:
+        """Name -> the units that mix, of laws that are claimed in such a way."""
+        found = find_symmetries(model, torch.randn(4, 5, 6), **options)
+        assert "c->d" in found.meanings
+        assert bool(found.costs) == any(isinstance(symmetry, Balance) for symmetry in found)
+        of_matrices = {
+            name: text for name, text in found.meanings.items() if f"a law of matrices, claimed {how}" in text
+        }
+        assert all(isinstance(found[name], Balance if how == "whole" else Rescale) for name in of_matrices)
+        return {name: int(text.partition("any mix of ")[2].split()[0]) for name, text in of_matrices.items()}
+
+    assert told("whole") == told("whole", matrix="both") == told("whole", verify=False) == sizes
+    assert told("unit by unit") == {}
+    assert told("unit by unit", matrix=False) == told("unit by unit", matrix="both") == diagonals
+    assert told("whole", largest_matrix=4) == {"q<->k": 4, "v<->o": 4}
+    assert told("unit by unit (more than largest_matrix=4)", largest_matrix=4) == {"b->c": 7}
 
 
 # ---- losses and outputs ---------------------------------------------------------------------------------------------
@@ -440,7 +539,7 @@ def test_a_mask_of_minus_infinity() -> None:
 
     model = Lambda(forward, q=linear(6, 4), k=linear(6, 4), v=linear(6, 4), o=linear(4, 3))
     found = laws(find_symmetries(model, torch.randn(2, 5, 6), torch.full((5, 5), -torch.inf).triu(1)))
-    assert {law("rescale q.weight:0 > k.weight:0"), law("rescale v.weight:0 > o.weight:1")} <= found
+    assert {law("balance q.weight:0 > k.weight:0"), law("balance v.weight:0 > o.weight:1")} <= found
 
 
 def test_sorted_lengths_stay() -> None:
@@ -458,7 +557,7 @@ def test_one_tensor_of_ids_for_two_vocabularies() -> None:
         lambda m, ids: m.o(m.a(ids) + m.b(ids)).mean(1), a=nn.Embedding(30, 6), b=nn.Embedding(7, 6), o=linear(6, 3)
     )
     found = laws(find_symmetries(model, torch.randint(7, (2, 5))))
-    assert law("rescale a.weight:1 b.weight:1 > o.weight:1") in found
+    assert law("balance a.weight:1 b.weight:1 > o.weight:1") in found
 
 
 class Average(nn.Module):
@@ -493,7 +592,7 @@ def test_experts_in_one_product() -> None:
 
     a, b = nn.Parameter(torch.randn(2, 8, 16)), nn.Parameter(torch.randn(2, 16, 8))
     found = laws(find_symmetries(Lambda(forward, i=linear(5, 8), a=a, b=b, o=linear(8, 3)), torch.randn(16, 5)))
-    assert {law("rescale i.weight:0 > a:1"), law("rescale a:2 > b:1")} <= {*found, *map(flipped, found)}
+    assert {law("balance i.weight:0 > a:1"), law("rescale a:2 > b:1")} <= {*found, *map(flipped, found)}
 
 
 def normalised(x: Tensor) -> Tensor:
@@ -637,3 +736,77 @@ def test_a_gain_of_a_multiple_counts_once() -> None:
         ("w", 1.0, 0.5),
         ("b.weight", -1.0, 0.0),
     }
+
+
+def gained(h: Tensor, w: Tensor) -> Tensor:
+    return h + w * h
+
+
+#: x, u, w -> what a pair of gains gives; the sizes and offsets of u and w.
+PAIRS: dict[str, tuple[Callable[[Tensor, Tensor, Tensor], Tensor], tuple[int, int], tuple[float, float]]] = {
+    "u x + u w x": (lambda x, u, w: gained(u * x, w), (6, 6), (0.0, 1.0)),
+    "two from offsets": (lambda x, u, w: gained(gained(x, u), w), (6, 6), (1.0, 1.0)),
+    "scalars": (lambda x, u, w: gained(gained(x, u), w), (1, 1), (1.0, 1.0)),
+    "a vector and a scalar": (lambda x, u, w: gained(u * x, w), (1, 6), (0.0, 1.0)),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_two_gains_of_one_stream(name: str) -> None:
+    """Nothing tells where they count from but the gradients."""
+    gains, (n, m), (of_u, of_w) = PAIRS[name]
+    torch.manual_seed(0)
+    model = Lambda(
+        lambda module, x: module.a(torch.tanh(gains(torch.tanh(x), module.u, module.w))),
+        u=nn.Parameter(torch.randn(n)),
+        w=nn.Parameter(torch.randn(m)),
+        a=linear(6, 5),
+    )
+    found = find_symmetries(model, torch.randn(8, 6))
+    (rescale,) = [symmetry for symmetry in found if symmetry.kind == "rescale"]
+    assert {(part.parameter, part.offset) for part in rescale.parts} == {("u", of_u), ("w", of_w)}
+    assert not found.unmatched
+    report = completeness(model, draws(6), "cross_entropy", found)
+    assert report.missed == []
+    assert report.false == []
+
+
+def test_an_empty_batch_is_refused() -> None:
+    for model, inputs in (
+        (nn.Linear(3, 4), [torch.randn(0, 3)]),
+        (Lambda(lambda m, x, mask: m.a(x) * mask, a=nn.Linear(3, 4)), [torch.randn(0, 3), torch.ones(1, 4)]),
+    ):
+        with pytest.raises(ValueError, match=r"no elements, as of an empty batch.*give an example that has some"):
+            find_symmetries(model, *inputs)
+
+
+def test_softmax_is_said_of_what_it_reads() -> None:
+    """Of the heads, wherever they are registered; not of what a normalisation takes the mean out of."""
+    model = Lambda(
+        lambda m, x: (m.head(torch.tanh(m.n(m.a(x)))), m.aux(torch.tanh(x))),
+        head=nn.Linear(7, 4),
+        aux=nn.Linear(6, 4),
+        n=nn.LayerNorm(7),
+        a=nn.Linear(6, 7),
+    )
+    meanings = find_symmetries(model, torch.randn(5, 6)).meanings
+    of_softmax = {name for name, meaning in meanings.items() if meaning.startswith("softmax")}
+    assert of_softmax == {"head", "head.bias", "aux", "aux.bias"}
+    assert {"a (translation)", "a.bias"} == {
+        name for name, meaning in meanings.items() if meaning.startswith("mean removed")
+    }
+
+
+def test_units_that_do_not_mix_among_others() -> None:
+    """Those behind a ReLU are rescaled; their neighbours mix. Of units in two stretches, each has a matrix."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        first, second, third = m.a(x).split([3, 5, 4], -1)
+        return m.head(torch.tanh(m.o(torch.cat([first, torch.relu(second), third], -1))))  # type: ignore[no-any-return]
+
+    model = Lambda(forward, a=nn.Linear(5, 12), o=linear(12, 7), head=linear(7, 3))
+    found = find_symmetries(model, torch.randn(4, 5))
+    stretches = {"[:3]": "balance", "[3:8]": "rescale", "[8:]": "balance"}
+    expected = {law(f"{of} a.weight:0{at} a.bias:0{at} > o.weight:1{at}") for at, of in stretches.items()}
+    assert laws(found) == expected | {law("translation head.weight:1")}
+    assert found.rejected == {}

@@ -52,7 +52,7 @@ def test_nothing_is_compiled() -> None:
     """torch._dynamo takes seconds to import."""
     script = (
         "import sys, torch, noetherperf; from torch import nn;"
-        "noetherperf.find_symmetries(nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 4)), torch.randn(4, 5));"
+        "noetherperf.find_symmetries(nn.Sequential(nn.Linear(5, 8), nn.Linear(8, 4)), torch.randn(4, 5));"
         "sys.exit('torch._dynamo' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True)

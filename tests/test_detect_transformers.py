@@ -32,7 +32,7 @@ def gated(bias: bool) -> list[str]:
             f"rescale {block}.input_layernorm.weight:0 > {q}.weight:1 {k}.weight:1 {v}.weight:1",
             f"rescale {block}.post_attention_layernorm.weight:0 > {gate}.weight:1 {up}.weight:1",
             f"rescale {q}.weight:0/4~2 {bq} > {k}.weight:0/2~2 {bk}",
-            f"rescale {v}.weight:0 {bv} > {o}.weight:1/2~4",
+            f"balance/4 {v}.weight:0 {bv} > {o}.weight:1/2~4",
             f"rescale {up}.weight:0 > {down}.weight:1",
         ]
         stream += f" {o}.weight:whole {down}.weight:whole"
@@ -41,8 +41,8 @@ def gated(bias: bool) -> list[str]:
 
 def attention(q: str, k: str, v: str, o: str) -> list[str]:
     return [
-        f"rescale {q}.weight:0 {q}.bias:0 > {k}.weight:0 {k}.bias:0",
-        f"rescale {v}.weight:0 {v}.bias:0 > {o}.weight:1",
+        f"balance/8 {q}.weight:0 {q}.bias:0 > {k}.weight:0 {k}.bias:0",
+        f"balance/8 {v}.weight:0 {v}.bias:0 > {o}.weight:1",
         f"translation {k}.bias:0",
     ]
 
@@ -55,8 +55,8 @@ def gpt2() -> list[str]:
         found += [
             f"rescale {block}.ln_1.weight:0 {block}.ln_1.bias:0 > {qkv}.weight:0",
             f"rescale {block}.ln_2.weight:0 {block}.ln_2.bias:0 > {block}.mlp.c_fc.weight:0",
-            f"rescale {qkv}.weight:1[:16] {qkv}.bias:0[:16] > {qkv}.weight:1[16:32] {qkv}.bias:0[16:32]",
-            f"rescale {qkv}.weight:1[32:] {qkv}.bias:0[32:] > {proj}.weight:0",
+            f"balance/8 {qkv}.weight:1[:16] {qkv}.bias:0[:16] > {qkv}.weight:1[16:32] {qkv}.bias:0[16:32]",
+            f"balance/8 {qkv}.weight:1[32:] {qkv}.bias:0[32:] > {proj}.weight:0",
             f"translation {qkv}.bias:0[16:32]",
         ]
         found += [f"translation {name}.{end}" for name in (proj, down) for end in ("weight:0", "bias:whole")]
@@ -66,8 +66,8 @@ def gpt2() -> list[str]:
 def bloom() -> list[str]:
     qkv, dense = "transformer.h.0.self_attention.query_key_value", "transformer.h.0.self_attention.dense"
     return [
-        f"rescale {qkv}.weight:0[:8]%24 {qkv}.bias:0[:8]%24 > {qkv}.weight:0[8:16]%24 {qkv}.bias:0[8:16]%24",
-        f"rescale {qkv}.weight:0[16:]%24 {qkv}.bias:0[16:]%24 > {dense}.weight:1",
+        f"balance/8 {qkv}.weight:0[:8]%24 {qkv}.bias:0[:8]%24 > {qkv}.weight:0[8:16]%24 {qkv}.bias:0[8:16]%24",
+        f"balance/8 {qkv}.weight:0[16:]%24 {qkv}.bias:0[16:]%24 > {dense}.weight:1",
         f"translation {qkv}.bias:0[8:16]%24",
     ]
 
@@ -77,8 +77,8 @@ def t5() -> list[str]:
     for side, layer in (("encoder", 1), ("decoder", 2)):
         attn, mlp = f"{side}.block.1.layer.0.SelfAttention", f"{side}.block.1.layer.{layer}.DenseReluDense"
         found += [
-            f"rescale {attn}.q.weight:0 > {attn}.k.weight:0",
-            f"rescale {attn}.v.weight:0 > {attn}.o.weight:1",
+            f"balance/8 {attn}.q.weight:0 > {attn}.k.weight:0",
+            f"balance/8 {attn}.v.weight:0 > {attn}.o.weight:1",
             f"rescale {mlp}.wi.weight:0 > {mlp}.wo.weight:1",
             f"rescale {side}.block.1.layer.{layer}.layer_norm.weight:0 > {mlp}.wi.weight:1",
             # the bias of a head, added to all its scores, is cancelled by softmax
@@ -128,7 +128,7 @@ MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any], list[str]]] = {
         SMALL | {"ffn_dim": 20, "max_position_embeddings": 16, "word_embed_proj_dim": 16, "dropout": 0.0},
         {"input_ids": TOKENS},
         [
-            f"rescale {OPT}.self_attn.k_proj.weight:0 {OPT}.self_attn.k_proj.bias:0 > "
+            f"balance/8 {OPT}.self_attn.k_proj.weight:0 {OPT}.self_attn.k_proj.bias:0 > "
             f"{OPT}.self_attn.q_proj.weight:0 {OPT}.self_attn.q_proj.bias:0",
             f"translation {OPT}.self_attn.k_proj.bias:0",
             unit(f"{OPT}.fc1", f"{OPT}.fc2"),

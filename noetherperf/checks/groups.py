@@ -51,8 +51,7 @@ class Groups:
     def _total(self, power: int, a: Vector, b: Vector) -> Numbers:
         """Σ_parts c^power ⟨a, b⟩."""
         of_parts = [
-            part.weight**power
-            * (part.grouped(a[part.parameter]).double() * part.grouped(b[part.parameter])).sum(1).cpu()
+            part.weight**power * torch.linalg.vecdot(*(part.grouped(x[part.parameter]).double() for x in (a, b))).cpu()
             for part in self.symmetry.parts
         ]
         return np.asarray(torch.stack(of_parts).sum(0).numpy())

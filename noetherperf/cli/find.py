@@ -8,7 +8,7 @@ from rich.console import Console
 
 from noetherperf.cli.errors import clean_errors, fail
 from noetherperf.cli.files import local, report_files
-from noetherperf.cli.target import Inputs, SearchLoss, inputs_of, made_by, search
+from noetherperf.cli.target import Inputs, Matrices, SearchLoss, inputs_of, made_by, search
 
 __all__ = ["find"]
 
@@ -28,6 +28,15 @@ def find(
         typer.Option(help="Loss after the output: cross_entropy (softmax), mse (squared error), none (any loss)."),
     ] = SearchLoss.cross_entropy,
     verify: Annotated[bool, typer.Option(help="Test each law on fresh parameters and batches.")] = True,
+    matrix: Annotated[
+        Matrices,
+        typer.Option(
+            help="Laws of matrices (linear pairs, attention): yes; no: the diagonals alone; both: beside each other."
+        ),
+    ] = Matrices.yes,
+    largest_matrix: Annotated[
+        int, typer.Option(min=1, help="Most units that mix with each other, for a law of matrices.")
+    ] = 512,
     explain: Annotated[bool, typer.Option("--explain", help="Also print each law in words and formulas.")] = False,
     out: Annotated[
         Path | None,
@@ -38,7 +47,10 @@ def find(
     """Search a model for conservation laws, and print them."""
     model, inputs = searched(target, made_by(target))
     with clean_errors():
-        found = search(model, inputs, loss, verify=verify, progress=True)
+        matrices = "both" if matrix == Matrices.both else matrix == Matrices.yes
+        found = search(
+            model, inputs, loss, verify=verify, matrix=matrices, largest_matrix=largest_matrix, progress=True
+        )
         if as_json:
             print(found.to_json())
         else:

@@ -15,10 +15,16 @@ if TYPE_CHECKING:
 
     from noetherperf.detect import Symmetries
 
-__all__ = ["SearchLoss", "inputs_of", "made_by", "search"]
+__all__ = ["Matrices", "SearchLoss", "inputs_of", "made_by", "search"]
 
 #: Positional and keyword inputs of a model's forward.
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class Matrices(StrEnum):
+    yes = "yes"
+    no = "no"
+    both = "both"
 
 
 class SearchLoss(StrEnum):

@@ -9,30 +9,35 @@ A symmetry is a linear relation between the products ⟨g, ψ⟩ of gradients wi
     sums         the products for each index of each axis, over those gradients
     flow         which operations stand in the way of a law, for the reasons
     search       relations between the products: of parts, then of whole tensors
+    softmax      which relations a softmax in the loss makes hold
     naming       relations become symmetries with names and meanings
-    verify       every symmetry is tested on parameters and batches that it was not found with
     mixes        which rescales are the diagonal of a law of matrices
-    balances     that law, claimed in their place where it is asked for
+    balances     that law, which is claimed in their place
+    verify       every symmetry is tested on parameters and batches that it was not found with
     found        the result
 """
 
 import itertools
-from collections.abc import Container, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from noetherperf.detect.balances import balances_of
+from noetherperf.detect.balances import balances_of, mixed
 from noetherperf.detect.found import Symmetries
+from noetherperf.detect.mixes import mixing_units
 from noetherperf.detect.naming import Named, name_all
 from noetherperf.detect.outputs import Loss
 from noetherperf.detect.probe import Probe
 from noetherperf.detect.progress import Stage, bar
 from noetherperf.detect.search import Search
+from noetherperf.detect.softmax import of_the_loss
 from noetherperf.detect.threads import threads
-from noetherperf.detect.verify import Verified, verified
-from noetherperf.symmetry import Part, Symmetry, validate
+from noetherperf.detect.verify import defects_of
+from noetherperf.engines.cost import cost
+from noetherperf.symmetry import Part, Shape, Symmetry, balances_in, validate
 
 __all__ = ["Symmetries", "find_symmetries"]
 
@@ -46,7 +51,8 @@ def find_symmetries(
     *example_inputs: Any,
     loss: Loss = "cross_entropy",
     verify: bool = True,
-    matrix: bool = False,
+    matrix: bool | Literal["both"] = True,
+    largest_matrix: int = 512,
     progress: bool | None = None,
     **example_options: Any,
 ) -> Symmetries:
@@ -77,20 +83,24 @@ def find_symmetries(
             object, and auxiliary heads; `outputs` of the result names them. Where it reads something else, give a
             function from the model's output to a scalar, which is differentiated with the model; batches then have the
             size of the example's, because the function may hold targets.
-        verify: Check every claim on fresh parameters and batches; those with a relative defect above 1e-9 are listed
-            as rejected. The meanings then tell which rescales are the diagonal of a law of matrices.
-        matrix: Claim these laws, too: a Balance, tested in every entry, in the place of the Rescale that is its
-            diagonal. It needs `verify`.
+        verify: Check every claim on fresh parameters and batches, a matrix in every entry; those with a relative defect
+            above 1e-9 are listed as rejected.
+        matrix: Whether a Balance is claimed in the place of the Rescale that is its diagonal, where any mix of units
+            keeps the loss (linear pairs, attention). False: the Rescale alone. "both": the Rescale beside it.
+        largest_matrix: The most units that mix with each other, n, for a Balance. It keeps about nine numbers for each
+            of n(n + 1)/2 entries, 10 MB of 512 units; of more units the Rescale is claimed, whose meaning says so.
         progress: Show a bar with an estimate of the time left on stderr; None: if stderr is a terminal.
         example_options: Keyword inputs of the forward.
 
     Returns:
-        The symmetries with meanings and defects, and for each other parameter the reason why it is in none.
+        The symmetries with meanings and defects, for each other parameter the reason why it is in none, and what the
+        matrices cost.
 
     Raises:
         TypeError: `model` is no module or a ScriptModule, or no logits can be found in its output.
         ValueError: The model has no trainable parameters of real numbers, or a tensor on the meta device; `loss` is
-            unknown, or the cross entropy of one class; `matrix` is set without `verify`.
+            unknown, or the cross entropy of one class; the example is an empty batch; `matrix` is none of the above, or
+            `largest_matrix` below 1.
         RuntimeError: The model cannot be copied, is not deterministic, or its output is not finite.
 
     Source: Kunin et al. (2021), arXiv:2012.04728, for the symmetries; the search is derived here.
@@ -108,48 +118,65 @@ def find_symmetries(
     for name, x in itertools.chain(model.named_parameters(), model.named_buffers()):
         if x.is_meta:
             raise ValueError(f"{name!r} is on the meta device and has no values; give the model memory by to_empty()")
-    if matrix and not verify:
-        raise ValueError("matrix=True claims laws that are tested in every entry, and verify=False tests none")
+    if not (isinstance(matrix, bool) or matrix == "both"):
+        raise ValueError(f'matrix={matrix!r} is unknown; use True, False, or "both" for the diagonals beside matrices')
+    if isinstance(largest_matrix, bool) or not isinstance(largest_matrix, int) or largest_matrix < 1:
+        raise ValueError(f"largest_matrix must be a number of units, at least 1, got {largest_matrix!r}")
     with bar(progress) as report, threads(_n_threads(model)), torch.inference_mode(False):
         probe = Probe(model, example_inputs, example_options, loss)
         search = Search(probe, report)
-        named = name_all(search.run(), probe.model, search.shapes, loss)
-        validate([item.symmetry for item in named], search.shapes)
+        relations = search.run()
+        named = name_all(relations, probe.model, search.shapes, of_the_loss(relations, probe))
         report(Stage.VERIFICATION, 0.0)
-        n_losses = 1 if search.sums.large else N_LOSSES
-        tested = verified([item.symmetry for item in named], probe, n_losses) if verify else Verified({}, {})
-        hold = [item.symmetry for item in named if tested.defects.get(item.symmetry.name, 1.0) <= TOLERANCE]
-        whole = balances_of(hold, tested.mixing, probe, n_losses, TOLERANCE) if matrix else {}
+        mixes = mixing_units([item.symmetry for item in named], probe, search.sums.large)
+        whole = balances_of(named, mixes, search.shapes, largest_matrix if matrix else 0)
+        candidates = [item.symmetry for items in (named, *whole.values()) for item in items]
+        validate(candidates, search.shapes)
+        tested = defects_of(candidates, probe, 1 if search.sums.large else N_LOSSES) if verify else {}
         report(Stage.VERIFICATION, 1.0)
-    rejected = {
-        name: f"its relative defect is {defect:.1e} on fresh batches, above {TOLERANCE:g}"
-        for name, defect in tested.defects.items()
-        if not defect <= TOLERANCE
-    }
-    claimed = [item for item in named if item.symmetry.name not in rejected]
-    meanings = {item.symmetry.name: _meaning(item, tested.mixing, whole) for item in claimed}
-    defects = {name: defect for name, defect in tested.defects.items() if name not in rejected}
-    names = {name: balance.name for name, (balance, _) in whole.items()}
+    rejected = {name: defect for name, defect in tested.items() if not defect <= TOLERANCE}
+    claimed: list[Named] = []
+    for item in named:
+        name = item.symmetry.name
+        of_matrices = whole.get(name, ())
+        if any(one.symmetry.name in rejected for one in of_matrices):
+            of_matrices = ()
+        claimed += of_matrices
+        if name not in rejected and (not of_matrices or matrix == "both"):
+            n = max((mix.n for mix in mixes.get(name, ())), default=1)
+            how = f"{mixed(n)} unit by unit" if n > 1 else ""
+            too_large = f" (more than largest_matrix={largest_matrix})" if matrix and n > largest_matrix else ""
+            claimed.append(replace(item, meaning=item.meaning + how + too_large))
+    symmetries = [item.symmetry for item in claimed]
     return Symmetries(
-        [whole[name][0] if (name := item.symmetry.name) in whole else item.symmetry for item in claimed],
-        meanings={names.get(name, name): meaning for name, meaning in meanings.items()},
-        defects={names.get(name, name): whole[name][1] if name in whole else x for name, x in defects.items()},
-        unmatched=_unmatched(model, claimed, [s.symmetry for s in named if s.symmetry.name in rejected], search),
-        rejected=rejected,
+        symmetries,
+        meanings={item.symmetry.name: item.meaning for item in claimed},
+        defects={symmetry.name: tested[symmetry.name] for symmetry in symmetries if verify},
+        unmatched=_unmatched(model, symmetries, [one for one in candidates if one.name in rejected], search),
+        rejected={
+            name: f"its relative defect is {defect:.1e} on fresh batches, above {TOLERANCE:g}"
+            for name, defect in rejected.items()
+        },
         outputs=probe.outputs,
         undecided=search.undecided,
+        costs=_costs(symmetries, search.shapes),
     )
 
 
-def _meaning(item: Named, mixing: Mapping[str, int], whole: Container[str]) -> str:
-    n, how = mixing.get(item.symmetry.name, 1), "whole" if item.symmetry.name in whole else "unit by unit"
-    return item.meaning + (f"; any mix of {n} units keeps the loss: a law of matrices, claimed {how}" if n > 1 else "")
+def _costs(symmetries: Sequence[Symmetry], shapes: Mapping[str, Shape]) -> dict[str, int]:
+    """What their matrices cost; nothing where there are none."""
+    balances = balances_in(symmetries)
+    if not balances:
+        return {}
+    own = {part.parameter: shapes[part.parameter] for one in balances for part in one.parts}
+    found = cost(own, balances)
+    return {"products": found.products, "state": found.state - cost(own).state}
 
 
 def _unmatched(
-    model: nn.Module, claimed: Sequence[Named], rejected: Sequence[Symmetry], search: Search
+    model: nn.Module, claimed: Sequence[Symmetry], rejected: Sequence[Symmetry], search: Search
 ) -> dict[str, str]:
-    matched = {part.parameter for item in claimed for part in item.symmetry.parts}
+    matched = {part.parameter for symmetry in claimed for part in symmetry.parts}
     doubted = {part.parameter: symmetry.name for symmetry in rejected for part in symmetry.parts}
     sums, flow = search.sums, search.probe.flow
     reasons = {}

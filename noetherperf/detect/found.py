@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, overload
 
 from rich.console import Console, ConsoleOptions, RenderResult
+from rich.filesize import decimal
 from rich.text import Text
 
 from noetherperf.common.printing import printable
@@ -31,6 +32,8 @@ class Symmetries(Sequence[Symmetry]):
         outputs: Name of each tensor in the model's output -> whether these laws count on a loss that reads it; empty
             where the loss was given as a function.
         undecided: What was not searched to the end -> why.
+        costs: What the matrices cost (`nperf.cost`): floating-point operations of a step with momentum, "products", and
+            bytes that are kept, "state"; empty without matrices.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class Symmetries(Sequence[Symmetry]):
         rejected: Mapping[str, str] | None = None,
         outputs: Mapping[str, str] | None = None,
         undecided: Mapping[str, str] | None = None,
+        costs: Mapping[str, int] | None = None,
     ) -> None:
         self._symmetries = tuple(symmetries)
         self.meanings = dict(meanings or {})
@@ -51,6 +55,7 @@ class Symmetries(Sequence[Symmetry]):
         self.rejected = dict(rejected or {})
         self.outputs = dict(outputs or {})
         self.undecided = dict(undecided or {})
+        self.costs = dict(costs or {})
 
     @overload
     def __getitem__(self, key: int | str) -> Symmetry: ...
@@ -69,7 +74,7 @@ class Symmetries(Sequence[Symmetry]):
         return iter(self._symmetries)
 
     def _data(self) -> dict[str, Any]:
-        names = ("meanings", "defects", "unmatched", "rejected", "outputs", "undecided")
+        names = ("meanings", "defects", "unmatched", "rejected", "outputs", "undecided", "costs")
         return {name: getattr(self, name) for name in names}
 
     def __eq__(self, other: object) -> bool:
@@ -108,6 +113,12 @@ class Symmetries(Sequence[Symmetry]):
             cells = (symmetry.name, symmetry.kind, formula, self.meanings.get(symmetry.name, ""))
             table.add_row(*cells)
         yield table
+        if self.costs:
+            number, unit = decimal(self.costs["products"]).split()
+            yield Text(
+                f"\nmatrices: their products take {number} {unit.removesuffix('B')}FLOP a step, and their laws keep "
+                f"{decimal(self.costs['state'])}; matrix=False claims the diagonals alone"
+            )
         outputs = self.outputs if set(self.outputs.values()) != {"read"} else {}
         for title, reasons in (
             ("in no symmetry", self.unmatched),

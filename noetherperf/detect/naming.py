@@ -1,7 +1,7 @@
 """Relations become symmetries, named after their parts, each with its meaning."""
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -10,7 +10,7 @@ from noetherperf.detect.claims import Relation
 from noetherperf.rules.law import Law
 from noetherperf.symmetry import Part, Rescale, Scale, Shape, Symmetry, Translation
 
-__all__ = ["Named", "name_all"]
+__all__ = ["Named", "distinct", "name_all"]
 
 _TRANSPOSED = nn.modules.conv._ConvTransposeNd
 _NORMS = ("norm", "bn", "ln")
@@ -24,8 +24,17 @@ class Named:
     meaning: str
 
 
-def name_all(relations: list[Relation], model: nn.Module, shapes: Mapping[str, Shape], loss: object) -> list[Named]:
-    """Symmetries with distinct names, in the order of the model's parameters."""
+def name_all(
+    relations: list[Relation], model: nn.Module, shapes: Mapping[str, Shape], of_the_loss: Container[Relation]
+) -> list[Named]:
+    """Symmetries with distinct names, in the order of the model's parameters.
+
+    Args:
+        relations: What holds.
+        model: Whose modules tell what writes to a unit and what reads it.
+        shapes: Of all parameters.
+        of_the_loss: The translations that only a softmax in the loss makes hold.
+    """
     order = {name: i for i, name in enumerate(shapes)}
     idle = [part for r in relations if r.without_gradient for part in r.parts]
     modules = {name: model.get_submodule(name.rpartition(".")[0]) for name in shapes}
@@ -33,22 +42,22 @@ def name_all(relations: list[Relation], model: nn.Module, shapes: Mapping[str, S
     for relation in relations:
         parts = sorted(relation.parts, key=lambda part: order[part.parameter])
         if relation.law == Law.TRANSLATION:
-            found.append(_translation(relation, parts, modules, shapes, loss))
+            found.append(_translation(relation, parts, relation in of_the_loss))
         else:
             found.append(_norm(_with_idle_biases(parts, idle, modules, shapes), modules, shapes))
     found.sort(key=lambda named: (min(order[part.parameter] for part in named.symmetry.parts), named.symmetry.law))
-    return _distinct(found)
+    return distinct(found)
 
 
-def _distinct(found: list[Named]) -> list[Named]:
+def distinct(found: Sequence[Named]) -> list[Named]:
     """The same with distinct names; of several with one name, a norm's law keeps it rather than a translation's."""
-    distinct, taken = list(found), set[str]()
+    renamed, taken = list(found), set[str]()
     for i in sorted(range(len(found)), key=lambda i: found[i].symmetry.law):
         symmetry = found[i].symmetry
         name = next(name for name in _variants(symmetry) if name not in taken)
         taken.add(name)
-        distinct[i] = replace(found[i], symmetry=symmetry.named(name))
-    return distinct
+        renamed[i] = replace(found[i], symmetry=symmetry.named(name))
+    return renamed
 
 
 def _variants(symmetry: Symmetry) -> Iterator[str]:
@@ -78,25 +87,18 @@ def _with_idle_biases(
 # ---- translations ---------------------------------------------------------------------------------------------------
 
 
-def _translation(
-    relation: Relation, parts: list[Part], modules: Mapping[str, nn.Module], shapes: Mapping[str, Shape], loss: object
-) -> Named:
+def _translation(relation: Relation, parts: list[Part], of_the_loss: bool) -> Named:
     if parts[0].weight < 0:
         parts = [replace(part, weight=-part.weight) for part in parts]
     if relation.without_gradient:
         meaning = "cancelled: a normalisation or softmax takes it out"
     elif len(parts) > 1:
         meaning = "added to one stream: what one gains another may lose"
-    elif loss == "cross_entropy" and _is_last(parts[0].parameter, shapes):
+    elif of_the_loss:
         meaning = "softmax: the same for all classes"
     else:
         meaning = "mean removed by a normalisation or softmax"
     return Named(Translation(None, parts), meaning)
-
-
-def _is_last(parameter: str, shapes: Mapping[str, Shape]) -> bool:
-    """Whether it belongs to the last module of the model, its head."""
-    return parameter.rpartition(".")[0] == list(shapes)[-1].rpartition(".")[0]
 
 
 # ---- scales and rescales --------------------------------------------------------------------------------------------

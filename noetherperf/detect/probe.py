@@ -34,6 +34,9 @@ from noetherperf.symmetry import Part
 __all__ = ["Probe"]
 
 EPS = 1e-20  # even variances of 1e-8 do not feel it; it still guards a variance of zero
+EMPTY = (
+    "no elements, as of an empty batch; laws are found from gradients on batches like it: give an example that has some"
+)
 BATCH = 4  # so many that BatchNorm leaves a gradient, and few units are dead on all of them
 MOST_TANGENTS = 8  # of one forward pass
 TANGENT_NUMBERS = 20_000_000  # that they take, or half as many as the model has parameters
@@ -54,7 +57,7 @@ class Probe:
         flow: Where the scale of each parameter goes in it.
 
     Raises:
-        ValueError: A parameter is lazy; an unknown loss; cross entropy of one class.
+        ValueError: A parameter is lazy; an unknown loss; cross entropy of one class; an example without elements.
         TypeError: The output has no logits.
         RuntimeError: The model cannot be copied, is not deterministic, or gives no finite output.
     """
@@ -66,6 +69,8 @@ class Probe:
             raise ValueError(f'loss={loss!r} is unknown; use "cross_entropy", "mse", None, or a function of the output')
         self.loss = loss
         self.inputs, self.options = tree_map_only(Tensor, _widened, (tuple(inputs), dict(options)))
+        if (examples := self._examples()) and not any(x.numel() for x in examples):
+            raise ValueError(f"the example inputs have {EMPTY}")
         self.model = _twin(model)
         for epsilon in epsilons(self.model):  # for good: checkpointed activations are evaluated again during backward
             setattr(epsilon.module, epsilon.attribute, EPS)
@@ -107,7 +112,10 @@ class Probe:
         shapes, other = Shapes(), Shapes()
         with self._pass(), shapes, self.flow, torch.no_grad():
             out = self.model(*self.inputs, **self.options)
-        self.flow.ends(tree_leaves(out) if callable(self.loss) else read(out).read.values())
+        ends = tree_leaves(out) if callable(self.loss) else list(read(out).read.values())
+        if not any(z.numel() for z in ends if isinstance(z, Tensor)):
+            raise ValueError(f"the model's output for the example inputs has {EMPTY}")
+        self.flow.ends(ends)
         self._vocabulary = shapes.vocabulary
         examples = self._examples()
         batched = bool(examples) and examples[0].ndim > 1 and not callable(self.loss)  # a function may hold targets
@@ -211,12 +219,12 @@ class Probe:
         inputs, options = tree_map_only(Tensor, like, (self.inputs, self.options))
         return inputs, options
 
-    def gradients(self, n: int) -> Iterator[dict[str, Tensor]]:
+    def gradients(self, n: int, *, constants: bool = False) -> Iterator[dict[str, Tensor]]:
         """Gradients of up to n losses on one random batch, by parameter; without those that no loss depends on.
 
         A loss given as a function is one loss. Else any cotangent v of the output is the gradient of some loss; one
-        that reads logits only up to a constant, as cross entropy does, has cotangents with zero sum over the classes.
-        Each is emptied before the next, so that there is memory for one.
+        that reads logits only up to a constant, as cross entropy does, has cotangents with zero sum over the classes;
+        with `constants`, losses are any that see it. Each is emptied before the next, so that there is memory for one.
         """
         parameters = list(self.parameters.values())
         inputs, options = self.draw()
@@ -228,7 +236,8 @@ class Probe:
         if callable(self.loss):  # one scalar has one gradient, whatever it is multiplied by
             n = 1
         for i in range(n):
-            cotangents = [self._seen(self._normal(z)) for z in outputs]
+            drawn = [self._normal(z) for z in outputs]
+            cotangents = drawn if constants else [self._seen(v) for v in drawn]
             grads = torch.autograd.grad(outputs, parameters, cotangents, retain_graph=i + 1 < n, allow_unused=True)
             found = {name: g for name, g in zip(self.parameters, grads, strict=True) if g is not None}
             del grads

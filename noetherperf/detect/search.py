@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from math import gcd, prod
+from math import prod
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from noetherperf.detect.claims import Claims, Relation
 from noetherperf.detect.layout import ANY, Layout, placed
+from noetherperf.detect.offsets import relate_offsets
 from noetherperf.detect.parts import Axis, crosses_periods, divisors, foldings, joined, pieces
 from noetherperf.detect.probe import Probe
 from noetherperf.detect.progress import Report, Stage
@@ -112,7 +113,7 @@ class Search:
                 if not relate_tensors(self.sums, self._claims, law):
                     self._too_few(1, law)
         with self._attempt("laws that count from an offset"):
-            self._offsets()
+            relate_offsets(self.sums, self._claims, self.probe.flow)
         return [self._counted(relation) for relation in self._claims.relations]
 
     def _counted(self, relation: Relation) -> Relation:
@@ -300,31 +301,6 @@ class Search:
                 for i in at:
                     self.fractional.setdefault(columns[i].axis[0], " ".join(terms))
         return True
-
-    def _offsets(self) -> None:
-        """Claim laws of vectors that count from an offset which no addition shows, as in x + w x.
-
-        Their generator is c + θ, so that ⟨g, c⟩ + ⟨g, θ⟩ enters a relation.
-        """
-        claimed = {part.parameter for relation in self._claims.relations for part in relation.parts}
-        for name, shape in self.shapes.items():
-            if len(shape) != 1 or name in claimed or (name, 0) not in self.sums.axes or self.probe.flow.offset(name):
-                continue
-            own = Part(name, 0)
-            others = [Part(*a) for a in self._scopes[""] if a[0] != name and self.sums.length(a) == shape[0]]
-            others = [part for part in others if not self.sums.is_idle(part, Law.NORM)]
-            columns = [self.sums.value(part, Law.NORM) for part in (own, *others)]
-            matrix = torch.stack([x.flatten() for x in (self.sums.value(own, Law.TRANSLATION), *columns)], 1).numpy()
-            if self.sums.is_idle(own, Law.TRANSLATION) or len(matrix) < len(columns) + 1 + SPARE:
-                continue
-            for relation in integer_relations(null_space(matrix[:MAX_ROWS]))[0]:
-                offset, weight, *rest = map(float, relation)
-                if offset and weight:
-                    common = gcd(*(int(c) for c in (weight, *rest)))  # the offset may be a fraction
-                    terms = [replace(part, weight=c / common) for part, c in zip(others, rest, strict=True) if c]
-                    own = replace(own, weight=weight / common, offset=offset / weight)
-                    self._claims.claim(Law.NORM, [own, *terms])
-                    break
 
 
 def _what(n: int, law: Law) -> str:

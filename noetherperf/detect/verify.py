@@ -1,73 +1,54 @@
 """Every claim put to the test on parameters and batches that it was not found with."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from noetherperf.detect.mixes import mixing_units
+from noetherperf.checks.groups import groups_of
 from noetherperf.detect.probe import Probe
-from noetherperf.measure.defect import Numbers, floored, mean_square, relative_defect
+from noetherperf.measure.defect import floored, mean_square, relative_defect
 from noetherperf.symmetry import Symmetry
 
-__all__ = ["Verified", "verified"]
+__all__ = ["defects_of"]
 
 N_BATCHES = 2
 
 
-class Verified(NamedTuple):
-    """What fresh gradients tell of each symmetry, by name.
+def defects_of(symmetries: Sequence[Symmetry], probe: Probe, n_losses: int) -> dict[str, float]:
+    """The largest |⟨g, ψ⟩| / (|g_A| |ψ_A|) of each symmetry, by name, over its groups or the entries of its matrices.
 
-    Attributes:
-        defects: The largest |⟨g, ψ⟩| / (|g_A| |ψ_A|).
-        mixing: How many units mix, where it is the diagonal of a law of matrices.
+    It is taken over a few losses of each of some batches, with parameters drawn for each.
     """
-
-    defects: Mapping[str, float]
-    mixing: Mapping[str, int]
-
-
-def verified(symmetries: Sequence[Symmetry], probe: Probe, n_losses: int) -> Verified:
-    """Test the symmetries on a few losses of each of some batches, with parameters drawn for each."""
-    defects = dict.fromkeys((symmetry.name for symmetry in symmetries), 0.0)
-    mixing: Mapping[str, int] | None = None
+    shapes = {name: p.shape for name, p in probe.parameters.items()}
+    groups = {symmetry.name: groups_of(symmetry, shapes) for symmetry in symmetries}
+    zero, one = (torch.tensor(x, dtype=torch.float64, device="cpu") for x in (0.0, 1.0))
+    ones = {name: one.to(p.device).expand_as(p) for name, p in probe.parameters.items()}
+    n_elements = {name: of.sq_norm(ones) for name, of in groups.items()}
+    largest = dict.fromkeys(groups, 0.0)
     for _ in range(N_BATCHES):
         probe.redraw()
+        values = {name: p.detach() for name, p in probe.parameters.items()}
         for gradients in probe.gradients(n_losses):
-            usual = _mean_square(probe.parameters, gradients)
-            for symmetry in symmetries:
-                defect = _relative_defect(symmetry, probe.parameters, gradients, usual)
-                defects[symmetry.name] = float(np.maximum(defects[symmetry.name], defect.max()))  # NaN stays
-            if mixing is None:
-                mixing = mixing_units(symmetries, probe.parameters, gradients)
-    return Verified(defects, mixing or {})
+            for name, p in values.items():  # into the same, which is emptied before the next
+                gradients.setdefault(name, zero.to(p.device).expand_as(p))
+            usual = _mean_square(gradients)
+            for name, of in groups.items():
+                base = ones if of.symmetry.law == "translation" else _counted(of.symmetry, values)  # ψ_A = C_A base
+                sq_gradient = floored(of.sq_norm(gradients), n_elements[name], usual)
+                defect = relative_defect(of.along(gradients, base), sq_gradient, of.sq_generator(base))
+                largest[name] = float(np.maximum(largest[name], defect.max()))  # NaN stays
+    return largest
 
 
-def _mean_square(parameters: Mapping[str, nn.Parameter], gradients: Mapping[str, Tensor]) -> float:
+def _counted(symmetry: Symmetry, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a norm counts of its parts' parameters: from their offsets on."""
+    offsets = {part.parameter: part.offset for part in symmetry.parts}
+    return {name: values[name] + offset if offset else values[name] for name, offset in offsets.items()}
+
+
+def _mean_square(gradients: Mapping[str, Tensor]) -> float:
     """Of one element of the whole gradient; one that no loss reaches is zero."""
-    sq_norms = [float(gradients[name].square().sum()) if name in gradients else 0.0 for name in parameters]
-    return mean_square(np.array(sq_norms), np.array([p.numel() for p in parameters.values()]))
-
-
-def _relative_defect(
-    symmetry: Symmetry, parameters: Mapping[str, nn.Parameter], gradients: Mapping[str, Tensor], usual: float
-) -> Numbers:
-    """Of each group, [n groups]."""
-    terms = []
-    n_elements = 0
-    for part in symmetry.parts:
-        p = parameters[part.parameter].detach()
-        g = gradients.get(part.parameter)
-        g = part.grouped(torch.zeros_like(p) if g is None else g)
-        n = g.shape[1]
-        if symmetry.law == "translation":
-            dot, sq_psi = g.sum(1), torch.full_like(g[:, 0], n)
-        else:
-            psi = part.grouped(p) + part.offset
-            dot, sq_psi = torch.linalg.vecdot(g, psi), torch.linalg.vecdot(psi, psi)
-        terms.append(torch.stack([part.weight * dot, torch.linalg.vecdot(g, g), part.weight**2 * sq_psi]))
-        n_elements += n
-    defect, sq_gradient, sq_generator = torch.stack(terms).sum(0).cpu().numpy()
-    return relative_defect(defect, floored(sq_gradient, np.full(len(defect), float(n_elements)), usual), sq_generator)
+    sq_norms = [float(g.square().sum()) for g in gradients.values()]
+    return mean_square(np.array(sq_norms), np.array([g.numel() for g in gradients.values()]))

@@ -134,10 +134,13 @@ class Measurement:
         """
         laws = plan.rule.laws
         translation, norm = (_rows(laws[law].n_rows, plan.n_law_segments(law), device) for law in Law)
+        shape = (plan.n_tensors, len(Law), len(PROPAGATED), 2, 2)
+        propagators = torch.zeros(shape, dtype=torch.float64, device=device)
+        propagators.diagonal(dim1=-2, dim2=-1).fill_(1.0)  # torch.eye on the meta device imports sympy, a second
         return cls(
             _rows(len(plan.rule.moments), plan.n_segments, device),
             (translation, norm),
-            torch.eye(2, dtype=torch.float64, device=device).repeat(plan.n_tensors, len(Law), len(PROPAGATED), 1, 1),
+            propagators,
             torch.zeros(1 + n_groups, dtype=torch.float64, device=device),
         )
 

@@ -270,6 +270,12 @@ class Readout(Mapping[str, ChargeReadout]):
         if name not in self._places:
             if name in self.balances:
                 raise KeyError(f"{name!r} is a Balance, whose charges are matrices: readout.balances[{name!r}]")
+            whole = [of for of, law in self.balances.items() if law.symmetry.diagonal().name == name]
+            if whole:
+                raise KeyError(
+                    f"{name!r} is the diagonal of a matrix that is measured: "
+                    f"readout.balances[{whole[0]!r}].charge.diagonal(dim1=1, dim2=2)"
+                )
             nothing = "" if self else " (give the optimizer symmetries to measure)"
             name = find(name, self._symmetries, f"no symmetry {name!r} is measured{nothing}")
         symmetry, groups = self._places[name]
@@ -315,23 +321,24 @@ class Readout(Mapping[str, ChargeReadout]):
 
         return ReadoutTable(all_rows(self, constraints), self.step, rows)
 
-    def by_parameter(self, parameter: str) -> dict[str, ChargeReadout]:
+    def by_parameter(self, parameter: str) -> "dict[str, ChargeReadout | BalanceReadout]":
         """The symmetries that a parameter takes part in, by name: `by_parameter("blocks.0.mlp.0.weight")`.
 
         Args:
             parameter: Its name, as in `model.named_parameters()`.
 
         Returns:
-            Symmetry name -> readout, in the order of this readout.
+            Symmetry name -> readout, in the order of this readout; then those whose charges are matrices.
 
         Raises:
             KeyError: No measured symmetry has it; the message has the nearest names.
         """
-        having = {s.name: s for s in self._symmetries if any(part.parameter == parameter for part in s.parts)}
+        symmetries = [*self._symmetries, *(law.symmetry for law in self.balances.values())]
+        having = [s.name for s in symmetries if any(part.parameter == parameter for part in s.parts)]
         if not having:
-            known = dict.fromkeys(part.parameter for s in self._symmetries for part in s.parts)
+            known = dict.fromkeys(part.parameter for s in symmetries for part in s.parts)
             raise KeyError(f"no measured symmetry has the parameter {parameter!r}; {nearest(parameter, known)}")
-        return {name: self[name] for name in having}
+        return {name: self.balances[name] if name in self.balances else self[name] for name in having}
 
     def scalars(self) -> dict[str, float]:
         """A few numbers per symmetry for a logger, as a flat dict. Groups of opposite sign do not cancel in them.

@@ -50,8 +50,8 @@ class ShardedUnits(NamedTuple):
             raise ValueError(
                 f"symmetry {balance.name!r}: {part.parameter!r} is sharded so that units of one block are on several "
                 f"ranks, and their products with each other are on none of them; shard it along another axis than "
-                f"{part.axis} or between blocks of {places.shape[1]} units, or measure the Rescale of its parts, which "
-                "is the diagonal"
+                f"{part.axis} or between blocks of {places.shape[1]} units, or measure its diagonal: "
+                "balance.diagonal(), or find_symmetries(matrix=False)"
             )
         return cls(part.axis, places.clamp(min=0).to(device), present[..., None].to(device))
 

@@ -98,7 +98,7 @@ class Meter:
         if self.grams.tensors() and (inputs.counts is not None or self._is_captured):
             raise RuntimeError(
                 "a Balance is not measured in a CUDA graph, whose steps the host does not see; step outside of it, "
-                "with capturable=False, or leave the Balances out"
+                "with capturable=False, or measure its diagonal: balance.diagonal(), or find_symmetries(matrix=False)"
             )
         lrs, grad_scale, found_inf = inputs.lrs, inputs.grad_scale, inputs.found_inf
         # First, since it reads what the engine writes.

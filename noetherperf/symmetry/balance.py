@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from noetherperf.common.untrusted import shown
-from noetherperf.symmetry.kinds import KINDS, Symmetry, TwoSided
+from noetherperf.symmetry.kinds import KINDS, Rescale, Symmetry, TwoSided
 from noetherperf.symmetry.part import Part
 
 if TYPE_CHECKING:
@@ -86,6 +86,10 @@ class Balance(TwoSided):
                 f"its parts have {n_groups} units, which are no whole number of blocks of size {self.size}; size is "
                 "the number of units that mix with each other, such as a head's"
             )
+
+    def diagonal(self) -> Rescale:
+        """The Rescale of the same parts, named after them: a charge for each unit, which is the matrix's diagonal."""
+        return Rescale(None, self.inward, self.outward)
 
     def units(self, part: Part, x: "Tensor") -> "Tensor":
         """A tensor of a part's shape as [blocks, n, rest]: for each unit all elements into it or out of it."""

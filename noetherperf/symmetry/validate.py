@@ -37,7 +37,10 @@ def validate(symmetries: Iterable[Symmetry], shapes: Mapping[str, Shape]) -> tup
         if not isinstance(symmetry, Symmetry):
             raise TypeError(f"symmetries must hold Translation, Scale, Rescale, Norm or Balance only, got {symmetry!r}")
         if symmetry.name in names:
-            raise ValueError(f"two symmetries are named {symmetry.name!r}; the readout lists them by name: rename one")
+            raise ValueError(
+                f"two symmetries are named {symmetry.name!r}, and a readout lists them by name; name one anew: "
+                'symmetry.named("…"), as in [*found, *(unit.named(f"|{unit.name}|") for unit in nperf.neurons(model))]'
+            )
         names.add(symmetry.name)
         try:
             symmetry.check_groups(_check_parts(symmetry.parts, shapes))
