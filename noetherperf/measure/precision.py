@@ -1,0 +1,44 @@
+"""Matrix products in the precision of their numbers, whatever the process has set.
+
+Torch rounds the factors of float32 products to TF32 or bfloat16 where a setting lets it
+(torch.set_float32_matmul_precision, torch.backends.…fp32_precision), or where autocast is on. Autocast belongs to a
+thread, settings to the process.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+#: Torch's setting for products on a type of device.
+_SETTINGS: dict[str, Any] = {"cpu": torch.backends.mkldnn.matmul, "cuda": torch.backends.cuda.matmul}
+
+#: Its values that round no factor.
+_EXACT = ("none", "ieee")
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """A context whose matrix products on a type of device do not round their factors.
+
+    Autocast is off in this thread. A setting that rounds is set aside, and put back in the end; as a rule there is none,
+    and nothing is set. While it is set aside, it is so for all threads: what they multiply meanwhile is not rounded
+    either, and if they change this very setting meanwhile, the change is lost.
+
+    Args:
+        device: Its type counts, not its number.
+    """
+    setting = _SETTINGS.get(device.type)
+    with torch.autocast(device.type, enabled=False):
+        given = "none" if setting is None else setting.fp32_precision
+        if given in _EXACT:
+            yield
+            return
+        setting.fp32_precision = "ieee"
+        try:
+            yield
+        finally:
+            setting.fp32_precision = "none"  # which follows torch.backends.fp32_precision
+            if setting.fp32_precision != given:
+                setting.fp32_precision = given
