@@ -1,16 +1,18 @@
-"""What matrices of charges cost: the step of GPT-2 with all heads measured, beside the step alone and the iteration.
+"""What matrices of charges cost: iterations of GPT-2 with all heads measured, beside the same ones without.
 
-    python -m bench.balance [--threads 1] [--rounds 5] [--tokens 1024]
+    python -m bench.balance [--threads 2] [--rounds 5] [--tokens 1024] [--batch 1] [--only SGD]
 
-Times are of the processor (all threads together), so that other programs do not count; steps alternate. Memory is what
-the measurement keeps. The last column is the share of a whole iteration on so many tokens; larger batches cost less.
+An iteration is forward, backward and step, by the clock on the wall. Both variants train a copy of the network of their
+own on the same batch; they take turns, and the other begins in the next round. Shares are of two times of one round:
+`iteration` compares whole iterations, in which other programs and the clock's frequency make more noise than the heads;
+`step` is what the steps took longer, as a share of the whole iteration. Medians, with quartiles in brackets.
+Defaults take about 3 minutes and 6 GB on two cores.
 """
 
 import argparse
-import copy
 import time
-from collections.abc import Callable
-from statistics import median
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,11 +20,12 @@ from torch.nn.functional import cross_entropy
 
 import noetherperf as nperf
 from bench.networks import GPT2
+from bench.timing import Spread
 from noetherperf import Balance, Part
 
 D, HEAD, N_BLOCKS = 768, 64, 12
 OPTIMIZERS: dict[str, Callable[..., Any]] = {
-    "SGD, momentum 0.9": lambda named, **options: nperf.SGD(named, lr=1e-3, momentum=0.9, **options),
+    "SGD": lambda named, **options: nperf.SGD(named, lr=1e-3, momentum=0.9, **options),
     "AdamW": lambda named, **options: nperf.AdamW(named, lr=1e-4, **options),
 }
 
@@ -40,10 +43,28 @@ def heads(d: int = D, size: int = HEAD, n_blocks: int = N_BLOCKS) -> list[Balanc
     return found
 
 
-def processor_time(call: Callable[[], object]) -> float:
-    begin = time.process_time()
-    call()
-    return time.process_time() - begin
+class Trainer:
+    """A GPT-2 in training; the same whatever its optimizer measures.
+
+    Args:
+        make: The optimizer, of named parameters.
+        tokens: [batch, length].
+    """
+
+    def __init__(self, make: Callable[[Any], torch.optim.Optimizer], tokens: torch.Tensor) -> None:
+        torch.manual_seed(0)
+        self.model, self.tokens = GPT2(), tokens
+        self.optimizer = make(self.model.named_parameters())
+
+    def iterate(self) -> tuple[float, float]:
+        """Make an iteration; the seconds of all of it, and of its step."""
+        begin = time.perf_counter()
+        self.model.zero_grad()
+        cross_entropy(self.model(self.tokens).flatten(0, 1), self.tokens.roll(-1, -1).flatten()).backward()
+        middle = time.perf_counter()
+        self.optimizer.step()
+        end = time.perf_counter()
+        return end - begin, end - middle
 
 
 def n_bytes(state: dict[str, Any]) -> int:
@@ -52,43 +73,56 @@ def n_bytes(state: dict[str, Any]) -> int:
     return sum(x.numel() * x.element_size() for x in leaves if isinstance(x, torch.Tensor))
 
 
+def shown(values: Sequence[float]) -> str:
+    median, low, high = (100 * x for x in Spread.of(values))
+    return f"{median:+.2f} % [{low:+.2f}, {high:+.2f}]"
+
+
+def compare(name: str, balances: list[Balance], tokens: torch.Tensor, n_rounds: int) -> None:
+    """Time an optimizer with and without heads, and print it."""
+    make = OPTIMIZERS[name]
+    variants = {
+        "alone": Trainer(make, tokens),
+        "heads": Trainer(partial(make, symmetries=balances), tokens),
+    }
+    for trainer in variants.values():  # the first iterations make buffers, and the first steps start laws
+        trainer.iterate()
+    times: dict[str, list[tuple[float, float]]] = {key: [] for key in variants}
+    for number in range(n_rounds):
+        for key in list(variants)[:: -1 if number % 2 else 1]:
+            times[key].append(variants[key].iterate())
+    alone, heads = (times[key] for key in ("alone", "heads"))
+    pairs = list(zip(alone, heads, strict=True))
+    kept = n_bytes(variants["heads"].optimizer.state_dict()) - n_bytes(variants["alone"].optimizer.state_dict())
+    of_step, of_all = ([Spread.of([x[k] for x in found]).median for found in (alone, heads)] for k in (1, 0))
+    whole, added = shown([b[0] / a[0] - 1 for a, b in pairs]), shown([(b[1] - a[1]) / a[0] for a, b in pairs])
+    print(f"{name}: a checkpoint has {kept / 1e6:.0f} MB more")
+    print(f"  iteration {of_all[0]:.3f} s, with all heads {of_all[1]:.3f} s: {whole}")
+    print(
+        f"  step {1e3 * of_step[0]:.0f} ms, with all heads {1e3 * of_step[1]:.0f} ms: {added} of an iteration",
+        flush=True,
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--tokens", type=int, default=1024)
+    parser.add_argument("--tokens", type=int, default=1024, help="of a sequence, at most 1024")
+    parser.add_argument("--batch", type=int, default=1, help="sequences")
+    parser.add_argument("--only", choices=OPTIMIZERS, help="one optimizer")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    torch.manual_seed(0)
-    model = GPT2()
-    tokens = torch.randint(50257, (1, arguments.tokens))
-
-    def backward() -> None:
-        model.zero_grad()
-        cross_entropy(model(tokens).flatten(0, 1), tokens.roll(-1).flatten()).backward()
-
-    iteration = min(processor_time(backward) for _ in range(2))
-    balances, twin = heads(), copy.deepcopy(model)
-    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
-        q.grad = None if p.grad is None else p.grad.clone()
-    print(f"{torch.__version__}, {torch.get_num_threads()} thread(s); {nperf.cost(model, balances)}")
-    print(f"forward and backward on {arguments.tokens} tokens: {iteration:.2f} s")
-    for name, make in OPTIMIZERS.items():
-        # Each with parameters of its own: a step of the other would be a change made outside of its steps.
-        measured = make(twin.named_parameters(), symmetries=balances)
-        variants = {"alone": make(model.named_parameters()), "heads": measured}
-        for optimizer in variants.values():
-            optimizer.step()
-        times: dict[str, list[float]] = {key: [] for key in variants}
-        for _ in range(arguments.rounds):
-            for key, optimizer in variants.items():
-                times[key].append(processor_time(optimizer.step))
-        alone, all_heads = (median(times[key]) for key in ("alone", "heads"))
-        kept = n_bytes(measured.state_dict()) - n_bytes(variants["alone"].state_dict())
-        print(
-            f"{name}: step {1e3 * alone:.0f} ms, with all heads {1e3 * all_heads:.0f} ms, keeps {kept / 1e6:.0f} MB; "
-            f"{100 * (all_heads - alone) / (iteration + alone):.1f} % of an iteration"
-        )
+    tokens = torch.randint(50257, (arguments.batch, arguments.tokens), generator=torch.Generator().manual_seed(0))
+    balances = heads()
+    with torch.device("meta"):
+        cost = nperf.cost(GPT2(), balances)
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), {arguments.batch} × {arguments.tokens} tokens"
+    )
+    print(cost, flush=True)
+    for name in [arguments.only] if arguments.only else OPTIMIZERS:
+        compare(name, balances, tokens, arguments.rounds)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from noetherperf.measure.cells import Cell, GramPlan, GramsCopy
 from noetherperf.measure.precision import full_precision
-from noetherperf.measure.products import Sums, Units
+from noetherperf.measure.products import Sums, Units, lengths
 from noetherperf.measure.shards import Indices
 from noetherperf.rules.law import PROPAGATED, Law, Shape, Step, advance, begin, in_common, is_zero, jump
 from noetherperf.rules.moments import Moment, Operand
@@ -258,8 +258,7 @@ class Grams:
                 taken = rule.moments[: rule.n_taken(options, Operand.V in operands)]
                 pairs = {name: (operands[a], operands[b]) for name, a, b in taken if name in names}
                 self._sums.add(blocks, part.weight, pairs)
-                lengths = torch.linalg.vector_norm(operands[Operand.G], dim=(1, 2))
-                self._next.sq_g[cell.blocks][blocks] += lengths.double().square_()
+                self._next.sq_g[cell.blocks][blocks] += lengths(operands[Operand.G]).double().square_()
         return dict.fromkeys(names, torch.zeros_like(self._next.defect[cell.entries])) | self._sums.entries()
 
     def _operands(

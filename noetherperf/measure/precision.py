@@ -22,9 +22,9 @@ _EXACT = ("none", "ieee")
 def full_precision(device: torch.device) -> Iterator[None]:
     """A context whose matrix products on a type of device do not round their factors.
 
-    Autocast is off in this thread. A setting that rounds is set aside, and put back in the end; as a rule there is none,
-    and nothing is set. While it is set aside, it is so for all threads: what they multiply meanwhile is not rounded
-    either, and if they change this very setting meanwhile, the change is lost.
+    Autocast is off in this thread. A setting that rounds is set aside, and put back in the end; as a rule there is
+    none, and nothing is set. Meanwhile it is set aside for all threads: what they multiply is not rounded either, and
+    if they change this very setting, the change is lost.
 
     Args:
         device: Its type counts, not its number.

@@ -16,7 +16,7 @@ from noetherperf.measure.shards import Indices
 from noetherperf.symmetry import Part
 
 #: Elements of a piece, and least of each unit.
-PIECE, LEAST = 1 << 17, 64
+PIECE, LEAST = 1 << 18, 64
 
 
 class Units:
@@ -60,7 +60,10 @@ class Units:
         for top in range(0, blocks, height):
             some = slice(top, min(top + height, blocks))
             for left in range(0, rest, width):
-                yield some, [None if x is None else x[some, :, left : left + width] for x in units]
+                whole = width == rest
+                yield some, [
+                    None if x is None else x[some] if whole else x[some, :, left : left + width] for x in units
+                ]
 
     def complete(self, cell: Cell, part: Part, x: Tensor) -> Tensor:
         """A piece of `pieces`, or what was computed of pieces element by element, as [some blocks, n, some elements];
@@ -133,6 +136,14 @@ class Sums:
                 entries.add_(products.index_select(1, lower).flatten()).mul_(0.5)
             found.append(entries)
         return {name: found[row] for name, row in self._rows.items()}
+
+
+def lengths(x: Tensor) -> Tensor:
+    """The Frobenius norms of matrices [blocks, n, rest]: [blocks]. First along neighbours in memory, which is fast."""
+    first = 2 if x.stride(2) <= x.stride(1) else 1
+    partial = torch.linalg.vector_norm(x, dim=first)
+    found: Tensor = torch.linalg.vector_norm(partial, dim=1)
+    return found
 
 
 def _places(n: int) -> list[Tensor]:

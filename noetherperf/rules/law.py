@@ -92,7 +92,6 @@ class Component:
         """Coefficients of a step: A and B, and with compensation the rests of their first rows."""
         return (self.size + self.compensated) * (self.size + len(self.moments))
 
-
     @property
     def still(self) -> "Recursion":
         """The recursion of a step in which nothing moves."""
