@@ -2,10 +2,10 @@
 
     python -m bench.balance [--threads 2] [--rounds 5] [--tokens 1024] [--batch 1] [--only SGD]
 
-An iteration is forward, backward and step, by the clock on the wall. Both variants train a copy of the network of their
-own on the same batch; they take turns, and the other begins in the next round. Shares are of two times of one round:
-`iteration` compares whole iterations, in which other programs and the clock's frequency make more noise than the heads;
-`step` is what the steps took longer, as a share of the whole iteration. Medians, with quartiles in brackets.
+An iteration is forward, backward and step, by the clock on the wall and in processor time (all threads together, which
+other programs change less). Both variants train a copy of the network of their own on the same batch; they take turns,
+and the other begins in the next round. Shares compare two times of one round: what the whole iterations took longer,
+which is noisy, and what their steps took longer, both relative to an iteration. Medians, with quartiles in brackets.
 Defaults take about 3 minutes and 6 GB on two cores.
 """
 
@@ -13,7 +13,7 @@ import argparse
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -43,6 +43,20 @@ def heads(d: int = D, size: int = HEAD, n_blocks: int = N_BLOCKS) -> list[Balanc
     return found
 
 
+class Times(NamedTuple):
+    """Seconds by the clock on the wall, and of the processor, all threads together."""
+
+    wall: float
+    processor: float
+
+    @classmethod
+    def now(cls) -> "Times":
+        return cls(time.perf_counter(), time.process_time())
+
+    def since(self, begin: "Times") -> "Times":
+        return Times(self.wall - begin.wall, self.processor - begin.processor)
+
+
 class Trainer:
     """A GPT-2 in training; the same whatever its optimizer measures.
 
@@ -56,15 +70,15 @@ class Trainer:
         self.model, self.tokens = GPT2(), tokens
         self.optimizer = make(self.model.named_parameters())
 
-    def iterate(self) -> tuple[float, float]:
-        """Make an iteration; the seconds of all of it, and of its step."""
-        begin = time.perf_counter()
+    def iterate(self) -> tuple[Times, Times]:
+        """Make an iteration; the times of all of it, and of its step."""
+        begin = Times.now()
         self.model.zero_grad()
         cross_entropy(self.model(self.tokens).flatten(0, 1), self.tokens.roll(-1, -1).flatten()).backward()
-        middle = time.perf_counter()
+        middle = Times.now()
         self.optimizer.step()
-        end = time.perf_counter()
-        return end - begin, end - middle
+        end = Times.now()
+        return end.since(begin), end.since(middle)
 
 
 def n_bytes(state: dict[str, Any]) -> int:
@@ -87,21 +101,21 @@ def compare(name: str, balances: list[Balance], tokens: torch.Tensor, n_rounds: 
     }
     for trainer in variants.values():  # the first iterations make buffers, and the first steps start laws
         trainer.iterate()
-    times: dict[str, list[tuple[float, float]]] = {key: [] for key in variants}
+    times: dict[str, list[tuple[Times, Times]]] = {key: [] for key in variants}
     for number in range(n_rounds):
         for key in list(variants)[:: -1 if number % 2 else 1]:
             times[key].append(variants[key].iterate())
-    alone, heads = (times[key] for key in ("alone", "heads"))
-    pairs = list(zip(alone, heads, strict=True))
     kept = n_bytes(variants["heads"].optimizer.state_dict()) - n_bytes(variants["alone"].optimizer.state_dict())
-    of_step, of_all = ([Spread.of([x[k] for x in found]).median for found in (alone, heads)] for k in (1, 0))
-    whole, added = shown([b[0] / a[0] - 1 for a, b in pairs]), shown([(b[1] - a[1]) / a[0] for a, b in pairs])
     print(f"{name}: a checkpoint has {kept / 1e6:.0f} MB more")
-    print(f"  iteration {of_all[0]:.3f} s, with all heads {of_all[1]:.3f} s: {whole}")
-    print(
-        f"  step {1e3 * of_step[0]:.0f} ms, with all heads {1e3 * of_step[1]:.0f} ms: {added} of an iteration",
-        flush=True,
-    )
+    for clock in Times._fields:
+        alone, heads = ([[getattr(x, clock) for x in pair] for pair in times[key]] for key in variants)
+        rounds = list(zip(alone, heads, strict=True))
+        for k, what in enumerate(("iteration", "step")):
+            one, other = (Spread.of([pair[k] for pair in found]).median for found in (alone, heads))
+            added = shown([(b[k] - a[k]) / a[0] for a, b in rounds])
+            print(
+                f"  {clock:9} {what:9} {one:7.3f} s, with all heads {other:7.3f} s: {added} of an iteration", flush=True
+            )
 
 
 def main() -> None:

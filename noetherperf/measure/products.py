@@ -61,9 +61,10 @@ class Units:
             some = slice(top, min(top + height, blocks))
             for left in range(0, rest, width):
                 whole = width == rest
-                yield some, [
-                    None if x is None else x[some] if whole else x[some, :, left : left + width] for x in units
-                ]
+                yield (
+                    some,
+                    [None if x is None else x[some] if whole else x[some, :, left : left + width] for x in units],
+                )
 
     def complete(self, cell: Cell, part: Part, x: Tensor) -> Tensor:
         """A piece of `pieces`, or what was computed of pieces element by element, as [some blocks, n, some elements];
