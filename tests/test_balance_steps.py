@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import noetherperf as nperf
 from noetherperf import Balance, Part
+from noetherperf.engines import OnDevice, carry_out
 from noetherperf.measure import grams, products
 from noetherperf.measure.balances import BalanceReadout
 from noetherperf.rules.law import Law, Step, in_common
@@ -306,7 +307,7 @@ def test_a_prepared_step_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("apart", [False, True], ids=["together", "apart"])
-def test_counts_that_the_host_does_not_know(apart: bool) -> None:
+def test_counts_that_the_host_does_not_know(apart: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a CUDA graph, whose replays the device counts; here the CPU is in its place."""
     case = CASES["plain"]
     found = []
@@ -315,20 +316,62 @@ def test_counts_that_the_host_does_not_know(apart: bool) -> None:
         optimizer = KINDS["AdamW"](model, symmetries=case.balances)
         train(model, optimizer, range(3))
         (meter,) = optimizer._prepare()
-        ages: Any = [3 + apart * (i % 2) for i in range(9)]
-        if there:
-            ages = torch.tensor(ages, dtype=torch.float64)
+        ages = [3 + apart * (i % 2) for i in range(9)]
         grads = [p.grad for p in model.parameters()]
         grads[5] = None if apart else grads[5]
-        arguments = grads, optimizer._gather().here, optimizer._measuring.options.options
-        with torch.no_grad():
-            for call in meter.grams.prepare(*arguments, ages, [None], None, None, fixed=there):
-                call()
+        on_device = OnDevice([None], counts=torch.tensor(ages, dtype=torch.float64) if there else None)
+        buffers, options = optimizer._gather().here, optimizer._measuring.options.options
+        places = meter.grams.tensors()
+        with torch.no_grad(), monkeypatch.context() as patched:
+            patched.setattr(type(meter.engine), "prepare", lambda *_: [])  # which takes no counts on a CPU
+            carry_out(meter.prepare(grads, grads, buffers, options, [9] * 9 if there else ages, on_device))
+        assert all(a is b for a, b in zip(places, meter.grams.tensors(), strict=True)) == there
         found.append([x.clone() for x in meter.grams.tensors()])
     for host, device in zip(*found, strict=True):
         assert torch.equal(host.isnan(), device.isnan())
         assert torch.allclose(host.nan_to_num(), device.nan_to_num(), rtol=1e-13, atol=1e-15)
     assert bool(found[0][0].isnan().any()) == apart
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kind", ["SGD", "AdamW"])
+def test_a_captured_step_is_replayed(kind: str) -> None:
+    case = CASES["plain"]
+    more: dict[str, Any] = {"capturable": True} if kind == "AdamW" else {}
+    nets = [make(case, torch.float32).cuda() for _ in range(2)]
+    eager, captured = (KINDS[kind](net, symmetries=case.balances, **more) for net in nets)
+
+    def set_gradients(step: int) -> None:
+        random = torch.Generator("cuda").manual_seed(step)
+        for p, q in zip(*(net.parameters() for net in nets), strict=True):
+            g = torch.randn(p.shape, generator=random, device="cuda")
+            for x in (p, q):
+                x.grad = g.clone() if x.grad is None else x.grad.copy_(g)
+
+    set_gradients(0)
+    for _ in range(3):
+        eager.step()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            captured.step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured.step()
+    for step in range(1, 5):
+        set_gradients(step)
+        eager.step()
+        graph.replay()
+    eager.step()
+    captured.step()  # and eagerly again
+    for name, law in eager.readout().balances.items():
+        other = captured.readout().balances[name]
+        assert float(law.rounding.abs().max()) <= 1e-5
+        for what, x in predicted(law).items():
+            assert x.isfinite().all(), what
+            assert torch.allclose(predicted(other)[what], x, rtol=1e-6, atol=1e-7), what
 
 
 # ---- the readout ----------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from noetherperf.measure.cells import Cell, GramPlan, GramsCopy
 from noetherperf.measure.precision import full_precision
 from noetherperf.measure.products import Sums, Units, lengths
 from noetherperf.measure.shards import Indices
-from noetherperf.rules.law import PROPAGATED, Law, Shape, Step, advance, begin, in_common, is_zero, jump
+from noetherperf.rules.law import N_START, PROPAGATED, Law, Shape, Step, advance, begin, in_common, is_zero, jump
 from noetherperf.rules.moments import Moment, Operand
 from noetherperf.symmetry import Part
 
@@ -185,19 +185,21 @@ class Grams:
             x if lr is None else rule.with_lr(x, lr.detach().reshape(()).to(torch.float64))
             for x, lr in zip(options, lrs, strict=True)
         ]
-        new.state.copy_(now.state)
+        new.state[:N_START].copy_(now.state[:N_START])
         new.defect.zero_()
         new.sq_g.zero_()
         steps = self._steps(grads, options, ages)
         matrices = {id(step): _matrices(step, self._device) for step in steps}
         with full_precision(self._device):
             for cell, step in zip(self.plan.cells, steps, strict=True):
+                at = cell.entries
                 if step is None:
+                    new.state[:, at] = now.state[:, at]
                     continue
                 names = {DEFECT} | driving(self._law, step)
                 sums = self._take(cell, names, grads, buffers, options[cell.group], ages, grad_scale)
-                advance(self._law, step, new.state[:, cell.entries], sums)
-                new.defect[cell.entries] = sums[DEFECT]
+                advance(self._law, step, now.state[:, at], sums, out=new.state[:, at])
+                new.defect[at] = sums[DEFECT]
         new.propagators.copy_(_product(torch.stack([matrices[id(step)] for step in steps]), now.propagators))
         if found_inf is not None:
             for old, x in zip(now, new, strict=True):

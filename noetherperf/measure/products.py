@@ -107,7 +107,11 @@ class Sums:
         self._begun[blocks] = [True] * (blocks.stop - blocks.start)
         for name, row in self._taken:
             a, b = pairs[name]
-            self._products[row, blocks].baddbmm_(a, b.mT, beta=begun, alpha=weight)
+            products = self._products[row, blocks]
+            if a.shape[2] == 1 and begun:  # of a bias, of which a matrix product makes more work
+                products.addcmul_(a, b.mT, value=weight)
+            else:
+                products.baddbmm_(a, b.mT, beta=begun, alpha=weight)
 
     def _plan(self, pairs: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         """Give each product a row of the memory, and make that large enough."""

@@ -312,26 +312,35 @@ def is_zero(x: Number) -> bool:
     return not isinstance(x, Tensor) and x == 0.0
 
 
-def advance(shape: Shape, step: Step, state: Tensor, moments: Mapping[str, Tensor]) -> None:
-    """Advance a law's state [shape.n_rows, n] in place by one step with moments [n] by name; all float64.
+def advance(shape: Shape, step: Step, state: Tensor, moments: Mapping[str, Tensor], out: Tensor | None = None) -> None:
+    """Advance a law's state [shape.n_rows, n] by one step with moments [n] by name; all float64.
+
+    Args:
+        shape, step: The law, and its step.
+        state: Before the step.
+        moments: Of the step.
+        out: Where the state after the step is written, all but x₀ and y₀, which stay; None: in place.
 
     Source: docs/theory.md, section 3.
     """
     for component in shape.components:
         recursion, at = step.recursions[component.name], shape.rows[component.name]
-        rest = [state[at + 1]] if component.compensated else []
-        s = [state[at].clone(), *state[at + 1 + len(rest) : at + component.n_rows].clone()]
+        own = state[at : at + component.n_rows] if out is not None else state[at : at + component.n_rows].clone()
+        after = (state if out is None else out)[at : at + component.n_rows]
+        n_rests = int(component.compensated)
+        s = [own[0], *own[1 + n_rests :]]
         # Moments without coefficients are left out, because they may be NaN.
         used = [k for k, column in enumerate(zip(*recursion.b, strict=True)) if not all(map(is_zero, column))]
         m = [moments[component.moments[k]] for k in used]
         new = [_applied(a, [b[k] for k in used], s, m) for a, b in zip(recursion.a, recursion.b, strict=True)]
         if component.compensated:
-            added = new[0] + rest[0] + _applied(recursion.a_rest, [recursion.b_rest[k] for k in used], s, m)
-            state[at], state[at + 1] = two_sum(s[0], added)
+            new[0] += own[1]
+            new[0] += _applied(recursion.a_rest, [recursion.b_rest[k] for k in used], s, m)
+            after[0], after[1] = two_sum(s[0], new[0])
         else:
-            state[at] = new[0]
-        for row, value in enumerate(new[1:], start=at + 1 + len(rest)):
-            state[row] = value
+            after[0] = new[0]
+        for row, value in enumerate(new[1:], start=1 + n_rests):
+            after[row] = value
 
 
 def _applied(a: Row, b: Row, s: Sequence[Tensor], m: Sequence[Tensor]) -> Tensor:
