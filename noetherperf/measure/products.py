@@ -53,18 +53,15 @@ class Units:
         balance = self._balances[cell.balance]
         units = [None if x is None else balance.units(part, x) for x in tensors]
         blocks, n, rest = next(x.shape for x in units if x is not None)
-        height, width = max(blocks, 1), max(rest, 1)
+        height, width = blocks, rest
         if self._in_pieces:
-            width = min(width, max(PIECE // n, LEAST))
-            height = max(PIECE // (n * width), 1)
+            width = _even(rest, max(PIECE // n, LEAST))
+            height = _even(blocks, max(PIECE // (n * width), 1))
         for top in range(0, blocks, height):
             some = slice(top, min(top + height, blocks))
+            high = [None if x is None else x[some] for x in units]
             for left in range(0, rest, width):
-                whole = width == rest
-                yield (
-                    some,
-                    [None if x is None else x[some] if whole else x[some, :, left : left + width] for x in units],
-                )
+                yield some, [x if x is None or width == rest else x[..., left : left + width] for x in high]
 
     def complete(self, cell: Cell, part: Part, x: Tensor) -> Tensor:
         """A piece of `pieces`, or what was computed of pieces element by element, as [some blocks, n, some elements];
@@ -141,6 +138,11 @@ class Sums:
                 entries.add_(products.index_select(1, lower).flatten()).mul_(0.5)
             found.append(entries)
         return {name: found[row] for name, row in self._rows.items()}
+
+
+def _even(total: int, most: int) -> int:
+    """The size of as few parts of a total as can be, none above the most, all nearly alike: threads share one part."""
+    return -(-total // -(-total // most))
 
 
 def lengths(x: Tensor) -> Tensor:
