@@ -282,7 +282,7 @@ class Readout(Mapping[str, ChargeReadout]):
         return len(self._places)
 
     def __repr__(self) -> str:
-        return f"Readout(step={self.step}, time={self.time:g}, symmetries=[{', '.join(self)}])"
+        return f"Readout(step={self.step}, time={self.time:g}, symmetries=[{', '.join([*self, *self.balances])}])"
 
     def __str__(self) -> str:
         return str(self.table())
@@ -312,8 +312,7 @@ class Readout(Mapping[str, ChargeReadout]):
         from noetherperf.measure.printed import ReadoutTable  # here, because stepping needs no rich
         from noetherperf.measure.table import rows as all_rows
 
-        balances = list(map(str, self.balances.values()))
-        return ReadoutTable(all_rows(self, constraints), self.step, rows, balances)
+        return ReadoutTable(all_rows(self, constraints), self.step, rows)
 
     def by_parameter(self, parameter: str) -> dict[str, ChargeReadout]:
         """The symmetries that a parameter takes part in, by name: `by_parameter("blocks.0.mlp.0.weight")`.
