@@ -216,19 +216,25 @@ def one_step(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
 def settings() -> Iterator[None]:
     given = torch.get_float32_matmul_precision()
     yield
-    torch.backends.fp32_precision = "none"
+    setattr(torch.backends, "fp32_precision", "none")  # noqa: B010  (types leave it out)
     torch.set_float32_matmul_precision(given)
 
 
 @pytest.mark.usefixtures("settings")
 @pytest.mark.parametrize("way", ["torch.set_float32_matmul_precision", "torch.backends.fp32_precision"])
 def test_no_setting_rounds_factors(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen, add, setting = [], products.Sums.add, torch.backends.mkldnn.matmul
-    monkeypatch.setattr(products.Sums, "add", lambda self, *x: (seen.append(setting.fp32_precision), add(self, *x))[1])
+    backends: Any = torch.backends
+    seen, add, setting = [], products.Sums.add, backends.mkldnn.matmul
+
+    def seeing(self: products.Sums, *x: Any) -> None:
+        seen.append(setting.fp32_precision)
+        add(self, *x)
+
+    monkeypatch.setattr(products.Sums, "add", seeing)
     expected = one_step()
     if way == "torch.backends.fp32_precision":
         setting.fp32_precision = "none"
-        torch.backends.fp32_precision = "tf32"
+        backends.fp32_precision = "tf32"
     else:
         torch.set_float32_matmul_precision("medium")
     given = setting.fp32_precision
@@ -237,7 +243,7 @@ def test_no_setting_rounds_factors(way: str, monkeypatch: pytest.MonkeyPatch) ->
     assert set(seen) <= {"none", "ieee"}
     assert setting.fp32_precision == given
     if way == "torch.backends.fp32_precision":
-        torch.backends.fp32_precision = "ieee"  # which the other setting still follows
+        backends.fp32_precision = "ieee"  # which the other setting still follows
         assert setting.fp32_precision == "ieee"
     else:
         assert torch.get_float32_matmul_precision() == "medium"
@@ -257,7 +263,9 @@ def test_autocast_rounds_no_factors() -> None:
 
 
 def grams_of(optimizer: Any) -> grams.Grams:
-    (meter,) = optimizer.probe._shadows._measuring.meters if isinstance(optimizer, Probed) else optimizer._prepare()
+    (meter,) = (
+        (optimizer.probe._shadows._measuring.meters or []) if isinstance(optimizer, Probed) else optimizer._prepare()
+    )
     found: grams.Grams = meter.grams
     return found
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from noetherperf.measure.cells import GramsCopy
-from noetherperf.measure.readout import Prediction, by_source, has_growth
+from noetherperf.measure.charges import Prediction
+from noetherperf.measure.readout import by_source, has_growth
 from noetherperf.rules.law import Law
 from noetherperf.symmetry import Balance
 

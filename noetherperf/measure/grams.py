@@ -252,7 +252,8 @@ class Grams:
         warm = any(of_all[tensor] is not None for of_all in buffers[:1] for tensor, _ in members)
         self._sums.begin(cell, dtype)
         for tensor, part in members:
-            c = rule.coefficients_of(options, ages[tensor] if isinstance(ages, Tensor) else rule.with_row(ages[tensor]))
+            age: Any = ages[tensor] if isinstance(ages, Tensor) else rule.with_row(ages[tensor])
+            c = rule.coefficients_of(options, age)
             tensors = [self._params[tensor].detach(), grads[tensor], *(of_all[tensor] for of_all in buffers)]
             for blocks, pieces in self._units.pieces(cell, part, tensors):
                 converted = [None if x is None else x.to(dtype) for x in pieces]

@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 
+_BACKENDS: Any = torch.backends  # their types leave this setting out
+
 #: Torch's setting for products on a type of device.
-_SETTINGS: dict[str, Any] = {"cpu": torch.backends.mkldnn.matmul, "cuda": torch.backends.cuda.matmul}
+_SETTINGS: dict[str, Any] = {"cpu": _BACKENDS.mkldnn.matmul, "cuda": _BACKENDS.cuda.matmul}
 
 #: Its values that round no factor.
 _EXACT = ("none", "ieee")
@@ -31,8 +33,7 @@ def full_precision(device: torch.device) -> Iterator[None]:
     """
     setting = _SETTINGS.get(device.type)
     with torch.autocast(device.type, enabled=False):
-        given = "none" if setting is None else setting.fp32_precision
-        if given in _EXACT:
+        if setting is None or (given := setting.fp32_precision) in _EXACT:
             yield
             return
         setting.fp32_precision = "ieee"

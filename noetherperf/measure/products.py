@@ -35,10 +35,11 @@ class Units:
         self._balances, self._in_pieces = plan.balances, torch.device(device).type == "cpu"
         self._shards: dict[tuple[int, Part], ShardedUnits] = {}
         for cell in plan.cells:
-            for tensor, part in cell.members if cell.cut and indices is not None else ():
-                balance, shape = plan.balances[cell.balance], plan.tensor_shapes[tensor]
-                found = ShardedUnits.of(balance, part, shape, indices[tensor], device)
-                self._shards[cell.balance, part] = found
+            for tensor, part in cell.members:
+                if cell.cut and indices is not None:
+                    balance, shape = plan.balances[cell.balance], plan.tensor_shapes[tensor]
+                    found = ShardedUnits.of(balance, part, shape, indices[tensor], device)
+                    self._shards[cell.balance, part] = found
 
     def pieces(
         self, cell: Cell, part: Part, tensors: Sequence[Tensor | None]

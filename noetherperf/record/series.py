@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from noetherperf.measure.readout import Charges
+from noetherperf.measure.charges import Charges
 from noetherperf.rules.moments import Moment
 
 __all__ = ["DEFAULT", "SERIES", "Series", "Terms", "derivations"]
