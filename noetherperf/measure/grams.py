@@ -77,9 +77,10 @@ class Grams:
         self._now, self._next = (Measured.zeros(plan, device) for _ in range(2))
         self._law = plan.rule.laws[Law.NORM]
         self._units, self._sums = Units(plan, device, indices), Sums(plan, device)
+        self._is_fixed = False  # whether a CUDA graph knows where `_now` is
 
     def tensors(self) -> list[Tensor]:
-        """All that is measured after the last step, in the order of `GramPlan.shapes`; a step replaces them."""
+        """All that is measured after the last step, in the order of `GramPlan.shapes`; a step may replace them."""
         return list(self._now) if self.plan.cells else []
 
     # ---- between steps ----------------------------------------------------------------------------------------------
@@ -176,7 +177,7 @@ class Grams:
             lrs: One per parameter group: a learning rate on the device that replaces the one of its options, or None.
             grad_scale: On the device: gradients are divided by it.
             found_inf: On the device: if not zero, nothing is written.
-            fixed: Whether what is measured must stay where it is, since a CUDA graph may replay the step.
+            fixed: Whether what is measured must stay where it is from now on, since a CUDA graph may replay the step.
         """
         if not self.plan.cells:
             return []
@@ -204,7 +205,8 @@ class Grams:
         if found_inf is not None:
             for old, x in zip(now, new, strict=True):
                 torch.where(found_inf != 0.0, old, x, out=x)
-        if fixed:
+        self._is_fixed |= fixed
+        if self._is_fixed:
             return [partial(torch._foreach_copy_, list(now), list(new))]
         return [partial(self.__dict__.update, _now=new, _next=now)]
 
