@@ -32,20 +32,21 @@ N_ADVANCED = n_advanced(SGD.laws)
 
 @dataclass(frozen=True)
 class Cost:
-    """Bytes of one step of the CPU engine, and of what it keeps; all integers but the overhead.
+    """Bytes of one step of the CPU engine, and bytes that it keeps. All are integers but the overhead.
 
     Attributes:
         n_parameters: Σ numel.
         n_segments: How many sums of each moment are taken.
-        step: Moved by the step itself: 3 reads and 2 writes of every parameter's size with momentum (parameter,
-            gradient, buffer), 2 reads and 1 write without.
-        measuring: Moved on top of it: partial sums written and read, moments written and read, law states read and
-            written; for Balances, parameters, gradients and buffers read once more.
-        state: Kept by the measurement: moments, law states, propagators.
-        workspace: Kept for partial sums of segments that several tiles share; and for Balances, for products and for
-            laws while they advance.
+        step: Bytes that the step itself moves. With momentum these are 3 reads and 2 writes of every parameter's size
+            (parameter, gradient, buffer); without, 2 reads and 1 write.
+        measuring: Bytes that measuring moves, too: it writes and reads partial sums and moments, and reads and writes
+            law states. For Balances it reads parameters, gradients and buffers once more.
+        state: Bytes that the measurement keeps: moments, law states, propagators.
+        workspace: Bytes kept for partial sums of segments that several tiles share. For Balances also those kept for
+            products, and for laws while they advance.
         products: Floating-point operations of the matrix products of Balances, in the parameters' dtype but at least
-            float32; two for each multiplication. Other rules than SGD take one product more: three in the place of two.
+            float32. A multiplication counts as two. Adam, AdamW and a Probe take one product more than SGD with
+            momentum, three in the place of two.
     """
 
     n_parameters: int
@@ -93,14 +94,14 @@ def cost(
         model_or_shapes: A model (its parameters' own dtypes count), or shapes by parameter name. For a sharded model
             give the shapes that one rank holds.
         symmetries: What is measured.
-        dtype: Of the parameters, where only shapes are given: float32, float64, bfloat16 or float16.
+        dtype: Dtype of the parameters, if you give only shapes: float32, float64, bfloat16 or float16.
         momentum: Whether the step has momentum.
 
     Returns:
         Numbers and bytes of one step; `print` puts them into a sentence.
 
     Raises:
-        ValueError: Symmetries that do not fit the parameters.
+        ValueError: Symmetries do not fit the parameters.
 
     Example:
         >>> print(nperf.cost({"w": (4096, 11008)}, [nperf.Norm("rows", [nperf.Part("w", 0)])]))  # doctest: +SKIP

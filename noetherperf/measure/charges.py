@@ -21,13 +21,14 @@ class Prediction:
     """A law's prediction of a charge, by source; float64 [n groups] each.
 
     Attributes:
-        free: What the initial charge alone (and a warm momentum buffer) has become: it decays, or oscillates.
-        forced: What finite steps have added: |u|² (discrete law), |g|² or |θ̇|² (flow law). Zero for a translation. With
-            an offset also what decay leaves, because it draws θ, not θ + offset, to 0.
-        defect: What a violated gradient constraint has let in, and changes of parameters between steps. Zero if the
-            symmetry holds and nothing was changed, and always zero in the flow law.
-        budget: free + forced + defect. In the discrete law it is an identity of the update, up to rounding, for any
-            set of parameters. It is accumulated by itself, because its parts may be large and cancel.
+        free: What the initial charge alone has become, with a momentum buffer that was warm at the start. It decays, or
+            oscillates.
+        forced: What steps of finite size have added, by |u|² (discrete law), or by |g|² or |θ̇|² (flow law). Zero for a
+            translation. With an offset it also has what decay leaves, because decay draws θ to 0, and not θ + offset.
+        defect: What came in because the gradient constraint did not hold, and what other code changed between steps.
+            Zero if the symmetry holds and no other code changed anything. Always zero in the flow law.
+        budget: free + forced + defect. In the discrete law it is an identity of the update, up to rounding, for any set
+            of parameters. It is accumulated separately, because its parts may be large and cancel.
     """
 
     free: Tensor
@@ -72,39 +73,40 @@ class Charges:
     """Charges after a step: float64 CPU tensors [n groups], of one symmetry or of all side by side.
 
     Attributes:
-        charge: Q now: Σ c⟨θ, 1⟩ for a translation, else Σ c|θ|²; of the values as stored. θ counts with its part's
-            offset, here and in all that follows.
+        charge: Q now, of the values as stored: Σ c⟨θ, 1⟩ for a translation, and Σ c|θ|² otherwise. Here and below, θ
+            counts with its part's offset.
         initial: Q when measuring began.
         discrete: The discrete law's prediction, exact to rounding where the symmetry holds.
-        flow: The flow law's, the continuous-time dynamics of the paper.
-        growth: What the updates' own squares added to the charge, whatever the law. With weight decay θ' = r θ − η u
+        flow: The flow law's prediction, from the continuous-time dynamics of the paper.
+        growth: What the squares of the updates added to the charge, whatever the law. With weight decay θ' = r θ − η u
             and R the product of all r² (of all r, for a translation), charge = R initial + growth + transport +
             rounding;
 
                 growth      r² growth + η² |u|²;                0 for a translation
                 transport   r² transport − 2ηr Σ c⟨θ, u⟩;       r transport − η Σ c⟨u, 1⟩ for a translation
 
-            Growth of a rescale is its inward parts' less its outward parts'. None for a rule whose decay passes through
-            the momentum buffer (SGD): it has no r, and discrete.forced is what |u|² drove, exactly.
-        transport: What the updates' overlap with the generator added, and changes of parameters between steps. None
-            where growth is.
+            The growth of a rescale is that of its inward parts minus that of its outward parts. It is None for a rule
+            whose decay passes through the momentum buffer (SGD). Such a rule has no r, and discrete.forced is exactly
+            what |u|² drove.
+        transport: What the overlap of the updates with the generator added, and what other code changed between steps.
+            None if growth is None.
         defect: The last step's gradient constraint, Σ c⟨g, 1⟩ or Σ c⟨g, θ⟩; zero where the symmetry holds.
         relative_defect: |defect| / (|g_A| |ψ_A|), ψ the generator (c or cθ, θ taken after the step); 0 where g is 0.
             |g_A| counts as no less than a thousandth of the average |g| of a group of that size, over all that is
             measured (measure/defect.py explains why).
-        relative_update: η|u| / |θ| of the last step, θ taken after it. The parameters of all parts are one vector θ;
-            coefficients play no role. Each part has its own η; a part without gradient did not move.
+        relative_update: η|u| / |θ| of the last step, θ taken after it. The parameters of all parts are one vector θ,
+            without coefficients. Each part has its own η. A part without a gradient did not move.
         angular_update: The angle in radians by which the last step turned that vector, as computed (not as rounded to
             the stored dtype). NaN where θ was nearly zero: |θ| or |θ'| a thousandth of the other.
-        effective_lr: The last step's learning rate, as a loss feels it that does not feel the length of θ: η/Q for
-            SGD, whose update falls as 1/|θ|, and η/√Q for Adam; Q is the charge. NaN for a rescale, and where parts
-            have different η.
-            All three are NaN for a translation. They are NaN, too, where the last step is not known: before the first
-            step, after loading, where parameters were changed since, and where a device has skipped every step since
-            options changed.
+        effective_lr: The last step's learning rate for a loss that does not depend on the length of θ. It is η/Q for
+            SGD, whose update falls as 1/|θ|, and η/√Q for Adam; Q is the charge. NaN for a rescale, and if parts have
+            different η.
+            It is NaN for a translation, and so are relative_update and angular_update. All three are also NaN while the
+            last step is not known: before the first step, after loading, after other code changed parameters, and while
+            a device has skipped every step since options changed.
         moments: sum_p, sq_p, sum_g, sq_g, dot_pg, sq_u of the last step, summed over parts with their coefficients.
-        residual: charge − discrete.total: defect and rounding.
-        rounding: charge − discrete.budget: the loss by rounding to the stored dtype.
+        residual: charge − discrete.total, which is defect and rounding.
+        rounding: charge − discrete.budget: what rounding to the stored dtype changed.
     """
 
     def __init__(self, rows: NDArray[np.float64], *, has_growth: bool) -> None:

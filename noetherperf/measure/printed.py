@@ -39,11 +39,11 @@ _STYLE = "text-align: {}; white-space: {}; padding: 0 0.6em; vertical-align: top
 class ReadoutTable:
     """The symmetries of a readout as a table, worst first. `str()` and `print` give text, a notebook shows HTML.
 
-    `charge` is the median over groups and the range; the groups of a Balance are its eigenvectors, the charges its
-    eigenvalues. `decay`, `growth`, `defect` and `rounding` are the parts of its change since measuring began, by
-    absolute value: their medians, with the sign, or ± where groups differ in it. Of an open law `growth` and `defect`
-    are growth and transport, where the rule has them. An `angle` is in radians. What a verdict says, and what proves
-    it, is in measure/verdict.py.
+    `charge` is the median over groups, and the range. The groups of a Balance are its eigenvectors, and their charges
+    its eigenvalues. `decay`, `growth`, `defect` and `rounding` are the parts of its change since measuring began:
+    medians of absolute values, with the sign, or with ± if groups differ in it. If a law is open and the rule has
+    growth and transport, `growth` and `defect` are these. `angle` is in radians. measure/verdict.py lists the verdicts,
+    and what proves each.
 
     Attributes:
         rows: All rows, as data (measure/table.py).

@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 class Readout(Mapping[str, ChargeReadout]):
     """All symmetries with one charge for each group after a step, by name; and in `balances`, those with matrices.
 
-    `print(readout)` shows the former in a table, and a notebook does.
+    `print(readout)` shows all of them in a table, and so does a notebook.
 
     Attributes:
         rule: Name of the update rule, "sgd" or "adam".
         step: Steps since measuring began.
-        time: Σ lr·(1 − dampening) over those steps (without momentum Σ lr), of the first parameter group.
-        dtypes: In which each parameter is stored, by name: "bfloat16".
-        balances: The symmetries whose charges are matrices (Balance), by name. The other members are of the rest.
+        time: Σ lr·(1 − dampening) over these steps, or Σ lr without momentum; of the first parameter group.
+        dtypes: The dtype in which each parameter is stored, by name: "bfloat16".
+        balances: The symmetries whose charges are matrices (Balance), by name. All else is about the other symmetries.
     """
 
     def __init__(
@@ -109,16 +109,15 @@ class Readout(Mapping[str, ChargeReadout]):
             print(optimizer.readout().table(rows=None))       # all
             optimizer.readout().table().rows                  # as data
 
-        The table is made here, not by `optimizer.readout()`, from what the readout holds. Where an eps breaks a scale
-        law, the readout alone cannot tell: `constraints` can.
+        The readout alone cannot tell that an eps breaks a scale law. `constraints` can.
 
         Args:
             rows: How many are shown; None: all. `.rows` has all of them.
-            constraints: From `check_constraints` of these symmetries, on a batch of now. A verdict on SGD then names an
-                eps, if it makes nine tenths of the gradient's defect.
+            constraints: From `check_constraints` of these symmetries, with the present parameters. If an eps makes nine
+                tenths of the gradient's defect, a verdict on SGD then says so.
 
         Raises:
-            ValueError: rows is no number of rows.
+            ValueError: `rows` is no number of rows.
             KeyError: A symmetry was not checked.
         """
         from noetherperf.measure.printed import ReadoutTable  # here, because stepping needs no rich
@@ -145,14 +144,15 @@ class Readout(Mapping[str, ChargeReadout]):
         return {name: self[name] for name in having}
 
     def scalars(self) -> dict[str, float]:
-        """A few numbers per symmetry for a logger, as a flat dict; none in which groups of opposite sign cancel.
+        """A few numbers per symmetry for a logger, as a flat dict. Groups of opposite sign do not cancel in them.
 
-        Of a symmetry "conv1", "conv1/abs_charge" and "conv1/abs_charge_p90" are the median and the 90 % quantile of
-        |charge| over groups. "conv1/residual", "conv1/rounding" and "conv1/relative_defect" are the largest absolute
-        values over groups. "conv1/angular_update" and "conv1/effective_lr" are medians over groups, and left out where
-        they are NaN. Quantiles leave out groups that are NaN; a largest value is then NaN. Names are made safe for
-        loggers: characters other than letters, digits, spaces and `_ - . / :` become `_`. If two names become equal,
-        the later one gets the suffix ".2".
+        A symmetry "conv1" has these. "conv1/abs_charge" and "conv1/abs_charge_p90" are the median and the 90 % quantile
+        of |charge| over groups. "conv1/residual", "conv1/rounding" and "conv1/relative_defect" are the largest absolute
+        values over groups. "conv1/angular_update" and "conv1/effective_lr" are medians over groups, and left out if
+        they are NaN. Quantiles leave out groups that are NaN; a largest value is then NaN.
+
+        Names are made safe for loggers: characters other than letters, digits, spaces and `_ - . / :` become `_`. If
+        two names become equal, the later one gets the suffix ".2".
 
         Of a Balance "attn", "attn/abs_charge" and "attn/abs_charge_p90" are of all |eigenvalues|, "attn/off_diagonal"
         is the mean over blocks, and the others are over all entries.

@@ -32,12 +32,12 @@ RESOLUTION = 64.0 * float(np.finfo(np.float64).eps)
 
 @dataclass(frozen=True)
 class Spread:
-    """One quantity over the groups of a symmetry. NaN and infinite groups are left out; NaN if there are no others.
+    """One quantity over the groups of a symmetry. NaN and infinite groups are left out. NaN if no others are left.
 
     Attributes:
         median: Of the values.
         lowest, highest: Of the values.
-        size: The median of the absolute values, in which groups of opposite sign do not cancel.
+        size: The median of the absolute values: groups of opposite sign do not cancel.
     """
 
     median: float
@@ -58,10 +58,11 @@ class Row:
         n_groups: How many groups it has.
         charge: Now.
         change: charge − initial.
-        decay: free − initial: what weight decay took of the initial charge; with a warm buffer, and what that added.
-        growth: discrete.forced: what steps of finite size added. 0 for a translation. With an offset also what decay
-            left of the initial charge, because it draws θ, not θ + offset, to 0.
-        defect: discrete.defect: what got in because the law holds only nearly.
+        decay: free − initial: what weight decay took of the initial charge. It includes what a warm momentum buffer
+            added.
+        growth: discrete.forced: what steps of finite size added. 0 for a translation. With an offset it also has what
+            decay left of the initial charge, because decay draws θ to 0, and not θ + offset.
+        defect: discrete.defect: what came in because the law holds only nearly.
         rounding: charge − discrete.budget: what storing lost.
         angular_update: The median angle in radians by which the last step turned a group; NaN where not known.
         effective_lr: The median effective learning rate of the last step; NaN where not known.
@@ -69,9 +70,9 @@ class Row:
             max(|charge|, |initial|, |free| + |forced|); NaN where the law is open.
         defect_share, rounding_share: Σ|defect| and Σ|rounding| over groups, relative to
             Σ (|decay| + |growth| + |defect|); 0 to 1 for the first.
-        closed, reason: Whether free + forced is a prediction, and why not. Where it is none, and the rule has growth
-            and transport (AdamW, Adam, Probe), these are the growth and the defect here, and decay is the rest: a
-            split that needs no law.
+        closed, reason: Whether free + forced is a prediction, and why not. If it is none, and the rule has growth and
+            transport (AdamW, Adam, Probe), these two stand here as growth and defect, and decay is the rest. That split
+            needs no law.
         verdict: What happened, in words.
         rank: Sorts rows, worst first.
     """
