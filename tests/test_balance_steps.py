@@ -133,6 +133,19 @@ class TestTornSteps:
         assert torch.allclose(law.growth, grown, rtol=0, atol=1e-13 * scale)
         assert law.discrete.forced.isnan().all()
 
+    def test_a_buffer_that_only_some_parts_have(self) -> None:
+        """Momentum that ends leaves buffers, which the law still counts; a part without a buffer has one of zeros."""
+        model = make(self.case)
+        optimizer = KINDS["SGD"](model, symmetries=self.case.balances)
+        tear(model, optimizer, 0)
+        assert "momentum_buffer" not in optimizer.state[model.get_parameter("0.bias")]
+        optimizer.param_groups[0]["momentum"] = 0.0
+        optimizer.reset_measurement()
+        train(model, optimizer, range(1, 4))
+        law = optimizer.readout().balances["pair"]
+        assert law.closed, law.reason
+        assert float(law.residual.abs().max()) <= 1e-13 * largest(self.case.by_hand(detached(model))["pair"])
+
     def test_a_step_in_common(self) -> None:
         """Numbers that all have are kept, and the others are NaN; floats and tensors alike."""
         shape = SGD.laws[Law.NORM]
@@ -309,6 +322,19 @@ def test_a_prepared_step_changes_nothing() -> None:
             call()
     assert all(a is b for a, b in zip(there, meter.grams.tensors(), strict=True))
     assert not torch.equal(before[0], there[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_the_memory_on_paper(dtype: torch.dtype, momentum: float) -> None:
+    case = CASES["plain"]
+    model = make(case, dtype)
+    optimizer = KINDS["SGD"](model, symmetries=case.balances, momentum=momentum, weight_decay=0.0)
+    train(model, optimizer, range(2))
+    measured = grams_of(optimizer)
+    kept = [*measured._next, *measured._sums._memory.values()]
+    found, without = (nperf.cost(model, balances, momentum=momentum > 0.0) for balances in (case.balances, ()))
+    assert found.workspace - without.workspace == sum(x.numel() * x.element_size() for x in kept)
 
 
 # ---- counts on the device -------------------------------------------------------------------------------------------

@@ -143,7 +143,8 @@ class _Products(NamedTuple):
 
 def _of_products(plan: GramPlan, tensors: Sequence[Tensor], *, momentum: bool) -> _Products:
     """Operands are read once; what is computed of them stays in a cache. Laws are read in one place and written in
-    another, for which there is workspace, as there is for the products of the largest cell."""
+    another, for which there is workspace. So there is for the products of the largest cell: of a step in the
+    parameters' dtype, and of charges in float64."""
     if not plan.cells:
         return _Products()
     hyper = Hyper(lr=1.0, momentum=0.9 if momentum else 0.0)
@@ -154,13 +155,14 @@ def _of_products(plan: GramPlan, tensors: Sequence[Tensor], *, momentum: bool) -
     taken = SGD.moments[: SGD.n_taken(hyper, has_buffers=False)]
     n_taken = len({(id(of[a]), id(of[b])) for name, a, b in taken if name in names})
     laws = FLOAT64 * sum(map(prod, plan.shapes.values()))
-    moved, operations, largest = 2 * laws, 0, 0
+    moved, operations, largest = 2 * laws, 0, {FLOAT64: 0}  # by the bytes of a number
     for cell in plan.cells:
-        size = 0
+        size, entries = FLOAT32, cell.n_blocks * cell.n**2
         for tensor, part in cell.members:
             elements, own = part.grouped(tensors[tensor]).numel(), tensors[tensor].element_size()
             moved += (3 if momentum else 2) * elements * own
             operations += 2 * n_taken * cell.n * elements
-            size = max(size, own, FLOAT32)
-        largest = max(largest, n_taken * cell.n_blocks * cell.n**2 * size)
-    return _Products(moved, operations, laws + largest)
+            size = max(size, own)
+        for bytes_of_one, n in ((size, n_taken), (FLOAT64, 1)):
+            largest[bytes_of_one] = max(largest.get(bytes_of_one, 0), bytes_of_one * n * entries)
+    return _Products(moved, operations, laws + sum(largest.values()))
