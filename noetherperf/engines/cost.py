@@ -155,14 +155,14 @@ def _of_products(plan: GramPlan, tensors: Sequence[Tensor], *, momentum: bool) -
     taken = SGD.moments[: SGD.n_taken(hyper, has_buffers=False)]
     n_taken = len({(id(of[a]), id(of[b])) for name, a, b in taken if name in names})
     laws = FLOAT64 * sum(map(prod, plan.shapes.values()))
-    moved, operations, largest = 2 * laws, 0, {FLOAT64: 0}  # by the bytes of a number
+    moved, operations, rows = 2 * laws, 0, {FLOAT64: 1}  # rows of products, by the bytes of a number
     for cell in plan.cells:
-        size, entries = FLOAT32, cell.n_blocks * cell.n**2
+        size = FLOAT32
         for tensor, part in cell.members:
             elements, own = part.grouped(tensors[tensor]).numel(), tensors[tensor].element_size()
             moved += (3 if momentum else 2) * elements * own
             operations += 2 * n_taken * cell.n * elements
             size = max(size, own)
-        for bytes_of_one, n in ((size, n_taken), (FLOAT64, 1)):
-            largest[bytes_of_one] = max(largest.get(bytes_of_one, 0), bytes_of_one * n * entries)
-    return _Products(moved, operations, laws + sum(largest.values()))
+        rows[size] = n_taken
+    entries = max(cell.n_blocks * cell.n**2 for cell in plan.cells)
+    return _Products(moved, operations, laws + entries * sum(own * n for own, n in rows.items()))

@@ -84,7 +84,9 @@ class Sums:
 
     def __init__(self, plan: GramPlan, device: torch.device | str) -> None:
         self._device = device
-        self._memory: dict[torch.dtype, Tensor] = {}
+        self._memory: dict[torch.dtype, Tensor] = {}  # [products, entries of the largest cell]
+        self._outgrown: list[Tensor] = []  # where a CUDA graph may still write
+        self._largest = max((cell.n_blocks * cell.n**2 for cell in plan.cells), default=0)
         self._places = {n: [x.to(device) for x in _places(n)] for n in {cell.n for cell in plan.cells}}
 
     def begin(self, cell: Cell, dtype: torch.dtype) -> None:
@@ -109,7 +111,7 @@ class Sums:
             if a.shape[2] == 1 and begun:  # of a bias, of which a matrix product makes more work
                 products.addcmul_(a, b.mT, value=weight)
             else:
-                products.baddbmm_(a, b.mT, beta=begun, alpha=weight)
+                products.baddbmm_(a, b.mT, beta=begun, alpha=weight)  # in place, which autocast leaves alone
 
     def _plan(self, pairs: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         """Give each product a row of the memory, and make that large enough."""
@@ -122,12 +124,13 @@ class Sums:
                 self._taken.append((name, found[key]))
                 self._symmetric.append(a is b)
             self._rows[name] = found[key]
-        shape = (len(found), self._cell.n_blocks, self._cell.n, self._cell.n)
-        size = prod(shape)
         memory = self._memory.get(self._dtype)
-        if memory is None or memory.numel() < size:
-            memory = self._memory[self._dtype] = torch.empty(size, dtype=self._dtype, device=self._device)
-        self._products = memory[:size].view(shape)
+        if memory is None or len(memory) < len(found):
+            self._outgrown += [] if memory is None else [memory]
+            memory = torch.empty(len(found), self._largest, dtype=self._dtype, device=self._device)
+            self._memory[self._dtype] = memory
+        shape = (self._cell.n_blocks, self._cell.n, self._cell.n)
+        self._products = memory[: len(found), : prod(shape)].unflatten(1, shape)
 
     def entries(self) -> dict[str, Tensor]:
         """The sums by name: the upper triangles of their symmetric parts, [entries of the cell], float64."""
