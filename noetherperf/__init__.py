@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from noetherperf.engines.backends import backends
     from noetherperf.engines.cost import Cost, cost
     from noetherperf.measure.balances import BalanceReadout
-    from noetherperf.measure.readout import ChargeReadout, Prediction, Readout
+    from noetherperf.measure.charges import ChargeReadout, Prediction
+    from noetherperf.measure.readout import Readout
     from noetherperf.optim import control, distributed
     from noetherperf.optim.adam import Adam, AdamW
     from noetherperf.optim.measured import MeasuredOptimizer
@@ -69,7 +70,8 @@ _HOMES = {
     "engines.backends": ("backends",),
     "engines.cost": ("Cost", "cost"),
     "measure.balances": ("BalanceReadout",),
-    "measure.readout": ("ChargeReadout", "Prediction", "Readout"),
+    "measure.charges": ("ChargeReadout", "Prediction"),
+    "measure.readout": ("Readout",),
     "optim.adam": ("Adam", "AdamW"),
     "optim.measured": ("MeasuredOptimizer",),
     "optim.probe": ("Probe",),

@@ -772,21 +772,6 @@ class TestWhatTheHostDoesNotRead:
         assert all(torch.allclose(a, b, rtol=1e-12, atol=1e-14) for a, b in zip(*readouts, strict=True))
 
 
-def test_graph_capture_is_refused() -> None:
-    from noetherperf.engines import OnDevice
-
-    case = CASES["plain"]
-    model = make(case)
-    optimizer = nperf.AdamW(model.named_parameters(), symmetries=case.balances)
-    train(model, optimizer, range(1))
-    (meter,) = optimizer._prepare()
-    n, buffers = len(list(model.parameters())), optimizer._gather()
-    counts = OnDevice([None], counts=torch.ones(n))
-    arguments = [None] * n, [None] * n, buffers.here, optimizer._measuring.options.options, [1] * n
-    with pytest.raises(RuntimeError, match="capturable"):
-        meter.prepare(*arguments, counts)
-
-
 class Positions(nn.Module):
     """One head of four units, whose queries and keys are rotated by position, or divided by their norm."""
 

@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from noetherperf.detect import find_symmetries
-from noetherperf.measure.readout import ChargeReadout
+from noetherperf.measure.charges import ChargeReadout
 from noetherperf.optim.measured import MeasuredOptimizer
 from noetherperf.optim.sgd import SGD
 from noetherperf.recipes import digits

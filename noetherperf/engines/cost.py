@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +13,13 @@ from noetherperf.measure.cells import GramPlan, make_gram_plan
 from noetherperf.measure.grams import DEFECT, driving
 from noetherperf.measure.plan import Measurement, make_plan
 from noetherperf.rules.law import N_START, Law, Shape
+from noetherperf.rules.moments import Operand
 from noetherperf.rules.sgd import SGD, Hyper
 from noetherperf.symmetry import Symmetry, balances_in, validate
 
 #: Moments that a step with plain momentum takes; Nesterov adds two.
 N_TAKEN = SGD.n_taken(Hyper(lr=1.0, momentum=0.9), has_buffers=True)
-FLOAT64 = 8
+FLOAT32, FLOAT64 = 4, 8  # bytes
 
 
 def n_advanced(laws: Mapping[Law, Shape]) -> dict[Law, int]:
@@ -38,11 +40,13 @@ class Cost:
         step: Bytes that the step itself moves. With momentum these are 3 reads and 2 writes of every parameter's size
             (parameter, gradient, buffer); without, 2 reads and 1 write.
         measuring: Bytes that measuring moves, too: it writes and reads partial sums and moments, and reads and writes
-            law states.
+            law states. For Balances it reads parameters, gradients and buffers once more.
         state: Bytes that the measurement keeps: moments, law states, propagators.
-        products: Floating-point operations of the matrix products of Balances, in float64. A multiplication counts as
-            two.
-        workspace: Bytes kept for partial sums of segments that several tiles share.
+        workspace: Bytes kept for partial sums of segments that several tiles share. For Balances also those kept for
+            products, and for laws while they advance.
+        products: Floating-point operations of the matrix products of Balances, in the parameters' dtype but at least
+            float32. A multiplication counts as two. Adam, AdamW and a Probe take one product more than SGD with
+            momentum, three in the place of two.
     """
 
     n_parameters: int
@@ -112,7 +116,7 @@ def cost(
     tables = make_tables(plan, tensors, [0] * len(tensors))
     gram_plan = make_gram_plan(balances_in(symmetries), list(params), list(shapes.values()), [0] * len(tensors), SGD)
     advanced = n_advanced(plan.rule.laws)
-    values, products = _of_products(gram_plan, tensors, momentum=momentum)  # float64 numbers that measuring moves
+    products, values = _of_products(gram_plan, tensors, momentum=momentum), 0  # values: float64 numbers moved
     for view in tables.views:
         shared = 2 * int(view["n_slices"]) if view["n_slices"] > 1 else 0  # each slice is written, then read
         laws = sum(advanced[law] for law, at in zip(Law, (view["translation"], view["norm"]), strict=True) if at >= 0)
@@ -121,27 +125,44 @@ def cost(
         sum(p.numel() for p in tensors),
         plan.n_segments,
         sum((5 if momentum else 3) * p.numel() * p.element_size() for p in tensors),
-        FLOAT64 * values,
+        FLOAT64 * values + products.moved,
         sum(t.numel() * t.element_size() for t in Measurement.empty(plan, "meta").tensors())
         + FLOAT64 * sum(map(prod, gram_plan.shapes.values())),
-        FLOAT64 * tables.workspace,
-        products,
+        FLOAT64 * tables.workspace + products.workspace,
+        products.operations,
     )
 
 
-def _of_products(plan: GramPlan, tensors: Sequence[Tensor], *, momentum: bool) -> tuple[int, int]:
-    """The float64 numbers that the products of a step move, and their floating-point operations."""
+class _Products(NamedTuple):
+    """What the products of a step take: bytes moved, floating-point operations, bytes of workspace."""
+
+    moved: int = 0
+    operations: int = 0
+    workspace: int = 0
+
+
+def _of_products(plan: GramPlan, tensors: Sequence[Tensor], *, momentum: bool) -> _Products:
+    """Operands are read once; what is computed of them stays in a cache. Laws are read in one place and written in
+    another, for which there is workspace. So there is for the products of the largest cell: of a step in the
+    parameters' dtype, and of charges in float64."""
     if not plan.cells:
-        return 0, 0
+        return _Products()
     hyper = Hyper(lr=1.0, momentum=0.9 if momentum else 0.0)
-    step = SGD.steps(hyper, 1, (Law.NORM,))[Law.NORM]
-    names = {DEFECT} | driving(SGD.laws[Law.NORM], step)
-    taken = [pair for pair in SGD.moments[: SGD.n_taken(hyper, has_buffers=False)] if pair.name in names]
-    n_operands = len({operand for _, *pair in taken for operand in pair})
-    values, products = 2 * n_advanced(SGD.laws)[Law.NORM] * plan.cells[-1].entries.stop, 0
+    names = {DEFECT} | driving(SGD.laws[Law.NORM], SGD.steps(hyper, 1, (Law.NORM,))[Law.NORM])
+    p, g, v = torch.empty(3, 1, device="meta")
+    _, u = SGD.direction(p, g, (v,), hyper.coefficients())
+    of = {Operand.P: p, Operand.G: g, Operand.U: u}
+    taken = SGD.moments[: SGD.n_taken(hyper, has_buffers=False)]
+    n_taken = len({(id(of[a]), id(of[b])) for name, a, b in taken if name in names})
+    laws = FLOAT64 * sum(map(prod, plan.shapes.values()))
+    moved, operations, rows = 2 * laws, 0, {FLOAT64: 1}  # rows of products, by the bytes of a number
     for cell in plan.cells:
+        size = FLOAT32
         for tensor, part in cell.members:
-            n_elements = part.grouped(tensors[tensor]).numel()
-            values += 2 * n_operands * n_elements
-            products += 2 * len(taken) * cell.n * n_elements
-    return values, products
+            elements, own = part.grouped(tensors[tensor]).numel(), tensors[tensor].element_size()
+            moved += (3 if momentum else 2) * elements * own
+            operations += 2 * n_taken * cell.n * elements
+            size = max(size, own)
+        rows[size] = n_taken
+    entries = max(cell.n_blocks * cell.n**2 for cell in plan.cells)
+    return _Products(moved, operations, laws + entries * sum(own * n for own, n in rows.items()))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from noetherperf import theory
 from noetherperf.figures.claims import Claim, Data
 from noetherperf.figures.runs import Run, series, train
-from noetherperf.measure.readout import ChargeReadout
+from noetherperf.measure.charges import ChargeReadout
 from noetherperf.optim.adam import AdamW
 from noetherperf.optim.measured import MeasuredOptimizer
 from noetherperf.optim.sgd import SGD

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from noetherperf import theory
-from noetherperf.measure.readout import ChargeReadout, Readout
+from noetherperf.measure.charges import ChargeReadout
+from noetherperf.measure.readout import Readout
 from noetherperf.optim.measured import MeasuredOptimizer
 from noetherperf.optim.sgd import SGD
 from noetherperf.recipes import digits

@@ -1,12 +1,14 @@
 """The readout of a Balance: matrices of charges and their predictions, entry by entry, and their eigenvalues."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from noetherperf.measure.cells import GramsCopy
-from noetherperf.measure.readout import Prediction, by_source, has_growth
+from noetherperf.measure.charges import Prediction
+from noetherperf.measure.readout import by_source, has_growth
 from noetherperf.rules.law import Law
 from noetherperf.symmetry import Balance
 
@@ -18,6 +20,10 @@ _N_ROWS = 11
 
 class BalanceReadout:
     """One Balance after a step: float64 CPU tensors, [blocks, n, n] and symmetric unless said otherwise.
+
+    If the tensors of one parameter group once do not make the same step, because one has no gradient or another age,
+    what would need each one's share of the law is NaN from then on: mostly all that is predicted. `reason` tells why.
+    Measuring starts anew with the optimizer's reset_measurement().
 
     Attributes:
         symmetry: The measured Balance.
@@ -32,10 +38,9 @@ class BalanceReadout:
         defect: The symmetric part of the last step's gradient constraint, sym(W₁g₁ᵀ) − sym(W₂g₂ᵀ); zero where the
             symmetry holds.
         relative_defect: Of each block, [blocks]: the Frobenius norm of the defect over the largest value it could have,
-            (|W₁|² + |W₂|²)^½ (|g₁|² + |g₂|²)^½, W taken after the step; 0 where g is 0.
+            (|W₁|² + |W₂|²)^½ (|g₁|² + |g₂|²)^½, W taken after the step; 0 where that is 0.
         residual: charge − discrete.total: defect and rounding.
-        rounding: charge − discrete.budget: what rounding to the stored dtype changed. NaN if the tensors of one
-            parameter group did not make the same step; `reason` says which.
+        rounding: charge − discrete.budget: what rounding to the stored dtype changed.
         eigenvalues: Of X, the spectrum of imbalance, [blocks, n], ascending. All zero: perfectly balanced.
         predicted_eigenvalues: Of discrete.total, [blocks, n].
         trace: Of X, [blocks]: the sum of eigenvalues; |W₁|² − |W₂|².
@@ -87,8 +92,8 @@ class BalanceReadout:
 
     @property
     def relative_defect(self) -> Tensor:
-        norms = torch.linalg.matrix_norm(self.defect)
-        return torch.where(self._largest == 0.0, 0.0, norms / self._largest)
+        shares = self.defect / self._largest[:, None, None]  # first, since squares may leave the range of numbers
+        return torch.where(self._largest == 0.0, 0.0, torch.linalg.matrix_norm(shares))
 
     @property
     def residual(self) -> Tensor:
@@ -131,13 +136,24 @@ class BalanceReadout:
 
     def __str__(self) -> str:
         blocks, n, _ = self.charge.shape
-        sizes, scale = self.eigenvalues.abs(), float(self.charge.abs().max()) or 1.0
-        law = f"the law misses {float(self.residual.abs().max()) / scale:.1g} of the largest entry"
+        units = f"{self.name}: {blocks} block{'s' * (blocks != 1)} of {n} unit{'s' * (n != 1)}"
+        finite = self.charge.isfinite().all(-1).all(-1)
+        if not bool(finite.all()):
+            return f"{units}: charges of {int((~finite).sum())} of them are not finite numbers; {self._law(finite)}"
+        sizes = self.eigenvalues.abs()
         return (
-            f"{self.name}: {blocks} block{'s' * (blocks != 1)} of {n} units, |eigenvalue| {float(sizes.median()):.2g} "
-            f"({float(sizes.min()):.2g} … {float(sizes.max()):.2g}), {100 * float(self.off_diagonal.mean()):.0f} % off "
-            f"the diagonal; {law if self.closed else f'open: {self.reason}'}"
+            f"{units}, |eigenvalue| {float(sizes.median()):.2g} ({float(sizes.min()):.2g} … {float(sizes.max()):.2g}), "
+            f"{100 * float(self.off_diagonal.mean()):.0f} % off the diagonal; {self._law(finite)}"
         )
+
+    def _law(self, finite: Tensor) -> str:
+        """What became of the law in these blocks, as a clause."""
+        if not self.closed:
+            return f"open: {self.reason}"
+        missed = float(self.residual[finite].abs().max()) if bool(finite.any()) else math.nan
+        if not math.isfinite(missed):
+            return "the law predicts no finite numbers"
+        return f"the law misses {missed / (float(self.charge[finite].abs().max()) or 1.0):.1g} of the largest entry"
 
     def __repr__(self) -> str:
         blocks, n, _ = self.charge.shape
@@ -180,7 +196,7 @@ def read_balances(
         balance.name: BalanceReadout(
             balance,
             matrices[number],
-            squares[number].prod(0).sqrt(),
+            squares[number].sqrt().prod(0),
             reasons.get(balance.name, ""),
             splits=splits,
         )

@@ -9,35 +9,47 @@ with sym(A) = (A + Aᵀ)/2. The recursions of the norm law, s' = A s + B m, are 
 entry, so every rule has this law without a line of its own. Only the upper triangle is kept.
 
 A rule gives u and its new buffers from what a step reads (`Rule.direction`), so that all products of a step are taken
-before it, by torch's own matrix product, on every device and for every engine alike. Products are taken in float64,
-which no setting of torch rounds to TF32 or bfloat16. The charge itself is taken when it is read.
+before it, by torch's own matrix product, on every device and for every engine alike. Those of a step are in float32
+where parameters and gradients are, or have 16 bits. Sums over steps are in float64, so that an error is 1e-7 of what a
+step adds, not of the charge. Factors are never rounded to TF32 or bfloat16 (measure/precision.py). Charges are taken
+in float64, when they are read or a law starts from them.
 
-The parts of one Balance in one parameter group make the same step. Their sum is a *cell*, and keeps one law. If they
-once do not (one has no gradient, or another age), the law's state is that of no step: it becomes NaN, and the law is
-open with the reason.
+The parts of one Balance in one parameter group, a *cell*, keep one law, since they make the same step. Where they once
+do not (one has no gradient, or another age), nobody knows their shares of the law's numbers: what depends on them is
+NaN from then on (`in_common`), and the law is open with the reason.
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
+from functools import cache, partial, reduce
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from noetherperf.measure.cells import Cell, GramPlan, GramsCopy
-from noetherperf.measure.sharded_units import ShardedUnits
+from noetherperf.measure.precision import full_precision
+from noetherperf.measure.products import Sums, Units, lengths
 from noetherperf.measure.shards import Indices
-from noetherperf.rules.law import PROPAGATED, Law, Shape, Step, advance, begin, is_zero, jump
+from noetherperf.rules.law import N_START, PROPAGATED, Law, Shape, Step, advance, begin, in_common, is_zero, jump
 from noetherperf.rules.moments import Moment, Operand
-from noetherperf.rules.rule import Rule
 from noetherperf.symmetry import Part
 
-#: The product that is a Balance's constraint.
+#: The product that is a Balance's constraint; the readout shows that of the last step, whatever the law needs.
 DEFECT = Moment.DOT_PG.name.lower()
 
-#: Elements of a piece, and least of each unit.
-PIECE, LEAST = 1 << 16, 32
+
+class Measured(NamedTuple):
+    """What is measured, in the order of `GramPlan.shapes`."""
+
+    state: Tensor
+    defect: Tensor
+    sq_g: Tensor
+    propagators: Tensor
+
+    @classmethod
+    def zeros(cls, plan: GramPlan, device: torch.device | str) -> "Measured":
+        shapes = plan.shapes.values() if plan.cells else [(0,)] * len(cls._fields)
+        return cls(*(torch.zeros(x, dtype=torch.float64, device=device) for x in shapes))
 
 
 class Grams:
@@ -60,63 +72,41 @@ class Grams:
         device: torch.device | str,
         indices: Sequence[Indices] | None = None,
     ) -> None:
-        self.plan, self._params = plan, params
-        zeros = [torch.zeros(shape, dtype=torch.float64, device=device) for shape in plan.shapes.values()]
-        if zeros:
-            self._state, self._defect, self._sq_g, self._propagators = zeros
-            self._propagators.diagonal(dim1=-2, dim2=-1).fill_(1.0)
-        self._tensors = zeros
+        self.plan, self._params, self._device = plan, params, torch.device(device)
+        # After the last step, and where the next one writes: new memory in each step would cost more than arithmetic.
+        self._now, self._next = (Measured.zeros(plan, device) for _ in range(2))
         self._law = plan.rule.laws[Law.NORM]
-        self._parts: dict[int, list[tuple[Cell, Part]]] = defaultdict(list)  # of each tensor
-        self._shards: dict[tuple[int, Part], ShardedUnits] = {}
-        for cell in plan.cells:
-            for tensor, part in cell.members:
-                self._parts[tensor].append((cell, part))
-                if cell.cut and indices is not None:
-                    balance, shape = plan.balances[cell.balance], plan.tensor_shapes[tensor]
-                    found = ShardedUnits.of(balance, part, shape, indices[tensor], device)
-                    self._shards[cell.balance, part] = found
-        self._upper = {cell.n: _upper(cell.n, device) for cell in plan.cells}
+        self._units, self._sums = Units(plan, device, indices), Sums(plan, device)
+        self._is_fixed = False  # whether a CUDA graph knows where `_now` is
 
     def tensors(self) -> list[Tensor]:
-        """All that is measured, in the order of `GramPlan.shapes`."""
-        return self._tensors
+        """All that is measured after the last step, in the order of `GramPlan.shapes`; a step may replace them."""
+        return list(self._now) if self.plan.cells else []
 
-    # ---- products ---------------------------------------------------------------------------------------------------
-
-    def _shard(self, cell: Cell, part: Part) -> ShardedUnits | None:
-        return self._shards.get((cell.balance, part)) if cell.cut else None
-
-    def _units(self, cell: Cell, part: Part, x: Tensor) -> Tensor:
-        """[blocks, n, rest], float64; of a shard with zeros for what other ranks have."""
-        shard = self._shard(cell, part)
-        return (self.plan.balances[cell.balance].units(part, x) if shard is None else shard.units(x)).double()
-
-    def _entries(self, cell: Cell, part: Part, a: Tensor, b: Tensor) -> Tensor:
-        """The upper triangles of sym(a bᵀ), times the part's sign, for a, b [blocks, n, rest]."""
-        product = a @ b.mT
-        if a is not b:
-            product = (product + product.mT).mul_(0.5)
-        upper: Tensor = product.flatten(1).index_select(1, self._upper[cell.n]).flatten()
-        return upper.mul_(part.weight)
+    # ---- between steps ----------------------------------------------------------------------------------------------
 
     def _present(self, carried: Sequence[Tensor | None] | None = None) -> tuple[Tensor, Tensor]:
         """What parameters are now: every entry of W Wᵀ; and |W|² of each block or, with what tensors carry into their
         next step, every entry of sym(W vᵀ)."""
-        x = torch.zeros_like(self._defect)
-        other = torch.zeros_like(self._sq_g if carried is None else x)
-        for tensor, parts in self._parts.items():
-            v = None if carried is None else carried[tensor]
-            for cell, part in parts:
-                units = self._units(cell, part, self._params[tensor].detach())
-                x[cell.entries] += self._entries(cell, part, units, units)
-                if carried is None:
-                    other[cell.blocks] += units.square().sum((1, 2))
-                elif v is not None:
-                    other[cell.entries] += self._entries(cell, part, units, self._units(cell, part, v))
+        x = torch.zeros_like(self._now.defect)
+        other = torch.zeros_like(self._now.sq_g if carried is None else x)
+        for cell in self.plan.cells:
+            self._sums.begin(cell, torch.float64)
+            carry = carried is not None and any(carried[tensor] is not None for tensor, _ in cell.members)
+            for tensor, part in cell.members:
+                v = None if carried is None else carried[tensor]
+                for blocks, pieces in self._units.pieces(cell, part, [self._params[tensor].detach(), v]):
+                    w, of_v = (None if y is None else self._units.complete(cell, part, y).double() for y in pieces)
+                    assert w is not None, "a parameter is there"
+                    pairs = {"x": (w, w)}
+                    if carry:
+                        pairs["y"] = (w, torch.zeros_like(w) if of_v is None else of_v)
+                    elif carried is None:
+                        other[cell.blocks][blocks] += w.square().sum((1, 2))
+                    self._sums.add(blocks, part.weight, pairs)
+            for name, entries in self._sums.entries().items():
+                (x if name == "x" else other)[cell.entries] = entries
         return x, other
-
-    # ---- between steps ----------------------------------------------------------------------------------------------
 
     def start(self, carried: Sequence[Tensor | None]) -> None:
         """Start the laws from the present parameters.
@@ -124,11 +114,12 @@ class Grams:
         Args:
             carried: Per tensor what it carries into its next step (`Rule.carried`), None if nothing.
         """
-        if self._tensors:
-            begin(self._law, self._state, *self._present(carried))
-            self._defect.zero_()
-            self._sq_g.zero_()
-            self._propagators.zero_().diagonal(dim1=-2, dim2=-1).fill_(1.0)
+        if self.plan.cells:
+            with full_precision(self._device):
+                begin(self._law, self._now.state, *self._present(carried))
+            self._now.defect.zero_()
+            self._now.sq_g.zero_()
+            self._now.propagators.zero_().diagonal(dim1=-2, dim2=-1).fill_(1.0)
 
     def followed(self, carried: Sequence[Tensor | None], changed: Sequence[bool]) -> list[Callable[[], object]]:
         """The calls that continue the laws after tensors were changed outside steps.
@@ -142,20 +133,23 @@ class Grams:
         which = [cell for cell in self.plan.cells if any(changed[tensor] for tensor, _ in cell.members)]
         if not which:
             return []
-        state, (x, y) = self._state.clone(), self._present(carried)
+        with full_precision(self._device):
+            x, y = self._present(carried)
+        state = self._now.state.clone()
         budget, y_row = self._law.x("budget", state), self._law.y_row("budget")
         assert budget is not None, "every law keeps its budget"
         for cell in which:
             at = cell.entries
             y_jump = 0.0 if y_row is None else y[at] - state[y_row, at]
             jump(self._law, state[:, at], (x[at] - budget[at], y_jump))
-        return [partial(self._state.copy_, state)]
+        return [partial(self._now.state.copy_, state)]
 
     def copy(self) -> GramsCopy:
         """A copy on the device, with the present charges."""
-        if not self._tensors:
+        if not self.plan.cells:
             return GramsCopy(self.plan, [], [])
-        return GramsCopy(self.plan, [x.clone() for x in self._tensors], self._present())
+        with full_precision(self._device):
+            return GramsCopy(self.plan, [x.clone() for x in self._now], self._present())
 
     # ---- a step -----------------------------------------------------------------------------------------------------
 
@@ -164,125 +158,145 @@ class Grams:
         grads: Sequence[Tensor | None],
         buffers: Sequence[Sequence[Tensor | None]],
         options: Sequence[Any],
-        ages: Sequence[int],
+        ages: Sequence[int] | Tensor,
         lrs: Sequence[Tensor | None],
         grad_scale: Tensor | None,
         found_inf: Tensor | None,
+        *,
+        fixed: bool = False,
     ) -> list[Callable[[], object]]:
-        """Take the products of a step that is about to be made; the calls write them.
+        """Take the products of a step that is about to be made; the calls make them those of the last step.
+
+        Nothing waits for the device.
 
         Args:
             grads: One per tensor; None: it takes no part.
             buffers: For each of the rule's buffers one per tensor.
             options: Of the rule, one per parameter group.
-            ages: One per tensor.
+            ages: One per tensor; on the device float64, where the host does not know them.
             lrs: One per parameter group: a learning rate on the device that replaces the one of its options, or None.
             grad_scale: On the device: gradients are divided by it.
             found_inf: On the device: if not zero, nothing is written.
+            fixed: Whether what is measured must stay where it is from now on, since a CUDA graph may replay the step.
         """
-        if not self._tensors:
+        if not self.plan.cells:
             return []
-        rule, shape = self.plan.rule, self._law
+        rule, now, new = self.plan.rule, self._now, self._next
         options = [
             x if lr is None else rule.with_lr(x, lr.detach().reshape(()).to(torch.float64))
             for x, lr in zip(options, lrs, strict=True)
         ]
-        rows = [_row_of(cell, rule, options, grads, ages) for cell in self.plan.cells]
-        steps = {key: rule.steps(options[key[0]], key[1], (Law.NORM,))[Law.NORM] for key in rows if key is not None}
-        names = {DEFECT}.union(*(driving(shape, step) for step in steps.values()))
-        state, propagators = self._state.clone(), self._propagators.clone()
-        defect, sq_g = torch.zeros_like(self._defect), torch.zeros_like(self._sq_g)
-        for number, (cell, key) in enumerate(zip(self.plan.cells, rows, strict=True)):
-            if key is None:
-                continue
-            x, sums = options[cell.group], {name: torch.zeros_like(defect[cell.entries]) for name in names}
-            for tensor, part in cell.members:
-                if (g := grads[tensor]) is None:
+        new.state[:N_START].copy_(now.state[:N_START])
+        new.defect.zero_()
+        new.sq_g.zero_()
+        steps = self._steps(grads, options, ages)
+        matrices = {id(step): _matrices(step, self._device) for step in steps}
+        with full_precision(self._device):
+            for cell, step in zip(self.plan.cells, steps, strict=True):
+                at = cell.entries
+                if step is None:
+                    new.state[:, at] = now.state[:, at]
                     continue
-                c, before = rule.coefficients_of(x, rule.with_row(ages[tensor])), [of_all[tensor] for of_all in buffers]
-                for pieces in self._pieces(cell, part, [self._params[tensor].detach(), g, *before]):
-                    operands = self._operands(cell, part, c, pieces, grad_scale)
-                    for name, a, b in rule.moments[: rule.n_taken(x, Operand.V in operands)]:
-                        if name in names:
-                            sums[name] += self._entries(cell, part, operands[a], operands[b])
-                    sq_g[cell.blocks] += torch.linalg.vector_norm(operands[Operand.G], dim=(1, 2)).square_()
-            advance(shape, steps[key], state[:, cell.entries], sums)
-            propagators[number] = _matrices(steps[key], propagators.device) @ propagators[number]
-            defect[cell.entries] = sums[DEFECT]
-            if _is_torn(cell, rule, options, grads, ages):
-                state[shape.rows["budget"], cell.entries] = torch.nan
-        new = [state, defect, sq_g, propagators]
+                names = {DEFECT} | driving(self._law, step)
+                sums = self._take(cell, names, grads, buffers, options[cell.group], ages, grad_scale)
+                advance(self._law, step, now.state[:, at], sums, out=new.state[:, at])
+                new.defect[at] = sums[DEFECT]
+        new.propagators.copy_(_product(torch.stack([matrices[id(step)] for step in steps]), now.propagators))
         if found_inf is not None:
-            new = [torch.where(found_inf != 0.0, old, x) for old, x in zip(self._tensors, new, strict=True)]
-        return [partial(torch._foreach_copy_, self._tensors, new)]
+            for old, x in zip(now, new, strict=True):
+                torch.where(found_inf != 0.0, old, x, out=x)
+        self._is_fixed |= fixed
+        if self._is_fixed:
+            return [partial(torch._foreach_copy_, list(now), list(new))]
+        return [partial(self.__dict__.update, _now=new, _next=now)]
 
-    def _pieces(self, cell: Cell, part: Part, tensors: Sequence[Tensor | None]) -> Iterator[list[Tensor | None]]:
-        """Pieces of tensors, whose products add up: few elements of every unit, which stay in a processor's cache.
+    def _steps(
+        self, grads: Sequence[Tensor | None], options: Sequence[Any], ages: Sequence[int] | Tensor
+    ) -> list[Step | None]:
+        """Each cell's step; None if none of its tensors makes one."""
+        rule = self.plan.rule
 
-        A shard is one piece, and not in units yet, because what it lacks must not be divided.
-        """
-        if self._shard(cell, part) is not None:
-            yield list(tensors)
-            return
-        balance = self.plan.balances[cell.balance]
-        units = [None if x is None else balance.units(part, x) for x in tensors]
-        first = next(x for x in units if x is not None)
-        blocks, n, rest = first.shape
-        step = max(PIECE // (blocks * n), LEAST) if first.device.type == "cpu" else max(rest, 1)
-        for start in range(0, rest, step):
-            yield [None if x is None else x[..., start : start + step] for x in units]
+        @cache
+        def of_age(group: int, age: int) -> Step:
+            return rule.steps(options[group], age, (Law.NORM,))[Law.NORM]
+
+        @cache
+        def of_group(group: int) -> Step:
+            return rule.steps(options[group], ages, (Law.NORM,))[Law.NORM]  # type: ignore[arg-type]
+
+        def of_tensor(group: int, tensor: int) -> Step | None:
+            if grads[tensor] is None:
+                return None
+            if isinstance(ages, Tensor):
+                return of_group(group).of_one(tensor)
+            return of_age(group, rule.with_row(ages[tensor]))
+
+        return [
+            in_common(self._law, [of_tensor(cell.group, tensor) for tensor, _ in cell.members])
+            for cell in self.plan.cells
+        ]
+
+    def _take(
+        self,
+        cell: Cell,
+        names: Collection[str],
+        grads: Sequence[Tensor | None],
+        buffers: Sequence[Sequence[Tensor | None]],
+        options: Any,
+        ages: Sequence[int] | Tensor,
+        grad_scale: Tensor | None,
+    ) -> dict[str, Tensor]:
+        """The products of a cell's step by the names of moments: sums over its parts, [entries of the cell], float64;
+        zero if there is no such moment in this step."""
+        rule, members = self.plan.rule, [member for member in cell.members if grads[member[0]] is not None]
+        given = [x for tensor, _ in members for x in (self._params[tensor], grads[tensor]) if x is not None]
+        dtype = reduce(torch.promote_types, (x.dtype for x in given), torch.float32)
+        warm = any(of_all[tensor] is not None for of_all in buffers[:1] for tensor, _ in members)
+        self._sums.begin(cell, dtype)
+        for tensor, part in members:
+            age: Any = ages[tensor] if isinstance(ages, Tensor) else rule.with_row(ages[tensor])
+            c = rule.coefficients_of(options, age)
+            tensors = [self._params[tensor].detach(), grads[tensor], *(of_all[tensor] for of_all in buffers)]
+            for blocks, pieces in self._units.pieces(cell, part, tensors):
+                converted = [None if x is None else x.to(dtype) for x in pieces]
+                operands = self._operands(cell, part, c, converted, grad_scale, warm=warm)
+                taken = rule.moments[: rule.n_taken(options, Operand.V in operands)]
+                pairs = {name: (operands[a], operands[b]) for name, a, b in taken if name in names}
+                self._sums.add(blocks, part.weight, pairs)
+                self._next.sq_g[cell.blocks][blocks] += lengths(operands[Operand.G]).double().square_()
+        return dict.fromkeys(names, torch.zeros_like(self._next.defect[cell.entries])) | self._sums.entries()
 
     def _operands(
-        self, cell: Cell, part: Part, c: Sequence[Any], pieces: Sequence[Tensor | None], grad_scale: Tensor | None
+        self,
+        cell: Cell,
+        part: Part,
+        c: Sequence[Any],
+        pieces: Sequence[Tensor | None],
+        grad_scale: Tensor | None,
+        *,
+        warm: bool,
     ) -> dict[Operand, Tensor]:
-        """The factors of a step's products of pieces, [blocks, n, some], float64; of 16-bit numbers in float32.
+        """The factors of a step's products of pieces, [some blocks, n, some elements].
 
         Args:
             cell, part: Whose.
             c: Coefficients of the step.
-            pieces: Of parameter, gradient and buffers.
+            pieces: Of parameter, gradient and buffers, in one dtype.
             grad_scale: As for `prepare`.
+            warm: Whether some tensor of the cell has the first buffer.
         """
-        shard, (p, g, *buffers) = self._shard(cell, part), pieces
+        p, g, *buffers = pieces
         assert p is not None
         assert g is not None
-        dtype = torch.promote_types(torch.promote_types(p.dtype, g.dtype), torch.float32)
-        p, g = p.to(dtype), g.to(dtype)
         if grad_scale is not None:
-            g = g / grad_scale.to(dtype)
-        before = tuple(None if v is None else v.to(dtype) for v in buffers)
-        after, u = self.plan.rule.direction(p, g, before, c)
+            g = g / grad_scale.to(g.dtype)
+        after, u = self.plan.rule.direction(p, g, tuple(buffers), c)
         operands = {Operand.P: p, Operand.G: g, Operand.U: u}
-        if after and (v := after[0]) is not None:
-            operands[Operand.V] = v
-        made = {id(x): (x if shard is None else shard.units(x)).double() for x in operands.values()}
-        return {which: made[id(x)] for which, x in operands.items()}
-
-
-def _upper(n: int, device: torch.device | str) -> Tensor:
-    """Where the upper triangle of an n × n matrix is among its entries, row by row."""
-    i, j = torch.triu_indices(n, n, device="cpu")
-    places: Tensor = n * i + j
-    return places.to(device)
-
-
-def _row_of(
-    cell: Cell, rule: Rule[Any], options: Sequence[Any], grads: Sequence[Tensor | None], ages: Sequence[int]
-) -> tuple[int, int] | None:
-    """The parameter group, and the age, of the tensors of a cell that take part in a step; None if none does."""
-    age = next((rule.with_row(ages[tensor]) for tensor, _ in cell.members if grads[tensor] is not None), None)
-    return None if age is None else (cell.group, age)
-
-
-def _is_torn(
-    cell: Cell, rule: Rule[Any], options: Sequence[Any], grads: Sequence[Tensor | None], ages: Sequence[int]
-) -> bool:
-    """Whether the tensors of a cell do not make the same step."""
-    differ = rule.ages_differ(options[cell.group])
-    kinds = {
-        None if grads[tensor] is None else rule.with_row(ages[tensor]) if differ else 0 for tensor, _ in cell.members
-    }
-    return len(kinds) > 1
+        if warm:
+            operands[Operand.V] = torch.zeros_like(u) if after[0] is None else after[0]
+        # Of what is one tensor, one again: it is multiplied once.
+        complete = {id(x): self._units.complete(cell, part, x) for x in operands.values()}
+        return {which: complete[id(x)] for which, x in operands.items()}
 
 
 def driving(shape: Shape, step: Step) -> set[str]:
@@ -295,11 +309,19 @@ def driving(shape: Shape, step: Step) -> set[str]:
     }
 
 
-def _matrices(step: Step, device: torch.device) -> Tensor:
-    """The matrices of a step's undriven parts, [PROPAGATED, 2, 2], on the device without waiting for it."""
+def _matrices(step: Step | None, device: torch.device) -> Tensor:
+    """The matrices of a step's undriven parts, [PROPAGATED, 2, 2], on the device without waiting for it.
+
+    None: those of no step.
+    """
+    if step is None:
+        return torch.eye(2, dtype=torch.float64, device=device).expand(len(PROPAGATED), 2, 2)
     numbers = [x for name in PROPAGATED for row in step.propagated[name] for x in row]
-    if any(isinstance(x, Tensor) for x in numbers):
-        matrices = torch.stack([torch.as_tensor(x, dtype=torch.float64).to(device, non_blocking=True) for x in numbers])
-    else:
-        matrices = torch.tensor(numbers, dtype=torch.float64, device="cpu").to(device, non_blocking=True)
-    return matrices.view(len(PROPAGATED), 2, 2)
+    filled = [x if isinstance(x, Tensor) else torch.full((), x, dtype=torch.float64, device=device) for x in numbers]
+    return torch.stack(filled).view(len(PROPAGATED), 2, 2)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a b of matrices [..., 2, 2], in which an unknown (NaN) entry of a does not reach what b multiplies by zero."""
+    terms = a.unsqueeze(-1) * b.unsqueeze(-3)
+    return terms.masked_fill_(b.unsqueeze(-3) == 0.0, 0.0).sum(-2)

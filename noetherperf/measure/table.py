@@ -21,7 +21,8 @@ from noetherperf.measure.defect import Numbers
 from noetherperf.measure.verdict import Change, Rank, give, held_to
 
 if TYPE_CHECKING:
-    from noetherperf.measure.readout import ChargeReadout, Readout
+    from noetherperf.measure.charges import ChargeReadout
+    from noetherperf.measure.readout import Readout
 
 __all__ = ["EpsShares", "Row", "Spread", "row", "rows"]
 

@@ -95,14 +95,11 @@ class Meter:
         if self.device.type == "cuda":
             self.stream = torch.cuda.current_stream(self.device)
         own, ages = list(map(self.pick, buffers)), self.pick(ages)
-        if self.grams.tensors() and (inputs.counts is not None or self._is_captured):
-            raise RuntimeError(
-                "a Balance is not measured in a CUDA graph, whose steps the host does not see; step outside of it, "
-                "with capturable=False, or measure its diagonal: balance.diagonal(), or find_symmetries(matrix=False)"
-            )
         lrs, grad_scale, found_inf = inputs.lrs, inputs.grad_scale, inputs.found_inf
         # First, since it reads what the engine writes.
-        calls = self.grams.prepare(taken, own, options, ages, lrs, grad_scale, found_inf)
+        counts, fixed = inputs.counts, inputs.counts is not None or self._is_captured
+        known = ages if counts is None else counts.to(torch.float64)
+        calls = self.grams.prepare(taken, own, options, known, lrs, grad_scale, found_inf, fixed=fixed)
         calls += self.engine.prepare(taken, own, options, ages, inputs)
         return calls if inputs.grad_scale is None else calls + _leave_divided(self.pick(grads), taken)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from noetherperf.measure.balances import BalanceReadout
-from noetherperf.measure.readout import ChargeReadout
+from noetherperf.measure.charges import ChargeReadout
 from noetherperf.optim.measured import MeasuredOptimizer
 from noetherperf.recipes.settings import OPTIMIZERS, Settings
 from noetherperf.symmetry import Symmetry

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from noetherperf.measure.readout import Charges
+from noetherperf.measure.charges import Charges
 from noetherperf.record.series import DEFAULT, SAMPLES, SERIES
 from noetherperf.symmetry.names import nearest
 

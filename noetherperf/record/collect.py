@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from noetherperf.measure.readout import ChargeReadout, Charges, Readout
+from noetherperf.measure.charges import ChargeReadout, Charges
+from noetherperf.measure.readout import Readout
 from noetherperf.record.choice import Choice
 from noetherperf.record.layout import COORDINATES, FORMAT, LOGGED, probe_key
 from noetherperf.record.matrices import described, of_balances, refuse_names

@@ -16,7 +16,7 @@ from noetherperf.rules.moments import Moment
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from noetherperf.measure.readout import Charges
+    from noetherperf.measure.charges import Charges
 
 __all__ = ["DEFAULT", "INITIAL", "SAMPLES", "SAMPLE_BITS", "SERIES", "Series", "Terms", "derivations"]
 

@@ -229,7 +229,7 @@ class AdamRule(Rule[AdamOptions]):
             assert largest is not None, "a step with amsgrad needs max_exp_avg_sq"
             largest = torch.maximum(largest, mean_sq)
         scale = largest if c.amsgrad and largest is not None else mean_sq
-        denominator = (scale.sqrt() / c.root_sq_correction).add_(c.eps)
+        denominator = scale.sqrt().div_(c.root_sq_correction).add_(c.eps)
         return (mean, mean_sq, largest), mean, denominator
 
     def carried(self, buffers: Buffers, options: AdamOptions, age: int) -> Tensor | None:

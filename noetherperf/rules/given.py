@@ -32,7 +32,7 @@ from torch import Tensor
 
 from noetherperf.rules.arithmetic import Number, choose
 from noetherperf.rules.carry import DOT_PU, LAWS, OFFSETS, SUM_U, Carry, step_of
-from noetherperf.rules.law import Law, Shape, Step
+from noetherperf.rules.law import Law, Shape, Step, is_zero
 from noetherperf.rules.moments import COMMON
 from noetherperf.rules.motion import Motion, decoupled
 from noetherperf.rules.numbers import lr_in, number_in
@@ -143,7 +143,8 @@ class GivenRule(Rule[GivenOptions]):
         per_lr, decay = c
         (v,) = buffers
         assert v is not None, "a step needs the parameter that another optimizer has stepped"
-        return v, buffers, per_lr * (p - v) - decay * p
+        u = (p - v).mul_(per_lr)
+        return v, buffers, u if is_zero(decay) else u.sub_(p * decay)
 
     def carried(self, buffers: Buffers, options: GivenOptions, age: int) -> Tensor | None:
         """None: what is carried is in the other optimizer's buffers, of which this rule knows nothing."""

@@ -22,6 +22,7 @@ times those of 2⟨p, 1⟩, which the translation's law keeps or, where a norm's
 and c²n times those of 1 (measure/offset.py).
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -90,6 +91,13 @@ class Component:
     def n_numbers(self) -> int:
         """Coefficients of a step: A and B, and with compensation the rests of their first rows."""
         return (self.size + self.compensated) * (self.size + len(self.moments))
+
+    @property
+    def still(self) -> "Recursion":
+        """The recursion of a step in which nothing moves."""
+        k, n, rests = self.size, len(self.moments), int(self.compensated)
+        a = [[float(i == j and i >= rests) for j in range(k)] for i in range(k)]
+        return Recursion(a, [[0.0] * n] * k, [0.0] * k * rests, [0.0] * n * rests)
 
 
 class Recursion(NamedTuple):
@@ -189,6 +197,21 @@ class Step:
             packed += [*recursion.a_rest, *recursion.b_rest]
         return packed
 
+    def of_one(self, tensor: int) -> "Step":
+        """The step of one tensor, where numbers on a device are those of many, [n]."""
+
+        def row(numbers: Row) -> Row:
+            return [x[tensor] if isinstance(x, Tensor) and x.ndim else x for x in numbers]
+
+        def matrix(of: Matrix) -> Matrix:
+            return list(map(row, of))
+
+        recursions = {
+            name: Recursion(matrix(x.a), matrix(x.b), row(x.a_rest), row(x.b_rest))
+            for name, x in self.recursions.items()
+        }
+        return Step({name: matrix(x) for name, x in self.propagated.items()}, recursions)
+
     def check(self, shape: Shape) -> None:
         """Check that there is a recursion of each component, and that all matrices have their dimensions.
 
@@ -210,6 +233,48 @@ class Step:
                     f"{x.name!r} is {'' if rests else 'not '}compensated, so a_rest and b_rest need "
                     f"{k * rests} and {n * rests} number(s)"
                 )
+
+
+def in_common(shape: Shape, steps: Sequence[Step | None]) -> Step | None:
+    """One step of the sum of several tensors' laws, each of which makes one of these steps; None: it makes none.
+
+    A coefficient in which they differ is NaN, because it would need each tensor's share of the numbers. Of a tensor
+    without a step the moments are zero, so any B is its own.
+
+    Returns:
+        The step; None if nothing makes one.
+    """
+    present, stands = list({id(step): step for step in steps if step is not None}.values()), None in steps
+    if not present:
+        return None
+    if len(present) == 1 and not stands:
+        return present[0]
+    identity = [((1.0, 0.0), (0.0, 1.0))] if stands else []
+    propagated = {name: _agreed([*(step.propagated[name] for step in present), *identity]) for name in PROPAGATED}
+    recursions = {}
+    for component in shape.components:
+        own = [step.recursions[component.name] for step in present]
+        still = [component.still] if stands else []
+        a, (a_rest,) = _agreed([x.a for x in (*own, *still)]), _agreed([[x.a_rest] for x in (*own, *still)])
+        b, (b_rest,) = _agreed([x.b for x in own]), _agreed([[x.b_rest] for x in own])
+        recursions[component.name] = Recursion(a, b, a_rest, b_rest)
+    return Step(propagated, recursions)
+
+
+def _agreed(matrices: Sequence[Matrix]) -> list[list[Number]]:
+    """The entries in which matrices are equal; NaN where they are not."""
+    return [[_one(entries) for entries in zip(*rows, strict=True)] for rows in zip(*matrices, strict=True)]
+
+
+def _one(entries: Sequence[Number]) -> Number:
+    """The number that all of these are; NaN if they are not one."""
+    first, *others = sorted(entries, key=lambda x: not isinstance(x, Tensor))  # tensors first
+    for x in others:
+        if isinstance(first, Tensor):
+            first = torch.where(first == x, first, math.nan)
+        elif first != x:
+            return math.nan
+    return first
 
 
 def begin(shape: Shape, state: Tensor, x0: Tensor, y0: Tensor) -> None:
@@ -247,33 +312,46 @@ def is_zero(x: Number) -> bool:
     return not isinstance(x, Tensor) and x == 0.0
 
 
-def advance(shape: Shape, step: Step, state: Tensor, moments: Mapping[str, Tensor]) -> None:
-    """Advance a law's state [shape.n_rows, n] in place by one step with moments [n] by name; all float64.
+def advance(shape: Shape, step: Step, state: Tensor, moments: Mapping[str, Tensor], out: Tensor | None = None) -> None:
+    """Advance a law's state [shape.n_rows, n] by one step with moments [n] by name; all float64.
+
+    Args:
+        shape, step: The law, and its step.
+        state: Before the step.
+        moments: Of the step.
+        out: Where the state after the step is written, all but x₀ and y₀, which stay; None: in place.
 
     Source: docs/theory.md, section 3.
     """
     for component in shape.components:
         recursion, at = step.recursions[component.name], shape.rows[component.name]
-        rest = [state[at + 1]] if component.compensated else []
-        s = [state[at].clone(), *state[at + 1 + len(rest) : at + component.n_rows].clone()]
+        own = state[at : at + component.n_rows] if out is not None else state[at : at + component.n_rows].clone()
+        after = (state if out is None else out)[at : at + component.n_rows]
+        n_rests = int(component.compensated)
+        s = [own[0], *own[1 + n_rests :]]
         # Moments without coefficients are left out, because they may be NaN.
         used = [k for k, column in enumerate(zip(*recursion.b, strict=True)) if not all(map(is_zero, column))]
         m = [moments[component.moments[k]] for k in used]
         new = [_applied(a, [b[k] for k in used], s, m) for a, b in zip(recursion.a, recursion.b, strict=True)]
         if component.compensated:
-            added = new[0] + rest[0] + _applied(recursion.a_rest, [recursion.b_rest[k] for k in used], s, m)
-            state[at], state[at + 1] = two_sum(s[0], added)
+            new[0] += own[1]
+            new[0] += _applied(recursion.a_rest, [recursion.b_rest[k] for k in used], s, m)
+            after[0], after[1] = two_sum(s[0], new[0])
         else:
-            state[at] = new[0]
-        for row, value in enumerate(new[1:], start=at + 1 + len(rest)):
-            state[row] = value
+            after[0] = new[0]
+        for row, value in enumerate(new[1:], start=1 + n_rests):
+            after[row] = value
 
 
 def _applied(a: Row, b: Row, s: Sequence[Tensor], m: Sequence[Tensor]) -> Tensor:
-    """a·s + b·m."""
-    total = torch.zeros_like(s[0])
-    for coefficient, value in zip([*a, *b], [*s, *m], strict=True):
-        total = total + coefficient * value
+    """a·s + b·m, added up in place: new memory costs more than the arithmetic."""
+    first, *others = zip([*a, *b], [*s, *m], strict=True)
+    total: Tensor = first[1] * first[0]
+    for coefficient, value in others:
+        if isinstance(coefficient, Tensor):
+            total += coefficient * value
+        else:
+            total.add_(value, alpha=coefficient)
     return total
 
 

@@ -225,14 +225,14 @@ class SgdRule(Rule[Hyper]):
     def direction(self, p: Tensor, g: Tensor, buffers: Buffers, c: Sequence[Any]) -> tuple[Buffers, Tensor]:
         _, decay, sign, buffer_decay, buffer_gain, mix_d, mix_v = c
         (v,) = buffers
-        d = sign * g + decay * p
-        if mix_v != 0.0:
-            assert v is not None, "a step with momentum needs a buffer"
-            v = buffer_decay * v + buffer_gain * d
-            u = v if mix_d == 0.0 else d + mix_v * v
-        else:
-            u = d
-        return (v,), u
+        d = g if sign > 0.0 else -g
+        if decay != 0.0:
+            d = torch.add(d, p, alpha=decay)
+        if mix_v == 0.0:
+            return (v,), d
+        assert v is not None, "a step with momentum needs a buffer"
+        v = torch.mul(v, buffer_decay).add_(d, alpha=buffer_gain)
+        return (v,), v if mix_d == 0.0 else torch.add(d, v, alpha=mix_v)
 
     def motion(self, options: Hyper) -> Motion:
         """Without momentum p' = r p − η s g, r = 1 − ηλ, and ⟨p', s g⟩ = r s ⟨p, g⟩ − η |g|². With momentum u = v', and

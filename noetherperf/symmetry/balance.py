@@ -1,5 +1,6 @@
 """Balance: the symmetry of units that are read linearly, whose charges are matrices."""
 
+import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -74,10 +75,15 @@ class Balance(TwoSided):
                     f"Balance: {part!r} has an offset, with which products of units have no law; use a Rescale of the "
                     "same parts"
                 )
-        if size is not None and (isinstance(size, bool) or not isinstance(size, int)):
-            raise TypeError(f"Balance: size must be an integer or None, got {shown(size)}")
-        if size is not None and size < 1:
-            raise ValueError(f"Balance: size must be at least 1, got {size}")
+        if size is not None:
+            try:
+                if isinstance(size, bool):
+                    raise TypeError
+                size = operator.index(size)
+            except TypeError:
+                raise TypeError(f"Balance: size must be an integer or None, got {shown(size)}") from None
+            if size < 1:
+                raise ValueError(f"Balance: size must be at least 1, got {size}")
         object.__setattr__(self, "size", size)
 
     def check_groups(self, n_groups: int) -> None:
