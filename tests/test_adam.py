@@ -647,7 +647,7 @@ def test_a_moment_that_is_missing_is_not_begun_anew() -> None:
     before = [p.detach().clone() for p in net.parameters()]
     del optimizer.state[net[2].weight]["exp_avg"]  # type: ignore[index]
     with pytest.raises(
-        RuntimeError, match=r"2\.weight: 'exp_avg' is missing .* counts 2 steps; to start anew, delete all"
+        RuntimeError, match=r"2\.weight: 'exp_avg' is missing .* counts 2 steps; to start anew, delete its whole"
     ):
         run(net, optimizer, range(2, 3))
     assert all(torch.equal(p, q) for p, q in zip(net.parameters(), before, strict=True))
