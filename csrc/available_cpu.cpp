@@ -12,7 +12,7 @@ namespace {
 
 std::vector<const Kernels*> find() {
   std::vector<const Kernels*> found;
-  [[maybe_unused]] const auto offer = [&](const Kernels (&built)[n_rules], bool runs_here) {
+  [[maybe_unused]] const auto offer = [&](const Kernels(&built)[n_rules], bool runs_here) {
     for (const Kernels& kernels : built)
       if (runs_here || !kernels.is_native) found.push_back(&kernels);
   };

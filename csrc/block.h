@@ -1,7 +1,7 @@
 // The CPU kernel: steps a block of a matrix and takes its moments in the same pass, in SIMD.
 //
-// It is written with the vector extensions that GCC and Clang share and the operations of simd.h. The code depends on the
-// width alone, so a machine without an instruction set can run the code of its width.
+// It is written with the vector extensions that GCC and Clang share and the operations of simd.h. The code depends on
+// the width alone, so a machine without an instruction set can run the code of its width.
 //
 // Arithmetic is in float32 (float64 for float64 parameters), sums in float64 (of blocks in float32 for 16-bit ones, see
 // sums_cpu.h). N elements are one vector of the compute type; W float64 are one register.
@@ -27,8 +27,8 @@ static_assert(2 * W <= 16, "a vector past the width must fit into the padding of
 // Adds a group of a half of the moments to the sums by position and, with by_row, to those of n_rows rows, which stay
 // in registers.
 template <Half half, int n_parts, int n, int group, bool by_row, class Type, class Step, bool whole, int n_rows,
-          bool one_run, class Sum>
-inline __attribute__((always_inline)) void add_group(const Strip<Type, Step, whole, n_rows, one_run>& x,
+          class Sum>
+inline __attribute__((always_inline)) void add_group(const Strip<Type, Step, whole, n_rows>& x,
                                                      const Sums<Step, Sum>& to) {
   constexpr int n_acc = Step::n_taken;
   constexpr bool in_blocks = !std::is_same_v<Sum, F64>;
@@ -82,8 +82,8 @@ inline __attribute__((always_inline)) void add_group(const Strip<Type, Step, who
 }
 
 // Adds a half of the moments of a strip.
-template <Half half, bool by_row, class Type, class Step, bool whole, int n_rows, bool one_run, class Sum>
-inline __attribute__((always_inline)) void add_by_position(const Strip<Type, Step, whole, n_rows, one_run>& x,
+template <Half half, bool by_row, class Type, class Step, bool whole, int n_rows, class Sum>
+inline __attribute__((always_inline)) void add_by_position(const Strip<Type, Step, whole, n_rows>& x,
                                                            const Sums<Step, Sum>& to) {
   constexpr int n_parts = unit_cols<Type> < 2 * lanes<Sum> ? 1 : 2;  // vectors of sums in registers at a time
   static_assert(unit_cols<Type> % (n_parts * lanes<Sum>) == 0, "a unit is whole vectors");
@@ -95,9 +95,8 @@ inline __attribute__((always_inline)) void add_by_position(const Strip<Type, Ste
 }
 
 // Steps row r; with by_row, adds its moments to the sums of the row, those after the step `lag` vectors behind.
-template <bool measured, bool by_row, bool alone, class Type, class Step, bool whole, int n_rows, bool one_run,
-          class Sum>
-inline __attribute__((always_inline)) void step_row(Strip<Type, Step, whole, n_rows, one_run>& x, int r,
+template <bool measured, bool by_row, bool alone, class Type, class Step, bool whole, int n_rows, class Sum>
+inline __attribute__((always_inline)) void step_row(Strip<Type, Step, whole, n_rows>& x, int r,
                                                     const Coefficients<Step, typename Type::Scalar>& coefficients,
                                                     const Sums<Step, Sum>& to) {
   const Coefficients<Step, typename Type::Scalar> c = coefficients;  // a local copy, which no store can alias
@@ -140,11 +139,11 @@ inline __attribute__((always_inline)) void step_row(Strip<Type, Step, whole, n_r
 }
 
 // Steps n_rows rows of a strip and adds their moments to sums.
-template <class Type, class Step, bool by_row, bool by_col, int n_rows, bool whole, bool one_run, class Sum>
+template <class Type, class Step, bool by_row, bool by_col, int n_rows, bool whole, class Sum>
 inline void step_strip(const Block& b, const Coefficients<Step, typename Type::Scalar>& c, int64_t row, int64_t col,
-                       int64_t width, int64_t ahead, Copies<Type>& copies, const Sums<Step, Sum>& to) {
+                       int64_t width, const Ahead& ahead, Copies<Type>& copies, const Sums<Step, Sum>& to) {
   constexpr bool measured = by_row || by_col;
-  Strip<Type, Step, whole, n_rows, one_run> strip(b, row, col, width, ahead, copies);
+  Strip<Type, Step, whole, n_rows> strip(b, row, col, width, ahead, copies);
   if constexpr (measured)
     for (int r = 0; r < n_rows; ++r) strip.copy(r);
   if constexpr (by_col) add_by_position<Half::before, by_row>(strip, to);
@@ -162,11 +161,11 @@ inline Line* lines_from(Line* lines, int64_t col, int n_acc) {
 // template parameters: one such loop is enough for all kinds of strips.
 template <class Type, class Step, bool measured>
 __attribute__((noinline)) void step_tail(const Block& b, const Coefficients<Step, typename Type::Scalar>& c,
-                                         int64_t row, int64_t col, int64_t ahead, Copies<Type>& copies,
+                                         int64_t row, int64_t col, const Ahead& ahead, Copies<Type>& copies,
                                          F64 (*row_acc)[Step::n_taken], bool by_row, bool by_col) {
   Line* const lines = lines_from<double>(b.col_sums, col, Step::n_taken);
   const Sums<Step, F64> to{row_acc, row_acc, lines, lines};
-  Strip<Type, Step, false, 1, false> strip(b, row, col, b.width - col, ahead, copies);
+  Strip<Type, Step, false, 1> strip(b, row, col, b.width - col, ahead, copies);
   if constexpr (measured) {
     strip.copy(0);
     if (by_col) add_by_position<Half::before, false>(strip, to);
@@ -181,11 +180,12 @@ __attribute__((noinline)) void step_tail(const Block& b, const Coefficients<Step
   }
 }
 
-// Steps n_rows rows; their sums are added to row_acc, position sums to the block's.
-template <class Type, class Step, bool by_row, bool by_col, int n_rows, bool one_run>
+// Steps n_rows rows; their sums are added to row_acc, position sums to the block's. one_run: several rows are
+// contiguous, and prefetched as one run.
+template <class Type, class Step, bool by_row, bool by_col, int n_rows>
 inline void step_rows(const Block& b, const Coefficients<Step, typename Type::Scalar>& c, int64_t row,
-                      Copies<Type>& copies, F64 (*row_acc)[Step::n_taken]) {
-  using Rows = Strip<Type, Step, true, n_rows, one_run>;
+                      Copies<Type>& copies, F64 (*row_acc)[Step::n_taken], bool one_run = false) {
+  using Rows = Strip<Type, Step, true, n_rows>;
   using Sum = typename Type::Sum;
   constexpr bool in_blocks = !std::is_same_v<Sum, F64>;
   constexpr bool in_strips = by_col || (by_row && Rows::needs_copies);
@@ -194,11 +194,11 @@ inline void step_rows(const Block& b, const Coefficients<Step, typename Type::Sc
   // The prefetch distance. With moments to sum or 16 bits to convert, out-of-order execution keeps too few loads in
   // flight to saturate memory. After one row comes the next. Several rows are as many streams, which the hardware
   // prefetches, but it starts late: at the end of the rows, the beginning of the next ones is prefetched.
-  constexpr int64_t bytes = n_rows == 1 ? 2048 : one_run ? 2560 : 512;
-  constexpr int64_t ahead = bytes / sizeof(typename Type::Element);
-  const auto from = [&](int64_t col) {
-    if (one_run) return ahead + col * (n_rows - 1);
-    return n_rows == 1 || col + ahead < b.width ? ahead : ahead + n_rows * b.row_stride - b.width;
+  constexpr int64_t size = sizeof(typename Type::Element);
+  const int64_t ahead = (n_rows == 1 ? 2048 : one_run ? 2560 : 512) / size;
+  const auto from = [&](int64_t col) -> Ahead {
+    if (n_rows > 1 && one_run) return {ahead + col * (n_rows - 1), unit_cols<Type>, n_rows};
+    return {n_rows == 1 || col + ahead < b.width ? ahead : ahead + n_rows * b.row_stride - b.width, b.row_stride, 1};
   };
   Sum block_rows[in_blocks ? n_rows : 1][Step::n_taken] = {};
   Sums<Step, Sum> to{row_acc, nullptr, b.col_sums, b.col_sums};
@@ -213,7 +213,7 @@ inline void step_rows(const Block& b, const Coefficients<Step, typename Type::Sc
     const int64_t width = end - col < widest ? end - col : widest;
     to.lines = lines_from<double>(lines, col, Step::n_taken);
     to.block_lines = lines_from<Item<Sum>>(block_lines, col, Step::n_taken);
-    step_strip<Type, Step, by_row, by_col, n_rows, true, one_run>(b, c, row, col, width, from(col), copies, to);
+    step_strip<Type, Step, by_row, by_col, n_rows, true>(b, c, row, col, width, from(col), copies, to);
     if constexpr (in_blocks && by_row)
       if (col + width == end || (col + width) % block_cols == 0)
         for (int r = 0; r < n_rows; ++r) close_row<Step>(block_rows[r], row_acc[r]);
@@ -247,15 +247,11 @@ void step_block(const Block& block) {
     int64_t row = 0;
     if constexpr (by_col && hot) {
       for (; together == most_rows && row + most_rows <= rows; row += most_rows)
-        if (one_run) {
-          step_rows<Type, Step, by_row, by_col, most_rows, true>(b, c, bank + row, copies, acc + row);
-        } else {
-          step_rows<Type, Step, by_row, by_col, most_rows, false>(b, c, bank + row, copies, acc + row);
-        }
+        step_rows<Type, Step, by_row, by_col, most_rows>(b, c, bank + row, copies, acc + row, one_run);
       for (; together > 1 && row + 2 <= rows; row += 2)
-        step_rows<Type, Step, by_row, by_col, 2, false>(b, c, bank + row, copies, acc + row);
+        step_rows<Type, Step, by_row, by_col, 2>(b, c, bank + row, copies, acc + row);
     }
-    for (; row < rows; ++row) step_rows<Type, Step, by_row, by_col, 1, false>(b, c, bank + row, copies, acc + row);
+    for (; row < rows; ++row) step_rows<Type, Step, by_row, by_col, 1>(b, c, bank + row, copies, acc + row);
     if constexpr (in_blocks)
       if (bank + rows == b.rows || (bank + rows) % block_terms == 0)
         close_positions<Type, Step>(b.block_lines, b.col_sums, b.width / unit_cols<Type> * unit_cols<Type>);

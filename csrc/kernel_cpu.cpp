@@ -23,7 +23,7 @@ constexpr VariantKernels every(std::integer_sequence<int, variant...>) {
 }  // namespace
 
 extern const VariantKernels NPERF_KERNELS(NPERF_ISA, NPERF_RULE, NPERF_TYPE);
-constexpr VariantKernels NPERF_KERNELS(NPERF_ISA, NPERF_RULE, NPERF_TYPE) =
-    every(std::make_integer_sequence<int, Rule::n_variants>{});
+constexpr VariantKernels NPERF_KERNELS(NPERF_ISA, NPERF_RULE,
+                                       NPERF_TYPE) = every(std::make_integer_sequence<int, Rule::n_variants>{});
 
 }  // namespace noetherperf

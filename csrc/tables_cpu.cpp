@@ -13,7 +13,7 @@ namespace noetherperf {
 extern const AdvanceKernels NPERF_TABLE(advance, NPERF_ISA);
 
 #define NPERF_OF(rule, Type) NPERF_KERNELS(NPERF_ISA, rule, Type)
-#define NPERF_DECLARE(rule)                                              \
+#define NPERF_DECLARE(rule)                                                                               \
   extern const VariantKernels NPERF_OF(rule, Float32), NPERF_OF(rule, Float64), NPERF_OF(rule, BFloat16), \
       NPERF_OF(rule, Float16);
 NPERF_EACH_RULE(NPERF_DECLARE)
@@ -51,24 +51,25 @@ constexpr Kernels kernels_of_rule(const VariantKernels& f32, const VariantKernel
                                   const VariantKernels& f16, std::integer_sequence<int, variant...>) {
 #define NPERF_STRING_(x) #x
 #define NPERF_STRING(x) NPERF_STRING_(x)
-  return {NPERF_STRING(NPERF_ISA),
-          Rule::name,
-          is_native,
-          Rule::n_coefficients,
-          Rule::n_buffers,
-          Rule::n_variants,
-          Rule::n_kept,
-          Rule::n_moments,
-          Rule::moments,
-          [](int of_group, bool has_buffer, bool has_views) { return Rule::variant_of(of_group, has_buffer, has_views); },
-          {step_of<typename Rule::template Step<variant>>(&f32.of[variant], &f64.of[variant], &bf16.of[variant],
-                                                          &f16.of[variant])...},
-          step_of<Measure>(&measuring<Float32>, &measuring<Float64>, &measuring<BFloat16>, &measuring<Float16>),
-          &NPERF_TABLE(advance, NPERF_ISA)};
+  return {
+      NPERF_STRING(NPERF_ISA),
+      Rule::name,
+      is_native,
+      Rule::n_coefficients,
+      Rule::n_buffers,
+      Rule::n_variants,
+      Rule::n_kept,
+      Rule::n_moments,
+      Rule::moments,
+      [](int of_group, bool has_buffer, bool has_views) { return Rule::variant_of(of_group, has_buffer, has_views); },
+      {step_of<typename Rule::template Step<variant>>(&f32.of[variant], &f64.of[variant], &bf16.of[variant],
+                                                      &f16.of[variant])...},
+      step_of<Measure>(&measuring<Float32>, &measuring<Float64>, &measuring<BFloat16>, &measuring<Float16>),
+      &NPERF_TABLE(advance, NPERF_ISA)};
 }
 
-#define NPERF_RULE_TABLE(rule)                                                                               \
-  kernels_of_rule<rule::Rule>(NPERF_OF(rule, Float32), NPERF_OF(rule, Float64), NPERF_OF(rule, BFloat16),    \
+#define NPERF_RULE_TABLE(rule)                                                                            \
+  kernels_of_rule<rule::Rule>(NPERF_OF(rule, Float32), NPERF_OF(rule, Float64), NPERF_OF(rule, BFloat16), \
                               NPERF_OF(rule, Float16), std::make_integer_sequence<int, rule::Rule::n_variants>{}),
 
 }  // namespace
