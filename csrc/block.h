@@ -141,7 +141,7 @@ inline __attribute__((always_inline)) void step_row(Strip<Type, Step, whole, n_r
 // Steps n_rows rows of a strip and adds their moments to sums.
 template <class Type, class Step, bool by_row, bool by_col, int n_rows, bool whole, class Sum>
 inline void step_strip(const Block& b, const Coefficients<Step, typename Type::Scalar>& c, int64_t row, int64_t col,
-                       int64_t width, const Ahead& ahead, Copies<Type>& copies, const Sums<Step, Sum>& to) {
+                       int64_t width, int64_t ahead, Copies<Type>& copies, const Sums<Step, Sum>& to) {
   constexpr bool measured = by_row || by_col;
   Strip<Type, Step, whole, n_rows> strip(b, row, col, width, ahead, copies);
   if constexpr (measured)
@@ -161,7 +161,7 @@ inline Line* lines_from(Line* lines, int64_t col, int n_acc) {
 // template parameters: one such loop is enough for all kinds of strips.
 template <class Type, class Step, bool measured>
 __attribute__((noinline)) void step_tail(const Block& b, const Coefficients<Step, typename Type::Scalar>& c,
-                                         int64_t row, int64_t col, const Ahead& ahead, Copies<Type>& copies,
+                                         int64_t row, int64_t col, int64_t ahead, Copies<Type>& copies,
                                          F64 (*row_acc)[Step::n_taken], bool by_row, bool by_col) {
   Line* const lines = lines_from<double>(b.col_sums, col, Step::n_taken);
   const Sums<Step, F64> to{row_acc, row_acc, lines, lines};
@@ -194,11 +194,13 @@ inline void step_rows(const Block& b, const Coefficients<Step, typename Type::Sc
   // The prefetch distance. With moments to sum or 16 bits to convert, out-of-order execution keeps too few loads in
   // flight to saturate memory. After one row comes the next. Several rows are as many streams, which the hardware
   // prefetches, but it starts late: at the end of the rows, the beginning of the next ones is prefetched.
-  constexpr int64_t size = sizeof(typename Type::Element);
-  const int64_t ahead = (n_rows == 1 ? 2048 : one_run ? 2560 : 512) / size;
-  const auto from = [&](int64_t col) -> Ahead {
-    if (n_rows > 1 && one_run) return {ahead + col * (n_rows - 1), unit_cols<Type>, n_rows};
-    return {n_rows == 1 || col + ahead < b.width ? ahead : ahead + n_rows * b.row_stride - b.width, b.row_stride, 1};
+  // Contiguous rows within one page are prefetched in whole groups of n_rows.
+  constexpr int64_t size = sizeof(typename Type::Element), ahead = (n_rows == 1 ? 2048 : 512) / size;
+  const int64_t group = n_rows * b.row_stride;
+  const int64_t groups_ahead = one_run ? (2560 / size + group - 1) / group * group : 0;
+  const auto from = [&](int64_t col) {
+    if (n_rows > 1 && one_run) return groups_ahead;
+    return n_rows == 1 || col + ahead < b.width ? ahead : ahead + group - b.width;
   };
   Sum block_rows[in_blocks ? n_rows : 1][Step::n_taken] = {};
   Sums<Step, Sum> to{row_acc, nullptr, b.col_sums, b.col_sums};

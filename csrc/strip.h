@@ -71,12 +71,6 @@ class CopiedRows {
   int64_t stride_;
 };
 
-// What to prefetch with row r, column col: the element start + r * per_row + col * per_col from the strip's first one
-// on. Contiguous rows are prefetched as one run, others row by row.
-struct Ahead {
-  int64_t start, per_row, per_col;
-};
-
 // Some rows of a block. Moments are summed from memory: from the tensors if these store the compute type and still have
 // the value, else from copies. A strip that is not `whole` is narrower than a unit; copies pad it with zeros.
 template <class Type, class Step, bool whole, int n_rows>
@@ -94,7 +88,7 @@ class Strip {
   // Whether a moment needs the buffer after the step, or after it the parameter before it.
   static constexpr bool keeps_v = u_is_v || takes<Step>(Operand::v), keeps_p = takes<Step>(Operand::p, true);
 
-  Strip(const Block& b, int64_t row, int64_t col, int64_t width, const Ahead& ahead, Copies<Type>& copies)
+  Strip(const Block& b, int64_t row, int64_t col, int64_t width, int64_t ahead, Copies<Type>& copies)
       : p_(static_cast<Element*>(b.p) + row * b.row_stride + col),
         g_(static_cast<const Element*>(Step::updates ? b.g : b.buffers[0]) + row * b.row_stride + col),
         stride_(b.row_stride),
@@ -171,9 +165,7 @@ class Strip {
     }
   }
 
-  int64_t ahead_of(int r, int64_t col) const {
-    return n_rows == 1 ? ahead_.start + col : ahead_.start + r * ahead_.per_row + col * ahead_.per_col;
-  }
+  int64_t ahead_of(int r, int64_t col) const { return ahead_ + r * stride_ + col; }
 
   Vec load(const Element* from, int r, int64_t col) const {
     from += r * stride_ + col;
@@ -199,8 +191,7 @@ class Strip {
   Element* p_;
   const Element* g_;
   Element* buffers_[most_buffers] = {};  // those that the step reads
-  int64_t stride_, width_;
-  Ahead ahead_;
+  int64_t stride_, width_, ahead_;
   Copies<Type>& copies_;
 };
 
