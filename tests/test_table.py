@@ -108,6 +108,66 @@ def test_the_worst_comes_first() -> None:
     assert found != rows(stepped(nperf.SGD, n_steps=0, lr=0.1))
 
 
+def pair_of(dtype: torch.dtype = torch.float64, between: nn.Module | None = None, **options: Any) -> nperf.Readout:
+    """SGD's readout of a Balance, of blocks of three units, between two linear layers, and of a Rescale after it."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, 6), between or nn.Identity(), nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3)).to(
+        dtype
+    )
+    pair = nperf.Balance("pair", [Part("0.weight", 0), Part("0.bias", 0)], [Part("2.weight", 1)], size=3)
+    unit = nperf.Rescale("unit", [Part("2.weight", 0), Part("2.bias", 0)], [Part("4.weight", 1)])
+    optimizer = nperf.SGD(net.named_parameters(), symmetries=[unit, pair], **options)
+    x, y = torch.randn(7, 5, dtype=dtype), torch.arange(7) % 3
+    for _ in range(20):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(x), y).backward()
+        optimizer.step()
+    return optimizer.readout()
+
+
+def test_the_row_of_a_balance_is_what_its_eigenvectors_say() -> None:
+    readout = pair_of(between=nn.Tanh(), lr=0.1, momentum=0.9, weight_decay=0.01)
+    found = {row.name: row for row in rows(readout)}
+    of, law = found["pair"], readout.balances["pair"]
+    values: dict[str, list[float]] = {part: [] for part in ("charge", "decay", "growth", "defect", "rounding")}
+    largest = 0.0
+    for block in range(2):
+        _, vectors = np.linalg.eigh(law.charge[block].numpy())
+        matrices = {
+            "charge": law.charge,
+            "decay": law.discrete.free - law.initial,
+            "growth": law.discrete.forced,
+            "defect": law.discrete.defect,
+            "rounding": law.rounding,
+        }
+        for v in vectors.T:
+            for part, matrix in matrices.items():
+                values[part].append(float(v @ matrix[block].numpy() @ v))
+            largest = max(largest, float(np.linalg.norm(law.residual[block].numpy() @ v)))
+    sizes = [abs(x) for x in values["charge"]]
+    assert (of.kind, of.n_groups, of.closed) == ("balance", 6, True)
+    for part in ("charge", "decay", "growth", "defect"):
+        spread = getattr(of, part)
+        expected = (statistics.median(values[part]), min(values[part]), max(values[part]))
+        assert (spread.median, spread.lowest, spread.highest) == pytest.approx(expected, abs=1e-12), part
+    assert of.rounding.size == 0.0  # in float64 it is below what can be resolved
+    assert largest / max(sizes) < of.held_to <= largest / statistics.mean(sizes) * (1 + 1e-9)
+    assert of.verdict.startswith("the gradient breaks it")
+    assert found["pair"].defect_share > 0.1
+    assert [row.name for row in rows(readout)] == ["pair", "unit"], "the worst first"
+    assert "balance" in str(readout)
+
+
+def test_a_balance_that_holds_or_has_diverged_says_so() -> None:
+    held = {row.name: row for row in rows(pair_of(lr=0.1, weight_decay=0.01))}["pair"]
+    assert held.verdict.startswith("holds to ")
+    assert held.held_to < 1e-13
+    assert "float32" not in held.verdict
+    lost = {row.name: row for row in rows(pair_of(torch.float32, lr=1e30))}["pair"]
+    assert lost.verdict == "NaN or infinite in all 6 groups"
+    assert math.isnan(lost.charge.median)
+
+
 # ---- verdicts: from arrays -------------------------------------------------------------------------------------------
 
 

@@ -22,7 +22,7 @@ def evaluate(closure: Callable[[], Any], stage: Stage) -> Tensor:
             raise
         raise ValueError(
             f"the closure runs as the model is, but not in float64: {first_line(error)}; something in it insists on "
-            "another dtype; float64=False checks the model only as it is"
+            "another dtype; set float64=False to check the model only as it is"
         ) from error
     if not isinstance(loss, Tensor):
         raise ValueError(
@@ -43,7 +43,7 @@ def evaluate(closure: Callable[[], Any], stage: Stage) -> Tensor:
     if stage != "as_is" and loss.dtype != torch.float64:
         raise ValueError(
             f"the closure's loss is {loss.dtype} although model and inputs are in float64: something in it casts where "
-            "it cannot be seen; float64=False checks the model only as it is"
+            "it cannot be seen; set float64=False to check the model only as it is"
         )
     return loss
 

@@ -6,10 +6,11 @@ a group A:
     translation        θ → θ + s c 1_A          ψ_A = c 1_A
     scale, rescale     θ_j → e^{c_j s} θ_j      ψ_A = C_A θ,   C_A = diag(c_j), zero outside A
 
-c_j is the signed weight of the part with element j: 1 for a scale; +1 into and −k out of a unit that is homogeneous of
-degree k; the sum of both where two parts meet (the diagonal of a recurrent weight). θ_j has its part's offset, as in
-the gain 1 + w. A relation of many writers and readers has the same form. A Balance has a generator for each entry of a
-matrix (groups.py), with its own C_A g. Differentiate L(θ(s)) = L(θ) with respect to s at s = 0, then to θ:
+c_j is the signed weight of the part with element j. It is 1 for a scale. For a unit that is homogeneous of degree k it
+is +1 into the unit and −k out of it. Where two parts meet (the diagonal of a recurrent weight), it is the sum of both.
+θ_j has its part's offset, as in the gain 1 + w. A relation of many writers and readers has the same form. A Balance has
+a generator for each entry of a matrix (groups.py), with its own C_A g. Differentiate L(θ(s)) = L(θ) with respect to s
+at s = 0, then to θ:
 
     gradient           ⟨g, ψ_A⟩ = 0
     Hessian            H ψ_A + C_A g = 0        (C_A g is absent for a translation: its ψ does not depend on θ)
@@ -20,11 +21,11 @@ But H is symmetric, so one product H x with a random vector x gives the projecti
 
     ⟨x, r_A⟩ = ⟨H x, ψ_A⟩ + ⟨C_A x, g⟩,      x ~ N(0, 1),      E ⟨x, r_A⟩² = |r_A|²
 
-If the constraint holds, every projection is zero up to rounding; if not, none is, with probability one. So as a test
-this is exact, and as a measure of |r_A| it is an estimate: with m probes its square has a relative standard deviation
-of √(2/m). `exact=True` also computes the product of every group.
+If the constraint holds, every projection is zero up to rounding. If it does not hold, none is, with probability one. So
+this is an exact test. Of |r_A| it is an estimate: with m probes its square has a relative standard deviation of √(2/m).
+`exact=True` also computes the product of every group.
 
-Relative defects are in units of the largest that the defect could be by Cauchy and Schwarz:
+A relative defect is the defect over the largest value that it could have, by Cauchy and Schwarz:
 
     gradient   |⟨g, ψ_A⟩| / (|g_A| |ψ_A|)       Hessian   |r_A| / (|H_A| |ψ_A| + |C_A g|)
 
@@ -83,26 +84,27 @@ def check_constraints(
     Args:
         model: Any model; frozen parameters are checked, too.
         closure: Returns the scalar loss of the model on one fixed batch: `lambda: cross_entropy(model(x), y)`. It does
-            not call backward(). Its inputs may have any floating dtype; they are widened with the model.
-        symmetries: Over the names of `model.named_parameters()`; a Norm is measured, and claims nothing.
+            not call backward(). Its inputs may have any floating dtype. In float64 stages they are widened with the
+            model.
+        symmetries: With names from `model.named_parameters()`. A Norm is measured, and claims nothing.
         hessian: Check the Hessian constraints, too: `probes` Hessian-vector products at each stage.
-        exact: Make one more Hessian-vector product per group, so that |H ψ_A + C_A g| is not an estimate.
+        exact: Make one more Hessian-vector product per group. |H ψ_A + C_A g| is then no estimate.
         probes: Random projections of the Hessian constraints, at least 2.
-        float64: Evaluate also in float64, and in float64 with eps → 0; False: only as the model is.
+        float64: Evaluate also in float64, and in float64 with eps → 0. False: evaluate only the model as it is.
         eps: What replaces the eps of every normalisation in the last stage.
-        tolerance: Largest relative defect with which a symmetry holds. Default 1e-9 where the last stage is in float64,
-            which is above all rounding and below every broken symmetry; else √ε of the coarsest dtype.
-        seed: Of the probes.
-        progress: Show progress on stderr; None: if stderr is a terminal.
+        tolerance: Largest relative defect with which a symmetry holds. If the last stage is in float64, the default is
+            1e-9: above all rounding, and below every broken symmetry. Otherwise it is √ε of the coarsest dtype.
+        seed: Seed of the random projections.
+        progress: Show progress on stderr. None: only if stderr is a terminal.
 
     Returns:
         Constraints: float64 arrays [stage, group] for each symmetry.
 
     Raises:
         TypeError: The closure is not callable, or symmetries hold something else.
-        ValueError: Symmetries do not fit the model; the closure's value is not a finite scalar, depends on none of the
-            parameters, or differs at the second evaluation; the closure runs backward itself, cannot be evaluated in
-            float64 or not differentiated twice; an option is out of range.
+        ValueError: Symmetries do not fit the model, or an option is out of range. Or the closure's value is not a
+            finite scalar, depends on none of the parameters, or differs at the second evaluation. Or the closure runs
+            backward itself, cannot be evaluated in float64, or cannot be differentiated twice.
     """
     refuse_lazy(model)
     shapes = {name: parameter.shape for name, parameter in _differentiable(model).items()}

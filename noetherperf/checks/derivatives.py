@@ -89,7 +89,7 @@ def check_symmetric(x: Vector, hx: Vector, y: Vector, hy: Vector) -> None:
     epsilon = max(torch.finfo(values.dtype).eps for values in x.values())
     if difference > math.sqrt(epsilon) * largest:
         raise ValueError(
-            "the second derivatives are none of one function: ⟨y, H x⟩ and ⟨x, H y⟩ differ by "
+            "the second derivatives contradict each other: ⟨y, H x⟩ and ⟨x, H y⟩ should be equal, but differ by "
             f"{difference / largest:.0e} of the largest they could be; either the closure detaches something, or an "
             "operation in it is wrong when it is differentiated twice (torch.autograd.gradgradcheck tells); "
             "hessian=False checks the gradient only"
@@ -106,9 +106,9 @@ def _explained(twice: bool) -> Iterator[None]:
             reason = "the closure must return the loss and not call backward() on it"
         elif twice:
             reason = (
-                f"the loss cannot be differentiated twice: {first_line(error)}; attention that calls a fused kernel "
-                "itself needs the math one (attn_implementation='eager' or SDPBackend.MATH), a compiled model is to be "
-                "given uncompiled, activations are to be kept, not checkpointed; hessian=False checks the gradient only"
+                f"the loss cannot be differentiated twice: {first_line(error)}. Give the model uncompiled, do not "
+                "checkpoint activations, and let attention that calls a fused kernel itself use the math kernel "
+                "(attn_implementation='eager' or SDPBackend.MATH); or set hessian=False to check the gradient only"
             )
         else:
             reason = f"the loss cannot be differentiated: {first_line(error)}"

@@ -44,11 +44,11 @@ class Constraints(Mapping[str, xr.Dataset]):
     Attributes:
         symmetries: All that were checked.
         stages: All that were evaluated.
-        losses: The closure's value at each stage.
+        losses: The value of the closure at each stage.
         tolerance: Largest relative defect at the last stage with which a symmetry holds.
         epsilons: Every eps of the model by its place: {"norm1.eps": 1e-05}.
         eps: Their value in stage no_eps.
-        unused: Parameters that the loss does not depend on; constraints on only those are empty.
+        unused: Parameters on which the loss does not depend. Constraints on these alone say nothing.
     """
 
     def __init__(
@@ -98,8 +98,8 @@ class Constraints(Mapping[str, xr.Dataset]):
     def eps_share(self, name: str, constraint: str) -> float:
         """The share of the worst group's defect, as the model is, that eps causes.
 
-        The absolute value of the defect falls from stage to stage, first by the part of rounding, then by that of eps.
-        The share is that of eps in the sum of both and the rest.
+        From stage to stage, the absolute value of the defect falls: first by what rounding makes, then by what eps
+        makes. The share is what eps makes, over the sum of these two and the rest.
 
         Args:
             name: The symmetry's.
@@ -129,7 +129,7 @@ class Constraints(Mapping[str, xr.Dataset]):
 
     @property
     def failed(self) -> tuple[str, ...]:
-        """The symmetries that do not hold; those that claim nothing (Norm) cannot fail."""
+        """The symmetries that do not hold. A Norm claims nothing, so it cannot fail."""
         return tuple(s.name for s in self.symmetries if s.claimed and not self.holds(s.name))
 
     def to_dict(self) -> dict[str, Any]:

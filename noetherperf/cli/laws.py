@@ -11,8 +11,8 @@ __all__ = ["law_states", "law_table"]
 
 #: How far a rule's flow and discrete law go, where they are no identities for an exact symmetry.
 NOTES = {
-    "adam": "flow and discrete law take Adam's denominators for one number in each group; what they miss is in the "
-    "defect, and so in the budget"
+    "adam": "the flow and discrete laws assume that Adam divides all elements of a group by one number; what this "
+    "misses is in the defect, and so in the budget"
 }
 
 LAWS: tuple[LawName, ...] = ("flow", "discrete", "budget")

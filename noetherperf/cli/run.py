@@ -79,7 +79,7 @@ def run(
     workers: Annotated[
         int,
         typer.Option(
-            min=0, help="Processes that load images for a large network; with 0 the training's own loads them."
+            min=0, help="Processes that load images for a large network; with 0 the training process does it."
         ),
     ] = 0,
     resume: Annotated[

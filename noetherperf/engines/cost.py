@@ -30,18 +30,19 @@ N_ADVANCED = n_advanced(SGD.laws)
 
 @dataclass(frozen=True)
 class Cost:
-    """Bytes of one step of the CPU engine, and of what it keeps; all integers but the overhead.
+    """Bytes of one step of the CPU engine, and bytes that it keeps. All are integers but the overhead.
 
     Attributes:
         n_parameters: Σ numel.
         n_segments: How many sums of each moment are taken.
-        step: Moved by the step itself: 3 reads and 2 writes of every parameter's size with momentum (parameter,
-            gradient, buffer), 2 reads and 1 write without.
-        measuring: Moved on top of it: partial sums written and read, moments written and read, law states read and
-            written.
-        state: Kept by the measurement: moments, law states, propagators.
-        products: Floating-point operations of the matrix products of Balances, in float64; two for each multiplication.
-        workspace: Kept for partial sums of segments that several tiles share.
+        step: Bytes that the step itself moves. With momentum these are 3 reads and 2 writes of every parameter's size
+            (parameter, gradient, buffer); without, 2 reads and 1 write.
+        measuring: Bytes that measuring moves, too: it writes and reads partial sums and moments, and reads and writes
+            law states.
+        state: Bytes that the measurement keeps: moments, law states, propagators.
+        products: Floating-point operations of the matrix products of Balances, in float64. A multiplication counts as
+            two.
+        workspace: Bytes kept for partial sums of segments that several tiles share.
     """
 
     n_parameters: int
@@ -89,14 +90,14 @@ def cost(
         model_or_shapes: A model (its parameters' own dtypes count), or shapes by parameter name. For a sharded model
             give the shapes that one rank holds.
         symmetries: What is measured.
-        dtype: Of the parameters, where only shapes are given: float32, float64, bfloat16 or float16.
+        dtype: Dtype of the parameters, if you give only shapes: float32, float64, bfloat16 or float16.
         momentum: Whether the step has momentum.
 
     Returns:
         Numbers and bytes of one step; `print` puts them into a sentence.
 
     Raises:
-        ValueError: Symmetries that do not fit the parameters.
+        ValueError: Symmetries do not fit the parameters.
 
     Example:
         >>> print(nperf.cost({"w": (4096, 11008)}, [nperf.Norm("rows", [nperf.Part("w", 0)])]))  # doctest: +SKIP

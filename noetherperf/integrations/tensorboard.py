@@ -40,7 +40,7 @@ def add_readout(writer: Writer, readout: Readout, step: int | None = None, *, hi
         step: Place on the horizontal axis; None: steps since measuring began.
         histograms: Quantities of which each symmetry gets a histogram over its groups, tagged "conv1/groups/charge":
             charge, residual, rounding, defect, relative_defect, relative_update, angular_update or effective_lr. Groups
-            that are NaN or infinite are left out; where none is left, there is no histogram.
+            that are NaN or infinite are left out. If none is left, there is no histogram.
 
     Raises:
         ValueError: histograms has another quantity.

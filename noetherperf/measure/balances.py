@@ -28,13 +28,13 @@ class BalanceReadout:
         initial: X when measuring began.
         discrete: The discrete law's prediction, exact to rounding in every entry where the symmetry holds.
         flow: The flow law's, the continuous-time dynamics.
-        growth, transport: As in `Charges`: what η²uuᵀ added, and the rest; None for a rule that has none (SGD).
+        growth, transport: What η²uuᵀ added, and the rest, as in `Charges`. None for a rule that has none (SGD).
         defect: The symmetric part of the last step's gradient constraint, sym(W₁g₁ᵀ) − sym(W₂g₂ᵀ); zero where the
             symmetry holds.
-        relative_defect: Of each block, [blocks]: the Frobenius norm of defect over the largest that it could be,
+        relative_defect: Of each block, [blocks]: the Frobenius norm of the defect over the largest value it could have,
             (|W₁|² + |W₂|²)^½ (|g₁|² + |g₂|²)^½, W taken after the step; 0 where g is 0.
         residual: charge − discrete.total: defect and rounding.
-        rounding: charge − discrete.budget: the loss by rounding to the stored dtype. NaN where the tensors of one
+        rounding: charge − discrete.budget: what rounding to the stored dtype changed. NaN if the tensors of one
             parameter group did not make the same step; `reason` says which.
         eigenvalues: Of X, the spectrum of imbalance, [blocks, n], ascending. All zero: perfectly balanced.
         predicted_eigenvalues: Of discrete.total, [blocks, n].

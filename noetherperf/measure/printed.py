@@ -39,22 +39,22 @@ _STYLE = "text-align: {}; white-space: {}; padding: 0 0.6em; vertical-align: top
 class ReadoutTable:
     """The symmetries of a readout as a table, worst first. `str()` and `print` give text, a notebook shows HTML.
 
-    `charge` is the median over groups and the range. `decay`, `growth`, `defect` and `rounding` are the parts of its
-    change since measuring began, by absolute value: their medians, with the sign, or ± where groups differ in it. Of an
-    open law `growth` and `defect` are growth and transport, where the rule has them. An `angle` is in radians. What a
-    verdict says, and what proves it, is in measure/verdict.py.
+    `charge` is the median over groups, and the range. The groups of a Balance are its eigenvectors, and their charges
+    its eigenvalues. `decay`, `growth`, `defect` and `rounding` are the parts of its change since measuring began:
+    medians of absolute values, with the sign, or with ± if groups differ in it. If a law is open and the rule has
+    growth and transport, `growth` and `defect` are these. `angle` is in radians. measure/verdict.py lists the verdicts,
+    and what proves each.
 
     Attributes:
         rows: All rows, as data (measure/table.py).
         step: Steps since measuring began.
         limit: How many rows are shown; None: all.
-        balances: A line for each Balance, shown below.
     """
 
-    def __init__(self, rows: Sequence[Row], step: int, limit: int | None = None, balances: Sequence[str] = ()) -> None:
+    def __init__(self, rows: Sequence[Row], step: int, limit: int | None = None) -> None:
         if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 0):
             raise ValueError(f"rows: must be a number of rows, or None for all, got {limit!r}")
-        self.rows, self.step, self.limit, self.balances = list(rows), step, limit, list(balances)
+        self.rows, self.step, self.limit = list(rows), step, limit
 
     @property
     def _shown(self) -> list[Row]:
@@ -62,8 +62,6 @@ class ReadoutTable:
 
     @property
     def _title(self) -> str:
-        if not self.rows and self.balances:
-            return f"Step {self.step}: matrices of charges"
         if not self.rows:
             return f"Step {self.step}: nothing is measured; give the optimizer symmetries"
         return f"Step {self.step}: charges and their change since the start, by median over groups; the worst first"
@@ -79,7 +77,6 @@ class ReadoutTable:
                 reasons.setdefault(row.reason, []).append(row.name)
         for reason, names in reasons.items():
             yield f"open: {', '.join(names)}: {reason}"
-        yield from self.balances
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         if not self.rows:

@@ -37,13 +37,14 @@ class Prediction:
     """A law's prediction of a charge, by source; float64 [n groups] each.
 
     Attributes:
-        free: What the initial charge alone (and a warm momentum buffer) has become: it decays, or oscillates.
-        forced: What finite steps have added: |u|² (discrete law), |g|² or |θ̇|² (flow law). Zero for a translation. With
-            an offset also what decay leaves, because it draws θ, not θ + offset, to 0.
-        defect: What a violated gradient constraint has let in, and changes of parameters between steps. Zero if the
-            symmetry holds and nothing was changed, and always zero in the flow law.
-        budget: free + forced + defect. In the discrete law it is an identity of the update, up to rounding, for any
-            set of parameters. It is accumulated by itself, because its parts may be large and cancel.
+        free: What the initial charge alone has become, with a momentum buffer that was warm at the start. It decays, or
+            oscillates.
+        forced: What steps of finite size have added, by |u|² (discrete law), or by |g|² or |θ̇|² (flow law). Zero for a
+            translation. With an offset it also has what decay leaves, because decay draws θ to 0, and not θ + offset.
+        defect: What came in because the gradient constraint did not hold, and what other code changed between steps.
+            Zero if the symmetry holds and no other code changed anything. Always zero in the flow law.
+        budget: free + forced + defect. In the discrete law it is an identity of the update, up to rounding, for any set
+            of parameters. It is accumulated separately, because its parts may be large and cancel.
     """
 
     free: Tensor
@@ -88,39 +89,40 @@ class Charges:
     """Charges after a step: float64 CPU tensors [n groups], of one symmetry or of all side by side.
 
     Attributes:
-        charge: Q now: Σ c⟨θ, 1⟩ for a translation, else Σ c|θ|²; of the values as stored. θ counts with its part's
-            offset, here and in all that follows.
+        charge: Q now, of the values as stored: Σ c⟨θ, 1⟩ for a translation, and Σ c|θ|² otherwise. Here and below, θ
+            counts with its part's offset.
         initial: Q when measuring began.
         discrete: The discrete law's prediction, exact to rounding where the symmetry holds.
-        flow: The flow law's, the continuous-time dynamics of the paper.
-        growth: What the updates' own squares added to the charge, whatever the law. With weight decay θ' = r θ − η u
+        flow: The flow law's prediction, from the continuous-time dynamics of the paper.
+        growth: What the squares of the updates added to the charge, whatever the law. With weight decay θ' = r θ − η u
             and R the product of all r² (of all r, for a translation), charge = R initial + growth + transport +
             rounding;
 
                 growth      r² growth + η² |u|²;                0 for a translation
                 transport   r² transport − 2ηr Σ c⟨θ, u⟩;       r transport − η Σ c⟨u, 1⟩ for a translation
 
-            Growth of a rescale is its inward parts' less its outward parts'. None for a rule whose decay passes through
-            the momentum buffer (SGD): it has no r, and discrete.forced is what |u|² drove, exactly.
-        transport: What the updates' overlap with the generator added, and changes of parameters between steps. None
-            where growth is.
+            The growth of a rescale is that of its inward parts minus that of its outward parts. It is None for a rule
+            whose decay passes through the momentum buffer (SGD). Such a rule has no r, and discrete.forced is exactly
+            what |u|² drove.
+        transport: What the overlap of the updates with the generator added, and what other code changed between steps.
+            None if growth is None.
         defect: The last step's gradient constraint, Σ c⟨g, 1⟩ or Σ c⟨g, θ⟩; zero where the symmetry holds.
         relative_defect: |defect| / (|g_A| |ψ_A|), ψ the generator (c or cθ, θ taken after the step); 0 where g is 0.
             |g_A| counts as no less than a thousandth of the average |g| of a group of that size, over all that is
             measured (measure/defect.py explains why).
-        relative_update: η|u| / |θ| of the last step, θ taken after it. The parameters of all parts are one vector θ;
-            coefficients play no role. Each part has its own η; a part without gradient did not move.
+        relative_update: η|u| / |θ| of the last step, θ taken after it. The parameters of all parts are one vector θ,
+            without coefficients. Each part has its own η. A part without a gradient did not move.
         angular_update: The angle in radians by which the last step turned that vector, as computed (not as rounded to
             the stored dtype). NaN where θ was nearly zero: |θ| or |θ'| a thousandth of the other.
-        effective_lr: The last step's learning rate, as a loss feels it that does not feel the length of θ: η/Q for
-            SGD, whose update falls as 1/|θ|, and η/√Q for Adam; Q is the charge. NaN for a rescale, and where parts
-            have different η.
-            All three are NaN for a translation. They are NaN, too, where the last step is not known: before the first
-            step, after loading, where parameters were changed since, and where a device has skipped every step since
-            options changed.
+        effective_lr: The last step's learning rate for a loss that does not depend on the length of θ. It is η/Q for
+            SGD, whose update falls as 1/|θ|, and η/√Q for Adam; Q is the charge. NaN for a rescale, and if parts have
+            different η.
+            It is NaN for a translation, and so are relative_update and angular_update. All three are also NaN while the
+            last step is not known: before the first step, after loading, after other code changed parameters, and while
+            a device has skipped every step since options changed.
         moments: sum_p, sq_p, sum_g, sq_g, dot_pg, sq_u of the last step, summed over parts with their coefficients.
-        residual: charge − discrete.total: defect and rounding.
-        rounding: charge − discrete.budget: the loss by rounding to the stored dtype.
+        residual: charge − discrete.total, which is defect and rounding.
+        rounding: charge − discrete.budget: what rounding to the stored dtype changed.
     """
 
     def __init__(self, rows: NDArray[np.float64], *, has_growth: bool) -> None:
@@ -217,14 +219,14 @@ class ChargeReadout(Charges):
 class Readout(Mapping[str, ChargeReadout]):
     """All symmetries with one charge for each group after a step, by name; and in `balances`, those with matrices.
 
-    `print(readout)` shows the former in a table, and a notebook does.
+    `print(readout)` shows all of them in a table, and so does a notebook.
 
     Attributes:
         rule: Name of the update rule, "sgd" or "adam".
         step: Steps since measuring began.
-        time: Σ lr·(1 − dampening) over those steps (without momentum Σ lr), of the first parameter group.
-        dtypes: In which each parameter is stored, by name: "bfloat16".
-        balances: The symmetries whose charges are matrices (Balance), by name. The other members are of the rest.
+        time: Σ lr·(1 − dampening) over these steps, or Σ lr without momentum; of the first parameter group.
+        dtypes: The dtype in which each parameter is stored, by name: "bfloat16".
+        balances: The symmetries whose charges are matrices (Balance), by name. All else is about the other symmetries.
     """
 
     def __init__(
@@ -282,7 +284,7 @@ class Readout(Mapping[str, ChargeReadout]):
         return len(self._places)
 
     def __repr__(self) -> str:
-        return f"Readout(step={self.step}, time={self.time:g}, symmetries=[{', '.join(self)}])"
+        return f"Readout(step={self.step}, time={self.time:g}, symmetries=[{', '.join([*self, *self.balances])}])"
 
     def __str__(self) -> str:
         return str(self.table())
@@ -297,23 +299,21 @@ class Readout(Mapping[str, ChargeReadout]):
             print(optimizer.readout().table(rows=None))       # all
             optimizer.readout().table().rows                  # as data
 
-        The table is made here, not by `optimizer.readout()`, from what the readout holds. Where an eps breaks a scale
-        law, the readout alone cannot tell: `constraints` can.
+        The readout alone cannot tell that an eps breaks a scale law. `constraints` can.
 
         Args:
             rows: How many are shown; None: all. `.rows` has all of them.
-            constraints: From `check_constraints` of these symmetries, on a batch of now. A verdict on SGD then names an
-                eps, if it makes nine tenths of the gradient's defect.
+            constraints: From `check_constraints` of these symmetries, with the present parameters. If an eps makes nine
+                tenths of the gradient's defect, a verdict on SGD then says so.
 
         Raises:
-            ValueError: rows is no number of rows.
+            ValueError: `rows` is no number of rows.
             KeyError: A symmetry was not checked.
         """
         from noetherperf.measure.printed import ReadoutTable  # here, because stepping needs no rich
         from noetherperf.measure.table import rows as all_rows
 
-        balances = list(map(str, self.balances.values()))
-        return ReadoutTable(all_rows(self, constraints), self.step, rows, balances)
+        return ReadoutTable(all_rows(self, constraints), self.step, rows)
 
     def by_parameter(self, parameter: str) -> dict[str, ChargeReadout]:
         """The symmetries that a parameter takes part in, by name: `by_parameter("blocks.0.mlp.0.weight")`.
@@ -334,14 +334,15 @@ class Readout(Mapping[str, ChargeReadout]):
         return {name: self[name] for name in having}
 
     def scalars(self) -> dict[str, float]:
-        """A few numbers per symmetry for a logger, as a flat dict; none in which groups of opposite sign cancel.
+        """A few numbers per symmetry for a logger, as a flat dict. Groups of opposite sign do not cancel in them.
 
-        Of a symmetry "conv1", "conv1/abs_charge" and "conv1/abs_charge_p90" are the median and the 90 % quantile of
-        |charge| over groups. "conv1/residual", "conv1/rounding" and "conv1/relative_defect" are the largest absolute
-        values over groups. "conv1/angular_update" and "conv1/effective_lr" are medians over groups, and left out where
-        they are NaN. Quantiles leave out groups that are NaN; a largest value is then NaN. Names are made safe for
-        loggers: characters other than letters, digits, spaces and `_ - . / :` become `_`. If two names become equal,
-        the later one gets the suffix ".2".
+        A symmetry "conv1" has these. "conv1/abs_charge" and "conv1/abs_charge_p90" are the median and the 90 % quantile
+        of |charge| over groups. "conv1/residual", "conv1/rounding" and "conv1/relative_defect" are the largest absolute
+        values over groups. "conv1/angular_update" and "conv1/effective_lr" are medians over groups, and left out if
+        they are NaN. Quantiles leave out groups that are NaN; a largest value is then NaN.
+
+        Names are made safe for loggers: characters other than letters, digits, spaces and `_ - . / :` become `_`. If
+        two names become equal, the later one gets the suffix ".2".
 
         Of a Balance "attn", "attn/abs_charge" and "attn/abs_charge_p90" are of all |eigenvalues|, "attn/off_diagonal"
         is the mean over blocks, and the others are over all entries.

@@ -13,7 +13,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from noetherperf.measure.balances import BalanceReadout
 from noetherperf.measure.defect import Numbers
 from noetherperf.measure.verdict import Change, Rank, give, held_to
 
@@ -28,12 +31,12 @@ RESOLUTION = 64.0 * float(np.finfo(np.float64).eps)
 
 @dataclass(frozen=True)
 class Spread:
-    """One quantity over the groups of a symmetry. NaN and infinite groups are left out; NaN if there are no others.
+    """One quantity over the groups of a symmetry. NaN and infinite groups are left out. NaN if no others are left.
 
     Attributes:
         median: Of the values.
         lowest, highest: Of the values.
-        size: The median of the absolute values, in which groups of opposite sign do not cancel.
+        size: The median of the absolute values: groups of opposite sign do not cancel.
     """
 
     median: float
@@ -47,16 +50,18 @@ class Row:
     """A symmetry in a readout's table. Plain numbers and text, so that `dataclasses.asdict` gives JSON data.
 
     Of each group, charge − initial = change = decay + growth + defect + rounding. Medians over groups need not add up.
+    The groups of a Balance are the eigenvectors v of its charge. A matrix A counts as vᵀAv, and the residual R as |Rv|.
 
     Attributes:
         name, kind: Of the symmetry.
         n_groups: How many groups it has.
         charge: Now.
         change: charge − initial.
-        decay: free − initial: what weight decay took of the initial charge; with a warm buffer, and what that added.
-        growth: discrete.forced: what steps of finite size added. 0 for a translation. With an offset also what decay
-            left of the initial charge, because it draws θ, not θ + offset, to 0.
-        defect: discrete.defect: what got in because the law holds only nearly.
+        decay: free − initial: what weight decay took of the initial charge. It includes what a warm momentum buffer
+            added.
+        growth: discrete.forced: what steps of finite size added. 0 for a translation. With an offset it also has what
+            decay left of the initial charge, because decay draws θ to 0, and not θ + offset.
+        defect: discrete.defect: what came in because the law holds only nearly.
         rounding: charge − discrete.budget: what storing lost.
         angular_update: The median angle in radians by which the last step turned a group; NaN where not known.
         effective_lr: The median effective learning rate of the last step; NaN where not known.
@@ -64,9 +69,9 @@ class Row:
             max(|charge|, |initial|, |free| + |forced|); NaN where the law is open.
         defect_share, rounding_share: Σ|defect| and Σ|rounding| over groups, relative to
             Σ (|decay| + |growth| + |defect|); 0 to 1 for the first.
-        closed, reason: Whether free + forced is a prediction, and why not. Where it is none, and the rule has growth
-            and transport (AdamW, Adam, Probe), these are the growth and the defect here, and decay is the rest: a
-            split that needs no law.
+        closed, reason: Whether free + forced is a prediction, and why not. If it is none, and the rule has growth and
+            transport (AdamW, Adam, Probe), these two stand here as growth and defect, and decay is the rest. That split
+            needs no law.
         verdict: What happened, in words.
         rank: Sorts rows, worst first.
     """
@@ -108,12 +113,13 @@ def rows(readout: "Readout", constraints: EpsShares | None = None) -> list[Row]:
         KeyError: The constraints of a symmetry were not checked.
     """
     found = []
-    for name, law in readout.items():
-        share = math.nan if constraints is None else constraints.eps_share(name, "gradient")
+    laws: list[ChargeReadout | BalanceReadout] = [*readout.values(), *readout.balances.values()]
+    for law in laws:
+        share = math.nan if constraints is None else constraints.eps_share(law.name, "gradient")
         dtypes = {dtype for part in law.symmetry.parts if (dtype := readout.dtypes.get(part.parameter)) is not None}
         found.append(
             row(
-                name,
+                law.name,
                 law.symmetry.kind,
                 _arrays(law),
                 rule=readout.rule,
@@ -126,7 +132,7 @@ def rows(readout: "Readout", constraints: EpsShares | None = None) -> list[Row]:
     return sorted(found, key=lambda found: found.rank)
 
 
-def _arrays(law: "ChargeReadout") -> dict[str, Numbers]:
+def _arrays(law: "ChargeReadout | BalanceReadout") -> dict[str, Numbers]:
     """What `row` takes, of a readout's symmetry."""
     discrete = law.discrete
     values = {
@@ -138,12 +144,32 @@ def _arrays(law: "ChargeReadout") -> dict[str, Numbers]:
         "discrete_budget": discrete.budget,
         "growth": law.growth,
         "transport": law.transport,
-        "relative_defect": law.relative_defect,
-        "angular_update": law.angular_update,
-        "effective_lr": law.effective_lr,
-        "sq_g": law.moments["sq_g"],
     }
-    return {name: value.numpy() for name, value in values.items() if value is not None}
+    known = {name: value for name, value in values.items() if value is not None}
+    if isinstance(law, BalanceReadout):
+        found = _along_eigenvectors(known | {"residual": law.residual})
+        found["relative_defect"] = law.relative_defect.repeat_interleave(law.charge.shape[-1])
+        found["sq_g"] = found["relative_defect"]  # both are 0 where the gradient is
+    else:
+        found = known | {
+            "relative_defect": law.relative_defect,
+            "angular_update": law.angular_update,
+            "effective_lr": law.effective_lr,
+            "sq_g": law.moments["sq_g"],
+        }
+    return {name: value.numpy() for name, value in found.items()}
+
+
+def _along_eigenvectors(matrices: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """vᵀAv of each matrix A [blocks, n, n], and |Av| of the residual; v: the charge's eigenvectors; [blocks · n]."""
+    charge = matrices["charge"]
+    vectors = torch.linalg.eigh(torch.where(charge.isfinite(), charge, 0.0)).eigenvectors
+    found = {}
+    for name, matrix in matrices.items():
+        images = matrix @ vectors
+        along = torch.linalg.vector_norm(images, dim=-2) if name == "residual" else (vectors * images).sum(-2)
+        found[name] = along.flatten()
+    return found
 
 
 @np.errstate(all="ignore")
@@ -162,10 +188,11 @@ def row(
 
     Args:
         name: The symmetry's.
-        kind: Its kind: "translation", "scale", "rescale" or "norm".
+        kind: Its kind: "translation", "scale", "rescale", "balance" or "norm".
         values: Arrays [n groups], float64, under the names that they have in a record: charge, initial, discrete_free,
             discrete_forced, discrete_defect, discrete_budget; growth and transport where the rule has them;
-            relative_defect, angular_update, effective_lr and sq_g where they are known.
+            relative_defect, angular_update, effective_lr and sq_g where they are known; residual where it is not
+            charge − (discrete_budget − discrete_defect).
         rule: "sgd", "adam" or "given" (Probe).
         step: Steps since measuring began.
         reason: Why free + forced is no prediction; empty if it is one.
@@ -221,7 +248,7 @@ def _change(values: Mapping[str, Numbers], *, closed: bool) -> Change:
         defect=resolved(defect),
         rounding=resolved(charge - budget),
         predicted=np.abs(free) + np.abs(forced),
-        residual=charge - (budget - values["discrete_defect"]),
+        residual=values.get("residual", charge - (budget - values["discrete_defect"])),
         cosine=values.get("relative_defect", unknown),
         angle=values.get("angular_update", unknown),
         sq_gradient=values.get("sq_g", unknown),

@@ -21,40 +21,41 @@ class Adam(MeasuredOptimizer):
 
         m ← β₁ m + (1 − β₁) d,   n ← β₂ n + (1 − β₂) d²,   θ ← θ − η u,   u = m/(1 − β₁ᵏ) / (√n/√(1 − β₂ᵏ) + ε)
 
-    with amsgrad the largest n so far in the place of n. A drop-in: signature, defaults, errors, parameter groups,
-    state_dict (step, exp_avg, exp_avg_sq, max_exp_avg_sq; checkpoints go both ways), hooks, closures and schedulers are
-    those of torch.optim.Adam. Arithmetic is in float32 for 16-bit parameters, in their own dtype for others;
-    measurements are float64.
+    With amsgrad, the largest n so far takes the place of n.
+
+    A drop-in for torch.optim.Adam. Signature, defaults, errors, parameter groups, state_dict (step, exp_avg,
+    exp_avg_sq, max_exp_avg_sq), hooks, closures and schedulers are the same, and each loads the other's checkpoints.
+    Arithmetic is in float32 for 16-bit parameters, and in their own dtype for others. Measurements are float64.
 
     The host counts every tensor's steps, so it must know which steps torch.amp.GradScaler skips. On a GPU, a step
     under a scaler therefore waits for the device, unless all parameter groups are capturable. Without a scaler no step
     waits, except the first after other code, such as load_state_dict, has put counts of steps on a device.
 
     Args:
-        params: Parameters or parameter groups; named (model.named_parameters()) where symmetries are given.
+        params: Parameters or parameter groups. With symmetries they need names: model.named_parameters().
         lr: Learning rate η, a float or a tensor of one element.
         betas: β₁, β₂; two floats, or two tensors of one element.
         eps: ε.
         weight_decay: λ. If this, eps or a beta is a tensor on a device, every step waits for it.
         amsgrad: Divide by the largest second moment so far.
-        foreach: Accepted for compatibility; True does not go with lr or betas as tensors, as in torch.
-        maximize: Ascend instead.
-        capturable: For steps in a CUDA graph: counts of steps are on the device, and every step computes there what
-            depends on them. As in torch, step() refuses parameters on the CPU, unless fused.
+        foreach: Accepted for compatibility; has no effect. As in torch, True does not go with lr or betas as tensors.
+        maximize: Maximize the objective instead.
+        capturable: Allow steps in a CUDA graph. Counts of steps are then on the device, and every step computes there
+            what depends on them. As in torch, step() refuses parameters on the CPU, unless fused.
         differentiable: Not supported.
-        fused: Every backend makes one fused step. True also has it unscale gradients for torch.amp.GradScaler, and
-            skip steps that overflow, as torch's fused one does; else the scaler does both. Counts of steps are on the
-            parameters' device then, as in torch.
+        fused: Every backend makes one fused step. With True the step also unscales gradients for torch.amp.GradScaler
+            and skips steps that overflow, as torch's fused step does. Counts of steps are then on the parameters'
+            device. Otherwise the scaler does both.
         decoupled_weight_decay: Decay the parameter alone, as AdamW does.
         symmetries: What to measure: Translation, Scale, Rescale, Balance or Norm (neurons(model), layers(model)).
         backend: "auto", or one of noetherperf.backends() that has this rule's kernels.
 
     Raises:
-        ValueError: A hyperparameter out of range, or a tensor of several elements; betas neither two floats nor two
-            tensors; symmetries that do not fit the parameters; an unknown backend; parameters that share memory.
-        TypeError: A hyperparameter that is no number; a parameter of a kind that the backend cannot step or measure.
-        RuntimeError: The named backend cannot run here, or has no kernels of this rule; differentiable=True; foreach
-            and fused both True.
+        ValueError: A hyperparameter is out of range or a tensor of several elements; betas are neither two floats nor
+            two tensors. Or symmetries do not fit the parameters, the backend is unknown, or parameters share memory.
+        TypeError: A hyperparameter is no number, or the backend cannot step or measure a parameter of this kind.
+        RuntimeError: The named backend cannot run here or has no kernels of this rule, differentiable is True, or
+            foreach and fused are both True.
 
     Source: Kingma & Ba (2015), "Adam: A Method for Stochastic Optimization", arXiv:1412.6980.
     """

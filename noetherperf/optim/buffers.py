@@ -84,7 +84,7 @@ class Buffers:
                     if self.counts is not None and ages[i] > 0 and key not in rule.late_buffers:
                         raise RuntimeError(
                             f"{parameters.labels[i]}: {key!r} is missing in the optimizer's state, but its "
-                            f"{rule.step_key!r} counts {ages[i]} steps; to start anew, delete all of the state of it"
+                            f"{rule.step_key!r} counts {ages[i]} steps; to start anew, delete its whole state"
                         )
                     new[i] = 0
                     made = _zeros(p, grad, rule.buffer_dtype(options[g], p.dtype, grad.dtype))

@@ -112,7 +112,7 @@ def read(
     if saved_rule != rule.name:
         raise ValueError(
             f"state_dict: it was measured with the update rule {shown(saved_rule)}, and this optimizer's is "
-            f"{rule.name!r}, whose laws are others; {_DROP}"
+            f"{rule.name!r}, which has other laws; {_DROP}"
         )
     is_old = version == 2
     saved_names = measured.get("names") if is_old else _field(measured, "names", list)

@@ -32,8 +32,8 @@ PRESENT = "present_lrs"  # in a state_dict: the groups' learning rates, whicheve
 def groups(model: nn.Module, symmetries: Sequence[Symmetry]) -> list[dict[str, Any]]:
     """Named parameter groups for `SGD`: one for each Scale among the symmetries, and one for all other parameters.
 
-    A law with parts in several groups (a Rescale from a BatchNorm to the next, normalised layer) is open as soon as
-    their learning rates differ.
+    Some laws have parts in several groups, such as a Rescale from a BatchNorm to the next, normalised layer. Such a law
+    is open as soon as the learning rates of these groups differ.
 
     Args:
         model: Its parameters are divided among the groups.
@@ -73,28 +73,29 @@ class EffectiveLearningRate(LRScheduler):
 
     It is a torch scheduler: call step() after each optimizer.step(), once a batch. After a warmup (SequentialLR) it
     starts on target, and groups that are not held get their initial η. In a ChainedScheduler, the other schedulers
-    scale the targets that follow from names; a target given as a number is held whatever they do. Between reads η
+    scale the targets that follow from names. A target given as a number is held, whatever they do. Between reads η
     changes only with f and with such schedulers.
 
     A read is `optimizer.readout()`. On the CPU it waits for nothing. On any other device it is a synchronous copy,
-    which waits for the steps in flight: with `every=k` once in k steps, and η is then up to k − 1 steps late. With
-    sharded parameters a read is a collective, so every rank must call step().
+    which waits for the steps in flight. With `every=k` it does so once in k steps, and η is up to k − 1 steps late.
+    With sharded parameters a read is a collective, so every rank must call step().
 
     Args:
         optimizer: `nperf.SGD`, which measures the symmetries.
-        targets: Symmetry name → target of η/Q̄ at f = 1; or names alone: the target is then their groups' initial η
-            over the present Q̄. A group's initial η is its "initial_lr", as in torch's schedulers, else its "lr".
+        targets: Symmetry name → target of η/Q̄ at f = 1. Or names alone: the target is then the initial η of their
+            group over the present Q̄. A group's initial η is its "initial_lr", as in torch's schedulers, or else its
+            "lr".
         every: Steps between reads.
         factor: f, of the number of scheduler steps so far (0 before the first); by default 1. Parameter groups that no
             EffectiveLearningRate of the optimizer holds follow it too, as in torch's LambdaLR: η = initial η · f(t).
         last_epoch: As in torch's schedulers: −1, or the last epoch if training continues without a state_dict.
 
     Raises:
-        TypeError: The optimizer measures no charges, or makes other steps than SGD's.
+        TypeError: The optimizer measures no charges, or its steps are not SGD's.
         KeyError: A name is no symmetry of the optimizer; or last_epoch is not −1, and there is no "initial_lr".
-        ValueError: A symmetry is no Scale, has parts in several parameter groups, shares its group with another one or
-            has Q̄ = 0; its group's learning rate is a tensor that another group has too; a target is not positive;
-            `every` is not a whole number of steps; or no target is given.
+        ValueError: No target is given, a target is not positive, or `every` is not a whole number of steps. Or a
+            symmetry is no Scale, has parts in several parameter groups, shares its group with another one, or has Q̄ =
+            0. Or its group's learning rate is a tensor that another group has, too.
 
     Source: van Laarhoven (2017), arXiv:1706.05350, for the effective learning rate; Li and Arora (2020),
         arXiv:1910.07454, for its exponential growth. The control by measured charges is new here.
@@ -116,9 +117,8 @@ class EffectiveLearningRate(LRScheduler):
             )
         if not isinstance(optimizer.rule, SgdRule):
             raise TypeError(
-                "optimizer: η/|θ|² is the effective learning rate of noetherperf.SGD, whose updates are as long as the "
-                f"gradient, which grows as |θ| falls; those of {type(optimizer).__name__} are not, and there is no "
-                "control of them yet"
+                "optimizer: η/|θ|² is the effective learning rate of noetherperf.SGD alone. That of "
+                f"{type(optimizer).__name__} is another, and cannot be held yet; use noetherperf.SGD"
             )
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise ValueError(f"every: must be a whole number of steps, at least 1, got {every!r}")
@@ -231,7 +231,7 @@ class EffectiveLearningRate(LRScheduler):
         """Continue from a state_dict, with its targets, `every` and present learning rates.
 
         Raises:
-            ValueError: It is of other symmetries or other parameter groups; raised before anything is changed.
+            ValueError: It is of other symmetries or other parameter groups. Raised before anything is changed.
         """
         symmetries = self.optimizer.symmetries  # type: ignore[attr-defined]
         renamed = {name: names[0] for name in state_dict["_group"] if len(names := meant(name, symmetries)) == 1}

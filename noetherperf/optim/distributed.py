@@ -123,7 +123,7 @@ def _indices(label: str, p: Tensor) -> Indices:
     if mesh.get_coordinate() is None:
         raise ValueError(f"{label}: this rank is not on its mesh, {mesh}; leave it to the optimizers of those that are")
     if any(placement.is_partial() for placement in p.placements):
-        raise ValueError(f"{label}: a parameter cannot be a sum not taken yet ({_placed(p)}); redistribute it first")
+        raise ValueError(f"{label}: a parameter cannot be a partial sum ({_placed(p)}); redistribute it first")
     indices = []
     for axis, n in enumerate(shape):
         whole = torch.arange(n, device=local(p).device).view([n if other == axis else 1 for other in range(len(shape))])
@@ -300,9 +300,9 @@ class Checkpointed(Protocol):
 def get_measurement_state_dict(optimizer: Checkpointed) -> dict[str, Any]:
     """An optimizer's measurement for torch.distributed.checkpoint, as get_optimizer_state_dict returns its state.
 
-    It is the measurement of the whole parameters: the same on every rank and for every world size, so that it can be
-    loaded with another one. With sharded parameters this is a collective. To load, make it from the optimizer as it is,
-    let torch.distributed.checkpoint.load fill it, and pass it to set_measurement_state_dict.
+    It is the measurement of the whole parameters: the same on every rank and for every world size. So another world
+    size can load it. With sharded parameters this is a collective. To load, first call this function with the present
+    optimizer. Let torch.distributed.checkpoint.load fill the result, and pass it to set_measurement_state_dict.
 
     Args:
         optimizer: noetherperf.MeasuredOptimizer with symmetries.
@@ -321,17 +321,17 @@ def get_measurement_state_dict(optimizer: Checkpointed) -> dict[str, Any]:
 
 
 def set_measurement_state_dict(optimizer: Checkpointed, state_dict: Mapping[str, Any]) -> None:
-    """Continue from the result of get_measurement_state_dict; no communication.
+    """Continue from the result of get_measurement_state_dict, without communication.
 
-    Call it after loading the optimizer's own state (set_optimizer_state_dict, set_state_dict): a state without a
-    measurement makes measuring start anew.
+    Call it after loading the optimizer's own state (set_optimizer_state_dict, set_state_dict). That state has no
+    measurement, so loading it starts the measurement anew.
 
     Args:
         optimizer: noetherperf.MeasuredOptimizer with the same symmetries; its parameters may be sharded otherwise.
         state_dict: The result of get_measurement_state_dict.
 
     Raises:
-        ValueError: It was measured with other symmetries, or is damaged; raised before anything is changed.
+        ValueError: It was measured with other symmetries, or is damaged. Raised before anything is changed.
     """
     optimizer.load_measurement(checkpoint.unpack(state_dict))
 
@@ -341,8 +341,8 @@ class MeasurementState:
 
         accelerator.register_for_checkpointing(nperf.distributed.MeasurementState(optimizer))
 
-    For libraries whose checkpoints of sharded training hold only buffers and hyperparameters of an optimizer,
-    as torch.distributed.checkpoint does, and load these before any other objects.
+    Some libraries keep only the buffers and hyperparameters of an optimizer in their checkpoints of sharded training,
+    as torch.distributed.checkpoint does. They load these before any other objects. This object adds the measurement.
 
     Args:
         optimizer: noetherperf.MeasuredOptimizer or Probe, with symmetries.
@@ -352,7 +352,7 @@ class MeasurementState:
         self._optimizer = optimizer
 
     def state_dict(self) -> dict[str, Any]:
-        """get_measurement_state_dict of the optimizer; with sharded parameters a collective."""
+        """get_measurement_state_dict of the optimizer. With sharded parameters this is a collective."""
         return get_measurement_state_dict(self._optimizer)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:

@@ -37,11 +37,11 @@ from noetherperf.symmetry import Symmetry, balances_in, with_groups
 class MeasuredOptimizer(Optimizer):
     """An optimizer of torch that measures the charges of a model's symmetries in the pass that makes its step.
 
-    Use it for annotations and isinstance; noetherperf.SGD is a subclass. A subclass defines an update rule, and a
+    Use it for annotations and isinstance. A subclass, such as noetherperf.SGD, defines an update rule, and a
     constructor with its signature.
 
     Args:
-        params: Parameters or parameter groups, named where symmetries are given.
+        params: Parameters or parameter groups. With symmetries they need names.
         defaults: The options of parameter groups that do not give their own.
         symmetries: What to measure.
         backend: "auto", or one of noetherperf.backends().
@@ -50,8 +50,8 @@ class MeasuredOptimizer(Optimizer):
         rule: The update rule.
 
     Raises:
-        ValueError: Symmetries that do not fit the parameters; an unknown backend; parameters that share memory.
-        TypeError: A parameter of a kind that the backend cannot step or measure.
+        ValueError: Symmetries do not fit the parameters, the backend is unknown, or parameters share memory.
+        TypeError: The backend cannot step or measure a parameter of this kind.
         RuntimeError: The named backend cannot run here.
     """
 
@@ -95,7 +95,7 @@ class MeasuredOptimizer(Optimizer):
     def step_count(self) -> int:
         """Steps since measuring began.
 
-        Only a GPU knows which steps a gradient scaler made it skip; they count here until the next readout().
+        Only a GPU knows which steps a gradient scaler made it skip. These steps count here until the next readout().
         """
         return self._measuring.step_count
 
@@ -110,8 +110,8 @@ class MeasuredOptimizer(Optimizer):
     def paused(self) -> AbstractContextManager[object]:
         """A context in which no other thread steps, loads or measures anew with this optimizer.
 
-        A readout does not need it: it is of one step, whichever thread calls it. A checkpoint from another thread than
-        the training thread does, because it holds the parameters and buffers themselves:
+        A readout needs no such context: it is of one step, whichever thread calls it. A checkpoint from another thread
+        needs one, because it holds the parameters and buffers themselves:
 
             with optimizer.paused():
                 saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
@@ -125,10 +125,11 @@ class MeasuredOptimizer(Optimizer):
         """Add a parameter group, as torch's optimizers do.
 
         Args:
-            param_group: A dict with "params", named where symmetries are measured, and options of its own.
+            param_group: A dict with "params" and options of its own. If symmetries are measured, the parameters need
+                names.
 
         Raises:
-            TypeError, ValueError: A parameter in it cannot be stepped; the optimizer is as it was.
+            TypeError, ValueError: A parameter in it cannot be stepped. The optimizer is as before.
         """
         with self._lock:
             super().add_param_group(param_group)
@@ -202,8 +203,8 @@ class MeasuredOptimizer(Optimizer):
             The closure's result, None without a closure.
 
         Raises:
-            RuntimeError, TypeError: A gradient that cannot be stepped with (sparse, complex, of another dtype); raised
-                before anything is changed.
+            RuntimeError, TypeError: A gradient does not fit (sparse, complex, of another dtype). Raised before anything
+                is changed.
         """
         loss = None
         if closure is not None:
@@ -322,7 +323,8 @@ class MeasuredOptimizer(Optimizer):
         """Charges, predictions and residuals of every symmetry, after the last step; a copy on the CPU.
 
         Any thread may call it while another one steps: the readout is of one step. If parameters are sharded over
-        ranks, it adds up the ranks' measurements and is a collective: every rank must call it, after the same step.
+        ranks, it adds up the measurements of all ranks. It is then a collective: every rank must call it, after the
+        same step.
 
         Returns:
             Symmetry name -> ChargeReadout, whose arrays are float64 [n groups].
@@ -382,15 +384,15 @@ class MeasuredOptimizer(Optimizer):
     @outside_inference
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state_dict of this class or of torch's; without measurement in it, measuring starts anew.
+        """Load a state_dict of this class or of torch's. If it has no measurement, measuring starts anew.
 
-        Goes by position, as torch does, and keeps this optimizer's names; where the checkpoint has names too, they say
-        whether positions mean the same parameters.
+        Parameters are matched by position, as in torch, and this optimizer's names stay. If the checkpoint has names,
+        too, they are used to check that each position means the same parameter.
 
         Raises:
             TypeError: It is no dict.
             ValueError: It has this optimizer's names in other places, was measured with other symmetries, or is
-                damaged; raised before anything is changed.
+                damaged. Raised before anything is changed.
         """
         if not isinstance(state_dict, Mapping):
             raise TypeError(f"state_dict must be a dict, got {shown(state_dict)}")
@@ -413,7 +415,7 @@ class MeasuredOptimizer(Optimizer):
     @outside_inference
     @torch.no_grad()
     def load_measurement(self, measured: Mapping[str, Any] | None) -> None:
-        """Continue from a state_dict's "measurement", and change nothing else; None: measuring starts anew.
+        """Continue from a state_dict's "measurement", and change nothing else. With None, measuring starts anew.
 
         Raises:
             ValueError: It was measured with another rule or other symmetries, or is damaged; raised before anything is
@@ -451,8 +453,8 @@ class MeasuredOptimizer(Optimizer):
                 group.update({"param_names": own["param_names"]} if "param_names" in own else {})
         elif measured["carried"] is not None and measured.get("version") != checkpoint.VERSION:
             raise ValueError(
-                "optimizer: it was pickled by another version, and its measurement cannot be read; what is "
-                "to be kept is an optimizer's state_dict(), which later versions read"
+                "optimizer: another version pickled it, and this one cannot read its measurement; save an "
+                "optimizer's state_dict() instead, which later versions can read"
             )
         super().__setstate__(state)
         if measured is not None:  # unpickling or copying

@@ -31,37 +31,41 @@ class Probe:
         ...                                                  # the training loop as it was
         law = probe.readout()["features.3"]
 
-    A step from θ to θ' is written as θ' = r θ − η u. η is the parameter group's learning rate before the step; where it
-    has none, or 0, η counts as 1, and u is the displacement. r is 1 − ηλ if the optimizer is known to decay the
-    parameter alone, otherwise 1. Charges, growth, transport and the budget need no more, and are exact for any
-    optimizer. The law, free + forced, needs b, the share of u that the next step carries over. Where u is no decaying
-    sum of gradients, or not known to be one, the law is open, and `reason` says so. optim/known.py lists what is known.
+    The Probe writes a step from θ to θ' as θ' = r θ − η u. η is the parameter group's learning rate before the step. If
+    that is missing or 0, η counts as 1, and u is the displacement. r is 1 − ηλ if the optimizer is known to decay the
+    parameter alone, and 1 otherwise. Charges, growth, transport and the budget need no more, and are exact for any
+    optimizer.
 
-    The Probe keeps a copy of the measured parameters. Hooks run before and after `step`, with one pass after each step
-    that reads copy, parameter and gradient, and writes the copy. The gradient is what p.grad holds after the step, as
-    the optimizer left it; of several closures' gradients it is the last. It shows in sum_g, sq_g, dot_pg and the
-    constraint's defect, and in no law. A parameter that has moved without a gradient counts as having gradient zero.
-    One that has not moved takes no part. Version counters tell which parameters were changed between steps; a change
-    that raises none (p.data) counts as part of the next step's u.
+    The law, free + forced, also needs b, the share of u that the next step carries over. If u is no decaying sum of
+    gradients, or is not known to be one, the law is open, and `reason` says so. docs/probe.md lists what is known.
+
+    The Probe keeps a copy of the measured parameters. Hooks run before and after `step`. After each step, one pass
+    reads copy, parameter and gradient, and writes the copy. The gradient is what p.grad holds after the step, as the
+    optimizer left it. If a step calls its closure several times, this is the last gradient. The gradient shows in
+    sum_g, sq_g, dot_pg and the constraint's defect, and in no law.
+
+    If a parameter has moved without a gradient, its gradient counts as zero. If it has not moved, it takes no part.
+    Version counters tell which parameters were changed between steps. A change that raises no counter (p.data) counts
+    as part of the next step's u.
 
     Not supported: optimizers that step inside backward, without step(); steps that a CUDA graph replays, because hooks
     do not run there; sparse gradients.
 
     Args:
-        optimizer: A torch.optim.Optimizer. If a library wraps it, the one inside.
+        optimizer: A torch.optim.Optimizer. If a library wraps it, give the inner one.
         symmetries: What to measure: Translation, Scale, Rescale, Balance or Norm (neurons(model), layers(model)).
-        named_parameters: model.named_parameters(), or a dict. Those that no symmetry needs are ignored.
-        like: An optimizer of torch that this one steps like, with the same options in its parameter groups and, where
-            there is one, the same state: like=torch.optim.AdamW for an 8-bit or fused AdamW.
+        named_parameters: model.named_parameters(), or a dict. Parameters that no symmetry needs are ignored.
+        like: A class of torch whose steps this optimizer makes: like=torch.optim.AdamW for an 8-bit or fused AdamW. The
+            options in its parameter groups must be the same, and also the state, if it has one.
         carry: b, for an optimizer that is not known: a number, or a function of a parameter group.
         decay: λ of a decay of the parameter alone, r = 1 − ηλ: a number, or a function of a parameter group.
         backend: "auto", or one of noetherperf.backends().
 
     Raises:
-        TypeError: It is no optimizer of torch, or its steps have no hooks; a parameter of a kind that cannot be
-            measured; carry or decay is no number.
-        ValueError: There are no symmetries, they do not fit the parameters, or need some that the optimizer does not
-            step; carry, decay or like is invalid; an unknown backend.
+        TypeError: `optimizer` is no optimizer of torch, or its steps have no hooks. Or a parameter is of a kind that
+            cannot be measured, or carry or decay is no number.
+        ValueError: There are no symmetries, they do not fit the parameters, or they need a parameter that the optimizer
+            does not step. Or carry, decay, like or the backend is invalid.
         RuntimeError: The named backend cannot run here.
 
     Source: this project.
@@ -86,7 +90,7 @@ class Probe:
         named = dict(named_parameters)
         checked = check_symmetries(symmetries, [{"params": list(named.values()), "param_names": list(named)}])
         if not checked:
-            raise ValueError("symmetries: there are none, and a Probe without measures nothing; give it some")
+            raise ValueError("symmetries: there are none, so the Probe would measure nothing; give at least one")
         stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
         for symmetry in checked:
             for part in symmetry.parts:
@@ -137,7 +141,7 @@ class Probe:
         self._shadows.lose_buffers()
 
     def remove(self) -> None:
-        """Take the hooks off the optimizer; the last readout stays. A second call does nothing."""
+        """Remove the hooks from the optimizer. The last readout stays. A second call does nothing."""
         for hook in self._hooks:
             hook.remove()
         self._shadows.leave()
@@ -205,11 +209,11 @@ class Probe:
         self._shadows.reset_measurement()
 
     def state_dict(self) -> dict[str, Any]:
-        """{"measurement": ...}, to be saved beside the optimizer's own. With sharded parameters a collective."""
+        """{"measurement": ...}, to save beside the optimizer's own. With sharded parameters this is a collective."""
         return {"measurement": self._shadows.measured()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Continue from a `state_dict()`, after the model's and the optimizer's own were loaded.
+        """Continue from a `state_dict()`. Load the model's and the optimizer's own first.
 
         Raises:
             TypeError: It is no dict.
@@ -223,7 +227,7 @@ class Probe:
         self.load_measurement(state_dict["measurement"])
 
     def load_measurement(self, measured: Mapping[str, Any] | None) -> None:
-        """Continue from a state_dict's "measurement"; None: measuring starts anew.
+        """Continue from a state_dict's "measurement". With None, measuring starts anew.
 
         Raises:
             ValueError: It was measured with other symmetries, or is damaged; raised before anything is changed.

@@ -19,30 +19,31 @@ class SGD(MeasuredOptimizer):
 
         d = s g + λ θ,   v ← β v + a d,   θ ← θ − η u,   u = v, or d + β v with nesterov, or d without momentum
 
-    A drop-in: signature, defaults, errors, parameter groups, state_dict (checkpoints go both ways), hooks, closures and
-    schedulers are those of torch.optim.SGD. Arithmetic is in float32 for 16-bit parameters, in their own dtype for
-    others; measurements are float64.
+    A drop-in for torch.optim.SGD. Signature, defaults, errors, parameter groups, state_dict, hooks, closures and
+    schedulers are the same, and each loads the other's checkpoints. Arithmetic is in float32 for 16-bit parameters, and
+    in their own dtype for others. Measurements are float64.
 
     Args:
-        params: Parameters or parameter groups; named (model.named_parameters()) where symmetries are given.
+        params: Parameters or parameter groups. With symmetries they need names: model.named_parameters().
         lr: Learning rate η, a float or a tensor of one element.
         momentum: β.
         dampening: τ.
         weight_decay: λ. If this, momentum or dampening is a tensor on a device, every step waits for it, as in torch.
         nesterov: Nesterov momentum; needs momentum > 0 and dampening 0.
-        maximize: Ascend instead.
-        foreach: Accepted for compatibility.
-        fused: Every backend makes one fused step. True also has it unscale gradients for torch.amp.GradScaler, and
-            skip steps that overflow, as torch's fused one does; else the scaler does both, and waits for the device.
+        maximize: Maximize the objective instead.
+        foreach: Accepted for compatibility; has no effect.
+        fused: Every backend makes one fused step. With True the step also unscales gradients for torch.amp.GradScaler
+            and skips steps that overflow, as torch's fused step does. Otherwise the scaler does both, and waits for the
+            device.
         differentiable: Not supported.
         symmetries: What to measure: Translation, Scale, Rescale, Balance or Norm (neurons(model), layers(model)).
         backend: "auto", or one of noetherperf.engines.backends().
 
     Raises:
-        ValueError: A hyperparameter out of range, or a tensor of several elements; symmetries that do not fit the
-            parameters; an unknown backend; parameters that share memory.
-        TypeError: A hyperparameter that is no number; a parameter of a kind that the backend cannot step or measure.
-        RuntimeError: The named backend cannot run here; differentiable=True; foreach and fused both True.
+        ValueError: A hyperparameter is out of range or a tensor of several elements. Or symmetries do not fit the
+            parameters, the backend is unknown, or parameters share memory.
+        TypeError: A hyperparameter is no number, or the backend cannot step or measure a parameter of this kind.
+        RuntimeError: The named backend cannot run here, differentiable is True, or foreach and fused are both True.
 
     Source: Kunin et al. (2021), "Neural Mechanics", arXiv:2012.04728; Sutskever et al. (2013) for the momentum.
     """

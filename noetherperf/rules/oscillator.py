@@ -75,7 +75,10 @@ def damping(law: Law, h: "Hyper") -> tuple[float, float]:
     """γ and ω² of the oscillator, per unit of time (docs/theory.md, section 5)."""
     kappa, inertia = law + 1.0, h.duration * (1.0 + h.momentum)
     if inertia == 0.0:
-        raise ValueError(f"hyper: steps that take no time have no oscillator (lr {h.lr}, dampening {h.dampening})")
+        raise ValueError(
+            f"hyper: steps with lr {h.lr} and dampening {h.dampening} take no time; set lr above 0 and "
+            "dampening below 1"
+        )
     extra = h.momentum * h.weight_decay * h.lr if h.nesterov else 0.0
     return (1.0 - h.momentum + extra) / inertia, 2.0 * kappa * h.weight_decay / inertia
 
@@ -100,7 +103,7 @@ def start_weights(h: "Hyper", *, warm: bool = False) -> tuple[float, float]:
         return (1.0 + 2.0 * beta) / (1.0 + beta), 2.0 * beta * beta / (1.0 + beta)
     undamped = 1.0 - h.dampening
     if undamped == 0.0:
-        raise ValueError(f"hyper: steps that take no time have no velocity (dampening {h.dampening})")
+        raise ValueError(f"hyper: steps with dampening {h.dampening} take no time; set dampening below 1")
     w_v = 2.0 * beta / (undamped * (1.0 + beta))
     # A fresh buffer is written with d, not with (1−τ)d: as one that held τd/β.
     return 1.0 / (1.0 + beta) + (0.0 if warm else w_v * h.dampening / beta), w_v

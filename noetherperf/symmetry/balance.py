@@ -25,8 +25,10 @@ class Balance(TwoSided):
         generator ψ = (E W₁, −Eᵀ W₂)        constraint W₁ g₁ᵀ = (W₂ g₂ᵀ)ᵀ       charge X = W₁W₁ᵀ − W₂W₂ᵀ
 
     The constraint holds in every entry, on every batch. Its symmetric part conserves X, which is symmetric: n(n + 1)/2
-    laws, in the literature *balancedness* or *imbalance*. Its diagonal is what a Rescale of the same parts conserves.
-    The antisymmetric part, of rotations, has a constraint and no charge. It holds
+    laws. The literature calls X *balancedness* or *imbalance*. A Rescale of the same parts conserves the diagonal of X.
+    The antisymmetric part, of rotations, has a constraint and no charge.
+
+    The symmetry holds
 
     - for a linear pair W₂W₁x: between two linear layers with nothing in between, in LoRA's B A;
     - for each attention head, between queries and keys, and between values and output;
@@ -41,8 +43,8 @@ class Balance(TwoSided):
         name: Its key in readout().balances; None: the name of its parts ("attn.q<->k").
         inward: Parameters into the units: their groups are the units. Weights must be 1.
         outward: Parameters out of the units. Weights must be 1 here; they are negated in `parts`.
-        size: n, the units of one block. Blocks, such as heads, are runs of so many neighbouring units, and mix no units
-            with each other. None: all units are one block.
+        size: n, how many neighbouring units form a block, such as a head. Only the units of one block mix with each
+            other. None: all units are one block.
 
     Raises:
         TypeError: name is no str, inward or outward is no sequence of Part, or size is no integer.
@@ -63,13 +65,13 @@ class Balance(TwoSided):
         for part in (*self.inward, *self.outward):
             if part.weight != 1.0:
                 raise ValueError(
-                    f"Balance: {part!r} has a weight, but units that are read linearly have the weight 1; what is "
-                    "homogeneous of another degree is a Rescale"
+                    f"Balance: {part!r} has a weight other than 1, but units that are read linearly have weight 1; for "
+                    "units of another degree of homogeneity use a Rescale"
                 )
             if part.offset != 0.0:
                 raise ValueError(
-                    f"Balance: {part!r} counts from an offset, which products of units do not; measure the Rescale "
-                    "of its parts"
+                    f"Balance: {part!r} has an offset, with which products of units have no law; use a Rescale of the "
+                    "same parts"
                 )
         if size is not None and (isinstance(size, bool) or not isinstance(size, int)):
             raise TypeError(f"Balance: size must be an integer or None, got {shown(size)}")

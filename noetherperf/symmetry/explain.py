@@ -60,9 +60,9 @@ def explain(kind: str, name: str, parts: Sequence[Described]) -> Explanation:
         parts: Its parts, with signed weights.
 
     Returns:
-        The transformation, generator, gradient and Hessian constraint, charge, discrete law and flow law; for a
-        "norm", which claims nothing, only the charge and the budget of the update; for a "balance" each entry [i, j] of
-        its matrices.
+        The transformation, generator, gradient and Hessian constraint, charge, discrete law and flow law. A "norm"
+        claims nothing, so it has only the charge and the budget of the update. A "balance" has each for the entry [i,
+        j] of its matrices.
 
     Source: Kunin et al. (2021), arXiv:2012.04728; the discrete law and Nesterov's: this project.
     """

@@ -162,9 +162,10 @@ class Translation(Symmetry):
 
         generator ψ = c 1_A          constraint Σ c⟨g_A, 1⟩ = 0         charge Q = Σ c⟨θ_A, 1⟩
 
-    With weight decay λ the flow gives Q(t) = e^{−λt} Q(0). It holds for each column of the last linear layer, and for
-    its bias, under softmax with cross-entropy; for everything that writes to a stream that only LayerNorm reads; for
-    biases before BatchNorm. A part's weight is the factor of the number added to it, and may be negative.
+    With weight decay λ the flow gives Q(t) = e^{−λt} Q(0). The symmetry holds for each column of the last linear layer,
+    and for its bias, under softmax with cross-entropy. It also holds for everything that writes to a stream that only
+    LayerNorm reads, and for biases before BatchNorm. A part's weight is the factor of the number that is added to it,
+    and may be negative.
 
     Attributes:
         name: Its key in the readout; None: the name of its parts, as the search gives it ("fc2").
@@ -196,10 +197,10 @@ class Scale(Symmetry):
 
         generator ψ = c θ_A          constraint Σ c⟨g_A, θ_A⟩ = 0       charge Q = Σ c|θ_A|²
 
-    With weight decay λ the flow gives Q(t) = e^{−2λt} Q(0) + η ∫₀ᵗ e^{−2λ(t−s)} |g_A|² ds. It holds for the weights
-    and bias of each unit before BatchNorm, and of whole layers or blocks before Layer-, Group- or RMSNorm, in the
-    limit where the normalisation's eps goes to 0. A part with an offset c counts as θ + c: in the generator, the
-    constraint and the charge θ + c stands for its θ, and decay, which draws θ to 0, is a source of the law.
+    With weight decay λ the flow gives Q(t) = e^{−2λt} Q(0) + η ∫₀ᵗ e^{−2λ(t−s)} |g_A|² ds. The symmetry holds for the
+    weights and bias of each unit before BatchNorm, and of whole layers or blocks before Layer-, Group- or RMSNorm. It
+    is exact in the limit where the normalisation's eps goes to 0. A part with an offset c counts as θ + c in the
+    generator, the constraint and the charge. Decay draws θ to 0, not θ + c. So it is one more source of the law there.
 
     Args:
         name: Its key in the readout; None: the name of its parts, as the search gives it ("fc2").
@@ -218,7 +219,9 @@ class Scale(Symmetry):
         super().__init__(name, parts)
         for part in self.parts:
             if part.weight < 0:
-                raise ValueError(f"Scale: {part!r} has a negative weight; what shrinks as the rest grows is a Rescale")
+                raise ValueError(
+                    f"Scale: {part!r} has a negative weight; if one part shrinks as the rest grows, use a Rescale"
+                )
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -274,11 +277,15 @@ class Rescale(TwoSided):
         generator ψ = (θ_A1, −θ_A2)     constraint ⟨g_A1, θ_A1⟩ − ⟨g_A2, θ_A2⟩ = 0     charge Q = |θ_A1|² − |θ_A2|²
 
     The loss is the same for every α > 0. With weight decay λ the flow gives
-    Q(t) = e^{−2λt} Q(0) + η ∫₀ᵗ e^{−2λ(t−s)} (|g_A1|² − |g_A2|²) ds. It holds through ReLU, leaky ReLU, pooling,
-    dropout and flattening; between a normalisation's affine parameters and all their readers; inside attention and
-    gated units. Where the unit is homogeneous of degree k (ReLU²: k = 2), its outward parts have weight k, the
-    generator is (θ_A1, −k θ_A2), and Q = |θ_A1|² − k|θ_A2|². A gain that is applied as 1 + w (Gemma, LayerNorm1p) is a
-    part with offset=1, which counts as θ + 1, in Q = |1 + w|² − |θ_A2|² too; see `Scale`.
+
+        Q(t) = e^{−2λt} Q(0) + η ∫₀ᵗ e^{−2λ(t−s)} (|g_A1|² − |g_A2|²) ds
+
+    The symmetry holds through ReLU, leaky ReLU, pooling, dropout and flattening. It also holds between a
+    normalisation's affine parameters and all their readers, and inside attention and gated units.
+
+    If the unit is homogeneous of degree k (ReLU²: k = 2), give its outward parts the weight k. The generator is then
+    (θ_A1, −k θ_A2), and Q = |θ_A1|² − k|θ_A2|². For a gain that is applied as 1 + w (Gemma, LayerNorm1p), give its part
+    offset=1. It counts as 1 + w, so Q = |1 + w|² − |θ_A2|²; see `Scale`.
 
     Args:
         name: Its key in the readout; None: the name of its parts, as the search gives it ("fc1->fc2").
@@ -305,7 +312,7 @@ class Norm(Symmetry):
         Q = Σ c|θ_A|²     |θ'|² = |θ|² − 2η⟨θ, u⟩ + η²|u|²
 
     The identity of the update splits every change of Q into decay, the gradient's part ⟨g, θ⟩ (the defect) and |u|².
-    It holds on any network. The defect is here a quantity of interest, no error.
+    It holds on any network. Here the defect is no error: it is what the gradient does to the length.
 
     Attributes:
         name: Its key in the readout; None: the name of its parts, as the search gives it ("fc2").
@@ -315,7 +322,7 @@ class Norm(Symmetry):
         TypeError: name is no str, or parts is no sequence of Part.
         ValueError: name or parts is empty.
 
-    Source: Derived here from the update.
+    Source: Derived from the update; this project.
     """
 
     kind = "norm"

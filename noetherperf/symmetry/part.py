@@ -26,19 +26,20 @@ class Part:
         start: First index of the slice of the axis; None: 0.
         stop: One past the last index of the slice; None: the axis' length.
         fold: Number of indices in a group, after slicing. A flattened channel of H·W features has fold=H·W.
-        stride: Distance between the indices of one group: 1 for neighbours; d/2 for the two halves of a head of size d
-            that rotary positions turn together (fold=2); d for the query heads of one key head (fold=heads per key).
-        period: The slice repeats at this distance; start and stop count within a period. An example is a weight in
+        stride: Distance between the indices of one group; 1 for neighbours. Take a head of size d. Rotary positions
+            turn its two halves together: stride=d/2 and fold=2. Several query heads share one key head: stride=d and
+            fold=heads per key.
+        period: The slice repeats at this distance, and start and stop count within a period. An example is a weight in
             which each head holds its queries, keys and values side by side. fold and stride count along the slices of
-            all periods, one behind the other: a stride as long as the slice makes a group of one index of each of
-            `fold` periods, as for the queries of heads that share a key. None: the axis' length.
+            all periods, one behind the other. So if the stride is as long as the slice, a group has one index of each
+            of `fold` periods. This is for the queries of heads that share a key. None: the axis' length.
         weight: Coefficient of this part in the charge, the degree k of homogeneity; finite, not zero.
-        offset: What is added to the parameter where it is read, 1 for the gain 1 + w of Gemma's RMSNorm or of
-            LayerNorm1p. The part of a norm's charge is then |θ + offset|². Finite.
+        offset: A finite number that the model adds to the parameter when it reads it: 1 for the gain 1 + w of Gemma's
+            RMSNorm or of LayerNorm1p. The part's share of a squared length is then |θ + offset|².
 
     Raises:
         TypeError: A field is of the wrong type.
-        ValueError: A field is out of range, or start, stop, fold, stride or period is set while axis is None.
+        ValueError: A field is out of range, or axis is None while start, stop, fold, stride or period is set.
     """
 
     parameter: str
@@ -76,7 +77,8 @@ class Part:
             raise ValueError(f"{self!r}: start must be below stop")
         if self.stride != 1 and self.fold == 1:
             raise ValueError(
-                f"{self!r}: stride says how far apart the indices of a group lie, but with fold=1 it has one"
+                f"{self!r}: stride is the distance between the indices of a group, but with fold=1 a group has one "
+                "index; set fold, or leave stride out"
             )
 
     def _integer(self, field: str, value: object, least: int) -> int:

@@ -20,8 +20,8 @@ def neurons(model: nn.Module) -> tuple[Symmetry, ...]:
         model: Any model.
 
     Returns:
-        A Norm for each such weight, with the module's name. Where the weight is not called "weight", the Norm's name
-        is "parameter[axis]".
+        A Norm for each such weight, with the module's name. If the weight is not called "weight", the Norm's name is
+        "parameter[axis]".
 
     Raises:
         ValueError: A parameter is lazy and has no shape yet, or the units of a grouped transposed convolution are no

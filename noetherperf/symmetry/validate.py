@@ -24,9 +24,9 @@ def validate(symmetries: Iterable[Symmetry], shapes: Mapping[str, Shape]) -> tup
 
     Raises:
         TypeError: An item is no Symmetry.
-        ValueError: A parameter is unknown; an axis, slice or fold does not fit its shape; the parts of one symmetry
-            have different numbers of groups, different offsets of one parameter, or name the same indices of an axis
-            twice; two symmetries share a name.
+        ValueError: A parameter is unknown, or an axis, slice or fold does not fit its shape. Or the parts of one
+            symmetry have different numbers of groups, give one parameter different offsets, or name the same indices of
+            an axis twice. Or two symmetries share a name.
     """
     if isinstance(symmetries, Symmetry):
         raise TypeError(f"symmetries must be a sequence, got one {type(symmetries).__name__}; put it into a list")
@@ -64,11 +64,13 @@ def _check_parts(parts: Sequence[Part], shapes: Mapping[str, Shape]) -> int:
     for parameter, its_parts in of_parameter.items():
         if len(offsets := {part.offset for part in its_parts}) > 1:
             raise ValueError(
-                f"the parts of {parameter!r} have offsets {' and '.join(map(str, sorted(offsets)))}, "
-                "but what is added to a parameter where it is read is one number"
+                f"the parts of {parameter!r} have offsets {' and '.join(map(str, sorted(offsets)))}; "
+                "give all parts of one parameter the same offset"
             )
         if len(its_parts) > 1 and (both := _overlapping(its_parts, shapes[parameter])):
-            raise ValueError(f"{both[0]!r} and {both[1]!r} name the same elements of {parameter!r} twice")
+            raise ValueError(
+                f"{both[0]!r} and {both[1]!r} name the same elements of {parameter!r} twice; leave one out"
+            )
     return n_groups[0]
 
 

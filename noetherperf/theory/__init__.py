@@ -5,8 +5,8 @@
     charges      what the models say of the conserved quantities: oscillators, closed forms
     rotation     rotational equilibrium of scale-invariant groups: SGD, AdamW, Lion, signSGD
 
-Time is measured as everywhere here: one step lasts T = η(1−τ) with momentum and η without, so that a model and the
-steps it describes meet at t = kT. docs/theory.md derives every formula.
+One step lasts T = η(1−τ) with momentum, and T = η without. So a model and the steps that it describes meet at t = kT.
+docs/theory.md derives every formula.
 """
 
 from noetherperf.rules.sgd import Hyper

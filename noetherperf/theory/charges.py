@@ -48,7 +48,8 @@ class Oscillator:
     """ẍ + 2γẋ + ω²x = f, the motion of a charge under momentum.
 
     Both flow laws are this equation. A mass ½(1+β)T, a friction 1−β and a spring κλ, divided by the mass. Valid as the
-    flow law is: to second order in the learning rate if it starts as the steps do, from rest to first order.
+    flow law is. It is of second order in the learning rate if it starts as the steps do, and of first order if it
+    starts from rest.
 
     Attributes:
         gamma: γ, per unit of time lr · (1 − dampening) · steps.
@@ -63,7 +64,7 @@ class Oscillator:
 
     @property
     def regime(self) -> Regime:
-        """Underdamped (γ < ω) swings through zero; overdamped creeps; critical returns fastest (γ = ω to 1e-9)."""
+        """Underdamped (γ < ω): swings through zero. Overdamped: creeps. Critical (γ = ω to 1e-9): returns fastest."""
         if math.isclose(self.gamma, self.omega, rel_tol=1e-9):
             return "critical"
         return "underdamped" if self.gamma < self.omega else "overdamped"
@@ -79,7 +80,7 @@ def oscillator(quantity: Quantity, hyper: Hyper) -> Oscillator:
 
     Args:
         quantity: "translation" (κ = 1) or "norm" (κ = 2; scale and rescale charges too).
-        hyper: With momentum above 0; without, the law is of first order.
+        hyper: With momentum above 0. Without momentum, the law is of first order.
 
     Returns:
         γ and ω, per unit of time lr · (1 − dampening) · steps.
@@ -100,11 +101,11 @@ def oscillator(quantity: Quantity, hyper: Hyper) -> Oscillator:
 
 
 def critical_decay(quantity: Quantity, hyper: Hyper) -> float:
-    """The weight decay λ = (1−β)²/(2κT(1+β)) at which γ = ω; above it charges swing, below they creep.
+    """The weight decay λ = (1−β)²/(2κT(1+β)) at which γ = ω. Above it charges swing, below it they creep.
 
     Args:
         quantity: "translation" or "norm".
-        hyper: lr, momentum and dampening; its weight_decay is not looked at. Without Nesterov.
+        hyper: lr, momentum and dampening, without Nesterov. Its weight_decay is ignored.
 
     Returns:
         λ, as SGD's weight_decay.
@@ -129,17 +130,17 @@ def critical_decay(quantity: Quantity, hyper: Hyper) -> float:
 def discrete_frequency(quantity: Quantity, hyper: Hyper) -> float:
     """Radians a step at which a charge swings under the discrete law, φ = arccos((1 + β − κTλ)/(2√β)).
 
-    Exact for steps of any size. The free part of the law is a recursion x'' = (1 + β − κTλ) x' − βx, whose eigenvalues
-    are √β e^{±iφ} where they are complex: so charges swing, shrinking by √β a step. For small steps φ is
-    T√(ω² − γ²), the frequency of `oscillator`. With Nesterov from trace and determinant of the law's own matrix. Where
-    decay is so strong that the larger eigenvalue is real and below 0, the sign changes at every step: φ = π.
+    Exact for steps of any size. The free part of the law is a recursion x'' = (1 + β − κTλ) x' − βx. If its eigenvalues
+    are complex, they are √β e^{±iφ}. So charges swing, and shrink by √β a step. For small steps φ is T√(ω² − γ²), the
+    frequency of `oscillator`. With Nesterov, φ follows from trace and determinant of the law's own matrix. If decay is
+    so strong that the larger eigenvalue is real and below 0, the sign changes at every step: φ = π.
 
     Args:
         quantity: "translation" (κ = 1) or "norm" (κ = 2; scale and rescale charges too).
         hyper: Constant over all steps.
 
     Returns:
-        φ, radians per step, 0 to π; 0 where nothing swings, for want of momentum or of decay.
+        φ, radians per step, 0 to π. It is 0 if nothing swings, because there is too little momentum or decay.
 
     Source: The discrete law, derived in docs/theory.md, section 3.
     """
@@ -162,7 +163,7 @@ def free(
     flow: Flow = "paper",
     carried: Tensor | None = None,
 ) -> Tensor:
-    """Charges with nothing driving them: all of a translation's flow law; of a norm's, what becomes of the start.
+    """Charges that nothing drives: for a translation the whole flow law, for a norm what the initial charge becomes.
 
         paper      e^{−κλt} x₀ for β = 0, else the oscillator released from rest
         modified   the oscillator, for β = 0 too, with ẋ(0) = −κ(wλx₀ + w_v y₀), w and w_v of
@@ -219,12 +220,12 @@ def driven(
 
     Args:
         charge_0: Squared norms, or their differences, at time 0, [n].
-        sq_update: |u_k|², [n steps, n] (differences for a rescale). Of the paper's law for β = 0, |g_k|² of the loss's
-            gradient alone.
+        sq_update: |u_k|², [n steps, n] (differences for a rescale). For the paper's law with β = 0, |g_k|² of the
+            loss's gradient alone.
         hyper: Constant over the steps.
         flow: As in `free`.
         carried: As in `free`.
-        dot_gu: ⟨g_k, u_k⟩, [n steps, n], with Nesterov; not looked at without.
+        dot_gu: ⟨g_k, u_k⟩, [n steps, n], with Nesterov. Ignored without.
 
     Returns:
         Charges after 0, 1, … steps, [n steps + 1, n], float64.

@@ -12,9 +12,10 @@ Modified flow is the step's own Taylor series: with θ(t ± T) = θ ± T θ̇ + 
 θ̇ = −d/(1−β) and θ̈ = H d/(1−β)², and so knows no oscillation. Nesterov's step looks ahead, which adds −βT Hθ̇ to the
 right of modified flow and takes β/(1−β) from c.
 
-Gradient flow errs by O(T) over a fixed time. Modified loss errs by O(T²) without momentum; with momentum only once the
-buffer is warm, because the slow motion has no room for its filling. Modified flow errs by O(T²) from a cold buffer too,
-if it starts with the velocity that makes the distance covered while the buffer fills come out right; this one does.
+Over a fixed time, the error of gradient flow is O(T). That of modified loss is O(T²) without momentum. With momentum it
+is so only once the buffer is warm, because the slow motion does not describe how the buffer fills. The error of
+modified flow is O(T²) from a cold buffer, too, if it starts with the right velocity: the distance covered while the
+buffer fills must come out right. This one does.
 
 Source: Kunin et al. (2021), arXiv:2012.04728: equations of learning; momentum in the modified loss, Nesterov and the
 starting velocity: derived here (docs/theory.md, section 4).
@@ -51,7 +52,7 @@ MAX_EVALUATIONS = 100_000
 def gradient_flow(loss: Loss, theta_0: Tensor, times: Times, hyper: Hyper = PLAIN) -> Tensor:
     """Gradient flow with weight decay and momentum, (1−β) θ̇ = −s∇L(θ) − λθ: SGD in the limit η → 0.
 
-    Valid to O(η) over a fixed time. Every charge is conserved exactly where λ = 0; momentum only rescales time.
+    Valid to O(η) over a fixed time. With λ = 0 every charge is conserved exactly. Momentum only rescales time.
 
     Args:
         loss: Differentiable function of θ [n] with a scalar value, in torch.
@@ -76,8 +77,8 @@ def gradient_flow(loss: Loss, theta_0: Tensor, times: Times, hyper: Hyper = PLAI
 def modified_loss(loss: Loss, theta_0: Tensor, times: Times, hyper: Hyper) -> Tensor:
     """The flow on the loss that finite steps descend, (1−β) θ̇ = −d − c T H d, c = (1+β)/(2(1−β)²).
 
-    Without momentum, the gradient flow of L + η|∇L|²/4, and valid to O(η²) over a fixed time while ηh < 1 for all
-    curvatures h. With momentum valid where the motion is slow (overdamped) and after the buffer has filled.
+    Without momentum, it is the gradient flow of L + η|∇L|²/4. It is valid to O(η²) over a fixed time while ηh < 1 for
+    all curvatures h. With momentum, it is valid where the motion is slow (overdamped), and after the buffer has filled.
 
     Args:
         loss: Twice differentiable function of θ [n] with a scalar value, in torch.
@@ -108,9 +109,12 @@ def modified_loss(loss: Loss, theta_0: Tensor, times: Times, hyper: Hyper) -> Te
 def modified_flow(loss: Loss, theta_0: Tensor, times: Times, hyper: Hyper, *, buffer_0: Tensor | None = None) -> Tensor:
     """The step's Taylor series to second order, (1−β) θ̇ = −d − ½(1+β) T θ̈ [Nesterov: − βT Hθ̇]: a ball with mass.
 
-    Starts with θ̇(0) = −(2/(1−τ) − 1) d/(1+β), with Nesterov −(1+2β) d/(1+β): so far does a fresh buffer get while it
-    fills; from a warm buffer v with −(d + 2βv/(1−τ))/(1+β), with Nesterov −((1+2β)d + 2β²v)/(1+β). Valid to O(η²) over
-    a fixed time, momentum's oscillations included.
+    The flow starts with a velocity that covers the same distance as the steps while a fresh buffer fills:
+
+        fresh buffer     θ̇(0) = −(2/(1−τ) − 1) d/(1+β)       with Nesterov  −(1+2β) d/(1+β)
+        warm buffer v    θ̇(0) = −(d + 2βv/(1−τ))/(1+β)       with Nesterov  −((1+2β)d + 2β²v)/(1+β)
+
+    Valid to O(η²) over a fixed time, with momentum's oscillations.
 
     Args:
         loss: Differentiable function of θ [n] with a scalar value, in torch; with Nesterov twice differentiable.

@@ -1,18 +1,18 @@
 """Rotational equilibrium: the norm at which decay and growth of a scale-invariant group balance, and how fast it turns.
 
-The loss does not depend on the length of such a group, so noise makes θ walk on a sphere whose radius decay and finite
-steps choose. With independent gradients that are orthogonal to θ on average, and r = 1 − ηλ,
+The loss does not depend on the length of such a group. So noise makes θ walk on a sphere. Decay and finite steps decide
+its radius. With independent gradients that are orthogonal to θ on average, and r = 1 − ηλ,
 
     θ' = rθ − ηu     q = |u|²     ρ_l = E⟨u_k, u_{k+l}⟩/q     K = 1 + 2 Σ_{l≥1} r^l ρ_l
 
     |θ|² = η² q K/(1 − r²)        cos φ = r + (1 − r²)(K − 1)/(2rK)
 
-K says how much further steps get that repeat each other. A rule differs in q and ρ alone:
+K says how much further steps get if they repeat each other. Rules differ only in q and ρ:
 
     momentum β, Adam's β₁    ρ_l = b^l,  K = (1 + br)/(1 − br),  cos φ = (r + b)/(1 + br)
     a sign of a mean         ρ_l = (2/π) arcsin(correlation of the means), by Price's theorem for Gaussian gradients
 
-Decay that is coupled, as in torch.optim.SGD, passes through the buffer; it has formulas of its own.
+Coupled decay, as in torch.optim.SGD, passes through the buffer. It has formulas of its own.
 
 Source: van Laarhoven (2017), arXiv:1706.05350; Wan et al. (2021), arXiv:2006.08419, spherical motion dynamics; Kosson
 et al. (2023), arXiv:2305.17212, rotational equilibrium: all to first order in ηλ. K and the exact angles: derived here
@@ -33,17 +33,17 @@ NEGLIGIBLE = 1e-12
 
 @dataclass(frozen=True)
 class RotationalEquilibrium:
-    """The equilibrium of a scale-invariant group: |θ|² ∝ |u|², cos φ, and the times r^k and r^{2k} fall in.
+    """The equilibrium of a scale-invariant group: |θ|² ∝ |u|², cos φ, and how fast r^k and r^{2k} fall.
 
     Valid for gradients that are independent and orthogonal to θ on average, as the function that gives it says.
 
     Attributes:
-        sq_norm: |θ|². sq_norm/sq_update depends on the hyperparameters alone, so a measured |u|² gives |θ|² where
-            gradients are not as assumed.
+        sq_norm: |θ|². sq_norm/sq_update depends on the hyperparameters alone. So even if gradients are not as assumed,
+            a measured |u|² gives |θ|².
         sq_update: |u|², of the update without decoupled decay.
-        angle: φ, the angle between θ before and after a step, in radians; of many steps or groups the root of the mean
-            square, which is more than a mean of angles.
-        decorrelation: Steps in which the cosine of θ with its past falls by a factor e, after the buffer has forgotten.
+        angle: φ, the angle between θ before and after a step, in radians. Over many steps or groups it is the root of
+            the mean square, which is more than the mean.
+        decorrelation: Steps in which the cosine of θ with its past falls by a factor e, once the buffer has forgotten.
         relaxation: Steps in which |θ|² comes nearer to equilibrium by a factor e. Valid near equilibrium, and for
             ηλ ≪ 1 − β.
 
@@ -64,8 +64,8 @@ def sgd_equilibrium(hyper: Hyper, sq_gradient: float, *, decoupled: bool = False
         decoupled   |θ|⁴ = η²a²G²/(1−β²) · K/(1−r²)          |u|² = a²|g|²/(1−β²)    cos φ = (r+β)/(1+βr)
 
     a = 1 − τ, or 1 without momentum. |u|² and the angle of coupled decay hold for any gradients that are orthogonal to
-    θ; the rest for gradients that are independent too. Relaxation to first order in ηλ; it is a quarter of the
-    decorrelation because |g| falls as |θ| grows.
+    θ. The rest holds for gradients that are independent, too. Relaxation is of first order in ηλ. It is a quarter of
+    the decorrelation, because |g| falls as |θ| grows.
 
     Args:
         hyper: lr, momentum, dampening, weight_decay; without Nesterov.
@@ -76,8 +76,8 @@ def sgd_equilibrium(hyper: Hyper, sq_gradient: float, *, decoupled: bool = False
         The equilibrium: |θ|², |u|², φ in radians, times in steps.
 
     Raises:
-        ValueError: hyper is Nesterov's; sq_gradient is not positive; or there is no equilibrium, for want of decay or
-            because decay alone overshoots.
+        ValueError: hyper is Nesterov's, or sq_gradient is not positive. Or there is no equilibrium, because there is no
+            decay or because decay alone overshoots.
 
     Source: Wan et al. (2021), arXiv:2006.08419, and Kosson et al. (2023), arXiv:2305.17212, to first order in ηλ.
     Derived in docs/theory.md, section 6.
@@ -179,7 +179,7 @@ def sign_equilibrium(
 def equilibrium(hyper: Hyper) -> float:
     """The relative update η|u|/|θ| = √(2η(1−τ)λ/(1+β)) at which the norm of a scale-symmetric group stands still.
 
-    Decay shrinks such a norm and finite steps grow it; the discrete law's fixed point x' = x, y' = y has
+    Decay shrinks such a norm, and finite steps make it grow. At the discrete law's fixed point, x' = x and y' = y,
     2(1−τ)λ|θ|² = η(1+β)|u|², exactly and at any learning rate. As |θ'| = |θ| there, the update is the chord of an angle
     2 arcsin(η|u|/2|θ|), the angular update. With |u| ∝ 1/|θ| the fixed point attracts.
 

@@ -2,14 +2,14 @@
 
     (1−β) dθ = −(g + λθ) dt + √(T/S) G(θ) dW,      G Gᵀ = covariance of one example's gradient
 
-A batch of S examples drawn with replacement has a gradient of mean g and covariance G Gᵀ/S. A step lasts a time T,
-η(1−τ) with momentum and η without, and its gradient moves the parameters by T/(1−β) times itself in all, most of it in
-later steps, through the buffer. So the noise of one step has covariance T² G Gᵀ/S, times 1/(1−β)², which
-√(T/S) G dW/(1−β) gathers in a time T.
+A batch of S examples drawn with replacement has a gradient of mean g and covariance G Gᵀ/S. A step lasts a time T:
+η(1−τ) with momentum and η without. In all, its gradient moves the parameters by T/(1−β) times itself. Most of this
+happens in later steps, through the buffer. So the noise of one step has covariance T² G Gᵀ/S, times 1/(1−β)². In a
+time T, √(T/S) G dW/(1−β) gathers as much.
 
-G need not be found by factoring: its columns are the examples' own deviations (gᵢ − g)/√N. As each of them obeys the
-gradient constraint ⟨gᵢ, ψ⟩ = 0, so does the noise, to rounding. A sum ⟨θ, 1⟩ therefore feels no noise at all; a norm
-|θ|² does, for Itô's formula gives it (T/S) tr G Gᵀ/(1−β)² a unit of time, though the noise is tangent to the sphere.
+No factoring is needed to find G: its columns are the examples' own deviations (gᵢ − g)/√N. Each of them obeys the
+gradient constraint ⟨gᵢ, ψ⟩ = 0, so the noise does, too, to rounding. So a sum ⟨θ, 1⟩ feels no noise at all. A norm |θ|²
+does, although the noise is tangent to the sphere: Itô's formula gives it (T/S) tr G Gᵀ/(1−β)² a unit of time.
 
 Source: Kunin et al. (2021), arXiv:2012.04728, modeling stochasticity; momentum and dampening: derived here
 (docs/theory.md, section 4).
