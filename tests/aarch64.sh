@@ -17,18 +17,19 @@ shift
 bin=.venv/bin
 version=$($bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 include=$(realpath "$root/usr/include/python$version")
-module=_cpu.cpython-${version/./}-aarch64-linux-gnu.so
+suffix=.cpython-${version/./}-aarch64-linux-gnu.so
 # Python's pyconfig.h is where Debian keeps that of each architecture.
+mkdir -p build
 $bin/cmake -S . -B build/aarch64 -G Ninja -DCMAKE_MAKE_PROGRAM="$PWD/$bin/ninja" -DNPERF_CUDA=OFF -DNPERF_CPU=ON \
   -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ \
   -DCMAKE_CXX_FLAGS="-isystem $(dirname "$include")" -DPython_EXECUTABLE="$PWD/$bin/python" \
-  -DPython_INCLUDE_DIR="$include" -DPython_SOABI="cpython-${version/./}-aarch64-linux-gnu" \
+  -DPython_INCLUDE_DIR="$include" -DPYTHON_MODULE_EXTENSION="$suffix" -DPYTHON_MODULE_DEBUG_POSTFIX="" \
   -Dpybind11_DIR="$($bin/python -m pybind11 --cmakedir)" > build/aarch64.log || { cat build/aarch64.log; exit 1; }
 $bin/cmake --build build/aarch64 | tail -n 1
 
 rm -rf "$root/opt/noetherperf" && mkdir -p "$root/opt/noetherperf"
 git archive HEAD | tar -x -C "$root/opt/noetherperf"
-cp "build/aarch64/$module" "$root/opt/noetherperf/noetherperf/"
+cp "build/aarch64/_cpu$suffix" "$root/opt/noetherperf/noetherperf/"
 run() {
   chroot "$root" env PYTHONPATH="/opt/noetherperf:${PYTHONPATH:-}" PYTHONDONTWRITEBYTECODE=1 OMP_NUM_THREADS=2 \
     sh -c 'cd /opt/noetherperf && exec "$@"' sh "python$version" -m "$@"
