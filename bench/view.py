@@ -24,6 +24,8 @@ from torch import nn
 import noetherperf as nperf
 from bench.browser import Browser, open_browser
 from bench.markdown import seconds, size, table
+from noetherperf.figures import balance
+from noetherperf.recipes import digits
 from noetherperf.view import Answers, PageServer, export
 
 
@@ -38,6 +40,25 @@ def make_record(path: Path, n_units: int, n_rows: int, n_layers: int = 20) -> Pa
         for _ in range(n_rows - 1):
             for _, parameter in layers:
                 parameter.grad = torch.randn_like(parameter)
+            optimizer.step()
+    return path
+
+
+def make_heads(path: Path, n_steps: int = 400) -> Path:
+    """A record of the attention heads of a small reader of digits, with matrices."""
+    torch.manual_seed(0)
+    model, data = balance.Reader(), digits.load()
+    norm = nperf.Norm("norm of queries", [nperf.Part("q.weight", axis=0)])
+    optimizer = nperf.SGD(
+        model.named_parameters(), lr=0.02, momentum=0.9, weight_decay=5e-3, symmetries=[*balance.heads(), norm]
+    )
+    with nperf.Recorder(optimizer, path, exists="overwrite", matrices=True) as recorder:
+        for _ in range(n_steps):
+            rows = torch.randint(len(data.train_labels), (32,))
+            loss = nn.functional.cross_entropy(model(data.train_images[rows]), data.train_labels[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            recorder.log(loss=loss)
             optimizer.step()
     return path
 
@@ -93,8 +114,27 @@ def measure(browser: Browser, url: str) -> list[Time]:
     return [first, *(max(timed(browser, action) for action in kind) for kind in actions)]
 
 
+def scroll_to(browser: Browser, selector: str) -> None:
+    browser.run(
+        "window.scrollTo(0, document.querySelector(arguments[0]).getBoundingClientRect().top + scrollY - 70)", selector
+    )
+    time.sleep(1)
+
+
 def take_pictures(browser: Browser, record: Path, folder: Path) -> None:
-    """The pictures of docs/view.md: the top of the page; and a layer, a unit and its budget."""
+    """The pictures of docs/view.md: spectra and matrices; the top of the page; a layer, a unit and its budget."""
+    with tempfile.TemporaryDirectory() as made, served(make_heads(Path(made) / "runs" / "heads.zarr")) as url:
+        browser.driver.set_window_size(1400, 1420)
+        browser.open(url)
+        browser.choose("#symmetry", "q, k")
+        browser.choose("#unit", "2")
+        browser.wait("document.querySelector('#unit').value === '2'")
+        scroll_to(browser, "#symmetry")
+        browser.picture(folder / "matrices.png")
+        browser.driver.get("about:blank")
+        browser.driver.set_window_size(1400, 1000)
+    if not record.exists():
+        return
     with served(record) as url:
         browser.open(url)
         browser.choose("#quantity", "angular_update")
@@ -105,10 +145,7 @@ def take_pictures(browser: Browser, record: Path, folder: Path) -> None:
         browser.choose("#symmetry", "conv2")
         browser.choose("#unit", "9")
         browser.wait("document.querySelector('#quantity').value === 'charge'")
-        browser.run(
-            "window.scrollTo(0, document.querySelector('#symmetry').getBoundingClientRect().top + scrollY - 70)"
-        )
-        time.sleep(1)
+        scroll_to(browser, "#symmetry")
         browser.picture(folder / "units.png")
         browser.driver.get("about:blank")
 

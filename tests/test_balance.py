@@ -803,6 +803,9 @@ def test_no_matrix_through_rotary_positions_or_a_norm_of_queries(rotates: bool) 
     assert checked.failed == ("q, k",)
 
 
+SPECTRA = ("eigenvalues", "predicted eigenvalues", "norms")
+
+
 class TestRecords:
     @pytest.mark.parametrize("with_groups", [False, True])
     def test_spectra_always_and_matrices_when_asked(self, with_groups: bool, tmp_path: Path) -> None:
@@ -816,7 +819,7 @@ class TestRecords:
                 train(model, optimizer, range(2))
             record = nperf.open_record(tmp_path / name)
             assert len(record) == 2 * with_groups
-            own = {f"{law}: {what}" for law in ("q, k", "v, o") for what in ("eigenvalues", "predicted eigenvalues")}
+            own = {f"{law}: {what}" for law in ("q, k", "v, o") for what in SPECTRA}
             more = {f"{law}: {what}" for law in ("q, k", "v, o") for what in ("charge", "predicted charge")}
             assert set(record.probes) == own | (more if matrices else set())
             found = torch.from_numpy(record.probes["q, k: eigenvalues"].to_numpy())

@@ -611,11 +611,35 @@ def test_plot_tells_what_is_not_drawn(tmp_path: Path) -> None:
     nperf.Recorder(optimizer, tmp_path / "record").close()
     result = call("plot", tmp_path / "record", "--format", "svg")
     assert result.exit_code == 0, result.output
-    assert [Path(line).name for line in result.stdout.splitlines()] == ["charges.svg", "residuals.svg"]
+    assert [Path(line).name for line in result.stdout.splitlines()] == ["charges.svg"]
+    assert "residuals is not drawn: no recorded error of a law is finite and above 0" in result.stderr
     assert "loss is not drawn: no 'loss' was recorded; to record it, recorder.log(loss=loss)" in result.stderr
     assert "parameters is not drawn: no 'parameters' was recorded" in result.stderr
     result = call("plot", tmp_path / "record", "--groups", "9,")
     assert "charge is not drawn: no symmetry of the record has a group 9" in result.stderr
+
+
+def test_plot_of_a_balance(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 3))
+    balance = nperf.Balance("0, 1", [nperf.Part("0.weight", 0)], [nperf.Part("1.weight", 1)])
+    nperf.Recorder(nperf.SGD(net.named_parameters(), symmetries=[balance]), tmp_path / "record").close()
+    result = call("plot", tmp_path / "record", "--symmetry", "0, 1", "--format", "svg")
+    assert [Path(line).name for line in result.stdout.splitlines()] == ["eigenvalues.svg"], result.output
+    result = call("plot", tmp_path / "record", "--quantity", "matrices", "--quantity", "charge")
+    assert result.stdout == ""
+    assert (
+        "matrices is not drawn: no matrices were recorded; to record them, Recorder(..., matrices=True)"
+        in result.stderr
+    )
+    assert "charge is not drawn: the charges of a Balance are matrices" in result.stderr
+
+
+def test_plot_writes_nothing_before_all_is_made(done: tuple[Path, Result], tmp_path: Path) -> None:
+    record, new = done[0] / "record.zarr", tmp_path / "new"
+    assert_refused(call("plot", record, "--out", new, "--quantity", "charge", "--quantity", "chrage"), "'chrage'")
+    assert not new.exists()
+    assert_refused(call("plot", record, "--out", record / "new"), "--out: ", "is inside the record", "beside it")
+    assert not (record / "new").exists()
 
 
 def test_plot_of_no_record_is_refused(tmp_path: Path) -> None:
@@ -831,6 +855,24 @@ def test_info_tells_versions_and_backends() -> None:
     text = " ".join(result.stdout.split())  # long reasons are wrapped
     for name, state in backends().items():
         assert f"backend {name} {state}" in text
+
+
+def test_info_estimates_the_size_of_a_record(tmp_path: Path) -> None:
+    told = call("info", "--groups", "505", "--steps", "10000").stdout.split()
+    assert " ".join(told) == "groups 505 estimate 121 MB for 10,000 steps, every 1: 10,001 rows"
+    weight = torch.nn.Parameter(torch.ones(40, 3))
+    optimizer = nperf.SGD([("w", weight)], lr=0.1, symmetries=[nperf.Norm("w", [nperf.Part("w", 0)])])
+    with nperf.Recorder(optimizer, tmp_path / "a.zarr", every=2):
+        for _ in range(40):
+            weight.grad = torch.randn_like(weight)
+            optimizer.step()
+    found = json.loads(call("info", tmp_path / "a.zarr", "--steps", "80", "--every", "1", "--json").stdout)
+    n_bytes = sum(file.stat().st_size for file in (tmp_path / "a.zarr").rglob("*") if file.is_file())
+    estimate = {"steps": 80, "every": 1, "bytes": round(n_bytes / 21 * 81)}
+    assert found == {"groups": 40, "rows": 21, "every": 2, "bytes": n_bytes, "estimate": estimate}
+    assert "21, every 2 steps" in call("info", tmp_path / "a.zarr").stdout
+    for arguments in (["--every", "2"], [tmp_path / "a.zarr", "--groups", "3"], [tmp_path]):
+        assert_refused(call("info", *arguments))
 
 
 def test_info_as_json_says_the_same() -> None:

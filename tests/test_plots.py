@@ -17,9 +17,10 @@ from matplotlib.lines import Line2D
 from noetherperf import plots
 from noetherperf.checks.constraints import check_constraints
 from noetherperf.optim.sgd import SGD
+from noetherperf.plots import reading
 from noetherperf.plots.panels import thinned
 from noetherperf.record import Record, Recorder, open_record, relative_error
-from noetherperf.symmetry import Norm, Part, Rescale, Scale, Symmetry, Translation
+from noetherperf.symmetry import Balance, Norm, Part, Rescale, Scale, Symmetry, Translation
 
 SYMMETRIES: dict[str, Symmetry] = {
     "translation": Translation("fc2", [Part("fc2.weight", axis=1)]),
@@ -183,10 +184,40 @@ def test_parameters_stand_beside_charges(record: Record) -> None:
 
 def test_loss(record: Record) -> None:
     (axes,) = panels(plots.loss(record))
-    measured, smooth = axes.get_lines()
+    (measured,) = axes.get_lines()  # of few rows no mean
     np.testing.assert_array_equal(measured.get_ydata(), record.probes["loss"])
-    assert np.isfinite(np.asarray(smooth.get_ydata(), dtype=float)).sum() == N_STEPS  # none before the first step
     assert axes.get_ylabel() == "training loss of the batch"
+
+
+LOSSES = np.random.default_rng(0).uniform(1.0, 2.0, 1200)
+LOSSES[[400, 700]] = np.nan, np.inf
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory) -> Record:
+    """1,201 rows of a weight that never moves, and a loss."""
+    network = torch.nn.Linear(2, 3)
+    symmetries = [Scale("rows", [Part("weight", 0)]), Translation("columns", [Part("weight", 1)])]
+    optimizer = SGD(network.named_parameters(), lr=0.0, symmetries=symmetries)
+    path = tmp_path_factory.mktemp("long") / "a"
+    with Recorder(optimizer, path) as recorder:
+        for value in LOSSES:
+            recorder.log(loss=value)
+            network.weight.grad = torch.zeros_like(network.weight)
+            optimizer.step()
+    return open_record(path)
+
+
+def test_the_mean_of_a_long_loss(long: Record) -> None:
+    values, figure = LOSSES, plots.loss(long)
+    measured, smooth = panels(figure)[0].get_lines()
+    assert [np.nanmin(measured.get_ydata()), np.nanmax(measured.get_ydata())] == [np.nanmin(values), np.inf]
+    rows, means = (np.asarray(x, dtype=float) for x in smooth.get_data())
+    recorded = np.concatenate([[np.nan], values])  # none before the first step
+    for row, mean in zip(rows.astype(int), means, strict=True):
+        window = [recorded[i] for i in range(max(0, row - 12), min(1201, row + 12)) if not np.isnan(recorded[i])]
+        assert mean == pytest.approx(sum(window) / len(window))
+    assert any("Thinned: of every 7 of 1,201 rows" in text.get_text() for text in figure.texts)
 
 
 @pytest.mark.parametrize("missing", ["translation", "scale", "rescale"])
@@ -343,7 +374,13 @@ def test_chosen_symmetries_groups_and_quantities(record: Record) -> None:
         drawn = np.array([line.get_ydata() for line in axes.get_lines()])
         np.testing.assert_array_equal(drawn, record[name].effective_lr[:, groups].T)
     labels = [text.get_text() for legend in page.legends for text in legend.get_texts()]
-    assert labels == ["measured effective learning rate group 7", "group 0"]
+    assert labels == ["group 7", "group 0"]
+    (legend,) = page.legends
+    key = {name: line.get_color() for name, line in zip(labels, legend.get_lines(), strict=True)}
+    assert [tuple(line.get_color()) for axes in panels(page) for line in axes.get_lines()] == [
+        tuple(key[name]) for name in ("group 7", "group 0", "group 0")
+    ]
+    assert "effective learning rate: η/Q" in page.texts[0].get_text()
     with pytest.raises(plots.NothingToDraw, match="has a group 99"):
         plots.layers(record, groups=[99])
 
@@ -381,7 +418,7 @@ def test_thinned_curves_keep_their_peaks() -> None:
     values[5000:6000, 1] = np.nan
     values[7777, 2] = np.inf
     x, y = thinned(steps, values)
-    assert len(x) < 320
+    assert len(x) < 420
     assert (np.diff(x, axis=0) >= 0).all()
     np.testing.assert_array_equal(y, np.take_along_axis(values, x // 10, axis=0))
     for curve in range(3):
@@ -392,3 +429,131 @@ def test_thinned_curves_keep_their_peaks() -> None:
     small = thinned(steps[:9], values[:9])
     np.testing.assert_array_equal(small[1], values[:9])
     assert small[0].shape == (9, 3)
+
+
+def test_no_single_error_of_a_long_record_is_lost(long: Record) -> None:
+    """The worst row of the worst group is drawn, wherever it is."""
+    spoiled = long.dataset.compute()
+    spoiled["rounding"][777, 1] = 1e-3
+    drawn = panels(plots.residuals(Record(long.path, spoiled)))[2].get_lines()
+    worst = max(np.nanmax(np.asarray(line.get_ydata(), dtype=float)) for line in drawn)
+    assert worst == pytest.approx(1e-3 / float(spoiled["charge"][777, 1]), rel=1e-6)
+
+
+def test_blocks_are_the_whole(record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "SPAN", 7)
+    monkeypatch.setattr(reading, "BLOCK", 100)
+    wanted = [45, 3, 3, 20, 0, 31]
+    found = reading.read_columns(record, ["charge", "flow_total"], wanted)
+    for name, values in found.items():
+        whole = np.concatenate([record[symmetry][name].to_numpy() for symmetry in record], axis=1)
+        np.testing.assert_array_equal(values, whole[:, wanted])
+    place = reading.columns_of(record, "norm->fc2")
+    np.testing.assert_array_equal(record.numbers(["charge"], groups=place)["charge"], record["norm->fc2"].charge)
+
+
+@pytest.mark.parametrize("name", ["W" * 60, "model.encoder.layers.11.attention.self -> output", "i" * 120])
+def test_titles_end_before_the_page(name: str, tmp_path: Path) -> None:
+    network = Network(torch.float64)
+    parts = [Part("fc1.weight", axis=0)]
+    symmetries: list[Symmetry] = [Norm(f"{name}{i}", parts) for i in range(3)]
+    Recorder(SGD(network.named_parameters(), symmetries=symmetries), tmp_path / "a").close()
+    record = open_record(tmp_path / "a")
+    for figure in (plots.charges(record), *plots.layers(record)):
+        figure.draw_without_rendering()
+        for axes, after in zip(drawn := panels(figure), [*drawn[1:], None], strict=True):
+            title = next(text for text in axes.get_children() if text is axes._left_title)  # type: ignore[attr-defined]
+            edge = figure.bbox.x1 if after is None else after.get_window_extent().x0
+            assert title.get_window_extent().x1 <= edge
+
+
+def test_what_is_not_finite_is_said(tmp_path: Path) -> None:
+    record = make_record(tmp_path / "a", ("scale",), spoil=np.nan)
+    (axes,) = panels(plots.charges(record))
+    first = N_STEPS // 2 + 1
+    assert np.isnan(record["fc1 → norm"].charge[first]).all()
+    assert f"not finite at step {first}" in texts(axes)
+    assert axes.get_xlim()[1] > N_STEPS
+
+
+def test_a_single_row_is_dots(tmp_path: Path) -> None:
+    (axes,) = panels(plots.charges(make_record(tmp_path / "a", ("scale",), n_steps=0)))
+    assert {line.get_marker() for line in axes.get_lines()} == {"o"}
+
+
+def test_reading_and_drawing_need_no_torch() -> None:
+    code = "import noetherperf.plots, noetherperf.record, sys; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_no_picture_inside_a_record(record: Record) -> None:
+    with pytest.raises(ValueError, match=r"directory: .* is inside the record .* choose a place beside it"):
+        plots.save_all(record, record.path / "new")
+    assert not (record.path / "new").exists()
+
+
+# --- Balances
+
+HEADS, HEAD = 3, 4
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["matrices", "spectra"])
+def balances(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Record:
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(
+        torch.nn.Linear(5, HEADS * HEAD, bias=False), torch.nn.Linear(HEADS * HEAD, 2)
+    ).double()
+    balance = Balance("0, 1", [Part("0.weight", 0)], [Part("1.weight", 1)], size=HEAD)
+    optimizer = SGD(network.named_parameters(), lr=0.1, momentum=0.9, weight_decay=1e-2, symmetries=[balance])
+    path = tmp_path_factory.mktemp("balances") / "a"
+    with Recorder(optimizer, path, matrices=request.param):
+        for _ in range(6):
+            optimizer.zero_grad()
+            network(torch.randn(8, 5, dtype=torch.float64)).square().mean().backward()
+            optimizer.step()
+    return open_record(path)
+
+
+def test_spectra_show_eigenvalues_and_the_discrete_law(balances: Record) -> None:
+    (page,) = plots.spectra(balances, groups=[5, 0])
+    (axes,) = panels(page)
+    assert axes.get_title("left") == "0, 1\nbalance, 2 of 12 eigenvalues of 3 blocks"
+    assert axes.get_ylabel() == "0"
+    measured, law = curves(axes)
+    data = balances.balance("0, 1")
+    for lines, which in ((measured, "eigenvalues"), (law, "predicted_eigenvalues")):
+        values = data[which].to_numpy()
+        np.testing.assert_array_equal([line.get_ydata() for line in lines], [values[:, 1, 1], values[:, 0, 0]])
+    assert "discrete law, free + forced" in [text.get_text() for text in page.legends[0].get_texts()]
+    with pytest.raises(plots.NothingToDraw, match="are matrices: draw its eigenvalues"):
+        plots.layers(balances)
+    with pytest.raises(ValueError, match=r"symmetry: the record has no '0, 2'; .*'?0, 1"):
+        plots.spectra(balances, symmetries=["0, 2"])
+    with pytest.raises(plots.NothingToDraw, match=r"has the eigenvalues \[12\]"):
+        plots.spectra(balances, groups=[12])
+
+
+def test_matrices_stand_side_by_side(balances: Record) -> None:
+    if "0, 1: charge" not in balances.probes:
+        with pytest.raises(plots.NothingToDraw, match=r"to record them, Recorder\(\.\.\., matrices=True\)"):
+            plots.matrices(balances)
+        return
+    data = balances.balance("0, 1").isel(step=-1)
+    charge, law = data["charge"].to_numpy(), data["predicted_charge"].to_numpy()
+    worst = int(np.abs(charge - law).max((1, 2)).argmax())
+    for block, (page,) in ((worst, plots.matrices(balances)), (2, plots.matrices(balances, blocks=[2]))):
+        shown = [axes.get_images()[0] for axes in panels(page)]
+        expected = (charge[block], law[block], charge[block] - law[block])
+        for image, values in zip(shown, expected, strict=True):
+            np.testing.assert_array_equal(image.get_array(), values)
+        assert shown[0].get_clim() == shown[1].get_clim()
+        assert f"block {block} of 3" in texts(panels(page)[0])
+
+
+def test_save_all_has_what_a_balance_has(balances: Record, tmp_path: Path) -> None:
+    left_out: dict[str, str] = {}
+    files = plots.save_all(balances, tmp_path, ["svg"], left_out=left_out.__setitem__)
+    recorded = "0, 1: charge" in balances.probes
+    assert [file.stem for file in files] == ["spectra", "matrices"][: 1 + recorded]
+    assert left_out["charges"] == "only Balances were recorded"
+    assert ("matrices" in left_out) == (not recorded)

@@ -16,12 +16,15 @@ import noetherperf as nperf
 import noetherperf.record.layout
 from noetherperf.record import SERIES, Recorder, open_record, relative_error
 from noetherperf.record.chunks import CHAINS, Coding, Damaged
+from noetherperf.record.collect import _rounded
 from noetherperf.record.layout import FIRST_SERIES
-from noetherperf.record.series import DEFAULT, derivations
+from noetherperf.record.series import DEFAULT, INITIAL, derivations
 from noetherperf.symmetry import Norm, Part, Rescale, Scale, Translation
 
 __all__ = ["eager"]
 
+#: What was recorded by default once.
+BEFORE = ("charge", "residual", "rounding", "discrete_free", "flow_residual", "flow_free", "growth", "transport")
 VERSION_1 = Path(__file__).with_name("record_version_1.zip")
 
 
@@ -35,6 +38,7 @@ class SmallSGD(FakeSGD):
         data.rounding, data.residual = 1.3e-12 * (groups + 1), 1.7e-9 * (groups + 1)
         data.flow.free, data.flow.forced = data.charge - 0.3, 0.3 - 1.9e-7 * (groups + 1)
         data.discrete.free, data.discrete.forced = data.charge - 0.2, 0.2 - data.residual
+        data.discrete.defect, data.discrete.budget = data.residual - data.rounding, data.charge - data.rounding
         return data
 
 
@@ -53,10 +57,59 @@ def test_small_differences_keep_their_digits(tmp_path: Path) -> None:
     np.testing.assert_allclose(last.charge - last.discrete_budget, law.rounding, rtol=1e-3)  # 1e-16 of a charge of 1
     np.testing.assert_allclose(last.charge - last.discrete_total, law.residual, rtol=1e-6)
     np.testing.assert_allclose(last.discrete_defect, law.residual - law.rounding, rtol=1e-6)
-    np.testing.assert_allclose(last.discrete_free + last.discrete_forced, last.discrete_total, rtol=1e-15)
+    np.testing.assert_allclose(last.discrete_free + last.discrete_forced, last.discrete_total, rtol=1e-7)
     size = np.maximum(law.charge.numpy(), (abs(law.discrete.free) + abs(law.discrete.forced)).numpy())
     np.testing.assert_allclose(relative_error(data, "budget")[-1], law.rounding.numpy() / size, rtol=1e-6)
     np.testing.assert_allclose(relative_error(data, "discrete")[-1], law.residual.numpy() / size, rtol=1e-6)
+
+
+def test_small_parts_of_the_change_keep_their_digits(tmp_path: Path) -> None:
+    """Decay and growth of 1e-8 of the charge and less, the smaller beside the larger."""
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.randn(6, 5, dtype=torch.float64))
+    rows = [Norm("rows", [Part("weight", axis=0)])]
+    for make, lr, decay in ((nperf.SGD, 1e-4, 1e-6), (nperf.SGD, 1e-9, 0.3), (nperf.AdamW, 1e-5, 1e-6)):
+        optimizer: Any = make([("weight", weight)], lr=lr, weight_decay=decay, symmetries=rows)
+        with Recorder(optimizer, tmp_path / "a", exists="overwrite"):
+            for _ in range(5):
+                weight.grad = torch.randn_like(weight)
+                optimizer.step()
+        data, law = open_record(tmp_path / "a")["rows"].isel(step=-1), optimizer.readout()["rows"]
+        in_float32 = law.discrete.free.float().double() - law.initial
+        lost = 0.0
+        for name, prediction in (("discrete", law.discrete), ("flow", law.flow)):
+            part, forced = prediction.free - law.initial, prediction.forced
+            assert 0 < part.abs().max() < 1e-8 * law.charge.max()
+            lost = max(lost, float(((in_float32 - part) / part).abs().max()))
+            exact: Any = {"rtol": 1e-6, "atol": 1e-15}  # the readout itself is a difference of float64
+            np.testing.assert_allclose(data[f"{name}_decay"], part, **exact)
+            np.testing.assert_allclose(data[f"{name}_free"] - data.initial, part, **exact)
+            np.testing.assert_allclose(data[f"{name}_forced"], forced, **exact)
+        assert lost > 0.1, "so small that float32 of the free term loses it"
+        np.testing.assert_allclose(data.discrete_defect, law.discrete.defect, rtol=1e-6, atol=1e-15)
+        if law.growth is not None:
+            np.testing.assert_allclose(data.decay, law.discrete.free - law.initial, **exact)
+            np.testing.assert_allclose(data.growth, law.growth, **exact)
+            np.testing.assert_allclose(data.transport, law.transport, **exact)
+
+
+def test_samples_of_one_step_keep_four_digits(tmp_path: Path) -> None:
+    optimizer: Any = SmallSGD()
+    optimizer.offset = 1 / 3
+    kept = {}
+    choices: dict[str, dict[str, Any]] = {"default": {}, "asked": {"dtype": {"angular_update": "float32"}}}
+    for name, options in choices.items():
+        with Recorder(optimizer, tmp_path / name, **options):
+            pass
+        kept[name] = open_record(tmp_path / name)["head"].angular_update[0]
+    exact = optimizer.readout()["head"].angular_update
+    np.testing.assert_array_equal(kept["asked"], exact.float())
+    np.testing.assert_allclose(kept["default"], exact, rtol=2.0**-14)
+    bits = kept["default"].to_numpy().astype(np.float32).view(np.uint32)
+    assert not (bits & 0x3FF).any()
+    odd = np.array([np.nan, -np.nan, np.inf, -np.inf, 0.0, -0.0, 3.4e38, -1e-45, 1.0], np.float32)
+    np.testing.assert_allclose(_rounded(odd, 13), odd, rtol=2.0**-14, atol=2e-39)
+    np.testing.assert_array_equal(np.signbit(_rounded(odd, 13)), np.signbit(odd))
 
 
 @pytest.mark.parametrize("dtype", ["float64", torch.float64, dict.fromkeys(SERIES, "float64"), np.dtype("float64")])
@@ -88,27 +141,36 @@ def test_chosen_series(tmp_path: Path) -> None:
 def test_terms_without_a_budget(tmp_path: Path) -> None:
     series = ("charge", "discrete_forced", "discrete_total")
     record = open_record(recorded(tmp_path / "a", 3, series=series))
-    assert record.series == ("charge", "discrete_free", "discrete_forced", "discrete_total", "residual")
+    found = ("charge", "discrete_free", "discrete_decay", "discrete_forced", "discrete_total", "residual")
+    assert record.series == found
     data = record["head"]
     np.testing.assert_array_equal(data.discrete_free, data.discrete_total - data.discrete_forced)
     np.testing.assert_array_equal(data.residual, data.charge - data.discrete_total)
 
 
 def test_what_follows_is_in_an_order_that_can_be_computed() -> None:
-    for recorded_series in (DEFAULT, FIRST_SERIES, ("charge", "residual"), (), tuple(SERIES)):
+    for recorded_series in (DEFAULT, BEFORE, FIRST_SERIES, ("charge", "residual"), (), tuple(SERIES)):
         known: set[str] = set()
         for name, terms in derivations(recorded_series).items():
             assert (name in recorded_series) == (not terms)
-            assert {term for _, term in terms} <= known
+            assert {term for _, term in terms} <= known | {INITIAL}
             known.add(name)
         assert known >= {*recorded_series}
-    assert {*derivations(DEFAULT, ["discrete_forced"])} == {
+    assert {*derivations(BEFORE, ["discrete_forced"])} == {
         "charge",
         "residual",
         "discrete_free",
         "discrete_total",
         "discrete_forced",
     }
+    assert {*derivations(DEFAULT, ["discrete_free", "residual"])} == {
+        "discrete_decay",
+        "discrete_free",
+        "discrete_defect",
+        "rounding",
+        "residual",
+    }
+    assert {*derivations(DEFAULT)} >= {*derivations(BEFORE)} >= {*derivations(FIRST_SERIES)} & {*derivations(BEFORE)}
 
 
 @pytest.mark.parametrize(
@@ -116,6 +178,7 @@ def test_what_follows_is_in_an_order_that_can_be_computed() -> None:
     [
         ({"series": ["charge", "chrage"]}, r"series: there is no series 'chrage'; did you mean 'charge'"),
         ({"series": []}, "series: is empty"),
+        ({"matrices": "x"}, "matrices: must be True or False, got 'x'"),
         ({"dtype": "float16"}, "dtype: must be 'float32' or 'float64', got 'float16'"),
         ({"dtype": {"charge": "int"}}, "dtype: must be 'float32' or 'float64' for 'charge', got 'int'"),
         ({"dtype": {"chrage": "float32"}}, "dtype: there is no series 'chrage'"),
@@ -195,12 +258,12 @@ def test_one_symmetry_is_read_without_the_others(
     record = open_record(recorded(tmp_path / "a", 99))
     whole = record["fc1->fc2"]
     files_read.clear()
-    data = record.read("fc1->fc2", ["charge", "discrete_total"])
-    assert {file.relative_to(record.path).parts[0] for file in files_read} == {"charge", "residual", "time"}
+    data = record.read("fc1->fc2", ["charge", "discrete_budget"])
+    assert {file.relative_to(record.path).parts[0] for file in files_read} == {"charge", "rounding", "time"}
     chunks = [file for file in files_read if "time" not in file.parts]
     assert {file.name for file in chunks} == {"2", "3"}  # groups 5 to 7 of 8
     assert len(chunks) == 2 * 2 * 7
-    assert [*data] == ["initial", "charge", "discrete_total"]
+    assert [*data] == ["initial", "charge", "discrete_budget"]
     xr.testing.assert_identical(data, whole[[*data]])
     files_read.clear()
     part = record.read("head", ["growth"], rows=slice(20, 80, 40))
@@ -298,6 +361,110 @@ def test_what_cannot_be_logged(tmp_path: Path, values: Any, message: str) -> Non
             recorder.log(values)
         train(optimizer, 2)
     assert list(open_record(tmp_path / "a").probes) == ["one"]
+
+
+# ---- matrices
+
+
+def attention(path: Path, *, matrices: bool, n_steps: int = 3, **options: Any) -> Any:
+    """A record of a Balance of two heads of four units, beside a norm."""
+    torch.manual_seed(0)
+    q, k = (torch.nn.Parameter(torch.randn(8, 5)) for _ in range(2))
+    rows = [Part("q", axis=0)], [Part("k", axis=0)]
+    symmetries = [Norm("rows", rows[0]), nperf.Balance("attn", *rows, size=4)]
+    optimizer = nperf.SGD([("q", q), ("k", k)], lr=0.1, weight_decay=0.1, symmetries=symmetries)
+    x = torch.randn(6, 5)
+    with Recorder(optimizer, path, matrices=matrices, **options):
+        for _ in range(n_steps):
+            optimizer.zero_grad()
+            heads = [(x @ w.T).unflatten(-1, (2, 4)) for w in (q, k)]
+            torch.einsum("ihu,jhu->hij", *heads).square().mean().backward()
+            optimizer.step()
+    return optimizer
+
+
+def test_a_balance_comes_back_with_its_dimensions(tmp_path: Path) -> None:
+    optimizer = attention(tmp_path / "a", matrices=True)
+    record, law = open_record(tmp_path / "a"), optimizer.readout().balances["attn"]
+    assert record.balances == {"attn": law.symmetry}
+    assert list(record) == ["rows"]
+    data = record.balance("attn")
+    last = data.isel(step=-1)
+    assert dict(data.sizes) == {"step": 4, "block": 2, "unit": 4, "other_unit": 4}
+    assert data.attrs == {"name": "attn", "kind": "balance", "closed": True, "reason": ""}
+    exact = {"charge": law.charge, "predicted_charge": law.discrete.total, "eigenvalues": law.eigenvalues}
+    for name, expected in (exact | {"predicted_eigenvalues": law.predicted_eigenvalues}).items():
+        np.testing.assert_array_equal(last[name], expected)
+    for name, matrix in {"residual": law.residual, "rounding": law.rounding}.items():
+        np.testing.assert_allclose(last[name], matrix.square().sum((1, 2)).sqrt(), rtol=1e-12)
+    free, forced = (x.square().sum((1, 2)).sqrt() for x in (law.discrete.free, law.discrete.forced))
+    np.testing.assert_allclose(
+        last["size"], torch.maximum(law.charge.square().sum((1, 2)).sqrt(), free + forced), rtol=1e-12
+    )
+    part = record.balance("attn", ["eigenvalues"], rows=slice(1, None, 2))
+    assert part.step.values.tolist() == [1, 3]
+    np.testing.assert_array_equal(part.eigenvalues, data.eigenvalues[[1, 3]])
+
+
+def test_what_a_balance_has_not(tmp_path: Path) -> None:
+    attention(tmp_path / "a", matrices=False)
+    record = open_record(tmp_path / "a")
+    assert "charge" not in record.balance("attn")
+    with pytest.raises(ValueError, match=r"no 'charge'; matrices have to be asked for: Recorder\(..., matrices=True\)"):
+        record.balance("attn", ["charge"])
+    with pytest.raises(ValueError, match="no 'eigenvalue'; there are: eigenvalues"):
+        record.balance("attn", ["eigenvalue"])
+    with pytest.raises(KeyError, match=r"no Balance 'attm' is recorded .* there are: attn"):
+        record.balance("attm")
+    with pytest.raises(KeyError, match=r"'attn' is a Balance, whose charges are matrices: record.balance\('attn'\)"):
+        record["attn"]
+    assert open_record(recorded(tmp_path / "b", 1)).balances == {}
+
+
+def test_names_of_a_balance_are_taken(tmp_path: Path) -> None:
+    message = "'attn: norms' is the name under which the Balance 'attn' is recorded; choose another"
+    with pytest.raises(ValueError, match=f"probes: {message}"):
+        attention(tmp_path / "a", matrices=False, probes={"attn: norms": lambda: 1.0})
+    assert not (tmp_path / "a").exists()
+    optimizer = attention(tmp_path / "b", matrices=False, probes={"attn: charge": lambda: 1.0})
+    with Recorder(optimizer, tmp_path / "c") as recorder, pytest.raises(ValueError, match=f"log: {message}"):
+        recorder.log({"attn: norms": 1.0})
+
+
+@pytest.mark.parametrize("shapes", [None, [], [[2, 3]], [[2]], [[-2, 4]], [["2", 4]], [[2, 4], [2, 4]]])
+def test_made_up_shapes_of_a_balance_are_damage(tmp_path: Path, shapes: Any) -> None:
+    attention(tmp_path / "a", matrices=True, n_steps=1)
+    root = json.loads((tmp_path / "a" / "zarr.json").read_text())
+    root["attributes"]["balance_shapes"] = shapes
+    (tmp_path / "a" / "zarr.json").write_text(json.dumps(root))
+    with pytest.raises(ValueError, match="is damaged"):
+        open_record(tmp_path / "a").balance("attn")
+
+
+# --- asking wrongly
+
+
+def test_one_series_may_be_asked_for_by_its_name(tmp_path: Path) -> None:
+    record = open_record(recorded(tmp_path / "a", 3))
+    xr.testing.assert_identical(record.read("head", "charge"), record.read("head", ["charge"]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"series": []}, "series: is empty; leave it out"),
+        ({"series": "chrage"}, "has no 'chrage'; did you mean 'charge'"),
+        ({"series": [3]}, "has no 3; there are"),
+        ({"rows": 3}, r"rows: must be a slice of positions in `steps`, such as slice\(0, None, 10\), got 3"),
+        ({"rows": [1, 2]}, r"rows: must be a slice .* got \[1, 2\]"),
+        ({"rows": slice(0.5, 2)}, "rows: must be a slice .* got slice"),
+        ({"rows": slice(0, 2, 0)}, "rows: a slice must not have the step 0"),
+    ],
+)
+def test_what_cannot_be_read(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
+    record = open_record(recorded(tmp_path / "a", 3))
+    with pytest.raises(ValueError, match=message):
+        record.read("head", **arguments)
 
 
 # --- what is on disk

@@ -19,9 +19,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from test_cli import assert_refused, call
-from viewed import HOSTILE, Training
+from torch import nn
+from viewed import HOSTILE, Training, attention
 
 import noetherperf as nperf
 from noetherperf.measure.printed import cells
@@ -116,7 +118,7 @@ def test_the_table_is_the_readouts(tmp_path: Path) -> None:
     table = Answers([training.path]).answer("table?run=0")
     readout = training.optimizer.readout()
     assert [row["cells"] for row in table["rows"]] == [cells(row) for row in rows(readout)]
-    assert [row["name"] for row in table["rows"]] == [row.name for row in rows(readout)]
+    assert [row["key"] for row in table["rows"]] == [row.name for row in rows(readout)]
     assert table["headings"][0] == "symmetry"
 
 
@@ -250,7 +252,7 @@ def test_an_open_law_predicts_nothing(tmp_path: Path) -> None:
     closed = [symmetry["closed"] for symmetry in state["symmetries"]]
     errors = unpacked(answers.answer("layers?run=0&quantity=residual")["values"])
     assert np.isfinite(errors[:, -1]).tolist() == closed
-    verdicts = {row["name"]: row["cells"][-1] for row in answers.answer("table?run=0")["rows"]}
+    verdicts = {row["key"]: row["cells"][-1] for row in answers.answer("table?run=0")["rows"]}
     assert len(verdicts) == len(closed)
     open_one = closed.index(False)
     for quantity in ("residual", "discrete", "flow", "flow_error"):
@@ -271,6 +273,90 @@ def test_labels_are_what_differs() -> None:
     assert of("/runs/a.zarr", "/runs/b.zarr") == ["a.zarr", "b.zarr"]
     assert of("/runs/a.zarr", "/runs/x/a.zarr") == ["a.zarr", "x/a.zarr"]
     assert of("/runs/a.zarr", "/runs/a.zarr") == ["a.zarr", "a.zarr"]
+
+
+# ---- matrices
+
+
+def test_a_balance_is_a_layer_among_the_others(tmp_path: Path) -> None:
+    path = attention(tmp_path / "a.zarr")
+    answers, data = Answers([path]), nperf.open_record(path).balance("q, k")
+    about = answers.answer("state")["runs"][0]["symmetries"]
+    assert [(x["name"], x["kind"], x["units"]) for x in about] == [("rows", "norm", 8), ("q, k", "balance", 8)]
+    charge = unpacked(answers.answer("layers?run=0&quantity=charge")["values"])[1]
+    np.testing.assert_allclose(charge, abs(data.eigenvalues).median(("block", "unit")), rtol=1e-6)
+    for name in ("residual", "rounding"):
+        relative = data[name] / data["size"]
+        layer = unpacked(answers.answer(f"layers?run=0&quantity={name}")["values"])[1]
+        np.testing.assert_allclose(layer, relative.max("block"), rtol=1e-6)
+        blocks = unpacked(answers.answer(f"series?run=0&symmetry=1&name={name}")["values"])
+        np.testing.assert_allclose(blocks, relative.T, rtol=1e-6)
+    assert np.isnan(unpacked(answers.answer("layers?run=0&quantity=effective_lr")["values"])[1]).all()
+    assert "a Balance has no" in answers.answer("series?run=0&symmetry=1&name=effective_lr")["missing"]
+    units = answers.answer("series?run=0&symmetry=1&name=charge")
+    np.testing.assert_allclose(unpacked(units["values"]).T, data.eigenvalues.to_numpy().reshape(7, 8), rtol=1e-6)
+    assert units["blocks"] == [0] * 4 + [1] * 4
+    (row,) = (row for row in answers.answer("table?run=0")["rows"] if row["key"] == "q, k")
+    assert row["cells"][1] == "balance"
+    assert re.fullmatch(r"holds to \de-\d+", row["cells"][-1])
+
+
+def test_spectra_and_matrices_are_the_records(tmp_path: Path) -> None:
+    path = attention(tmp_path / "a.zarr")
+    answers, data = Answers([path]), nperf.open_record(path).balance("q, k")
+    for block in (0, 1):
+        of = data.isel(block=block)
+        lines = answers.answer(f"spectrum?run=0&symmetry=1&block={block}")["lines"]
+        for name, expected in {"measured": of.eigenvalues, "law": of.predicted_eigenvalues}.items():
+            np.testing.assert_allclose(unpacked(lines[name]), expected.T, rtol=1e-6, err_msg=name)
+        matrices = answers.answer(f"matrix?run=0&symmetry=1&block={block}&row=3")
+        assert matrices["step"] == 3
+        at = of.isel(step=3)
+        expected = {"charge": at.charge, "law": at.predicted_charge, "residual": at.charge - at.predicted_charge}
+        for name, values in expected.items():
+            np.testing.assert_allclose(unpacked(matrices["matrices"][name]), values, rtol=1e-6, err_msg=name)
+    for question in ("spectrum?run=0&symmetry=1&block=2", "spectrum?run=0&symmetry=0&block=0",
+                     "matrix?run=0&symmetry=1&block=0&row=7", "matrix?run=0&symmetry=1&block=-1&row=0"):  # fmt: skip
+        with pytest.raises(LookupError):
+            answers.answer(question)
+
+
+def test_a_law_that_misses_a_matrix_is_told(tmp_path: Path) -> None:
+    """As the readout's line does; an open law predicts nothing."""
+    weights = [nn.Parameter(torch.randn(4, 3)) for _ in range(2)]
+    balance = nperf.Balance("pair", [nperf.Part("0", axis=0)], [nperf.Part("1", axis=0)])
+    for groups, verdict in ((1, r"the law misses \d+ % of the matrix"), (2, "open")):
+        named = [{"params": [(str(i), w)], "lr": 0.1 / (i + 1)} for i, w in enumerate(weights)]
+        optimizer = nperf.SGD(
+            [(str(i), w) for i, w in enumerate(weights)] if groups == 1 else named, lr=0.1, symmetries=[balance]
+        )
+        with nperf.Recorder(optimizer, tmp_path / "a.zarr", exists="overwrite"):
+            for _ in range(2):
+                for w in weights:
+                    w.grad = torch.randn_like(w)  # of no loss that the pair is symmetric in
+                optimizer.step()
+        answers = Answers([tmp_path / "a.zarr"])
+        (row,) = answers.answer("table?run=0")["rows"]
+        assert re.fullmatch(verdict, row["cells"][-1])
+        assert ("law" in answers.answer("spectrum?run=0&symmetry=0&block=0")["lines"]) == (groups == 1)
+        assert "not recorded" in answers.answer("matrix?run=0&symmetry=0&block=0&row=0")["missing"]
+
+
+def test_a_stretch_of_steps_has_finer_rows(tmp_path: Path) -> None:
+    training = Training(tmp_path / "a.zarr").step(100)
+    answers, charge = Answers([training.path], most_rows=16), nperf.open_record(training.path)["scale of 0"]["charge"]
+    question = "series?run=0&symmetry=0&name=charge"
+    assert answers.answer(question)["steps"] == [*range(0, 97, 8), 100]
+    for first, last, steps in ((9, 13, range(9, 14)), (10, 40, range(10, 41, 2)), (99, 500, (99, 100))):
+        found = answers.answer(f"{question}&first={first}&last={last}")
+        assert found["steps"] == list(steps)
+        np.testing.assert_allclose(unpacked(found["values"]).T, charge[list(steps)], rtol=1e-6)
+    training.step(50)
+    answers.answer("versions")
+    assert answers.answer(f"{question}&first=99&last=500")["steps"] == [*range(99, 148, 4), 150]
+    assert answers.answer(question)["steps"] == [*range(0, 145, 16), 150]
+    with pytest.raises(LookupError):
+        answers.answer(f"{question}&first=3")
 
 
 # ---- server
@@ -312,6 +398,14 @@ def test_the_server_is_for_this_machine_alone(server: PageServer) -> None:
 @pytest.mark.parametrize("path", ["/nothing", "/../pyproject.toml", "/data/", "/data/nothing", "/data/series?run=9"])
 def test_there_is_nothing_else(server: PageServer, path: str) -> None:
     assert get(server, path)[0] == 404
+
+
+def test_a_malformed_address_is_refused(server: PageServer, capfd: pytest.CaptureFixture[str]) -> None:
+    for path in ("http://[::1/", "http://[/data/state"):
+        with socket.create_connection(("127.0.0.1", server.server_port)) as connection:
+            connection.sendall(f"GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
+            assert b" 400 " in connection.makefile("rb").readline(), path
+    assert capfd.readouterr().err == ""
 
 
 def test_the_page_may_load_nothing_from_elsewhere(server: PageServer) -> None:
@@ -411,6 +505,10 @@ def test_what_cannot_be_shown_is_refused(record: Path, tmp_path: Path, monkeypat
     before = (record / "zarr.json").read_bytes()
     assert "is inside the record" in refused(record, "--html", record / "zarr.json")
     assert (record / "zarr.json").read_bytes() == before
+    assert f"is a folder; name a file in it, such as '{tmp_path / 'page.html'}'" in refused(record, "--html", tmp_path)
+    (tmp_path / "file").touch()
+    told = refused(record, "--html", tmp_path / "file" / "page.html")
+    assert f"file: '{tmp_path / 'file' / 'page.html'}' cannot be written" in told
     other = tmp_path / "other.zarr"
     other.mkdir()
     metadata = json.loads((record / "zarr.json").read_text())

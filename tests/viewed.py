@@ -11,6 +11,23 @@ import noetherperf as nperf
 HOSTILE = "<img src=x onerror=alert(1)>"
 
 
+def attention(path: Path, *, matrices: bool = True, n_steps: int = 6) -> Path:
+    """A record of a Balance "q, k", two heads of four units, beside a norm "rows"."""
+    torch.manual_seed(0)
+    q, k = (nn.Parameter(torch.randn(8, 5)) for _ in range(2))
+    parts = [nperf.Part("q", axis=0)], [nperf.Part("k", axis=0)]
+    symmetries = [nperf.Norm("rows", parts[0]), nperf.Balance("q, k", *parts, size=4)]
+    optimizer = nperf.SGD([("q", q), ("k", k)], lr=0.003, weight_decay=0.1, symmetries=symmetries)
+    x = torch.randn(6, 5)
+    with nperf.Recorder(optimizer, path, exists="overwrite", matrices=matrices):
+        for _ in range(n_steps):
+            optimizer.zero_grad()
+            heads = [(x @ w.T).unflatten(-1, (2, 4)) for w in (q, k)]
+            torch.einsum("ihu,jhu->hij", *heads).square().mean().backward()
+            optimizer.step()
+    return path
+
+
 class Training:
     """A training whose record grows: `step` makes steps, and commits their rows.
 

@@ -2,18 +2,31 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
 from noetherperf.cli.errors import as_typed, clean_errors, fail, is_given
 from noetherperf.cli.files import completing, local, report_files
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from noetherperf.plots.style import Picture
+
 __all__ = ["plot"]
 
 FORMATS = ("png", "pdf", "svg")
 CHOICES = ("symmetry", "layer", "groups", "quantity")
-QUANTITIES = ("charge", "residual", "rounding", "angular_update", "effective_lr", "relative_defect")
+OF_BALANCES = ("eigenvalues", "matrices")
+QUANTITIES = ("charge", "residual", "rounding", "angular_update", "effective_lr", "relative_defect", *OF_BALANCES)
+
+
+class Choice(TypedDict):
+    """Which symmetries: by name, and by module."""
+
+    symmetries: "Sequence[str]"
+    modules: "Sequence[str]"
 
 
 def plot(
@@ -52,8 +65,9 @@ def plot(
 ) -> None:
     """Draw the pictures of a record: charges, errors of the laws, parameters and loss, and a row of panels a layer.
 
-    With --symmetry, --layer, --groups or --quantity, only rows of panels of what they name are drawn. A picture without
-    data is not made, and the reason is printed.
+    With --symmetry, --layer, --groups or --quantity, only rows of panels of what they name are drawn. Of a Balance
+    these are eigenvalues. --quantity matrices draws its matrices: --groups says of how many blocks or which; by default
+    of the one that the law misses most. A picture without data is not made, and the reason is printed.
     """
     formats = format or ["png", "pdf"]
     if unknown := [name for name in formats if name not in FORMATS]:
@@ -62,9 +76,10 @@ def plot(
     with clean_errors():
         from noetherperf import plots
         from noetherperf.record import open_record
+        from noetherperf.record.files import outside_records
 
         opened = open_record(record)
-        folder = out or opened.path.parent
+        folder = opened.path.parent if out is None else outside_records(out, "--out")
 
         def left_out(name: str, reason: str) -> None:
             print(f"{name} is not drawn: {reason}", file=sys.stderr)
@@ -72,15 +87,31 @@ def plot(
         if not any(is_given(context, name) for name in CHOICES):
             report_files(plots.save_all(opened, folder, formats, dpi=dpi, left_out=left_out))
             return
-        for name in dict.fromkeys(quantity or ["charge"]):
+        choice: Choice = {"symmetries": symmetry or (), "modules": layer or ()}
+        blocks = chosen if is_given(context, "groups") else 1
+
+        def pages(name: str) -> "list[Picture]":
+            match name:
+                case "matrices":
+                    return plots.matrices(opened, **choice, blocks=blocks)
+                case "eigenvalues":
+                    return plots.spectra(opened, **choice, groups=chosen)
+            return plots.layers(opened, name, **choice, groups=chosen)
+
+        made: dict[str, list[Picture]] = {}
+        asked = quantity or ["charge", *["eigenvalues"] * bool(opened.balances)]
+        for name in dict.fromkeys(asked):
             try:
-                pages = plots.layers(opened, name, symmetries=symmetry or (), modules=layer or (), groups=chosen)
+                made[name] = pages(name)
             except plots.NothingToDraw as error:
-                left_out(name, str(error))
-                continue
+                if quantity or not opened.balances:
+                    left_out(name, str(error))
             except ValueError as error:
                 fail(as_typed(f"--{error}"))
-            report_files(plots.save(pages, folder / name, formats, dpi))
+        if not made and not quantity and opened.balances:
+            left_out("charge", "nothing that was asked for has such groups")
+        for name, figures in made.items():  # all are made before the first is saved
+            report_files(plots.save(figures, folder / name, formats, dpi))
 
 
 def _groups(text: str) -> int | list[int]:

@@ -37,7 +37,7 @@ def view(
         from noetherperf.view import Answers, PageServer, export
 
         if html is not None:
-            export(records, html)
+            export(records, html, progress=True)
             report_files([html])
             return
         answers = Answers(records)

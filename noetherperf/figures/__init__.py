@@ -29,7 +29,7 @@ from noetherperf.figures import (
     oscillation,
 )
 from noetherperf.figures.claims import Claim, Data
-from noetherperf.plots import adaptive, matrices, planar, training
+from noetherperf.plots import adaptive, heads, planar, training
 from noetherperf.plots.style import Picture, save
 
 __all__ = ["GALLERY", "Claim", "Data", "Figure", "load", "make"]
@@ -119,7 +119,7 @@ GALLERY: dict[str, Figure] = {
     "balance": Figure(
         "the matrices that heads and linear layers conserve: eigenvalues under SGD and AdamW, on their laws",
         balance.compute,
-        matrices.balance,
+        heads.balance,
         balance.claims,
     ),
 }

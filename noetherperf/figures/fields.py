@@ -11,7 +11,7 @@ from noetherperf.figures.components import COMPONENTS
 __all__ = ["claims", "compute"]
 
 REACH = 2.0
-N_FINE, N_ARROWS = 160, 8
+N_FINE, N_ARROWS = 160, 6
 
 
 def compute(quick: bool) -> Data:
@@ -24,7 +24,7 @@ def compute(quick: bool) -> Data:
     for component in COMPONENTS:
         fine = torch.linspace(-REACH, REACH, N_FINE // 4 if quick else N_FINE, dtype=torch.float64)
         grid = torch.stack(torch.meshgrid(fine, fine, indexing="xy"), -1)
-        coarse = torch.linspace(-0.87 * REACH, 0.87 * REACH, N_ARROWS, dtype=torch.float64)
+        coarse = torch.linspace(-0.84 * REACH, 0.84 * REACH, N_ARROWS, dtype=torch.float64)
         points = torch.stack(torch.meshgrid(coarse, coarse, indexing="xy"), -1).reshape(-1, 2)
         gradient = vmap(grad(component.loss))(points)
         generator = vmap(component.generator)(points)

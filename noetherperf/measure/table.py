@@ -190,9 +190,9 @@ def row(
         name: The symmetry's.
         kind: Its kind: "translation", "scale", "rescale", "balance" or "norm".
         values: Arrays [n groups], float64, under the names that they have in a record: charge, initial, discrete_free,
-            discrete_forced, discrete_defect, discrete_budget; growth and transport where the rule has them;
-            relative_defect, angular_update, effective_lr and sq_g where they are known; residual where it is not
-            charge − (discrete_budget − discrete_defect).
+            discrete_forced, discrete_defect, discrete_budget; growth and transport where the rule has them, and decay,
+            which else is the rest; relative_defect, angular_update, effective_lr and sq_g where they are known;
+            residual where it is not charge − (discrete_budget − discrete_defect).
         rule: "sgd", "adam" or "given" (Probe).
         step: Steps since measuring began.
         reason: Why free + forced is no prediction; empty if it is one.
@@ -232,7 +232,7 @@ def _change(values: Mapping[str, Numbers], *, closed: bool) -> Change:
     decay, growth = free - initial, forced
     if not closed and "growth" in values:
         growth, defect = values["growth"], values["transport"]
-        decay = budget - growth - defect - initial
+        decay = values.get("decay", budget - growth - defect - initial)
         terms += [growth, defect]
     least = RESOLUTION * sum(map(np.abs, terms))
 

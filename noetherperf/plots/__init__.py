@@ -4,9 +4,11 @@
     panels     one symmetry in a panel, thinned
     record     figures of a record: charges, residuals, parameters, loss
     layers     all symmetries of a record, a row a layer
+    balances   those whose charges are matrices: spectra and matrices
+    sheet, reading, choice   where panels stand, what is read for them, what they show
     constraints  of a check
     planar     gallery figures in the plane of two parameters: fields, manifolds, modified
-    matrices   gallery figure of matrices of charges: balance
+    heads      gallery figure of matrices of charges: balance
     training   gallery figures of training runs: neurons, dynamics, oscillation, errors, budget
 
 Every function takes data and returns a new matplotlib Figure. None changes global state or needs a display.
@@ -27,6 +29,7 @@ if "matplotlib" not in sys.modules and (_backend := os.environ.pop("MPLBACKEND",
     finally:
         os.environ["MPLBACKEND"] = _backend
 
+from noetherperf.plots.balances import matrices, spectra
 from noetherperf.plots.constraints import constraints, save_constraints
 from noetherperf.plots.layers import layers
 from noetherperf.plots.record import FIGURES, charges, loss, parameters, residuals, save_all
@@ -39,9 +42,11 @@ __all__ = [
     "constraints",
     "layers",
     "loss",
+    "matrices",
     "parameters",
     "residuals",
     "save",
     "save_all",
     "save_constraints",
+    "spectra",
 ]

@@ -38,7 +38,13 @@ LABELS = {
     "rescale": r"$|\theta_\mathrm{in}|^2 - |\theta_\mathrm{out}|^2$",
 }
 MEASURED: dict[str, Any] = {"linewidth": 1.6}
-RULE_COLORS = (BLUE, RED, GREEN, SAND)  # of the settings of `equilibrium`
+RULES: tuple[dict[str, Any], ...] = (  # the settings of `equilibrium`
+    {"color": BLUE, "linestyle": "-"},
+    {"color": RED, "linestyle": (0, (5, 1.5))},
+    {"color": GREEN, "linestyle": (0, (5, 1.5, 1, 1.5))},
+    {"color": SAND, "linestyle": (0, (2.5, 1))},
+)
+RULE_MARKERS = ("o", "s", "^", "D")
 SCHEDULES = {
     "constant": (r"constant $\lambda$: decay $\propto\eta$ (torch)", RED),
     "proportional": (r"$\lambda\propto\eta$: decay $\propto\eta^2$", BLUE),
@@ -139,11 +145,11 @@ def _setting(data: Data, index: int) -> str:
 
 
 def _angles(axes: Axes, data: Data) -> None:
-    for index, color in enumerate(RULE_COLORS):
+    for index, look in enumerate(RULES):
         steps, angle = data[f"{index}/steps"][1:], data[f"{index}/angle"][1:]
         smooth = np.stack([_running_rms(column) for column in angle.T], 1)
         rule, beta = str(data[f"{index}/rule"]), float(data[f"{index}/momentum"])
-        axes.plot(steps / steps[-1], np.median(smooth, 1), color=color, linewidth=1.3, label=f"{rule} {beta:g}")
+        axes.plot(steps / steps[-1], np.median(smooth, 1), **look, linewidth=1.3, label=f"{rule} {beta:g}")
         axes.axhline(float(data[f"{index}/predicted_angle"]), **FLOW, zorder=5)
     _log_ticks(axes, [0.002, 0.005, 0.01, 0.02, 0.05])
     axes.set_ylim(1.5e-3, 0.5)
@@ -166,7 +172,7 @@ def _late(axes: Axes, data: Data) -> None:
     norm, free, defect = (data[f"3/{name}"].mean(1) / predicted for name in ("norm", "free", "defect"))
     axes.plot(steps, norm, color=BLUE, linewidth=1.8, label="measured")
     axes.plot(steps, free, color="0.6", linestyle=(0, (5, 1.5)), linewidth=1.4, label="left of the start")
-    axes.plot(steps, norm - free - defect, color=SAND, linewidth=1.4, label="forced")
+    axes.plot(steps, norm - free - defect, color=SAND, linestyle=(0, (2.5, 1)), linewidth=1.6, label="forced")
     axes.plot(steps, defect, color=RED, linewidth=1.0, label="defect")
     axes.axhline(1.0, **FLOW, zorder=5)
     axes.set_ylim(-0.3, 6.0)
@@ -180,9 +186,8 @@ def _off(axes: Axes, data: Data) -> None:
     drawn = []
     for index in range(1, 4):
         told, off = (100.0 * data[f"{index}/{name}"] for name in ("told", "off"))
-        axes.scatter(
-            told, off, s=9, color=RULE_COLORS[index], linewidths=0, label=f"AdamW {data[f'{index}/momentum']:g}"
-        )
+        look = {"color": RULES[index]["color"], "marker": RULE_MARKERS[index], "linewidths": 0}
+        axes.scatter(told, off, s=11, **look, label=f"AdamW {data[f'{index}/momentum']:g}")
         drawn += [told, off]
     ends = [np.concatenate(drawn).min(), np.concatenate(drawn).max()]
     axes.plot(ends, ends, **FLOW)

@@ -2,20 +2,22 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from noetherperf.checks import Constraints
-from noetherperf.checks.exact import Stage
 from noetherperf.common.paths import local_path
 from noetherperf.plots.style import BLUE, GREEN, HEIGHT, RED, WIDTH, save, say, shown, styled
 
+if TYPE_CHECKING:
+    from noetherperf.checks import Constraints
+    from noetherperf.checks.exact import Stage
+
 __all__ = ["constraints", "save_constraints"]
 
-STAGES: dict[Stage, dict[str, Any]] = {
+STAGES: "dict[Stage, dict[str, Any]]" = {
     "as_is": {"color": RED, "marker": "o", "label": "as the model is"},
     "float64": {"color": GREEN, "marker": "s", "label": "in float64"},
     "no_eps": {"color": BLUE, "marker": "D", "label": "in float64, eps → 0"},
@@ -27,12 +29,12 @@ CONSTRAINT_FORMULAS = {
 
 
 @styled
-def constraints(checked: Constraints) -> Figure:
-    """Relative defects of every symmetry's constraints: a row for each symmetry, in it one line of dots for each stage.
+def constraints(checked: "Constraints") -> Figure:
+    """Relative defects of every symmetry's constraints: a row for each symmetry, in it a line of strokes a stage.
 
-    A dot is a group. If a stage's dots lie left of the previous stage's, the difference was rounding (float64) or eps
-    (eps → 0). Dots right of the tolerance in the last stage break the symmetry, and its name is red. Defects of exactly
-    zero stand at the left edge.
+    A stroke is a group, and the marker is at their median. If a stage's strokes lie left of the previous stage's, the
+    difference was rounding (float64) or eps (eps → 0). Strokes right of the tolerance in the last stage break the
+    symmetry, and its name is red. Defects of exactly zero stand at the left edge.
 
     Args:
         checked: From `check_constraints`.
@@ -64,20 +66,24 @@ def constraints(checked: Constraints) -> Figure:
         for position, stage in enumerate(checked.stages):
             offset = (position - (len(checked.stages) - 1) / 2) * 0.26
             for row, values in enumerate(defects[kind, stage]):
-                axes.plot(np.maximum(values, left), np.full(len(values), row + offset), linestyle="", markersize=2.4,
-                          markeredgewidth=0, alpha=0.7, clip_on=False, **STAGES[stage] | {"label": None})  # fmt: skip
+                look, shown_at = STAGES[stage], np.maximum(values, left)
+                axes.plot(shown_at, np.full(len(values), row + offset), linestyle="", marker="|", markersize=5.5,
+                          markeredgewidth=0.7, alpha=0.6, clip_on=False, color=look["color"])  # fmt: skip
+                if len(finite := shown_at[np.isfinite(shown_at)]):
+                    axes.plot(np.median(finite), row + offset, **look | {"label": None}, markersize=4.5,
+                              markeredgecolor="white", markeredgewidth=0.6, clip_on=False, zorder=4)  # fmt: skip
         axes.set_xlabel("relative defect")
     panels[0].set_yticks(range(len(symmetries)), [shown(s.name) for s in symmetries], parse_math=False)
     panels[0].set_ylim(len(symmetries) - 0.5, -0.5)
     for label, symmetry in zip(panels[0].get_yticklabels(), symmetries, strict=True):
         label.set_color(STAGES["as_is"]["color"] if symmetry.name in checked.failed else "black")
-    handles = [Line2D([], [], linestyle="", markersize=4, **STAGES[stage]) for stage in checked.stages]
+    handles = [Line2D([], [], linestyle="", markersize=5, **STAGES[stage]) for stage in checked.stages]
     handles.append(Line2D([], [], color="0.7", linewidth=0.8, label=f"tolerance {checked.tolerance:.0e}"))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     return figure
 
 
-def save_constraints(checked: Constraints, directory: str | os.PathLike[str]) -> list[Path]:
+def save_constraints(checked: "Constraints", directory: str | os.PathLike[str]) -> list[Path]:
     """Save the figure `constraints`, as png (150 dpi) and pdf.
 
     Args:

@@ -1,22 +1,35 @@
 """All symmetries of a record, or chosen ones: a row of panels for each layer, page by page."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from noetherperf.plots.panels import CHARGE, MAX_CURVES, Groups, draw, explain, label_time, letter, unit
-from noetherperf.plots.style import MUTED, WIDTH, NothingToDraw, shown, style
+from noetherperf.plots.choice import Rows, chosen, rows_of_layers
+from noetherperf.plots.panels import (
+    CHARGE,
+    MAX_CURVES,
+    Curves,
+    Groups,
+    check_groups,
+    draw,
+    explain,
+    label_time,
+    read_curves,
+    thinning,
+    unit,
+)
+from noetherperf.plots.sheet import new_panel, new_sheet, place, title_room
+from noetherperf.plots.style import NothingToDraw, shown, style
 from noetherperf.record import Record
 from noetherperf.record.series import SERIES
 from noetherperf.symmetry import Symmetry
-from noetherperf.symmetry.names import meant, nearest
+from noetherperf.symmetry.names import nearest
 
-__all__ = ["layers"]
+__all__ = ["layers", "pages"]
 
-COLUMNS, ROWS = 3, 7  # of a page
-N_PARTS = 6  # of a row, for one, two or three panels
-PANEL = 1.3, 0.75  # inches: height of a row; of all that is above and below the rows
+ROWS = 7  # of a page
+PANEL = 0.8  # height in inches
 
 
 def layers(
@@ -49,84 +62,81 @@ def layers(
     if quantity not in record.series:
         asked = "; record it with Recorder(..., series=[...])" if quantity in SERIES else ""
         raise ValueError(f"quantity: {quantity!r} is not in this record{asked}; {nearest(quantity, record.series)}")
-    if (groups < 1) if isinstance(groups, int) else (not groups or min(groups) < 0):
-        raise ValueError(f"groups: must be a number of groups, at least 1, or their indices from 0, got {groups!r}")
-    chosen = _chosen(record, list(symmetries), list(modules))
+    check_groups(groups)
+    every = chosen(record, list(symmetries), list(modules))
+    found = [symmetry for symmetry in every if symmetry.name not in record.balances]
+    if every and not found:
+        raise NothingToDraw("the charges of a Balance are matrices: draw its eigenvalues (spectra) or matrices")
     n_groups = dict(zip(record, record.attrs["n_groups"], strict=True))
     least = 0 if isinstance(groups, int) else min(groups)
-    if not (drawn := [symmetry for symmetry in chosen if n_groups[symmetry.name] > least]):
+    if not (drawn := [symmetry for symmetry in found if n_groups[symmetry.name] > least]):
         raise NothingToDraw(
             f"no symmetry of the record has a group {least}" if any(n_groups.values()) else "no symmetry was recorded"
         )
-    rows = _rows(drawn)
+    curves = read_curves(record, [symmetry.name for symmetry in drawn], groups, quantity)
+    law = "flow law, free + forced" if quantity == "charge" and "flow_total" in record.series else ""
     with style():
-        return [_page(record, rows[start : start + ROWS], quantity, groups) for start in range(0, len(rows), ROWS)]
+        return pages(
+            record,
+            rows_of_layers(drawn),
+            curves,
+            groups,
+            measured=f"{unit(quantity)}, coloured by the initial charge",
+            law=law,
+            header=_formula(drawn, quantity),
+        )
 
 
-def _chosen(record: Record, names: Sequence[str], modules: Sequence[str]) -> list[Symmetry]:
-    """The symmetries of these names, and those with a part in one of these modules; all if neither is given."""
-    if not names and not modules:
-        return list(record.symmetries)
-    wanted = set[str]()
-    for name in names:
-        found = [name] if name in record else meant(name, record.symmetries)
-        if not found:
-            raise ValueError(f"symmetry: the record has no {name!r}; {nearest(name, list(record))}")
-        wanted.update(found)
-    known = {module for symmetry in record.symmetries for module in _modules(symmetry)}
-    for module in modules:
-        if module not in known:
-            raise ValueError(f"layer: no recorded symmetry has a part in {module!r}; {nearest(module, sorted(known))}")
-    return [s for s in record.symmetries if s.name in wanted or not _modules(s).isdisjoint(modules)]
+def pages(
+    record: Record, rows: Rows, curves: Mapping[str, Curves], groups: Groups, *, measured: str, law: str, header: str
+) -> list[Figure]:
+    """Rows of panels, page by page.
 
-
-def _modules(symmetry: Symmetry) -> set[str]:
-    return {_module(part.parameter) for part in symmetry.parts}
-
-
-def _module(parameter: str) -> str:
-    return parameter.rpartition(".")[0] or parameter
-
-
-def _rows(symmetries: Collection[Symmetry]) -> list[tuple[str, list[str]]]:
-    """Rows of panels: a layer, and names of at most COLUMNS of its symmetries."""
-    of_layer: dict[str, list[str]] = {}
-    for symmetry in symmetries:
-        of_layer.setdefault(_module(symmetry.parts[0].parameter), []).append(symmetry.name)
+    Args:
+        record: The record.
+        rows: Layers, and the names of what is drawn of each.
+        curves: By name.
+        groups: As drawn.
+        measured: What the solid lines are, and what their colours follow.
+        law: What the dotted lines are; "" without any.
+        header: Above the panels of each page.
+    """
     return [
-        (layer, names[start : start + COLUMNS])
-        for layer, names in of_layer.items()
-        for start in range(0, len(names), COLUMNS)
+        _page(record, rows[start : start + ROWS], curves, groups, measured, law, header)
+        for start in range(0, len(rows), ROWS)
     ]
 
 
-def _page(record: Record, rows: Sequence[tuple[str, list[str]]], quantity: str, groups: Groups) -> Figure:
-    figure = Figure(figsize=(WIDTH, PANEL[0] * len(rows) + PANEL[1]), layout="constrained")
-    grid = figure.add_gridspec(len(rows), N_PARTS)
-    panels: list[Axes] = []
+def _page(
+    record: Record, rows: Rows, curves: Mapping[str, Curves], groups: Groups, measured: str, law: str, header: str
+) -> Figure:
+    figure = new_sheet()
+    panels: list[list[Axes]] = []
     for row, (layer, names) in enumerate(rows):
-        width = N_PARTS // len(names)
         is_last = row + 1 == len(rows)
-        for column, name in enumerate(names):
-            axes = figure.add_subplot(grid[row, column * width : (column + 1) * width])
-            draw(axes, record, name, groups, quantity)
+        panels.append([])
+        for name in names:
+            axes = new_panel(figure)
+            draw(axes, record.steps, curves[name], title_room(figure, len(names)))
             axes.set_xlabel("step" if is_last else "")
             axes.tick_params(labelbottom=is_last or len(rows[row + 1][1]) != len(names))
-            if column == 0:
-                axes.set_ylabel(shown(layer, 20), weight="bold", parse_math=False)
             if row == 0:
                 label_time(axes, record)
-            panels.append(axes)
-    letter(panels)
-    law = quantity == "charge" and "flow_total" in record.series
-    explain(figure, groups, law=law, measured=f"measured {unit(quantity)}")
-    figure.suptitle(_formula(record, rows, quantity), x=0.01, ha="left", fontsize=7.5, color=MUTED, parse_math=False)
+            panels[-1].append(axes)
+        panels[-1][0].set_ylabel(shown(layer, 20), weight="bold", parse_math=False)
+    place(
+        figure,
+        panels,
+        PANEL,
+        legend_lines=explain(figure, groups, law=law, measured=f"measured {measured}"),
+        header=header,
+        footer=thinning(len(record.steps)),
+    )
     return figure
 
 
-def _formula(record: Record, rows: Sequence[tuple[str, list[str]]], quantity: str) -> str:
+def _formula(symmetries: Sequence[Symmetry], quantity: str) -> str:
     if quantity != "charge":
         return f"{unit(quantity)}: {SERIES[quantity].formula}"
-    kind_of = {symmetry.name: symmetry.kind for symmetry in record.symmetries}
-    kinds = dict.fromkeys(kind_of[name] for _, names in rows for name in names)
+    kinds = dict.fromkeys(symmetry.kind for symmetry in symmetries)
     return "charge: " + " · ".join(f"{kind} {CHARGE[kind]}" for kind in kinds)

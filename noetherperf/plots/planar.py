@@ -29,20 +29,24 @@ CHARGE = {
     "rescale": r"$\theta_1^2 - \theta_2^2$",
 }
 MOTIONS: dict[str, tuple[str, dict[str, Any]]] = {
-    "noise": ("noise", {"color": "0.62", "linewidth": 0.9, "zorder": 2}),
+    "noise": ("noise", {"color": "0.55", "linewidth": 0.9, "zorder": 3}),
     "steps": (
         "finite steps",
         {"color": RED, "linewidth": 0.8, "marker": "o", "markersize": 2.6, "linestyle": "-", "zorder": 4},
     ),
     "momentum": ("momentum", {"color": GREEN, "linewidth": 1.3, "linestyle": (0, (5, 1.5, 1, 1.5)), "zorder": 3}),
     "decay": ("weight decay", {"color": SAND, "linewidth": 1.5, "linestyle": (0, (5, 1.5)), "zorder": 3}),
-    "flow": ("gradient flow", {"color": BLUE, "linewidth": 2.2, "linestyle": "-", "zorder": 5}),
+    "flow": ("gradient flow", {"color": BLUE, "linewidth": 3.4, "linestyle": "-", "alpha": 0.55, "zorder": 2}),
 }
+ARROWS: tuple[tuple[str, float, dict[str, Any]], ...] = (  # of the fields
+    ("generator", 1.0, {"facecolor": "white", "edgecolor": RED, "linewidth": 0.8}),
+    ("gradient", -1.0, {"facecolor": BLUE, "edgecolor": BLUE, "linewidth": 0.3}),
+)
 LAW = FLOW | {"zorder": 6}
 MODELS: dict[str, dict[str, Any]] = {
-    "gradient flow": {"color": SAND, "linestyle": (0, (5, 1.5)), "marker": "s"},
-    "modified loss": {"color": RED, "linestyle": (0, (5, 1.5, 1, 1.5)), "marker": "^"},
-    "modified flow": {"color": BLUE, "linestyle": "-", "marker": "o"},
+    "gradient flow": {"color": SAND, "linestyle": (0, (5, 1.5)), "marker": "s", "markersize": 6.5},
+    "modified loss": {"color": RED, "linestyle": (0, (5, 1.5, 1, 1.5)), "marker": "^", "markersize": 4},
+    "modified flow": {"color": BLUE, "linestyle": "-", "marker": "o", "markersize": 4},
 }
 
 
@@ -54,16 +58,16 @@ def fields(data: Data) -> Figure:
         _landscape(axes, data[f"{kind}/axis"], data[f"{kind}/loss"])
         points = data[f"{kind}/points"]
         inside = np.linalg.norm(points, axis=1) > 0.3  # near the origin a normalised weight has no direction
-        for name, sign, color in (("generator", 1.0, RED), ("gradient", -1.0, BLUE)):
+        for name, sign, look in ARROWS:
             vectors = sign * data[f"{kind}/{name}"][inside]
             unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-            axes.quiver(*points[inside].T, *unit.T, color=color, pivot="tail", angles="xy", scale_units="xy", scale=2.9,
-                        width=0.0065, headwidth=4, headlength=4.5, headaxislength=4, zorder=3)  # fmt: skip
+            axes.quiver(*points[inside].T, *unit.T, **look, pivot="tail", angles="xy", scale_units="xy", scale=3.1,
+                        width=0.0085, headwidth=4.2, headlength=4.6, headaxislength=4.6, zorder=3)  # fmt: skip
         axes.set_title(title)
         _plane(axes)
     lines = [
-        Line2D([], [], color=BLUE, marker=">", markersize=4, label="downhill, $-g$"),
-        Line2D([], [], color=RED, marker=">", markersize=4, label=r"generator $\psi$"),
+        Line2D([], [], color=BLUE, marker=">", markersize=5, label="downhill, $-g$: filled"),
+        Line2D([], [], color=RED, marker=">", markersize=5, markerfacecolor="white", label=r"generator $\psi$: open"),
         Line2D([], [], color="0.6", linewidth=0.6, label="equal loss"),
     ]
     figure.legend(handles=lines, loc="outside lower center", ncols=3)
@@ -84,8 +88,8 @@ def manifolds(data: Data) -> Figure:
             time, charge = data[f"{kind}/{motion}/time"], data[f"{kind}/{motion}/charge"]
             over_time.plot(time, charge, **look)
         over_time.plot(data[f"{kind}/steps/time"], data[f"{kind}/steps/law"], **LAW)
-        plane.plot(*paths["flow"][0], marker="o", color="black", markersize=4.5, zorder=6)
-        plane.plot(*paths["flow"][-1], marker="*", color="black", markersize=8, zorder=6)
+        plane.plot(*paths["flow"][0], marker="o", color="black", markerfacecolor="none", markersize=7, zorder=6)
+        plane.plot(*paths["flow"][-1], marker="*", color="black", markerfacecolor="none", markersize=11, zorder=6)
         plane.set_title(title)
         _plane(plane)
         over_time.set_xlabel("time η·steps")
@@ -119,7 +123,7 @@ def modified(data: Data) -> Figure:
     for name, filled in (("plain", True), ("momentum", False)):
         for model, look in MODELS.items():
             axes = orders
-            axes.loglog(data[f"{name}/lr"], data[f"{name}/{model}/error"], linewidth=1.0, markersize=4,
+            axes.loglog(data[f"{name}/lr"], data[f"{name}/{model}/error"], linewidth=1.0,
                         markerfacecolor=look["color"] if filled else "white", **look)  # fmt: skip
     lr = data["plain/lr"]
     for power, model in ((1, "gradient flow"), (2, "modified loss")):

@@ -6,36 +6,45 @@ says what the record lacks.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from noetherperf.common.paths import local_path
+from noetherperf.plots.balances import matrices, spectra
 from noetherperf.plots.layers import layers
-from noetherperf.plots.panels import CHARGE, MAX_CURVES, draw, explain, label_time, letter, some_groups, thinned
-from noetherperf.plots.style import (
-    BLUE,
-    HEIGHT,
-    KIND_LINES,
-    MUTED,
-    WIDTH,
-    NothingToDraw,
+from noetherperf.plots.panels import (
+    CHARGE,
+    MAX_CURVES,
+    dot,
+    draw,
+    explain,
     label_steps,
-    log_axis,
-    save,
-    styled,
+    label_time,
+    read_curves,
+    some_groups,
+    thinned,
+    thinning,
 )
-from noetherperf.record import TERMS, LawName, Record, relative_error
-from noetherperf.record.law_error import DIFFERENCES
+from noetherperf.plots.reading import columns_of, read_blocks
+from noetherperf.plots.sheet import new_panel, new_sheet, place, title_room
+from noetherperf.plots.style import BLUE, KIND_LINES, MUTED, WIDTH, NothingToDraw, colors, log_axis, save, styled
+from noetherperf.record import TERMS, LawName, Record
+from noetherperf.record.files import outside_records
+from noetherperf.record.law_error import DIFFERENCES, error_of
 
 __all__ = ["FIGURES", "charges", "loss", "parameters", "residuals", "save_all"]
 
-ROWS = 500  # of a law's errors
+PANEL = 1.75  # height in inches
+MEANS = 500  # of a running mean, at most
+#: Machine epsilon of the dtypes that parameters may have: the relative rounding error of one stored value.
+EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+FLOW_LAW = "flow law, free + forced"
 LAWS: dict[LawName, str] = {
     "flow": "flow law\nfree + forced",
     "discrete": "discrete law\nfree + forced",
@@ -61,17 +70,18 @@ def charges(record: Record) -> Figure:
         NothingToDraw: No charge of any group was recorded.
     """
     names = _representatives(record)
-    n_rows = 1 if len(names) < 4 else 2
-    n_columns = -(-len(names) // n_rows)
-    width = WIDTH * (1, 0.5, 0.75, 1)[n_columns]
-    figure = Figure(figsize=(width, HEIGHT * n_rows), layout="constrained")
-    panels = list(figure.subplots(n_rows, n_columns, squeeze=False).ravel()[: len(names)])
-    for axes, (kind, name) in zip(panels, names.items(), strict=True):
-        draw(axes, record, name, MAX_CURVES)
-        axes.set_ylabel(CHARGE[kind])
-        label_time(axes, record)
-    letter(panels)
-    explain(figure, MAX_CURVES, law="flow_total" in record.series)
+    n_columns = min(len(names), 3) if len(names) != 4 else 2
+    figure = new_sheet(WIDTH * (0.5, 0.8, 1)[n_columns - 1])
+    curves = read_curves(record, names.values(), MAX_CURVES)
+    panels = []
+    for kind, name in names.items():
+        panels.append(new_panel(figure))
+        draw(panels[-1], record.steps, curves[name], title_room(figure, n_columns))
+        panels[-1].set_ylabel(CHARGE[kind])
+        label_time(panels[-1], record)
+    lines = explain(figure, MAX_CURVES, law=FLOW_LAW * ("flow_total" in record.series))
+    rows = [panels[start : start + n_columns] for start in range(0, len(panels), n_columns)]
+    place(figure, rows, PANEL, legend_lines=lines, footer=thinning(len(record.steps)))
     return figure
 
 
@@ -79,8 +89,8 @@ def charges(record: Record) -> Figure:
 def residuals(record: Record) -> Figure:
     """Relative errors of flow law, discrete law and the update's budget over training, worst group of each kind.
 
-    The error is `relative_error`, the largest over all groups of all symmetries of a kind with a closed law; of a long
-    record, at about 500 evenly spaced rows. The grey line is the machine epsilon of the parameters' dtype, the
+    The error is `relative_error`, the largest over all groups of all symmetries of a kind with a closed law, at every
+    row. The grey line is the machine epsilon of the parameters' dtype, the
     relative rounding error of one stored value.
 
     Args:
@@ -98,28 +108,35 @@ def residuals(record: Record) -> Figure:
     closed = {kind: [name for name, _, closed in _of_kind(record, kind) if closed] for kind in CHARGE}
     if not any(closed.values()):
         reason = next(filter(None, record.attrs["reason"]), "")
-        why = f"no law is closed ({reason})" if reason else "no symmetry was recorded"
+        why = f"no law is closed ({reason})" if reason else "no symmetry with a charge for each group was recorded"
         raise NothingToDraw(f"{why}, so that none predicts anything")
-    rows = slice(None, None, -(-len(record.steps) // ROWS) or 1)
-    worst = {kind: _worst_errors(record, names, laws, rows) for kind, names in closed.items() if names}
-    figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
-    panels = list(figure.subplots(1, len(laws), sharey=True, squeeze=False)[0])
-    floors = {name: torch.finfo(getattr(torch, name)).eps for name in record.attrs["dtypes"]}
-    for axes, law in zip(panels, laws, strict=True):
+    worst = _worst_errors(record, {kind: names for kind, names in closed.items() if names}, laws)
+    if not any(_are_visible(errors[law]) for errors in worst.values() for law in laws):
+        raise NothingToDraw("no recorded error of a law is finite and above 0")
+    figure = new_sheet()
+    panels = []
+    floors = {name: EPSILON[name] for name in record.attrs["dtypes"] if name in EPSILON}
+    for law in laws:
+        panels.append(axes := new_panel(figure))
         axes.set_title(LAWS[law])
         for kind, errors in worst.items():
-            axes.plot(record.steps[rows], errors[law], **KIND_LINES[kind])
+            steps, points = thinned(record.steps, errors[law][:, None])
+            axes.plot(steps, points, **KIND_LINES[kind])
+        if not any(_are_visible(errors[law]) for errors in worst.values()):
+            axes.text(0.5, 0.5, "no error above 0", transform=axes.transAxes, ha="center", color=MUTED)
         for name, floor in floors.items():
             axes.axhline(floor, color="0.7", linewidth=0.8, zorder=0)
             axes.annotate(f"{name} ε", (1, floor), xycoords=("axes fraction", "data"), color=MUTED, fontsize=6.5,
                           xytext=(0, 2), textcoords="offset points", ha="right")  # fmt: skip
-        label_steps(axes)
+        log_axis(axes, [*(errors[law] for errors in worst.values() for law in laws), np.array(list(floors.values()))])
+        label_steps(axes, record.steps)
+    for axes in panels[1:]:
+        axes.sharey(panels[0])
+        axes.tick_params(labelleft=False)
     panels[0].set_ylabel("relative error of the worst group")
-    drawn = [errors[law] for errors in worst.values() for law in laws]
-    log_axis(panels[0], [*drawn, np.array(list(floors.values()))])
-    letter(panels)
     handles = [Line2D([], [], **KIND_LINES[kind], label=kind) for kind in worst]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    figure.legend(handles=handles, loc="lower center", ncols=len(handles))
+    place(figure, [panels], PANEL, footer=thinning(len(record.steps)))
     return figure
 
 
@@ -138,21 +155,22 @@ def parameters(record: Record) -> Figure:
     """
     values = _probe(record, "parameters", "Recorder(..., probes={'parameters': lambda: weight[0]})")
     kind, name = next(iter(_representatives(record).items()))
-    figure = Figure(figsize=(WIDTH * 0.75, HEIGHT), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure = new_sheet(0.8 * WIDTH)
+    left, right = new_panel(figure), new_panel(figure)
     left.set_title("parameters\nsingle entries")
     values = values.reshape(len(record.steps), -1)
-    for index, color in some_groups(values[:1].ravel(), MAX_CURVES):
-        steps, points = thinned(record.steps, values[:, [index]])
-        left.plot(steps, points, color=color, linewidth=0.8)
-    left.set_ylabel(r"$\theta_i$")
-    label_steps(left)
-    label_time(left, record)
-    draw(right, record, name, MAX_CURVES)
+    chosen = some_groups(values[0], MAX_CURVES)
+    steps, points = thinned(record.steps, values[:, chosen])
+    for x, y, color in zip(steps.T, points.T, colors(len(chosen)), strict=True):
+        left.plot(x, y, color=color, linewidth=0.8, **dot(y))
+    left.set_ylabel("θᵢ")
+    label_steps(left, record.steps)
+    draw(right, record.steps, read_curves(record, [name], MAX_CURVES)[name], title_room(figure, 2))
     right.set_ylabel(CHARGE[kind])
-    label_time(right, record)
-    letter([left, right])
-    explain(figure, MAX_CURVES, law="flow_total" in record.series)
+    for axes in (left, right):
+        label_time(axes, record)
+    lines = explain(figure, MAX_CURVES, law=FLOW_LAW * ("flow_total" in record.series))
+    place(figure, [[left, right]], PANEL, legend_lines=lines, footer=thinning(len(record.steps)))
     return figure
 
 
@@ -170,22 +188,31 @@ def loss(record: Record) -> Figure:
         NothingToDraw: No loss was recorded.
     """
     values = _probe(record, "loss", "recorder.log(loss=loss) before optimizer.step()")
-    figure = Figure(figsize=(WIDTH / 2, HEIGHT), layout="constrained")
-    axes = figure.subplots()
+    figure = new_sheet(WIDTH / 2)
+    axes = new_panel(figure)
     values = values.reshape(len(record.steps), -1)[:, 0]
     window = max(1, len(values) // 50)
-    smooth = record.probes["loss"].rolling(step=window, center=True, min_periods=1).mean()
-    axes.plot(*thinned(record.steps, values[:, None]), color="0.75", linewidth=0.7, label="measured")
-    mean = smooth.to_numpy()[:, None]
-    axes.plot(*thinned(record.steps, mean), color=BLUE, linewidth=1.4, label=f"mean of {window} rows")
+    look: dict[str, Any] = {"color": "0.75", "linewidth": 0.7} if window > 1 else {"color": BLUE, "linewidth": 1.4}
+    axes.plot(*thinned(record.steps, values[:, None]), **look, label="measured", **dot(values))
+    if window > 1:
+        rows = np.unique(np.linspace(0, len(values) - 1, MEANS).round().astype(int))
+        means = _means(values, rows, window)
+        axes.plot(record.steps[rows], means, color=BLUE, linewidth=1.4, label=f"mean of {window} rows")
     finite = values[np.isfinite(values)]
     positive = finite[finite > 0]
     if positive.size and finite.min() >= 0 and positive.max() > 10 * positive.min():
         axes.set_yscale("log", nonpositive="mask")
     axes.set_ylabel("training loss of the batch")
-    figure.legend(loc="outside lower center", ncols=2)
-    label_steps(axes)
+    label_steps(axes, record.steps)
+    figure.legend(loc="lower center", ncols=2)
+    place(figure, [[axes]], PANEL, footer=thinning(len(values)))
     return figure
+
+
+def _means(values: NDArray[np.float64], rows: NDArray[np.intp], window: int) -> NDArray[np.float64]:
+    """The mean of so many values around each of some rows, missing ones left out; fewer at both ends."""
+    parts = (values[max(0, row - window // 2) : row + (window - 1) // 2 + 1] for row in rows)
+    return np.array([part[~np.isnan(part)].mean() if not np.isnan(part).all() else np.nan for part in parts])
 
 
 FIGURES = (charges, residuals, parameters, loss)
@@ -210,11 +237,17 @@ def save_all(
 
     Returns:
         The files: charges, residuals, parameters, loss; layers, in several pages, if charges does not show all
-        symmetries.
+        symmetries; spectra and matrices, of Balances.
+
+    Raises:
+        ValueError: The directory is inside a record.
     """
     formats, files = list(formats), list[Path]()
-    folder = local_path(directory, "directory")
-    for make in (*FIGURES[:1], _others, *FIGURES[1:]):
+    folder = outside_records(local_path(directory, "directory"), "directory")
+    makers: list[Callable[[Record], Figure | list[Figure]]] = [charges, _others, *FIGURES[1:]]
+    if record.balances:
+        makers += [spectra, matrices]
+    for make in makers:
         name = "layers" if make is _others else make.__name__
         try:
             files += save(make(record), folder / name, formats, dpi)
@@ -225,7 +258,7 @@ def save_all(
 
 def _others(record: Record) -> list[Figure]:
     """All symmetries, if `charges` shows only some."""
-    if len(record) == len(_representatives(record)):
+    if len(_representatives(record)) == len(record):
         raise NothingToDraw("the figure charges shows all symmetries")
     return layers(record)
 
@@ -261,19 +294,31 @@ def _representatives(record: Record) -> dict[str, str]:
     of_kinds = {kind: list(_of_kind(record, kind)) for kind in CHARGE}
     found = {kind: max(them, key=lambda one: (one[2], one[1]))[0] for kind, them in of_kinds.items() if them}
     if not found:
-        raise NothingToDraw("no symmetry was recorded")
+        raise NothingToDraw("only Balances were recorded" if record.balances else "no symmetry was recorded")
     return found
 
 
+def _are_visible(errors: NDArray[np.float64]) -> bool:
+    """Whether a logarithmic axis shows any of them."""
+    return bool((np.isfinite(errors) & (errors > 0)).any())
+
+
 def _worst_errors(
-    record: Record, names: Iterable[str], laws: Iterable[LawName], rows: slice
-) -> dict[LawName, NDArray[np.float64]]:
-    """The largest relative error over all groups of some symmetries, [n rows] for each law; NaN if any is."""
-    worst: dict[LawName, NDArray[np.float64]] = {}
-    for name in names:
-        needed = dict.fromkeys(series for law in laws for series in ("charge", *TERMS[law], DIFFERENCES[law]))
-        data = record.read(name, list(needed), rows=rows)
+    record: Record, of_kind: Mapping[str, Sequence[str]], laws: Sequence[LawName]
+) -> dict[str, dict[LawName, NDArray[np.float64]]]:
+    """The largest relative error over all groups of some symmetries of each kind, [n rows] by law; NaN if any is."""
+    series = list(dict.fromkeys(name for law in laws for name in ("charge", *TERMS[law], DIFFERENCES[law])))
+    kind_of = np.full(sum(record.attrs["n_groups"]), "", object)
+    for kind, names in of_kind.items():
+        for name in names:
+            kind_of[columns_of(record, name)] = kind
+    worst = {kind: {law: np.full(len(record.steps), -np.inf) for law in laws} for kind in of_kind}
+    for rows, groups, values in read_blocks(record, series, np.flatnonzero(kind_of != "")):
         for law in laws:
-            errors = relative_error(data, law).max("group", skipna=False).to_numpy()
-            worst[law] = np.maximum(worst[law], errors) if law in worst else errors
+            errors = error_of(values, law)
+            for kind in of_kind:
+                of = np.flatnonzero(kind_of[groups] == kind)
+                if len(of):
+                    so_far = worst[kind][law][rows]
+                    np.maximum(so_far, errors[:, of].max(axis=1), out=so_far)
     return worst

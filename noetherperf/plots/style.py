@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
@@ -23,7 +22,6 @@ Picture = Figure  # for rooms that may not import matplotlib
 
 WIDTH, HEIGHT = 7.2, 2.9  # inches; a figure across two columns
 LONGEST_LABEL = 30  # characters
-CHARACTER = 0.56  # average width of a character, in its font size
 FORMATS: dict[str, dict[str, Any]] = {  # metadata without the date
     "png": {},
     "pdf": {"CreationDate": None},
@@ -123,6 +121,8 @@ def save(
                 page.set_layout_engine("none")
         for name in formats:
             if name == "pdf":
+                from matplotlib.backends.backend_pdf import PdfPages  # takes long to import
+
                 files.append(Path(f"{stem}.pdf"))
                 with PdfPages(files[-1], metadata=FORMATS[name]) as book:
                     for page in pages:
@@ -131,13 +131,15 @@ def save(
             for number, page in enumerate(pages, 1):
                 files.append(Path(f"{stem}{f'-{number}' * (number > 1)}.{name}"))
                 backend = {"png": "agg"}.get(name, name)
-                page.savefig(files[-1], metadata=FORMATS[name], dpi=dpi, format=name, backend=backend)
+                # as small as with the usual level 6, in half the time
+                more: dict[str, Any] = {"pil_kwargs": {"compress_level": 3}} if name == "png" else {}
+                page.savefig(files[-1], metadata=FORMATS[name], dpi=dpi, format=name, backend=backend, **more)
     return files
 
 
 def colors(n: int) -> NDArray[np.float64]:
     """Colours from dark to light, without the lightest ones, which are invisible on paper."""
-    found: NDArray[np.float64] = matplotlib.colormaps["viridis"](np.linspace(0.25, 0.95, n))
+    found: NDArray[np.float64] = matplotlib.colormaps["viridis"](np.linspace(0.2, 0.9, n))
     return found
 
 
@@ -160,15 +162,6 @@ def shown(name: str, longest: int = LONGEST_LABEL) -> str:
     """A name as a label for parse_math=False: one line, its middle replaced by … if it is long."""
     text, half = printable(name), longest // 2
     return text if len(text) <= longest else f"{text[:half]}…{text[len(text) + 1 + half - longest :]}"
-
-
-def room(axes: Axes) -> int:
-    """Characters of a title that ends before the next panel's begins."""
-    figure, place = axes.get_figure(root=True), axes.get_subplotspec()
-    assert figure is not None
-    assert place is not None
-    points = 72 * figure.get_figwidth() * len(place.colspan) / place.get_gridspec().ncols
-    return int(0.95 * points / (CHARACTER * matplotlib.rcParams["axes.titlesize"]))
 
 
 def say(axes: Axes, message: str) -> None:

@@ -35,7 +35,7 @@ MEASURED: dict[str, Any] = {"linewidth": 1.8}
 TERMS: dict[str, tuple[str, dict[str, Any]]] = {  # of a norm's budget
     "norm": ("measured", {"color": BLUE, "linewidth": 1.8}),
     "free": ("left by decay", {"color": "0.6", "linewidth": 1.4, "linestyle": (0, (5, 1.5))}),
-    "forced": ("grown by finite steps", {"color": SAND, "linewidth": 1.4}),
+    "forced": ("grown by finite steps", {"color": SAND, "linewidth": 1.6, "linestyle": (0, (2.5, 1))}),
     "defect": ("defect", {"color": RED, "linewidth": 1.0}),
     "rounding": ("rounding", {"color": GREEN, "linewidth": 0.8, "linestyle": (0, (5, 1.5, 1, 1.5))}),
 }

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from noetherperf.measure.readout import Charges
-from noetherperf.record.series import DEFAULT, SERIES
+from noetherperf.record.series import DEFAULT, SAMPLES, SERIES
 from noetherperf.symmetry.names import nearest
 
 __all__ = ["Choice", "Precision", "choose"]
@@ -34,6 +34,10 @@ class Choice(NamedTuple):
             name for name in DEFAULT if not charges or SERIES[name].read(charges[0]) is not None
         )
         return {name: self.dtypes.get(name, DEFAULT.get(name, "float32")) for name in names}
+
+    def keeps_all_digits(self, name: str) -> bool:
+        """Whether a series is recorded in all digits of its precision; see SAMPLES."""
+        return name in self.dtypes or name not in SAMPLES
 
     def check(self, recorded: Mapping[str, str], path: str) -> None:
         """Check that a record to be resumed has what was asked for; what was not asked for may be as it is.

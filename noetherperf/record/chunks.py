@@ -34,7 +34,7 @@ SLACK = 2**26  # bytes that may be allocated although no file accounts for them
 RATIO = 2**15  # an upper bound of zstd's compression ratio
 OVERHEAD = 4096  # an upper bound of what a compressor adds to incompressible numbers, for each megabyte
 ADDRESS = struct.pack("<II", 0x184D2A50, 16)  # header of a skippable frame of 16 bytes
-BLOSC: Mapping[str, Any] = {"cname": "zstd", "clevel": 3, "shuffle": "shuffle", "blocksize": 0}
+BLOSC: Mapping[str, Any] = {"cname": "zstd", "clevel": 4, "shuffle": "shuffle", "blocksize": 0}
 
 Order = Literal["<", ">"]  # of the bytes in a number: little-endian, big-endian
 

@@ -17,9 +17,9 @@ from torch.utils.hooks import RemovableHandle
 from noetherperf.measure.readout import ChargeReadout, Charges, Readout
 from noetherperf.record.choice import Choice
 from noetherperf.record.layout import COORDINATES, FORMAT, LOGGED, probe_key
-from noetherperf.record.matrices import of_balances
+from noetherperf.record.matrices import described, of_balances, refuse_names
 from noetherperf.record.pending import Row
-from noetherperf.record.series import SERIES
+from noetherperf.record.series import SAMPLE_BITS, SERIES
 from noetherperf.rules.rule import Rule, numbers_of
 
 _NOTHING = torch.empty(0, dtype=torch.float64, device="cpu")
@@ -54,6 +54,7 @@ class Collector:
         optimizer: What is recorded.
         probes: Name -> callable; see `Recorder`.
         choice: Of series.
+        matrices: Whether to record those of every Balance, too.
 
     Attributes:
         series: Name -> precision of what is recorded of every group; empty until `begin`.
@@ -62,12 +63,15 @@ class Collector:
         probe_shapes: Shape of the values that each probe has returned so far.
     """
 
-    def __init__(self, optimizer: Measured, probes: Mapping[str, Probe], choice: Choice) -> None:
+    def __init__(
+        self, optimizer: Measured, probes: Mapping[str, Probe], choice: Choice, *, matrices: bool = False
+    ) -> None:
         self._optimizer, self._probes, self.choice = optimizer, dict(probes), choice
         self.series: dict[str, str] = {}
         self.logged: list[str] | None = []
         self.probe_shapes: dict[str, tuple[int, ...]] = {}
-        self.matrices = False  # whether those of a Balance are recorded, too
+        self._matrices = matrices
+        self._of_balances: dict[str, Probe] = {}
         self._values: dict[str, Any] = {}  # logged since the last row
 
     def begin(self, readout: Readout) -> None:
@@ -94,6 +98,7 @@ class Collector:
                 raise ValueError(f"log: names must be text, got {name!r}")
             if name in self._probes:
                 raise ValueError(f"log: {name!r} is the name of a probe of this recorder; choose another")
+            refuse_names("log", [name], self._of_balances)
             if not _is_number(value):
                 raise ValueError(f"log: {name!r} must be a number or a tensor of one element, got {value!r}"[:300])
         if values and self.logged is None:
@@ -115,6 +120,9 @@ class Collector:
                 name: _concatenate(readout, SERIES[name].read).astype(dtype, copy=False)
                 for name, dtype in self.series.items()
             }
+        for name, dtype in self.series.items():
+            if dtype == "float32" and not self.choice.keeps_all_digits(name):
+                row[name] = _rounded(row[name], SAMPLE_BITS)
         row["step"] = np.asarray(readout.step, dtype=np.float64)
         row["time"] = np.asarray(readout.time, dtype=np.float64)
         for name, values in self._hyperparameters().items():
@@ -134,8 +142,14 @@ class Collector:
         return row
 
     def _all_probes(self, readout: Readout) -> dict[str, Probe]:
-        """What is recorded of every Balance, then the probes that were given."""
-        return {**of_balances(readout, self.matrices), **self._probes}
+        """What is recorded of every Balance, then the probes that were given.
+
+        Raises:
+            ValueError: They have a name in common.
+        """
+        self._of_balances = dict(of_balances(readout, self._matrices))
+        refuse_names("probes", self._probes, self._of_balances)
+        return {**self._of_balances, **self._probes}
 
     def _hyperparameters(self) -> dict[str, list[float]]:
         """What the rule reads from the parameter groups, by name: a number of each group."""
@@ -157,6 +171,7 @@ class Collector:
             "measurement": measurement,
             "symmetries": [charge.symmetry.to_dict() for charge in charges],
             "n_groups": [charge.charge.numel() for charge in charges],
+            **described(readout),
             **self.states(readout),
             "rule": self._optimizer.rule.name,
             "hyperparameters": list(self._hyperparameters()),
@@ -173,6 +188,7 @@ class Collector:
         """The attributes that change with the rows: which laws are closed, why the others are open, names logged."""
         charges: list[ChargeReadout] = list(readout.values())
         laws = {"closed": [charge.closed for charge in charges], "reason": [charge.reason for charge in charges]}
+        laws["balance_reasons"] = [law.reason for law in readout.balances.values()]
         return laws if self.logged is None else laws | {"logged": list(self.logged)}
 
 
@@ -188,6 +204,13 @@ def _concatenate(readout: Readout, read: Callable[[Charges], Tensor | None]) -> 
     found = (torch.full_like(one.charge, torch.nan) if x is None else x for x, one in read_out)
     values: NDArray[np.float64] = torch.cat([_NOTHING, *found]).numpy()
     return values
+
+
+def _rounded(values: NDArray[np.float32], bits: int) -> NDArray[np.float32]:
+    """Numbers with so many bits of the mantissa, the others zero: these are what compression cannot shorten."""
+    dropped = np.finfo(np.float32).nmant - bits
+    integers = (values.view(np.uint32) + np.uint32(1 << dropped - 1)) & np.uint32(-1 << dropped & 0xFFFFFFFF)
+    return np.where(np.isfinite(values), integers.view(np.float32), values)
 
 
 def _is_number(value: Any) -> bool:

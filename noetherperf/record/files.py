@@ -25,3 +25,15 @@ def replace_file(path: Path, data: bytes) -> None:
 def replace_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file as a whole or not at all."""
     replace_file(path, json.dumps(content).encode())
+
+
+def outside_records(path: Path, option: str) -> Path:
+    """A path to write to, which must not be inside a record: overwriting the record would refuse a foreign file.
+
+    Raises:
+        ValueError: It is; the message names the option.
+    """
+    for folder in (path.resolve(), *path.resolve().parents):
+        if (folder / "zarr.json").is_file():
+            raise ValueError(f"{option}: {str(path)!r} is inside the record {str(folder)!r}; choose a place beside it")
+    return path

@@ -1,8 +1,11 @@
 """How far a law's prediction is from the measured charge, on one scale for all laws and groups."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
+import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 LawName = Literal["flow", "discrete", "budget"]
 
@@ -31,10 +34,19 @@ def relative_error(data: xr.Dataset, law: LawName) -> xr.DataArray:
     Returns:
         (step, group), float64, no unit.
     """
-    terms = [data[name] for name in TERMS[law]]
-    difference = data.get(DIFFERENCES[law])
-    error = abs(data["charge"] - sum(terms[1:], terms[0]) if difference is None else difference)
-    size, of_terms = abs(data["charge"]), sum(map(abs, terms[1:]), abs(terms[0]))
-    size = size.where(size > of_terms, of_terms)
-    relative: xr.DataArray = (error / size.where(size != 0, 1.0)).rename(f"{law}_relative_error")
+    names = ("charge", *TERMS[law], DIFFERENCES[law])
+    values = {name: data[name].to_numpy() for name in names if name in data}
+    return data["charge"].copy(data=error_of(values, law)).rename(f"{law}_relative_error").drop_attrs()
+
+
+def error_of(values: Mapping[str, NDArray[Any]], law: LawName) -> NDArray[np.float64]:
+    """As `relative_error`, of arrays of equal shape by name."""
+    with np.errstate(all="ignore"):  # what is not finite stays so
+        terms = [values[name] for name in TERMS[law]]
+        difference = values.get(DIFFERENCES[law])
+        error = np.abs(values["charge"] - sum(terms[1:], terms[0]) if difference is None else difference)
+        size, of_terms = np.abs(values["charge"]), sum(map(np.abs, terms[1:]), np.abs(terms[0]))
+        size = np.where(size > of_terms, size, of_terms)
+        size[size == 0] = 1.0
+        relative: NDArray[np.float64] = error / size
     return relative

@@ -76,6 +76,7 @@ def check_attributes(attributes: Mapping[str, Any]) -> None:
         items = attributes.get(name)
         if not isinstance(items, list) or not all(type(item) is kind for item in items):
             raise Damaged(f"its attribute {name} is no list of {kind.__name__}")
+    _check_balances(attributes)
     for name in ("hyperparameters", "series", "logged"):
         names = attributes.get(name, [])
         if not isinstance(names, list) or not all(type(item) is str for item in names):
@@ -94,6 +95,25 @@ def check_attributes(attributes: Mapping[str, Any]) -> None:
     for name in ("record", "measurement", "writer", "rule"):
         if not isinstance(attributes.get(name, ""), str | None):
             raise Damaged(f"its attribute {name} is no text")
+
+
+def _check_balances(attributes: Mapping[str, Any]) -> None:
+    """Check what describes the Balances, which early records lack.
+
+    Raises:
+        Damaged: No recorder has written it.
+    """
+    found = [attributes.get(name, []) for name in ("balances", "balance_shapes", "balance_reasons")]
+    if not all(isinstance(items, list) and len(items) == len(found[0]) for items in found):
+        raise Damaged("its attributes tell of different numbers of Balances")
+    for balance, shape, reason in zip(*found, strict=True):
+        sizes = shape if isinstance(shape, list) and len(shape) == 2 else [None]
+        if (
+            not isinstance(balance, dict)
+            or not isinstance(reason, str)
+            or not all(type(n) is int and 0 <= n <= LARGEST for n in sizes)
+        ):
+            raise Damaged("its attribute balance_shapes must hold numbers of blocks and units")
 
 
 def arrays_of(path: Path, metadata: Mapping[str, Any]) -> dict[str, Array]:

@@ -28,10 +28,27 @@ from noetherperf.record.layout import (
     positions,
     probe_key,
 )
+from noetherperf.record.matrices import read_balance
 from noetherperf.record.metadata import arrays_of, check_attributes, read_metadata
-from noetherperf.record.series import SERIES, derivations
+from noetherperf.record.series import INITIAL, SERIES, derivations
 from noetherperf.symmetry import Symmetry
 from noetherperf.symmetry.names import find, nearest
+
+
+def checked_rows(rows: Any) -> slice:
+    """Rows as they were asked for.
+
+    Raises:
+        ValueError: They are no slice of whole numbers.
+    """
+    ends = (rows.start, rows.stop, rows.step) if isinstance(rows, slice) else (rows,)
+    if not isinstance(rows, slice) or not all(end is None or isinstance(end, int | np.integer) for end in ends):
+        raise ValueError(
+            f"rows: must be a slice of positions in `steps`, such as slice(0, None, 10), got {rows!r}"[:300]
+        )
+    if rows.step == 0:
+        raise ValueError("rows: a slice must not have the step 0")
+    return rows
 
 
 class Record(Mapping[str, xr.Dataset]):
@@ -42,13 +59,18 @@ class Record(Mapping[str, xr.Dataset]):
     `formula` among their attributes. What a `Recorder` writes by default gives
 
         charge                                            measured
-        discrete_free, discrete_forced, discrete_defect   the discrete law's terms; discrete_total = free + forced
+        discrete_decay, discrete_forced, discrete_defect  the discrete law's parts of charge − initial
+        discrete_free, discrete_total, discrete_budget    initial + decay; free + forced; total + defect
         residual, rounding                                charge − discrete_total; charge − discrete_budget
-        flow_free, flow_forced, flow_total                the flow law's; flow_residual = charge − flow_total
-        angular_update, effective_lr, relative_defect     of the last step
-        growth, transport                                 with rules that have them
+        flow_decay, flow_free, flow_forced, flow_total    the flow law's; flow_residual = charge − flow_total
+        angular_update, effective_lr, relative_defect     of the last step, in four digits
+        decay, growth, transport                          with rules that have them
+
+    What is recorded in float32 has seven digits of its own. So charge − free − forced is right to seven digits of these
+    terms, and `residual` to seven digits of itself.
 
     The dataset's attributes are `name`, `kind`, `closed` and `reason`. `record.read` reads some series, and some rows.
+    `record.balance(name)` has the spectra of a Balance, and its matrices.
 
     Every access reads the arrays from disk. A missing or damaged chunk is NaN, and a RuntimeWarning says where.
 
@@ -57,7 +79,8 @@ class Record(Mapping[str, xr.Dataset]):
         dataset: Everything in one dataset, the groups of all symmetries side by side, as `xr.open_zarr` returns it: the
             recorded series alone, in the precision that they were recorded in.
         attrs: The record's attributes: symmetries as JSON data, backend, versions and more.
-        symmetries: The recorded symmetries, in order.
+        symmetries: The recorded symmetries with one charge for each group, in order.
+        balances: Those whose charges are matrices (Balance), by name.
     """
 
     def __init__(self, path: Path, dataset: xr.Dataset) -> None:
@@ -65,6 +88,8 @@ class Record(Mapping[str, xr.Dataset]):
         self.dataset = dataset
         self.attrs: dict[str, Any] = dict(dataset.attrs)
         self.symmetries = tuple(Symmetry.from_dict(data) for data in self.attrs["symmetries"])
+        laws = (Symmetry.from_dict(data) for data in self.attrs.get("balances", []))
+        self.balances: dict[str, Symmetry] = {law.name: law for law in laws}
         stops = np.cumsum([0, *self.attrs["n_groups"]]).tolist()
         self._slices = {
             symmetry.name: (index, slice(stops[index], stops[index + 1]))
@@ -81,14 +106,14 @@ class Record(Mapping[str, xr.Dataset]):
     def __contains__(self, name: object) -> bool:
         return name in self._slices
 
-    def read(self, name: str, series: Sequence[str] | None = None, *, rows: slice = slice(None)) -> xr.Dataset:
+    def read(self, name: str, series: Sequence[str] | str | None = None, *, rows: slice = slice(None)) -> xr.Dataset:
         """Some series of one symmetry, at some rows. Nothing else is read from disk.
 
             record.read("conv1", ["charge", "discrete_total"], rows=slice(0, None, 10))    # every tenth row
 
         Args:
             name: The symmetry's.
-            series: Names among `record.series`; by default all.
+            series: Names among `record.series`, or one of them; by default all.
             rows: Which rows: positions in `record.steps`, `slice(*np.searchsorted(record.steps, [first, last]))` say.
 
         Returns:
@@ -96,37 +121,87 @@ class Record(Mapping[str, xr.Dataset]):
 
         Raises:
             KeyError: No symmetry of that name is recorded.
-            ValueError: A series was not recorded, and does not follow from those that were.
+            ValueError: A series was not recorded, and does not follow from those that were; or rows is no slice.
         """
         if name not in self._slices:
             name = find(name, self.symmetries, self._miss(name))
-        known = self.series
+        series, known = [series] if isinstance(series, str) else series, self.series
+        if series is not None and not len(series):
+            raise ValueError("series: is empty; leave it out to read all")
         if missing := [one for one in series or () if one not in known]:
             raise ValueError(f"series: {str(self.path)!r} has no {missing[0]!r}; {self._hint(missing[0])}")
-        return self._load(name, series, rows)
+        return self._load(name, series, checked_rows(rows))
+
+    def balance(self, name: str, variables: Sequence[str] | None = None, *, rows: slice = slice(None)) -> xr.Dataset:
+        """One Balance: its spectrum, and its matrices if they were recorded (`Recorder(..., matrices=True)`).
+
+            record.balance("attn")["eigenvalues"].isel(block=0).plot.line(x="step")
+
+        Args:
+            name: The Balance's.
+            variables: Which of those below; by default all that were recorded. Nothing else is read from disk.
+            rows: As in `read`.
+
+        Returns:
+            A dataset, float64. `eigenvalues` and `predicted_eigenvalues`, the law's, (step, block, unit), ascending.
+            Frobenius norms of each block, (step, block): `residual` and `rounding`; and `size`, the larger of
+            |charge| and |free| + |forced|, which they are relative to. With matrices: `charge` and
+            `predicted_charge`, (step, block, unit, other_unit). Attributes: `name`, `kind`, `closed` and `reason`.
+
+        Raises:
+            KeyError: No Balance of that name is recorded.
+            ValueError: A variable was not recorded.
+        """
+        return read_balance(self.path, self.dataset, self.balances, name, variables, checked_rows(rows))
+
+    def numbers(
+        self, series: Sequence[str], *, groups: slice = slice(None), rows: slice = slice(None)
+    ) -> dict[str, NDArray[np.float64]]:
+        """Series of columns among the groups of all symmetries, without labels; nothing else is read from disk.
+
+        Args:
+            series: Names among `series`.
+            groups: Which columns, in the order of the symmetries.
+            rows: Which rows.
+
+        Returns:
+            [n rows, n columns] by name, float64.
+        """
+        values: dict[str, NDArray[np.float64]] = {INITIAL: self.dataset.variables[INITIAL].to_numpy()[groups]}
+        for name, terms in derivations(self.recorded, series).items():
+            if terms:
+                (_, first), *others = terms
+                values[name] = values[first]
+                with np.errstate(all="ignore"):  # infinity less infinity
+                    for sign, term in others:
+                        values[name] = (np.add if sign > 0 else np.subtract)(values[name], values[term])
+            else:
+                found = self.dataset.variables[name].isel(step=rows, group=groups)
+                values[name] = found.to_numpy().astype(np.float64, copy=False)
+        return {name: values[name] for name in series}
 
     def _miss(self, name: str) -> str:
+        if name in self.balances:
+            return f"{name!r} is a Balance, whose charges are matrices: record.balance({name!r})"
         return f"no symmetry {name!r} is recorded in {str(self.path)!r}"
 
     def _hint(self, series: str) -> str:
         if series in SERIES:
             return f"it has to be asked for: Recorder(..., series=[..., {series!r}])"
-        return nearest(series, self.series)
+        return nearest(str(series), self.series)
 
     def _load(self, name: str, series: Sequence[str] | None, rows: slice) -> xr.Dataset:
         index, groups = self._slices[name]
-        recorded = self.recorded
-        terms = derivations(recorded, series)
-        data = self.dataset[["initial", *(one for one in terms if one in recorded)]].drop_vars(["symmetry", "position"])
-        data = data.isel(step=rows, group=groups).load().astype(np.float64, copy=False)
+        names = self.series if series is None else series
+        numbers = self.numbers(names, groups=groups, rows=rows)
+        data = xr.Dataset(
+            {
+                INITIAL: self.dataset.variables[INITIAL].isel(group=groups).load(),
+                **{one: (("step", "group"), values, KINDS[one].labels) for one, values in numbers.items()},
+            },
+            {name: self.dataset[name].isel(step=rows).load() for name in ("step", "time")},
+        )
         data = data.assign_coords(group=np.arange(data.sizes["group"]))
-        for one, of in terms.items():
-            if of:
-                (_, first), *others = of
-                data[one] = sum((sign * data[term] for sign, term in others), data[first])
-            data[one].attrs = dict(KINDS[one].labels)
-        if series is not None:
-            data = data[["initial", *series]]
         laws = {key: self.attrs[key][index] for key in ("closed", "reason")}
         data.attrs = {"name": name, "kind": self.symmetries[index].kind, **laws}
         return data
@@ -298,7 +373,8 @@ def _dataset(
     for name, array in sorted(arrays.items()):
         path = array.folder.parent
         data = known[name] if name in known else indexing.LazilyIndexedArray(_OnDisk(path, array))
-        variable = xr.Variable(array.dims, data, dict(array.attributes))
+        encoding = {"preferred_chunks": dict(zip(array.dims, array.chunk, strict=True))}
+        variable = xr.Variable(array.dims, data, dict(array.attributes), encoding)
         variables[name] = variable.isel(step=keep) if "step" in array.dims else variable
     coords = {name: variables.pop(name) for name in ("step", *COORDINATES)}
     attrs = {name: value for name, value in attributes.items() if name != "coordinates"}

@@ -62,16 +62,17 @@ class Recorder:
             views and plots need, from which all terms of the laws follow; "all" adds the moments and more. A record
             that is resumed keeps its own.
         dtype: "float32" or "float64" for all series, or a mapping from their names. By default the charge is recorded
-            in float64, and all else in float32. Differences from the charge (`residual`, `rounding`, `flow_residual`)
-            are series of their own, computed in float64: in float32 they keep seven digits of the difference. Initial
-            charges, times, hyperparameters, probes and logged values are float64.
-        matrices: Record the matrices of every Balance, too. Of a Balance "attn", `record.probes` always has
-            "attn: eigenvalues" and "attn: predicted eigenvalues", [blocks · n]; with `matrices` also "attn: charge" and
-            "attn: predicted charge", [blocks · n · n].
+            in float64, and all else in float32. The parts of its change (decay, forced, defect, rounding) are series of
+            their own, computed in float64: in float32 each keeps seven digits of itself. Numbers of the last step alone
+            (`angular_update`, `effective_lr`, `relative_defect`) keep four. Initial charges, times, hyperparameters,
+            probes and logged values are float64.
+        matrices: Record the matrices of every Balance, too, and not only their spectra: `record.balance("attn")` has
+            both.
 
     Raises:
         TypeError: The optimizer has no `readout()`.
-        ValueError: `every`, `exists`, `series`, `dtype` or the path is invalid; a probe returns neither number nor
+        ValueError: `every`, `exists`, `series`, `dtype`, `matrices` or the path is invalid; a probe has the name of a
+            Balance's spectrum; a probe returns neither number nor
             vector; or the record to resume is damaged, or of other symmetries, series, probes or another measurement.
         FileExistsError: The path exists, and `exists` forbids to change it.
         BlockingIOError: Another process is writing to the record.
@@ -101,8 +102,9 @@ class Recorder:
         self.path = local_path(path).resolve()
         self.every = int(every)
         self._optimizer = optimizer
-        self._collector = Collector(optimizer, probes or {}, choose(series, dtype))
-        self._collector.matrices = bool(matrices)
+        if not isinstance(matrices, bool):
+            raise ValueError(f"matrices: must be True or False, got {matrices!r}")
+        self._collector = Collector(optimizer, probes or {}, choose(series, dtype), matrices=matrices)
         with optimizer.paused():  # another thread may step; its rows must not fall between the record's and this one
             self._begin(optimizer, exists)
 

@@ -6,10 +6,10 @@ triton_kernels/moments.py) and write one row per moment: an array [n moments, n 
 
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum, IntEnum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Operand(Enum):
@@ -53,7 +53,9 @@ COMMON = (
 )
 
 
-def take(grouped: Callable[[Tensor], Tensor], pairs: Sequence[Pair], operands: Mapping[Operand, Tensor]) -> Tensor:
+def take(
+    grouped: "Callable[[Tensor], Tensor]", pairs: Sequence[Pair], operands: "Mapping[Operand, Tensor]"
+) -> "Tensor":
     """The moments of one view's segments, summed in float64 (docs/theory.md, section 2).
 
     Args:
@@ -64,6 +66,8 @@ def take(grouped: Callable[[Tensor], Tensor], pairs: Sequence[Pair], operands: M
     Returns:
         [len(pairs), n_segments], float64.
     """
+    import torch
+
     values = {which: grouped(x).double() for which, x in operands.items()}
     products = (values[a] if b == Operand.ONE else values[a] * values[b] for _, a, b in pairs)
     return torch.stack([product.sum((0, 2)) for product in products])

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from noetherperf.common.untrusted import shown
 from noetherperf.symmetry.kinds import KINDS, Symmetry, TwoSided
 from noetherperf.symmetry.part import Part
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["Balance", "balances_in", "with_groups"]
 
@@ -86,13 +87,13 @@ class Balance(TwoSided):
                 "the number of units that mix with each other, such as a head's"
             )
 
-    def units(self, part: Part, x: Tensor) -> Tensor:
+    def units(self, part: Part, x: "Tensor") -> "Tensor":
         """A tensor of a part's shape as [blocks, n, rest]: for each unit all elements into it or out of it."""
         rows = part.grouped(x)
         units: Tensor = rows.unflatten(0, (-1, self.size or len(rows)))
         return units
 
-    def charge(self, parameters: Mapping[str, Tensor], *, magnitude: bool = False) -> Tensor:
+    def charge(self, parameters: "Mapping[str, Tensor]", *, magnitude: bool = False) -> "Tensor":
         """The charges of these parameters in plain torch: W₁W₁ᵀ − W₂W₂ᵀ.
 
         Args:
@@ -105,6 +106,8 @@ class Balance(TwoSided):
         Raises:
             KeyError: A part names a parameter that is missing.
         """
+        import torch
+
         shares = []
         for part in self.parts:
             units = self.units(part, parameters[part.parameter].detach().double())

@@ -13,15 +13,15 @@ import copy
 import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from noetherperf.common.untrusted import check_fields, shown
 from noetherperf.symmetry.explain import Explanation, explain
 from noetherperf.symmetry.names import name_of
 from noetherperf.symmetry.part import Part
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["KINDS", "Norm", "Quantity", "Rescale", "Scale", "Symmetry", "Translation", "TwoSided"]
 
@@ -97,7 +97,7 @@ class Symmetry:
         """
         return explain(self.kind, self.name, self.parts)
 
-    def charge(self, parameters: Mapping[str, Tensor], *, magnitude: bool = False) -> Tensor:
+    def charge(self, parameters: "Mapping[str, Tensor]", *, magnitude: bool = False) -> "Tensor":
         """The charge of these parameters in plain torch: Σ c⟨θ, 1⟩ over a translation's parts, else Σ c|θ + offset|².
 
         A readout holds what the step measured. This computes the charge from its definition, as a reference.
@@ -112,6 +112,8 @@ class Symmetry:
         Raises:
             KeyError: A part names a parameter that is missing.
         """
+        import torch
+
         shares = []
         for part in self.parts:
             theta, offset, weight = part.grouped(parameters[part.parameter].detach().double()), part.offset, part.weight

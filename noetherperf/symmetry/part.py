@@ -5,11 +5,12 @@ import math
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from noetherperf.common.untrusted import check_fields, shown
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["Part", "Shape"]
 
@@ -176,7 +177,7 @@ class Part:
         """The number of neighbouring indices that always share a group: fold if stride is 1, else 1."""
         return self.fold if self.stride == 1 else 1
 
-    def gather(self, values: Tensor, run: int = 1) -> Tensor:
+    def gather(self, values: "Tensor", run: int = 1) -> "Tensor":
         """Values along the axis, sorted into groups.
 
         Args:
@@ -195,7 +196,7 @@ class Part:
         groups: Tensor = slices.unflatten(-1, (-1, fold, self.stride)).transpose(-1, -2)
         return groups.flatten(-3, -2)
 
-    def grouped(self, x: Tensor) -> Tensor:
+    def grouped(self, x: "Tensor") -> "Tensor":
         """The elements of each group of a tensor of the parameter's shape, as they are: [n_groups, elements of one]."""
         if self.axis is None:
             return x.reshape(1, -1)

@@ -1,16 +1,18 @@
 """Norms of every unit or every tensor of a model: `neurons` and `layers`. They claim no symmetry."""
 
 from collections.abc import Iterator
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from noetherperf.symmetry.kinds import Norm, Symmetry
 from noetherperf.symmetry.part import Part
 
+if TYPE_CHECKING:
+    from torch import nn
+
 __all__ = ["layers", "neurons"]
 
 
-def neurons(model: nn.Module) -> tuple[Symmetry, ...]:
+def neurons(model: "nn.Module") -> tuple[Symmetry, ...]:
     """The squared norm and its budget for every unit of every module that has a weight of two or more axes.
 
     A group is an output unit: a row of a linear map or an embedding, a filter of a convolution, with its bias. Frozen
@@ -42,8 +44,10 @@ def neurons(model: nn.Module) -> tuple[Symmetry, ...]:
     return tuple(found)
 
 
-def _units(name: str, parameter: nn.Parameter, module: nn.Module) -> Part:
+def _units(name: str, parameter: "nn.Parameter", module: "nn.Module") -> Part:
     """The output units of a weight: axis 0, except in transposed convolutions, with weights [in, out / groups, ...]."""
+    from torch import nn
+
     if not isinstance(module, nn.modules.conv._ConvTransposeNd) or parameter is not module.weight:
         return Part(name, axis=0)
     if module.groups == 1:
@@ -57,7 +61,7 @@ def _units(name: str, parameter: nn.Parameter, module: nn.Module) -> Part:
     )
 
 
-def layers(model: nn.Module) -> tuple[Symmetry, ...]:
+def layers(model: "nn.Module") -> tuple[Symmetry, ...]:
     """The squared norm and its budget for every parameter tensor.
 
     Frozen parameters are left out. Shared ones are listed once, under the name that `named_parameters()` gives them.
@@ -74,7 +78,9 @@ def layers(model: nn.Module) -> tuple[Symmetry, ...]:
     return tuple(Norm(name, [Part(name, axis=None)]) for name, _ in _trainable(model))
 
 
-def _trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+def _trainable(model: "nn.Module") -> "Iterator[tuple[str, nn.Parameter]]":
+    from torch import nn
+
     for name, parameter in model.named_parameters():
         if nn.parameter.is_lazy(parameter):
             raise ValueError(f"parameter {name!r} is lazy and has no shape yet; run the model once on an example first")

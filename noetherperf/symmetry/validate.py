@@ -2,12 +2,13 @@
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from noetherperf.symmetry.kinds import Symmetry
 from noetherperf.symmetry.part import Part, Shape
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["validate"]
 
@@ -76,6 +77,8 @@ def _check_parts(parts: Sequence[Part], shapes: Mapping[str, Shape]) -> int:
 
 def _overlapping(parts: Sequence[Part], shape: Shape) -> tuple[Part, Part] | None:
     """Two parts of one parameter that share elements, or None; linear in the number of parts."""
+    import torch
+
     owners: dict[int, Tensor] = {}  # axis -> number of the part that holds each index; −1: none so far
     for number, part in enumerate(parts):
         if part.axis is None:

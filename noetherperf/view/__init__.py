@@ -2,6 +2,8 @@
 
     sampled      some hundred rows of a record in memory, which follow the record as it grows
     quantities   what is shown of every unit: formulas of the recorded series
+    balances     spectra and matrices of Balances
+    described    what there is: runs, their symmetries and settings
     answers      the numbers of each picture, as JSON data
     page         the page's files, as a server sends them and as one file
     server       an HTTP server on the loopback interface

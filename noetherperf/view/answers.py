@@ -1,14 +1,14 @@
 """Answers to the page's questions: the numbers of each picture, as JSON data.
 
-A question is a name and a query, as in an address: "series?run=0&symmetry=3&name=charge". Arrays are float32 in base64,
-a row for each layer or unit and a column for each step. What is compared is compared here, in float64.
+A question is a name and a query, as in an address: "series?run=0&symmetry=3&name=charge". With "&first=100&last=200" it
+is about the rows of these steps alone, at smaller distances. Arrays are float32 in base64, a row for each layer or unit
+and a column for each step. What is compared is compared here, in float64.
 """
 
-import base64
 import inspect
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from noetherperf.common.printing import printable
 from noetherperf.measure.printed import COLUMNS, cells
 from noetherperf.measure.table import Row
 from noetherperf.measure.table import row as table_row
+from noetherperf.view.balances import NOT_RECORDED, Matrices, balances_of, row_of
+from noetherperf.view.described import packed, run_state
 from noetherperf.view.quantities import QUANTITIES, SPLIT, TERMS_OF_CHANGE, Quantity, budget
 from noetherperf.view.sampled import MOST_ROWS, Sampled
 
@@ -49,6 +51,7 @@ class Answers:
         folders = [local_path(path).resolve() for path in paths]
         self.live = live
         self.runs = [Sampled(path, label, most_rows) for path, label in zip(folders, labels(folders), strict=True)]
+        self._window: tuple[int, int] | None = None  # of steps, that the present question is about
         self._lock = threading.Lock()  # records are read, and warnings caught, one request at a time
         self._ask: dict[str, Callable[..., Json]] = {
             "versions": self.versions,
@@ -56,6 +59,8 @@ class Answers:
             "layers": self.layers,
             "series": self.series,
             "budget": self.budget,
+            "spectrum": self.spectrum,
+            "matrix": self.matrix,
             "table": self.table,
         }
 
@@ -69,11 +74,13 @@ class Answers:
         try:
             options: dict[str, Any] = dict(parse_qsl(query, strict_parsing=bool(query)))
             options = {key: value if key in ("name", "quantity") else int(value) for key, value in options.items()}
+            window = (options.pop("first"), options.pop("last")) if {"first", "last"} & {*options} else None
             inspect.signature(self._ask[name]).bind(**options)
         except (KeyError, TypeError, ValueError) as error:
             raise LookupError(f"no such question: {question!r}") from error
         try:
             with self._lock, np.errstate(all="ignore"):  # a diverged training is shown without warnings
+                self._window = window
                 return self._ask[name](**options)
         except (OSError, ValueError) as error:  # the record is being replaced by another one
             raise LookupError(str(error)) from error
@@ -87,6 +94,12 @@ class Answers:
             for symmetry in range(len(sampled.record)):
                 yield f"budget?run={run}&symmetry={symmetry}"
                 yield from (f"series?run={run}&symmetry={symmetry}&name={name}" for name in QUANTITIES)
+            for matrices in balances_of(sampled):
+                at = f"run={run}&symmetry={len(sampled.record) + matrices.index}"
+                yield from (f"series?{at}&name={name}" for name, x in QUANTITIES.items() if x.mapped)
+                for block in range(matrices.blocks):
+                    yield f"spectrum?{at}&block={block}"
+                    yield from (f"matrix?{at}&block={block}&row={row}" for row in matrices.rows_in_a_file())
 
     def read_ahead(self) -> None:
         """Read what the page may ask for next, so that clicks need not wait for the disk."""
@@ -113,7 +126,8 @@ class Answers:
         quantities = [
             {"name": name, "title": x.title, "meaning": x.meaning, "mapped": x.mapped} for name, x in QUANTITIES.items()
         ]
-        return {"live": self.live, "runs": [_run(run) for run in self.runs], "quantities": quantities}
+        runs = [run_state(run, live=self.live) for run in self.runs]
+        return {"live": self.live, "runs": runs, "quantities": quantities, "most_units": MOST_UNITS}
 
     def layers(self, run: int, quantity: str) -> Json:
         """A quantity of every layer: of each symmetry, one number a step."""
@@ -123,11 +137,14 @@ class Answers:
         values = sampled.once(f"layers/{quantity}", lambda new: _reduced(sampled, wanted, new)).T
         if wanted.predicts:
             values = np.where(np.reshape(sampled.record.attrs["closed"], (-1, 1)), values, np.nan)
+        values = np.concatenate([values, *(balance.of_layer(quantity)[None] for balance in balances_of(sampled))])
         return {"steps": sampled.steps.tolist(), "values": packed(values)}
 
     def series(self, run: int, symmetry: int, name: str, unit: int | None = None) -> Json:
         """A quantity of a symmetry's units, or of one of them."""
         sampled, wanted = self._run(run), QUANTITIES[name]
+        if (at := symmetry - len(sampled.record)) in range(len(sampled.record.balances)):
+            return self._series_of(Matrices(sampled, at), sampled, name)
         groups = self._groups(sampled, symmetry)
         n_units = groups.stop - groups.start
         if unit is not None and not 0 <= unit < n_units:
@@ -140,6 +157,33 @@ class Answers:
         values = _values(sampled, wanted, groups)[:, units]
         return {"steps": sampled.steps.tolist(), "units": units.tolist(), "values": packed(values.T)}
 
+    def _series_of(self, matrices: Matrices, sampled: Sampled, name: str) -> Json:
+        """A quantity of a Balance's eigenvalues, or of its blocks."""
+        found = matrices.map(name, QUANTITIES[name])
+        if isinstance(found, str):
+            return {"missing": found}
+        values, blocks = found
+        lines = spread_units(len(blocks))
+        texts = [f"{blocks[i]}: {i % matrices.n}" if len(blocks) > matrices.blocks else f"{i}" for i in lines.tolist()]
+        answer = {"units": lines.tolist(), "blocks": [blocks[i] for i in lines.tolist()], "texts": texts}
+        return {"steps": sampled.steps.tolist(), "values": packed(values[:, lines].T), **answer}
+
+    def spectrum(self, run: int, symmetry: int, block: int) -> Json:
+        """Eigenvalues of one block of a Balance, measured and predicted, and how far its law is off."""
+        sampled, matrices = self._matrices(run, symmetry, block)
+        found = {name: packed(values) for name, values in matrices.spectrum(block).items()}
+        return {"steps": sampled.steps.tolist(), "lines": found, "of": matrices.n}
+
+    def matrix(self, run: int, symmetry: int, block: int, row: int) -> Json:
+        """The matrices of one block of a Balance in one row: charge, law and residual."""
+        sampled, matrices = self._matrices(run, symmetry, block)
+        if not matrices.has_matrices:
+            return {"missing": NOT_RECORDED}
+        if not 0 <= row < len(sampled.rows):
+            raise LookupError(f"no row {row}: there are {len(sampled.rows)}")
+        found = {name: packed(values) for name, values in matrices.matrix(block, row).items()}
+        return {"step": int(sampled.steps[row]), "matrices": found, "of": matrices.n}
+
     def budget(self, run: int, symmetry: int) -> Json:
         """Why a symmetry's charge has changed since the start: decay, growth, defect, rounding; means over units."""
         sampled = self._run(run)
@@ -148,16 +192,19 @@ class Answers:
             return {"missing": _missing(sampled, "the budget", TERMS_OF_CHANGE)}
         needs = (*TERMS_OF_CHANGE, *SPLIT) if sampled.has(SPLIT) else TERMS_OF_CHANGE
         terms = budget(sampled.data(needs, groups), closed=sampled.record.attrs["closed"][symmetry])
-        means = {name: packed(term.to_numpy().mean(axis=1)[None]) for name, term in terms.items() if term.size}
+        means = {name: packed(term.mean(axis=1)[None]) for name, term in terms.items() if term.size}
         return {"steps": sampled.steps.tolist(), "terms": means}
 
     def table(self, run: int) -> Json:
         """A row for each symmetry, of the last recorded step, worst first: the table of a readout."""
         sampled = self._run(run)
-        if not sampled.has(TABLE):
+        rows = []
+        if len(sampled.rows):
+            rows = _rows(sampled) if sampled.has(TABLE) else []
+            rows = sorted([*rows, *map(row_of, balances_of(sampled))], key=lambda row: row.rank)
+        if not sampled.has(TABLE) and not rows:
             return {"missing": _missing(sampled, "the table", TABLE)}
-        rows = sorted(_rows(sampled), key=lambda row: row.rank) if len(sampled.rows) else []
-        listed = [{"name": printable(row.name), "cells": [printable(cell) for cell in cells(row)]} for row in rows]
+        listed = [{"key": row.name, "cells": [printable(cell) for cell in cells(row)]} for row in rows]
         return {
             "headings": list(COLUMNS),
             "texts": [name for name, is_text in COLUMNS.items() if is_text],
@@ -167,7 +214,17 @@ class Answers:
     def _run(self, run: int) -> Sampled:
         if not 0 <= run < len(self.runs):
             raise LookupError(f"no run {run}: there are {len(self.runs)}")
-        return self.runs[run]
+        return self.runs[run].within(*self._window) if self._window else self.runs[run]
+
+    def _matrices(self, run: int, symmetry: int, block: int) -> tuple[Sampled, Matrices]:
+        sampled = self._run(run)
+        index = symmetry - len(sampled.record)
+        if not 0 <= index < len(sampled.record.balances):
+            raise LookupError(f"symmetry {symmetry} is no Balance")
+        matrices = Matrices(sampled, index)
+        if not 0 <= block < matrices.blocks:
+            raise LookupError(f"no block {block}: there are {matrices.blocks}")
+        return sampled, matrices
 
     def _groups(self, sampled: Sampled, symmetry: int) -> slice:
         if not 0 <= symmetry < len(sampled.record):
@@ -191,21 +248,14 @@ def spread_units(n: int) -> NDArray[np.int64]:
     return np.unique(np.linspace(0, n - 1, min(n, MOST_UNITS)).round().astype(np.int64))
 
 
-def packed(values: NDArray[np.float64]) -> Json:
-    """An array as JSON data: its shape, and its numbers as little-endian float32 in base64."""
-    with np.errstate(over="ignore"):
-        numbers = np.ascontiguousarray(values, dtype="<f4")
-    return {"shape": list(values.shape), "float32": base64.b64encode(numbers.tobytes()).decode("ascii")}
-
-
 def _values(sampled: Sampled, quantity: Quantity, groups: slice) -> NDArray[np.float64]:
     """[rows, groups]"""
-    return quantity.of(sampled.data(quantity.needs, groups)).to_numpy()
+    return quantity.of(sampled.data(quantity.needs, groups))
 
 
 def _reduced(sampled: Sampled, quantity: Quantity, new: NDArray[np.bool_]) -> NDArray[np.float64]:
     """A quantity of every layer, in new rows, [new rows, layers]."""
-    values = quantity.of(sampled.data(quantity.needs, slice(None), rows=new)).to_numpy()
+    values = quantity.of(sampled.data(quantity.needs, slice(None), rows=new))
     layers = [quantity.reduce(values[:, sampled.groups(i)]) for i in range(len(sampled.record))]
     return np.reshape(layers, (len(layers), len(values))).T
 
@@ -215,53 +265,18 @@ def _missing(sampled: Sampled, what: str, needs: Sequence[str]) -> str:
     return f"{what}: the record has no series {', '.join(absent)}"
 
 
-def _run(run: Sampled) -> Json:
-    record = run.record
-    laws = zip(record.symmetries, *(record.attrs[key] for key in ("n_groups", "closed", "reason")), strict=True)
-    return {
-        "label": printable(run.label),
-        "version": run.version,
-        "rows": len(record.steps),
-        "steps": run.steps.tolist(),
-        "symmetries": [
-            {"name": printable(s.name), "kind": s.kind, "units": n, "closed": closed, "reason": printable(reason)}
-            for s, n, closed, reason in laws
-        ],
-        "settings": _settings(run),
-        "probes": {printable(name): packed(values[None]) for name, values in run.probes.items()},
-        "faults": [printable(fault) for fault in run.faults],
-    }
-
-
-def _settings(run: Sampled) -> dict[str, str]:
-    """What a run was made with, by name. An option that changed on the way has its first and its last value."""
-    record, found = run.record, dict[str, str]()
-    found["update rule"] = record.rule
-    for name, ends in run.options.items():
-        texts = [", ".join(f"{x:g}" for x in np.unique(end[np.isfinite(end)])) for end in ends]
-        found[name] = " → ".join(dict.fromkeys(texts))
-    found["last step"] = f"{record.steps[-1]:,}" if len(record.steps) else ""
-    for key in ("every", "backend", "dtypes", "versions"):
-        value = record.attrs.get(key, "")
-        if isinstance(value, Mapping):
-            found |= {f"version of {name}": str(version) for name, version in value.items()}
-        else:
-            found[key] = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return {printable(name): printable(value) for name, value in found.items()}
-
-
 def _rows(sampled: Sampled) -> list[Row]:
     """The table of the last recorded step."""
     record = sampled.record
     needs = [*TABLE, *(name for name in (*SPLIT, *TABLE_TOO) if sampled.has((name,)))]
-    data = {name: values.to_numpy() for name, values in sampled.data(needs, slice(None), last=True).items()}
+    data = dict(sampled.data(needs, slice(None), last=True))
     if any(np.isnan(data.get(name, np.nan)).all() for name in SPLIT):  # the rule does not have them
         data = {name: values for name, values in data.items() if name not in SPLIT}
     dtypes = record.attrs["dtypes"] if len(record.attrs["dtypes"]) == 1 else ()  # of which parameter is not recorded
     rows = []
     for index, symmetry in enumerate(record.symmetries):
         groups = sampled.groups(index)
-        values = {str(name): (x if x.ndim == 1 else x[-1])[groups] for name, x in data.items()}
+        values = {name: (x if x.ndim == 1 else x[-1])[groups] for name, x in data.items()}
         reason = record.attrs["reason"][index]
         rows.append(
             table_row(

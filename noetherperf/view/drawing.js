@@ -27,12 +27,13 @@ const ERRORS = {
   flow_error: ["flow law", "dot", 1.4, "#2f8f63"],
   rounding: ["rounding", "solid", 1.4, "#7a7a7a"],
 };
-const CONFIG = { responsive: true, displaylogo: false, displayModeBar: "hover" };
-CONFIG.modeBarButtons = [["toImage", "zoom2d", "pan2d", "resetScale2d"]]; // none that leads to the network
+const CONFIG = { doubleClick: "autosize", responsive: true, displaylogo: false, displayModeBar: "hover" };
+CONFIG.modeBarButtons = [["toImage", "zoom2d", "pan2d", "autoScale2d"]]; // none that leads to the network
 const color = (i) => COLORS[i % COLORS.length];
 
 function layout(changes) {
-  const { xaxis, yaxis, ...others } = changes;
+  const { xaxis, yaxis, steps = true, ...others } = changes;
+  const range = steps && chosen.range ? { range: chosen.range, autorange: false } : { autorange: true };
   return {
     margin: { l: 64, r: 12, t: 24, b: 38 },
     font: { family: "system-ui, sans-serif", size: 12, color: "#1f2733" },
@@ -41,7 +42,10 @@ function layout(changes) {
     hovermode: "closest",
     modebar: { bgcolor: "transparent", color: "#98a2b3", activecolor: "#1b3a6b" },
     legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 },
-    xaxis: { title: { text: "step", standoff: 6 }, gridcolor: "#eceef1", zeroline: false, automargin: true, ...xaxis },
+    xaxis: {
+      title: { text: "step", standoff: 6 }, gridcolor: "#eceef1", zeroline: false, automargin: true,
+      ...range, ...xaxis,
+    },
     yaxis: { gridcolor: "#eceef1", zerolinecolor: "#b9c0ca", exponentformat: "power", automargin: true, ...yaxis },
     ...others,
   };
@@ -51,12 +55,35 @@ function layout(changes) {
 function draw(place, traces, options, key) {
   if (typeof traces === "string") {
     Plotly.purge(place);
+    place.zooms = false;
     place.replaceChildren(make("p", traces, { className: "note" }));
     return null;
   }
   if (place.querySelector(".note")) place.replaceChildren();
   place.style.height = `${options.height}px`;
-  return Plotly.react(place, traces, layout({ ...options, uirevision: key }), CONFIG);
+  const drawn = Plotly.react(place, traces, layout({ ...options, uirevision: `${key} ${chosen.range}` }), CONFIG);
+  if (!place.zooms && options.steps !== false) {
+    place.on("plotly_relayout", zoom);
+    place.zooms = true;
+  }
+  return drawn;
+}
+
+/** Names as the categories of an axis, which merges those that are equal. */
+function categories(texts) {
+  const seen = new Set();
+  return texts.map(plain).map((text, i) => {
+    const own = seen.has(text) ? `${text} (${i})` : text;
+    seen.add(own);
+    return own;
+  });
+}
+
+/** A user zooms one picture along the steps: all show these steps, and finer rows of them. */
+function zoom(change) {
+  const [first, last] = [change["xaxis.range[0]"], change["xaxis.range[1]"]].map(Number);
+  if (Number.isFinite(first) && Number.isFinite(last)) choose({ range: [Math.floor(first), Math.ceil(last)] });
+  else if (change["xaxis.autorange"] && chosen.range) choose({ range: null });
 }
 
 /** One place for each run, with the run's label if there are several. */
@@ -128,10 +155,11 @@ function drawMaps(id, answers, labels, noun, onClick) {
     if (answers[i].missing) return draw(place, answers[i].missing);
     if (!picture.some((row) => row.some(Number.isFinite))) return draw(place, "nothing finite to show");
     const texts = labels(i);
+    const rowsOf = categories(texts);
     const every = Math.ceil(texts.length / ((height - 50) / 15));
-    const ticks = texts.map(plain).filter((_, row) => row % every === 0);
+    const ticks = rowsOf.filter((_, row) => row % every === 0);
     const trace = {
-      type: "heatmap", x: answers[i].steps.slice(0, evenly(answers[i].steps)), y: texts.map(plain),
+      type: "heatmap", x: answers[i].steps.slice(0, evenly(answers[i].steps)), y: rowsOf,
       z: picture.map((row) => row.map(scale.of)),
       customdata: picture, hoverongaps: false, ...scale.options,
       hovertemplate: `${noun}%{y}<br>step %{x}<br>%{customdata:.4g}<extra></extra>`,
@@ -142,7 +170,7 @@ function drawMaps(id, answers, labels, noun, onClick) {
     const drawn = draw(place, [trace], options, `${id}${i}${chosen.quantity}`);
     drawn?.then(() => {
       place.removeAllListeners?.("plotly_click");
-      place.on("plotly_click", ({ points: [point] }) => onClick(texts.map(plain).indexOf(String(point.y)), i));
+      place.on("plotly_click", ({ points: [point] }) => onClick(rowsOf.indexOf(String(point.y)), i));
     });
     return drawn;
   }));

@@ -36,10 +36,28 @@ const drawable = new Promise((resolve) => document.addEventListener("DOMContentL
 
 let ask;
 let state; // what there is: the answer to "state"
-const chosen = { quantity: "charge", symmetry: null, unit: 0 };
+// What a user has chosen. `symmetry` is its name as recorded; `step` is that of the matrices, `range` the steps that all
+// pictures show; null: the last, and all.
+const chosen = { quantity: "charge", symmetry: null, unit: 0, step: null, range: null };
 
 const quantityOf = (name) => state.quantities.find((quantity) => quantity.name === name);
-const names = () => [...new Set(state.runs.flatMap((run) => run.symmetries.map((symmetry) => symmetry.name)))];
-const indexIn = (run) => run.symmetries.findIndex((symmetry) => symmetry.name === chosen.symmetry);
+const keys = () => [...new Set(state.runs.flatMap((run) => run.symmetries.map((symmetry) => symmetry.key)))];
+const nameOf = (key) => state.runs.flatMap((run) => run.symmetries).find((symmetry) => symmetry.key === key).name;
+const indexIn = (run) => run.symmetries.findIndex((symmetry) => symmetry.key === chosen.symmetry);
+const chosenIn = (run) => run.symmetries[indexIn(run)];
+const isBalance = () => state.runs.map(chosenIn).find(Boolean)?.kind === "balance";
+/** Of a unit, or of a block of a Balance. */
+const countIn = (law) => (law.kind === "balance" ? law.blocks : law.units);
 const forRuns = (question) => Promise.all(state.runs.map((run, i) => question(run, i)));
-const absent = (run) => ({ missing: `${run.label} has no symmetry of this name` });
+
+/** The answer to a question on rows of steps, which a server has more of where the pictures are zoomed. */
+const askSteps = (question) =>
+  ask(chosen.range && state.live ? `${question}&first=${chosen.range[0]}&last=${chosen.range[1]}` : question);
+
+/** The answers of all runs to a question about the chosen symmetry. */
+const forChosen = (question) => forRuns((run, i) => {
+  const law = chosenIn(run);
+  if (!law) return { missing: `${run.label} has no symmetry of this name` };
+  if ((law.kind === "balance") !== isBalance()) return { missing: `in ${run.label} it is a ${law.kind}` };
+  return question(`run=${i}&symmetry=${indexIn(run)}`, law);
+});

@@ -6,12 +6,22 @@
 const said = document.documentElement.dataset;
 let turn = Promise.resolve();
 let waiting = 0;
+let failure = ""; // of the last drawing
+
+/** What is wrong: with the records, and with the last drawing. */
+function tell() {
+  const faults = [...(state?.runs.flatMap((run) => run.faults) ?? []), failure].filter(Boolean);
+  element("faults").hidden = faults.length === 0;
+  element("faults").textContent = faults.join("\n");
+}
 
 /** Run drawing one after the other: a picture is never drawn over by an older one. */
 function inTurn(work) {
   said.busy = "true";
   waiting += 1;
-  turn = turn.then(work).catch((error) => tell([String(error.message ?? error)])).then(() => {
+  failure = "";
+  turn = turn.then(work).catch((error) => { failure = String(error.message ?? error); }).then(() => {
+    tell();
     said.drawn = Number(said.drawn ?? 0) + 1;
     waiting -= 1;
     if (waiting === 0) delete said.busy;
@@ -19,7 +29,10 @@ function inTurn(work) {
   return turn;
 }
 
-const drawChosen = () => Promise.all([drawUnits(), drawCurves(), drawBudget()]);
+function drawChosen() {
+  describeChosen();
+  return Promise.all([drawUnits(), drawCurves(), drawBudget()]);
+}
 
 async function drawAll() {
   drawState();
@@ -29,6 +42,9 @@ async function drawAll() {
   await drawTable();
 }
 
+/** A whole number of a unit that there is, the nearest to what was typed. */
+const unitOf = (typed) => Math.min(Math.max(0, Math.round(Number(typed)) || 0), Number(element("unit").max));
+
 function choose(changes) {
   const before = { ...chosen };
   Object.assign(chosen, changes);
@@ -36,12 +52,14 @@ function choose(changes) {
   element("symmetry").value = chosen.symmetry;
   element("unit").value = chosen.unit;
   return inTurn(async () => {
+    if (before.range !== chosen.range) return drawAll();
+    if (before.step !== chosen.step) return drawBudget();
     if (before.quantity !== chosen.quantity) await drawLayers();
     if (chosen.symmetry === null) return;
     markChosen();
     if (before.symmetry !== chosen.symmetry) await drawChosen();
     else if (before.quantity !== chosen.quantity) await drawUnits();
-    else await drawCurves();
+    else await Promise.all([drawCurves(), isBalance() ? drawBudget() : null]);
   });
 }
 
@@ -70,10 +88,15 @@ async function begin() {
   await drawable;
   element("quantity").onchange = (event) => choose({ quantity: event.target.value });
   element("symmetry").onchange = (event) => choose({ symmetry: event.target.value, unit: 0 });
-  element("unit").onchange = (event) => choose({ unit: Math.max(0, Number(event.target.value) || 0) });
+  element("unit").onchange = (event) => choose({ unit: unitOf(event.target.value) });
+  element("row").onchange = (event) => choose({ step: matrixSteps()[Number(event.target.value)] });
+  element("row").oninput = (event) => { element("row-step").value = matrixSteps()[Number(event.target.value)]; };
   element("status").textContent = state.live ? "live" : "saved in one file";
   await inTurn(drawAll);
   if (state.live) follow(JSON.stringify(state.runs.map((run) => run.version)));
 }
 
-begin().catch((error) => tell([String(error.message ?? error)]));
+begin().catch((error) => {
+  failure = String(error.message ?? error);
+  tell();
+});

@@ -12,16 +12,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from string import Template
 
+from noetherperf.common.progress import progress as told
 from noetherperf.record.files import replace_file
-from noetherperf.record.reader import open_record
+from noetherperf.record.reader import Record, open_record
 from noetherperf.view.answers import Answers
+from noetherperf.view.balances import MOST_LINES
 from noetherperf.view.quantities import QUANTITIES
 
 HERE = Path(__file__).parent
 #: Plotly writes a style element, and draws heat maps into images that it makes itself.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
 POLICY = f"{_POLICY}; script-src 'self'; connect-src 'self'"  # of a server
-SCRIPTS = ("numbers.js", "drawing.js", "views.js", "page.js")  # one script together
+SCRIPTS = ("numbers.js", "drawing.js", "views.js", "matrices.js", "page.js")  # one script together
 FILE_VALUES = 2**20  # float32 numbers in a file, about
 
 Files = dict[str, tuple[str, bytes]]
@@ -37,7 +39,7 @@ def files() -> Files:
     }
 
 
-def export(paths: Sequence[Path], file: Path) -> None:
+def export(paths: Sequence[Path], file: Path, *, progress: bool = False) -> None:
     """Write the page of some records as one file, which a browser shows without a server and without a network.
 
     It has fewer rows than the live page where there are many units, so that it stays small.
@@ -45,24 +47,41 @@ def export(paths: Sequence[Path], file: Path) -> None:
     Args:
         paths: The records' directories.
         file: Replaced if it exists; missing folders are made.
+        progress: Say on stderr how far it is.
 
     Raises:
-        FileNotFoundError, ValueError: As `open_record`; or the file would be inside a record.
+        FileNotFoundError, ValueError: As `open_record`; or the file is a folder, or would be inside a record.
         OSError: The file cannot be written.
     """
     for path in paths:
         if path.resolve() in (file.resolve(), *file.resolve().parents):
             raise ValueError(f"file: {str(file)!r} is inside the record {str(path)!r}; choose a place beside it")
-    n_groups = sum(open_record(path).dataset.sizes["group"] for path in paths)
-    answers = Answers(paths, live=False, most_rows=max(32, FILE_VALUES // (max(1, n_groups) * len(QUANTITIES))))
-    held = {question: answers.answer(question) for question in answers.questions()}
+    if file.is_dir():
+        raise ValueError(f"file: {str(file)!r} is a folder; name a file in it, such as {str(file / 'page.html')!r}")
+    numbers = sum(map(_numbers_a_row, map(open_record, paths)))
+    answers = Answers(paths, live=False, most_rows=max(32, FILE_VALUES // max(1, numbers)))
+    held, questions = {}, list(answers.questions())
+    with told("the page", len(questions), "answers", shown=progress) as report:
+        for done, question in enumerate(questions, 1):
+            held[question] = answers.answer(question)
+            report(done)
     data = base64.b64encode(gzip.compress(json.dumps(held, allow_nan=False).encode(), mtime=0)).decode()
     scripts = [_script(), _plotly()]
     digests = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
     elements = [f'<script type="application/octet-stream" id="data">{data}</script>']
     elements += [f"<script>{script}</script>" for script in scripts]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(file, _page(f"{_POLICY}; script-src {digests}", "\n".join(elements)).encode())
+    content = _page(f"{_POLICY}; script-src {digests}", "\n".join(elements)).encode()
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(file, content)
+    except OSError as error:  # which names the file that would have been renamed
+        raise OSError(f"file: {str(file)!r} cannot be written: {error.strerror or error}") from error
+
+
+def _numbers_a_row(record: Record) -> int:
+    """How many numbers of each row a file holds."""
+    of_blocks: int = sum(blocks * (n + 2 * min(n, MOST_LINES)) for blocks, n in record.attrs.get("balance_shapes", []))
+    return int(record.dataset.sizes["group"]) * len(QUANTITIES) + of_blocks
 
 
 def _page(policy: str, scripts: str) -> str:

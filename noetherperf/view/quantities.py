@@ -1,15 +1,15 @@
 """What the page shows of every unit: formulas of the recorded series."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
-import xarray as xr
 from numpy.typing import NDArray
 
-from noetherperf.record import TERMS, LawName, relative_error
-from noetherperf.record.law_error import DIFFERENCES
+from noetherperf.record import TERMS, LawName
+from noetherperf.record.law_error import DIFFERENCES, error_of
 
+Data = Mapping[str, NDArray[np.float64]]  # series by name, [rows, groups]
 Reduce = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 
@@ -38,7 +38,7 @@ class Quantity(NamedTuple):
         title: As the page's menu has it.
         meaning: A sentence for the reader.
         needs: The recorded series that it is computed from.
-        of: The formula, from a dataset of these series.
+        of: The formula, from these series.
         reduce: A layer's number, from those of its units.
         mapped: Whether the menu offers a heat map of it.
         predicts: Whether it is about the discrete law's prediction, and so means nothing where that law is open.
@@ -47,7 +47,7 @@ class Quantity(NamedTuple):
     title: str
     meaning: str
     needs: tuple[str, ...]
-    of: Callable[[xr.Dataset], xr.DataArray]
+    of: Callable[[Data], NDArray[np.float64]]
     reduce: Reduce
     mapped: bool = True
     predicts: bool = False
@@ -61,7 +61,7 @@ def _series(name: str, title: str, meaning: str, *, mapped: bool = True, predict
 def _error(law: LawName, title: str, meaning: str, *, mapped: bool = True, predicts: bool = True) -> Quantity:
     """How far a law is off; of a layer, the worst unit."""
     needs = ("charge", DIFFERENCES[law], *TERMS[law])
-    return Quantity(title, meaning, needs, lambda data: relative_error(data, law), largest, mapped, predicts)
+    return Quantity(title, meaning, needs, lambda data: error_of(data, law), largest, mapped, predicts)
 
 
 QUANTITIES: dict[str, Quantity] = {
@@ -102,28 +102,27 @@ QUANTITIES: dict[str, Quantity] = {
     ),
 }
 
-#: What the budget and the table of a symmetry are made of; with growth and transport where the rule has them.
-TERMS_OF_CHANGE = ("charge", "discrete_free", "discrete_forced", "discrete_defect", "rounding")
-SPLIT = ("growth", "transport")
+#: What the budget and the table of a symmetry are made of; with the split that needs no law where the rule has it.
+TERMS_OF_CHANGE = ("charge", "discrete_decay", "discrete_forced", "discrete_defect", "rounding")
+SPLIT = ("decay", "growth", "transport")
 
 
-def budget(data: xr.Dataset, *, closed: bool) -> dict[str, xr.DataArray]:
+def budget(data: Data, *, closed: bool) -> dict[str, NDArray[np.float64]]:
     """Why charges have changed since the start: decay + growth + defect + rounding = change.
 
-    Where the law is open, growth and defect are the rule's own growth and transport, if it has them: a split that needs
-    no law.
+    Where the law is open, they are the rule's own decay, growth and transport, if it has them: a split that needs no
+    law.
 
     Args:
         data: Of TERMS_OF_CHANGE and `initial`; for an open law, of SPLIT too where it is recorded.
         closed: Whether the law is.
 
     Returns:
-        (step, group) each: decay, growth, defect, rounding and change, which is charge − initial.
+        [rows, groups] each: decay, growth, defect, rounding and change, which is charge − initial.
     """
     change = data["charge"] - data["initial"]
-    growth, defect = data["discrete_forced"], data["discrete_defect"]
-    decay = data["discrete_free"] - data["initial"]
-    if not closed and all(name in data and data[name].notnull().any() for name in SPLIT):
-        growth, defect = data["growth"], data["transport"]
-        decay = change - data["rounding"] - growth - defect
+    sources = ("discrete_decay", "discrete_forced", "discrete_defect")
+    if not closed and all(name in data and not np.isnan(data[name]).all() for name in SPLIT):
+        sources = SPLIT
+    decay, growth, defect = (data[name] for name in sources)
     return {"decay": decay, "growth": growth, "defect": defect, "rounding": data["rounding"], "change": change}

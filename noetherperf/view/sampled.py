@@ -4,9 +4,10 @@ A picture is not wider than some hundred pixels, so no view needs more. The rows
 when the record grows, rows only go or come at the end, and only new ones are read.
 """
 
+import copy
 import itertools
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,17 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from noetherperf.record.layout import probe_key
 from noetherperf.record.metadata import ROOT
 from noetherperf.record.reader import Record, read_record
-from noetherperf.record.series import derivations
+from noetherperf.record.series import INITIAL, Terms, derivations
 
 MOST_ROWS = 512
 MOST_VALUES = 2**22  # of one series in memory, 32 MiB; a record of very many groups has fewer rows
 
 Stamp = tuple[int, int, int] | None
 Numbers = NDArray[Any]  # float64 or float32, as it is recorded
+Data = Mapping[str, NDArray[np.float64]]
 
 
 def spread_rows(n_rows: int, most: int) -> NDArray[np.int64]:
@@ -55,6 +58,8 @@ class Sampled:
 
     Attributes:
         record: As it was when it was last opened.
+        rows: Which of the record's, [n].
+        steps: Of the rows, [n].
         version: Increases whenever there is something new to see.
         probes: Of the rows, by name; those that are a number a row.
         options: The update rule's options in the first and the last row, [parameter groups] each.
@@ -66,8 +71,10 @@ class Sampled:
     def __init__(self, path: Path, label: str, most_rows: int = MOST_ROWS) -> None:
         self.path, self.label, self._most = path, label, most_rows
         self.version, self._fault = 0, ""
+        self._derivations: dict[tuple[str, ...], Mapping[str, Terms]] = {}
         self._damage: dict[str, None] = {}
         self._kept: dict[str, tuple[NDArray[np.int64], Numbers]] = {}  # name -> steps and values
+        self._part: tuple[tuple[int, int, int], Sampled] | None = None  # what `within` gave last
         self._seen = self._stamp()
         self._open()
 
@@ -95,12 +102,14 @@ class Sampled:
         record, fault = read_record(self.path)
         before, self.record = getattr(self, "record", record), record
         self._fault = fault
-        self._known = {*record.series}
+        self._known, self._derivations = {*record.series}, {}
+        self._initial = record.dataset[INITIAL].to_numpy()
+        self._stops: list[int] = np.cumsum([0, *record.attrs["n_groups"]]).tolist()
         if not self._has_grown(before):
             self._kept.clear()
             self._damage.clear()
-        most = max(16, min(self._most, MOST_VALUES // max(1, self.n_groups)))
-        self.rows = spread_rows(len(record.steps), most)
+        self._rows_shown = max(16, min(self._most, MOST_VALUES // max(1, self.n_groups)))
+        self._show(spread_rows(len(record.steps), self._rows_shown))
         self.probes = self._read_probes()
         ends = sorted({0, len(record.steps) - 1} if len(record.steps) else ())
         options = record.hyperparameters.items()
@@ -119,6 +128,21 @@ class Sampled:
             return np.array_equal(self._watched(record.dataset[name].isel(step=row))[0], values[-1], equal_nan=True)
         return True
 
+    def _show(self, rows: NDArray[np.int64]) -> None:
+        self.rows, self.steps = rows, self.record.steps[rows]
+
+    def within(self, first: int, last: int) -> "Sampled":
+        """The rows from one step to another, and one row beside each, at smaller distances than this one's."""
+        wanted = (self.version, first, last)
+        if self._part is None or self._part[0] != wanted:
+            start = max(0, int(np.searchsorted(self.record.steps, first, side="right")) - 1)
+            stop = min(len(self.record.steps), int(np.searchsorted(self.record.steps, last)) + 1)
+            part = copy.copy(self)
+            part._kept = {}
+            part._show(start + spread_rows(max(0, stop - start), self._rows_shown))
+            self._part = wanted, part
+        return self._part[1]
+
     @property
     def faults(self) -> list[str]:
         """What is wrong with the record on disk, in sentences."""
@@ -128,15 +152,9 @@ class Sampled:
     def n_groups(self) -> int:
         return int(self.record.dataset.sizes["group"])
 
-    @property
-    def steps(self) -> NDArray[np.int64]:
-        """Of the rows."""
-        return self.record.steps[self.rows]
-
     def groups(self, symmetry: int) -> slice:
         """A symmetry's columns among all groups."""
-        stops = np.cumsum([0, *self.record.attrs["n_groups"]]).tolist()
-        return slice(stops[symmetry], stops[symmetry + 1])
+        return slice(self._stops[symmetry], self._stops[symmetry + 1])
 
     def has(self, needs: Sequence[str]) -> bool:
         """Whether these series are recorded, or follow from recorded ones."""
@@ -144,7 +162,13 @@ class Sampled:
 
     def recorded(self, needs: Sequence[str]) -> list[str]:
         """The recorded series that these are, or follow from."""
-        return [name for name, terms in derivations(self.record.recorded, needs).items() if not terms]
+        return [name for name, terms in self._terms(needs).items() if not terms]
+
+    def _terms(self, needs: Sequence[str]) -> Mapping[str, Terms]:
+        """How to get series from the recorded ones, computed once."""
+        if (key := tuple(needs)) not in self._derivations:
+            self._derivations[key] = derivations(self.record.recorded, needs)
+        return self._derivations[key]
 
     def data(
         self,
@@ -153,8 +177,8 @@ class Sampled:
         *,
         rows: slice | NDArray[np.bool_] = slice(None),
         last: bool = False,
-    ) -> xr.Dataset:
-        """Series of some groups, dims (step, group), float64; `initial` is [group].
+    ) -> Data:
+        """Series of some groups by name, [rows, groups], float64; `initial` is [groups].
 
         Args:
             needs: Names of series.
@@ -162,21 +186,30 @@ class Sampled:
             rows: Which of the rows.
             last: Only the last row; the others are not read for it.
         """
-        values: dict[str, NDArray[np.float64]] = {}
-        for name, terms in derivations(self.record.recorded, needs).items():
+        values: dict[str, NDArray[np.float64]] = {INITIAL: self._initial[groups]}
+        for name, terms in self._terms(needs).items():
             if terms:
-                values[name] = np.sum([sign * values[term] for sign, term in terms], axis=0)
+                (_, first), *others = terms
+                values[name] = sum((sign * values[term] for sign, term in others), values[first])
             else:
                 found = self._last(name) if last else self.series(name)[rows]
                 values[name] = found[:, groups].astype(np.float64)
-        initial = self.record.dataset["initial"].to_numpy()[groups]
-        return xr.Dataset(
-            {**{name: (("step", "group"), values[name]) for name in needs}, "initial": ("group", initial)}
-        )
+        return {name: values[name] for name in (INITIAL, *needs)}
 
     def series(self, name: str) -> Numbers:
-        """A recorded series, [rows, all groups], as precise as it is recorded. Only rows not in memory are read."""
+        """A recorded array, [rows, its width], as precise as it is recorded. Only rows not in memory are read."""
         return self.once(name, lambda new: self._read(name, self.rows[new]))
+
+    def probe(self, name: str) -> Numbers:
+        """A recorded vector, [rows, its length], float64."""
+        return self.series(self._key(name))
+
+    def entries(self, name: str, row: int, entries: slice) -> Numbers:
+        """Some of a vector's entries in one row of the record, not kept in memory."""
+        return self._watched(self.record.dataset[self._key(name)].isel(step=int(row))[entries])
+
+    def _key(self, name: str) -> str:
+        return probe_key(self.record.attrs["probes"].index(name))
 
     def once(self, name: str, compute: Callable[[NDArray[np.bool_]], Numbers]) -> Numbers:
         """Numbers of every row, [rows, any], computed once for each row and kept while the record grows.
@@ -205,10 +238,10 @@ class Sampled:
         return values[-1:] if is_kept and values is not None else self._read(name, self.rows[-1:])
 
     def _read(self, name: str, rows: NDArray[np.int64]) -> Numbers:
-        """Rows from disk, [rows, all groups]."""
+        """Rows from disk, [rows, width]."""
         array = self.record.dataset[name]
         found = [self._watched(array.isel(step=stretch)) for stretch in stretches(rows)]
-        return np.concatenate([np.empty((0, self.n_groups), array.dtype), *found])
+        return np.concatenate([np.empty((0, *array.shape[1:]), array.dtype), *found])
 
     def _read_probes(self) -> dict[str, NDArray[np.float64]]:
         """The probes that are a number a row, at the rows."""

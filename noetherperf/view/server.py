@@ -74,7 +74,11 @@ class _Handler(BaseHTTPRequestHandler):
     server: PageServer
 
     def do_GET(self) -> None:
-        url = urlsplit(self.path)
+        try:
+            url = urlsplit(self.path)
+        except ValueError:  # "//["
+            self._send(HTTPStatus.BAD_REQUEST, "text/plain", b"this is no address")
+            return
         if not self._is_ours():
             self._send(HTTPStatus.FORBIDDEN, "text/plain", b"this page is for the machine that it runs on")
         elif url.path in self.server.files:

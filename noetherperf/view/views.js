@@ -3,9 +3,10 @@
 // The page's pictures and tables, each from the answer to a question.
 
 async function drawLayers() {
-  const answers = await forRuns((_, i) => ask(`layers?run=${i}&quantity=${chosen.quantity}`));
+  const answers = await forRuns((_, i) => askSteps(`layers?run=${i}&quantity=${chosen.quantity}`));
   const labels = (i) => state.runs[i].symmetries.map((symmetry) => symmetry.name);
-  await drawMaps("layers", answers, labels, "", (row, i) => choose({ symmetry: labels(i)[row], unit: 0 }));
+  const chooseRow = (row, i) => choose({ symmetry: state.runs[i].symmetries[row].key, unit: 0 });
+  await drawMaps("layers", answers, labels, "", chooseRow);
   element("meaning").textContent = quantityOf(chosen.quantity).meaning;
 }
 
@@ -24,28 +25,42 @@ function drawLoss() {
 }
 
 async function drawUnits() {
-  const answers = await forRuns((run, i) =>
-    indexIn(run) < 0 ? absent(run) : ask(`series?run=${i}&symmetry=${indexIn(run)}&name=${chosen.quantity}`));
-  const labels = (i) => answers[i].units.map(String);
-  await drawMaps("units", answers, labels, "unit ", (row, i) => choose({ unit: answers[i].units[row] }));
-  const laws = state.runs.filter((run) => indexIn(run) >= 0).map((run) => run.symmetries[indexIn(run)]);
-  const { kind, units } = laws[0];
+  const answers = await forChosen((at) => askSteps(`series?${at}&name=${chosen.quantity}`));
+  const labels = (i) => answers[i].texts ?? answers[i].units.map(String);
+  const noun = !isBalance() ? "unit " : chosen.quantity === "charge" ? "block: eigenvalue " : "block ";
+  const chooseRow = (row, i) => choose({ unit: (answers[i].blocks ?? answers[i].units)[row] });
+  await drawMaps("units", answers, labels, noun, chooseRow);
+}
+
+/** What is said about the chosen symmetry, and which of its units there are. */
+function describeChosen() {
+  const laws = state.runs.map(chosenIn).filter(Boolean);
+  const [{ kind, units, blocks }] = laws;
   const open = laws.filter((law) => !law.closed).map((law) => law.reason);
-  element("unit").max = Math.max(...laws.map((law) => law.units)) - 1;
-  const some = answers[0].units && answers[0].units.length < units ? `, ${answers[0].units.length} of them shown` : "";
+  element("unit").max = Math.max(...laws.map(countIn)) - 1;
+  element("unit-noun").textContent = isBalance() ? "Block" : "Unit";
+  const shown = isBalance() ? "eigenvalues of its matrix, and of the law's" : "measured charge and both laws";
+  element("unit-meaning").textContent = `${shown}; below, how far the laws are off, relative to their terms`;
+  element("budget-title").textContent = isBalance() ? "Matrix" : "Budget";
+  element("budget-meaning").textContent = isBalance()
+    ? "the charge, what the law predicts, and the difference"
+    : "why the charge has changed since the start, mean over units: the sources add up to the change";
+  const some = units > state.most_units ? `, ${state.most_units} of them shown` : "";
+  const count = (n, noun) => `${n} ${noun}${n === 1 ? "" : "s"}`;
   element("symmetry-meaning").textContent = [
-    `${kind}, ${units} unit${units === 1 ? "" : "s"}${some}`,
+    isBalance()
+      ? `${kind}, ${count(blocks, "block")} of ${count(units / blocks, "unit")}${some}`
+      : `${kind}, ${count(units, "unit")}${some}`,
     ...(open.length ? [`its law is open: ${[...new Set(open)].join("; ")}`] : []),
   ].join("; ");
 }
 
 async function drawCurves() {
-  const ofUnit = (name) => forRuns((run, i) => {
-    const index = indexIn(run);
-    if (index < 0) return absent(run);
-    if (chosen.unit >= run.symmetries[index].units) return { missing: `there is no unit ${chosen.unit}` };
-    return ask(`series?run=${i}&symmetry=${index}&name=${name}&unit=${chosen.unit}`);
-  });
+  if (isBalance()) return drawSpectra();
+  const ofUnit = (name) => forChosen((at, law) =>
+    chosen.unit >= law.units
+      ? { missing: `there is no unit ${chosen.unit}` }
+      : askSteps(`series?${at}&name=${name}&unit=${chosen.unit}`));
   const wanted = Object.keys({ ...LAWS, ...ERRORS });
   const answers = Object.fromEntries(await Promise.all(wanted.map(async (name) => [name, await ofUnit(name)])));
   const several = state.runs.length > 1;
@@ -65,10 +80,15 @@ async function drawCurves() {
   ]);
   const place = element("curves");
   if (draws.length === 0) return draw(place, answers.charge[0].missing ?? "nothing is recorded of this unit");
-  return draw(place, draws, {
+  return drawTwice(place, draws, "charge");
+}
+
+/** Curves above, and on a logarithmic axis below how far they are off. */
+function drawTwice(place, traces, title) {
+  return draw(place, traces, {
     height: 400,
     xaxis: { anchor: "y2" },
-    yaxis: { title: { text: "charge", standoff: 12 }, domain: [0.42, 1] },
+    yaxis: { title: { text: title, standoff: 12 }, domain: [0.42, 1] },
     yaxis2: {
       title: { text: "relative error", standoff: 12 }, domain: [0, 0.34], type: "log", nticks: 5,
       gridcolor: "#eceef1", exponentformat: "power", automargin: true,
@@ -77,10 +97,12 @@ async function drawCurves() {
 }
 
 async function drawBudget() {
-  const answers = await forRuns((run, i) =>
-    indexIn(run) < 0 ? absent(run) : ask(`budget?run=${i}&symmetry=${indexIn(run)}`));
+  if (isBalance()) return drawMatrices();
+  element("row-field").hidden = true;
+  const answers = await forChosen((at) => askSteps(`budget?${at}`));
   const terms = answers.map((answer) => (answer.missing ? {} : Object.fromEntries(
     Object.entries(answer.terms).map(([name, values]) => [name, rows(values)[0]]))));
+  const range = state.runs.length > 1 ? reach(terms) : null; // the same in all pictures
   await Promise.all(places("budget").map((place, i) => {
     if (answers[i].missing) return draw(place, answers[i].missing);
     const x = answers[i].steps;
@@ -90,9 +112,25 @@ async function drawBudget() {
         line: { width: 0, color: tint }, legendgroup: name, showlegend: side === "up", hoverinfo: "skip",
       })));
     const change = { x, y: terms[i].change, name: "measured change", mode: "lines", line: { color: "#111", width: 2 } };
-    return draw(place, [...areas, change], { height: 400, yaxis: { title: { text: "change of the charge" } } },
-      `budget${i}${chosen.symmetry}`);
+    const yaxis = { title: { text: "change of the charge" }, ...(range ? { range, autorange: false } : {}) };
+    return draw(place, [...areas, change], { height: 400, yaxis }, `budget${i}${chosen.symmetry}${range}`);
   }));
+}
+
+/** From the lowest to the highest that stacked terms reach, in all runs. */
+function reach(terms) {
+  let [low, high] = [0, 0];
+  for (const run of terms.filter((one) => one.change)) {
+    const parts = Object.keys(PARTS).filter((name) => run[name]).map((name) => run[name]);
+    run.change.forEach((change, step) => {
+      const at = parts.map((part) => part[step]).filter(Number.isFinite);
+      const [down, up] = [Math.min, Math.max].map((side) => at.reduce((sum, x) => sum + side(x, 0), 0));
+      const ends = [down, up, change].filter(Number.isFinite);
+      [low, high] = [Math.min(low, ...ends), Math.max(high, ...ends)];
+    });
+  }
+  const space = 0.05 * (high - low);
+  return high > low ? [low - space, high + space] : null;
 }
 
 function table(headings, body, isNumber = () => false) {
@@ -113,9 +151,18 @@ async function drawTable() {
   const body = answers.flatMap((answer, i) => (answer.rows ?? []).map((row) => ({
     cells: several ? [state.runs[i].label, ...row.cells] : row.cells,
     className: "choice",
-    onclick: () => choose({ symmetry: row.name, unit: 0 }),
-    symmetry: row.name,
+    onclick: () => choose({ symmetry: row.key, unit: 0 }),
+    onkeydown: (event) => {
+      if (event.key === "Enter") choose({ symmetry: row.key, unit: 0 });
+    },
+    tabIndex: 0,
+    symmetry: row.key,
   })));
+  if (body.length === 0) {
+    const why = keys().length ? "no row is recorded yet" : "no symmetry is measured";
+    element("table").replaceChildren(make("p", why, { className: "note" }));
+    return;
+  }
   const { headings, texts } = known[0];
   const shown = several ? ["run", ...headings] : headings;
   element("table").replaceChildren(table(shown, body, (heading) => heading !== "run" && !texts.includes(heading)));
@@ -153,7 +200,7 @@ function offer(id, list, now) {
 }
 
 function drawState() {
-  if (!names().includes(chosen.symmetry)) Object.assign(chosen, { symmetry: names()[0] ?? null, unit: 0 });
+  if (!keys().includes(chosen.symmetry)) Object.assign(chosen, { symmetry: keys()[0] ?? null, unit: 0 });
   element("runs").replaceChildren(...state.runs.map((run, i) => {
     const [n, last] = [run.rows, run.steps.at(-1) ?? 0].map((count) => count.toLocaleString("en"));
     const item = make("li", `${run.label}: ${n} row${run.rows === 1 ? "" : "s"}, to step ${last}`);
@@ -161,15 +208,9 @@ function drawState() {
     return item;
   }));
   document.body.classList.toggle("several", state.runs.length > 1);
-  tell(state.runs.flatMap((run) => run.faults));
   const mapped = state.quantities.filter((quantity) => quantity.mapped);
   offer("quantity", mapped.map(({ name, title }) => [name, title]), chosen.quantity);
-  offer("symmetry", names().map((name) => [name, name]), chosen.symmetry);
+  offer("symmetry", keys().map((key) => [key, nameOf(key)]), chosen.symmetry);
   element("unit").value = chosen.unit;
   drawSettings();
-}
-
-function tell(faults) {
-  element("faults").hidden = faults.length === 0;
-  element("faults").textContent = faults.join("\n");
 }
