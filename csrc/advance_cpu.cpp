@@ -5,9 +5,6 @@
 
 #include "kernel_cpu.h"
 
-#define NPERF_JOIN_(a, b) a##b
-#define NPERF_JOIN(a, b) NPERF_JOIN_(a, b)
-
 namespace noetherperf {
 namespace {
 
@@ -71,12 +68,9 @@ constexpr AdvanceKernels every() {
   return kernels;
 }
 
-constexpr AdvanceKernels constant = every();
-
 }  // namespace
 
-#define NPERF_NAME NPERF_JOIN(advance_, NPERF_ISA)
-extern const AdvanceKernels NPERF_NAME;
-const AdvanceKernels NPERF_NAME = constant;
+extern const AdvanceKernels NPERF_TABLE(advance, NPERF_ISA);
+constexpr AdvanceKernels NPERF_TABLE(advance, NPERF_ISA) = every();
 
 }  // namespace noetherperf

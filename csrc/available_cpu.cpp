@@ -6,15 +6,15 @@
 namespace noetherperf {
 
 // Constants: not even an initialization executes code of an instruction set that the machine may lack.
-#define NPERF_DECLARE(rule) extern const Kernels kernels_baseline_##rule, kernels_avx2_##rule, kernels_avx512_##rule;
-NPERF_EACH_RULE(NPERF_DECLARE)
+extern const Kernels kernels_baseline[n_rules], kernels_avx2[n_rules], kernels_avx512[n_rules];
 
 namespace {
 
 std::vector<const Kernels*> find() {
   std::vector<const Kernels*> found;
-  [[maybe_unused]] const auto offer = [&](const Kernels& built, bool runs_here) {
-    if (runs_here || !built.is_native) found.push_back(&built);
+  [[maybe_unused]] const auto offer = [&](const Kernels(&built)[n_rules], bool runs_here) {
+    for (const Kernels& kernels : built)
+      if (runs_here || !kernels.is_native) found.push_back(&kernels);
   };
 #if defined(__x86_64__)
   __builtin_cpu_init();
@@ -28,16 +28,13 @@ std::vector<const Kernels*> find() {
   [[maybe_unused]] constexpr bool avx2 = false, avx512 = false;
 #endif
 #if defined(NPERF_HAS_AVX512)
-#define NPERF_OFFER_AVX512(rule) offer(kernels_avx512_##rule, avx512);
-  NPERF_EACH_RULE(NPERF_OFFER_AVX512)
+  offer(kernels_avx512, avx512);
 #endif
 #if defined(NPERF_HAS_AVX2)
-#define NPERF_OFFER_AVX2(rule) offer(kernels_avx2_##rule, avx2);
-  NPERF_EACH_RULE(NPERF_OFFER_AVX2)
+  offer(kernels_avx2, avx2);
 #endif
 #if defined(NPERF_HAS_BASELINE)
-#define NPERF_OFFER(rule) offer(kernels_baseline_##rule, true);
-  NPERF_EACH_RULE(NPERF_OFFER)
+  offer(kernels_baseline, true);
 #endif
   return found;
 }

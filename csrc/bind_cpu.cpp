@@ -130,10 +130,13 @@ class PyEngine {
 };
 
 // Field offsets, so that a test can compare the Python dtypes with these structs.
-#define FIELD(Struct, name) layout[#name] = py::make_tuple(offsetof(Struct, name), sizeof(Struct::name))
+#define FIELD(Struct, name) field(#name, offsetof(Struct, name), sizeof(Struct::name))
 
 py::dict layouts() {
   py::dict all, layout;
+  // Not inlined: fifty copies take seconds to compile.
+  const auto field = [&](const char* name, size_t offset, size_t size)
+                         __attribute__((noinline)) { layout[name] = py::make_tuple(offset, size); };
   const auto finish = [&](const char* name, size_t size) {
     layout["__size__"] = size;
     all[name] = layout;

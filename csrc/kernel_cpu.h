@@ -45,12 +45,24 @@ constexpr int64_t n_block_lines(int64_t width, int n_acc) { return (width / 16 +
 
 using BlockKernel = void (*)(const Block&);
 
+// One variant's kernels for one dtype: sums by row, sums by column.
+struct BlockKernels {
+  BlockKernel of[2][2] = {};
+};
+
+// The kernels of a rule's variants for one dtype.
+struct VariantKernels {
+  BlockKernels of[most_variants] = {};
+};
+
 // One variant of a rule's step, or the pass that only measures.
 struct StepKernels {
   bool updates = false;
-  int n_read = 0, n_written = 0;        // buffers, the first of the rule's
-  int n_taken = 0;                      // moments that it sums: the first of the rule's list
-  BlockKernel of[n_dtypes][2][2] = {};  // dtype, sums by row, sums by column
+  int n_read = 0, n_written = 0;  // buffers, the first of the rule's
+  int n_taken = 0;                // moments that it sums: the first of the rule's list
+  const BlockKernels* kernels[n_dtypes] = {};
+
+  BlockKernel of(int dtype, bool by_row, bool by_col) const { return kernels[dtype]->of[by_row][by_col]; }
 };
 
 // The kernels of one instruction set that advance laws.
@@ -74,6 +86,12 @@ struct Kernels {
   StepKernels steps[most_variants], measure;
   const AdvanceKernels* advance;
 };
+
+// Names of exported tables: one per instruction set, or one per instruction set, rule and dtype.
+#define NPERF_TABLE_(what, isa) what##_##isa
+#define NPERF_TABLE(what, isa) NPERF_TABLE_(what, isa)
+#define NPERF_KERNELS_(isa, rule, Type) kernels_##isa##_##rule##_##Type
+#define NPERF_KERNELS(isa, rule, Type) NPERF_KERNELS_(isa, rule, Type)
 
 // The kernels that this build has and this machine can run: of each rule those of the best instruction set first.
 const std::vector<const Kernels*>& available_kernels();

@@ -222,7 +222,7 @@ std::string check_step(const StepKernels& made, const double* row, const char* n
       for (const bool by_row : {false, true})
         for (const bool by_col : {false, true}) {
           if (!Step::updates && !by_row && !by_col) continue;  // does nothing
-          const BlockKernel kernel = made.of[dtype][by_row][by_col];
+          const BlockKernel kernel = made.of(dtype, by_row, by_col);
           const std::string wrong = fault(kernel, e, given, Step::n_taken, row, by_row, by_col);
           if (!wrong.empty())
             return std::string(Rule::name) + ", " + dtype_names[dtype] + ", " + name + ", a block of " +

@@ -161,7 +161,7 @@ void run_tile(const Job& job) {
   const int n_col_views = tensor.n_views - by_row;
   const int64_t rows = tile.row_end - tile.row_begin;
   const int n_acc = job.step.n_taken;
-  const BlockKernel kernel = job.step.of[tensor.dtype][by_row][n_col_views > 0];
+  const BlockKernel kernel = job.step.of(tensor.dtype, by_row, n_col_views > 0);
 
   Block block{};
   block.row = job.row;

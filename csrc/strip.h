@@ -72,9 +72,8 @@ class CopiedRows {
 };
 
 // Some rows of a block. Moments are summed from memory: from the tensors if these store the compute type and still have
-// the value, else from copies. A strip that is not `whole` is narrower than a unit; copies pad it with zeros. With
-// `one_run` the rows are contiguous and are prefetched as one run, else row by row.
-template <class Type, class Step, bool whole, int n_rows, bool one_run>
+// the value, else from copies. A strip that is not `whole` is narrower than a unit; copies pad it with zeros.
+template <class Type, class Step, bool whole, int n_rows>
 class Strip {
  public:
   using Element = typename Type::Element;
@@ -166,9 +165,7 @@ class Strip {
     }
   }
 
-  int64_t ahead_of(int r, int64_t col) const {
-    return ahead_ + (one_run ? r * unit_cols<Type> + col * n_rows : r * stride_ + col);
-  }
+  int64_t ahead_of(int r, int64_t col) const { return ahead_ + r * stride_ + col; }
 
   Vec load(const Element* from, int r, int64_t col) const {
     from += r * stride_ + col;

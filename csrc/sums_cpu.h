@@ -147,7 +147,7 @@ bool are_factors(const CopiedRows<Type, Step>& x, int r, int64_t col, int64_t n)
 
 // Adds `width` columns of row r in float64 if float32 does not hold their moments. Returns whether it has.
 template <class Of, class Type, class Step>
-__attribute__((noinline)) bool widen_row(const CopiedRows<Type, Step>& x, int r, int64_t width, F64* to) {
+__attribute__((noinline, cold)) bool widen_row(const CopiedRows<Type, Step>& x, int r, int64_t width, F64* to) {
   if (are_factors<Of>(x, r, 0, width)) return false;
   for (int64_t unit = 0; unit < width; unit += unit_cols<Type>)
     for (int64_t i = 0; i < unit_cols<Type>; i += W) add<Of, Type, Step>(to, x, r, unit, i);
@@ -156,8 +156,8 @@ __attribute__((noinline)) bool widen_row(const CopiedRows<Type, Step>& x, int r,
 
 // The same of the positions whose copies are a vector, from element i on of the vector at col.
 template <class Of, class Type, class Step>
-__attribute__((noinline)) bool widen_positions(const CopiedRows<Type, Step>& x, int n_rows, int64_t col, int64_t i,
-                                               Line* lines) {
+__attribute__((noinline, cold)) bool widen_positions(const CopiedRows<Type, Step>& x, int n_rows, int64_t col,
+                                                     int64_t i, Line* lines) {
   bool held = true;
   for (int r = 0; r < n_rows; ++r) held = held && are_factors<Of>(x, r, col + i, 2 * W);
   if (held) return false;
@@ -174,8 +174,8 @@ __attribute__((noinline)) bool widen_positions(const CopiedRows<Type, Step>& x, 
 }
 
 // Stores the selected sums of a strip's rows, those that float32 holds.
-template <class Of, class Type, class Step, bool whole, int n_rows, bool one_run, class Sum>
-inline __attribute__((always_inline)) void keep_rows(const Strip<Type, Step, whole, n_rows, one_run>& x,
+template <class Of, class Type, class Step, bool whole, int n_rows, class Sum>
+inline __attribute__((always_inline)) void keep_rows(const Strip<Type, Step, whole, n_rows>& x,
                                                      const Sum (&sums)[n_rows][Step::n_taken],
                                                      const Sums<Step, Sum>& to) {
   constexpr bool in_blocks = !std::is_same_v<Sum, F64>;

@@ -13,6 +13,7 @@ from test_laws_end_to_end import RUNS, Run, size, worst_residual, worst_rounding
 from test_rules import Lion
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from training import OnSphere
 
 import noetherperf as nperf
 from noetherperf import Norm, Part, Rescale, Scale, Symmetry, Translation
@@ -165,21 +166,6 @@ def test_each_source_by_a_plain_loop(options: dict[str, Any], maximize: bool) ->
     assert np.abs(law.rounding.numpy()).max() <= 1e-13 * terms.max()
 
 
-class OnSphere(nn.Module):
-    """A loss that feels the direction of each row + 0.7 alone."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.weight = nn.Parameter(torch.randn(4, 6, dtype=torch.float64))
-
-    def gradients(self, batch: int) -> None:
-        x = torch.randn(6, generator=torch.Generator().manual_seed(batch), dtype=torch.float64)
-        self.zero_grad()
-        rows = self.weight + 0.7
-        (rows / rows.norm(dim=1, keepdim=True) @ x).exp().sum().backward()
-
-
 ROWS = [Scale("rows", [Part("weight", 0, offset=0.7)])]
 #: Preconditioners that are one number, and decay that goes through no buffer.
 CONSTANT: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -194,7 +180,7 @@ CONSTANT: dict[str, tuple[Any, dict[str, Any]]] = {
 @pytest.mark.parametrize("name", CONSTANT)
 def test_the_carried_law_is_exact_where_the_preconditioner_is_one_number(name: str, warm: int) -> None:
     kind, options = CONSTANT[name]
-    net = OnSphere()
+    net = OnSphere(offset=0.7)
     own = {"symmetries": ROWS} if kind is nperf.AdamW else {}
     optimizer = kind(net.named_parameters(), **options, **own)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 50)

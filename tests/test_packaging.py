@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from email import message_from_string
 from pathlib import Path
 from urllib.parse import urlparse
@@ -78,6 +79,19 @@ def test_the_trial_of_a_wheel_passes_here() -> None:
 def test_the_citation_names_this_version() -> None:
     citation = (ROOT / "CITATION.cff").read_text()
     assert re.findall(r"^version: (.*)$", citation, re.MULTILINE) == [nperf.__version__]
+
+
+def test_every_address_of_the_project_is_below_one_home() -> None:
+    text = (ROOT / "pyproject.toml").read_text()
+    urls = tomllib.loads(text)["project"]["urls"]
+    home = urls["Homepage"]
+    _, owner, name = urlparse(home).path.split("/")
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert re.findall(r"^repository-code: (.*)$", citation, re.MULTILINE) == [home]
+    hosts = (home, f"https://raw.githubusercontent.com/{owner}/{name}/", f"https://{owner}.github.io/{name}/")
+    addresses = re.findall(r"https?://[^\s\"')]+", text)
+    assert len(addresses) >= 6
+    assert all(address.startswith(hosts) for address in addresses), addresses
 
 
 def test_a_package_index_gets_a_readme_without_relative_links(tmp_path: Path) -> None:

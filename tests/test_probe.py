@@ -17,6 +17,7 @@ import torch
 from test_tutorial import assert_prints, blocks
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from training import OnSphere
 
 import noetherperf as nperf
 from noetherperf.integrations import unwrap
@@ -293,20 +294,6 @@ def test_sgd_as_measured_by_sgd(name: str) -> None:
             assert gap <= 1e-3 * law.initial.abs().max()
         else:
             assert "noetherperf.SGD knows the law" in other.reason
-
-
-class OnSphere(nn.Module):
-    """A loss that feels each row's direction alone, of any batch: the scale symmetry holds to rounding."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.weight = nn.Parameter(torch.randn(4, 6, dtype=torch.float64))
-
-    def gradients(self, batch: int) -> None:
-        x = torch.randn(6, generator=torch.Generator().manual_seed(batch), dtype=torch.float64)
-        self.zero_grad()
-        (self.weight / self.weight.norm(dim=1, keepdim=True) @ x).exp().sum().backward()
 
 
 SPHERE = (nperf.Scale("rows", [nperf.Part("weight", 0)]),)

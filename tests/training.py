@@ -154,3 +154,19 @@ def assert_identities(optimizer: nperf.MeasuredOptimizer, tolerance: float = 1e-
     for name, law in optimizer.readout().items():
         terms = law.discrete.free.abs() + law.discrete.forced.abs() + law.discrete.defect.abs() + law.initial.abs()
         assert (law.rounding.abs() <= tolerance * (terms + 1e-300)).all(), name
+
+
+class OnSphere(nn.Module):
+    """A loss of the direction of each row + offset alone, for any batch: the scale symmetry holds to rounding."""
+
+    def __init__(self, offset: float = 0.0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.weight = nn.Parameter(torch.randn(4, 6, dtype=torch.float64))
+        self.offset = offset
+
+    def gradients(self, batch: int) -> None:
+        x = torch.randn(6, generator=torch.Generator().manual_seed(batch), dtype=torch.float64)
+        self.zero_grad()
+        rows = self.weight + self.offset
+        (rows / rows.norm(dim=1, keepdim=True) @ x).exp().sum().backward()
