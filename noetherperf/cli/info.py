@@ -43,9 +43,7 @@ def info(
     if as_json:
         print(json.dumps(found, indent=2))
         return
-    table = ReportTable(box=None, padding=(0, 2, 0, 0), show_header=False)
-    table.add_column()
-    table.add_column(folds=True)
+    table = _table()
     for package, version in found["versions"].items():
         table.add_row(package, version)
     table.add_row("threads", str(found["threads"]))
@@ -92,9 +90,7 @@ def _print_sizes(found: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(found, indent=2))
         return
-    table = ReportTable(box=None, padding=(0, 2, 0, 0), show_header=False)
-    table.add_column()
-    table.add_column(folds=True)
+    table = _table()
     table.add_row("groups", f"{found['groups']:,}")
     if "rows" in found:
         table.add_row("rows", f"{found['rows']:,}, every {found['every']:,} steps")
@@ -104,6 +100,14 @@ def _print_sizes(found: dict[str, Any], *, as_json: bool) -> None:
     how = f"{estimate['steps']:,} steps, every {estimate['every']:,}: {rows:,} rows"
     table.add_row("estimate", f"{_megabytes(estimate['bytes'])} for {how}")
     Console().print(table, highlight=False)
+
+
+def _table() -> ReportTable:
+    """Of names and facts, without headings."""
+    table = ReportTable(box=None, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column()
+    table.add_column(folds=True)
+    return table
 
 
 def _megabytes(n_bytes: int) -> str:

@@ -7,18 +7,13 @@ import torch
 from torch import Tensor
 
 from noetherperf.measure.cells import GramsCopy
-from noetherperf.measure.charges import Prediction
+from noetherperf.measure.charges import N_MOMENTS, Predicted
 from noetherperf.measure.readout import by_source, has_growth
 from noetherperf.rules.law import Law
 from noetherperf.symmetry import Balance
 
-#: What `by_source` gives, then the charge and the constraint.
-_INITIAL, _FREE, _FORCED, _DEFECT_SOURCE, _BUDGET, _FLOW_FREE, _FLOW_FORCED, _GROWTH, _TRANSPORT = range(9)
-_CHARGE, _DEFECT = 9, 10
-_N_ROWS = 11
 
-
-class BalanceReadout:
+class BalanceReadout(Predicted):
     """One Balance after a step: float64 CPU tensors, [blocks, n, n] and symmetric unless said otherwise.
 
     If the tensors of one parameter group once do not make the same step, because one has no gradient or another age,
@@ -47,11 +42,11 @@ class BalanceReadout:
         off_diagonal: The share of X that no Rescale has, [blocks]: |X off the diagonal| / |X|, Frobenius norms; 0 to 1.
     """
 
-    def __init__(self, symmetry: Balance, matrices: Tensor, largest: Tensor, reason: str, *, splits: bool) -> None:
+    def __init__(self, symmetry: Balance, matrices: Tensor, largest: Tensor, reason: str, *, has_growth: bool) -> None:
         self.symmetry, self.reason = symmetry, reason
-        self._matrices = matrices  # [_N_ROWS, blocks, n, n]
+        self._matrices = matrices  # of Row.INITIAL to Row.DEFECT, [11, blocks, n, n]
         self._largest = largest  # of defect, [blocks]
-        self._splits = splits
+        self._has_growth = has_growth
 
     @property
     def name(self) -> str:
@@ -61,47 +56,13 @@ class BalanceReadout:
     def closed(self) -> bool:
         return not self.reason
 
-    @property
-    def charge(self) -> Tensor:
-        return self._matrices[_CHARGE]
-
-    @property
-    def initial(self) -> Tensor:
-        return self._matrices[_INITIAL]
-
-    @property
-    def discrete(self) -> Prediction:
-        return Prediction(*self._matrices[[_FREE, _FORCED, _DEFECT_SOURCE, _BUDGET]])
-
-    @property
-    def flow(self) -> Prediction:
-        free, forced = self._matrices[[_FLOW_FREE, _FLOW_FORCED]]
-        return Prediction(free, forced, torch.zeros_like(free), free + forced)
-
-    @property
-    def growth(self) -> Tensor | None:
-        return self._matrices[_GROWTH] if self._splits else None
-
-    @property
-    def transport(self) -> Tensor | None:
-        return self._matrices[_TRANSPORT] if self._splits else None
-
-    @property
-    def defect(self) -> Tensor:
-        return self._matrices[_DEFECT]
+    def _row(self, number: int) -> Tensor:
+        return self._matrices[number - N_MOMENTS]
 
     @property
     def relative_defect(self) -> Tensor:
         shares = self.defect / self._largest[:, None, None]  # first, since squares may leave the range of numbers
         return torch.where(self._largest == 0.0, 0.0, torch.linalg.matrix_norm(shares))
-
-    @property
-    def residual(self) -> Tensor:
-        return self.charge - self.discrete.total
-
-    @property
-    def rounding(self) -> Tensor:
-        return self.charge - self.discrete.budget
 
     @property
     def eigenvalues(self) -> Tensor:
@@ -198,7 +159,7 @@ def read_balances(
             matrices[number],
             squares[number].sqrt().prod(0),
             reasons.get(balance.name, ""),
-            splits=splits,
+            has_growth=splits,
         )
         for number, balance in enumerate(balances)
     }

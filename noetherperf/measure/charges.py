@@ -69,7 +69,53 @@ N_SUMS = Row.CHARGE  # rows that are sums over segments; derived rows follow
 N_ROWS = N_MOMENTS + len(Row)
 
 
-class Charges:
+class Predicted:
+    """A charge and what the laws predict of it, from rows of a table; `Charges` says what each one is."""
+
+    _has_growth: bool
+
+    def _row(self, number: int) -> Tensor:
+        raise NotImplementedError
+
+    @property
+    def charge(self) -> Tensor:
+        return self._row(Row.CHARGE)
+
+    @property
+    def initial(self) -> Tensor:
+        return self._row(Row.INITIAL)
+
+    @property
+    def discrete(self) -> Prediction:
+        return Prediction(*map(self._row, (Row.FREE, Row.FORCED, Row.DEFECT_SOURCE, Row.BUDGET)))
+
+    @property
+    def flow(self) -> Prediction:
+        free, forced = map(self._row, (Row.FLOW_FREE, Row.FLOW_FORCED))
+        return Prediction(free, forced, torch.zeros_like(free), free + forced)
+
+    @property
+    def growth(self) -> Tensor | None:
+        return self._row(Row.GROWTH) if self._has_growth else None
+
+    @property
+    def transport(self) -> Tensor | None:
+        return self._row(Row.TRANSPORT) if self._has_growth else None
+
+    @property
+    def defect(self) -> Tensor:
+        return self._row(Row.DEFECT)
+
+    @property
+    def residual(self) -> Tensor:
+        return self.charge - self.discrete.total
+
+    @property
+    def rounding(self) -> Tensor:
+        return self.charge - self.discrete.budget
+
+
+class Charges(Predicted):
     """Charges after a step: float64 CPU tensors [n groups], of one symmetry or of all side by side.
 
     Attributes:
@@ -117,35 +163,6 @@ class Charges:
         return torch.from_numpy(self._rows[number])
 
     @property
-    def charge(self) -> Tensor:
-        return self._row(Row.CHARGE)
-
-    @property
-    def initial(self) -> Tensor:
-        return self._row(Row.INITIAL)
-
-    @property
-    def discrete(self) -> Prediction:
-        return Prediction(*map(self._row, (Row.FREE, Row.FORCED, Row.DEFECT_SOURCE, Row.BUDGET)))
-
-    @property
-    def flow(self) -> Prediction:
-        free, forced = map(self._row, (Row.FLOW_FREE, Row.FLOW_FORCED))
-        return Prediction(free, forced, torch.zeros_like(free), free + forced)
-
-    @property
-    def growth(self) -> Tensor | None:
-        return self._row(Row.GROWTH) if self._has_growth else None
-
-    @property
-    def transport(self) -> Tensor | None:
-        return self._row(Row.TRANSPORT) if self._has_growth else None
-
-    @property
-    def defect(self) -> Tensor:
-        return self._row(Row.DEFECT)
-
-    @property
     def relative_defect(self) -> Tensor:
         return self._row(Row.RELATIVE_DEFECT)
 
@@ -164,14 +181,6 @@ class Charges:
     @property
     def moments(self) -> dict[str, Tensor]:
         return {moment.name.lower(): self._row(moment) for moment in Moment}
-
-    @property
-    def residual(self) -> Tensor:
-        return self.charge - self.discrete.total
-
-    @property
-    def rounding(self) -> Tensor:
-        return self.charge - self.discrete.budget
 
 
 class ChargeReadout(Charges):
