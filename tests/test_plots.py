@@ -185,7 +185,8 @@ def test_parameters_stand_beside_charges(record: Record) -> None:
 def test_loss(record: Record) -> None:
     (axes,) = panels(plots.loss(record))
     (measured,) = axes.get_lines()  # of few rows no mean
-    np.testing.assert_array_equal(measured.get_ydata(), record.probes["loss"])
+    recorded = record.probes["loss"].to_numpy()
+    np.testing.assert_array_equal(measured.get_ydata(), recorded[~np.isnan(recorded)])
     assert axes.get_ylabel() == "training loss of the batch"
 
 
@@ -213,11 +214,28 @@ def test_the_mean_of_a_long_loss(long: Record) -> None:
     measured, smooth = panels(figure)[0].get_lines()
     assert [np.nanmin(measured.get_ydata()), np.nanmax(measured.get_ydata())] == [np.nanmin(values), np.inf]
     rows, means = (np.asarray(x, dtype=float) for x in smooth.get_data())
-    recorded = np.concatenate([[np.nan], values])  # none before the first step
-    for row, mean in zip(rows.astype(int), means, strict=True):
-        window = [recorded[i] for i in range(max(0, row - 12), min(1201, row + 12)) if not np.isnan(recorded[i])]
+    logged = [(step, x) for step, x in enumerate(values, 1) if not np.isnan(x)]
+    place = {step: i for i, (step, _) in enumerate(logged)}
+    for step, mean in zip(rows.astype(int), means, strict=True):
+        window = [x for _, x in logged[max(0, place[step] - 11) : place[step] + 12]]
         assert mean == pytest.approx(sum(window) / len(window))
-    assert any("Thinned: of every 7 of 1,201 rows" in text.get_text() for text in figure.texts)
+    assert any("Thinned: of every 7 of 1,199 rows" in text.get_text() for text in figure.texts)
+
+
+def test_a_loss_that_is_logged_seldom_is_one_line(tmp_path: Path) -> None:
+    network = torch.nn.Linear(2, 3)
+    optimizer = SGD(network.named_parameters(), lr=0.0, symmetries=[Scale("rows", [Part("weight", 0)])])
+    with Recorder(optimizer, tmp_path / "a") as recorder:
+        for step in range(60):
+            if step % 5 == 4:
+                recorder.log(loss=1.0 / (step + 1))
+            network.weight.grad = torch.zeros_like(network.weight)
+            optimizer.step()
+    (axes,) = panels(plots.loss(open_record(tmp_path / "a")))
+    (line,) = axes.get_lines()
+    steps, losses = (np.asarray(x, dtype=float) for x in line.get_data())
+    np.testing.assert_array_equal(steps, range(5, 61, 5))
+    np.testing.assert_allclose(losses, 1.0 / steps)
 
 
 @pytest.mark.parametrize("missing", ["translation", "scale", "rescale"])

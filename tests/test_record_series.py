@@ -42,6 +42,28 @@ class SmallSGD(FakeSGD):
         return data
 
 
+@pytest.mark.parametrize("n_units", [1, 3])
+def test_a_record_of_a_probe_keeps_its_decay_and_its_hyperparameters_apart(tmp_path: Path, n_units: int) -> None:
+    model = torch.nn.Linear(2, n_units).double()
+    inner = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.5)
+    probe = nperf.Probe(inner, [Norm("w", [Part("weight", 0)])], model.named_parameters())
+    laws = []
+    with Recorder(probe, tmp_path / "a") as recorder:
+        for _ in range(3):
+            recorder.log(loss=1.0)
+            model(torch.ones(1, 2).double()).square().sum().backward()
+            inner.step()
+            laws.append(probe.readout()["w"])
+    data, record = open_record(tmp_path / "a")["w"], open_record(tmp_path / "a")
+    for law, i in zip(laws, range(-3, 0), strict=True):
+        assert law.growth is not None
+        assert law.transport is not None
+        decayed = law.charge - law.initial - law.growth - law.transport - law.rounding
+        np.testing.assert_allclose(data.decayed[i], decayed, rtol=1e-5)
+        assert (decayed < 0).all()
+    assert record.hyperparameters["decay"].to_numpy().tolist() == [[0.5]] * len(record.steps)
+
+
 def test_small_differences_keep_their_digits(tmp_path: Path) -> None:
     """Although nothing but the charge is recorded in float64."""
     optimizer: Any = SmallSGD()

@@ -216,7 +216,7 @@ def test_rows_come_back_labelled(tmp_path: Path) -> None:
         of["flow_residual"] = of["charge"] - flow
         initial = np.arange(N_GROUPS[index])
         of |= {f"{law}_decay": of[f"{law}_free"] - initial for law in ("discrete", "flow")}
-        of["decay"] = of["discrete_budget"] - initial - of["growth"] - of["transport"]
+        of["decayed"] = of["discrete_budget"] - initial - of["growth"] - of["transport"]
         assert {*data} == {*record.series, "initial"}
         for name in record.series:
             rtol = 2.0**-14 if name in SAMPLES else 0.0

@@ -150,7 +150,6 @@ def _arrays(law: "ChargeReadout | BalanceReadout") -> dict[str, Numbers]:
     if isinstance(law, BalanceReadout):
         found = _along_eigenvectors(known | {"residual": law.residual})
         found["relative_defect"] = law.relative_defect.repeat_interleave(law.charge.shape[-1])
-        found["sq_g"] = found["relative_defect"]  # both are 0 where the gradient is
     else:
         found = known | {
             "relative_defect": law.relative_defect,
@@ -191,8 +190,8 @@ def row(
         name: The symmetry's.
         kind: Its kind: "translation", "scale", "rescale", "balance" or "norm".
         values: Arrays [n groups], float64, under the names that they have in a record: charge, initial, discrete_free,
-            discrete_forced, discrete_defect, discrete_budget; growth and transport where the rule has them, and decay,
-            which else is the rest; relative_defect, angular_update, effective_lr and sq_g where they are known;
+            discrete_forced, discrete_defect, discrete_budget; growth and transport where the rule has them, and decayed
+            (else it is the rest); relative_defect, angular_update, effective_lr and sq_g where they are known;
             residual where it is not charge − (discrete_budget − discrete_defect).
         rule: "sgd", "adam" or "given" (Probe).
         step: Steps since measuring began.
@@ -233,7 +232,7 @@ def _change(values: Mapping[str, Numbers], *, closed: bool) -> Change:
     decay, growth = free - initial, forced
     if not closed and "growth" in values:
         growth, defect = values["growth"], values["transport"]
-        decay = values.get("decay", budget - growth - defect - initial)
+        decay = values.get("decayed", budget - growth - defect - initial)
         terms += [growth, defect]
     least = RESOLUTION * sum(map(np.abs, terms))
 
@@ -252,7 +251,7 @@ def _change(values: Mapping[str, Numbers], *, closed: bool) -> Change:
         residual=values.get("residual", charge - (budget - values["discrete_defect"])),
         cosine=values.get("relative_defect", unknown),
         angle=values.get("angular_update", unknown),
-        sq_gradient=values.get("sq_g", unknown),
+        sq_gradient=values.get("sq_g", values.get("relative_defect", unknown)),  # this, too, is 0 where the gradient is
     )
 
 

@@ -191,13 +191,15 @@ def loss(record: Record) -> Figure:
     figure = new_sheet(WIDTH / 2)
     axes = new_panel(figure)
     values = values.reshape(len(record.steps), -1)[:, 0]
+    logged = ~np.isnan(values)
+    steps, values = record.steps[logged], values[logged]
     window = max(1, len(values) // 50)
     look: dict[str, Any] = {"color": "0.75", "linewidth": 0.7} if window > 1 else {"color": BLUE, "linewidth": 1.4}
-    axes.plot(*thinned(record.steps, values[:, None]), **look, label="measured", **dot(values))
+    axes.plot(*thinned(steps, values[:, None]), **look, label="measured", **dot(values))
     if window > 1:
         rows = np.unique(np.linspace(0, len(values) - 1, MEANS).round().astype(int))
         means = _means(values, rows, window)
-        axes.plot(record.steps[rows], means, color=BLUE, linewidth=1.4, label=f"mean of {window} rows")
+        axes.plot(steps[rows], means, color=BLUE, linewidth=1.4, label=f"mean of {window} values")
     finite = values[np.isfinite(values)]
     positive = finite[finite > 0]
     if positive.size and finite.min() >= 0 and positive.max() > 10 * positive.min():
@@ -210,9 +212,8 @@ def loss(record: Record) -> Figure:
 
 
 def _means(values: NDArray[np.float64], rows: NDArray[np.intp], window: int) -> NDArray[np.float64]:
-    """The mean of so many values around each of some rows, missing ones left out; fewer at both ends."""
-    parts = (values[max(0, row - window // 2) : row + (window - 1) // 2 + 1] for row in rows)
-    return np.array([part[~np.isnan(part)].mean() if not np.isnan(part).all() else np.nan for part in parts])
+    """The mean of so many values around each of some rows; fewer at both ends."""
+    return np.array([values[max(0, row - window // 2) : row + (window - 1) // 2 + 1].mean() for row in rows])
 
 
 FIGURES = (charges, residuals, parameters, loss)

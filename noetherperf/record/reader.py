@@ -64,10 +64,10 @@ class Record(Mapping[str, xr.Dataset]):
         residual, rounding                                charge − discrete_total; charge − discrete_budget
         flow_decay, flow_free, flow_forced, flow_total    the flow law's; flow_residual = charge − flow_total
         angular_update, effective_lr, relative_defect     of the last step, in four digits
-        decay, growth, transport                          with rules that have them
+        decayed, growth, transport                        with rules that have them
 
     What is recorded in float32 has seven digits of its own. So charge − free − forced is right to seven digits of these
-    terms, and `residual` to seven digits of itself.
+    terms and of the initial charge, and `residual` to seven digits of itself.
 
     The dataset's attributes are `name`, `kind`, `closed` and `reason`. `record.read` reads some series, and some rows.
     `record.balance(name)` has the spectra of a Balance, and its matrices.

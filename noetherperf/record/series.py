@@ -41,7 +41,7 @@ def _moment(name: str, formula: str) -> Series:
     return Series(lambda charge: charge.moments[name], f"moment {name} of the last step, summed over parts", formula)
 
 
-def _decay(charge: "Charges") -> "Tensor | None":
+def _decayed(charge: "Charges") -> "Tensor | None":
     """The rest of the budget's change beside growth and transport: these three need no law."""
     if charge.growth is None or charge.transport is None:
         return None
@@ -91,7 +91,7 @@ SERIES: dict[str, Series] = {
         lambda q: q.relative_defect, "gradient constraint of the last step, as a cosine", "|defect| / (|g_A| |ψ_A|)"
     ),
     **{moment.name.lower(): _moment(moment.name.lower(), formula) for moment, formula in _MOMENTS.items()},
-    "decay": Series(_decay, "what weight decay took, whether or not a law holds", "Π r² initial - initial"),
+    "decayed": Series(_decayed, "what weight decay took, whether or not a law holds", "Π r² initial - initial"),
     "growth": Series(
         lambda q: q.growth, "what the updates' own squares added", "r² growth + η²|u|²; 0 for a translation"
     ),
@@ -118,7 +118,7 @@ DEFAULT = {
     "flow_decay": "float32",
     "flow_forced": "float32",
     "relative_defect": "float32",
-    "decay": "float32",
+    "decayed": "float32",
     "growth": "float32",
     "transport": "float32",
     "angular_update": "float32",
@@ -171,7 +171,7 @@ WAYS: dict[str, tuple[Terms, ...]] = {
     **_differences("flow"),
     "rounding": (((1, "charge"), (-1, "discrete_budget")),),
     "flow_residual": (((1, "charge"), (-1, "flow_total")),),
-    "decay": (((1, "discrete_budget"), (-1, INITIAL), (-1, "growth"), (-1, "transport")),),
+    "decayed": (((1, "discrete_budget"), (-1, INITIAL), (-1, "growth"), (-1, "transport")),),
 }
 
 

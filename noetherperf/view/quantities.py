@@ -104,7 +104,7 @@ QUANTITIES: dict[str, Quantity] = {
 
 #: What the budget and the table of a symmetry are made of; with the split that needs no law where the rule has it.
 TERMS_OF_CHANGE = ("charge", "discrete_decay", "discrete_forced", "discrete_defect", "rounding")
-SPLIT = ("decay", "growth", "transport")
+SPLIT = ("decayed", "growth", "transport")
 
 
 def budget(data: Data, *, closed: bool) -> dict[str, NDArray[np.float64]]:

@@ -15,7 +15,9 @@ function drawLoss() {
     const name = Object.keys(run.probes).find((probe) => probe === "loss");
     if (!name) return [];
     const line = { color: color(i), width: 1.2 };
-    return [{ x: run.steps, y: rows(run.probes[name])[0], name: plain(run.label), mode: "lines", line }];
+    const y = rows(run.probes[name])[0]; // NaN in rows between which none was logged
+    const mode = y.filter(Number.isFinite).length < 3 ? "lines+markers" : "lines";
+    return [{ x: run.steps, y, name: plain(run.label), mode, connectgaps: true, line }];
   });
   element("loss").hidden = found.length === 0;
   const positive = found.every((trace) => trace.y.every((y) => !(y <= 0)));
