@@ -1,5 +1,6 @@
 """Training libraries, the real ones: laws hold, scalars arrive, and training goes on where it stopped."""
 
+import copy
 import os
 import posixpath
 import re
@@ -20,7 +21,7 @@ from noetherperf.integrations import unwrap
 from noetherperf.integrations.tensorboard import add_readout
 from noetherperf.integrations.watch import Watch
 from noetherperf.optim.adam import AdamW
-from noetherperf.symmetry import Part, Rescale, Translation
+from noetherperf.symmetry import Balance, Part, Rescale, Translation
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 N_EXAMPLES, BATCH = 24, 8
@@ -60,7 +61,7 @@ def either(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 def measured(model: nn.Module, prefix: str = "", **options: Any) -> nperf.MeasuredOptimizer:
     names = ((name.removeprefix(prefix), p) for name, p in model.named_parameters())
     make, own = CHOICES[CHOSEN["name"]]
-    optimizer: nperf.MeasuredOptimizer = make(names, symmetries=SYMMETRIES, **own, **options)
+    optimizer: nperf.MeasuredOptimizer = make(names, **{"symmetries": SYMMETRIES, **own, **options})
     return optimizer
 
 
@@ -268,6 +269,49 @@ def test_a_measurement_that_was_reset_is_recorded_beside_the_first(tmp_path: Pat
     make_steps(model, optimizer, 1)
     trained(watch, model, optimizer, 1, rank=1)
     assert steps_in(tmp_path) == {"a.2.rank1": [0, 1], "a.3.rank1": [1, 2], "a.rank1": [0, 1, 2]}
+
+
+MATRICES = [Balance("pair", [Part("0.weight", 0), Part("0.bias", 0)], [Part("1.weight", 1)])]
+
+
+def deep_linear(scale: float = 1.0) -> nn.Sequential:
+    """A network with a Balance and no other symmetry."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 3)).double()
+    with torch.no_grad():
+        model.get_parameter("0.weight").mul_(scale)
+    return model
+
+
+def test_matrices_alone_tell_which_record_is_continued(tmp_path: Path) -> None:
+    model, watch = deep_linear(), Watch(1, tmp_path / "a")
+    first = measured(model, symmetries=MATRICES)
+    trained(watch, model, first, 2)
+    saved = copy.deepcopy((model.state_dict(), first.state_dict()))
+    trained(watch, model, measured(model, symmetries=MATRICES), 1)
+    again = deep_linear()
+    resumed = measured(again, symmetries=MATRICES)
+    again.load_state_dict(saved[0])
+    resumed.load_state_dict(saved[1])
+    trained(Watch(1, tmp_path / "a"), again, resumed, 2)
+    assert steps_in(tmp_path) == {"a": [0, 1, 2, 3, 4], "a.2": [0, 1]}
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_a_training_of_other_matrices_is_recorded_beside_one_of_no_step(tmp_path: Path, scale: float) -> None:
+    watch = Watch(1, tmp_path / "a")
+    trained(watch, deep_linear(), measured(deep_linear(), symmetries=MATRICES), 0)
+    model = deep_linear(scale)
+    trained(watch, model, measured(model, symmetries=MATRICES), 2)
+    assert steps_in(tmp_path) == ({"a": [0, 1, 2]} if scale == 1.0 else {"a": [0], "a.2": [0, 1, 2]})
+
+
+def test_of_two_trainings_that_begin_alike_each_continues_its_own_record(tmp_path: Path) -> None:
+    trainings, watch = [(model, measured(model)) for model in (network(), network())], Watch(1, tmp_path / "a")
+    for n_steps in (2, 1):
+        for model, optimizer in trainings:
+            trained(watch, model, optimizer, n_steps)
+    assert steps_in(tmp_path) == {"a": [0, 1, 2, 3], "a.2": [0, 1, 2, 3]}
 
 
 @pytest.mark.usefixtures("either")

@@ -463,6 +463,29 @@ def test_made_up_shapes_of_a_balance_are_damage(tmp_path: Path, shapes: Any) -> 
         open_record(tmp_path / "a").balance("attn")
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_a_run_that_began_with_other_matrices_is_another(tmp_path: Path, named: bool) -> None:
+    def run(scale: float) -> Any:
+        torch.manual_seed(0)
+        q, k = (torch.nn.Parameter(scale * torch.randn(8, 5)) for _ in range(2))
+        balance = nperf.Balance("attn", [Part("q", axis=0)], [Part("k", axis=0)], size=4)
+        return nperf.SGD([("q", q), ("k", k)], lr=0.1, symmetries=[balance])
+
+    path = tmp_path / "a"
+    with Recorder(optimizer := run(1.0), path):
+        for p in optimizer.param_groups[0]["params"]:
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+    if not named:  # as of ranks after the first
+        root = json.loads((path / "zarr.json").read_text())
+        root["attributes"]["measurement"] = None
+        (path / "zarr.json").write_text(json.dumps(root))
+    with pytest.raises(ValueError, match="is of another measurement"):
+        Recorder(run(2.0), path, exists="resume")
+    assert open_record(path).steps.tolist() == [0, 1]
+    Recorder(run(1.0), path, exists="resume").close()
+
+
 # --- asking wrongly
 
 

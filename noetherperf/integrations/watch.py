@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
@@ -15,7 +14,8 @@ from noetherperf.measure.readout import Readout
 from noetherperf.optim.measured import MeasuredOptimizer
 from noetherperf.optim.probe import Probe, probes_of
 from noetherperf.record import Recorder, open_record
-from noetherperf.record.collect import Measured, initial_charges
+from noetherperf.record.collect import Measured
+from noetherperf.record.identity import Identity
 
 __all__ = ["Watch", "unwrap"]
 
@@ -145,7 +145,7 @@ class Watch:
         numbers = [*itertools.takewhile(lambda number: Path(path(number)).exists(), itertools.count(1))]
         if readout.step == 0:  # a new measurement may continue only this callback's own record without steps
             numbers = [number for number in numbers if number == self._number]
-        known = next((number for number in reversed(numbers) if _is_of(path(number), readout)), None)
+        known = next((number for number in reversed(numbers) if _is_of(path(number), optimizer, readout)), None)
         if known is not None:
             self._number = max(self._number, known)
             return Recorder(optimizer, path(known), self._every, exists="resume")
@@ -194,8 +194,8 @@ class Watch:
         self._optimizer, self._recorder, self._hooks = None, None, []
 
 
-def _is_of(path: str, readout: Readout) -> bool:
-    """Whether a record is of this measurement, recognized by its initial charges.
+def _is_of(path: str, optimizer: Measured, readout: Readout) -> bool:
+    """Whether a record is of this measurement, as a Recorder sees it.
 
     If the measurement has made no step, the record must hold none either, so that nothing is lost.
     """
@@ -203,7 +203,8 @@ def _is_of(path: str, readout: Readout) -> bool:
         record = open_record(path)
     except ValueError:  # no record; beginning one there raises
         return False
-    if [law.symmetry.content for law in readout.values()] != [symmetry.content for symmetry in record.symmetries]:
+    own = [law.symmetry.content for law in (*readout.values(), *readout.balances.values())]
+    if own != [symmetry.content for symmetry in (*record.symmetries, *record.balances.values())]:
         return False
-    same = np.array_equal(record.dataset["initial"].to_numpy(), initial_charges(readout), equal_nan=True)
+    same = Identity(record.path, optimizer.measurement_id, readout).is_of(record, readout.step)
     return same and (readout.step > 0 or record.steps.tolist() in ([], [0]))

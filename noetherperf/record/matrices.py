@@ -3,11 +3,13 @@
 A record's attribute `balances` has the shapes, so that `Record.balance` can give the vectors their dimensions back.
 """
 
+import hashlib
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import xarray as xr
 
 from noetherperf.record.layout import probe_key
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from noetherperf.measure.balances import BalanceReadout
     from noetherperf.measure.readout import Readout
 
-__all__ = ["MATRICES", "SPECTRA", "described", "of_balances", "read_balance", "refuse_names"]
+__all__ = ["MATRICES", "SPECTRA", "described", "initial_matrices", "of_balances", "read_balance", "refuse_names"]
 
 
 class Vector(NamedTuple):
@@ -92,7 +94,18 @@ def described(readout: "Readout") -> dict[str, Any]:
         "balances": [law.symmetry.to_dict() for law in laws],
         "balance_shapes": [list(law.charge.shape[:2]) for law in laws],
         "balance_reasons": [law.reason for law in laws],
+        "balance_initial": initial_matrices(readout),
     }
+
+
+def initial_matrices(readout: "Readout") -> list[str]:
+    """A digest of the matrices that each Balance began with (SHA-256, hexadecimal): equal if all entries are."""
+
+    def digest(matrices: "Tensor") -> str:
+        numbers = matrices.numpy().astype("<f8") + 0.0  # one zero and one NaN, whatever their bits
+        return hashlib.sha256(np.where(np.isnan(numbers), np.nan, numbers).tobytes()).hexdigest()
+
+    return [digest(law.initial) for law in readout.balances.values()]
 
 
 def refuse_names(what: str, names: Iterable[str], taken: Mapping[str, Any]) -> None:

@@ -245,7 +245,8 @@ class Recorder:
             return False
         identity = Identity(self.path, name, readout)
         attributes = self._collector.attributes(readout, identity.saved_name, self.every)
-        is_alike = all(attributes[key] == self._writer.attributes[key] for key in ("symmetries", "n_groups"))
+        laws = ("symmetries", "n_groups", "balances", "balance_shapes")
+        is_alike = all(attributes[key] == self._writer.attributes[key] for key in laws)
         if not is_alike or not self._identity.may_begin_anew(name):
             raise self._identity.another_measurement()
         row = self._identity.first_row(name) or self._collector.row(readout)

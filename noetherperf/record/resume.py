@@ -92,9 +92,10 @@ def _check_alike(record: Record, attributes: dict[str, Any], collector: Collecto
             f"exists='resume': {path!r} records {min(missing)!r} of every parameter group, which this optimizer's rule "
             "does not read; record to another path, or say exists='overwrite'"
         )
-    own = [Symmetry.from_dict(data).content for data in attributes["symmetries"]]  # their names may have changed
+    laws = [*attributes["symmetries"], *attributes["balances"]]
+    own = [Symmetry.from_dict(data).content for data in laws]  # their names may have changed
     for what, is_alike in (
-        ("symmetries", [symmetry.content for symmetry in record.symmetries] == own),
+        ("symmetries", [law.content for law in (*record.symmetries, *record.balances.values())] == own),
         ("numbers of groups", record.attrs["n_groups"] == attributes["n_groups"]),
         ("probes", record.attrs["probes"] == attributes["probes"]),
     ):
