@@ -522,6 +522,10 @@ def test_a_training_that_went_wrong_is_told(tmp_path: Path) -> None:
         (("--nesterov", "--momentum", "0"), "--nesterov: needs a momentum above 0"),
         (("--backend", "abacus"), "error: --backend abacus is unknown; choose one of auto, "),
         (("--device", "toaster"), "--device: 'toaster'"),
+        (("--dataset", "nope"), "--dataset: there is no 'nope'; there are: digits, synthetic, cifar10, tiny-imagenet"),
+        (("--dataset", "cifar10"), "--dataset: the small network takes digits of 8×8 pixels only; add --model vgg16"),
+        (("--width", "2"), "--width: the small network has one width; add --model vgg16-bn"),
+        (("--workers", "2"), "--workers: the small network's images are in memory"),
         pytest.param(
             ("--device", "cuda"),
             "--device: 'cuda'",
@@ -616,7 +620,7 @@ def test_plot_tells_what_is_not_drawn(tmp_path: Path) -> None:
     assert "loss is not drawn: no 'loss' was recorded; to record it, recorder.log(loss=loss)" in result.stderr
     assert "parameters is not drawn: no 'parameters' was recorded" in result.stderr
     result = call("plot", tmp_path / "record", "--groups", "9,")
-    assert "charge is not drawn: no symmetry of the record has a group 9" in result.stderr
+    assert_refused(result, "charge is not drawn: no symmetry has a group 9; the last index is 2")
 
 
 def test_plot_of_a_balance(tmp_path: Path) -> None:
@@ -625,13 +629,14 @@ def test_plot_of_a_balance(tmp_path: Path) -> None:
     nperf.Recorder(nperf.SGD(net.named_parameters(), symmetries=[balance]), tmp_path / "record").close()
     result = call("plot", tmp_path / "record", "--symmetry", "0, 1", "--format", "svg")
     assert [Path(line).name for line in result.stdout.splitlines()] == ["eigenvalues.svg"], result.output
-    result = call("plot", tmp_path / "record", "--quantity", "matrices", "--quantity", "charge")
-    assert result.stdout == ""
-    assert (
-        "matrices is not drawn: no matrices were recorded; to record them, Recorder(..., matrices=True)"
-        in result.stderr
+    assert_refused(
+        call("plot", tmp_path / "record", "--quantity", "matrices", "--quantity", "charge"),
+        "matrices is not drawn: no matrices were recorded; to record them, Recorder(..., matrices=True)",
+        "charge is not drawn: the charges of a Balance are matrices",
     )
-    assert "charge is not drawn: the charges of a Balance are matrices" in result.stderr
+    assert_refused(
+        call("plot", tmp_path / "record", "--groups", "99,"), "eigenvalues is not drawn: no Balance has the eigenvalues"
+    )
 
 
 def test_plot_writes_nothing_before_all_is_made(done: tuple[Path, Result], tmp_path: Path) -> None:
@@ -766,7 +771,10 @@ def test_check_searches_where_no_symmetries_are_given(made: Path) -> None:
 def test_check_reads_symmetries_from_a_file(made: Path) -> None:
     (made / "s.json").write_text(to_json([Scale("from the file", [Part("0.weight", 0)])]))
     assert_refused(call("check", "made:make", "--symmetries", made / "s.json"), "from the file", status=1)
-    assert_refused(call("check", "made:make", "--symmetries", made / "absent.json"), "absent.json")
+    absent = made / "absent.json"
+    assert_refused(
+        call("check", "made:make", "--symmetries", absent), f"--symmetries: '{absent}' cannot be read: No such file"
+    )
     (made / "no.json").write_text("[]")
     assert_refused(call("check", "made:make", "--symmetries", made / "no.json"), "--symmetries: ", "must be an object")
 
@@ -878,7 +886,9 @@ def test_info_tells_versions_and_backends() -> None:
 
 def test_info_estimates_the_size_of_a_record(tmp_path: Path) -> None:
     told = call("info", "--groups", "505", "--steps", "10000").stdout.split()
-    assert " ".join(told) == "groups 505 estimate 121 MB for 10,000 steps, every 1: 10,001 rows"
+    assert " ".join(told) == "groups 505 estimate 121 MB for 10,000 steps, every 1: 10,001 rows " + (
+        "without Balances: a row has 2n + 3 float64 for each block of n units, and 2n² with matrices"
+    )
     weight = torch.nn.Parameter(torch.ones(40, 3))
     optimizer = nperf.SGD([("w", weight)], lr=0.1, symmetries=[nperf.Norm("w", [nperf.Part("w", 0)])])
     with nperf.Recorder(optimizer, tmp_path / "a.zarr", every=2):
@@ -887,11 +897,38 @@ def test_info_estimates_the_size_of_a_record(tmp_path: Path) -> None:
             optimizer.step()
     found = json.loads(call("info", tmp_path / "a.zarr", "--steps", "80", "--every", "1", "--json").stdout)
     n_bytes = sum(file.stat().st_size for file in (tmp_path / "a.zarr").rglob("*") if file.is_file())
-    estimate = {"steps": 80, "every": 1, "bytes": round(n_bytes / 21 * 81)}
-    assert found == {"groups": 40, "rows": 21, "every": 2, "bytes": n_bytes, "estimate": estimate}
+    estimate = found.pop("estimate")
+    assert found == {"groups": 40, "balances": {}, "rows": 21, "every": 2, "bytes": n_bytes}
+    assert (estimate["steps"], estimate["every"]) == (80, 1)
+    same = json.loads(call("info", tmp_path / "a.zarr", "--json").stdout)
+    assert same["estimate"] == {"steps": 40, "every": 2, "bytes": n_bytes}
     assert "21, every 2 steps" in call("info", tmp_path / "a.zarr").stdout
     for arguments in (["--every", "2"], [tmp_path / "a.zarr", "--groups", "3"], [tmp_path]):
         assert_refused(call("info", *arguments))
+
+
+def test_info_of_a_short_record_estimates_a_long_one(tmp_path: Path) -> None:
+    """Metadata do not grow with the rows; matrices do."""
+
+    def size(n_steps: int) -> dict[str, Any]:
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 3))
+        balance = nperf.Balance("pair", [Part("0.weight", 0), Part("0.bias", 0)], [Part("1.weight", 1)])
+        optimizer = nperf.SGD(net.named_parameters(), lr=0.01, symmetries=[balance])
+        with nperf.Recorder(optimizer, tmp_path / f"{n_steps}", matrices=True):
+            for _ in range(n_steps):
+                optimizer.zero_grad()
+                net(torch.randn(4, 6)).square().mean().backward()
+                optimizer.step()
+        found: dict[str, Any] = json.loads(call("info", tmp_path / f"{n_steps}", "--steps", "200", "--json").stdout)
+        return found
+
+    short, long = size(4), size(200)
+    assert 0.7 < short["estimate"]["bytes"] / long["bytes"] < 1.4
+    assert short["bytes"] / 5 * 201 > 5 * long["bytes"]  # what it would be if metadata grew, too
+    assert long["balances"] == {"pair": [1, 8]}
+    told = " ".join(call("info", tmp_path / "4").stdout.split())
+    assert told.startswith("Balance pair 1 × [8, 8] rows 5")
 
 
 def test_info_as_json_says_the_same() -> None:

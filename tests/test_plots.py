@@ -399,7 +399,7 @@ def test_chosen_symmetries_groups_and_quantities(record: Record) -> None:
         tuple(key[name]) for name in ("group 7", "group 0", "group 0")
     ]
     assert "effective learning rate: η/Q" in page.texts[0].get_text()
-    with pytest.raises(plots.NothingToDraw, match="has a group 99"):
+    with pytest.raises(plots.NothingToDraw, match="has a group 99; the last index is "):
         plots.layers(record, groups=[99])
 
 

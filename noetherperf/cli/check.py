@@ -127,5 +127,7 @@ def written_in(path: Path) -> "Sequence[Symmetry]":
 
     try:
         return Symmetries.from_json(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        fail(f"--symmetries: {str(path)!r} cannot be read: {error.strerror}")
     except ValueError as error:
         fail(f"--symmetries: {str(path)!r}: {error}")

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from noetherperf.cli.errors import clean_errors, fail
 from noetherperf.cli.files import local
+from noetherperf.common.printing import printable
 from noetherperf.common.table import ReportTable
 
 __all__ = ["info"]
@@ -57,13 +58,16 @@ def info(
 
 
 def _sizes(record: Path | None, groups: int | None, steps: int | None, every: int | None) -> dict[str, Any]:
-    """What is known of a record's size, as plain data: groups, rows and bytes of what is there, and an estimate.
+    """What is known of a record's size, as plain data: what is there, and an estimate.
+
+    Returns:
+        "groups" and "estimate"; and of a record "rows", "every", "bytes", and "balances": [blocks, units] by name.
 
     Raises:
         ValueError: Both a record and groups are given, or the path is no record.
     """
     from noetherperf.record.reader import open_record
-    from noetherperf.record.size import bytes_of, estimated_bytes
+    from noetherperf.record.size import bytes_of, estimated_bytes, projected_bytes
 
     if record is None:
         n_steps, n_every = 10_000 if steps is None else steps, every or 1
@@ -73,15 +77,15 @@ def _sizes(record: Path | None, groups: int | None, steps: int | None, every: in
         raise ValueError("--groups: a record has groups of its own; leave it out, or the record")
     opened = open_record(record)
     n_rows, n_groups, own_every = len(opened.steps), int(opened.dataset.sizes["group"]), opened.attrs.get("every", 1)
-    n_bytes = bytes_of(opened.path)
     n_steps = (int(opened.steps[-1]) if n_rows else 0) if steps is None else steps
     n_every = every or own_every
-    estimate = round(n_bytes / max(1, n_rows) * (n_steps // n_every + 1))
+    estimate = projected_bytes(opened.path, n_steps // n_every + 1)
     return {
         "groups": n_groups,
+        "balances": dict(zip(opened.balances, opened.attrs.get("balance_shapes", []), strict=True)),
         "rows": n_rows,
         "every": own_every,
-        "bytes": n_bytes,
+        "bytes": bytes_of(opened.path),
         "estimate": {"steps": n_steps, "every": n_every, "bytes": estimate},
     }
 
@@ -91,7 +95,11 @@ def _print_sizes(found: dict[str, Any], *, as_json: bool) -> None:
         print(json.dumps(found, indent=2))
         return
     table = _table()
-    table.add_row("groups", f"{found['groups']:,}")
+    balances = found.get("balances", {})
+    if found["groups"] or not balances:
+        table.add_row("groups", f"{found['groups']:,}")
+    for name, (blocks, units) in balances.items():
+        table.add_row(f"Balance {printable(name)}", f"{blocks:,} × [{units:,}, {units:,}]")
     if "rows" in found:
         table.add_row("rows", f"{found['rows']:,}, every {found['every']:,} steps")
         table.add_row("on disk", _megabytes(found["bytes"]))
@@ -99,6 +107,8 @@ def _print_sizes(found: dict[str, Any], *, as_json: bool) -> None:
     rows = estimate["steps"] // estimate["every"] + 1
     how = f"{estimate['steps']:,} steps, every {estimate['every']:,}: {rows:,} rows"
     table.add_row("estimate", f"{_megabytes(estimate['bytes'])} for {how}")
+    if "rows" not in found:
+        table.add_row("", "without Balances: a row has 2n + 3 float64 for each block of n units, and 2n² with matrices")
     Console().print(table, highlight=False)
 
 

@@ -67,7 +67,8 @@ def plot(
 
     With --symmetry, --layer, --groups or --quantity, only rows of panels of what they name are drawn. Of a Balance
     these are eigenvalues. --quantity matrices draws its matrices: --groups says of how many blocks or which; by default
-    of the one that the law misses most. A picture without data is not made, and the reason is printed.
+    of the one that the law misses most. A picture without data is not made, and the reason is printed; if nothing that
+    was asked for can be drawn, that is an error.
     """
     formats = format or ["png", "pdf"]
     if unknown := [name for name in formats if name not in FORMATS]:
@@ -99,17 +100,19 @@ def plot(
             return plots.layers(opened, name, **choice, groups=chosen)
 
         made: dict[str, list[Picture]] = {}
+        missing: dict[str, str] = {}
         asked = quantity or ["charge", *["eigenvalues"] * bool(opened.balances)]
         for name in dict.fromkeys(asked):
             try:
                 made[name] = pages(name)
             except plots.NothingToDraw as error:
-                if quantity or not opened.balances:
-                    left_out(name, str(error))
+                missing[name] = str(error)
             except ValueError as error:
                 fail(as_typed(f"--{error}"))
-        if not made and not quantity and opened.balances:
-            left_out("charge", "nothing that was asked for has such groups")
+        if not made:
+            fail("; ".join(f"{name} is not drawn: {reason}" for name, reason in missing.items()))
+        for name, reason in missing.items() if quantity else ():
+            left_out(name, reason)
         for name, figures in made.items():  # all are made before the first is saved
             report_files(plots.save(figures, folder / name, formats, dpi))
 

@@ -23,7 +23,14 @@ EXPECTED_ACCURACY = 0.95
 DATASETS = ("digits", "synthetic", "cifar10", "tiny-imagenet")
 MODELS = ("small", "vgg16", "vgg16-bn", "resnet18")
 BACKENDS = ("auto", "cpu", "cuda", "triton", "reference")
-LARGE_ONLY = ("data_dir", "image_size", "width", "workers")
+#: Options of the large networks, and why the small one has none of them.
+LARGE_ONLY = {
+    "dataset": "the small network takes digits of 8×8 pixels only",
+    "data_dir": "the small network takes digits of 8×8 pixels only, which come with scikit-learn",
+    "image_size": "the small network takes digits of 8×8 pixels only",
+    "width": "the small network has one width",
+    "workers": "the small network's images are in memory, and no process has to load them",
+}
 
 
 class Precision(StrEnum):
@@ -136,9 +143,11 @@ def run(
     def chosen(name: str) -> bool:
         return is_given(context, name)
 
-    if small and (dataset != "digits" or any(map(chosen, LARGE_ONLY))):
-        wrong = next(filter(chosen, LARGE_ONLY), "dataset")
-        fail(f"{flag(wrong)}: the small network takes digits of 8×8 pixels only; add --model vgg16-bn, for example")
+    if dataset not in DATASETS:
+        fail(f"--dataset: there is no {dataset!r}; there are: {', '.join(DATASETS)}")
+    large = (name for name in LARGE_ONLY if chosen(name) and (name, dataset) != ("dataset", "digits"))
+    if small and (wrong := next(large, None)):
+        fail(f"{flag(wrong)}: {LARGE_ONLY[wrong]}; add --model vgg16-bn, for example")
     if resume and overwrite:
         fail("--resume: continues the run that --overwrite would replace; leave one of them out")
     if not small and not chosen("out"):

@@ -70,8 +70,9 @@ def layers(
     n_groups = dict(zip(record, record.attrs["n_groups"], strict=True))
     least = 0 if isinstance(groups, int) else min(groups)
     if not (drawn := [symmetry for symmetry in found if n_groups[symmetry.name] > least]):
+        last = max((n_groups[symmetry.name] for symmetry in found), default=0) - 1
         raise NothingToDraw(
-            f"no symmetry of the record has a group {least}" if any(n_groups.values()) else "no symmetry was recorded"
+            "no symmetry was recorded" if last < 0 else f"no symmetry has a group {least}; the last index is {last}"
         )
     curves = read_curves(record, [symmetry.name for symmetry in drawn], groups, quantity)
     law = "flow law, free + forced" if quantity == "charge" and "flow_total" in record.series else ""

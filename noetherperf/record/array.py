@@ -130,6 +130,15 @@ class Array(NamedTuple):
         """An array of missing numbers."""
         return np.full(shape, FILL[self.dtype], dtype=self.dtype)
 
+    @property
+    def blank_bytes(self) -> int:
+        """Size of the file of a chunk without numbers."""
+        return len(self._coding.encode(self.blank(self.chunk), self._frame([0] * len(self.chunk))))
+
+    @property
+    def n_chunks(self) -> int:
+        return math.prod(-(-n // c) for n, c in zip(self.shape, self.chunk, strict=True))
+
     def read(self, box: Sequence[range] | None = None) -> tuple[NDArray[Any], list[str]]:
         """Numbers from disk; NaN (−1 in an int64 array) where a chunk is missing or damaged.
 

@@ -129,7 +129,7 @@ class Collector:
         for name, values in self._hyperparameters().items():
             row[name] = np.asarray(values, dtype=np.float64)
         for index, (name, probe) in enumerate(self._all_probes(readout).items()):
-            value = torch.as_tensor(probe()).detach().to("cpu", torch.float64).numpy().copy()
+            value = _tensor(name, probe()).detach().to("cpu", torch.float64).numpy().copy()
             if value.ndim > 1:
                 raise ValueError(f"probes: {name!r} returned shape {value.shape}; return a number, or flatten it")
             shape = self.probe_shapes.setdefault(name, value.shape)
@@ -212,6 +212,20 @@ def _rounded(values: NDArray[np.float32], bits: int) -> NDArray[np.float32]:
     dropped = np.finfo(np.float32).nmant - bits
     integers = (values.view(np.uint32) + np.uint32(1 << dropped - 1)) & np.uint32(-1 << dropped & 0xFFFFFFFF)
     return np.where(np.isfinite(values), integers.view(np.float32), values)
+
+
+def _tensor(name: str, value: Any) -> Tensor:
+    """What a probe returned.
+
+    Raises:
+        ValueError: It is text, None, or something else that is no number.
+    """
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"probes: {name!r} returned {value!r:.200}, which is neither number nor vector ({error})"
+        ) from error
 
 
 def _is_number(value: Any) -> bool:
