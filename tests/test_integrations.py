@@ -354,6 +354,28 @@ def test_a_readout_becomes_tags() -> None:
     assert {step for *_, step in written} == {40}
 
 
+def test_histograms_are_of_groups_and_of_eigenvalues() -> None:
+    written: dict[str, Any] = {}
+    writer = SimpleNamespace(
+        add_scalar=lambda *_: None, add_histogram=lambda tag, values, step: written.update({tag: (values, step)})
+    )
+    model = deep_linear()
+    norm = nperf.Norm("pair?", [Part("0.weight", 0)])
+    optimizer = measured(model, symmetries=[norm, *MATRICES])
+    make_steps(model, optimizer, 2)
+    readout = optimizer.readout()
+    add_readout(writer, readout, histograms=("effective_lr",))
+    assert list(written) == ["pair_/groups/effective_lr"]
+    written.clear()
+    add_readout(writer, readout, step=7, histograms=("charge", "defect"))
+    assert list(written) == ["pair_/groups/charge", "pair_/groups/defect", "pair/eigenvalues"]
+    eigenvalues, step = written["pair/eigenvalues"]
+    w, b, v = (model.get_parameter(name).detach() for name in ("0.weight", "0.bias", "1.weight"))
+    expected = torch.linalg.eigvalsh(w @ w.T + torch.outer(b, b) - v.T @ v)
+    assert step == 7
+    np.testing.assert_allclose(eigenvalues.flatten(), expected, rtol=0, atol=1e-12)
+
+
 def test_scalars_have_names_that_loggers_take() -> None:
     """Those that mlflow takes: of few characters, and a path that cannot be written in a shorter way."""
     names = {

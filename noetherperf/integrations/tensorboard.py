@@ -1,7 +1,9 @@
-"""TensorBoard: a readout's scalars, each under its own tag, and histograms over the groups of each symmetry."""
+"""TensorBoard: a readout's scalars, each under its own tag; histograms over groups, and of eigenvalues."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
+
+from torch import Tensor
 
 from noetherperf.measure.logged import logged
 from noetherperf.measure.readout import Readout
@@ -40,7 +42,9 @@ def add_readout(writer: Writer, readout: Readout, step: int | None = None, *, hi
         step: Place on the horizontal axis; None: steps since measuring began.
         histograms: Quantities of which each symmetry gets a histogram over its groups, tagged "conv1/groups/charge":
             charge, residual, rounding, defect, relative_defect, relative_update, angular_update or effective_lr. Groups
-            that are NaN or infinite are left out. If none is left, there is no histogram.
+            that are NaN or infinite are left out. If none is left, there is no histogram. With charge, each Balance
+            gets one of the eigenvalues of its matrices, tagged "attn/eigenvalues"; of the others it has none, because
+            they are numbers of a group.
 
     Raises:
         ValueError: histograms has another quantity.
@@ -54,9 +58,16 @@ def add_readout(writer: Writer, readout: Readout, step: int | None = None, *, hi
             writer.add_scalar(name, value, place)
     if not histograms:
         return
-    for name, law in zip(logged(list(readout)), readout.values(), strict=True):
+
+    def write(tag: str, values: Tensor) -> None:
+        finite = values[values.isfinite()]
+        if finite.numel():
+            writer.add_histogram(tag, finite.numpy(), place)
+
+    names = logged([*readout, *readout.balances])
+    for name, law in zip(names[: len(readout)], readout.values(), strict=True):
         for quantity in histograms:
-            values = getattr(law, quantity)
-            finite = values[values.isfinite()]
-            if finite.numel():
-                writer.add_histogram(f"{name}/groups/{quantity}", finite.numpy(), place)
+            write(f"{name}/groups/{quantity}", getattr(law, quantity))
+    if "charge" in histograms:
+        for name, balance in zip(names[len(readout) :], readout.balances.values(), strict=True):
+            write(f"{name}/eigenvalues", balance.eigenvalues)
