@@ -449,3 +449,15 @@ def test_sizes_of_other_libraries(size: Any) -> None:
     assert type(balance.size) is int
     assert balance == Balance("pair", [Part("a", 0)], [Part("b", 1)], size=3)
     assert copy.deepcopy(balance) == balance
+
+
+@pytest.mark.parametrize("scale", [1e-24, 1e20])
+def test_a_relative_defect_beyond_the_range_of_float32_is_not_known(scale: float) -> None:
+    torch.manual_seed(0)
+    a, b = (torch.nn.Parameter(torch.randn(shape)) for shape in ((3, 4), (5, 3)))
+    optimizer = nperf.SGD([("a", a), ("b", b)], lr=1e-30, symmetries=[Balance("a, b", [Part("a", 0)], [Part("b", 1)])])
+    a.grad, b.grad = torch.randn(3, 4) * scale, torch.randn(5, 3) * scale
+    optimizer.step()
+    law = optimizer.readout().balances["a, b"]
+    assert law.relative_defect.isnan().all()
+    assert (law.defect != 0).any()
