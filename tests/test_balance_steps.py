@@ -227,10 +227,12 @@ def one_step(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
 
 @pytest.fixture
 def settings() -> Iterator[None]:
+    backends: Any = torch.backends  # types leave much of it out
     given = torch.get_float32_matmul_precision()
-    yield
-    setattr(torch.backends, "fp32_precision", "none")  # noqa: B010  (types leave it out)
-    torch.set_float32_matmul_precision(given)
+    with backends.__allow_nonbracketed_mutation():  # torch's own test utilities, once imported, forbid it
+        yield
+        backends.fp32_precision = "none"
+        torch.set_float32_matmul_precision(given)
 
 
 @pytest.mark.usefixtures("settings")
