@@ -227,10 +227,12 @@ def one_step(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
 
 @pytest.fixture
 def settings() -> Iterator[None]:
+    backends: Any = torch.backends  # types leave much of it out
     given = torch.get_float32_matmul_precision()
-    yield
-    setattr(torch.backends, "fp32_precision", "none")  # noqa: B010  (types leave it out)
-    torch.set_float32_matmul_precision(given)
+    with backends.__allow_nonbracketed_mutation():  # torch's own test utilities, once imported, forbid it
+        yield
+        backends.fp32_precision = "none"
+        torch.set_float32_matmul_precision(given)
 
 
 @pytest.mark.usefixtures("settings")
@@ -449,3 +451,15 @@ def test_sizes_of_other_libraries(size: Any) -> None:
     assert type(balance.size) is int
     assert balance == Balance("pair", [Part("a", 0)], [Part("b", 1)], size=3)
     assert copy.deepcopy(balance) == balance
+
+
+@pytest.mark.parametrize("scale", [1e-24, 1e20])
+def test_a_relative_defect_beyond_the_range_of_float32_is_not_known(scale: float) -> None:
+    torch.manual_seed(0)
+    a, b = (torch.nn.Parameter(torch.randn(shape)) for shape in ((3, 4), (5, 3)))
+    optimizer = nperf.SGD([("a", a), ("b", b)], lr=1e-30, symmetries=[Balance("a, b", [Part("a", 0)], [Part("b", 1)])])
+    a.grad, b.grad = torch.randn(3, 4) * scale, torch.randn(5, 3) * scale
+    optimizer.step()
+    law = optimizer.readout().balances["a, b"]
+    assert law.relative_defect.isnan().all()
+    assert (law.defect != 0).any()

@@ -393,7 +393,7 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, interrupting: Call
     assert "all laws are closed" in call(*words).stdout
     one, two = (open_record(tmp_path / name / "record.zarr") for name in ("whole", "two parts"))
     assert two.steps.tolist() == [0, 9, 18, 27, 36, 45]
-    for name in ("charge", "residual", "rounding", "probe_0", "probe_1"):
+    for name in ("charge", "discrete_forced", "rounding", "probe_0", "probe_1"):
         np.testing.assert_array_equal(one.dataset[name], two.dataset[name])
     finished = call(*words)
     accuracies = [re.findall(r"accuracy: train \S+%, test \S+%", result.output) for result in (whole, finished)]

@@ -945,7 +945,9 @@ def test_the_picture_shows_every_group(result: Constraints, tmp_path: Path) -> N
     assert labels == list(result)
     red = [label.get_text() for label in panels[0].get_yticklabels() if label.get_color() != "black"]
     assert red == list(result.failed)
-    drawn = np.concatenate([np.asarray(line.get_xdata()) for line in panels[0].get_lines() if line.get_marker() == "D"])
+    (color,) = {line.get_color() for line in panels[0].get_lines() if line.get_marker() == "D"}  # medians
+    strokes = [x for x in panels[0].get_lines() if x.get_marker() == "|" and x.get_color() == color]
+    drawn = np.concatenate([np.asarray(stroke.get_xdata()) for stroke in strokes])
     expected = np.concatenate([result[name].gradient_relative.sel(stage="no_eps") for name in result])
     np.testing.assert_array_equal(drawn, np.maximum(expected, panels[0].get_xlim()[0]))
     files = plots.save_constraints(result, tmp_path / "new")

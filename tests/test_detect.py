@@ -872,3 +872,24 @@ def test_the_fewest_terms_are_found() -> None:
     found, rest = integer_relations(mixed)
     assert len(rest) == 0
     assert sorted(np.count_nonzero(row) for row in found) == [2, 2, 3]
+
+
+def test_laws_through_an_embedding_with_padding() -> None:
+    """No gradient reaches the row of padding, which therefore must stay 0."""
+
+    class Bag(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.read = nn.Embedding(9, 6, padding_idx=0), nn.Linear(6, 4)
+
+        def forward(self, words: Tensor) -> Tensor:
+            read: Tensor = self.read(self.table(words)).mean(1)
+            return read
+
+    torch.manual_seed(0)
+    found = find_symmetries(Bag(), torch.randint(9, (8, 5)))
+    assert [law.kind for law in found if {part.parameter for part in law.parts} == {"table.weight", "read.weight"}] == [
+        "balance"
+    ]
+    assert " kFLOP a step" in str(found)
+    assert "bytesFLOP" not in str(find_symmetries(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), torch.randn(8, 2)))

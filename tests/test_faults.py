@@ -639,10 +639,10 @@ def test_every_bit_of_a_chunk_counts(record: Path) -> None:
     np.testing.assert_array_equal(dataset.charge, charge)
 
 
-@pytest.mark.parametrize("other", ["charge", "residual", "another record", "another place"])
+@pytest.mark.parametrize("other", ["charge", "rounding", "another record", "another place"])
 def test_a_chunk_in_anothers_place_is_not_read(long_record: Path, tmp_path: Path, other: str) -> None:
     """Its checksum is right; it is another's all the same."""
-    mine = long_record / "discrete_free" / "c" / "1" / "0"
+    mine = long_record / "discrete_decay" / "c" / "1" / "0"
     if other == "another record":
         twin = long_record.with_name("twin")
         make_long_record(twin)
@@ -651,10 +651,10 @@ def test_a_chunk_in_anothers_place_is_not_read(long_record: Path, tmp_path: Path
         shutil.copy(mine.with_name("1"), mine)
     else:
         shutil.copy(long_record / other / "c" / "1" / "0", mine)
-    with pytest.warns(RuntimeWarning, match=r"discrete_free\[step 16:32, group 0:3\] is the chunk of another place"):
-        free = nperf.open_record(long_record).dataset.discrete_free.to_numpy()
-    assert np.isnan(free[16:32, :3]).all()
-    assert np.isnan(free).sum() == 16 * 3
+    with pytest.warns(RuntimeWarning, match=r"discrete_decay\[step 16:32, group 0:3\] is the chunk of another place"):
+        decay = nperf.open_record(long_record).dataset.discrete_decay.to_numpy()
+    assert np.isnan(decay[16:32, :3]).all()
+    assert np.isnan(decay).sum() == 16 * 3
 
 
 @pytest.mark.parametrize("how", ["missing", "torn", "changed"])

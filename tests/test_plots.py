@@ -219,7 +219,7 @@ def test_the_mean_of_a_long_loss(long: Record) -> None:
     for step, mean in zip(rows.astype(int), means, strict=True):
         window = [x for _, x in logged[max(0, place[step] - 11) : place[step] + 12]]
         assert mean == pytest.approx(sum(window) / len(window))
-    assert any("Thinned: of every 7 of 1,199 rows" in text.get_text() for text in figure.texts)
+    assert any("Thinned: of every 6 of 1,199 rows" in text.get_text() for text in figure.texts)
 
 
 def test_a_loss_that_is_logged_seldom_is_one_line(tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_small_parts_of_the_change_keep_their_digits(tmp_path: Path) -> None:
         assert lost > 0.1, "so small that float32 of the free term loses it"
         np.testing.assert_allclose(data.discrete_defect, law.discrete.defect, rtol=1e-6, atol=1e-15)
         if law.growth is not None:
-            np.testing.assert_allclose(data.decay, law.discrete.free - law.initial, **exact)
+            np.testing.assert_allclose(data.decayed, law.discrete.free - law.initial, **exact)
             np.testing.assert_allclose(data.growth, law.growth, **exact)
             np.testing.assert_allclose(data.transport, law.transport, **exact)
 

@@ -158,6 +158,20 @@ def test_the_row_of_a_balance_is_what_its_eigenvectors_say() -> None:
     assert "balance" in str(readout)
 
 
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_a_balance_of_which_a_step_was_not_whole_is_open_not_diverged(weight_decay: float) -> None:
+    torch.manual_seed(0)
+    a, b = nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.randn(5, 3))
+    pair = nperf.Balance("pair", [Part("a", 0)], [Part("b", 1)])
+    optimizer = nperf.AdamW([("a", a), ("b", b)], weight_decay=weight_decay, symmetries=[pair])
+    for step in range(3):
+        a.grad, b.grad = torch.randn(3, 4), None if step == 1 else torch.randn(5, 3)
+        optimizer.step()
+    (found,) = rows(optimizer.readout())
+    assert (found.verdict, found.closed) == ("open", False)
+    assert math.isfinite(found.charge.median)
+
+
 def test_a_balance_that_holds_or_has_diverged_says_so() -> None:
     held = {row.name: row for row in rows(pair_of(lr=0.1, weight_decay=0.01))}["pair"]
     assert held.verdict.startswith("holds to ")

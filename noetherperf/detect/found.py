@@ -114,9 +114,9 @@ class Symmetries(Sequence[Symmetry]):
             table.add_row(*cells)
         yield table
         if self.costs:
-            number, unit = decimal(self.costs["products"]).split()
+            products = decimal(self.costs["products"]).removesuffix("bytes").removesuffix("B")
             yield Text(
-                f"\nmatrices: their products take {number} {unit.removesuffix('B')}FLOP a step, and their laws keep "
+                f"\nmatrices: their products take {products}FLOP a step, and their laws keep "
                 f"{decimal(self.costs['state'])}; matrix=False claims the diagonals alone"
             )
         outputs = self.outputs if set(self.outputs.values()) != {"read"} else {}

@@ -78,6 +78,7 @@ class Probe:
         self.parameters = {name: p for name, p in trainable.items() if not p.is_complex()}
         self.initial = {name: _real(p.detach()) for name, p in model.named_parameters() if name in trainable}
         self._redrawn = {name: _real(p.detach()) for name, p in trainable.items()}
+        self._padding = _padding(self.model)
         self.generator = torch.Generator("cpu").manual_seed(seed)
         self.batch: int | None = BATCH
         self._vocabulary: dict[int, int] = {}
@@ -169,7 +170,10 @@ class Probe:
         return [value]
 
     def redraw(self) -> None:
-        """New parameters around the initial ones, none at 0 or 1, weights so large that no signal dies out."""
+        """New parameters around the initial ones, none at 0 or 1, weights so large that no signal dies out.
+
+        An embedding's row of padding stays, since training leaves it where it is.
+        """
         with torch.no_grad():
             for name, p in self._redrawn.items():
                 start = self.initial[name]
@@ -179,6 +183,8 @@ class Probe:
                 else:  # in place, as a copy of an embedding takes much memory
                     size = max(size, (2 / p[0].numel()) ** 0.5)
                     p.copy_(self._drawn(p)).mul_(size).add_(start).div_(2**0.5)
+                if name in self._padding:
+                    p[self._padding[name]] = start[self._padding[name]]
 
     def _uniform(self, like: Tensor) -> Tensor:
         return torch.rand(like.shape, generator=self.generator, dtype=torch.float64, device="cpu").to(like.device)
@@ -404,6 +410,14 @@ def _twin(model: nn.Module) -> nn.Module:
         if isinstance(module, nn.Embedding | nn.EmbeddingBag):
             module.sparse = False
     return twin
+
+
+def _padding(model: nn.Module) -> dict[str, int]:
+    """The rows of embeddings that no gradient reaches, by the weight's name."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    embeddings = [module for module in model.modules() if isinstance(module, (nn.Embedding, nn.EmbeddingBag))]
+    rows = [(names.get(id(embedding.weight)), embedding.padding_idx) for embedding in embeddings]
+    return {name: row for name, row in rows if name is not None and row is not None}
 
 
 def _real(x: Tensor) -> Tensor:

@@ -149,7 +149,7 @@ def _of_products(plan: GramPlan, tensors: Sequence[Tensor], *, momentum: bool) -
         return _Products()
     hyper = Hyper(lr=1.0, momentum=0.9 if momentum else 0.0)
     names = {DEFECT} | driving(SGD.laws[Law.NORM], SGD.steps(hyper, 1, (Law.NORM,))[Law.NORM])
-    p, g, v = torch.empty(3, 1, device="meta")
+    p, g, v = torch.zeros(3, 1, device="cpu")  # which of them u is, is all that counts
     _, u = SGD.direction(p, g, (v,), hyper.coefficients())
     of = {Operand.P: p, Operand.G: g, Operand.U: u}
     taken = SGD.moments[: SGD.n_taken(hyper, has_buffers=False)]

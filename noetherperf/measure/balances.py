@@ -33,7 +33,8 @@ class BalanceReadout(Predicted):
         defect: The symmetric part of the last step's gradient constraint, sym(W₁g₁ᵀ) − sym(W₂g₂ᵀ); zero where the
             symmetry holds.
         relative_defect: Of each block, [blocks]: the Frobenius norm of the defect over the largest value it could have,
-            (|W₁|² + |W₂|²)^½ (|g₁|² + |g₂|²)^½, W taken after the step; 0 where that is 0.
+            (|W₁|² + |W₂|²)^½ (|g₁|² + |g₂|²)^½, W taken after the step; 0 where that is 0. NaN where
+            squares of the gradient leave the range of its dtype.
         residual: charge − discrete.total: defect and rounding.
         rounding: charge − discrete.budget: what rounding to the stored dtype changed.
         eigenvalues: Of X, the spectrum of imbalance, [blocks, n], ascending. All zero: perfectly balanced.
@@ -62,7 +63,9 @@ class BalanceReadout(Predicted):
     @property
     def relative_defect(self) -> Tensor:
         shares = self.defect / self._largest[:, None, None]  # first, since squares may leave the range of numbers
-        return torch.where(self._largest == 0.0, 0.0, torch.linalg.matrix_norm(shares))
+        found = torch.where(self._largest == 0.0, 0.0, torch.linalg.matrix_norm(shares))
+        beyond = self._largest.isinf() | (self._largest == 0.0) & (self.defect != 0.0).any(-1).any(-1)
+        return torch.where(beyond, torch.nan, found)
 
     @property
     def eigenvalues(self) -> Tensor:

@@ -9,7 +9,7 @@ A part of the change counts if its sum is more than NOTABLE of `did` and more th
 float32, or a group whose charge hardly moved. The sentences, and what proves each:
 
     "NaN or infinite in 3 of 16 groups"
-        The charge, the budget or a part of it is not finite there.
+        The charge, the budget or a part of it is not finite there; of an open law, the charge.
     "no step yet", "unchanged"
         The readout's step is 0; or charge = initial, and decay, growth, defect and residual are 0, in all groups.
     "changed, but not by steps"
@@ -151,7 +151,8 @@ def give(
         dtypes: Those in which its parameters are stored; empty: not known.
         eps_share: How much of the gradient's defect an eps makes, by `Constraints.eps_share`; NaN: not known.
     """
-    n, lost = len(change.charge), int((~change.finite).sum())
+    known = change.finite if closed else np.isfinite(change.charge) & np.isfinite(change.initial)
+    n, lost = len(change.charge), int((~known).sum())
     if n == 0:
         return Verdict((5, 0.0), "no groups")
     if lost:
