@@ -497,9 +497,10 @@ def test_probes(tmp_path: Path) -> None:
 
 
 def test_probes_that_cannot_be_recorded(tmp_path: Path) -> None:
+    wrong: Any
     for wrong in ("0.5", None, [1.0, "x"]):
-        with pytest.raises(ValueError, match="probes: 'w' returned .*, which is neither number nor vector"):
-            Recorder(fake(), tmp_path / "text", probes={"w": lambda value=wrong: value})
+        with pytest.raises(ValueError, match=r"probes: 'w' returned .*, which is neither number nor vector"):
+            Recorder(fake(), tmp_path / "text", probes={"w": partial(lambda value: value, wrong)})
     assert not (tmp_path / "text").exists()
     with pytest.raises(ValueError, match=r"'w' returned shape \(2, 2\).*flatten"):
         Recorder(fake(), tmp_path / "a", probes={"w": lambda: torch.ones(2, 2)})

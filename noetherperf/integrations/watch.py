@@ -203,8 +203,9 @@ def _is_of(path: str, optimizer: Measured, readout: Readout) -> bool:
         record = open_record(path)
     except ValueError:  # no record; beginning one there raises
         return False
-    own = [law.symmetry.content for law in (*readout.values(), *readout.balances.values())]
-    if own != [symmetry.content for symmetry in (*record.symmetries, *record.balances.values())]:
+    own = [*(law.symmetry for law in readout.values()), *(law.symmetry for law in readout.balances.values())]
+    recorded = [*record.symmetries, *record.balances.values()]
+    if [symmetry.content for symmetry in own] != [symmetry.content for symmetry in recorded]:
         return False
     same = Identity(record.path, optimizer.measurement_id, readout).is_of(record, readout.step)
     return same and (readout.step > 0 or record.steps.tolist() in ([], [0]))
