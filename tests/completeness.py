@@ -182,6 +182,12 @@ def _axis_sums(
                 setattr(module, name, EPS)
     parameters = {name: p for name, p in twin.named_parameters() if p.requires_grad and not p.is_complex()}
     start = {name: p.detach().clone() for name, p in parameters.items()}
+    embeddings = (x for x in twin.modules() if isinstance(x, (nn.Embedding, nn.EmbeddingBag)))
+    padding = [
+        (x.weight, x.padding_idx, x.weight[x.padding_idx].detach().clone())  # no gradient reaches it
+        for x in embeddings
+        if x.padding_idx is not None
+    ]
     generator = torch.Generator().manual_seed(seed)
     rows: dict[str, list[Matrix]] = {"translation": [], "norm": []}
     squares = {law: np.zeros(len(columns)) for law in rows}
@@ -196,6 +202,8 @@ def _axis_sums(
                     else:
                         size = max(0.3, float(start[name].std(correction=0)))
                         p.copy_(start[name] + size * torch.randn(p.shape, generator=generator, dtype=p.dtype))
+                for weight, at, stays in padding:
+                    weight[at] = stays
             batch = inputs(4, generator)
             batch = batch if isinstance(batch, tuple) else (batch,)
             out = twin(*(x.double() if x.is_floating_point() else x for x in batch))
