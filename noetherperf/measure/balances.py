@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from noetherperf.measure.cells import GramsCopy
-from noetherperf.measure.charges import N_MOMENTS, Predicted
+from noetherperf.measure.charges import N_MOMENTS, OfSymmetry, Predicted
 from noetherperf.measure.readout import by_source, has_growth
 from noetherperf.rules.law import Law
 from noetherperf.symmetry import Balance
 
 
-class BalanceReadout(Predicted):
+class BalanceReadout(OfSymmetry, Predicted):
     """One Balance after a step: float64 CPU tensors, [blocks, n, n] and symmetric unless said otherwise.
 
     If the tensors of one parameter group once do not make the same step, because one has no gradient or another age,
@@ -43,19 +43,13 @@ class BalanceReadout(Predicted):
         off_diagonal: The share of X that no Rescale has, [blocks]: |X off the diagonal| / |X|, Frobenius norms; 0 to 1.
     """
 
+    symmetry: Balance
+
     def __init__(self, symmetry: Balance, matrices: Tensor, largest: Tensor, reason: str, *, has_growth: bool) -> None:
         self.symmetry, self.reason = symmetry, reason
         self._matrices = matrices  # of Row.INITIAL to Row.DEFECT, [11, blocks, n, n]
         self._largest = largest  # of defect, [blocks]
         self._has_growth = has_growth
-
-    @property
-    def name(self) -> str:
-        return self.symmetry.name
-
-    @property
-    def closed(self) -> bool:
-        return not self.reason
 
     def _row(self, number: int) -> Tensor:
         return self._matrices[number - N_MOMENTS]

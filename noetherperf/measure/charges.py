@@ -183,7 +183,22 @@ class Charges(Predicted):
         return {moment.name.lower(): self._row(moment) for moment in Moment}
 
 
-class ChargeReadout(Charges):
+class OfSymmetry:
+    """What a readout of one symmetry says of it; `ChargeReadout` explains the attributes."""
+
+    symmetry: Symmetry
+    reason: str
+
+    @property
+    def name(self) -> str:
+        return self.symmetry.name
+
+    @property
+    def closed(self) -> bool:
+        return not self.reason
+
+
+class ChargeReadout(OfSymmetry, Charges):
     """One symmetry after a step: its charges (see `Charges`), and whether its law is closed.
 
     Attributes:
@@ -196,14 +211,6 @@ class ChargeReadout(Charges):
     def __init__(self, symmetry: Symmetry, rows: NDArray[np.float64], reason: str, *, has_growth: bool) -> None:
         super().__init__(rows, has_growth=has_growth)
         self.symmetry, self.reason = symmetry, reason
-
-    @property
-    def name(self) -> str:
-        return self.symmetry.name
-
-    @property
-    def closed(self) -> bool:
-        return not self.reason
 
     def __repr__(self) -> str:
         return f"ChargeReadout({self.name!r}, charge={self.charge}, closed={self.closed})"
